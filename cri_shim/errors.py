@@ -1,0 +1,142 @@
+"""Every error that leaves a mechanism, by what the caller can do about it.
+
+    CriShimError                    INTERNAL             a bug, or the host failed
+    ├─ InvalidArgumentError         INVALID_ARGUMENT     malformed request: do not retry
+    │  ├─ BadImageReferenceError
+    │  ├─ BadArchiveError
+    │  ├─ UnknownRuntimeHandlerError
+    │  └─ ConfigError                                    the daemon's own configuration
+    ├─ NotFoundError                NOT_FOUND
+    ├─ AlreadyExistsError           ALREADY_EXISTS       the name is held by another object
+    ├─ WrongStateError              FAILED_PRECONDITION  e.g. start of a running container
+    ├─ UnsupportedError             UNIMPLEMENTED
+    ├─ PermissionRefusedError       PERMISSION_DENIED
+    ├─ ResourceExhaustedError       RESOURCE_EXHAUSTED   disk full, too many of something
+    ├─ UnavailableError             UNAVAILABLE          try again later
+    │  ├─ NotReadyError                                  still recovering, no network configuration
+    │  └─ CniPluginError                                 a plugin's own words
+    ├─ DeadlineError                DEADLINE_EXCEEDED
+    ├─ CommandError                 INTERNAL             a child process failed
+    │  ├─ RuntimeCommandError                            the OCI runtime
+    │  └─ MonitorError                                   conmon
+    └─ CorruptStateError            DATA_LOSS            a record or blob failed its check
+
+The first level says what the caller can do, the second who complained. A message names the object, the
+step and the cause, and what a person can do; it never carries a secret. `rpc/status.py` maps the classes to
+gRPC codes. `OSError` may pass inside `host`; the mechanism that called turns it into one of these.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class CriShimError(Exception):
+    """The base: reached as itself only through a bug or a failing host."""
+
+
+class InvalidArgumentError(CriShimError):
+    """The request is malformed; sending it again can't help."""
+
+
+class BadImageReferenceError(InvalidArgumentError):
+    """An image reference that the distribution grammar refuses."""
+
+
+class BadArchiveError(InvalidArgumentError):
+    """An image archive, manifest or layer that is damaged, hostile or of a kind not supported."""
+
+
+class UnknownRuntimeHandlerError(InvalidArgumentError):
+    """A RuntimeClass handler that the configuration does not name."""
+
+
+class ConfigError(InvalidArgumentError):
+    """The daemon's configuration: file, path in it, value and what is allowed."""
+
+
+class NotFoundError(CriShimError):
+    """No object of this kind has this key."""
+
+    def __init__(self, kind: str, key: str, detail: str = "") -> None:
+        super().__init__(f"{kind} {key!r} not found" + (f": {detail}" if detail else ""))
+        self.kind = kind
+        self.key = key
+
+
+class AlreadyExistsError(CriShimError):
+    """The name is taken; the message names the holder."""
+
+
+class WrongStateError(CriShimError):
+    """The object is not in the state that the call needs."""
+
+
+class UnsupportedError(CriShimError):
+    """Part of the API that this server does not serve."""
+
+
+class PermissionRefusedError(CriShimError):
+    """The caller, or this process, may not do that."""
+
+
+class ResourceExhaustedError(CriShimError):
+    """Out of disk, memory, descriptors or a configured bound."""
+
+
+class UnavailableError(CriShimError):
+    """Not now; a later retry may succeed."""
+
+
+class NotReadyError(UnavailableError):
+    """The server, or the pod network, is not ready yet."""
+
+
+class CniPluginError(UnavailableError):
+    """A CNI plugin failed, hung or answered garbage: its name, its code and its own words.
+
+    `code` is the CNI spec's error code, or 0 where the plugin gave none.
+    """
+
+    def __init__(self, plugin: str, command: str, message: str, *, code: int = 0) -> None:
+        super().__init__(
+            f"CNI plugin {plugin}: {command}: {message}" + (f" (code {code})" if code else "")
+        )
+        self.plugin = plugin
+        self.command = command
+        self.code = code
+
+
+class DeadlineError(CriShimError):
+    """A deadline passed; the message says which and what was still going on."""
+
+
+class CommandError(CriShimError):
+    """A child process failed: what was run, how it ended, the tail of what it said."""
+
+    def __init__(self, doing: str, argv: Sequence[str], ending: str, stderr_tail: str) -> None:
+        said = stderr_tail.strip() or "it said nothing"
+        super().__init__(f"{doing}: {argv[0]} {ending}: {said}")
+        self.argv = list(argv)
+        self.stderr_tail = stderr_tail
+
+    @property
+    def command_line(self) -> str:
+        """The command as one can paste it into a shell."""
+        return shlex.join(self.argv)
+
+
+class RuntimeCommandError(CommandError):
+    """The OCI runtime refused or failed."""
+
+
+class MonitorError(CommandError):
+    """conmon failed before it could report, or died."""
+
+
+class CorruptStateError(CriShimError):
+    """A record, layer or blob is not what it should be."""

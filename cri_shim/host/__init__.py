@@ -1,0 +1,1 @@
+"""The kernel and child processes; knows nothing of CRI."""

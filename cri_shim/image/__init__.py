@@ -1,0 +1,1 @@
+"""Images: references, archives, unpacking, the layer store."""

@@ -1,0 +1,1 @@
+"""The OCI runtime-spec and the runtimes that carry it out."""

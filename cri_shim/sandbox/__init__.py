@@ -1,0 +1,1 @@
+"""The use cases: pods and containers, the only place where the mechanisms meet."""

@@ -1,0 +1,93 @@
+"""Work that belongs to the server, not to the call that asked for it.
+
+A client's deadline cancels its handler, not the work: the work runs in a task owned here, keyed by the object's name.
+A retry with the same request joins it; a different request under the same key undoes it first and starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import structlog
+
+from cri_shim.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class SupersededError(UnavailableError):
+    """A different request for the same key took this one's place."""
+
+
+@dataclass(slots=True)
+class _Flight(Generic[T]):
+    digest: bytes
+    task: asyncio.Task[T]
+    waiters: int = 0
+
+
+class SingleFlight(Generic[T]):
+    """At most one task per key; callers share it."""
+
+    def __init__(self) -> None:
+        self._flights: dict[str, _Flight[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def keys(self) -> list[str]:
+        """What is under way now."""
+        return list(self._flights)
+
+    async def run(
+        self, key: str, digest: bytes, start: Callable[[], Coroutine[object, object, T]]
+    ) -> T:
+        """The result of the one task for `key`, started by the first caller with `digest`.
+
+        Raises whatever the task raises. Cancelling the caller leaves the task alone.
+        """
+        while (flight := self._flights.get(key)) is not None and flight.digest != digest:
+            log.info("a different request replaces the one in flight", key=key)
+            flight.task.cancel()
+            await asyncio.wait([flight.task])
+        if flight is None:
+            flight = _Flight(digest, asyncio.create_task(start(), name=f"flight {key}"))
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda task: self._landed(key, task))
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task)
+        except asyncio.CancelledError:
+            if flight.task.cancelled() and not _being_cancelled():
+                # Replaced by a different request, not cancelled by our own client.
+                raise SupersededError(f"a different request for {key} replaced this one") from None
+            raise
+        finally:
+            flight.waiters -= 1
+
+    def _landed(self, key: str, task: asyncio.Task[T]) -> None:
+        flight = self._flights.pop(key)
+        if not task.cancelled() and (error := task.exception()) and flight.waiters == 0:
+            log.warning("work whose caller is gone failed", key=key, error=str(error))
+
+    async def close(self, grace_s: float) -> None:
+        """Let what is under way end within `grace_s`, then cancel it and wait for its undoing."""
+        tasks = [flight.task for flight in self._flights.values()]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=grace_s)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

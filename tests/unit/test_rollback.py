@@ -1,0 +1,128 @@
+"""Undo steps: their order, their failures, and cancellation while they run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim.rollback import Rollback
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def undo(log: list[str], name: str, *, fail: bool = False) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        await asyncio.sleep(0)
+        log.append(name)
+        if fail:
+            raise OSError(f"{name} can't be undone")
+
+    return run
+
+
+@pytest.mark.asyncio
+async def test_a_commit_leaves_every_effect_in_place() -> None:
+    log: list[str] = []
+    async with Rollback("thing") as rollback:
+        rollback.push("one", undo(log, "one"))
+        rollback.commit()
+    assert log == []
+
+
+@pytest.mark.asyncio
+async def test_a_failure_undoes_in_reverse_and_keeps_the_cause() -> None:
+    log: list[str] = []
+    with pytest.raises(ValueError, match="the cause"):
+        async with Rollback("thing") as rollback:
+            rollback.push("one", undo(log, "one"))
+            rollback.push("two", undo(log, "two"))
+            raise ValueError("the cause")
+    assert log == ["two", "one"]
+    assert rollback.failed == []
+
+
+@pytest.mark.asyncio
+async def test_leaving_without_a_commit_undoes() -> None:
+    log: list[str] = []
+    async with Rollback("thing") as rollback:
+        rollback.push("one", undo(log, "one"))
+    assert log == ["one"]
+
+
+@pytest.mark.asyncio
+async def test_a_failing_undo_neither_stops_the_others_nor_replaces_the_cause() -> None:
+    log: list[str] = []
+    with pytest.raises(ValueError, match="the cause"):
+        async with Rollback("thing") as rollback:
+            rollback.push("one", undo(log, "one"))
+            rollback.push("two", undo(log, "two", fail=True))
+            rollback.push("three", undo(log, "three"))
+            raise ValueError("the cause")
+    assert log == ["three", "two", "one"]
+    assert rollback.failed == ["two"]
+
+
+@pytest.mark.asyncio
+async def test_cancellations_during_the_unwinding_wait_until_it_is_done() -> None:
+    log: list[str] = []
+    unwinding = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def slow() -> None:
+        unwinding.set()
+        await go_on.wait()
+        log.append("slow")
+
+    async def create() -> None:
+        async with Rollback("thing") as rollback:
+            rollback.push("first", undo(log, "first"))
+            rollback.push("slow", slow)
+            await asyncio.sleep(60)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(create())
+        await asyncio.sleep(0)
+        task.cancel()
+        await unwinding.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        go_on.set()
+    assert task.cancelled()
+    assert log == ["slow", "first"]
+
+
+@pytest.mark.asyncio
+async def test_the_observer_is_told_each_step_before_its_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(Rollback, "observer", lambda what, step: seen.append((what, step)))
+    log: list[str] = []
+    async with Rollback("thing") as rollback:
+        rollback.push("one", undo(log, "one"))
+        assert seen == [("thing", "one")]
+        rollback.commit()
+    assert seen == [("thing", "one"), ("thing", "commit")]
+
+
+@pytest.mark.asyncio
+async def test_an_observer_that_raises_has_the_step_undone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(_what: str, step: str) -> None:
+        if step == "two":
+            raise RuntimeError("stopped here")
+
+    monkeypatch.setattr(Rollback, "observer", stop)
+    log: list[str] = []
+    with pytest.raises(RuntimeError, match="stopped here"):
+        async with Rollback("thing") as rollback:
+            rollback.push("one", undo(log, "one"))
+            rollback.push("two", undo(log, "two"))
+    assert log == ["two", "one"]

@@ -1,0 +1,117 @@
+"""Work shared by its callers: joining, replacing, outliving them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cri_shim.single_flight import SingleFlight, SupersededError
+
+
+class Work:
+    """Counts how often it was started; ends when told."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.cancelled = 0
+        self.go = asyncio.Event()
+
+    async def run(self) -> str:
+        self.started += 1
+        number = self.started
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return f"result {number}"
+
+
+@pytest.mark.asyncio
+async def test_callers_with_the_same_digest_share_one_task() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    work = Work()
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(flights.run("pod", b"a", work.run))
+        second = group.create_task(flights.run("pod", b"a", work.run))
+        await asyncio.sleep(0)
+        work.go.set()
+    assert (first.result(), second.result()) == ("result 1", "result 1")
+    assert len(flights) == 0
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_caller_leaves_the_work_to_the_next_one() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    work = Work()
+    async with asyncio.TaskGroup() as group:
+        impatient = group.create_task(flights.run("pod", b"a", work.run))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.sleep(0)
+        assert work.cancelled == 0
+        retry = group.create_task(flights.run("pod", b"a", work.run))
+        await asyncio.sleep(0)
+        work.go.set()
+    assert impatient.cancelled()
+    assert retry.result() == "result 1"
+
+
+@pytest.mark.asyncio
+async def test_a_different_request_replaces_the_one_in_flight() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    old, new = Work(), Work()
+    async with asyncio.TaskGroup() as group:
+        replaced = group.create_task(_error_of(flights.run("pod", b"a", old.run)))
+        await asyncio.sleep(0)
+        winner = group.create_task(flights.run("pod", b"b", new.run))
+        await asyncio.sleep(0.01)
+        new.go.set()
+    assert isinstance(replaced.result(), SupersededError)
+    assert old.cancelled == 1
+    assert winner.result() == "result 1"
+
+
+async def _error_of(call: object) -> BaseException | None:
+    try:
+        await call  # type: ignore[misc]
+    except SupersededError as error:
+        return error
+    return None
+
+
+@pytest.mark.asyncio
+async def test_a_failure_is_raised_to_all_and_forgotten() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+
+    async def fail() -> str:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    results = await asyncio.gather(
+        flights.run("pod", b"a", fail), flights.run("pod", b"a", fail), return_exceptions=True
+    )
+    assert [str(r) for r in results] == ["no", "no"]
+    work = Work()
+    work.go.set()
+    assert await flights.run("pod", b"a", work.run) == "result 1"
+
+
+@pytest.mark.asyncio
+async def test_close_waits_for_the_grace_period_and_then_cancels() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    work = Work()
+    async with asyncio.TaskGroup() as group:
+        caller = group.create_task(_ignoring(flights.run("pod", b"a", work.run)))
+        await asyncio.sleep(0)
+        await flights.close(0.01)
+        await caller
+    assert work.cancelled == 1
+
+
+async def _ignoring(call: object) -> None:
+    try:
+        await call  # type: ignore[misc]
+    except (SupersededError, asyncio.CancelledError):
+        pass
