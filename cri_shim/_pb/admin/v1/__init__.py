@@ -1,0 +1,1 @@
+"""cri_shim.admin.v1."""

@@ -1,0 +1,1 @@
+"""runtime.v1: the messages that the server works with."""

@@ -1,0 +1,1 @@
+"""runtime.v1alpha2: for its service names, for clients in tests and for reflection."""

@@ -1,0 +1,1 @@
+"""The wire contract: api/*.proto and the stubs made from them."""
