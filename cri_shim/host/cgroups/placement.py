@@ -1,0 +1,87 @@
+"""Where a container's cgroup is, and how the runtime-spec says so. Pure.
+
+Rules:
+- cgroupfs driver: `cgroupsPath` is an absolute path, and the directory is that path in every hierarchy.
+- systemd driver: `cgroupsPath` is `SLICE:PREFIX:ID`; systemd makes `PREFIX-ID.scope` inside the slice. A slice's
+  name holds its place: `a-b.slice` is the directory `a.slice/a-b.slice`, and `-.slice` is the root
+  (systemd.slice(5)).
+- The parent comes from the client. It can't lead out of the tree, nor smuggle a separator into `cgroupsPath`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cri_shim.errors import InvalidArgumentError
+
+SCOPE_PREFIX = "cri-shim"
+DEFAULT_PARENT = "cri-shim"
+DEFAULT_SLICE = "cri-shim.slice"
+_SUFFIX = ".slice"
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupPlace:
+    """The cgroup of one container."""
+
+    spec_path: str
+    """`linux.cgroupsPath` of the runtime-spec."""
+    relative_dir: str
+    """The directory below each hierarchy's mount point."""
+
+
+def place(parent: str, container_id: str, *, systemd: bool) -> CgroupPlace:
+    """Where the cgroup of `container_id` goes below the pod's `cgroup_parent`; an empty parent is ours.
+
+    Raises InvalidArgumentError for a parent that is no cgroup path, or no slice where the driver is systemd.
+    """
+    parent_dir = parent_directory(parent, systemd=systemd)
+    if systemd:
+        slice_name = parent_dir.rpartition("/")[2] or "-.slice"
+        scope = f"{SCOPE_PREFIX}-{container_id}.scope"
+        return CgroupPlace(
+            spec_path=f"{slice_name}:{SCOPE_PREFIX}:{container_id}",
+            relative_dir=f"{parent_dir}/{scope}".lstrip("/"),
+        )
+    relative_dir = f"{parent_dir}/{container_id}".lstrip("/")
+    return CgroupPlace(spec_path=f"/{relative_dir}", relative_dir=relative_dir)
+
+
+def parent_directory(parent: str, *, systemd: bool) -> str:
+    """The directory of a pod's `cgroup_parent` in each hierarchy, "" for the root.
+
+    With the systemd driver kubelet sends the whole path of nested slices; its last element says all.
+
+    Raises InvalidArgumentError, as `place`.
+    """
+    segments = [segment for segment in parent.split("/") if segment not in ("", ".")]
+    if ".." in segments or any(ord(char) < 0x20 or char == "\x7f" for char in parent):
+        raise InvalidArgumentError(
+            f"cgroup_parent {parent!r}: '..' and control characters are not allowed"
+        )
+    if systemd:
+        return expand_slice(segments[-1] if segments else DEFAULT_SLICE)
+    if not segments:
+        return "" if parent else DEFAULT_PARENT
+    return "/".join(segments)
+
+
+def expand_slice(name: str) -> str:
+    """`a-b-c.slice` -> `a.slice/a-b.slice/a-b-c.slice`; `-.slice` -> "".
+
+    Raises InvalidArgumentError for what systemd would not take as a slice's name.
+    """
+    stem = name.removesuffix(_SUFFIX)
+    if stem == name or not stem or ":" in stem or "/" in stem:
+        raise InvalidArgumentError(
+            f"cgroup_parent {name!r} is not a slice: with the systemd cgroup driver it must be a name such as "
+            "kubepods-besteffort.slice (does kubelet use the other driver?)"
+        )
+    if stem == "-":
+        return ""
+    parts = stem.split("-")
+    if "" in parts:
+        raise InvalidArgumentError(
+            f"cgroup_parent {name!r} is not a slice: '-' separates its levels and can't begin, end or be doubled"
+        )
+    return "/".join("-".join(parts[: depth + 1]) + _SUFFIX for depth in range(len(parts)))

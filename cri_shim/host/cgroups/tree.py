@@ -1,0 +1,307 @@
+"""The cgroups of containers: made, emptied and taken away in every hierarchy at once.
+
+Rules:
+- A cgroup is named by its path relative to the mount points. On v1 the same path stands for a directory in each
+  hierarchy, and only when all of them are gone is it gone: runtimes forget some when they are killed half-way.
+- Making, emptying and removing never touch the root cgroup, whatever they are told.
+- Emptying and removing are idempotent, and bounded in time.
+- Processes die by pidfd and only while the cgroup still lists them, so that a reused pid is never hit.
+- File reads and writes here are synchronous and short; only what has to wait for the kernel is a coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import structlog
+
+from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.host.cgroups import usage
+from cri_shim.host.cgroups.layout import detect_layout, parse_proc_cgroup
+from cri_shim.host.process import kill_pidfd, open_pidfd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cri_shim.host.cgroups.layout import CgroupMode, Layout
+    from cri_shim.host.cgroups.usage import CgroupStats
+
+log = structlog.get_logger()
+
+_FIRST_PAUSE_S = 0.001
+_LONGEST_PAUSE_S = 0.05
+_WITNESSES = ("memory", "pids", "cpu", "name=systemd")
+"""Whose path tells where a process is, best first: the controllers whose limits matter most."""
+_VANISHED = frozenset({errno.ENOENT, errno.ENODEV})
+
+
+class Cgroups:
+    """The node's cgroups. `read_stats` and the other synchronous methods may be called in any thread."""
+
+    def __init__(self, layout: Layout, *, proc_dir: Path = Path("/proc")) -> None:
+        self.layout = layout
+        self._proc_dir = proc_dir
+
+    @classmethod
+    def detect(cls, root: Path = Path("/")) -> Self:
+        """Look at what is mounted.
+
+        Raises CriShimError when there is no cgroup hierarchy.
+        """
+        return cls(detect_layout(root), proc_dir=root / "proc")
+
+    @property
+    def mode(self) -> CgroupMode:
+        """v1, hybrid or v2."""
+        return self.layout.mode
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """What this node can account and limit."""
+        return self.layout.controllers
+
+    def cgroup_of(self, pid: int, *, controller: str | None = None) -> str | None:
+        """Where a process is: its cgroup for `controller`, by default for the one whose limits matter most.
+
+        None when the process is gone, the controller is not mounted, or the cgroup lies outside what is mounted.
+        """
+        try:
+            paths = parse_proc_cgroup((self._proc_dir / f"{pid}/cgroup").read_text("utf-8"))
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        for name in _WITNESSES if controller is None else (controller,):
+            hierarchy = self.layout.of_controller(name)
+            if hierarchy is not None and hierarchy.version == 1 and name in paths:
+                return _below(hierarchy.mount_root, paths[name])
+        if self.layout.unified is None or "" not in paths:
+            return None
+        if controller is not None and controller not in self.layout.unified.controllers:
+            return None
+        return _below(self.layout.unified.mount_root, paths[""])
+
+    def exists(self, relative_dir: str) -> bool:
+        """Whether any hierarchy has the cgroup."""
+        return any(tree.directory(relative_dir).is_dir() for tree in self.layout.hierarchies)
+
+    def create(self, relative_dir: str) -> None:
+        """Make the cgroup, and those above it, in every hierarchy; no harm where they are.
+
+        Children of v1's cpuset start without CPUs or memory nodes and can't hold a process: they get the parent's.
+        On v2 controllers are switched on along the way, as far as the kernel allows it.
+
+        Raises OSError when a directory can't be made.
+        """
+        _refuse_root(relative_dir)
+        for hierarchy in self.layout.hierarchies:
+            directory = hierarchy.mount_point
+            for name in relative_dir.split("/"):
+                if hierarchy.version == 2:
+                    _enable_controllers(directory, hierarchy.controllers)
+                directory = directory / name
+                directory.mkdir(exist_ok=True)
+                if hierarchy.version == 1 and "cpuset" in hierarchy.controllers:
+                    _inherit_cpuset(directory)
+
+    def pids(self, relative_dir: str) -> list[int]:
+        """The processes in the cgroup and below it, in any hierarchy."""
+        found: set[int] = set()
+        for tree in self.layout.hierarchies:
+            for directory in _subtree(tree.directory(relative_dir)):
+                found.update(_processes(directory))
+        found.discard(0)  # a process of a pid namespace that we can't see into
+        return sorted(found)
+
+    async def kill_all(self, relative_dir: str, timeout_s: float) -> None:
+        """SIGKILL everything in the cgroup and below it, and wait until it is empty.
+
+        Raises DeadlineError, naming what is left, when processes outlive that by `timeout_s`.
+        """
+        _refuse_root(relative_dir)
+        give_up_at = time.monotonic() + timeout_s
+        pause_s = _FIRST_PAUSE_S
+        self._forbid_forks(relative_dir)
+        self._kill_subtree(relative_dir)
+        while self._kill_listed(relative_dir):
+            if time.monotonic() >= give_up_at:
+                left = self.pids(relative_dir)
+                if not left:
+                    return
+                raise DeadlineError(
+                    f"cgroup /{relative_dir}: {self._describe(left)} still there {timeout_s:g} s after SIGKILL"
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def remove(self, relative_dir: str, *, timeout_s: float = 2.0) -> None:
+        """Remove the cgroup and those below it from every hierarchy; its processes must be gone.
+
+        A process that has just died keeps its cgroup busy a moment longer: that long it is tried again.
+
+        Raises CriShimError, naming hierarchy and processes, when it stays busy.
+        """
+        _refuse_root(relative_dir)
+        give_up_at = time.monotonic() + timeout_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            busy = [
+                directory
+                for tree in self.layout.hierarchies
+                if (directory := _remove_subtree(tree.directory(relative_dir))) is not None
+            ]
+            if not busy:
+                return
+            if time.monotonic() >= give_up_at:
+                left = self.pids(relative_dir)
+                raise CriShimError(
+                    f"cgroup /{relative_dir} could not be removed: {busy[0]} is busy"
+                    + (f" with {self._describe(left)}" if left else "")
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def read_stats(self, relative_dir: str) -> CgroupStats:
+        """What the cgroup uses, in one pass. Synchronous: some six small files."""
+        return usage.read_stats(self.layout, relative_dir)
+
+    def oom_kills(self, relative_dir: str) -> int | None:
+        """How many of its processes the kernel killed for want of memory; None when that can't be told."""
+        return usage.oom_kills(self.layout, relative_dir)
+
+    def _forbid_forks(self, relative_dir: str) -> None:
+        # What forks faster than we kill stops growing here. The cgroup is about to go, so nothing is put back.
+        pids = self.layout.of_controller("pids")
+        if pids is not None:
+            _write(pids.directory(relative_dir) / "pids.max", "0")
+
+    def _kill_subtree(self, relative_dir: str) -> None:
+        if self.layout.unified is not None:  # Linux 5.14
+            _write(self.layout.unified.directory(relative_dir) / "cgroup.kill", "1")
+
+    def _kill_listed(self, relative_dir: str) -> bool:
+        """Kill what the cgroup lists now; False when it lists nothing."""
+        pidfds: dict[int, int] = {}
+        try:
+            for pid in self.pids(relative_dir):
+                pidfd = open_pidfd(pid)
+                if pidfd is not None:
+                    pidfds[pid] = pidfd
+            # Listed again once we hold it: the descriptor is a process of this cgroup, not a later one of that pid.
+            listed = self.pids(relative_dir)
+            for pid in listed:
+                if pid in pidfds:
+                    kill_pidfd(pidfds[pid])
+        finally:
+            for pidfd in pidfds.values():
+                os.close(pidfd)
+        if listed:
+            self._thaw(relative_dir)
+        return bool(listed)
+
+    def _thaw(self, relative_dir: str) -> None:
+        # v1's freezer holds back SIGKILL too: a paused container dies when it is let go, and not before.
+        freezer = self.layout.of_controller("freezer")
+        if freezer is not None and freezer.version == 1:
+            for directory in _subtree(freezer.directory(relative_dir)):
+                _write(directory / "freezer.state", "THAWED")
+
+    def _describe(self, pids: list[int]) -> str:
+        """Who is left, for a person: number, name and the kernel's state letter of a few."""
+        named = []
+        for pid in pids[:5]:
+            try:
+                stat = (self._proc_dir / f"{pid}/stat").read_text("utf-8", "replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            name, _, rest = stat.partition("(")[2].rpartition(")")
+            named.append(f"{pid} ({name}, state {rest.split()[0]})")
+        more = f" and {len(pids) - 5} more" if len(pids) > 5 else ""
+        return f"{len(pids)} process(es) " + ", ".join(named) + more
+
+
+def _refuse_root(relative_dir: str) -> None:
+    parts = relative_dir.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{relative_dir!r} is not the relative path of a cgroup below the root")
+
+
+def _below(mount_root: str, path: str) -> str | None:
+    """A path of /proc/PID/cgroup as seen from the mount point."""
+    root = mount_root.rstrip("/")
+    if path == root or path.startswith(root + "/"):
+        return path[len(root) :].lstrip("/")
+    return None
+
+
+def _subtree(top: Path) -> Iterator[Path]:
+    """`top` and every cgroup below it, parents first; nothing when it is gone."""
+    waiting = [top]
+    while waiting:
+        directory = waiting.pop()
+        try:
+            with os.scandir(directory) as entries:
+                children = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            if error.errno in _VANISHED:
+                continue
+            raise
+        yield directory
+        waiting.extend(directory / name for name in children)
+
+
+def _processes(directory: Path) -> list[int]:
+    try:
+        return [int(line) for line in (directory / "cgroup.procs").read_bytes().split()]
+    except OSError as error:
+        # EOPNOTSUPP: a threaded v2 cgroup, whose processes its domain lists.
+        if error.errno in _VANISHED or error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+
+
+def _remove_subtree(top: Path) -> Path | None:
+    """Remove `top` and the cgroups below it, children first; the one that is busy, if any is."""
+    for directory in reversed(list(_subtree(top))):
+        try:
+            directory.rmdir()
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+                return directory
+            if error.errno not in _VANISHED:
+                raise
+    return None
+
+
+def _inherit_cpuset(directory: Path) -> None:
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not (directory / name).read_bytes().strip():
+            (directory / name).write_bytes((directory.parent / name).read_bytes())
+
+
+def _enable_controllers(directory: Path, controllers: frozenset[str]) -> None:
+    control = directory / "cgroup.subtree_control"
+    missing = sorted(controllers.difference(control.read_text("ascii").split()))
+    if not missing or _write(control, " ".join(f"+{name}" for name in missing)):
+        return
+    # One that can't be had (in use by v1, or processes in an inner cgroup) must not keep the others away.
+    refused = [name for name in missing if not _write(control, f"+{name}")]
+    log.debug("cgroup controllers not enabled", cgroup=str(directory), controllers=refused)
+
+
+def _write(path: Path, text: str) -> bool:
+    """Write one control file; False when it isn't there or the kernel refuses."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(fd, text.encode("ascii"))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True

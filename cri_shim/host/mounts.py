@@ -1,0 +1,179 @@
+"""Mounts: overlay root file systems, binds and tmpfs, and their undoing.
+
+Rules:
+- Every function blocks in the kernel; from a coroutine, call through `asyncio.to_thread`.
+- `OSError` passes with the target in it. What a person can change (too many layers, a kernel that is too old) is one
+  of our errors.
+- Unmounting succeeds on what isn't mounted, never follows a symbolic link, and detaches what is busy: its users keep
+  what they hold, the name is free at once.
+- A mount's options must fit one page, which the kernel cuts without a word (mount(2)). Therefore layers have short
+  names relative to one directory, and a throw-away thread with a working directory of its own makes the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import ResourceExhaustedError, UnsupportedError
+from cri_shim.host import syscalls
+from cri_shim.host.mountinfo import read_mounts
+from cri_shim.host.throwaway import in_throwaway_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_LOWER_LAYERS = 500
+"""OVL_MAX_STACK in the kernel."""
+
+# What a kernel defaults to depends on its build, so each is said:
+# - redirect_dir=nofollow and metacopy=off: an extended attribute in a layer must never make the kernel take a name or
+#   a file's data from another place in a layer, the more since layers come from outside and are shared by containers;
+#   and an upper directory keeps meaning the same without them. The price: renaming a directory of the image gives
+#   EXDEV, which mv(1) turns into a copy.
+# - index=off: the index ties an upper directory to the very inodes of its lower layers, and a layer pulled again has
+#   others; it serves NFS export and hard links across copy-up, which containers don't ask for.
+# `xino` is left alone: layers and upper share one file system, where inode numbers are already stable.
+_SAFE = "redirect_dir=nofollow,metacopy=off"
+_SAFE_WRITABLE = _SAFE + ",index=off"
+
+
+def mount_overlay(
+    target: Path, *, layers_dir: Path, lowers: Sequence[str], upper: Path | None, work: Path | None
+) -> None:
+    """Mount layers, top layer first and named relative to `layers_dir`, with `upper` above them; blocking.
+
+    Without `upper` (and `work`, which belongs to it) the mount is read-only. A layer named twice counts where it is
+    named first: what it would add lower down is covered by itself.
+
+    Raises:
+        ValueError: no layer, a name that leaves `layers_dir`, only one of `upper` and `work`.
+        ResourceExhaustedError: more layers than the kernel takes.
+        OSError: the kernel refused; ENOENT when a directory is missing.
+    """
+    names = list(dict.fromkeys(lowers))  # the kernel refuses one directory twice
+    for name in names:
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"layer name {name!r} does not stay in {layers_dir}")
+    if not names:
+        raise ValueError(f"overlay at {target}: it needs one layer at least")
+    if (upper is None) != (work is None):
+        raise ValueError(f"overlay at {target}: upper and work directory go together")
+    if upper is None and len(names) == 1:
+        # The kernel makes no overlay of a single read-only layer; it would show that layer itself.
+        bind(layers_dir / names[0], target, readonly=True)
+        return
+
+    target = target.absolute()
+    options = build_overlay_options(names, upper and upper.absolute(), work and work.absolute())
+    _check_fits(options, len(names), target)
+
+    def make() -> None:
+        syscalls.unshare(syscalls.CLONE_FS)
+        os.chdir(layers_dir)
+        flags = syscalls.MS_RDONLY if upper is None else 0
+        syscalls.mount("overlay", target, "overlay", flags, options)
+
+    in_throwaway_thread(make, name="overlay-mount")
+
+
+def build_overlay_options(lowers: Sequence[str], upper: Path | None, work: Path | None) -> str:
+    """The option string of an overlay mount, with the kernel's escapes; pure."""
+    lowerdir = "lowerdir=" + ":".join(_escape(name) for name in lowers)
+    if upper is None or work is None:
+        return f"{_SAFE},{lowerdir}"
+    upper_and_work = f"upperdir={_escape(str(upper))},workdir={_escape(str(work))}"
+    return f"{_SAFE_WRITABLE},{upper_and_work},{lowerdir}"
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
+
+
+def _check_fits(options: str, layers: int, target: Path) -> None:
+    if layers > MAX_LOWER_LAYERS:
+        raise ResourceExhaustedError(
+            f"overlay at {target}: {layers} layers, the kernel takes {MAX_LOWER_LAYERS}; "
+            "rebuild the image with fewer layers"
+        )
+    size = len(os.fsencode(options)) + 1  # the closing NUL is part of the page
+    page = os.sysconf("SC_PAGE_SIZE")
+    if size > page:
+        raise ResourceExhaustedError(
+            f"overlay at {target}: the options for {layers} layers take {size} bytes, the kernel "
+            f"takes one page of {page}; rebuild the image with fewer layers"
+        )
+
+
+def bind(source: Path, target: Path, *, readonly: bool = False, recursive: bool = False) -> None:
+    """Mount `source` at `target` too, with what is mounted below it when `recursive`; blocking.
+
+    `readonly` covers, when `recursive`, the mounts below as well. Either all of it is done or nothing.
+    Raises OSError, and UnsupportedError for `readonly` on a kernel before 5.12.
+    """
+    recursion = syscalls.MS_REC if recursive else 0
+    syscalls.mount(source, target, None, syscalls.MS_BIND | recursion)
+    if not readonly:
+        return
+    try:
+        syscalls.mount_setattr(
+            syscalls.AT_FDCWD,
+            target,
+            syscalls.AT_RECURSIVE if recursive else 0,
+            attr_set=syscalls.MOUNT_ATTR_RDONLY,
+        )
+    except OSError as error:
+        syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        if error.errno == errno.ENOSYS:
+            raise UnsupportedError(
+                f"read-only bind at {target}: the kernel is older than 5.12"
+            ) from error
+        raise
+
+
+def mount_tmpfs(
+    target: Path, *, size_bytes: int | None = None, mode: int = 0o1777, noexec: bool = True
+) -> None:
+    """Mount an empty tmpfs, nosuid and nodev; blocking. Without `size_bytes` it is half of the memory."""
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | (syscalls.MS_NOEXEC if noexec else 0)
+    options = f"mode={mode:o}" + ("" if size_bytes is None else f",size={size_bytes}")
+    syscalls.mount("tmpfs", target, "tmpfs", flags, options)
+
+
+def unmount(target: Path) -> None:
+    """Detach everything mounted at `target`, however often; nothing happens when nothing is; blocking."""
+    while True:
+        try:
+            syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                return
+            raise
+
+
+def mounts_below(directory: Path) -> list[Path]:
+    """Mount points strictly below `directory`, each once, innermost first; blocking."""
+    real = Path(os.path.realpath(directory))
+    targets = {
+        mount.target
+        for mount in read_mounts()
+        if mount.target != real and mount.target.is_relative_to(real)
+    }
+    return sorted(targets, key=lambda target: (-len(target.parts), target))
+
+
+def unmount_below(directory: Path) -> None:
+    """Detach everything mounted strictly below `directory`, innermost first; blocking.
+
+    Raises the first OSError after it has tried them all.
+    """
+    first: OSError | None = None
+    for target in mounts_below(directory):
+        try:
+            unmount(target)
+        except OSError as error:
+            first = first or error
+    if first is not None:
+        raise first

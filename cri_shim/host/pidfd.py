@@ -1,0 +1,156 @@
+"""Processes that are not our children: told apart from a later one of the same number, signalled, watched.
+
+Rules:
+- A bare pid read from a file may by now belong to somebody else. What is stored beside it is the start time in
+  clock ticks since boot (proc(5), stat field 22); number and start time together name one process of one boot.
+- Signals go through a pidfd, which never reaches a later process of the same number.
+- "Gone" is an answer, not an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A number that now names a thread, not a process, is refused with EINVAL or (since Linux 6.15) ENOENT.
+_GONE = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
+
+
+def parse_stat(stat: bytes) -> tuple[str, int, int]:
+    """State letter, parent pid and start time (ticks) of a /proc/PID/stat line.
+
+    Pure. The command name in parentheses may itself hold spaces and parentheses, so fields count from the last one.
+    """
+    fields = stat[stat.rindex(b")") + 1 :].split()
+    return fields[0].decode("ascii"), int(fields[1]), int(fields[19])
+
+
+def _read_stat(pid: int) -> tuple[str, int, int] | None:
+    try:
+        return parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def start_time_ticks(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot; None when there is no such process."""
+    stat = _read_stat(pid)
+    return None if stat is None else stat[2]
+
+
+def parent_pid(pid: int) -> int | None:
+    """The parent of `pid`; None when there is no such process."""
+    stat = _read_stat(pid)
+    return None if stat is None else stat[1]
+
+
+def open_pidfd(pid: int, start_time_ticks: int | None = None) -> int | None:
+    """A pidfd (close-on-exec, the caller closes it) for `pid`; None when that process is gone.
+
+    With `start_time_ticks` a later process of the same number counts as gone. A zombie is not gone: its pidfd is
+    readable at once. Raises OSError when out of descriptors.
+    """
+    if pid <= 0:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+    # The look comes after the open: what the descriptor holds can't change any more, and a number that still has
+    # the right start time now had it then.
+    if start_time_ticks is not None:
+        stat = _read_stat(pid)
+        if stat is None or stat[2] != start_time_ticks:
+            os.close(pidfd)
+            return None
+    return pidfd
+
+
+def kill_pidfd(pidfd: int, signal_number: int = signal.SIGKILL) -> bool:
+    """Signal the process behind `pidfd`; False when it is gone already."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal_number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_process(
+    pid: int, start_time_ticks: int | None, signal_number: int = signal.SIGKILL
+) -> bool:
+    """Signal `pid` if it is still the process that started then; False when it is gone."""
+    pidfd = open_pidfd(pid, start_time_ticks)
+    if pidfd is None:
+        return False
+    try:
+        return kill_pidfd(pidfd, signal_number)
+    finally:
+        os.close(pidfd)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process behind `pidfd` has ended (a zombie has)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class PidWatch:
+    """Tells, once per process, that it has ended. Used on the loop's thread only."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def watch(self, pid: int, start_time_ticks: int | None, callback: Callable[[], None]) -> None:
+        """Call `callback` on the running loop when the process has ended; soon, if it is gone already.
+
+        Raises ValueError when that living process is watched already, OSError when out of descriptors.
+        """
+        loop = asyncio.get_running_loop()
+        earlier = self._watched.get(pid)
+        if earlier is not None:
+            if not has_ended(earlier[0]):
+                raise ValueError(f"process {pid} is watched already")
+            self._fire(pid)  # it ended and its number came back before the loop got round to it
+        pidfd = open_pidfd(pid, start_time_ticks)
+        if pidfd is None:
+            loop.call_soon(callback)
+            return
+        self._watched[pid] = (pidfd, callback)
+        loop.add_reader(pidfd, self._fire, pid)
+
+    def unwatch(self, pid: int) -> None:
+        """Forget `pid` without a call; nothing happens when it isn't watched."""
+        self._forget(pid)
+
+    def close(self) -> None:
+        """Forget every process."""
+        for pid in list(self._watched):
+            self._forget(pid)
+
+    def _forget(self, pid: int) -> Callable[[], None] | None:
+        watched = self._watched.pop(pid, None)
+        if watched is None:
+            return None
+        pidfd, callback = watched
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        return callback
+
+    def _fire(self, pid: int) -> None:
+        callback = self._forget(pid)
+        if callback is not None:
+            callback()

@@ -1,0 +1,194 @@
+"""Against this machine's own kernel: cgroups below /cri-shim-test-PID, taken away whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.host.cgroups.tree import Cgroups
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+TOP = f"cri-shim-test-{os.getpid()}"
+
+
+@pytest.fixture
+def cgroups() -> Iterator[Cgroups]:
+    found = Cgroups.detect()
+    yield found
+    asyncio.run(found.kill_all(TOP, 5.0))
+    asyncio.run(found.remove(TOP))
+    assert not found.exists(TOP)
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _enter(cgroups: Cgroups, relative_dir: str, pid: int) -> None:
+    for tree in cgroups.layout.hierarchies:
+        (tree.directory(relative_dir) / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+def _sleep_in(cgroups: Cgroups, relative_dir: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(["sleep", "60"])
+    _enter(cgroups, relative_dir, process.pid)
+    return process
+
+
+def test_cgroup_is_made_in_every_hierarchy_and_can_hold_processes(
+    cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    cgroups.create(f"{TOP}/pod/one")
+    cgroups.create(f"{TOP}/pod/one")
+    sleepers.append(_sleep_in(cgroups, f"{TOP}/pod/one"))
+
+    for tree in cgroups.layout.hierarchies:
+        assert tree.directory(f"{TOP}/pod/one").is_dir()
+    assert cgroups.pids(TOP) == [sleepers[0].pid]
+    assert cgroups.cgroup_of(sleepers[0].pid) == f"{TOP}/pod/one"
+
+
+def test_everything_below_is_killed_and_the_tree_removed_children_first(
+    cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    for name in ("one", "one/inner", "two"):
+        cgroups.create(f"{TOP}/pod/{name}")
+        sleepers.extend(_sleep_in(cgroups, f"{TOP}/pod/{name}") for _ in range(3))
+
+    asyncio.run(cgroups.kill_all(f"{TOP}/pod", 5.0))
+    asyncio.run(cgroups.remove(f"{TOP}/pod"))
+    asyncio.run(cgroups.remove(f"{TOP}/pod"))
+
+    assert [process.wait() for process in sleepers] == [-signal.SIGKILL] * 9
+    assert not cgroups.exists(f"{TOP}/pod")
+
+
+def test_frozen_processes_die_too(
+    cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    freezer = cgroups.layout.of_controller("freezer")
+    if freezer is None:
+        pytest.skip("this node has no v1 freezer: v2's lets SIGKILL through by itself")
+    cgroups.create(f"{TOP}/frozen")
+    sleepers.append(_sleep_in(cgroups, f"{TOP}/frozen"))
+    (freezer.directory(f"{TOP}/frozen") / "freezer.state").write_text("FROZEN", encoding="ascii")
+
+    asyncio.run(cgroups.kill_all(f"{TOP}/frozen", 5.0))
+
+    assert sleepers[0].wait() == -signal.SIGKILL
+
+
+def test_process_that_forks_as_fast_as_it_can_is_killed(cgroups: Cgroups) -> None:
+    cgroups.create(f"{TOP}/bomb")
+    pids = cgroups.layout.of_controller("pids")
+    assert pids is not None
+    (pids.directory(f"{TOP}/bomb") / "pids.max").write_text("50", encoding="ascii")
+    script = "read go; while :; do (sleep 0.2 &) 2>/dev/null; done"
+    shell = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
+    _enter(cgroups, f"{TOP}/bomb", shell.pid)
+    assert shell.stdin is not None
+    shell.stdin.write(b"go\n")
+    shell.stdin.close()
+
+    asyncio.run(cgroups.kill_all(f"{TOP}/bomb", 5.0))
+    shell.wait()
+
+    assert cgroups.pids(f"{TOP}/bomb") == []
+
+
+def test_busy_cgroup_is_not_removed_and_says_who_is_in_it(
+    cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    cgroups.create(f"{TOP}/busy")
+    sleepers.append(_sleep_in(cgroups, f"{TOP}/busy"))
+
+    with pytest.raises(CriShimError, match=rf"busy with 1 process\(es\) {sleepers[0].pid} \(sleep"):
+        asyncio.run(cgroups.remove(f"{TOP}/busy", timeout_s=0.02))
+
+
+def test_kill_gives_up_at_its_deadline_and_names_what_is_left(
+    cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    freezer = cgroups.layout.of_controller("freezer")
+    if freezer is None:
+        pytest.skip("this node has no v1 freezer to hold a SIGKILL back with")
+    cgroups.create(f"{TOP}/stuck")
+    sleepers.append(_sleep_in(cgroups, f"{TOP}/stuck"))
+    # Frozen from above, out of reach of who kills below: as good as a process stuck in the kernel.
+    state = freezer.directory(TOP) / "freezer.state"
+    state.write_text("FROZEN", encoding="ascii")
+    try:
+        with pytest.raises(
+            DeadlineError, match=rf"{sleepers[0].pid} \(sleep, state .\) still there"
+        ):
+            asyncio.run(cgroups.kill_all(f"{TOP}/stuck", 0.02))
+    finally:
+        state.write_text("THAWED", encoding="ascii")
+
+
+def test_usage_grows_and_limit_is_seen(cgroups: Cgroups) -> None:
+    cgroups.create(f"{TOP}/busy")
+    memory = cgroups.layout.of_controller("memory")
+    assert memory is not None
+    limit = "memory.limit_in_bytes" if memory.version == 1 else "memory.max"
+    (memory.directory(f"{TOP}/busy") / limit).write_text(str(64 << 20), encoding="ascii")
+    script = "read go; i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; read end"
+    shell = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
+    _enter(cgroups, f"{TOP}/busy", shell.pid)
+    assert shell.stdin is not None
+    shell.stdin.write(b"go\n")
+    shell.stdin.flush()
+    before = cgroups.read_stats(f"{TOP}/busy")
+    shell.communicate(b"end\n", timeout=30)
+    after = cgroups.read_stats(f"{TOP}/busy")
+
+    assert after.cpu_usage_ns is not None
+    assert before.cpu_usage_ns is not None
+    assert after.cpu_usage_ns > before.cpu_usage_ns
+    assert after.memory_limit_bytes == 64 << 20
+    assert after.working_set_bytes is not None
+    assert after.memory_available_bytes == (64 << 20) - after.working_set_bytes
+    assert after.page_faults is not None
+    assert after.pids_current == 0
+    assert cgroups.oom_kills(f"{TOP}/busy") == 0
+
+
+def test_kernel_oom_kills_are_counted(cgroups: Cgroups) -> None:
+    cgroups.create(f"{TOP}/oom")
+    memory = cgroups.layout.of_controller("memory")
+    assert memory is not None
+    limit = "memory.limit_in_bytes" if memory.version == 1 else "memory.max"
+    (memory.directory(f"{TOP}/oom") / limit).write_text(str(8 << 20), encoding="ascii")
+    shell = subprocess.Popen(
+        ["sh", "-c", "read go; exec tail /dev/zero"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    _enter(cgroups, f"{TOP}/oom", shell.pid)
+    shell.communicate(b"go\n", timeout=30)
+
+    assert shell.returncode == -signal.SIGKILL
+    assert cgroups.oom_kills(f"{TOP}/oom") == 1
+
+
+def test_this_process_is_found_where_proc_says() -> None:
+    found = Cgroups.detect().cgroup_of(os.getpid(), controller="pids")
+
+    assert found is not None
+    assert f"/{found}" in Path("/proc/self/cgroup").read_text(encoding="ascii")

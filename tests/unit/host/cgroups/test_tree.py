@@ -1,0 +1,112 @@
+"""What needs no kernel; the rest is in tests/integration/host/test_cgroups_real.py."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cri_shim.errors import CriShimError
+from cri_shim.host.cgroups.layout import CgroupMode
+from cri_shim.host.cgroups.tree import Cgroups
+
+NODES = Path(__file__).parents[3] / "data/cgroups"
+SCOPE = "kubepods.slice/kubepods-besteffort.slice/cri-shim-ab.scope"
+
+
+def _v2_node(root: Path) -> Path:
+    """An empty v2 tree of plain files that take what is written."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/mountinfo").write_text(
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", encoding="ascii"
+    )
+    tree = root / "sys/fs/cgroup"
+    (tree / "a/b").mkdir(parents=True)
+    (tree / "cgroup.controllers").write_text("cpu memory pids\n", encoding="ascii")
+    for directory in (tree, tree / "a", tree / "a/b"):
+        (directory / "cgroup.subtree_control").write_text("cpu\n", encoding="ascii")
+    return tree
+
+
+def test_v2_processes_are_found_below_the_cgroup_too() -> None:
+    cgroups = Cgroups.detect(NODES / "v2")
+
+    assert cgroups.mode is CgroupMode.V2
+    assert cgroups.pids(SCOPE) == [4242, 4250, 4251]
+    assert cgroups.exists(SCOPE)
+
+
+def test_v1_processes_are_those_of_all_hierarchies() -> None:
+    assert Cgroups.detect(NODES / "v1").pids("kubepods/pod1/ab") == [4242, 4243]
+
+
+def test_absent_cgroup_has_no_processes_and_is_removed_already() -> None:
+    cgroups = Cgroups.detect(NODES / "v1")
+
+    assert cgroups.pids("no/such") == []
+    assert not cgroups.exists("no/such")
+    asyncio.run(cgroups.remove("no/such"))
+
+
+def test_cgroup_of_a_process_prefers_the_memory_controller() -> None:
+    cgroups = Cgroups.detect(NODES / "v1")
+
+    assert cgroups.cgroup_of(4242) == "kubepods/pod1/ab"
+    assert cgroups.cgroup_of(4242, controller="name=systemd") == "system.slice/cri-shim.service"
+    assert cgroups.cgroup_of(4243) is None
+
+
+def test_cgroup_of_a_process_is_seen_from_the_mount_point() -> None:
+    cgroups = Cgroups.detect(NODES / "v1")  # its pids hierarchy is mounted at /docker/f00
+
+    assert cgroups.cgroup_of(4242, controller="pids") == "kubepods/pod1/ab"
+
+
+def test_cgroup_of_a_process_on_v2() -> None:
+    cgroups = Cgroups.detect(NODES / "v2")
+
+    assert cgroups.cgroup_of(4242) == SCOPE
+    assert cgroups.cgroup_of(4242, controller="memory") == SCOPE
+    assert cgroups.cgroup_of(4242, controller="net_cls") is None
+
+
+def test_create_on_v2_switches_missing_controllers_on_above_the_cgroup(tmp_path: Path) -> None:
+    tree = _v2_node(tmp_path)
+
+    Cgroups.detect(tmp_path).create("a/b")
+
+    for directory in (tree, tree / "a"):
+        control = (directory / "cgroup.subtree_control").read_text(encoding="ascii")
+        assert control.startswith("+memory +pids")
+    assert (tree / "a/b/cgroup.subtree_control").read_text(encoding="ascii") == "cpu\n"
+
+
+@pytest.mark.parametrize("relative_dir", ["", "/", "..", "a/../b", "/a", "a//b"])
+def test_root_cgroup_is_never_touched(relative_dir: str) -> None:
+    cgroups = Cgroups.detect(NODES / "v2")
+
+    with pytest.raises(ValueError, match="below the root"):
+        asyncio.run(cgroups.kill_all(relative_dir, 0.1))
+    with pytest.raises(ValueError, match="below the root"):
+        asyncio.run(cgroups.remove(relative_dir))
+    with pytest.raises(ValueError, match="below the root"):
+        cgroups.create(relative_dir)
+
+
+def test_killing_an_empty_v2_cgroup_asks_the_kernel_once_and_returns(tmp_path: Path) -> None:
+    tree = _v2_node(tmp_path)
+    (tree / "a/cgroup.kill").write_text("", encoding="ascii")
+
+    asyncio.run(Cgroups.detect(tmp_path).kill_all("a", 1.0))
+
+    assert (tree / "a/cgroup.kill").read_text(encoding="ascii") == "1"
+
+
+def test_busy_cgroup_is_named_when_it_cannot_be_removed(tmp_path: Path) -> None:
+    tree = _v2_node(tmp_path)  # its directories hold files and can't go, as if busy
+
+    with pytest.raises(CriShimError, match=r"cgroup /a could not be removed: .*/a/b is busy"):
+        asyncio.run(Cgroups.detect(tmp_path).remove("a", timeout_s=0.01))
+
+    assert tree.is_dir()

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from cri_shim.host.capture import Capture
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_what_is_written_is_read_by_the_loop() -> None:
+    capture = Capture(100)
+    writer = os.dup(capture.write_fd)
+    capture.start()
+    os.write(writer, b"one ")
+    await asyncio.sleep(0.01)
+    os.write(writer, b"two")
+    os.close(writer)
+    await asyncio.wait_for(capture.eof, 5)
+    assert capture.data() == b"one two"
+    assert not capture.overflowed
+    capture.close()
+    capture.close()
+
+
+async def test_bound_keeps_the_beginning_and_tells_once() -> None:
+    told: list[bool] = []
+    capture = Capture(5)
+    writer = os.dup(capture.write_fd)
+    capture.start(on_overflow=lambda: told.append(True))
+    os.write(writer, b"123")
+    await asyncio.sleep(0.01)
+    os.write(writer, b"4567")
+    await asyncio.sleep(0.01)
+    os.write(writer, b"89")
+    os.close(writer)
+    await asyncio.wait_for(capture.eof, 5)
+    assert capture.data() == b"12345"
+    assert capture.overflowed
+    assert told == [True]
+    capture.close()
+
+
+async def test_tail_keeps_the_end() -> None:
+    capture = Capture(4, tail=True)
+    writer = os.dup(capture.write_fd)
+    capture.start()
+    for number in range(100):
+        os.write(writer, b"%03d" % number)
+        await asyncio.sleep(0)
+    os.close(writer)
+    await asyncio.wait_for(capture.eof, 5)
+    assert capture.text() == "8099"
+    capture.close()
+
+
+async def test_bytes_that_are_no_text_are_replaced() -> None:
+    capture = Capture(10)
+    writer = os.dup(capture.write_fd)
+    capture.start()
+    os.write(writer, b"a\xffb")
+    os.close(writer)
+    assert capture.drain()
+    assert capture.text() == "a\ufffdb"
+    assert capture.drain()
+    capture.close()
+
+
+async def test_drain_takes_a_full_pipe_with_its_end() -> None:
+    capture = Capture(1 << 20)
+    writer = os.dup(capture.write_fd)
+    capture.start()
+    os.write(writer, bytes(65536))
+    os.close(writer)
+    assert capture.drain()
+    assert len(capture.data()) == 65536
+    capture.close()
+
+
+async def test_drain_does_not_wait_for_a_pipe_that_is_held() -> None:
+    capture = Capture(100)
+    writer = os.dup(capture.write_fd)
+    capture.start()
+    os.write(writer, b"x")
+    assert not capture.drain()
+    assert capture.data() == b"x"
+    os.close(writer)
+    capture.close()
+    assert capture.eof.done()
