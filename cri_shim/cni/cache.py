@@ -1,0 +1,164 @@
+"""The result cache: what was added, so that it can be deleted, also by our successor.
+
+Rules:
+- One file per attachment, `<network>-<container ID>-<interface>`, in the directory and the format of libcni: tools
+  that read its cache can read ours, and other runtimes of the node have their entries beside ours.
+- Write ahead: an entry stands before the first plugin runs, then without a result, and keeps the configuration in
+  use. So DEL can undo an ADD that was cut short, and one whose configuration file has changed or gone.
+- Only files of the attachments asked for are touched. One of ours that can't be read is set aside under a name
+  that starts with a dot, so that an operator can look at it, and counts as absent.
+- Files are replaced by rename and not synced: they must survive our death. After a power cut the leases they speak
+  of are stale by themselves.
+
+CNI spec 1.1 §4 "DEL" (prevResult).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import structlog
+
+from cri_shim.cni.attachment import Attachment
+from cri_shim.errors import CriShimError, InvalidArgumentError, ResourceExhaustedError
+from cri_shim.host.files import TMP_SUFFIX, read_bounded, write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+log = structlog.get_logger()
+
+MAX_ENTRY_BYTES = 4 << 20
+"""A configuration and a result of 1 MiB each, and the base64 of the former."""
+
+
+class CacheEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    """One file. `config` is the network list's JSON (base64 in the file); no `result`: ADD has not ended."""
+
+    kind: Literal["cniCacheV1"]
+    container_id: str
+    config: bytes
+    if_name: str
+    network_name: str
+    netns: str = ""
+    cni_args: list[tuple[str, str]] = []
+    capability_args: dict[str, Any] = {}
+    result: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls, attachment: Attachment, config: bytes, result: dict[str, Any] | None = None
+    ) -> CacheEntry:
+        """The entry for an attachment, before (`result` None) or after plugins have run."""
+        return cls(
+            kind="cniCacheV1",
+            container_id=attachment.container_id,
+            config=config,
+            if_name=attachment.ifname,
+            network_name=attachment.network,
+            netns=attachment.netns,
+            cni_args=list(attachment.args.items()),
+            capability_args=dict(attachment.capability_args),
+            result=result,
+        )
+
+    def attachment(self) -> Attachment:
+        """The attachment as ADD was told of it. Raises InvalidArgumentError for names that can't be one."""
+        return Attachment(
+            container_id=self.container_id,
+            netns=self.netns,
+            ifname=self.if_name,
+            network=self.network_name,
+            args=dict(self.cni_args),
+            capability_args=self.capability_args,
+        )
+
+
+class ResultCache:
+    """The directory of entries. Every method raises CriShimError when the disk fails."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._dir = cache_dir
+
+    def load(self, attachment: Attachment) -> CacheEntry | None:
+        """The entry of an attachment, or None when there is none that can be read."""
+        return self._read(self._file(attachment))
+
+    def save(self, entry: CacheEntry) -> None:
+        """Write or replace the entry of its attachment."""
+        file = self._file(entry.attachment())
+        try:
+            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(file, msgspec.json.encode(entry))
+        except OSError as error:
+            raise _disk_error("write", file, error) from error
+
+    def remove(self, attachment: Attachment) -> None:
+        """Forget an attachment; it may be absent."""
+        file = self._file(attachment)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise _disk_error("remove", file, error) from error
+
+    def attachments(self, container_id: str) -> tuple[Attachment, ...]:
+        """Every attachment of one container that has an entry, whatever networks are configured now."""
+        try:
+            names = sorted(file.name for file in self._dir.iterdir())
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise _disk_error("list", self._dir, error) from error
+        found = []
+        for name in names:
+            if name.startswith(".") or f"-{container_id}-" not in name:
+                continue
+            entry = self._read(self._dir / name)
+            if entry is not None and entry.container_id == container_id:
+                found.append(entry.attachment())
+        return tuple(found)
+
+    def _file(self, attachment: Attachment) -> Path:
+        return self._dir / f"{attachment.network}-{attachment.container_id}-{attachment.ifname}"
+
+    def _read(self, file: Path) -> CacheEntry | None:
+        try:
+            entry = self._decode(file, read_bounded(file, MAX_ENTRY_BYTES))
+        except FileNotFoundError:
+            return None
+        except (
+            OSError,
+            msgspec.MsgspecError,
+            RecursionError,
+            UnicodeDecodeError,
+            InvalidArgumentError,
+        ) as error:
+            self._set_aside(file, str(error))
+            return None
+        return entry
+
+    def _decode(self, file: Path, data: bytes) -> CacheEntry:
+        entry = msgspec.json.decode(data, type=CacheEntry)
+        if self._file(entry.attachment()) != file:
+            raise InvalidArgumentError("it speaks of another attachment")
+        return entry
+
+    def _set_aside(self, file: Path, reason: str) -> None:
+        if file.name.endswith(TMP_SUFFIX):  # a write that a predecessor's death cut short
+            file.unlink(missing_ok=True)
+            return
+        aside = file.with_name(f".bad-{file.name}")
+        log.warning(
+            "bad cni cache entry set aside", file=str(file), aside=aside.name, reason=reason
+        )
+        try:
+            file.replace(aside)
+        except OSError as error:  # it still counts as absent
+            log.error("can't set it aside", file=str(file), error=str(error))
+
+
+def _disk_error(step: str, file: Path, error: OSError) -> CriShimError:
+    kind = ResourceExhaustedError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CriShimError
+    return kind(f"CNI result cache: can't {step} {file}: {error.strerror}")

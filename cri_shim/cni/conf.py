@@ -1,0 +1,218 @@
+"""Network configuration: what the files of the CNI configuration directory mean (pure).
+
+Rules:
+- Bytes in, frozen `NetworkList` out; a single-plugin file becomes a list of one.
+- A plugin's configuration belongs to the plugin: beyond the fields named by the specification it is passed on as it
+  stands. The specification's own fields are checked here, so that a mistake is found when the file is dropped in,
+  not when the first pod starts.
+- Every error is a ConfigError that names the file, the plugin by its index, and the field.
+- A plugin type is a bare file name: with a path in it, a configuration could run any executable.
+
+CNI spec 1.1 §1 "Network configuration format" and §3 "Deriving request configuration from plugin configuration".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from cri_shim.cni.attachment import MAX_NETWORK_NAME, is_network_name
+from cri_shim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_CONF_BYTES = 1 << 20
+"""The largest configuration file read."""
+
+KNOWN_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+"""The specification's releases, oldest first."""
+
+_UNVERSIONED = "0.1.0"  # what a document without cniVersion means
+_PLUGIN_TYPE = re.compile(r"[A-Za-z0-9_.-]+")
+_PLACE = re.compile(r" - at `\$\.?(.*)`$")
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+
+_Fields = TypeVar("_Fields", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginConf:
+    """One link of a chain: the executable's name and its configuration as written."""
+
+    type: str
+    conf: Mapping[str, Any]
+    capabilities: frozenset[str]
+    """What it wants to be told in `runtimeConfig`."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkList:
+    """A named chain of plugins, in the order of ADD."""
+
+    name: str
+    cni_version: str
+    disable_check: bool
+    plugins: tuple[PluginConf, ...]
+    document: bytes
+    """The list as JSON: `parse_conflist` of it gives this object again. The result cache keeps it."""
+
+
+class _ListFields(msgspec.Struct, rename="camel"):
+    name: str
+    plugins: list[dict[str, Any]]
+    cni_version: str = ""
+    cni_versions: list[str] = []
+    disable_check: bool | str = False
+
+
+class _PluginFields(msgspec.Struct, rename="camel"):
+    type: str
+    name: str = ""
+    cni_version: str = ""
+    capabilities: dict[str, bool] = {}
+
+
+def is_version_at_least(version: str, floor: str) -> bool:
+    """Whether a known version is `floor` or later."""
+    return KNOWN_VERSIONS.index(version) >= KNOWN_VERSIONS.index(floor)
+
+
+def parse_conflist(data: bytes, *, source: str) -> NetworkList:
+    """Read a network configuration list (`.conflist`); `source` names the file in errors.
+
+    Raises ConfigError. Plugins that stand in a folder beside the list are not looked for: all must stand in it.
+    """
+    fields = _convert(_decode_object(data, source=source), _ListFields, source=source)
+    if not fields.plugins:
+        raise ConfigError(f"{source}: plugins: the list is empty; a network needs at least one")
+    return NetworkList(
+        name=_checked_name(fields.name, source=source),
+        cni_version=_checked_version(fields.cni_version, fields.cni_versions, source=source),
+        disable_check=_checked_flag(fields.disable_check, source=source),
+        plugins=tuple(
+            _plugin(conf, _convert(conf, _PluginFields, source=source, place=place), source, place)
+            for place, conf in ((f"plugins[{i}]", conf) for i, conf in enumerate(fields.plugins))
+        ),
+        document=data,
+    )
+
+
+def parse_conf(data: bytes, *, source: str) -> NetworkList:
+    """Read the older form, a file with one plugin (`.conf`, `.json`), as a list of one.
+
+    Raises ConfigError.
+    """
+    conf = _decode_object(data, source=source)
+    if "plugins" in conf and "type" not in conf:
+        raise ConfigError(
+            f"{source}: plugins: this is a list of plugins; give the file a name that ends in .conflist"
+        )
+    fields = _convert(conf, _PluginFields, source=source)
+    name = _checked_name(fields.name, source=source)
+    version = _checked_version(fields.cni_version, [], source=source)
+    document = {"cniVersion": version, "name": name, "plugins": [conf]}
+    return NetworkList(
+        name=name,
+        cni_version=version,
+        disable_check=False,
+        plugins=(_plugin(conf, fields, source, ""),),
+        document=msgspec.json.encode(document),
+    )
+
+
+def build_plugin_config(
+    network: NetworkList,
+    plugin: PluginConf,
+    *,
+    prev_result: Mapping[str, Any] | None = None,
+    capability_args: Mapping[str, object] | None = None,
+) -> bytes:
+    """What one plugin of the chain reads on its standard input.
+
+    The list's name and version go to every plugin; of `capability_args` only what this one declares.
+    """
+    conf: dict[str, object] = {
+        **plugin.conf,
+        "name": network.name,
+        "cniVersion": network.cni_version,
+    }
+    wanted = {
+        key: value for key, value in (capability_args or {}).items() if key in plugin.capabilities
+    }
+    if wanted:
+        conf["runtimeConfig"] = wanted
+    if prev_result is not None:
+        conf["prevResult"] = prev_result
+    return msgspec.json.encode(conf)
+
+
+def _decode_object(data: bytes, *, source: str) -> dict[str, Any]:
+    if len(data) > MAX_CONF_BYTES:
+        raise ConfigError(f"{source}: larger than {MAX_CONF_BYTES} bytes")
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: not a JSON object: {error}") from error
+
+
+def _convert(
+    document: dict[str, Any], kind: type[_Fields], *, source: str, place: str = ""
+) -> _Fields:
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        inner = found.group(1) if (found := _PLACE.search(text)) else ""
+        text = _PLACE.sub("", text)
+        if missing := _MISSING.fullmatch(text):
+            inner, text = f"{inner}.{missing.group(1)}".strip("."), "is missing"
+        path = ".".join(part for part in (place, inner) if part)
+        raise ConfigError(f"{source}: {path}: {text}" if path else f"{source}: {text}") from error
+
+
+def _plugin(conf: dict[str, Any], fields: _PluginFields, source: str, place: str) -> PluginConf:
+    if not _PLUGIN_TYPE.fullmatch(fields.type) or fields.type in (".", ".."):
+        path = f"{place}.type".strip(".")
+        raise ConfigError(
+            f"{source}: {path}: {fields.type!r} is not the name of a plugin: "
+            "letters, digits, _ . - only, no path"
+        )
+    return PluginConf(
+        type=fields.type,
+        conf=conf,
+        capabilities=frozenset(key for key, wanted in fields.capabilities.items() if wanted),
+    )
+
+
+def _checked_name(name: str, *, source: str) -> str:
+    if not is_network_name(name):
+        said = f"{name!r} is not the name of a network" if name else "is missing"
+        raise ConfigError(
+            f"{source}: name: {said}: letters, digits, _ . - only, a letter or digit first, "
+            f"at most {MAX_NETWORK_NAME}"
+        )
+    return name
+
+
+def _checked_version(version: str, versions: list[str], *, source: str) -> str:
+    """The newest version known of those that the document allows (`cniVersions` came with 1.1.0)."""
+    allowed = [*versions, version] if version or versions else [_UNVERSIONED]
+    known = [candidate for candidate in allowed if candidate in KNOWN_VERSIONS]
+    if not known:
+        named = ", ".join(repr(candidate) for candidate in allowed if candidate)
+        raise ConfigError(
+            f"{source}: cniVersion: {named} is not known here; known are {', '.join(KNOWN_VERSIONS)}"
+        )
+    return max(known, key=KNOWN_VERSIONS.index)
+
+
+def _checked_flag(value: bool | str, *, source: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value.lower() in ("true", "false"):  # written as text in files of the 0.4.0 days
+        return value.lower() == "true"
+    raise ConfigError(f"{source}: disableCheck: {value!r} is neither true nor false")

@@ -1,0 +1,266 @@
+"""The networks that are configured now: the CNI configuration directory, loaded and followed.
+
+Rules:
+- Files ending in .conflist, .conf or .json, in the order of their names, at most 200. The first network is the
+  default one; of two networks with one name the first counts.
+- Whoever asks gets what the directory says now: each question compares the files' identities and times with what
+  was loaded, which costs a few microseconds and misses nothing, whether the directory is made late, is replaced or
+  is a link that moves. The inotify watch only makes the answer prompt: the log shows at once whether the file just
+  dropped in is good.
+- A file that turns bad keeps its last good network and the reason: a slip of an editor must not switch the node to
+  another network or stop pods. A file that is taken away takes its network with it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.cni.conf import MAX_CONF_BYTES, NetworkList, parse_conf, parse_conflist
+from cri_shim.errors import ConfigError, ResourceExhaustedError
+from cri_shim.host.files import read_bounded
+from cri_shim.host.inotify import (
+    IN_CLOSE_WRITE,
+    IN_CREATE,
+    IN_DELETE,
+    IN_MOVED_FROM,
+    IN_MOVED_TO,
+    DirectoryWatch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from cri_shim.cni.invoke import PluginRunner
+
+log = structlog.get_logger()
+
+MAX_FILES = 200
+NOT_READY = "NetworkPluginNotReady"
+"""The reason that kubelet and its users know."""
+
+# Not IN_MODIFY: a file that is being written is read when it is closed. Links are made without being written.
+_CHANGES = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
+_SUFFIXES = (".conflist", ".conf", ".json")
+
+_Stamp = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in ns
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFile:
+    """One file: the network it last meant, if it ever meant one, and what is wrong with it now."""
+
+    path: Path
+    stamp: _Stamp
+    network: NetworkList | None
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class CniStatus:
+    """The NetworkReady condition of CRI: `reason` is one word, `message` tells an operator what to do."""
+
+    ready: bool
+    reason: str
+    message: str
+
+
+class NetworkConfigs:
+    """Follows one configuration directory; on the loop's thread only."""
+
+    def __init__(self, conf_dir: Path) -> None:
+        self.conf_dir = conf_dir
+        self._files: dict[str, LoadedFile] = {}
+        self._dir_problem = ""
+        self._networks: dict[str, LoadedFile] = {}
+        self._problems: tuple[str, ...] = ()
+        self._watching = False
+        self._watch: DirectoryWatch | None = None
+        self._watched: tuple[int, int] | None = None
+
+    @property
+    def networks(self) -> Mapping[str, NetworkList]:
+        """The usable networks by name, the default one first."""
+        self.refresh()
+        return {
+            name: file.network for name, file in self._networks.items() if file.network is not None
+        }
+
+    @property
+    def default(self) -> LoadedFile | None:
+        """The file of the default network, or None."""
+        self.refresh()
+        return next(iter(self._networks.values()), None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with files of the directory, one sentence each."""
+        self.refresh()
+        return self._problems
+
+    def status(self, runner: PluginRunner) -> CniStatus:
+        """Whether a pod could join the default network now."""
+        default = self.default
+        if default is None or default.network is None:
+            cause = (
+                f"no usable network configuration in {self.conf_dir}: {'; '.join(self._problems)}"
+                if self._problems
+                else f"no network configuration found in {self.conf_dir}: put a .conflist there, or "
+                "install the cluster's network add-on, which does; no restart is needed"
+            )
+            return CniStatus(ready=False, reason=NOT_READY, message=cause)
+        network = default.network
+        missing = sorted({p.type for p in network.plugins if runner.find(p.type) is None})
+        if missing:
+            return CniStatus(
+                ready=False,
+                reason=NOT_READY,
+                message=f"network {network.name!r} of {default.path} needs the CNI plugin "
+                f"{' and '.join(missing)}, not found in {runner.where()}: install it there, or add "
+                "its directory to cni.plugin_dirs",
+            )
+        if self._problems:
+            return CniStatus(
+                ready=True, reason="NetworkConfigurationRejected", message="; ".join(self._problems)
+            )
+        return CniStatus(ready=True, reason="", message="")
+
+    def load(self) -> None:
+        """Read everything again, changed or not; bad files are reported by `problems`, not raised."""
+        self._reload(force=True)
+
+    def refresh(self) -> None:
+        """Read what has changed since the last time."""
+        self._reload(force=False)
+
+    def watch(self) -> None:
+        """Follow the directory from now on, also if it does not exist yet; inside the running loop."""
+        self._watching = True
+        self.refresh()
+
+    def close(self) -> None:
+        """Stop following. Idempotent."""
+        self._watching = False
+        self._unwatch()
+
+    def _reload(self, *, force: bool) -> None:
+        if self._watching:
+            self._follow_directory()
+        try:
+            stamps, dir_problem = _scan(self.conf_dir)
+        except FileNotFoundError:
+            stamps, dir_problem = {}, ""
+        except OSError as error:
+            # The directory can't be read: keep what is known, say why.
+            self._note(self._files, f"{self.conf_dir}: {error.strerror}")
+            return
+        files = {}
+        for name, stamp in stamps.items():
+            known = self._files.get(name)
+            if known is not None and known.stamp == stamp and not force:
+                files[name] = known
+            else:
+                files[name] = _load_file(self.conf_dir / name, stamp, known)
+        self._note(files, dir_problem)
+
+    def _note(self, files: dict[str, LoadedFile], dir_problem: str) -> None:
+        if files == self._files and dir_problem == self._dir_problem:
+            return
+        problems = [dir_problem] if dir_problem else []
+        networks: dict[str, LoadedFile] = {}
+        for file in files.values():
+            if file.problem:
+                problems.append(file.problem)
+            if file.network is None:
+                continue
+            first = networks.setdefault(file.network.name, file)
+            if first is not file:
+                problems.append(
+                    f"{file.path}: network {file.network.name!r} is defined by {first.path.name} "
+                    "already; this one is ignored"
+                )
+        for problem in problems:
+            if problem not in self._problems:
+                log.warning("cni configuration problem", problem=problem)
+        if list(networks) != list(self._networks):
+            log.info("cni networks loaded", directory=str(self.conf_dir), networks=list(networks))
+        self._files, self._dir_problem = files, dir_problem
+        self._networks, self._problems = networks, tuple(problems)
+
+    def _follow_directory(self) -> None:
+        """Have a watch on the directory that is there now; without one, questions still find changes."""
+        try:
+            status = os.stat(self.conf_dir)
+        except OSError:
+            self._unwatch()
+            return
+        identity = (status.st_dev, status.st_ino)
+        if self._watched == identity and not (self._watch is not None and self._watch.lost):
+            return
+        self._unwatch()
+        try:
+            self._watch = DirectoryWatch(self.conf_dir, _CHANGES, self._on_change)
+        except (OSError, ResourceExhaustedError) as error:
+            log.warning(
+                "can't watch the cni configuration directory; changes count at the next question",
+                directory=str(self.conf_dir),
+                error=str(error),
+            )
+        self._watched = identity
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        self._watch, self._watched = None, None
+
+    def _on_change(self, _name: str | None) -> None:
+        self.refresh()
+
+
+def _scan(directory: Path) -> tuple[dict[str, _Stamp], str]:
+    """The files to read, in order, and what is wrong with the directory as a whole."""
+    with os.scandir(directory) as entries:
+        names = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.endswith(_SUFFIXES) and not entry.name.startswith(".")
+        )
+    stamps: dict[str, _Stamp] = {}
+    for name in names[:MAX_FILES]:
+        try:
+            status = os.stat(directory / name)  # through links: a ConfigMap is mounted as links
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(status.st_mode):
+            stamps[name] = (
+                status.st_dev,
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+            )
+    problem = ""
+    if len(names) > MAX_FILES:
+        problem = f"{directory}: {len(names)} configuration files; only the first {MAX_FILES} count"
+    return stamps, problem
+
+
+def _load_file(path: Path, stamp: _Stamp, known: LoadedFile | None) -> LoadedFile:
+    parse = parse_conflist if path.suffix == ".conflist" else parse_conf
+    try:
+        network = parse(read_bounded(path, MAX_CONF_BYTES), source=str(path))
+    except ConfigError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{path}: can't be read: {error.strerror}"
+    else:
+        return LoadedFile(path, stamp, network, "")
+    kept = known.network if known is not None else None
+    if kept is not None:
+        problem += f" (the earlier configuration of network {kept.name!r} stays in use)"
+    return LoadedFile(path, stamp, kept, problem)
