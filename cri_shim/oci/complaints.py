@@ -1,0 +1,104 @@
+"""What an OCI runtime says when it refuses, and what it means. Pure.
+
+Rules:
+- Runtimes write their errors to stderr: runc and kata-runtime as logrus text (`time=… level=error msg="…"`), any of
+  them as JSON lines when so configured, crun and runsc as plain text. A person gets the bare message.
+- Runtimes have no exit codes for "there is no such container" and "it isn't running": only words. They are matched
+  whole and with the container's ID where the runtime names it, so that another failure that mentions a missing file
+  is never taken for success.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+MAX_MESSAGE_CHARS = 2000
+
+_LOGRUS = re.compile(
+    r'^(?:time=(?:"[^"]*"|\S+) )?level=(?P<level>[a-z]+) msg=(?P<message>"(?:[^"\\]|\\.)*"|\S*)'
+)
+_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
+_CONTROL_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "", "b": "", "f": "", "v": ""}
+_PLAIN_TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z?: ")
+_ERROR_LEVELS = frozenset({"error", "fatal", "panic"})
+
+
+class _JsonLine(msgspec.Struct, frozen=True):
+    level: str = ""
+    msg: str = ""
+
+
+def runtime_message(stderr: str) -> str:
+    """The runtime's own error, without its log format; empty when it said nothing.
+
+    Where it logged errors, those and nothing else; otherwise all it wrote. Bounded to the last 2000 characters.
+    """
+    errors: list[str] = []
+    others: list[str] = []
+    for line in stderr.splitlines():
+        level, message = _parse_line(line.strip())
+        if message:
+            (errors if level in _ERROR_LEVELS else others).append(message)
+    # A runtime logs the same error once where it occurs and once where it gives up.
+    lines = dict.fromkeys(errors or others)
+    return "; ".join(lines)[-MAX_MESSAGE_CHARS:]
+
+
+def says_not_found(message: str, container_id: str) -> bool:
+    """Whether the runtime knows no such container."""
+    name = re.escape(container_id)
+    return _matches(
+        message,
+        rf"container (?:ID )?(?:[`\"(']?{name}[`\")']? )?does not exist",  # runc, crun, kata-runtime
+        rf"error opening file `[^`]*/{name}/status`: No such file or directory",  # crun before 1.9
+        rf"cannot open directory [`'][^`']*/{name}[`']: No such file or directory",
+        rf"loading container(?: \"{name}\")?: file does not exist",  # runsc
+    )
+
+
+def says_not_running(message: str, container_id: str) -> bool:
+    """Whether the runtime knows the container and it has no process to signal."""
+    name = re.escape(container_id)
+    return _matches(
+        message,
+        r"container not running",  # runc
+        rf"(?:kill container: )?(?:the )?container `{name}` is not running",  # crun
+        r"kill container: No such process",
+        rf"container {name} not ready(?:,| or) running(?: or paused)?, cannot send a signal",  # kata-runtime
+        r"(?:.*: )?(?:sandbox|container) is not running",  # runsc
+    )
+
+
+def _matches(message: str, *patterns: str) -> bool:
+    return any(re.fullmatch(pattern, message, re.IGNORECASE) for pattern in patterns)
+
+
+def _parse_line(line: str) -> tuple[str, str]:
+    """Level (empty for plain text) and message of one line."""
+    if line.startswith("{"):
+        try:
+            record = msgspec.json.decode(line, type=_JsonLine)
+        except msgspec.MsgspecError:
+            return "", line
+        return record.level, record.msg.strip()
+    found = _LOGRUS.match(line)
+    if found is not None:
+        return found["level"], _unquote(found["message"]).strip()
+    return "", _PLAIN_TIMESTAMP.sub("", line)
+
+
+def _unquote(text: str) -> str:
+    """A message as logrus quotes it: bare, or a Go string literal."""
+    if len(text) < 2 or not text.startswith('"'):
+        return text
+    return _ESCAPE.sub(_unescape, text[1:-1])
+
+
+def _unescape(match: re.Match[str]) -> str:
+    for number in match.groups()[:3]:
+        if number is not None:
+            code = int(number, 16)
+            return chr(code) if code <= 0x10FFFF else "\ufffd"
+    return _CONTROL_ESCAPES.get(match[4], match[4])

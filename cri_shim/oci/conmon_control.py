@@ -1,0 +1,92 @@
+"""Telling a running conmon to reopen its log, over the control pipe in its bundle.
+
+Rules: `ctl` is a FIFO that conmon reads lines of three numbers from; `2 0 0` reopens the log. conmon opens a new file
+beside it and renames that over the log's name, so the name's inode changes when it is done. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import select
+import stat
+import struct
+import termios
+import time
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import DeadlineError, WrongStateError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_REOPEN = b"2 0 0\n"
+_PAUSE_S = 0.002
+
+
+async def reopen_log(bundle_dir: Path, log_file: Path, *, timeout_s: float) -> None:
+    """Have the monitor open a new file at `log_file`, and return when it is there.
+
+    The caller has renamed the old one: a file that still has the name is replaced, not appended to.
+
+    Raises:
+        WrongStateError: the monitor is gone.
+        DeadlineError: no new file within `timeout_s`; the monitor is stuck, on a client that doesn't read, say.
+    """
+    before = _inode(log_file)
+    give_up_at = time.monotonic() + timeout_s
+    what = f"reopening log {log_file}"
+    fd = _open_control(bundle_dir, what)
+    try:
+        # conmon 2.1.6 takes several lines read at once for repetitions of the first: only one at a time.
+        while _unread_bytes(fd):
+            await _pause(fd, give_up_at, what, "does not read its control pipe")
+        if _is_read(fd):
+            os.write(fd, _REOPEN)
+        while (after := _inode(log_file)) is None or after == before:
+            await _pause(fd, give_up_at, what, "has not opened a new file")
+    finally:
+        os.close(fd)
+
+
+async def _pause(fd: int, give_up_at: float, what: str, late: str) -> None:
+    if not _is_read(fd):
+        raise WrongStateError(f"{what}: the container's monitor is gone")
+    if time.monotonic() >= give_up_at:
+        raise DeadlineError(f"{what}: the container's monitor {late}")
+    await asyncio.sleep(_PAUSE_S)
+
+
+def _open_control(bundle_dir: Path, what: str) -> int:
+    try:
+        fd = os.open(bundle_dir / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):  # nobody reads it; it never was
+            raise WrongStateError(f"{what}: the container's monitor is gone") from None
+        raise
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise WrongStateError(f"{what}: {bundle_dir / 'ctl'} is no pipe of a monitor")
+    return fd
+
+
+def _is_read(fd: int) -> bool:
+    """Whether somebody still has the pipe's reading end."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return not poll.poll(0)
+
+
+def _unread_bytes(fd: int) -> int:
+    answer = fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4)
+    return int(struct.unpack("i", answer)[0])
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,99 @@
+"""The pipes through which a starting conmon is held back and reports.
+
+Rules:
+- conmon waits for its start pipe to close, then works, then writes one line of JSON to its sync pipe: the container's
+  pid, or a negative number and what the runtime wrote to stderr.
+- The line is untrusted: bounded, and copied byte by byte from the runtime's stderr, so neither UTF-8 nor always JSON.
+- conmon's own stderr is ours only until it detaches; what it said until then explains a missing report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+
+import msgspec
+
+MAX_REPORT_BYTES = 64 * 1024
+_STDERR_TAIL_BYTES = 4096
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_OWN_WORDS = re.compile(r"^\[conmon:[a-z]\]:? ", re.MULTILINE)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What conmon says of a creation."""
+
+    pid: int
+    """The container's first process; negative when the runtime failed."""
+    message: str = ""
+
+
+class Pipe:
+    """A close-on-exec pipe whose ends close once, early or with the stack that owns it."""
+
+    def __init__(self, owner: contextlib.ExitStack) -> None:
+        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        self._read_end = contextlib.ExitStack()
+        self._write_end = contextlib.ExitStack()
+        self._read_end.callback(os.close, self.read_fd)
+        self._write_end.callback(os.close, self.write_fd)
+        owner.callback(self.close_read)
+        owner.callback(self.close_write)
+
+    def close_read(self) -> None:
+        """Close our reading end."""
+        self._read_end.close()
+
+    def close_write(self) -> None:
+        """Close our writing end."""
+        self._write_end.close()
+
+
+async def read_line(fd: int, max_bytes: int) -> bytes:
+    """What arrives up to a newline, the end, or `max_bytes`."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    line = bytearray()
+
+    def on_readable() -> None:
+        try:
+            chunk = os.read(fd, max_bytes)
+        except BlockingIOError:
+            return
+        line.extend(chunk)
+        if (not chunk or b"\n" in chunk or len(line) >= max_bytes) and not done.done():
+            loop.remove_reader(fd)
+            done.set_result(None)
+
+    os.set_blocking(fd, False)
+    loop.add_reader(fd, on_readable)
+    try:
+        await done
+    finally:
+        loop.remove_reader(fd)
+    return bytes(line)
+
+
+def parse_report(line: bytes) -> Report | None:
+    """conmon's one line; None when it isn't one. Pure.
+
+    conmon copies the runtime's bytes: what is not UTF-8, or a control character it doesn't escape, is replaced.
+    """
+    text = _CONTROL.sub(" ", line.decode("utf-8", "replace"))
+    try:
+        return msgspec.json.decode(text, type=Report)
+    except msgspec.MsgspecError:
+        return None
+
+
+def own_words(stderr_fd: int) -> str:
+    """What conmon wrote to stderr while it still had ours."""
+    os.set_blocking(stderr_fd, False)
+    try:
+        said = os.read(stderr_fd, 1 << 16)[-_STDERR_TAIL_BYTES:]
+    except BlockingIOError:
+        said = b""
+    text = _OWN_WORDS.sub("", said.decode("utf-8", "replace")).strip()
+    return text or "neither it nor the OCI runtime said why"

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cri_shim.oci.complaints import (
+    MAX_MESSAGE_CHARS,
+    runtime_message,
+    says_not_found,
+    says_not_running,
+)
+
+ID = "ab12" * 16
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
+    [
+        ("", ""),
+        (
+            'time="2026-11-22T08:55:11Z" level=error msg="container does not exist"\n',
+            "container does not exist",
+        ),
+        ("time=2026 level=error msg=EOF\n", "EOF"),
+        (
+            'time="x" level=error msg="exec: \\"/none\\": stat: no such file\\n\\tat all"\n',
+            'exec: "/none": stat: no such file\n\tat all',
+        ),
+        ('time="x" level=error msg="\\u00e9\\x41\\U0001f600"', "éA😀"),
+        (
+            'time="x" level=warning msg="a warning"\ntime="x" level=fatal msg="the cause"\nnoise\n',
+            "the cause",
+        ),
+        (
+            'time="x" level=error msg="first"\ntime="x" level=error msg="then"\n'
+            'time="x" level=error msg="first"\n',
+            "first; then",
+        ),
+        ('{"level":"error","msg":"from json","time":"x"}', "from json"),
+        ('{"level": broken', '{"level": broken'),
+        ("loading container: file does not exist\n", "loading container: file does not exist"),
+        ("2026-11-22T08:55:11.123Z: crun says\n", "crun says"),
+        ('time="x" level=error msg="sandbox gone" arch=amd64 name=kata-runtime', "sandbox gone"),
+    ],
+)
+def test_runtimes_own_error_comes_without_its_wrapping(stderr: str, message: str) -> None:
+    assert runtime_message(stderr) == message
+
+
+def test_long_output_is_cut_at_its_front() -> None:
+    message = runtime_message("x" * 5000 + "END")
+
+    assert len(message) == MAX_MESSAGE_CHARS
+    assert message.endswith("END")
+
+
+@given(st.text())
+def test_any_text_gives_some_message(text: str) -> None:
+    assert len(runtime_message(text)) <= MAX_MESSAGE_CHARS
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp", "Zs"))))
+def test_quoted_message_comes_back_as_it_was(text: str) -> None:
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+
+    assert runtime_message(f'time="x" level=error msg="{quoted}"') == text[-MAX_MESSAGE_CHARS:]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "container does not exist",
+        f'container "{ID}" does not exist',
+        f"container `{ID}` does not exist",
+        f"Container ID ({ID}) does not exist",
+        f"error opening file `/run/cri-shim/runtime/crun/{ID}/status`: No such file or directory",
+        f"cannot open directory '/run/crun/{ID}': No such file or directory",
+        "loading container: file does not exist",
+        f'loading container "{ID}": file does not exist',
+    ],
+)
+def test_every_runtimes_not_found_is_understood(message: str) -> None:
+    assert says_not_found(message, ID)
+    assert not says_not_running(message, ID)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "container does not exist; and something else failed",
+        'container "another" does not exist',
+        "error opening file `/run/crun/another/status`: No such file or directory",
+        f"error opening file `/run/crun/{ID}/config.json`: No such file or directory",
+        f"unable to remove cgroup {ID}: file does not exist",
+        "open /proc/self/ns: no such file or directory",
+    ],
+)
+def test_other_failures_are_never_taken_for_not_found(message: str) -> None:
+    assert not says_not_found(message, ID)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "container not running",
+        f"the container `{ID}` is not running",
+        f"kill container: container `{ID}` is not running",
+        "kill container: No such process",
+        f"Container {ID} not ready, running or paused, cannot send a signal",
+        f"Container {ID} not ready or running, cannot send a signal",
+    ],
+)
+def test_every_runtimes_not_running_is_understood(message: str) -> None:
+    assert says_not_running(message, ID)
+    assert not says_not_found(message, ID)
+
+
+def test_other_failures_are_never_taken_for_not_running() -> None:
+    assert not says_not_running("permission denied", ID)
+    assert not says_not_running("the container `another` is not running", ID)
