@@ -1,0 +1,124 @@
+"""argv -> command. The console script `cri-shim` and `python -m cri_shim` are this.
+
+Rules of the file:
+- Only the module of the command that was asked for is imported: `cri-shim version` must not load gRPC.
+- A module of a command has `configure(parser)`, which adds arguments, and `run(args) -> int`, the exit code;
+  one with subcommands sets `run` among each subcommand's defaults instead.
+- Exit codes: 0; 1 for what failed, with one line that says what to do (one per mistake for a configuration);
+  2 for a wrong command line, with one line; 128 + signal when interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+from cri_shim import __version__
+from cri_shim.cli.parser import Parser, suggest
+from cri_shim.errors import ConfigError, CriShimError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+class Command(NamedTuple):
+    """A command: where its code is, and what `--help` says of it."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "serve": Command("cri_shim.cli.serve", "run the daemon, in the foreground"),
+    "check": Command(
+        "cri_shim.cli.check", "say whether this node can run the daemon, and what to do"
+    ),
+    "config": Command(
+        "cri_shim.cli.config", "print the default or effective configuration, check one"
+    ),
+    "demo": Command("cri_shim.cli.demo", "run a pod from creation to removal, against the daemon"),
+    "image": Command(
+        "cri_shim.cli.image", "put images on this node without a registry, list, remove"
+    ),
+    "version": Command(
+        "cri_shim.cli.version", "versions of this program, conmon and the OCI runtimes"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` (default: the process's) asks for; the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has enough. Python must not find out again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except ConfigError as error:
+        # FILE: path.to.key: what is wrong, a line for each mistake: nothing is put in front of that.
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    except CriShimError as error:
+        return _fail(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{where}{error.strerror or error}")
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    parser, chosen = _parsers(name)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        chosen.error(f"unknown argument {unknown[0]!r}")
+    if chosen is parser:
+        parser.error(f"a command is needed: {', '.join(COMMANDS)}")
+    return int(args.run(args))
+
+
+def _parsers(selected: str | None) -> tuple[Parser, Parser]:
+    """The parser of the whole line, and that of the selected command (the same one without a command)."""
+    parser = Parser(
+        "cri-shim",
+        description="A Kubernetes CRI server: pods and containers through runc, crun, kata-runtime and runsc.",
+        epilog="'cri-shim COMMAND --help' says more of each. Start with: cri-shim check",
+    )
+    parser.add_argument("--version", action="version", version=f"cri-shim {__version__}")
+    if selected is not None and selected not in COMMANDS:
+        parser.error(f"there is no command {selected!r}, {suggest(selected, list(COMMANDS))}")
+    chosen = parser
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+        )
+        if name == selected:
+            module = import_module(command.module)
+            if hasattr(module, "run"):
+                sub.set_defaults(run=module.run)
+            module.configure(sub)
+            chosen = sub
+    return parser, chosen
+
+
+def _fail(message: str) -> int:
+    # A plugin's or runtime's own words may have several lines.
+    print(f"cri-shim: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Control groups: which are mounted, what they control, who manages them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri_shim.cli.checks.row import Node, Row, failed, ok, warning
+from cri_shim.errors import CriShimError
+from cri_shim.host.cgroups.layout import CgroupMode, Layout, detect_layout, effective_driver
+
+if TYPE_CHECKING:
+    from cri_shim.config.model import CgroupDriver
+
+# What is lost without each; v2 has no `devices` and `freezer` controllers: it needs none.
+LIMITED_BY = {
+    "cpu": "CPU requests and limits",
+    "cpuset": "pinning to cores",
+    "memory": "memory limits and OOM reports",
+    "pids": "pid limits",
+}
+
+
+def read_layout(node: Node) -> Layout | None:
+    """The hierarchies of the node, None if there are none."""
+    try:
+        return detect_layout(node.root)
+    except (CriShimError, OSError):
+        return None
+
+
+def cgroups(layout: Layout | None) -> Row:
+    """Whether cgroups are mounted, with the controllers that limits need."""
+    if layout is None:
+        return failed(
+            "cgroups",
+            "no cgroup hierarchy is mounted below /sys/fs/cgroup",
+            "mount -t cgroup2 none /sys/fs/cgroup",
+        )
+    found = f"{layout.mode}, controllers {', '.join(sorted(layout.controllers)) or 'none'}"
+    if layout.mode is not CgroupMode.V2 and "devices" not in layout.controllers:
+        return failed(
+            "cgroups",
+            f"{found}: without devices no OCI runtime starts a container on v1",
+            "mount the devices controller below /sys/fs/cgroup, or use cgroups v2",
+        )
+    lost = [use for name, use in LIMITED_BY.items() if name not in layout.controllers]
+    if lost:
+        return warning(
+            "cgroups",
+            f"{found}: no {', no '.join(lost)}",
+            "mount the missing controllers; on some boards the kernel command line needs cgroup_enable=memory",
+        )
+    return ok("cgroups", found)
+
+
+def cgroup_driver(node: Node, layout: Layout | None, configured: CgroupDriver) -> Row:
+    """Whether the configured driver can work here; the kubelet must use the same."""
+    name = "cgroup driver"
+    if layout is None:
+        return failed(name, "there are no cgroups", "see the row cgroups")
+    try:
+        driver = effective_driver(str(configured), layout, node.root)
+    except CriShimError as error:
+        return failed(name, str(error), "cri-shim serve --set cgroup_driver=cgroupfs")
+    chosen = " (chosen by auto)" if str(configured) == "auto" else ""
+    return ok(name, f"{driver}{chosen}; the kubelet must use the same")
+
+
+def crun_problem(layout: Layout | None) -> tuple[str, str] | None:
+    """Why crun would refuse this node, and the remedy; None if it wouldn't.
+
+    crun manages either all v1 controllers or all v2 ones; one that sits on the v2 mount of a hybrid node is
+    between the two, and crun then refuses each container.
+    """
+    if layout is None or layout.mode is not CgroupMode.HYBRID or layout.unified is None:
+        return None
+    stray = sorted(layout.unified.controllers)
+    if not stray:
+        return None
+    return (
+        f"refuses this hybrid node: {', '.join(stray)} sits on the v2 mount",
+        "boot with systemd.unified_cgroup_hierarchy=1 for pure v2, or mount "
+        f"{', '.join(stray)} as v1; or use runc",
+    )

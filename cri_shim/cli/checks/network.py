@@ -1,0 +1,189 @@
+"""Pod networks, and the sockets and ports that the daemon serves on."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from cri_shim.cli.checks.row import Node, Row, failed, nearest_existing, ok, warning
+from cri_shim.cli.programs import ask
+from cri_shim.cni.invoke import PluginRunner
+from cri_shim.cni.watch import NetworkConfigs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri_shim.config.model import CniSettings, SocketSettings
+    from cri_shim.host.process import Reaper
+
+USUAL_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+CONNECT_TIMEOUT_S = 2.0
+
+
+def cni_plugins(node: Node, reaper: Reaper, settings: CniSettings) -> Row:
+    """Where plugins are, and whether the usual ones are among them."""
+    runner = PluginRunner(reaper, settings.plugin_dirs, timeout_s=settings.timeout_s)
+    missing = [name for name in USUAL_PLUGINS if runner.find(name) is None]
+    install = node.install("containernetworking-plugins")
+    if len(missing) == len(USUAL_PLUGINS):
+        return warning("cni plugins", f"none in {runner.where()}: pods get no network", install)
+    where = sorted({str(path.parent) for name in USUAL_PLUGINS if (path := runner.find(name))})
+    if missing:
+        return warning(
+            "cni plugins",
+            f"{', '.join(where)} lacks {', '.join(missing)}",
+            f"{install}, if a network needs it",
+        )
+    return ok("cni plugins", f"{', '.join(USUAL_PLUGINS)} in {', '.join(where)}")
+
+
+def cni_config(reaper: Reaper, settings: CniSettings) -> Row:
+    """Whether a pod could join the default network: its file is sound and its plugins are there."""
+    name = "cni configuration"
+    configs = NetworkConfigs(settings.conf_dir)
+    configs.load()
+    default = configs.default
+    if default is None and not configs.problems:
+        return warning(
+            name,
+            f"nothing in {settings.conf_dir}: NetworkReady is false, only pods on the host's network run",
+            "install the cluster's network add-on, which puts one there, or write a .conflist yourself "
+            "from bridge, host-local and portmap; no restart is needed",
+        )
+    status = configs.status(
+        PluginRunner(reaper, settings.plugin_dirs, timeout_s=settings.timeout_s)
+    )
+    if not status.ready:
+        return failed(name, status.message, "correct that; no restart is needed")
+    network = default.network if default else None
+    chain = ", ".join(plugin.type for plugin in network.plugins) if network else ""
+    says = f"{network.name if network else ''} ({chain}) in {default.path if default else ''}"
+    if status.message:
+        return warning(name, f"{says}; but {status.message}", "correct or remove that file")
+    return ok(name, says)
+
+
+async def packet_filter(node: Node, reaper: Reaper) -> Row:
+    """iptables, which bridge (masquerading) and portmap call, really listing the NAT table."""
+    name = "iptables"
+    version = await ask(reaper, "iptables")
+    if version.problem:
+        nft = await ask(reaper, "nft")
+        instead = (
+            f"; {nft.first_line} is there, which only newer CNI plugins use"
+            if not nft.problem
+            else ""
+        )
+        return warning(
+            name,
+            f"{version.problem}: no host ports and no masquerading{instead}",
+            node.install("iptables"),
+        )
+    nat = await ask(reaper, "iptables", ["-w", "2", "-t", "nat", "-S", "PREROUTING"])
+    if nat.problem:
+        return warning(
+            name,
+            f"{version.first_line}, but its NAT table can't be used: {nat.problem}",
+            "run this as root; modprobe iptable_nat or nft_chain_nat",
+        )
+    return ok(name, f"{version.first_line} ({version.path})")
+
+
+def unix_socket(path: Path, settings: SocketSettings) -> Row:
+    """Whether the CRI socket can be made, or is ours already."""
+    name = f"socket {path}"
+    if not settings.group.isdigit() and not _group_exists(settings.group):
+        return failed(
+            name,
+            f"there is no group {settings.group}",
+            f"groupadd --system {settings.group}, or set socket.group",
+        )
+    if path.exists() and not path.is_socket():
+        return failed(name, "another kind of file is there", f"rm {path}, or set listen")
+    if settings.mode & 0o007:
+        return warning(
+            name,
+            f"socket.mode {settings.mode:04o} lets every user of this node become root through it",
+            'set socket.mode to "0660"',
+        )
+    pid = _listening_pid(path)
+    if pid is not None:
+        return ok(name, f"a server answers there (pid {pid})")
+    place = nearest_existing(path.parent)
+    return ok(
+        name, "free" if place == path.parent else f"free, its directory will be made in {place}"
+    )
+
+
+def _group_exists(group: str) -> bool:
+    try:
+        grp.getgrnam(group)
+    except KeyError:
+        return False
+    return True
+
+
+def _listening_pid(path: Path) -> int | None:
+    """Who answers on a unix socket: SO_PEERCRED names the process that called listen(2)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        except OSError:
+            return None
+    pid: int = struct.unpack("iII", credentials)[0]
+    return pid
+
+
+def tcp_port(node: Node, name: str, address: str, port: int, *, key: str) -> Row:
+    """Whether the daemon could listen there, or does already."""
+    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    try:
+        families = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        return failed(name, f"{where}: {error.strerror}", f"set {key}")
+    family, kind, protocol, _, target = families[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # As a server does: connections of a predecessor in TIME_WAIT don't count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(target)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                return failed(name, f"{where}: {error.strerror}", f"set {key}")
+        else:
+            return ok(name, f"{where} is free")
+    holder = port_holder(node, port)
+    if holder is not None and "cri-shim" in holder[1].replace("_", "-"):
+        return ok(name, f"{where} is the running daemon's (pid {holder[0]})")
+    whom = f"process {holder[0]} ({holder[1]})" if holder else "another process"
+    return failed(name, f"{where} is taken by {whom}", f"stop that, or set {key}")
+
+
+def port_holder(node: Node, port: int) -> tuple[int, str] | None:
+    """The process that listens on a TCP port, with its command line; None if it can't be found out."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        for line in (node.read(f"/proc/net/{table}") or "").splitlines()[1:]:
+            fields = line.split()
+            # local address in hex, state (0A: LISTEN), ..., inode: proc(5)
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    if not inodes:
+        return None
+    for pid in filter(str.isdigit, node.names("/proc")):
+        for fd in node.names(f"/proc/{pid}/fd"):
+            try:
+                link = (node.root / "proc" / pid / "fd" / fd).readlink()
+            except OSError:
+                continue
+            if str(link) in inodes:
+                command = (node.read(f"/proc/{pid}/cmdline") or "").replace("\0", " ").strip()
+                return int(pid), command
+    return None

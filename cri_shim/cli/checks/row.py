@@ -1,0 +1,105 @@
+"""A row of the preflight, and the node it is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+MAX_FILE_BYTES = 1 << 20
+
+
+class Level(StrEnum):
+    """How a requirement is met."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """The daemon works; something that some pods need does not."""
+    FAILED = "failed"
+    """The daemon could not do its job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One requirement: what was found, and the remedy where it isn't met."""
+
+    name: str
+    level: Level
+    detail: str
+    remedy: str = ""
+
+
+def ok(name: str, detail: str) -> Row:
+    """The requirement is met."""
+    return Row(name, Level.OK, detail)
+
+
+def warning(name: str, detail: str, remedy: str) -> Row:
+    """The requirement is not met, and the daemon works without."""
+    return Row(name, Level.WARNING, detail, remedy)
+
+
+def failed(name: str, detail: str, remedy: str) -> Row:
+    """The requirement is not met, and the daemon can't do its job."""
+    return Row(name, Level.FAILED, detail, remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The node as files tell of it; `root` stands for `/`."""
+
+    root: Path = Path("/")
+
+    def read(self, path: str) -> str | None:
+        """A file's text without surrounding space, or None if it can't be read."""
+        try:
+            with (self.root / path.lstrip("/")).open("rb") as stream:
+                return stream.read(MAX_FILE_BYTES).decode("utf-8", "replace").strip()
+        except OSError:
+            return None
+
+    def exists(self, path: str | Path) -> bool:
+        """Whether something is there."""
+        return (self.root / str(path).lstrip("/")).exists()
+
+    def names(self, path: str) -> list[str]:
+        """The names in a directory, none if it can't be read."""
+        try:
+            return sorted(entry.name for entry in (self.root / path.lstrip("/")).iterdir())
+        except OSError:
+            return []
+
+    def status_field(self, field: str) -> str:
+        """A field of /proc/self/status, "" where it is missing."""
+        for line in (self.read("/proc/self/status") or "").splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return value.strip()
+        return ""
+
+    def install(self, deb: str, rpm: str | None = None) -> str:
+        """The command that installs a package on this distribution."""
+        words = set()
+        for line in (self.read("/etc/os-release") or "").splitlines():
+            key, _, value = line.partition("=")
+            if key in ("ID", "ID_LIKE"):
+                words.update(value.strip('"').split())
+        if words & {"debian", "ubuntu"}:
+            return f"apt-get install {deb}"
+        if words & {"fedora", "rhel", "centos", "openEuler"}:
+            return f"dnf install {rpm or deb}"
+        if words & {"suse", "opensuse"}:
+            return f"zypper install {rpm or deb}"
+        return f"install the package {deb}"
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the closest directory above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def version_text(version: tuple[int, ...]) -> str:
+    """`(5, 12)` -> `5.12`."""
+    return ".".join(map(str, version))

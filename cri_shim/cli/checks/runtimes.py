@@ -1,0 +1,124 @@
+"""The programs that do the work: OCI runtimes, conmon, the pause program, libarchive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from cri_shim.cli.checks.cgroups import crun_problem
+from cri_shim.cli.checks.row import Node, Row, failed, ok, version_text, warning
+from cri_shim.cli.programs import ask
+from cri_shim.config.model import HandlerKind
+
+if TYPE_CHECKING:
+    from cri_shim.cli.programs import Answer
+    from cri_shim.config.model import HandlerSettings, RuntimeSettings
+    from cri_shim.host.cgroups.layout import Layout
+    from cri_shim.host.process import Reaper
+
+ELSEWHERE = {
+    "kata-runtime": "https://katacontainers.io",
+    "runsc": "https://gvisor.dev/docs/user_guide/install",
+}
+"""Programs that few distributions have a package of."""
+
+
+def known_flaw(program: str, version: tuple[int, int, int]) -> str:
+    """Escapes that this upstream version is open to; "" if none is known. Distributions backport fixes."""
+    if program == "runc":
+        if version < (1, 1, 12):
+            return "CVE-2024-21626 and later escapes are fixed upstream in 1.1.12, 1.2.8 and 1.3.3"
+        if version < (1, 2, 8) or (1, 3, 0) <= version < (1, 3, 3):
+            return "CVE-2025-31133, CVE-2025-52565 and CVE-2025-52881 are fixed upstream in 1.2.8 and 1.3.3"
+    if program == "crun" and version < (1, 4, 4):
+        return "CVE-2022-27650 is fixed upstream in 1.4.4"
+    return ""
+
+
+async def runtime_handlers(
+    node: Node, reaper: Reaper, settings: RuntimeSettings, layout: Layout | None
+) -> list[Row]:
+    """A row per handler; only the default one's absence is a failure."""
+    answers = await asyncio.gather(
+        *(ask(reaper, handler.path, env=handler.env) for handler in settings.handlers.values())
+    )
+    return [
+        _handler_row(node, name, handler, answer, layout, default=name == settings.default_handler)
+        for (name, handler), answer in zip(settings.handlers.items(), answers, strict=True)
+    ]
+
+
+def _handler_row(
+    node: Node,
+    handler: str,
+    settings: HandlerSettings,
+    answer: Answer,
+    layout: Layout | None,
+    *,
+    default: bool,
+) -> Row:
+    name = f"runtime {handler}"
+    miss = failed if default else warning
+    program = os.path.basename(settings.path)
+    if answer.problem:
+        cost = "it is the default handler" if default else "pods that ask for it are refused"
+        source = ELSEWHERE.get(program)
+        install = f"install it from {source}" if source else node.install(program)
+        remedy = f"{install}, or set runtime.handlers.{handler}.path"
+        if not default:
+            remedy += f", or take the handler away with runtime.handlers.{handler}: null"
+        return miss(name, f"{answer.problem}; {cost}", remedy)
+    says = f"{answer.first_line} ({answer.path})"
+    is_crun = program == "crun" or answer.text.startswith("crun ")
+    if is_crun and (problem := crun_problem(layout)) is not None:
+        return miss(name, f"{says} {problem[0]}", problem[1])
+    if settings.kind is HandlerKind.VM and "kata" in program and not node.exists("/dev/kvm"):
+        return miss(
+            name, f"{says} has no /dev/kvm", "use a machine with virtualization: modprobe kvm"
+        )
+    flaw = known_flaw(program, answer.version) if answer.version else ""
+    if flaw:
+        return warning(
+            name,
+            f"{says}: {flaw}",
+            f"upgrade it ({node.install(program)}); nothing is to be done if your distribution backported the fixes",
+        )
+    return ok(name, says + (", the default" if default else ""))
+
+
+async def monitor(node: Node, reaper: Reaper, program: str) -> Row:
+    """conmon, with the option that attach stands on."""
+    says, options = await asyncio.gather(ask(reaper, program), ask(reaper, program, ["--help"]))
+    remedy = f"{node.install('conmon')}, or set runtime.monitor"
+    if says.problem:
+        return failed("conmon", says.problem, remedy)
+    if not options.problem and "--full-attach" not in options.text:
+        return failed("conmon", f"{says.first_line} has no --full-attach", f"a newer one: {remedy}")
+    return ok("conmon", f"{says.first_line} ({says.path})")
+
+
+async def pause_program(node: Node, reaper: Reaper, image: str | None) -> Row:
+    """catatonit, of which the built-in pause image is made."""
+    name = "pause program"
+    if image is not None:
+        return ok(name, f"not needed, sandbox.image is {image}")
+    answer = await ask(reaper, "catatonit")
+    if answer.path is None:
+        return failed(
+            name, answer.problem, f"{node.install('catatonit')}, or set sandbox.image to an image"
+        )
+    return ok(name, f"{answer.first_line or 'catatonit'} ({answer.path})")
+
+
+def libarchive(node: Node) -> Row:
+    """The library that unpacks layers, really loaded."""
+    try:
+        from libarchive.ffi import version_number
+    except (ImportError, OSError, AttributeError) as error:
+        return failed(
+            "libarchive", f"can't be loaded: {error}", node.install("libarchive13", "libarchive")
+        )
+    number = version_number()
+    version = version_text((number // 1_000_000, number // 1000 % 1000, number % 1000))
+    return ok("libarchive", version)

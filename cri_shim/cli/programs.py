@@ -1,0 +1,69 @@
+"""The programs the daemon works through, asked who they are: for `version` and `check`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cri_shim.cli.output import printable
+from cri_shim.errors import CommandError, DeadlineError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cri_shim.config.values import EnvName
+    from cri_shim.host.process import Reaper
+
+TIMEOUT_S = 5.0
+_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a program said, or why it said nothing."""
+
+    path: str | None
+    """Where PATH found it; None: nowhere."""
+    text: str
+    problem: str = ""
+    """Empty when it answered with success."""
+
+    @property
+    def first_line(self) -> str:
+        """The line that names the version, safe to print."""
+        return printable(self.text.strip().partition("\n")[0])
+
+    @property
+    def version(self) -> tuple[int, int, int] | None:
+        """The first version number in the answer."""
+        match = _VERSION.search(self.text)
+        return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+
+async def ask(
+    reaper: Reaper,
+    program: str,
+    args: Sequence[str] = ("--version",),
+    *,
+    env: Mapping[EnvName, str] | None = None,
+) -> Answer:
+    """Run a program that answers at once and changes nothing. Failure is an answer, not an error."""
+    search = os.environ.get("PATH", os.defpath)
+    environment = {"PATH": search} | {str(name): value for name, value in (env or {}).items()}
+    path = shutil.which(program, path=search)
+    if path is None:
+        there = os.path.exists(program) if "/" in program else False
+        return Answer(None, "", f"{program} is not executable" if there else f"{program} not found")
+    try:
+        done = await reaper.run([path, *args], timeout_s=TIMEOUT_S, env=environment)
+    except (OSError, CommandError, DeadlineError) as error:
+        return Answer(path, "", printable(str(error)))
+    text = done.stdout.decode("utf-8", "replace")
+    if not done.ok:
+        said = printable(done.stderr_tail.strip().rpartition("\n")[2] or text)
+        return Answer(path, text, f"{path} {done.ending.describe()}: {said or 'it said nothing'}")
+    # Some programs (old conmon, kata-runtime) print their version on standard error.
+    return Answer(path, text or done.stderr_tail)

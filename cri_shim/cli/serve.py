@@ -1,0 +1,36 @@
+"""`cri-shim serve`: the daemon, in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim import log
+from cri_shim.cli.parser import add_config_options
+from cri_shim.config import load_config
+from cri_shim.daemon.life import Daemon
+
+if TYPE_CHECKING:
+    import argparse
+
+CNI_CACHE_DIR = Path("/var/lib/cni/results")
+"""Shared with other runtimes of the node, as libcni lays it out."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_config_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop. Raises CriShimError when the daemon can't start."""
+    config = load_config(arguments.config, arguments.set)
+    log.configure(level=config.log.level, format=config.log.format)
+    daemon = Daemon(
+        config,
+        reread=lambda: load_config(arguments.config, arguments.set),
+        cni_cache_dir=CNI_CACHE_DIR,
+    )
+    asyncio.run(daemon.run())
+    return 0

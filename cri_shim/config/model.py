@@ -1,0 +1,470 @@
+"""Every configuration key: its type, default, meaning and whether a reload applies it, in this one place.
+
+It is as long as the list of keys.
+
+Rules of the file:
+- A key is a struct field annotated with `doc(...)`; a section is described by its docstring. The strict reader,
+  the default file, `docs/configuration.md` and the reload plan are all derived from these.
+- A field whose value has a unit carries it in its Python name (`idle_timeout_s`); `name=` is the file's name.
+- "" in the file means "none", and is None here.
+- Code is given the section it needs (`StreamingSettings`, one `HandlerSettings`), never the whole `Config`.
+- What one value alone can't tell (this needs that) is a rule in `rules.py`.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+from cri_shim.config.values import (
+    AnnotationPattern,
+    ByteSize,
+    Capability,
+    EnvName,
+    Executable,
+    FileMode,
+    GroupName,
+    HandlerName,
+    HostPort,
+    HttpUrl,
+    IpAddress,
+    ListenUrl,
+    Seconds,
+    SysctlName,
+    SysctlValue,
+    UlimitName,
+)
+
+MAX_LISTENERS = 10
+
+
+class CgroupDriver(StrEnum):
+    """Who makes the pods' cgroups."""
+
+    AUTO = "auto"
+    CGROUPFS = "cgroupfs"
+    SYSTEMD = "systemd"
+
+
+class LogLevel(StrEnum):
+    """The least severe event that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How an event is written."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class HandlerKind(StrEnum):
+    """What a runtime handler makes of a pod."""
+
+    OCI = "oci"
+    VM = "vm"
+    SHIM = "shim"
+
+
+class Switch(StrEnum):
+    """On, off, or whatever the node can do."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class GcMode(StrEnum):
+    """When CNI garbage collection runs."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
+def doc(
+    description: str,
+    *,
+    reload: bool = False,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    min_items: int | None = None,
+    max_items: int | None = None,
+) -> Meta:
+    """Describe a key. `reload`: SIGHUP applies a change. Bounds are inclusive, in the unit of the Python value."""
+    extra: dict[str, Any] = {
+        "reload": reload,
+        "minimum": minimum,
+        "maximum": maximum,
+        "min_items": min_items,
+        "max_items": max_items,
+    }
+    return Meta(description=description, extra=extra)
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A mapping of the configuration file."""
+
+
+class SocketSettings(Section, frozen=True):
+    """Who may connect to the unix sockets of `listen`. Whoever may is root on this node."""
+
+    group: Annotated[GroupName, doc("Group that owns the sockets: a name or a number.")] = (
+        GroupName("root")
+    )
+    mode: Annotated[FileMode, doc("Permissions of the sockets.")] = FileMode(0o660)
+
+
+class TlsSettings(Section, frozen=True):
+    """Certificates of a TCP server, PEM."""
+
+    cert: Annotated[Path | None, doc("The server's certificate chain.")] = None
+    key: Annotated[Path | None, doc("The private key of `cert`.")] = None
+    client_ca: Annotated[
+        Path | None, doc("Authorities whose client certificates are accepted.")
+    ] = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the server speaks TLS."""
+        return self.cert is not None
+
+
+class LogSettings(Section, frozen=True):
+    """The daemon's own log, on standard error."""
+
+    level: Annotated[LogLevel, doc("The least severe event that is written.", reload=True)] = (
+        LogLevel.INFO
+    )
+    format: Annotated[LogFormat, doc("auto: console on a terminal, JSON elsewhere.")] = (
+        LogFormat.AUTO
+    )
+
+
+class MetricsSettings(Section, frozen=True):
+    """Prometheus metrics at /metrics, health at /healthz and /readyz."""
+
+    address: Annotated[
+        HostPort | None, doc('Where the HTTP server listens, without TLS; "" switches it off.')
+    ] = HostPort("127.0.0.1:10351")
+
+
+class TracingSettings(Section, frozen=True):
+    """OpenTelemetry traces; needs the optional OpenTelemetry packages."""
+
+    endpoint: Annotated[
+        HttpUrl | None, doc('OTLP endpoint that receives the spans; "" for no tracing.')
+    ] = None
+    sampling_per_million: Annotated[
+        int, doc("How many of a million calls are traced.", minimum=0, maximum=1_000_000)
+    ] = 0
+
+
+class StreamingSettings(Section, frozen=True):
+    """The HTTP server behind exec, attach and port-forward."""
+
+    address: Annotated[IpAddress, doc("Address it listens on.")] = IpAddress("127.0.0.1")
+    port: Annotated[
+        int, doc("Port it listens on; 0 for any free one.", minimum=0, maximum=65535)
+    ] = 10350
+    base_url: Annotated[
+        HttpUrl | None,
+        doc(
+            'What clients are told to call, when something stands in front; "" for the address above.'
+        ),
+    ] = None
+    token_ttl_s: Annotated[
+        Seconds,
+        doc(
+            "How long the URL of a session may be used, once.", reload=True, minimum=1, maximum=3600
+        ),
+    ] = field(default=Seconds(60), name="token_ttl")
+    idle_timeout_s: Annotated[
+        Seconds, doc("A session without traffic for this long is closed.", minimum=1)
+    ] = field(default=Seconds(4 * 3600), name="idle_timeout")
+    creation_timeout_s: Annotated[
+        Seconds, doc("A client has this long to open the streams of its session.", minimum=1)
+    ] = field(default=Seconds(30), name="creation_timeout")
+    tls: Annotated[
+        TlsSettings, doc("TLS for this server; with client_ca, clients need a certificate too.")
+    ] = TlsSettings()
+
+
+class HandlerSettings(Section, frozen=True):
+    """One runtime handler, as a RuntimeClass names it."""
+
+    path: Annotated[
+        Executable, doc("The OCI runtime: a path, or a name that PATH finds.", reload=True)
+    ]
+    kind: Annotated[
+        HandlerKind,
+        doc(
+            "oci: processes of this kernel; vm: the runtime puts each pod into a sandbox with a kernel of its own "
+            "(kata-runtime, runsc); shim: a runtime that is its own monitor.",
+            reload=True,
+        ),
+    ] = HandlerKind.OCI
+    args: Annotated[
+        tuple[str, ...], doc("Arguments before the runtime's subcommand.", reload=True)
+    ] = ()
+    pod_annotations: Annotated[
+        tuple[AnnotationPattern, ...],
+        doc("Pod annotations that reach the runtime; a key, or a prefix and *.", reload=True),
+    ] = ()
+    container_annotations: Annotated[
+        tuple[AnnotationPattern, ...],
+        doc("Container annotations that reach the runtime; a key, or a prefix and *.", reload=True),
+    ] = ()
+    privileged_without_host_devices: Annotated[
+        bool, doc("A privileged container gets no devices of the host.", reload=True)
+    ] = False
+    env: Annotated[
+        Mapping[EnvName, str],
+        doc("Environment of the runtime's commands, beside PATH.", reload=True),
+    ] = field(default_factory=dict)
+
+
+def _default_handlers() -> Mapping[HandlerName, HandlerSettings]:
+    return {
+        HandlerName("runc"): HandlerSettings(path=Executable("runc")),
+        HandlerName("crun"): HandlerSettings(path=Executable("crun")),
+        HandlerName("kata"): HandlerSettings(
+            path=Executable("kata-runtime"),
+            kind=HandlerKind.VM,
+            args=("--kata-config", "/usr/share/defaults/kata-containers/configuration.toml"),
+            pod_annotations=(
+                AnnotationPattern("io.katacontainers.*"),
+                AnnotationPattern("com.github.containers.virtcontainers.*"),
+            ),
+        ),
+    }
+
+
+class RuntimeSettings(Section, frozen=True):
+    """OCI runtimes and the monitor that runs beside each container."""
+
+    default_handler: Annotated[
+        HandlerName, doc("The handler of pods that name none.", reload=True)
+    ] = HandlerName("runc")
+    handlers: Annotated[
+        Mapping[HandlerName, HandlerSettings],
+        doc(
+            "Runtime handlers by name. These are added to the built-in ones; `NAME: null` takes one away.",
+            reload=True,
+            min_items=1,
+        ),
+    ] = field(default_factory=_default_handlers)
+    monitor: Annotated[Executable, doc("conmon: a path, or a name that PATH finds.")] = Executable(
+        "conmon"
+    )
+    command_timeout_s: Annotated[
+        Seconds,
+        doc("Longest one call of the OCI runtime may take; it is killed then.", minimum=1),
+    ] = field(default=Seconds(30), name="command_timeout")
+    start_timeout_s: Annotated[
+        Seconds, doc("Longest the creation of one container may take.", minimum=1)
+    ] = field(default=Seconds(120), name="start_timeout")
+    max_parallel_creates: Annotated[
+        int,
+        doc(
+            "Sandboxes and containers created at the same time; 0: four per core.",
+            minimum=0,
+            maximum=10_000,
+        ),
+    ] = 0
+
+
+class SandboxSettings(Section, frozen=True):
+    """What every pod gets."""
+
+    cgroup_parent: Annotated[
+        str | None,
+        doc('Cgroup of pods that name none; "" for /cri-shim, with systemd cri-shim.slice.'),
+    ] = None
+    image: Annotated[
+        str | None, doc('The pause image; "" for the built-in one, else a reference to pull.')
+    ] = None
+    hostport: Annotated[bool, doc("Whether host ports of pods are published.")] = True
+
+
+class CniSettings(Section, frozen=True):
+    """Pod networks. The files in `conf_dir` are watched, and read again on SIGHUP."""
+
+    plugin_dirs: Annotated[
+        tuple[Path, ...], doc("Where plugins are looked for, in this order.", min_items=1)
+    ] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
+    conf_dir: Annotated[
+        Path, doc("Network configurations; the first by name is the default network.")
+    ] = Path("/etc/cni/net.d")
+    timeout_s: Annotated[Seconds, doc("Longest one plugin may take.", minimum=1)] = field(
+        default=Seconds(120), name="timeout"
+    )
+    use_internal_loopback: Annotated[
+        bool, doc("Bring `lo` up without calling the loopback plugin.")
+    ] = True
+    gc: Annotated[
+        GcMode, doc("auto: give back leftover addresses where the plugins can; off: never.")
+    ] = GcMode.AUTO
+    conf_template: Annotated[
+        Path | None,
+        doc("Filled with the pod CIDR that the kubelet sends, and written to `conf_dir`."),
+    ] = None
+
+
+class ImageSettings(Section, frozen=True):
+    """Images and registries."""
+
+    registry_config: Annotated[
+        Path,
+        doc(
+            "Directory of DIR/<host>/hosts.toml: mirrors, authorities and clients' certificates per registry.",
+            reload=True,
+        ),
+    ] = Path("/etc/cri-shim/certs.d")
+    auth_file: Annotated[
+        Path | None,
+        doc("Docker's config.json with credentials for pulls that bring none.", reload=True),
+    ] = None
+    max_parallel_downloads: Annotated[
+        int, doc("Layers downloaded at the same time.", minimum=1, maximum=100)
+    ] = 3
+    pull_progress_timeout_s: Annotated[
+        Seconds, doc("A pull without progress for this long fails.", minimum=1)
+    ] = field(default=Seconds(300), name="pull_progress_timeout")
+    pinned: Annotated[
+        tuple[str, ...], doc("Images that the kubelet must not remove.", reload=True)
+    ] = ()
+    discard_blobs: Annotated[bool, doc("Drop compressed layers once they are unpacked.")] = False
+
+
+class Ulimit(Section, frozen=True):
+    """A resource limit; -1 is unlimited."""
+
+    soft: Annotated[int, doc("What applies; -1: unlimited.", minimum=-1, maximum=(1 << 63) - 1)]
+    hard: Annotated[
+        int,
+        doc("How far a process may raise it; -1: unlimited.", minimum=-1, maximum=(1 << 63) - 1),
+    ]
+
+
+class SecuritySettings(Section, frozen=True):
+    """What containers may do when their pod does not say."""
+
+    seccomp_default_profile: Annotated[
+        Path | None, doc('Profile for RuntimeDefault; "" for the built-in one.')
+    ] = None
+    apparmor_profile: Annotated[
+        str, doc("AppArmor profile for RuntimeDefault, where the kernel has AppArmor.")
+    ] = "cri-shim-default"
+    selinux: Annotated[Switch, doc("auto: label containers if the node enforces SELinux.")] = (
+        Switch.AUTO
+    )
+    default_capabilities: Annotated[
+        tuple[Capability, ...], doc("Capabilities of containers that are not privileged.")
+    ] = tuple(
+        Capability(name)
+        for name in (
+            *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID"),
+            *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL"),
+        )
+    )
+    default_ulimits: Annotated[
+        Mapping[UlimitName, Ulimit],
+        doc("Resource limits of containers, like `nofile: {soft: 1024, hard: 524288}`."),
+    ] = field(default_factory=dict)
+    default_sysctls: Annotated[
+        Mapping[SysctlName, SysctlValue],
+        doc("Sysctls of pods, like `net.ipv4.ping_group_range: 0 0`; the pod's own win."),
+    ] = field(default_factory=dict)
+    hooks_dirs: Annotated[tuple[Path, ...], doc("OCI hook files, format 1.0.0.")] = (
+        Path("/etc/containers/oci/hooks.d"),
+    )
+    hook_spec: Annotated[
+        Path | None, doc("One file with OCI hooks for every container, in iSulad's form.")
+    ] = None
+    cdi_dirs: Annotated[tuple[Path, ...], doc("Container Device Interface files.")] = (
+        Path("/etc/cdi"),
+        Path("/run/cdi"),
+    )
+    restrict_oom_score_adj: Annotated[
+        Switch,
+        doc(
+            "auto: where this process may not lower oom_score_adj, a lower wish is raised to its own."
+        ),
+    ] = Switch.AUTO
+    umask: Annotated[FileMode, doc("umask of containers' processes.")] = FileMode(0o022)
+
+
+class LimitSettings(Section, frozen=True):
+    """Bounds on what one call may carry."""
+
+    exec_sync_output_bytes: Annotated[
+        ByteSize,
+        doc(
+            "ExecSync keeps this much of stdout and of stderr, and both are cut so that the answer fits grpc_message.",
+            minimum=4096,
+            maximum=1 << 30,
+        ),
+    ] = field(default=ByteSize(16 << 20), name="exec_sync_output")
+    grpc_message_bytes: Annotated[
+        ByteSize, doc("Largest gRPC message, either way.", minimum=1 << 20, maximum=1 << 30)
+    ] = field(default=ByteSize(16 << 20), name="grpc_message")
+
+
+class StatsSettings(Section, frozen=True):
+    """Statistics of pods and containers."""
+
+    cache_s: Annotated[
+        Seconds, doc("An answer may be this old; 0s reads at every call.", maximum=3600)
+    ] = field(default=Seconds(10), name="cache")
+
+
+class EventSettings(Section, frozen=True):
+    """GetContainerEvents."""
+
+    enabled: Annotated[bool, doc("Whether the event stream is served.")] = True
+
+
+class Config(Section, frozen=True):
+    """The whole configuration: for the composition root, which hands out its sections."""
+
+    root: Annotated[
+        Path, doc("Persistent data: records, images, layers, writable layers. Survives a reboot.")
+    ] = Path("/var/lib/cri-shim")
+    state: Annotated[
+        Path, doc("Volatile data: bundles, pid files, exit files. Best on a tmpfs.")
+    ] = Path("/run/cri-shim")
+    listen: Annotated[
+        tuple[ListenUrl, ...],
+        doc(
+            f"Where CRI is served, up to {MAX_LISTENERS}; tcp:// only with `tls`.",
+            min_items=1,
+            max_items=MAX_LISTENERS,
+        ),
+    ] = (ListenUrl("unix:///run/cri-shim/cri-shim.sock"),)
+    socket: SocketSettings = SocketSettings()
+    tls: Annotated[
+        TlsSettings, doc("For tcp:// listeners: mutual TLS is required, so all three are.")
+    ] = TlsSettings()
+    cgroup_driver: Annotated[
+        CgroupDriver,
+        doc("Who makes the pods' cgroups, the same as the kubelet's; auto: systemd where it runs."),
+    ] = CgroupDriver.AUTO
+    log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
+    streaming: StreamingSettings = StreamingSettings()
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    sandbox: SandboxSettings = SandboxSettings()
+    cni: CniSettings = CniSettings()
+    images: ImageSettings = ImageSettings()
+    security: SecuritySettings = field(default_factory=SecuritySettings)
+    limits: LimitSettings = LimitSettings()
+    stats: StatsSettings = StatsSettings()
+    events: EventSettings = EventSettings()

@@ -1,0 +1,67 @@
+"""What SIGHUP may change, and what of a new configuration has to wait for a restart. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cri_shim.config.schema import keys_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cri_shim.config.model import Config
+    from cri_shim.config.schema import Key
+
+
+AnySection = TypeVar("AnySection", bound=Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadPlan:
+    """The difference between two configurations."""
+
+    config: Config
+    """The old one with the reloadable changes in it: what is in effect after the reload."""
+    applied: tuple[str, ...]
+    """Keys whose change takes effect now."""
+    needs_restart: tuple[str, ...]
+    """Keys whose change waits."""
+
+
+def reloadable_changes(old: Config, new: Config) -> ReloadPlan:
+    """Sort the changes from `old` to `new` by whether a running daemon applies them."""
+    changes = list(_changes(old, new, ""))
+    return ReloadPlan(
+        config=_apply(old, new),
+        applied=tuple(path for path, key in changes if key.reload),
+        needs_restart=tuple(path for path, key in changes if not key.reload),
+    )
+
+
+def _changes(old: Struct, new: Struct, prefix: str) -> Iterator[tuple[str, Key]]:
+    for key in keys_of(type(old)):
+        before, after = getattr(old, key.attribute), getattr(new, key.attribute)
+        path = prefix + key.name
+        if key.section is not None:
+            yield from _changes(before, after, path + ".")
+        elif key.entry_section is not None:
+            names = [*before, *(name for name in after if name not in before)]
+            yield from ((f"{path}.{n}", key) for n in names if before.get(n) != after.get(n))
+        elif before != after:
+            yield path, key
+
+
+def _apply(old: AnySection, new: AnySection) -> AnySection:
+    """`old` with the reloadable keys of `new`."""
+    taken: dict[str, Any] = {}
+    for key in keys_of(type(old)):
+        before, after = getattr(old, key.attribute), getattr(new, key.attribute)
+        if key.section is not None:
+            taken[key.attribute] = _apply(before, after)
+        elif key.reload:
+            taken[key.attribute] = after
+    return replace(old, **taken)

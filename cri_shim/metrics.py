@@ -1,0 +1,171 @@
+"""The daemon's own Prometheus metrics: every collector, in one place, on a registry of our own.
+
+Rules of the file:
+- Names begin with `cri_shim_`, durations are in seconds, and labels take few values: never an ID, a name or a path.
+- Modules count on the collectors directly; nothing here knows who counts.
+- How many objects there are is asked at scrape time (`watch_objects`), so that no counter can drift from the truth.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from cri_shim import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+# A second series per counter that says when it was made doubles the page and tells an operator nothing.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+REGISTRY = CollectorRegistry()
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+CALL_BUCKETS_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0),
+)
+"""From a List out of memory to a stop with a long grace period or a pull."""
+
+COMMAND_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 30.0)
+"""Runtime commands and CNI plugins take 5 to 100 ms; dense there, up to the usual deadline."""
+
+GRPC_REQUESTS = Counter(
+    "cri_shim_grpc_requests_total",
+    "gRPC calls that ended, by the code they were answered with.",
+    ["service", "method", "code"],
+    registry=REGISTRY,
+)
+GRPC_REQUEST_SECONDS = Histogram(
+    "cri_shim_grpc_request_seconds",
+    "How long gRPC calls took.",
+    ["service", "method"],
+    buckets=CALL_BUCKETS_S,
+    registry=REGISTRY,
+)
+GRPC_REQUESTS_IN_FLIGHT = Gauge(
+    "cri_shim_grpc_requests_in_flight",
+    "gRPC calls going on now.",
+    registry=REGISTRY,
+)
+OCI_COMMAND_SECONDS = Histogram(
+    "cri_shim_oci_command_seconds",
+    "How long the commands of OCI runtimes took.",
+    ["handler", "command"],
+    buckets=COMMAND_BUCKETS_S,
+    registry=REGISTRY,
+)
+OCI_COMMAND_FAILURES = Counter(
+    "cri_shim_oci_command_failures_total",
+    "Commands of OCI runtimes that failed or were killed at their deadline.",
+    ["handler", "command"],
+    registry=REGISTRY,
+)
+CNI_OPERATION_SECONDS = Histogram(
+    "cri_shim_cni_operation_seconds",
+    "How long CNI operations took, a whole network list each.",
+    ["operation"],
+    buckets=COMMAND_BUCKETS_S,
+    registry=REGISTRY,
+)
+CNI_OPERATION_FAILURES = Counter(
+    "cri_shim_cni_operation_failures_total",
+    "CNI operations that failed or were killed at their deadline.",
+    ["operation"],
+    registry=REGISTRY,
+)
+CONTAINER_EXITS = Counter(
+    "cri_shim_container_exits_total",
+    "Containers that ended, by the reason in their status.",
+    ["reason"],
+    registry=REGISTRY,
+)
+CONTAINER_OOMS = Counter(
+    "cri_shim_container_ooms_total",
+    "Containers that the kernel killed for want of memory.",
+    registry=REGISTRY,
+)
+RECOVERED_OBJECTS = Counter(
+    "cri_shim_recovered_objects_total",
+    "Records found at the start of the daemon, by what became of them.",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
+BUILD_INFO = Info("cri_shim_build", "What is running.", registry=REGISTRY)
+BUILD_INFO.info(
+    {
+        "version": __version__,
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+    }
+)
+ProcessCollector(registry=REGISTRY)
+
+
+class _Objects(Collector):
+    """How many sandboxes, containers and images there are, asked when Prometheus asks."""
+
+    def __init__(self) -> None:
+        self.sandboxes: Callable[[], Mapping[str, int]] | None = None
+        self.containers: Callable[[], Mapping[str, int]] | None = None
+        self.images: Callable[[], int] | None = None
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        # Registration must not ask for counts: the stores come later.
+        return [_family("sandboxes", "state"), _family("containers", "state"), _family("images")]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        for name, count in (("sandboxes", self.sandboxes), ("containers", self.containers)):
+            family = _family(name, "state")
+            for state, number in (count() if count else {}).items():
+                family.add_metric([state], number)
+            yield family
+        family = _family("images")
+        if self.images:
+            family.add_metric([], self.images())
+        yield family
+
+
+def _family(name: str, *labels: str) -> GaugeMetricFamily:
+    text = f"How many {name} there are" + (", by state." if labels else ".")
+    return GaugeMetricFamily(f"cri_shim_{name}", text, labels=labels)
+
+
+_objects = _Objects()
+REGISTRY.register(_objects)
+
+
+def watch_objects(
+    *,
+    sandboxes: Callable[[], Mapping[str, int]] | None = None,
+    containers: Callable[[], Mapping[str, int]] | None = None,
+    images: Callable[[], int] | None = None,
+) -> None:
+    """Say how to count objects; what isn't given stays as it was.
+
+    The callables are called at each scrape, on the thread that serves it, and must not block. The mappings are
+    state -> count; name the states with no objects too, so that a series doesn't vanish when it falls to 0.
+    """
+    _objects.sandboxes = sandboxes or _objects.sandboxes
+    _objects.containers = containers or _objects.containers
+    _objects.images = images or _objects.images
+
+
+def exposition() -> bytes:
+    """The page for Prometheus, of type `CONTENT_TYPE`."""
+    return generate_latest(REGISTRY)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim.cli.checks import security
+from cri_shim.cli.checks.row import Level
+from cri_shim.config.values import CAPABILITIES
+from tests.unit.cli.checks.trees import plant
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri_shim.cli.checks.row import Node
+
+ALL = (1 << len(CAPABILITIES)) - 1
+
+
+def with_capabilities(root: Path, effective: int, bounding: int = ALL) -> Node:
+    return plant(
+        root, {"/proc/self/status": f"CapEff:\t{effective:016x}\nCapBnd:\t{bounding:016x}\n"}
+    )
+
+
+def without(*names: str) -> int:
+    mask = ALL
+    for name in names:
+        mask &= ~(1 << CAPABILITIES.index(name))
+    return mask
+
+
+def test_all_capabilities_are_ok(tmp_path: Path) -> None:
+    assert security.capabilities(with_capabilities(tmp_path, ALL), ["KILL"]).level is Level.OK
+
+
+def test_a_missing_capability_comes_with_its_cost(tmp_path: Path) -> None:
+    row = security.capabilities(with_capabilities(tmp_path, without("SYS_RESOURCE")), [])
+    assert row.level is Level.WARNING
+    assert row.detail.startswith("missing SYS_RESOURCE: oom_score_adj can't be lowered")
+
+
+def test_without_sys_admin_the_daemon_cannot_work(tmp_path: Path) -> None:
+    row = security.capabilities(with_capabilities(tmp_path, without("SYS_ADMIN", "KILL")), [])
+    assert row.level is Level.FAILED
+    assert "KILL: containers can't be stopped; SYS_ADMIN:" in row.detail
+
+
+def test_a_default_capability_outside_the_bounding_set_is_told(tmp_path: Path) -> None:
+    node = with_capabilities(tmp_path, ALL, bounding=without("NET_RAW"))
+    row = security.capabilities(node, ["NET_RAW", "KILL"])
+    assert row.level is Level.WARNING
+    assert "NET_RAW: it is in security.default_capabilities" in row.detail
+
+
+def test_an_unreadable_proc_fails(tmp_path: Path) -> None:
+    assert security.capabilities(plant(tmp_path, {"/proc/": ""}), []).level is Level.FAILED
+
+
+def test_seccomp(tmp_path: Path) -> None:
+    node = plant(tmp_path, {"/proc/sys/kernel/seccomp/actions_avail": "kill errno allow\n"})
+    assert security.seccomp(node).detail == "actions kill errno allow"
+    assert security.seccomp(plant(tmp_path / "old", {"/proc/": ""})).level is Level.WARNING
+
+
+def test_apparmor_needs_its_parser_where_it_is_enabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    enabled = plant(tmp_path, {"/sys/module/apparmor/parameters/enabled": "Y\n"})
+    assert security.apparmor(enabled).level is Level.WARNING
+    parser = tmp_path / "apparmor_parser"
+    parser.write_text("")
+    parser.chmod(0o755)
+    assert security.apparmor(enabled).level is Level.OK
+    assert security.apparmor(plant(tmp_path / "off", {"/sys/": ""})).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("files", "level"),
+    [
+        ({"/sys/": ""}, Level.OK),
+        ({"/sys/fs/selinux/enforce": "0"}, Level.OK),
+        ({"/sys/fs/selinux/enforce": "1"}, Level.WARNING),
+        (
+            {
+                "/sys/fs/selinux/enforce": "1",
+                "/etc/selinux/targeted/contexts/lxc_contexts": "process = x",
+            },
+            Level.OK,
+        ),
+    ],
+)
+def test_selinux_needs_a_container_policy_where_it_enforces(
+    tmp_path: Path, files: dict[str, str], level: Level
+) -> None:
+    assert security.selinux(plant(tmp_path, files)).level is level
+
+
+@pytest.mark.parametrize(
+    ("limits", "level"),
+    [
+        ((1024, 4096), Level.WARNING),
+        ((1024, 524288), Level.OK),
+        ((1024, resource.RLIM_INFINITY), Level.OK),
+    ],
+)
+def test_few_open_files_are_a_warning(
+    limits: tuple[int, int], level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: limits)
+    assert security.open_files().level is level

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from cri_shim.cli.output import paint, printable, table, wants_colour
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_columns_are_aligned_and_the_last_keeps_its_length() -> None:
+    assert table([("A", "LONG NAME", "x"), ("abc", "b", "long text")]) == [
+        "A    LONG NAME  x",
+        "abc  b          long text",
+    ]
+    assert table([]) == []
+
+
+def test_text_from_elsewhere_stays_on_its_line_and_commands_no_terminal() -> None:
+    assert printable("a\nb\tc\x1b[31m\n") == "a b c�[31m"
+
+
+def test_colours_are_for_terminals_whose_user_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert wants_colour(Terminal())
+    assert not wants_colour(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not wants_colour(Terminal())
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not wants_colour(Terminal())
+
+
+def test_paint_wraps_only_when_enabled() -> None:
+    assert paint("x", "red", enabled=False) == "x"
+    assert paint("x", "red", enabled=True) == "\x1b[31mx\x1b[0m"
