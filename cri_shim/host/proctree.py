@@ -84,21 +84,6 @@ def session_of(table: Mapping[int, ProcessEntry], leader: int) -> set[int]:
     return {entry.pid for entry in table.values() if entry.session == leader}
 
 
-def processes_with_argument(argument: str) -> set[int]:
-    """Processes one of whose command-line arguments is exactly `argument`. Blocking."""
-    wanted = argument.encode()
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                arguments = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if wanted in arguments:
-                found.add(int(name))
-    return found
-
-
 async def kill_family(pid: int, start_ticks: int | None, *, timeout_s: float) -> bool:
     """Kill a process, its session if it leads one, and everything below it; True once all are gone.
 

@@ -1,0 +1,90 @@
+"""Configured runtime handlers as the mechanisms want them; replaced as a whole by a reload."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import CriShimError
+from cri_shim.oci.cli import CliRuntime
+from cri_shim.oci.runtime import HandlerSettings, RuntimeKind, Runtimes
+from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
+
+if TYPE_CHECKING:
+    from cri_shim.config.model import RuntimeSettings
+    from cri_shim.host.process import Reaper
+    from cri_shim.oci.runtime import Runtime, RuntimeFeatures
+    from cri_shim.paths import Paths
+
+log = structlog.get_logger()
+
+
+class Handlers:
+    """The runtimes, and what each is known to support."""
+
+    def __init__(
+        self, settings: RuntimeSettings, *, paths: Paths, reaper: Reaper, systemd: bool
+    ) -> None:
+        self._paths = paths
+        self._reaper = reaper
+        self._systemd = systemd
+        self._features: dict[str, RuntimeFeatures | None] = {}
+        self._use(settings)
+
+    def replace(self, settings: RuntimeSettings) -> None:
+        """Use other settings from now on. Raises UnknownRuntimeHandlerError for a default that isn't among them."""
+        self._use(settings)
+
+    def _use(self, settings: RuntimeSettings) -> None:
+        self.runtimes = self._build(settings)
+        self._by_name = {str(name): handler for name, handler in settings.handlers.items()}
+
+    def get(self, handler: str) -> Runtime:
+        """The runtime of a handler. Raises UnknownRuntimeHandlerError."""
+        return self.runtimes.get(handler)
+
+    def facts(self, handler: str) -> HandlerFacts:
+        """What the spec builders must know of a handler."""
+        name = self.get(handler).settings.name
+        settings = self._by_name[name]
+        features = self._features.get(name)
+        return HandlerFacts(
+            name=name,
+            kind=HandlerKind.VM if settings.kind == "vm" else HandlerKind.OCI,
+            pod_annotations=tuple(settings.pod_annotations),
+            container_annotations=tuple(settings.container_annotations),
+            privileged_without_host_devices=settings.privileged_without_host_devices,
+            recursive_read_only_mounts=features is not None and features.recursive_read_only_mounts,
+        )
+
+    async def discover(self) -> None:
+        """Ask every handler that can be run what it supports; the others are said once."""
+        for runtime in self.runtimes:
+            name = runtime.settings.name
+            try:
+                self._features[name] = await runtime.features()
+            except CriShimError as error:
+                self._features[name] = None
+                log.warning("runtime handler can't be used now", handler=name, error=str(error))
+
+    def _build(self, settings: RuntimeSettings) -> Runtimes:
+        return Runtimes(
+            (
+                CliRuntime(
+                    HandlerSettings(
+                        name=str(name),
+                        path=str(handler.path),
+                        kind=RuntimeKind(handler.kind),
+                        args=tuple(handler.args),
+                        root_dir=self._paths.runtime_root(str(name)),
+                        env={str(key): value for key, value in handler.env.items()},
+                    ),
+                    self._reaper,
+                    timeout_s=float(settings.command_timeout_s),
+                    systemd_cgroup=self._systemd,
+                )
+                for name, handler in settings.handlers.items()
+            ),
+            default_handler=str(settings.default_handler),
+        )

@@ -1,0 +1,68 @@
+"""How this node stands, as RuntimeService.Status tells it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim.rpc.runtime_service import Condition, NodeStatus
+from cri_shim.rpc.runtime_service import HandlerFacts as ShownHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cri_shim.cni.network import Cni
+    from cri_shim.config import Config
+    from cri_shim.daemon.handlers import Handlers
+
+
+class NodeState:
+    """Conditions, handlers and the documents of a verbose Status."""
+
+    def __init__(
+        self, *, cni: Cni, handlers: Handlers, config: Callable[[], Config], systemd: bool
+    ) -> None:
+        self._cni = cni
+        self._handlers = handlers
+        self._config = config
+        self._systemd = systemd
+
+    def status(self) -> NodeStatus:
+        """The conditions now."""
+        cni = self._cni.status
+        default = self._handlers.get("").settings.name
+        names = sorted(
+            (r.settings.name for r in self._handlers.runtimes), key=lambda n: n != default
+        )
+        return NodeStatus(
+            runtime=Condition(ok=True),
+            network=Condition(ok=cni.ready, reason=cni.reason, message=cni.message),
+            handlers=[
+                ShownHandler(
+                    name=name,
+                    recursive_read_only_mounts=self._handlers.facts(
+                        name
+                    ).recursive_read_only_mounts,
+                )
+                for name in names
+            ],
+            supplemental_groups_policy=True,
+        )
+
+    def info(self) -> Mapping[str, object]:
+        """The effective configuration and the last CNI load."""
+        cni = self._cni.status
+        return {
+            "config": msgspec.to_builtins(self._config(), str_keys=True, enc_hook=str),
+            "cni": {
+                "ready": cni.ready,
+                "reason": cni.reason,
+                "message": cni.message,
+                "networks": list(self._cni.networks),
+            },
+        }
+
+    def uses_systemd_cgroups(self) -> bool:
+        """Who makes the pods' cgroups: systemd, or we."""
+        return self._systemd

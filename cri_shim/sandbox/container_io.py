@@ -1,0 +1,209 @@
+"""ExecSync: run a command in a container and return what it wrote.
+
+The OCI runtime is asked for a *detached* exec with our pipes as the process's standard streams. The process becomes
+our child (we are the subreaper), so its exit status and its end come to us directly; an attached exec would instead
+hold the call until every grandchild closes the pipe, and keep the runtime's memory while it runs. Rules:
+- A pid file means that the process ran; none means that the runtime refused, whatever its exit status.
+- Output is bounded while it is read: what is beyond the bound is drained and dropped, and the exec still succeeds.
+- What a process wrote before its end is in the pipe by then: after the end nothing is waited for.
+- At the deadline the process, its session and its descendants die. What re-parented to the container's own init belongs
+  to the container.
+- While an exec runs its pid file stands in the container's exec directory: recovery kills what that names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim import metrics
+from cri_shim.errors import (
+    DeadlineError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    RuntimeCommandError,
+    UnsupportedError,
+    WrongStateError,
+)
+from cri_shim.host.capture import Capture
+from cri_shim.host.files import write_atomic
+from cri_shim.host.proctree import kill_family
+from cri_shim.oci.complaints import runtime_message
+from cri_shim.oci.spec.process import build_exec_process
+from cri_shim.sandbox.model import ContainerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cri_shim.background import Background
+    from cri_shim.host.process import Child, Reaper
+    from cri_shim.oci.runtime import Runtime
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.store import Container
+
+KILL_TIMEOUT_S = 5.0
+MAX_ERROR_TEXT = 4096
+RUNTIME_TIMEOUT_S = 30.0
+"""For the runtime to enter the container; the command's own time comes with the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What an exec wrote, cut at the bound, and how it ended (128+n for signal n)."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+
+
+class Execs:
+    """Runs commands in running containers."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        runtime_of: Callable[[str], Runtime],
+        reaper: Reaper,
+        background: Background,
+        max_output_bytes: int,
+    ) -> None:
+        self._paths = paths
+        self._runtime_of = runtime_of
+        self._reaper = reaper
+        self._background = background
+        self._max_output_bytes = max_output_bytes
+
+    async def exec_sync(
+        self, container: Container, command: Sequence[str], timeout_s: int
+    ) -> ExecResult:
+        """Run `command`; `timeout_s` 0 means no deadline.
+
+        Raises WrongStateError unless the container runs, RuntimeCommandError when the command can't be started,
+        DeadlineError after the deadline, with the process and its family dead.
+        """
+        if container.state is not ContainerState.RUNNING:
+            raise WrongStateError(f"container {container.id} is {container.state}, not running")
+        if not command:
+            raise InvalidArgumentError("cmd: at least one word is needed")
+        deadline = asyncio.get_running_loop().time() + timeout_s if timeout_s > 0 else None
+        exec_dir = self._paths.container(container.id).exec_dir
+        exec_id = secrets.token_hex(8)
+        files = exec_dir / f"{exec_id}.json", exec_dir / f"{exec_id}.pid"
+        stdout = Capture(self._max_output_bytes)
+        stderr = Capture(self._max_output_bytes)
+        child: Child | None = None
+        try:
+            child = await self._start(container, command, files, (stdout, stderr), deadline)
+            ended = await child.wait_at_most(_seconds_until(deadline))
+            if ended is None:
+                await self._kill(child)
+                raise _too_late(container, command, timeout_s)
+            stdout.drain()
+            stderr.drain()
+            return ExecResult(stdout.data(), stderr.data(), ended.exit_code)
+        finally:
+            if child is not None and child.ending is None:
+                # The caller went away: the command goes, too, but nobody waits for that.
+                self._background.start(f"kill exec in {container.id}", self._kill(child))
+            for capture in (stdout, stderr):
+                capture.close()
+            for file in files:
+                file.unlink(missing_ok=True)
+
+    async def _start(
+        self,
+        container: Container,
+        command: Sequence[str],
+        files: tuple[Path, Path],
+        captures: tuple[Capture, Capture],
+        deadline: float | None,
+    ) -> Child:
+        """The process that the runtime started in the container, now our child."""
+        spec_file, pid_file = files
+        stdout, stderr = captures
+        runtime = self._runtime_of(container.record.handler)
+        name = runtime.settings.name
+        argv = runtime.exec_detached_argv(container.id, process_file=spec_file, pid_file=pid_file)
+        try:
+            write_atomic(spec_file, msgspec.json.encode(self._process_spec(container, command)))
+        except OSError as error:
+            raise ResourceExhaustedError(
+                f"container {container.id}: exec: can't write {spec_file}: {error.strerror}"
+            ) from error
+        with (
+            self._reaper.awaiting_orphans(),
+            metrics.OCI_COMMAND_SECONDS.labels(name, "exec").time(),
+        ):
+            try:
+                starter = self._reaper.spawn(
+                    argv, stdout=stdout.write_fd, stderr=stderr.write_fd, env=runtime.environment()
+                )
+            except OSError as error:
+                raise RuntimeCommandError(
+                    f"container {container.id}: exec", argv, "could not be run", str(error)
+                ) from error
+            stdout.start()
+            stderr.start()
+            limit = _seconds_until(deadline)
+            try:
+                ending = await starter.wait_at_most(
+                    RUNTIME_TIMEOUT_S if limit is None else min(limit, RUNTIME_TIMEOUT_S)
+                )
+            finally:
+                if starter.ending is None:
+                    self._background.start(f"kill exec of {container.id}", self._kill(starter))
+            if ending is None:
+                raise DeadlineError(
+                    f"container {container.id}: {name} did not start {command[0]!r} in time"
+                )
+            pid = _read_pid(pid_file)
+            if pid is None:
+                stderr.drain()
+                metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
+                raise RuntimeCommandError(
+                    f"container {container.id}: exec {command[0]!r}",
+                    argv,
+                    ending.describe(),
+                    runtime_message(stderr.text()[-MAX_ERROR_TEXT:]),
+                )
+            child = self._reaper.claim(pid)
+            if child is None:
+                raise UnsupportedError(
+                    f"container {container.id}: exec: {name} does not hand its processes to us"
+                )
+            return child
+
+    async def _kill(self, child: Child) -> None:
+        await kill_family(child.pid, None, timeout_s=KILL_TIMEOUT_S)
+        await child.wait_at_most(KILL_TIMEOUT_S)
+
+    def _process_spec(self, container: Container, command: Sequence[str]) -> dict[str, object]:
+        base = container.process_spec
+        if base is None:
+            spec_file = self._paths.container(container.id).spec_file
+            base = container.process_spec = msgspec.json.decode(spec_file.read_bytes())["process"]
+        return build_exec_process(base, command, tty=False)
+
+
+def _seconds_until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0)
+
+
+def _too_late(container: Container, command: Sequence[str], timeout_s: int) -> DeadlineError:
+    return DeadlineError(
+        f"container {container.id}: exec {command[0]!r} did not end within {timeout_s} s "
+        "and was killed with all it had started"
+    )
+
+
+def _read_pid(pid_file: Path) -> int | None:
+    try:
+        return int(pid_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,138 @@
+"""Learning how every container and pause process ended, exactly once and soon.
+
+The monitor drops `<id>` with the exit code into one directory; the file arrives whole, by rename, and its time is the
+time of the exit. Rules:
+- One inotify watch on that directory, for all.
+- A pidfd on each container process fires a moment earlier; then the file must come within `EXIT_FILE_S`.
+- A pidfd on each monitor: if it ends without having left the file, the exit code can't be had any more, and that is
+  reported as `code=None`; who receives it kills the container.
+- Events are only hints to look: what counts is the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.host.inotify import IN_MOVED_TO, DirectoryWatch
+from cri_shim.host.process import PidWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cri_shim.sandbox.model import Process
+
+log = structlog.get_logger()
+EXIT_FILE_S = 2.0
+"""How long after a container's end its monitor may take: it drains the output first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a container's process ended."""
+
+    code: int | None
+    """128+n for signal n; None when the monitor died and the code with it."""
+    at_ns: int
+    """Since the epoch; 0 when unknown."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    process: Process
+    monitor: Process
+    timer: asyncio.TimerHandle | None = None
+
+
+class ExitWatch:
+    """Calls `on_exit(object_id, Exit)` once for each watched object whose process ended."""
+
+    def __init__(self, exits_dir: Path, on_exit: Callable[[str, Exit], None]) -> None:
+        self._exits_dir = exits_dir
+        self._on_exit = on_exit
+        self._watched: dict[str, _Watched] = {}
+        self._pids = PidWatch()
+        self._directory: DirectoryWatch | None = None
+
+    def open(self) -> None:
+        """Begin to watch the exit directory, which must exist."""
+        self._directory = DirectoryWatch(self._exits_dir, IN_MOVED_TO, self._on_file)
+
+    def close(self) -> None:
+        """Stop watching; processes are left alone."""
+        for object_id in list(self._watched):
+            self.forget(object_id)
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
+        self._pids.close()
+
+    def watch(self, object_id: str, process: Process, monitor: Process) -> None:
+        """Report the end of `process`, also if it has ended already."""
+        self._watched[object_id] = _Watched(process, monitor)
+        self._pids.watch(process.pid, process.start_ticks, lambda: self._on_process_end(object_id))
+        self._pids.watch(monitor.pid, monitor.start_ticks, lambda: self._on_monitor_end(object_id))
+
+    def forget(self, object_id: str) -> None:
+        """Report nothing more about this object."""
+        watched = self._watched.pop(object_id, None)
+        if watched is None:
+            return
+        if watched.timer is not None:
+            watched.timer.cancel()
+        self._pids.unwatch(watched.process.pid)
+        self._pids.unwatch(watched.monitor.pid)
+
+    def read(self, object_id: str) -> Exit | None:
+        """What the monitor left, if it has."""
+        return read_exit_file(self._exits_dir / object_id)
+
+    def _on_file(self, name: str | None) -> None:
+        # None: the kernel dropped events; every file may be new.
+        for object_id in [name] if name is not None else list(self._watched):
+            self._look(object_id)
+
+    def _look(self, object_id: str) -> bool:
+        if object_id not in self._watched:
+            return False
+        exit_ = self.read(object_id)
+        if exit_ is None:
+            return False
+        self._report(object_id, exit_)
+        return True
+
+    def _on_process_end(self, object_id: str) -> None:
+        watched = self._watched.get(object_id)
+        if watched is None or self._look(object_id):
+            return
+        loop = asyncio.get_running_loop()
+        watched.timer = loop.call_later(EXIT_FILE_S, self._give_up, object_id)
+
+    def _on_monitor_end(self, object_id: str) -> None:
+        self._give_up(object_id)
+
+    def _give_up(self, object_id: str) -> None:
+        if object_id in self._watched and not self._look(object_id):
+            log.warning("no exit file: the monitor died", id=object_id)
+            self._report(object_id, Exit(None, 0))
+
+    def _report(self, object_id: str, exit_: Exit) -> None:
+        self.forget(object_id)
+        self._on_exit(object_id, exit_)
+
+
+def read_exit_file(path: Path) -> Exit | None:
+    """A monitor's exit file: a decimal code; None if there is none or it is garbage."""
+    try:
+        text = path.read_text(errors="replace").strip()
+        at_ns = path.stat().st_mtime_ns
+        return Exit(int(text), at_ns)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.error("unreadable exit file", path=str(path), error=str(error))
+        return None

@@ -1,0 +1,145 @@
+"""From an image and a runtime-spec to a created, monitored process: the part pods and containers share.
+
+A pause container and an ordinary one are the same to the kernel: an overlay root file system, a bundle, a monitor with
+an OCI runtime below it. Each effect is pushed on the caller's `Rollback` first, and undone by `release`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import DeadlineError, ResourceExhaustedError
+from cri_shim.host.files import write_atomic
+from cri_shim.host.mounts import mount_overlay
+from cri_shim.host.process import start_time_ticks
+from cri_shim.oci.conmon import MonitorRequest
+from cri_shim.oci.spec.container import encode_spec
+from cri_shim.sandbox.model import Process
+from cri_shim.sandbox.release import note_monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cri_shim.host.cgroups.placement import CgroupPlace
+    from cri_shim.oci.conmon import Monitors
+    from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.spec.inputs import Spec
+    from cri_shim.paths import ObjectPaths, Paths
+    from cri_shim.rollback import Rollback
+    from cri_shim.sandbox.release import Release
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What is to be started, named by its ID."""
+
+    object_id: str
+    paths: ObjectPaths
+    runtime: Runtime
+    place: CgroupPlace
+    layers: Sequence[str]
+    """Short names, topmost first."""
+    log_file: Path | None = None
+    terminal: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A created container that waits for its start."""
+
+    process: Process
+    monitor: Process
+
+
+class Launcher:
+    """Creates monitored containers, a bounded number at a time."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        monitors: Monitors,
+        release: Release,
+        start_timeout_s: float,
+        max_parallel: int,
+    ) -> None:
+        self._paths = paths
+        self._monitors = monitors
+        self._release = release
+        self._start_timeout_s = start_timeout_s
+        self._slots = asyncio.Semaphore(max_parallel)
+
+    async def mount_rootfs(self, launch: Launch, rollback: Rollback) -> None:
+        """Make the bundle's directory and mount the overlay root file system in it.
+
+        Raises ResourceExhaustedError where the disk, or the page that mount options must fit, is full.
+        """
+        paths = launch.paths
+        rollback.push("bundle", lambda: self._release.state_files(paths))
+        try:
+            paths.rootfs_dir.mkdir(parents=True, mode=0o700)
+            # The container's own users must reach their root through it.
+            paths.rootfs_dir.chmod(0o755)
+            for directory in (paths.upper_dir, paths.work_dir, paths.persist_dir, paths.exec_dir):
+                directory.mkdir(mode=0o700)
+            paths.upper_dir.chmod(0o755)
+        except OSError as error:
+            raise ResourceExhaustedError(
+                f"{launch.object_id}: can't make {error.filename}: {error.strerror}"
+            ) from error
+        rollback.push("rootfs", lambda: self._release.mounts(paths))
+        await asyncio.to_thread(
+            mount_overlay,
+            paths.rootfs_dir,
+            layers_dir=self._paths.layers_dir,
+            lowers=launch.layers,
+            upper=paths.upper_dir,
+            work=paths.work_dir,
+        )
+
+    async def create(self, launch: Launch, spec: Spec, rollback: Rollback) -> Created:
+        """Write the bundle, start the monitor and have it create the container.
+
+        Raises RuntimeCommandError with the runtime's own words, MonitorError, or DeadlineError after `start_timeout`.
+        """
+        paths = launch.paths
+        write_atomic(paths.spec_file, encode_spec(spec))
+        rollback.push(
+            "process",
+            lambda: self._release.process(
+                launch.object_id, launch.runtime.settings.name, launch.place.relative_dir, paths
+            ),
+        )
+        request = MonitorRequest(
+            container_id=launch.object_id,
+            bundle_dir=paths.bundle_dir,
+            pid_file=paths.pid_file,
+            log_file=launch.log_file,
+            persist_dir=paths.persist_dir,
+            terminal=launch.terminal,
+            stdin=launch.stdin,
+            stdin_once=launch.stdin_once,
+        )
+        async with self._slots:
+            monitored = await self._monitors.create(
+                request,
+                launch.runtime,
+                timeout_s=self._start_timeout_s,
+                on_spawn=lambda monitor: note_monitor(
+                    paths, Process(monitor.pid, monitor.start_time_ticks)
+                ),
+            )
+        started = start_time_ticks(monitored.container_pid)
+        if started is None:
+            raise DeadlineError(
+                f"{launch.object_id}: process {monitored.container_pid} ended before it was started"
+            )
+        return Created(
+            process=Process(monitored.container_pid, started),
+            monitor=Process(monitored.monitor.pid, monitored.monitor.start_time_ticks),
+        )

@@ -1,0 +1,158 @@
+"""The network of one pod: its namespace, its CNI attachments, and their undoing.
+
+Rules:
+- Which networks a sandbox joins is decided once, before its record is written; the status names them, so that DEL can
+  be run for each of them after a crash, whether ADD had begun or not.
+- The namespace, `lo` and the `net.*` sysctls are made by us before ADD; the plugins find them as the pod will.
+- An attachment leaves the sandbox's status only after its DEL succeeded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.cni.attachment import Attachment
+from cri_shim.cni.result import pod_ips
+from cri_shim.errors import CriShimError, InvalidArgumentError
+from cri_shim.host.namespaces import create_netns, remove_netns
+from cri_shim.paths import netns_file
+from cri_shim.sandbox.model import NetworkAttachment, PodMetadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cri_shim.cni.network import Cni
+    from cri_shim.sandbox.store import Sandbox, Store
+
+DEFAULT_INTERFACE = "eth0"
+_PROTOCOLS = {api.TCP: "tcp", api.UDP: "udp", api.SCTP: "sctp"}
+
+
+def has_host_network(config: api.PodSandboxConfig) -> bool:
+    """Whether the pod shares the node's network."""
+    return config.linux.security_context.namespace_options.network == api.NODE
+
+
+def port_mappings(config: api.PodSandboxConfig) -> list[dict[str, object]]:
+    """The `portMappings` capability: what the pod wants forwarded; host port 0 means nothing.
+
+    Raises InvalidArgumentError for ports that don't exist.
+    """
+    mappings: list[dict[str, object]] = []
+    for mapping in config.port_mappings:
+        if mapping.host_port == 0:
+            continue
+        for which, port in (
+            ("host_port", mapping.host_port),
+            ("container_port", mapping.container_port),
+        ):
+            if not 0 < port < 65536:
+                raise InvalidArgumentError(f"config.port_mappings: {which} {port}: 1 to 65535")
+        if mapping.protocol not in _PROTOCOLS:
+            raise InvalidArgumentError(
+                f"config.port_mappings: protocol {mapping.protocol}: unknown"
+            )
+        entry: dict[str, object] = {
+            "hostPort": mapping.host_port,
+            "containerPort": mapping.container_port,
+            "protocol": _PROTOCOLS[mapping.protocol],
+        }
+        if mapping.host_ip:
+            entry["hostIP"] = mapping.host_ip
+        mappings.append(entry)
+    return mappings
+
+
+class PodNetwork:
+    """Attaches sandboxes to networks and takes them off again."""
+
+    def __init__(self, cni: Cni, store: Store[Sandbox]) -> None:
+        self._cni = cni
+        self._store = store
+
+    def plan(
+        self, sandbox_id: str, metadata: PodMetadata, config: api.PodSandboxConfig
+    ) -> tuple[NetworkAttachment, ...]:
+        """The networks a new pod will join.
+
+        Raises NotReadyError where the node has no usable CNI configuration, InvalidArgumentError for a pod that can't
+        be described to a plugin: better now than in the middle of an undo.
+        """
+        if has_host_network(config):
+            return ()
+        planned = NetworkAttachment(self._cni.default_network().name, DEFAULT_INTERFACE)
+        _attachment(sandbox_id, metadata, config, planned)
+        return (planned,)
+
+    async def create_namespace(self, sandbox_id: str, sysctls: Mapping[str, str]) -> None:
+        """Make and pin the pod's network namespace with `lo` up and its `net.*` sysctls set.
+
+        Raises InvalidArgumentError for a sysctl that the kernel refuses, ResourceExhaustedError when it has no room.
+        """
+        await asyncio.to_thread(create_netns, netns_file(sandbox_id), sysctls)
+
+    async def remove_namespace(self, sandbox_id: str) -> None:
+        """Unpin the namespace; it ends with the last process in it."""
+        await asyncio.to_thread(remove_netns, netns_file(sandbox_id))
+
+    async def attach(self, sandbox: Sandbox) -> tuple[str, ...]:
+        """CNI ADD of every planned network, in order; the pod's addresses, those of the first network first."""
+        ips: list[str] = []
+        for planned in sandbox.status.attachments:
+            result = await self._cni.add(_of(sandbox, planned))
+            ips += [ip for ip in pod_ips(result, planned.ifname) if ip not in ips]
+        return tuple(ips)
+
+    async def detach(self, sandbox: Sandbox) -> None:
+        """CNI DEL of every attachment still noted, last first; what succeeded is no longer noted.
+
+        Raises the first failure after all were tried.
+        """
+        failure: CriShimError | None = None
+        for planned in reversed(sandbox.status.attachments):
+            try:
+                await self._cni.delete(_of(sandbox, planned))
+            except CriShimError as error:
+                failure = failure or error
+                continue
+            left = tuple(a for a in sandbox.status.attachments if a != planned)
+            self._store.update(sandbox, msgspec.structs.replace(sandbox.status, attachments=left))
+        if failure is not None:
+            raise failure
+
+    async def release_by_id(self, sandbox_id: str) -> None:
+        """Take away the network of a sandbox of which only the ID is known, by what the CNI result cache says."""
+        for attachment in self._cni.attachments(sandbox_id):
+            await self._cni.delete(attachment)
+        await self.remove_namespace(sandbox_id)
+
+
+def _attachment(
+    sandbox_id: str,
+    metadata: PodMetadata,
+    config: api.PodSandboxConfig,
+    planned: NetworkAttachment,
+) -> Attachment:
+    pin = netns_file(sandbox_id)
+    return Attachment(
+        container_id=sandbox_id,
+        netns=str(pin) if pin.exists() else "",
+        ifname=planned.ifname,
+        network=planned.network,
+        args={
+            "IgnoreUnknown": "1",
+            "K8S_POD_NAMESPACE": metadata.namespace,
+            "K8S_POD_NAME": metadata.name,
+            "K8S_POD_INFRA_CONTAINER_ID": sandbox_id,
+            "K8S_POD_UID": metadata.uid,
+        },
+        capability_args={"portMappings": port_mappings(config)},
+    )
+
+
+def _of(sandbox: Sandbox, planned: NetworkAttachment) -> Attachment:
+    return _attachment(sandbox.id, sandbox.record.metadata, sandbox.config, planned)

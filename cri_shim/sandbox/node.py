@@ -1,0 +1,150 @@
+"""What the spec builders must know of this node: looked up once at start, from the kernel's own files.
+
+`host_devices` and `device_nodes` look at /dev when asked, since devices come and go.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
+from cri_shim.oci.spec.inputs import DeviceNode, NodeFacts, Ulimit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cri_shim.config.model import SecuritySettings
+    from cri_shim.host.cgroups.tree import Cgroups
+
+_PERSONAL_DEVICES = ("/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/.udev")  # noqa: S108 - names, not files of ours
+"""What every container makes for itself."""
+
+
+def read_node_facts(
+    settings: SecuritySettings, cgroups: Cgroups, root: Path = Path("/")
+) -> NodeFacts:
+    """Look at the node. `root` stands in for / in tests."""
+    release = platform.release()
+    kernel = re.match(r"(\d+)\.(\d+)", release)
+    status = _proc_status(root)
+    cgroup_v2 = cgroups.mode == "v2"
+    return NodeFacts(
+        arch=platform.machine(),
+        kernel=(int(kernel[1]), int(kernel[2])) if kernel else (0, 0),
+        cgroup_v2=cgroup_v2,
+        cgroup_namespace=cgroup_v2,
+        capabilities=_capabilities(status, root),
+        default_capabilities=tuple(settings.default_capabilities),
+        default_ulimits={
+            name: Ulimit(limit.soft, limit.hard) for name, limit in settings.default_ulimits.items()
+        },
+        default_sysctls={str(k): str(v) for k, v in settings.default_sysctls.items()},
+        umask=int(settings.umask),
+        min_oom_score_adj=_min_oom_score_adj(settings, status, root),
+        seccomp_available="Seccomp" in status,
+        swap_accounting=_has_swap_accounting(root, cgroup_v2=cgroup_v2),
+        hugepage_sizes=_hugepage_sizes(root) if "hugetlb" in cgroups.controllers else frozenset(),
+        extra_masked_paths=tuple(
+            f"/{path.relative_to(root)}"
+            for path in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle"))
+        ),
+    )
+
+
+def boot_id(root: Path = Path("/")) -> str:
+    """What is new after each reboot."""
+    return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def host_devices(dev_dir: Path = Path("/dev")) -> tuple[DeviceNode, ...]:
+    """Every device node of the host, for a privileged container."""
+    return tuple(_nodes_below(dev_dir))
+
+
+def device_nodes(path: str) -> tuple[DeviceNode, ...]:
+    """What a requested host path is: one node, those of a directory, or nothing; links of the host are followed."""
+    real = Path(os.path.realpath(path))
+    if real.is_dir():
+        return tuple(_nodes_below(real))
+    node = _node(real, shown_as=path)
+    return (node,) if node else ()
+
+
+def _nodes_below(directory: Path) -> Iterator[DeviceNode]:
+    for folder, folders, files in os.walk(directory):
+        folders[:] = [f for f in folders if f"{folder}/{f}" not in _PERSONAL_DEVICES]
+        for name in files:
+            path = Path(folder) / name
+            if (node := _node(path, shown_as=str(path))) is not None and name != "console":
+                yield node
+
+
+def _node(path: Path, *, shown_as: str) -> DeviceNode | None:
+    try:
+        info = path.lstat()
+    except OSError:
+        return None
+    kind = "c" if stat.S_ISCHR(info.st_mode) else "b" if stat.S_ISBLK(info.st_mode) else ""
+    if not kind:
+        return None
+    return DeviceNode(
+        path=shown_as,
+        type=kind,
+        major=os.major(info.st_rdev),
+        minor=os.minor(info.st_rdev),
+        file_mode=stat.S_IMODE(info.st_mode),
+        uid=info.st_uid,
+        gid=info.st_gid,
+    )
+
+
+def _proc_status(root: Path) -> dict[str, str]:
+    lines = (root / "proc/self/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _capabilities(status: dict[str, str], root: Path) -> tuple[str, ...]:
+    held = int(status["CapPrm"], 16) & int(status["CapBnd"], 16)
+    last = int((root / "proc/sys/kernel/cap_last_cap").read_text())
+    return tuple(
+        name
+        for number, name in enumerate(LINUX_CAPABILITIES)
+        if number <= last and held >> number & 1
+    )
+
+
+def _min_oom_score_adj(
+    settings: SecuritySettings, status: dict[str, str], root: Path
+) -> int | None:
+    """Without CAP_SYS_RESOURCE a process may raise the value but not go below where it stands (proc(5))."""
+    may_lower = int(status["CapEff"], 16) >> LINUX_CAPABILITIES.index("SYS_RESOURCE") & 1
+    if settings.restrict_oom_score_adj == "off" or (
+        settings.restrict_oom_score_adj == "auto" and may_lower
+    ):
+        return None
+    return int((root / "proc/self/oom_score_adj").read_text())
+
+
+def _has_swap_accounting(root: Path, *, cgroup_v2: bool) -> bool:
+    if cgroup_v2:
+        # Only cgroups below the root have the file; absent where the kernel was started with swapaccount=0.
+        return any((root / "sys/fs/cgroup").glob("*/memory.swap.max"))
+    return (root / "sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+
+
+def _hugepage_sizes(root: Path) -> frozenset[str]:
+    """`hugepages-2048kB` -> `2MB`, as the runtime-spec names them."""
+    sizes = set()
+    for entry in (root / "sys/kernel/mm/hugepages").glob("hugepages-*kB"):
+        size = int(entry.name.removeprefix("hugepages-").removesuffix("kB"))
+        for unit in ("KB", "MB", "GB"):
+            if size < 1024:
+                sizes.add(f"{size}{unit}")
+                break
+            size //= 1024
+    return frozenset(sizes)

@@ -1,0 +1,347 @@
+"""Pod sandboxes: run, stop, remove, find.
+
+RunPodSandbox is a list of numbered steps on one `Rollback`. The network attachment and the pause container need nothing
+of each other, so they are made side by side: that is where a pod starts sooner than one after the other.
+
+Rules:
+- The work belongs to the server: a retry of the same request joins it, or gets its result.
+- Stop and Remove succeed on what is gone, may run at once, and finish what a failed creation or Stop left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from cri_shim import metrics
+from cri_shim.background import side_by_side
+from cri_shim.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    UnsupportedError,
+)
+from cri_shim.host.mounts import mount_tmpfs
+from cri_shim.ids import new_id
+from cri_shim.oci.runtime import RuntimeKind
+from cri_shim.paths import netns_file
+from cri_shim.rollback import Rollback
+from cri_shim.sandbox.launch import Created, Launch, Launcher
+from cri_shim.sandbox.model import PodMetadata, SandboxRecord, SandboxState, SandboxStatus
+from cri_shim.sandbox.network import PodNetwork, has_host_network
+from cri_shim.sandbox.store import Sandbox, Store, as_json
+from cri_shim.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.image.model import Image
+    from cri_shim.oci.runtime import Runtime
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.exits import Exit, ExitWatch
+    from cri_shim.sandbox.pod_files import PodFiles
+    from cri_shim.sandbox.pod_images import PauseImage
+    from cri_shim.sandbox.release import Release
+    from cri_shim.sandbox.specs import Specs
+
+log = structlog.get_logger()
+SHM_BYTES = 64 << 20
+"""What Docker and every CRI runtime gives a pod's /dev/shm."""
+
+
+class Pods:
+    """The sandbox half of RuntimeService."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        store: Store[Sandbox],
+        runtime_of: Callable[[str], Runtime],
+        launcher: Launcher,
+        network: PodNetwork,
+        files: PodFiles,
+        pause_image: PauseImage,
+        specs: Specs,
+        release: Release,
+        exits: ExitWatch,
+        boot_id: str,
+        remove_containers: Callable[[str], Awaitable[None]],
+        stop_containers: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._paths = paths
+        self._store = store
+        self._runtime_of = runtime_of
+        self._launcher = launcher
+        self._network = network
+        self._files = files
+        self._pause_image = pause_image
+        self._specs = specs
+        self._release = release
+        self._exits = exits
+        self._boot_id = boot_id
+        self._remove_containers = remove_containers
+        self._stop_containers = stop_containers
+        self._creations: SingleFlight[str] = SingleFlight()
+        self._stops: SingleFlight[None] = SingleFlight()
+        self._removals: SingleFlight[None] = SingleFlight()
+
+    # --- RunPodSandbox -------------------------------------------------------------------------------------------
+
+    async def run_pod_sandbox(self, config: api.PodSandboxConfig, handler: str) -> str:
+        """Make a pod's sandbox and return its ID once it is ready.
+
+        A retry of the same request joins the work or gets its result. Raises UnknownRuntimeHandlerError,
+        NotReadyError without a network configuration, AlreadyExistsError for a name that a different sandbox holds,
+        and whatever the step that failed says.
+        """
+        metadata = PodMetadata(
+            config.metadata.name,
+            config.metadata.namespace,
+            config.metadata.uid,
+            config.metadata.attempt,
+        )
+        runtime = self._runtime_of(handler)
+        if runtime.settings.kind is not RuntimeKind.OCI:
+            raise UnsupportedError(
+                f"runtime handler {runtime.settings.name!r}: kind {runtime.settings.kind} is not served yet: "
+                "use a handler of kind oci"
+            )
+        digest = request_digest(config.SerializeToString(deterministic=True), runtime.settings.name)
+        return await self._creations.run(
+            metadata.reserved_name,
+            digest.encode(),
+            lambda: self._run(config, metadata, runtime, digest),
+        )
+
+    async def _run(
+        self, config: api.PodSandboxConfig, metadata: PodMetadata, runtime: Runtime, digest: str
+    ) -> str:
+        holder = self._store.by_name(metadata.reserved_name)
+        if holder is not None:
+            if holder.record.digest == digest and holder.state is SandboxState.READY:
+                return holder.id
+            raise AlreadyExistsError(
+                f"sandbox name {metadata.reserved_name} is held by sandbox {holder.id} ({holder.state}): "
+                "remove that one or raise the attempt"
+            )
+        image = await self._pause_image.get()
+        sandbox = self._plan(config, metadata, runtime, digest, image)
+        rollback = Rollback(f"sandbox {sandbox.id}")
+        async with rollback:
+            # 1. The record, before any effect.
+            rollback.push("record", lambda: self._forget_failed(sandbox, rollback))
+            self._store.create(sandbox)
+            self._files.write(sandbox)
+            # 2. The namespace that both sides need.
+            if not has_host_network(config):
+                rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))
+                await self._network.create_namespace(
+                    sandbox.id, self._specs.network_sysctls(config, runtime.settings.name)
+                )
+            # 3. Network and pause container, side by side.
+            created = await side_by_side(
+                self._attach(sandbox, rollback),
+                self._create_pause(sandbox, runtime, image, rollback),
+            )
+            # 4. Ready: from here on it is listed.
+            self._store.update(
+                sandbox, sandbox.status.committed(time.time_ns(), created.process, created.monitor)
+            )
+            self._exits.watch(sandbox.id, created.process, created.monitor)
+            rollback.commit()
+        log.info("sandbox ready", sandbox_id=sandbox.id, ips=list(sandbox.status.ips))
+        return sandbox.id
+
+    def _plan(
+        self,
+        config: api.PodSandboxConfig,
+        metadata: PodMetadata,
+        runtime: Runtime,
+        digest: str,
+        image: Image,
+    ) -> Sandbox:
+        """Everything that can be refused is refused here, before the first effect."""
+        sandbox_id = new_id()
+        attachments = self._network.plan(sandbox_id, metadata, config)
+        hostname = self._files.check(config)
+        self._specs.check_sandbox(config, runtime.settings.name)
+        record = SandboxRecord(
+            id=sandbox_id,
+            metadata=metadata,
+            handler=runtime.settings.name,
+            digest=digest,
+            created_at_ns=time.time_ns(),
+            boot_id=self._boot_id,
+            cgroup_parent=self._specs.cgroup_parent(config),
+            netns="" if has_host_network(config) else str(netns_file(sandbox_id)),
+            hostname=hostname,
+            image_id=image.id,
+            layers=self._pause_image.layers(image),
+            config=as_json(config),
+        )
+        return Sandbox(record, SandboxStatus(attachments=attachments), config)
+
+    async def _attach(self, sandbox: Sandbox, rollback: Rollback) -> None:
+        if not sandbox.status.attachments:
+            return
+        rollback.push("network", lambda: self._network.detach(sandbox))
+        ips = await self._network.attach(sandbox)
+        sandbox.status = msgspec.structs.replace(sandbox.status, ips=ips)
+
+    async def _create_pause(
+        self, sandbox: Sandbox, runtime: Runtime, image: Image, rollback: Rollback
+    ) -> Created:
+        paths = self._paths.sandbox(sandbox.id)
+        launch = Launch(
+            object_id=sandbox.id,
+            paths=paths,
+            runtime=runtime,
+            place=self._specs.place(sandbox.record.cgroup_parent, sandbox.id),
+            layers=sandbox.record.layers,
+        )
+        await self._launcher.mount_rootfs(launch, rollback)
+        paths.shm_dir.mkdir(mode=0o700)
+        await asyncio.to_thread(
+            mount_tmpfs, paths.shm_dir, size_bytes=SHM_BYTES, mode=0o1777, noexec=True
+        )
+        spec = self._specs.sandbox_spec(sandbox, image)
+        created = await self._launcher.create(launch, spec, rollback)
+        await runtime.start(sandbox.id)
+        return created
+
+    async def _undo_namespace(self, sandbox: Sandbox, rollback: Rollback) -> None:
+        # Plugins find what to take away through the namespace: it stays for the DEL that is still to come.
+        if "network" not in rollback.failed:
+            await self._network.remove_namespace(sandbox.id)
+
+    async def _forget_failed(self, sandbox: Sandbox, rollback: Rollback) -> None:
+        if rollback.failed:
+            # Kept and listed, so that the kubelet's next Stop and Remove finish the work.
+            reason = f"creation failed, and so did the undoing of: {', '.join(rollback.failed)}"
+            self._store.update(sandbox, sandbox.status.stopped(time.time_ns(), reason))
+            return
+        await self._release.root_files(self._paths.sandbox(sandbox.id))
+        self._store.forget(sandbox)
+
+    # --- StopPodSandbox, RemovePodSandbox ------------------------------------------------------------------------
+
+    async def stop_pod_sandbox(self, sandbox_id: str) -> None:
+        """Stop the pod's containers, take it off its networks, end its pause container.
+
+        Succeeds for a sandbox that is gone. Raises what a CNI DEL said after everything else is torn down: call again.
+        """
+        try:
+            sandbox = self._store.find(sandbox_id)
+        except NotFoundError:
+            return
+        await self._stops.run(sandbox.id, b"", lambda: self._stop(sandbox))
+
+    async def _stop(self, sandbox: Sandbox) -> None:
+        if sandbox.status.torn_down:
+            return
+        # Not ready first: a creation in flight will find it so and undo itself.
+        self._mark_stopped(sandbox, "stopped")
+        await self._stop_containers(sandbox.id)
+        await self.release(sandbox)
+        self._store.update(sandbox, msgspec.structs.replace(sandbox.status, torn_down=True))
+        log.info("sandbox stopped", sandbox_id=sandbox.id)
+
+    async def release(self, sandbox: Sandbox) -> None:
+        """Take away everything a sandbox holds but its record, whatever state it is in.
+
+        Raises what failed; every step that did not is done, and a further call does the rest.
+        """
+        self._exits.forget(sandbox.id)
+        paths = self._paths.sandbox(sandbox.id)
+        await self._release.process(
+            sandbox.id,
+            sandbox.record.handler,
+            self._specs.place(sandbox.record.cgroup_parent, sandbox.id).relative_dir,
+            paths,
+        )
+        await self._network.detach(sandbox)
+        await self._network.remove_namespace(sandbox.id)
+        await self._release.state_files(paths)
+
+    async def remove_pod_sandbox(self, sandbox_id: str) -> None:
+        """Stop the sandbox if need be, remove its containers by force, and everything that is left of it.
+
+        Succeeds for a sandbox that is gone.
+        """
+        try:
+            sandbox = self._store.find(sandbox_id)
+        except NotFoundError:
+            return
+        await self._removals.run(sandbox.id, b"", lambda: self._remove(sandbox))
+
+    async def _remove(self, sandbox: Sandbox) -> None:
+        await self._stops.run(sandbox.id, b"", lambda: self._stop(sandbox))
+        await self._remove_containers(sandbox.id)
+        await self._release.root_files(self._paths.sandbox(sandbox.id))
+        self._store.forget(sandbox)
+        log.info("sandbox removed", sandbox_id=sandbox.id)
+
+    # --- what happens on its own ---------------------------------------------------------------------------------
+
+    def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
+        """The pause process ended: the pod is not ready any more, and says why."""
+        how = "its monitor died" if exit_.code is None else f"exit code {exit_.code}"
+        self._mark_stopped(sandbox, f"the pause container ended on its own ({how})")
+        metrics.CONTAINER_EXITS.labels(reason="PauseExited").inc()
+
+    def _mark_stopped(self, sandbox: Sandbox, reason: str) -> None:
+        if sandbox.state is not SandboxState.NOT_READY:
+            self._store.update(sandbox, sandbox.status.stopped(time.time_ns(), reason))
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    def find(self, id_or_prefix: str) -> Sandbox:
+        """The sandbox of this ID or prefix; NotFoundError for one that is still being created."""
+        sandbox = self._store.find(id_or_prefix)
+        if sandbox.state is SandboxState.CREATING:
+            raise NotFoundError("sandbox", id_or_prefix, "it is still being created")
+        return sandbox
+
+    def list_pod_sandbox(self) -> list[Sandbox]:
+        """Every sandbox that has been ready once, oldest first."""
+        return [s for s in self._store if s.state is not SandboxState.CREATING]
+
+    def verbose_info(self, sandbox: Sandbox) -> dict[str, object]:
+        """What an operator may want to know beyond CRI's fields."""
+        status = sandbox.status
+        return {
+            "sandboxID": sandbox.id,
+            "pid": status.process.pid if status.process else 0,
+            "monitorPid": status.monitor.pid if status.monitor else 0,
+            "runtimeHandler": sandbox.record.handler,
+            "image": sandbox.record.image_id,
+            "netns": sandbox.record.netns,
+            "cgroupParent": sandbox.record.cgroup_parent,
+            "attachments": [msgspec.to_builtins(a) for a in status.attachments],
+            "ips": list(status.ips),
+            "reason": status.reason,
+            "rootDirectory": str(self._paths.sandbox(sandbox.id).root_dir),
+            "config": msgspec.json.decode(sandbox.record.config),
+        }
+
+    async def close(self, grace_s: float) -> None:
+        """Let running work end, at most `grace_s` seconds, then undo it."""
+        await asyncio.gather(
+            self._creations.close(grace_s),
+            self._stops.close(grace_s),
+            self._removals.close(grace_s),
+        )
+
+
+def request_digest(request: bytes, *context: str) -> str:
+    """What tells a retry from a different request: of the deterministic serialisation and its context."""
+    digest = hashlib.sha256(request)
+    for part in context:
+        digest.update(b"\0" + part.encode())
+    return digest.hexdigest()

@@ -1,0 +1,257 @@
+"""After a start: what the former daemon left, object by object.
+
+Rules:
+- What was acknowledged is there again; what was not is undone, by the same steps as everywhere (`release`).
+- Each object has its own deadline; one that is broken or hangs never stops the rest.
+- Nothing here trusts a bare pid: processes count only with the start time that was recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim import metrics
+from cri_shim.errors import CorruptStateError, CriShimError
+from cri_shim.host.proctree import kill_family, process_entry
+from cri_shim.ids import is_id
+from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.model import ContainerState, SandboxState
+from cri_shim.sandbox.release import running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.oci.runtime import Runtimes
+    from cri_shim.paths import ObjectPaths, Paths
+    from cri_shim.sandbox.containers import Containers
+    from cri_shim.sandbox.exits import ExitWatch
+    from cri_shim.sandbox.network import PodNetwork
+    from cri_shim.sandbox.pods import Pods
+    from cri_shim.sandbox.release import Release
+    from cri_shim.sandbox.store import Container, Sandbox, Store
+
+log = structlog.get_logger()
+OBJECT_TIMEOUT_S = 30.0
+UNKNOWN_EXIT_CODE = 255
+"""What CRI clients are told of a container whose end nobody saw."""
+
+
+class Recovery:
+    """Takes over, undoes or sets aside every object on disk."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        sandboxes: Store[Sandbox],
+        containers: Store[Container],
+        pods: Pods,
+        container_cases: Containers,
+        network: PodNetwork,
+        runtimes: Callable[[], Runtimes],
+        cgroups: Cgroups,
+        release: Release,
+        exits: ExitWatch,
+        boot_id: str,
+    ) -> None:
+        self._paths = paths
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._pods = pods
+        self._container_cases = container_cases
+        self._network = network
+        self._runtimes = runtimes
+        self._cgroups = cgroups
+        self._release = release
+        self._exits = exits
+        self._boot_id = boot_id
+
+    async def run(self) -> None:
+        """Bring memory, files and kernel together; afterwards the server may become ready."""
+        started = time.monotonic()
+        await self._load(self._sandboxes, self._paths.sandbox)
+        await self._load(self._containers, self._paths.container)
+        for sandbox in self._sandboxes:
+            await self._guard("sandbox", sandbox.id, self._recover_sandbox(sandbox))
+        for container in self._containers:
+            await self._guard("container", container.id, self._recover_container(container))
+        for directory, paths_of in (
+            (self._paths.state / "sandboxes", self._paths.sandbox),
+            (self._paths.state / "containers", self._paths.container),
+        ):
+            for object_id in _ids_in(directory):
+                if not self._sandboxes.get(object_id) and not self._containers.get(object_id):
+                    await self._guard("debris", object_id, self._remove_debris(paths_of(object_id)))
+        log.info(
+            "recovered",
+            sandboxes=len(self._sandboxes),
+            containers=len(self._containers),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    async def _load(self, store: Store[Sandbox] | Store[Container], paths_of: object) -> None:
+        found: list[Sandbox | Container] = []
+        for object_id, item in store.load():
+            if isinstance(item, CorruptStateError):
+                log.error("damaged object set aside", id=object_id, error=str(item))
+                paths = paths_of(object_id)  # type: ignore[operator]
+                await self._guard(store.kind, object_id, self._set_aside(paths))
+            else:
+                found.append(item)
+        for item in sorted(found, key=lambda o: o.record.created_at_ns):
+            store.adopt(item)  # type: ignore[arg-type]
+
+    async def _guard(self, kind: str, object_id: str, work: Coroutine[object, object, str]) -> None:
+        try:
+            async with asyncio.timeout(OBJECT_TIMEOUT_S):
+                outcome = await work
+        except Exception as error:  # noqa: BLE001 - one broken object must not stop the rest
+            log.error("not recovered", kind=kind, id=object_id, error=str(error) or repr(error))
+            outcome = "failed"
+        metrics.RECOVERED_OBJECTS.labels(kind=kind, outcome=outcome).inc()
+
+    # --- sandboxes -----------------------------------------------------------------------------------------------
+
+    async def _recover_sandbox(self, sandbox: Sandbox) -> str:
+        status = sandbox.status
+        if sandbox.state is SandboxState.CREATING:
+            return await self._undo_sandbox(sandbox)
+        if sandbox.state is SandboxState.NOT_READY:
+            return "kept"
+        if sandbox.record.boot_id != self._boot_id:
+            self._sandboxes.update(sandbox, status.stopped(time.time_ns(), "the node was rebooted"))
+            return "rebooted"
+        if status.process is None or status.monitor is None or not running(status.process):
+            self._pods.on_exit(sandbox, self._exits.read(sandbox.id) or Exit(None, 0))
+            return "ended"
+        self._exits.watch(sandbox.id, status.process, status.monitor)
+        return "running"
+
+    async def _undo_sandbox(self, sandbox: Sandbox) -> str:
+        """A creation that nobody was told of."""
+        log.info("undoing an unfinished creation", sandbox_id=sandbox.id)
+        try:
+            await self._pods.release(sandbox)
+        except CriShimError as error:
+            reason = f"the daemon ended while it was made, and the undoing failed: {error}"
+            self._sandboxes.update(sandbox, sandbox.status.stopped(time.time_ns(), reason))
+            return "failed"
+        await self._release.root_files(self._paths.sandbox(sandbox.id))
+        self._sandboxes.forget(sandbox)
+        return "undone"
+
+    # --- containers ----------------------------------------------------------------------------------------------
+
+    async def _recover_container(self, container: Container) -> str:
+        status = container.status
+        if container.state is ContainerState.CREATING:
+            log.info("undoing an unfinished creation", container_id=container.id)
+            await self._container_cases.destroy(container)
+            return "undone"
+        if self._sandboxes.get(container.sandbox_id) is None:
+            log.warning("removing a container without its sandbox", container_id=container.id)
+            await self._container_cases.destroy(container)
+            return "orphaned"
+        if container.state is ContainerState.EXITED:
+            container.ended.set()
+            await self._container_cases.release_process(container)
+            return "kept"
+        if container.record.boot_id != self._boot_id:
+            exit_ = self._exits.read(container.id)
+            await self._container_cases.note_exit(
+                container, exit_ or Exit(UNKNOWN_EXIT_CODE, 0), reason=None if exit_ else "Unknown"
+            )
+            return "rebooted"
+        if status.process is None or status.monitor is None or not running(status.process):
+            await self._container_cases.note_exit(
+                container, await self._exit_of_ended(container), reason=None
+            )
+            return "ended"
+        await self._kill_execs(container)
+        if container.state is ContainerState.CREATED:
+            await self._note_unsaved_start(container)
+        self._exits.watch(container.id, status.process, status.monitor)
+        return "running"
+
+    async def _exit_of_ended(self, container: Container) -> Exit:
+        """The exit file; its monitor may be about to write it."""
+        deadline = time.monotonic() + 2.0
+        while True:
+            monitor_runs = running(container.status.monitor)
+            exit_ = self._exits.read(container.id)
+            if exit_ is not None or not monitor_runs or time.monotonic() > deadline:
+                return exit_ or Exit(None, 0)
+            await asyncio.sleep(0.02)
+
+    async def _note_unsaved_start(self, container: Container) -> None:
+        """A start that took effect but was not written down before the daemon ended."""
+        runtime = self._runtimes().get(container.record.handler)
+        state = await runtime.state(container.id)
+        if state is not None and state.status == "running":
+            self._containers.update(container, container.status.started(time.time_ns()))
+
+    async def _kill_execs(self, container: Container) -> None:
+        """Commands of the former daemon have nobody to read them or collect their status."""
+        exec_dir = self._paths.container(container.id).exec_dir
+        cgroup_pids = self._cgroups.pids(self._container_cases.cgroup_dir(container))
+        for file in exec_dir.glob("*.pid"):
+            try:
+                pid, written_ns = int(file.read_text()), file.stat().st_mtime_ns
+            except (OSError, ValueError):
+                continue
+            # The number may be somebody else's by now: only a process of this container that was there before the
+            # file can be meant.
+            entry = process_entry(pid)
+            if entry and pid in cgroup_pids and _started_ns(entry.start_ticks) <= written_ns:
+                log.info("killing an exec of the former daemon", container_id=container.id, pid=pid)
+                await kill_family(pid, entry.start_ticks, timeout_s=5.0)
+        for file in exec_dir.glob("*"):
+            file.unlink(missing_ok=True)
+
+    # --- what has no readable record -----------------------------------------------------------------------------
+
+    async def _remove_debris(self, paths: ObjectPaths) -> str:
+        object_id = paths.state_dir.name
+        log.warning("removing what is left of an object without a record", id=object_id)
+        await self._release_by_id(object_id, paths)
+        await self._release.state_files(paths)
+        return "removed"
+
+    async def _set_aside(self, paths: ObjectPaths) -> str:
+        """Take away what the ID alone names; the damaged files stay for whoever wants to look."""
+        object_id = paths.root_dir.name
+        await self._release_by_id(object_id, paths)
+        await self._release.state_files(paths)
+        if not paths.record_file.exists():
+            # Removal deletes the record first: this one was being removed.
+            await self._release.root_files(paths)
+            return "removed"
+        damaged = self._paths.root / "damaged"
+        damaged.mkdir(mode=0o700, exist_ok=True)
+        os.rename(paths.root_dir, damaged / f"{object_id}-{time.time_ns()}")
+        return "damaged"
+
+    async def _release_by_id(self, object_id: str, paths: ObjectPaths) -> None:
+        handlers = [runtime.settings.name for runtime in self._runtimes()]
+        await self._release.process_without_record(object_id, handlers, paths)
+        await self._network.release_by_id(object_id)
+
+
+def _ids_in(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in directory.iterdir() if is_id(entry.name)]
+    except FileNotFoundError:
+        return []
+
+
+def _started_ns(start_ticks: int) -> int:
+    """A start time in clock ticks since boot as nanoseconds since the epoch."""
+    boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return boot_ns + start_ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,152 @@
+"""The one implementation of each undo: what a sandbox or container owns, taken away by its ID.
+
+Rollback, Stop, Remove and recovery all call these. Rules:
+- Every step is idempotent and succeeds on what is not there.
+- Every step needs only the record: paths, cgroup and runtime derive from the ID, the parent and the handler.
+- The OCI runtime's `delete --force` is no complete undo (killed half-way through a creation it leaves cgroups behind
+  and says nothing), so its answer is never trusted: processes and cgroups are looked at themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.host.files import read_bounded, write_atomic
+from cri_shim.host.mounts import unmount_below
+from cri_shim.host.proctree import descendants, kill_family, process_entry, process_table
+from cri_shim.host.tree import remove_tree
+from cri_shim.sandbox.model import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.oci.conmon import Monitors
+    from cri_shim.oci.runtime import Runtime
+    from cri_shim.paths import ObjectPaths, Paths
+
+log = structlog.get_logger()
+KILL_TIMEOUT_S = 10.0
+"""Long past what SIGKILL needs: what is still there then sits in the kernel."""
+MONITOR_END_S = 2.0
+"""How long a monitor may take to drain its pipes and write the exit file once its container is dead."""
+
+
+class Release:
+    """Takes away what an object owns outside its own directories, and those."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        cgroups: Cgroups,
+        monitors: Monitors,
+        runtime_of: Callable[[str], Runtime],
+    ) -> None:
+        self._paths = paths
+        self._cgroups = cgroups
+        self._monitors = monitors
+        self._runtime_of = runtime_of
+
+    async def kill_processes(self, object_id: str, cgroup_dir: str, paths: ObjectPaths) -> None:
+        """Kill the monitor's family and everything in the object's cgroup.
+
+        Raises DeadlineError naming what can't be killed.
+        """
+        await self._kill_monitors(object_id, await self._monitors_of(object_id, paths))
+        await self._cgroups.kill_all(cgroup_dir, timeout_s=KILL_TIMEOUT_S)
+
+    async def _kill_monitors(self, object_id: str, monitors: Sequence[Process]) -> None:
+        for monitor in monitors:
+            if not await kill_family(monitor.pid, monitor.start_ticks, timeout_s=KILL_TIMEOUT_S):
+                raise DeadlineError(
+                    f"{object_id}: processes below monitor {monitor.pid} can't be killed"
+                )
+
+    async def _monitors_of(self, object_id: str, paths: ObjectPaths) -> list[Process]:
+        noted = read_monitor(paths)
+        if noted is not None:
+            return [noted]
+        # A daemon killed between a monitor's start and its note leaves one that only its command line names.
+        found = await asyncio.to_thread(self._monitors.find_monitors)
+        return [Process(m.pid, m.start_time_ticks) for m in found.get(object_id, ())]
+
+    async def process_without_record(
+        self, object_id: str, handlers: Iterable[str], paths: ObjectPaths
+    ) -> None:
+        """As `process`, where nothing but the ID is known: its cgroups are those its processes are found in."""
+        monitors = await self._monitors_of(object_id, paths)
+        table = await asyncio.to_thread(process_table)
+        family = {pid for monitor in monitors for pid in descendants(table, monitor.pid)}
+        places = {self._cgroups.cgroup_of(pid) for pid in family}
+        await self._kill_monitors(object_id, monitors)
+        for handler in handlers:
+            await self.forget_in_runtime(object_id, handler)
+        for cgroup_dir in places:
+            if cgroup_dir is not None and object_id in cgroup_dir.rpartition("/")[2]:
+                await self._cgroups.kill_all(cgroup_dir, timeout_s=KILL_TIMEOUT_S)
+                await self._cgroups.remove(cgroup_dir)
+        await self.monitor_files(object_id)
+
+    async def forget_in_runtime(self, object_id: str, handler: str) -> None:
+        """Make the OCI runtime forget the container."""
+        try:
+            await self._runtime_of(handler).delete(object_id, force=True)
+        except CriShimError as error:
+            # A handler that left the configuration, a damaged state directory: what it kept is files.
+            log.warning("runtime delete failed", id=object_id, error=str(error))
+            await asyncio.to_thread(remove_tree, self._paths.runtime_root(handler) / object_id)
+
+    async def process(
+        self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
+    ) -> None:
+        """All of a container's process side: monitor, processes, runtime state, cgroup, exit file, attach socket."""
+        await self.kill_processes(object_id, cgroup_dir, paths)
+        await self.forget_in_runtime(object_id, handler)
+        await self._cgroups.remove(cgroup_dir)
+        await self.monitor_files(object_id)
+
+    async def monitor_files(self, object_id: str) -> None:
+        """What the monitor left outside the bundle."""
+        (self._paths.exits_dir / object_id).unlink(missing_ok=True)
+        self._monitors.discard(object_id)
+
+    async def mounts(self, paths: ObjectPaths) -> None:
+        """Every mount below the object's volatile directory: root file system, /dev/shm."""
+        await asyncio.to_thread(unmount_below, paths.state_dir)
+
+    async def state_files(self, paths: ObjectPaths) -> None:
+        """The volatile directory, its mounts first."""
+        await self.mounts(paths)
+        await asyncio.to_thread(remove_tree, paths.state_dir)
+
+    async def root_files(self, paths: ObjectPaths) -> None:
+        """The persistent directory: the record goes first, so that a half-removed object is not an object."""
+        paths.record_file.unlink(missing_ok=True)
+        await asyncio.to_thread(remove_tree, paths.root_dir)
+
+
+def note_monitor(paths: ObjectPaths, monitor: Process) -> None:
+    """Write down who monitors, before it may do anything."""
+    write_atomic(paths.monitor_file, msgspec.json.encode(monitor))
+
+
+def read_monitor(paths: ObjectPaths) -> Process | None:
+    """Who was noted; None if nobody was or the note can't be read."""
+    try:
+        return msgspec.json.decode(read_bounded(paths.monitor_file, 4096), type=Process)
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return None
+
+
+def running(process: Process | None) -> bool:
+    """Whether this very process still runs (a zombie does not)."""
+    if process is None:
+        return False
+    entry = process_entry(process.pid)
+    return entry is not None and entry.start_ticks == process.start_ticks and not entry.zombie

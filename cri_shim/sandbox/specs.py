@@ -1,0 +1,227 @@
+"""Fills the spec builders' inputs: the one place that turns stored objects into frozen facts.
+
+The builders are pure; whatever must be looked up (the user in a root file system, device nodes, a seccomp profile) is
+looked up here. Nothing in a container's root file system is followed by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import InvalidArgumentError, WrongStateError
+from cri_shim.host.cgroups.placement import CgroupPlace, parent_directory, place
+from cri_shim.host.files import read_bounded, read_in_root
+from cri_shim.oci.spec.container import build_container_spec
+from cri_shim.oci.spec.devices import host_device_paths
+from cri_shim.oci.spec.inputs import ContainerFacts, ImageDefaults, SandboxFacts
+from cri_shim.oci.spec.process import undecodable_env
+from cri_shim.oci.spec.sandbox import (
+    build_sandbox_spec,
+    check_sandbox_config,
+    sandbox_sysctls,
+)
+from cri_shim.oci.spec.seccomp import parse_profile
+from cri_shim.oci.spec.stop_signal import stop_signal
+from cri_shim.oci.spec.user import resolve_sandbox_user, resolve_user
+from cri_shim.sandbox.model import ContainerState
+from cri_shim.sandbox.node import device_nodes, host_devices
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.image.model import Image
+    from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, ResolvedUser, Spec
+    from cri_shim.oci.spec.seccomp import Profile
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.store import Container, Sandbox, Store
+
+log = structlog.get_logger()
+MAX_PROFILE_BYTES = 4 << 20
+MAX_ACCOUNT_FILE_BYTES = 10 << 20
+"""/etc/passwd and /etc/group come from the image: what is longer is no such file."""
+
+
+class Specs:
+    """Builds the runtime-specs of pause containers and containers."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        node: NodeFacts,
+        handler_facts: Callable[[str], HandlerFacts],
+        containers: Store[Container],
+        systemd: bool,
+        default_parent: str,
+    ) -> None:
+        self._paths = paths
+        self._node = node
+        self._handler_facts = handler_facts
+        self._containers = containers
+        self._systemd = systemd
+        self._default_parent = default_parent
+
+    # --- cgroups -------------------------------------------------------------------------------------------------
+
+    def cgroup_parent(self, config: api.PodSandboxConfig) -> str:
+        """The pod's parent, or the configured one. Raises InvalidArgumentError for one the driver can't use."""
+        parent = config.linux.cgroup_parent or self._default_parent
+        parent_directory(parent, systemd=self._systemd)
+        return parent
+
+    def place(self, parent: str, object_id: str) -> CgroupPlace:
+        """Where the cgroup of an object is; derived from its record alone."""
+        return place(parent, object_id, systemd=self._systemd)
+
+    # --- sandboxes -----------------------------------------------------------------------------------------------
+
+    def check_sandbox(self, config: api.PodSandboxConfig, handler: str) -> None:
+        """Raises InvalidArgumentError or UnsupportedError for what no sandbox can be."""
+        facts = self._handler_facts(handler)
+        check_sandbox_config(config, facts, self._node)
+        sandbox_sysctls(config, node=self._node, handler=facts)
+        resolve_sandbox_user(config.linux.security_context)
+
+    def network_sysctls(self, config: api.PodSandboxConfig, handler: str) -> dict[str, str]:
+        """The pod's `net.*` parameters, which are ours to write."""
+        return sandbox_sysctls(
+            config, node=self._node, handler=self._handler_facts(handler)
+        ).network
+
+    def sandbox_spec(self, sandbox: Sandbox, image: Image) -> Spec:
+        """The pause container's runtime-spec."""
+        place_ = self.place(sandbox.record.cgroup_parent, sandbox.id)
+        profile = sandbox.config.linux.security_context.seccomp
+        return build_sandbox_spec(
+            sandbox.config,
+            node=self._node,
+            handler=self._handler_facts(sandbox.record.handler),
+            sandbox=self._sandbox_facts(sandbox),
+            image=image_defaults(image, ""),
+            rootfs_path=str(self._paths.sandbox(sandbox.id).rootfs_dir),
+            cgroups_path=place_.spec_path,
+            localhost_seccomp=localhost_profile(profile),
+        )
+
+    # --- containers ----------------------------------------------------------------------------------------------
+
+    def stop_signal(self, config: api.ContainerConfig, image: Image) -> int:
+        """The signal that asks the container to end. Raises InvalidArgumentError for what is none."""
+        return stop_signal(config, image_defaults(image, ""))
+
+    async def container_spec(
+        self, sandbox: Sandbox, container: Container, image: Image
+    ) -> tuple[Spec, ResolvedUser]:
+        """A container's runtime-spec and whom it runs as; its root file system must be mounted."""
+        return await asyncio.to_thread(self._container_spec, sandbox, container, image)
+
+    def _container_spec(
+        self, sandbox: Sandbox, container: Container, image: Image
+    ) -> tuple[Spec, ResolvedUser]:
+        config = container.config
+        context = config.linux.security_context
+        rootfs_dir = self._paths.container(container.id).rootfs_dir
+        defaults = image_defaults(image, config.image.user_specified_image or config.image.image)
+        user = resolve_user(
+            context,
+            image_user=defaults.user,
+            passwd=read_in_root(rootfs_dir, "etc/passwd", MAX_ACCOUNT_FILE_BYTES) or b"",
+            group=read_in_root(rootfs_dir, "etc/group", MAX_ACCOUNT_FILE_BYTES) or b"",
+        )
+        node = self._node
+        if context.privileged:
+            node = dataclasses.replace(node, host_devices=host_devices())
+        facts = ContainerFacts(
+            id=container.id,
+            rootfs_path=str(rootfs_dir),
+            cgroups_path=self.place(container.record.cgroup_parent, container.id).spec_path,
+            target_pid=self._target_pid(sandbox, context.namespace_options),
+            host_devices={path: device_nodes(path) for path in host_device_paths(config)},
+            localhost_seccomp=localhost_profile(context.seccomp),
+        )
+        if changed := undecodable_env(config):
+            log.warning(
+                "environment values are not UTF-8", container_id=container.id, names=changed
+            )
+        spec = build_container_spec(
+            config,
+            node=node,
+            handler=self._handler_facts(container.record.handler),
+            sandbox=self._sandbox_facts(sandbox),
+            image=defaults,
+            user=user,
+            container=facts,
+        )
+        return spec, user
+
+    def _target_pid(self, sandbox: Sandbox, options: api.NamespaceOption) -> int | None:
+        if options.pid != api.TARGET:
+            return None
+        target = self._containers.find(options.target_id)
+        if target.sandbox_id != sandbox.id:
+            raise InvalidArgumentError(
+                f"namespace_options.target_id: container {target.id} is in another sandbox"
+            )
+        process = target.status.process
+        if target.state is not ContainerState.RUNNING or process is None:
+            raise WrongStateError(f"target container {target.id} is {target.state}, not running")
+        return process.pid
+
+    def _sandbox_facts(self, sandbox: Sandbox) -> SandboxFacts:
+        record, paths = sandbox.record, self._paths.sandbox(sandbox.id)
+        security = sandbox.config.linux.security_context
+        host_ipc = security.namespace_options.ipc == api.NODE
+        process = sandbox.status.process
+        return SandboxFacts(
+            id=sandbox.id,
+            name=record.metadata.name,
+            namespace=record.metadata.namespace,
+            uid=record.metadata.uid,
+            hostname=record.hostname,
+            netns_path=record.netns or None,
+            pause_pid=process.pid if process else None,
+            privileged=security.privileged,
+            shm_dir=None if host_ipc else str(paths.shm_dir),
+            hostname_file=str(paths.etc_dir / "hostname"),
+            hosts_file=str(paths.etc_dir / "hosts"),
+            resolv_conf_file=str(paths.etc_dir / "resolv.conf"),
+            annotations=dict(sandbox.config.annotations),
+        )
+
+
+def image_defaults(image: Image, name: str) -> ImageDefaults:
+    """What the image asks of its containers."""
+    config = image.config
+    return ImageDefaults(
+        name=name,
+        entrypoint=config.entrypoint,
+        cmd=config.cmd,
+        env=config.env,
+        working_dir=config.working_dir,
+        user=config.user,
+        stop_signal=config.stop_signal,
+    )
+
+
+def localhost_profile(profile: api.SecurityProfile) -> Profile | None:
+    """The parsed file of a Localhost seccomp profile.
+
+    Raises InvalidArgumentError for a file that is missing, too large or no profile.
+    """
+    if profile.profile_type != api.SecurityProfile.Localhost or not profile.localhost_ref:
+        return None
+    path = Path(profile.localhost_ref)
+    if not path.is_absolute():
+        raise InvalidArgumentError(
+            f"seccomp.localhost_ref: {profile.localhost_ref!r}: an absolute path"
+        )
+    try:
+        return parse_profile(read_bounded(path, MAX_PROFILE_BYTES), name=str(path))
+    except OSError as error:
+        raise InvalidArgumentError(f"seccomp.localhost_ref: {path}: {error.strerror}") from error

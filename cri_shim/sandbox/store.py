@@ -1,0 +1,275 @@
+"""Sandboxes and containers in memory and as files: the only writer of record.json and status.json.
+
+Rules:
+- Memory is the truth while running; the files are the truth across a crash. One directory per object, no database.
+- `create` writes the record before the caller's first effect; `update` is the only way a status changes.
+- Only `create` insists on its write. A status that can't be written (disk full) is visible at once, marked unsaved and
+  written again by `save_unsaved`; recovery could derive the same from exit files and the kernel.
+- No fsync: these files must survive the daemon's death, not the power's, after which every container is dead anyway.
+- One damaged file never stops the rest: `load` yields what it can and says what it can't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+import structlog
+from google.protobuf import json_format
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import (
+    AlreadyExistsError,
+    CorruptStateError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from cri_shim.host.files import read_bounded, write_atomic
+from cri_shim.host.tree import remove_tree
+from cri_shim.ids import is_id, is_id_prefix
+from cri_shim.sandbox.model import (
+    RECORD_FORMAT,
+    ContainerRecord,
+    ContainerState,
+    ContainerStatus,
+    SandboxRecord,
+    SandboxState,
+    SandboxStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from cri_shim.paths import ObjectPaths
+
+log = structlog.get_logger()
+MAX_RECORD_BYTES = 32 << 20
+"""Twice the largest gRPC message, as JSON: anything longer was not written by us."""
+
+
+class Sandbox:
+    """One sandbox: hashable by identity, its status replaced as a whole."""
+
+    def __init__(
+        self, record: SandboxRecord, status: SandboxStatus, config: api.PodSandboxConfig
+    ) -> None:
+        self.record = record
+        self.status = status
+        self.config = config
+        self.lock = asyncio.Lock()
+        self.unsaved = False
+
+    @property
+    def id(self) -> str:
+        """The sandbox ID."""
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        """The reserved name."""
+        return self.record.name
+
+    @property
+    def state(self) -> SandboxState:
+        """The state its times amount to."""
+        return self.status.state
+
+
+class Container:
+    """One container: hashable by identity, its status replaced as a whole."""
+
+    def __init__(
+        self, record: ContainerRecord, status: ContainerStatus, config: api.ContainerConfig
+    ) -> None:
+        self.record = record
+        self.status = status
+        self.config = config
+        self.lock = asyncio.Lock()
+        self.unsaved = False
+        self.ended = asyncio.Event()
+        """Set once the exit is known."""
+        self.process_spec: dict[str, object] | None = None
+        """The runtime-spec's `process`, which every exec starts from; read back from the bundle when None."""
+
+    @property
+    def id(self) -> str:
+        """The container ID."""
+        return self.record.id
+
+    @property
+    def sandbox_id(self) -> str:
+        """The sandbox it runs in."""
+        return self.record.sandbox_id
+
+    @property
+    def name(self) -> str:
+        """The reserved name."""
+        return self.record.name
+
+    @property
+    def state(self) -> ContainerState:
+        """The state its times amount to."""
+        return self.status.state
+
+
+ObjectT = TypeVar("ObjectT", Sandbox, Container)
+
+
+class Store(Generic[ObjectT]):
+    """All objects of one kind."""
+
+    def __init__(
+        self,
+        kind: str,
+        directory: Path,
+        paths_of: Callable[[str], ObjectPaths],
+        read: Callable[[bytes, bytes], ObjectT],
+    ) -> None:
+        self.kind = kind
+        self._directory = directory
+        self._paths_of = paths_of
+        self._read: Callable[[bytes, bytes], ObjectT] = read
+        self._by_id: dict[str, ObjectT] = {}
+        self._by_name: dict[str, ObjectT] = {}
+
+    def __iter__(self) -> Iterator[ObjectT]:
+        """Every object, also those being created, oldest first."""
+        return iter(list(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, object_id: str) -> ObjectT | None:
+        """The object with exactly this ID."""
+        return self._by_id.get(object_id)
+
+    def by_name(self, name: str) -> ObjectT | None:
+        """Who holds a reserved name."""
+        return self._by_name.get(name)
+
+    def find(self, id_or_prefix: str) -> ObjectT:
+        """The object of this ID or unambiguous ID prefix.
+
+        Raises NotFoundError, or InvalidArgumentError for a prefix that several share.
+        """
+        exact = self._by_id.get(id_or_prefix)
+        if exact is not None:
+            return exact
+        if not is_id_prefix(id_or_prefix):
+            raise NotFoundError(self.kind, id_or_prefix)
+        matches = [o for key, o in self._by_id.items() if key.startswith(id_or_prefix)]
+        if len(matches) > 1:
+            raise InvalidArgumentError(
+                f"{self.kind} ID prefix {id_or_prefix!r} fits {len(matches)} of them: give more"
+            )
+        if not matches:
+            raise NotFoundError(self.kind, id_or_prefix)
+        return matches[0]
+
+    def create(self, item: ObjectT) -> None:
+        """Store a new object, before its first effect.
+
+        Raises AlreadyExistsError if its name is held, ResourceExhaustedError if it can't be written.
+        """
+        holder = self._by_name.get(item.name)
+        if holder is not None:
+            raise AlreadyExistsError(f"{self.kind} name {item.name} is held by {holder.id}")
+        paths = self._paths_of(item.id)
+        try:
+            paths.root_dir.mkdir(mode=0o700)
+            write_atomic(paths.status_file, msgspec.json.encode(item.status))
+            write_atomic(paths.record_file, msgspec.json.encode(item.record))
+        except OSError as error:
+            remove_tree(paths.root_dir)
+            raise ResourceExhaustedError(
+                f"{self.kind} {item.id}: can't write its record in {paths.root_dir}: {error.strerror}"
+            ) from error
+        self.adopt(item)
+
+    def adopt(self, item: ObjectT) -> None:
+        """Take in an object whose files are there already."""
+        self._by_id[item.id] = item
+        self._by_name[item.name] = item
+
+    def update(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the object's status, in memory and then in its file."""
+        item.status = status  # type: ignore[assignment]
+        self.save(item)
+
+    def save(self, item: ObjectT) -> None:
+        """Write the object's status as it is now; a failure is remembered, not raised."""
+        try:
+            write_atomic(self._paths_of(item.id).status_file, msgspec.json.encode(item.status))
+        except OSError as error:
+            if not item.unsaved:
+                log.error(
+                    "status not saved, will retry", kind=self.kind, id=item.id, error=str(error)
+                )
+            item.unsaved = True
+        else:
+            item.unsaved = False
+
+    def save_unsaved(self) -> None:
+        """Try again what could not be written."""
+        for item in self._by_id.values():
+            if item.unsaved:
+                self.save(item)
+
+    def forget(self, item: ObjectT) -> None:
+        """Drop the object from memory; its files are the caller's to remove."""
+        if self._by_id.get(item.id) is item:
+            del self._by_id[item.id]
+        if self._by_name.get(item.name) is item:
+            del self._by_name[item.name]
+
+    def load(self) -> Iterator[tuple[str, ObjectT | CorruptStateError]]:
+        """Every object directory found on disk: its ID, and the object or what is wrong with it."""
+        if not self._directory.is_dir():
+            return
+        for directory in sorted(self._directory.iterdir()):
+            if not is_id(directory.name):
+                log.warning("foreign entry left alone", kind=self.kind, path=str(directory))
+                continue
+            yield directory.name, self._load(directory.name)
+
+    def _load(self, object_id: str) -> ObjectT | CorruptStateError:
+        paths = self._paths_of(object_id)
+        try:
+            record = read_bounded(paths.record_file, MAX_RECORD_BYTES)
+            status = read_bounded(paths.status_file, MAX_RECORD_BYTES)
+            item = self._read(record, status)
+        except FileNotFoundError as error:
+            return CorruptStateError(f"{self.kind} {object_id}: {error.filename} is missing")
+        except (OSError, msgspec.MsgspecError, json_format.ParseError, ValueError) as error:
+            return CorruptStateError(f"{self.kind} {object_id}: unreadable record: {error}")
+        if item.record.id != object_id:
+            return CorruptStateError(f"{self.kind} {object_id}: its record says {item.record.id}")
+        newest = max(item.record.format, item.status.format)
+        if newest > RECORD_FORMAT:
+            return CorruptStateError(
+                f"{self.kind} {object_id}: written by a newer cri-shim (format {newest})"
+            )
+        return item
+
+
+def read_sandbox(record: bytes, status: bytes) -> Sandbox:
+    """A sandbox from its two files."""
+    parsed = msgspec.json.decode(record, type=SandboxRecord)
+    config = json_format.Parse(bytes(parsed.config), api.PodSandboxConfig())
+    return Sandbox(parsed, msgspec.json.decode(status, type=SandboxStatus), config)
+
+
+def read_container(record: bytes, status: bytes) -> Container:
+    """A container from its two files."""
+    parsed = msgspec.json.decode(record, type=ContainerRecord)
+    config = json_format.Parse(bytes(parsed.config), api.ContainerConfig())
+    return Container(parsed, msgspec.json.decode(status, type=ContainerStatus), config)
+
+
+def as_json(message: api.PodSandboxConfig | api.ContainerConfig) -> msgspec.Raw:
+    """A CRI message as the record keeps it, readable by an operator."""
+    text = json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
+    return msgspec.Raw(text.encode())
