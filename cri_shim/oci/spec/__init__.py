@@ -1,0 +1,1 @@
+"""Pure: CRI configuration in, runtime-spec out."""

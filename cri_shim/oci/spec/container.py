@@ -1,0 +1,155 @@
+"""A container's whole spec, and its encoding.
+
+Rules of the file: one step per part, in the order of the document. What CRI can ask for and this server does not
+build is refused here or in the part it belongs to; nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim.errors import InvalidArgumentError, UnsupportedError
+from cri_shim.oci.spec import (
+    capabilities,
+    devices,
+    mounts,
+    namespaces,
+    process,
+    resources,
+    security,
+)
+from cri_shim.oci.spec.annotations import build_container_annotations
+
+if TYPE_CHECKING:
+    from cri_shim._pb.cri.v1.api_pb2 import ContainerConfig
+    from cri_shim.oci.spec.inputs import (
+        ContainerFacts,
+        HandlerFacts,
+        ImageDefaults,
+        NodeFacts,
+        ResolvedUser,
+        SandboxFacts,
+        Spec,
+    )
+
+OCI_VERSION = "1.0.2"
+_CDI_ANNOTATION = "cdi.k8s.io/"
+
+
+def build_container_spec(
+    config: ContainerConfig,
+    *,
+    node: NodeFacts,
+    handler: HandlerFacts,
+    sandbox: SandboxFacts,
+    image: ImageDefaults,
+    user: ResolvedUser,
+    container: ContainerFacts,
+) -> Spec:
+    """The runtime-spec of one container.
+
+    The document shares its seccomp part with others: encode it, don't change it.
+
+    Raises InvalidArgumentError for a malformed field, UnsupportedError for one not built,
+    PermissionRefusedError for a right this process does not have; each names the field.
+    """
+    context = config.linux.security_context
+    _check_supported(config, handler)
+    if context.privileged and not sandbox.privileged:
+        raise InvalidArgumentError(
+            f"privileged: the sandbox {sandbox.id} is not privileged, so its containers can't be"
+        )
+    security.check_selinux(context.selinux_options, node)
+    resources.check_files_limit(config.annotations)
+    bounding, ambient = capabilities.container_capabilities(context, node)
+    apparmor = security.container_apparmor(context, node)
+    seccomp = security.container_seccomp(
+        context, node, capabilities=bounding, localhost=container.localhost_seccomp
+    )
+    masked, readonly = security.container_paths(context, node)
+    nodes, device_rules = devices.build_devices(
+        config, container=container, handler=handler, node=node
+    )
+    limits = resources.build_resources(config.linux.resources, node)
+    limits["devices"] = device_rules
+    if (pids := resources.pids_limit(config.annotations)) is not None:
+        limits["pids"] = {"limit": pids}
+
+    linux: Spec = {
+        "namespaces": namespaces.build_container_namespaces(
+            context.namespace_options,
+            sandbox=sandbox,
+            container=container,
+            node=node,
+            privileged=context.privileged,
+        ),
+        "cgroupsPath": container.cgroups_path,
+        "resources": limits,
+        "maskedPaths": masked,
+        "readonlyPaths": readonly,
+    }
+    if nodes:
+        linux["devices"] = nodes
+    if seccomp is not None:
+        linux["seccomp"] = seccomp
+    if (propagation := mounts.rootfs_propagation(config)) is not None:
+        linux["rootfsPropagation"] = propagation
+
+    process_spec: Spec = {
+        "terminal": config.tty,
+        "user": build_user(user, node),
+        "args": process.build_args(config, image),
+        "env": process.build_env(config, image, user, hostname=sandbox.hostname),
+        "cwd": process.build_cwd(config, image),
+        "capabilities": capabilities.build_capabilities(bounding, ambient),
+        "noNewPrivileges": context.no_new_privs,
+        "oomScoreAdj": resources.oom_score_adj(config.linux.resources.oom_score_adj, node),
+    }
+    if node.default_ulimits:
+        process_spec["rlimits"] = process.build_rlimits(node.default_ulimits)
+    if apparmor is not None:
+        process_spec["apparmorProfile"] = apparmor
+
+    return {
+        "ociVersion": OCI_VERSION,
+        "process": process_spec,
+        "root": {"path": container.rootfs_path, "readonly": context.readonly_rootfs},
+        "mounts": mounts.build_container_mounts(
+            config, sandbox=sandbox, handler=handler, node=node, volumes=container.image_volumes
+        ),
+        "annotations": build_container_annotations(
+            config.annotations,
+            sandbox=sandbox,
+            handler=handler,
+            container_name=config.metadata.name,
+            image_name=image.name,
+        ),
+        "linux": linux,
+    }
+
+
+def build_user(user: ResolvedUser, node: NodeFacts) -> Spec:
+    """The spec's user object."""
+    return {
+        "uid": user.uid,
+        "gid": user.gid,
+        "umask": node.umask,
+        "additionalGids": list(user.additional_gids),
+    }
+
+
+def encode_spec(spec: Spec) -> bytes:
+    """The bytes of config.json."""
+    return msgspec.json.encode(spec)
+
+
+def _check_supported(config: ContainerConfig, handler: HandlerFacts) -> None:
+    namespaces.check_namespace_options(
+        config.linux.security_context.namespace_options, handler, is_sandbox=False
+    )
+    if config.HasField("windows"):
+        raise InvalidArgumentError("windows: this node runs Linux")
+    if config.CDI_devices or any(key.startswith(_CDI_ANNOTATION) for key in config.annotations):
+        raise UnsupportedError("CDI_devices: CDI devices are not supported yet")

@@ -1,0 +1,88 @@
+"""Devices: which nodes a container has, and what its device cgroup lets through.
+
+Rules of the file: everything is denied, then what was asked for is allowed; the runtime itself adds /dev/null and
+its kin. What a host path is (a node, or a directory of nodes) was looked up by the caller, who also followed
+links. A privileged container may use every device, and sees the node's unless the handler says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri_shim.oci.spec.checks import absolute_path, clean_container_path, refuse
+
+if TYPE_CHECKING:
+    from cri_shim._pb.cri.v1.api_pb2 import ContainerConfig, Device
+    from cri_shim.oci.spec.inputs import ContainerFacts, DeviceNode, HandlerFacts, NodeFacts, Spec
+
+
+def host_device_paths(config: ContainerConfig) -> list[str]:
+    """The host paths whose nodes the caller must look up before building.
+
+    Raises InvalidArgumentError for a path that is not absolute.
+    """
+    return [
+        absolute_path(device.host_path, f"devices[{index}].host_path")
+        for index, device in enumerate(config.devices)
+    ]
+
+
+def build_devices(
+    config: ContainerConfig, *, container: ContainerFacts, handler: HandlerFacts, node: NodeFacts
+) -> tuple[list[Spec], list[Spec]]:
+    """The spec's `linux.devices` and its `linux.resources.devices`.
+
+    Raises InvalidArgumentError for a device that isn't there, or permissions other than r, w, m.
+    """
+    privileged = config.linux.security_context.privileged
+    nodes: dict[str, Spec] = {}
+    rules: list[Spec] = [{"allow": privileged, "access": "rwm"}]
+    if privileged and not handler.privileged_without_host_devices:
+        nodes.update((device.path, _node(device, device.path)) for device in node.host_devices)
+    for index, device in enumerate(config.devices):
+        field = f"devices[{index}]"
+        found = container.host_devices.get(device.host_path)
+        if not found:
+            refuse(f"{field}.host_path", device.host_path, "no device on this node")
+        access = _access(device, field)
+        for host_node in found:
+            path = _container_path(device, host_node, field)
+            nodes[path] = _node(host_node, path)
+            rules.append(
+                {
+                    "allow": True,
+                    "type": host_node.type,
+                    "major": host_node.major,
+                    "minor": host_node.minor,
+                    "access": access,
+                }
+            )
+    return list(nodes.values()), rules
+
+
+def _container_path(device: Device, node: DeviceNode, field: str) -> str:
+    """Where the node goes; below the given directory if the request names a directory of nodes."""
+    base = clean_container_path(
+        device.container_path or device.host_path, f"{field}.container_path"
+    )
+    inside = node.path.removeprefix(device.host_path.rstrip("/"))
+    return base + inside if inside.startswith("/") and inside != node.path else base
+
+
+def _access(device: Device, field: str) -> str:
+    wanted = device.permissions or "rwm"
+    if not set(wanted) <= set("rwm"):
+        refuse(f"{field}.permissions", device.permissions, "must be of the letters r, w and m")
+    return "".join(letter for letter in "rwm" if letter in wanted)
+
+
+def _node(device: DeviceNode, path: str) -> Spec:
+    return {
+        "path": path,
+        "type": device.type,
+        "major": device.major,
+        "minor": device.minor,
+        "fileMode": device.file_mode,
+        "uid": device.uid,
+        "gid": device.gid,
+    }

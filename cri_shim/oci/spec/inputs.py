@@ -1,0 +1,177 @@
+"""What the spec builders are told: the node, the handler, the pod, the image, the user, the container.
+
+Rules of the file: frozen values only, gathered by the caller; a builder never looks anything up itself. Names of
+capabilities carry no `CAP_` prefix. What is absent is None or empty and says so beside the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cri_shim.oci.spec.seccomp import Profile
+
+Spec = dict[str, Any]
+"""A runtime-spec document, or a part of one, ready for JSON."""
+
+
+class HandlerKind(StrEnum):
+    """How a runtime handler isolates a pod."""
+
+    OCI = "oci"
+    VM = "vm"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNode:
+    """A device node of the host, as `stat` shows it."""
+
+    path: str
+    """Where it is on the host; also where it goes in the container unless the request says otherwise."""
+    type: str
+    """`c` or `b`, as the runtime-spec writes it."""
+    major: int
+    minor: int
+    file_mode: int = 0o666
+    """Permission bits only."""
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """One resource limit; -1 is infinity, as in the kernel's RLIM_INFINITY."""
+
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What holds for every container of this node: kernel, configuration, and what this process may do."""
+
+    arch: str
+    """The machine as `uname -m` names it."""
+    kernel: tuple[int, int]
+    """Major and minor."""
+    cgroup_v2: bool
+    """Whether the controllers are in the unified hierarchy."""
+    cgroup_namespace: bool
+    """Whether containers get a cgroup namespace of their own; as elsewhere, on cgroup v2 only."""
+    capabilities: tuple[str, ...]
+    """What this process can hand out: its permitted and bounding sets, known to this kernel."""
+    default_capabilities: tuple[str, ...]
+    default_ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
+    """By the lower-case name without `RLIMIT_`: `nofile`."""
+    default_sysctls: Mapping[str, str] = field(default_factory=dict)
+    umask: int = 0o022
+    min_oom_score_adj: int | None = None
+    """The lowest value this process may set; None: any."""
+    seccomp_available: bool = True
+    default_seccomp: Profile | None = None
+    """The operator's own RuntimeDefault; None: the built-in one."""
+    apparmor_default_profile: str | None = None
+    """The loaded profile that RuntimeDefault means; None: this kernel has no AppArmor."""
+    selinux_enabled: bool = False
+    swap_accounting: bool = False
+    """Whether memory.swap limits can be set at all."""
+    hugepage_sizes: frozenset[str] = frozenset()
+    """Page sizes the hugetlb controller limits, as `2MB`; empty where the controller is absent."""
+    host_devices: tuple[DeviceNode, ...] = ()
+    """Every device node of the host: what a privileged container sees."""
+    extra_masked_paths: tuple[str, ...] = ()
+    """Paths to mask that only this node knows, e.g. the thermal_throttle directory of each CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerFacts:
+    """The runtime handler that the pod asked for."""
+
+    name: str
+    kind: HandlerKind = HandlerKind.OCI
+    pod_annotations: tuple[str, ...] = ()
+    """Shell-style patterns of pod annotations let through to the spec."""
+    container_annotations: tuple[str, ...] = ()
+    """The same for container annotations."""
+    privileged_without_host_devices: bool = False
+    recursive_read_only_mounts: bool = False
+    """Whether the runtime knows the mount option `rro`, and the kernel mount_setattr."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFacts:
+    """The pod. The same value serves its pause container (no `pause_pid` yet) and its containers."""
+
+    id: str
+    name: str
+    namespace: str
+    uid: str
+    hostname: str
+    netns_path: str | None
+    """The pinned network namespace; None: the node's network."""
+    pause_pid: int | None = None
+    """The pause container's process, whose namespaces containers join; None while it is being built."""
+    privileged: bool = False
+    shm_dir: str | None = None
+    """The tmpfs that is the pod's /dev/shm; None with host IPC, and for a handler that makes its own."""
+    hostname_file: str | None = None
+    hosts_file: str | None = None
+    resolv_conf_file: str | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """The pod's annotations as given; only what the handler's allow-list names goes further."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDefaults:
+    """The image's own configuration. It is untrusted: whoever made the image wrote it."""
+
+    name: str = ""
+    """The reference the container was asked to run, for the image-name annotation."""
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    stop_signal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedUser:
+    """Whom the process runs as, numbers settled. This is also what ContainerStatus reports."""
+
+    uid: int = 0
+    gid: int = 0
+    additional_gids: tuple[int, ...] = (0,)
+    """The primary gid first, always: else a file that denies the group could be read."""
+    username: str = ""
+    """The name in the container's passwd file, if it has one for this uid."""
+    home: str = "/"
+
+
+@dataclass(frozen=True, slots=True)
+class BindVolume:
+    """A host directory for a VOLUME that the image declares."""
+
+    container_path: str
+    host_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """The container: where its parts are on this node."""
+
+    id: str
+    rootfs_path: str
+    cgroups_path: str
+    """The spec's cgroupsPath: a path under cgroupfs, or `slice:prefix:name` for systemd."""
+    target_pid: int | None = None
+    """The process whose PID namespace is joined when the request says TARGET."""
+    image_volumes: tuple[BindVolume, ...] = ()
+    host_devices: Mapping[str, tuple[DeviceNode, ...]] = field(default_factory=dict)
+    """What each requested device's host_path turned out to be; a directory holds several."""
+    localhost_seccomp: Profile | None = None
+    """The parsed file, when the request names a Localhost seccomp profile."""

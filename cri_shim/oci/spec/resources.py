@@ -1,0 +1,159 @@
+"""Resources: CRI's limits as the runtime-spec writes them, and the OOM score.
+
+Rules of the file: 0 and "" mean "not set", as everywhere in CRI; -1 means "no limit" where the kernel has such a
+word. Limits of controllers this node lacks are left out only where CRI's callers always send them (huge pages,
+swap); the `unified` map on cgroup v1 is refused. Units: bytes, microseconds, shares.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import InvalidArgumentError
+from cri_shim.oci.spec.checks import in_range, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cri_shim._pb.cri.v1.api_pb2 import LinuxContainerResources
+    from cri_shim.oci.spec.inputs import NodeFacts, Spec
+
+_MAX_INT64 = 2**63 - 1
+_MAX_PIDS = 4194304
+"""PID_MAX_LIMIT: pids.max takes no larger number."""
+_CPU_LIST = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
+_PAGE_SIZE = re.compile(r"[0-9]{1,6}(KB|MB|GB)")
+_UNIFIED_KEY = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+")
+_UNIFIED_VALUE = re.compile(r"[\x20-\x7e\t\n]{0,4096}")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+
+_PIDS_LIMIT_ANNOTATIONS = ("cri-shim.io/pids-limit", "cgroup.pids.max")
+_FILES_LIMIT_ANNOTATION = "cri-shim.io/files-limit"
+
+
+def build_resources(resources: LinuxContainerResources, node: NodeFacts) -> Spec:
+    """The `linux.resources` object for CPU, memory, huge pages and the unified map; for creation and update.
+
+    Raises InvalidArgumentError naming the field.
+    """
+    result: Spec = {}
+    if cpu := _cpu(resources):
+        result["cpu"] = cpu
+    if memory := _memory(resources, node):
+        result["memory"] = memory
+    if hugepages := _hugepages(resources, node):
+        result["hugepageLimits"] = hugepages
+    if resources.unified:
+        result["unified"] = _unified(resources.unified, node)
+    return result
+
+
+def pids_limit(annotations: Mapping[str, str]) -> int | None:
+    """The limit that a container's annotations ask for: None unset, -1 none.
+
+    Raises InvalidArgumentError for what is no number the kernel takes.
+    """
+    for key in _PIDS_LIMIT_ANNOTATIONS:
+        if key in annotations:
+            limit = _annotation_number(annotations, key)
+            return (
+                in_range(limit, f"annotations[{key!r}]", low=1, high=_MAX_PIDS) if limit > 0 else -1
+            )
+    return None
+
+
+def check_files_limit(annotations: Mapping[str, str]) -> None:
+    """Refuse a files limit: it needs a cgroup controller that only some distributions' kernels have.
+
+    0 and negative numbers mean "no limit" and are accepted. Raises InvalidArgumentError.
+    """
+    if _FILES_LIMIT_ANNOTATION not in annotations:
+        return
+    limit = _annotation_number(annotations, _FILES_LIMIT_ANNOTATION)
+    if limit > 0:
+        refuse(
+            f"annotations[{_FILES_LIMIT_ANNOTATION!r}]",
+            limit,
+            "this kernel has no cgroup controller for files; remove the annotation",
+        )
+
+
+def oom_score_adj(wanted: int, node: NodeFacts) -> int:
+    """The score, raised to what this process may set if it must be.
+
+    Raises InvalidArgumentError outside -1000..1000.
+    """
+    in_range(wanted, "oom_score_adj", low=-1000, high=1000)
+    return wanted if node.min_oom_score_adj is None else max(wanted, node.min_oom_score_adj)
+
+
+def _cpu(resources: LinuxContainerResources) -> Spec:
+    cpu: Spec = {}
+    if resources.cpu_shares:
+        shares = in_range(resources.cpu_shares, "cpu_shares", low=0, high=_MAX_INT64)
+        # The kernel's own bounds. cgroup v1 would clamp too, but a conversion to v2's weight overflows.
+        cpu["shares"] = min(max(shares, 2), 262144)
+    if resources.cpu_quota:
+        if resources.cpu_quota != -1:
+            in_range(resources.cpu_quota, "cpu_quota", low=1000, high=_MAX_INT64)
+        cpu["quota"] = resources.cpu_quota
+    if resources.cpu_period:
+        cpu["period"] = in_range(resources.cpu_period, "cpu_period", low=1000, high=1_000_000)
+    for field, key, value in (
+        ("cpuset_cpus", "cpus", resources.cpuset_cpus),
+        ("cpuset_mems", "mems", resources.cpuset_mems),
+    ):
+        if value:
+            if _CPU_LIST.fullmatch(value) is None:
+                refuse(field, value, "must be a list like 0-3,7")
+            cpu[key] = value
+    return cpu
+
+
+def _memory(resources: LinuxContainerResources, node: NodeFacts) -> Spec:
+    limit, swap = resources.memory_limit_in_bytes, resources.memory_swap_limit_in_bytes
+    in_range(limit, "memory_limit_in_bytes", low=-1, high=_MAX_INT64)
+    in_range(swap, "memory_swap_limit_in_bytes", low=-1, high=_MAX_INT64)
+    memory: Spec = {}
+    if limit:
+        memory["limit"] = limit
+    if node.swap_accounting and (swap or limit):
+        # The spec's swap counts memory and swap together: equal to the limit, the container can't swap.
+        memory["swap"] = swap or limit
+        if 0 < memory["swap"] < limit or (limit == -1 and memory["swap"] > 0):
+            raise InvalidArgumentError(
+                f"memory_swap_limit_in_bytes: {swap}: must not be below memory_limit_in_bytes ({limit}), "
+                "since it counts both"
+            )
+    return memory
+
+
+def _hugepages(resources: LinuxContainerResources, node: NodeFacts) -> list[Spec]:
+    limits = {}
+    for limit in resources.hugepage_limits:
+        if _PAGE_SIZE.fullmatch(limit.page_size) is None:
+            refuse("hugepage_limits.page_size", limit.page_size, "must be a size like 2MB or 1GB")
+        # kubelet names every size it has ever heard of, with 0: only those of this node can be written.
+        if limit.page_size in node.hugepage_sizes:
+            limits[limit.page_size] = limit.limit
+    return [{"pageSize": size, "limit": limit} for size, limit in limits.items()]
+
+
+def _unified(unified: Mapping[str, str], node: NodeFacts) -> dict[str, str]:
+    if not node.cgroup_v2:
+        raise InvalidArgumentError("unified: this node's cgroups are version 1")
+    for key, value in unified.items():
+        # A key is a file name in the cgroup; CVE-2023-6476 came in by the annotations that fed this map.
+        if _UNIFIED_KEY.fullmatch(key) is None:
+            refuse("unified", key, "is not the name of a cgroup file, e.g. memory.high")
+        if _UNIFIED_VALUE.fullmatch(value) is None:
+            refuse(f"unified[{key!r}]", value, "contains unprintable characters or is too long")
+    return dict(unified)
+
+
+def _annotation_number(annotations: Mapping[str, str], key: str) -> int:
+    text = annotations[key]
+    if _INTEGER.fullmatch(text) is None:
+        refuse(f"annotations[{key!r}]", text, "must be an integer, -1 for no limit")
+    return int(text)

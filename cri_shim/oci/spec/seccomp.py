@@ -1,0 +1,195 @@
+"""Seccomp profiles: reading a file, and resolving a profile for one container.
+
+Rules of the file: a profile is what stands in a file, or in our table: rules that may depend on capabilities,
+architecture and kernel. Resolving drops the rules that don't apply and leaves what the runtime-spec knows. Files
+are in the runtime-spec's form or Docker's (archMap, includes, excludes). Profiles compare by identity, so that
+resolving the same one for the same container again is a lookup; what is returned is shared and must not be changed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cri_shim.errors import InvalidArgumentError
+from cri_shim.oci.spec.checks import refuse
+
+if TYPE_CHECKING:
+    from cri_shim.oci.spec.inputs import Spec
+
+_GO_ARCH = {
+    "x86_64": "amd64",
+    "i386": "386",
+    "i686": "386",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+    "riscv64": "riscv64",
+}
+"""Docker's files name architectures as Go does."""
+
+ARCHITECTURES: dict[str, tuple[str, ...]] = {
+    "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86"),
+    "i386": ("SCMP_ARCH_X86",),
+    "i686": ("SCMP_ARCH_X86",),
+    "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
+    "armv7l": ("SCMP_ARCH_ARM",),
+    "armv6l": ("SCMP_ARCH_ARM",),
+    "ppc64le": ("SCMP_ARCH_PPC64LE",),
+    "s390x": ("SCMP_ARCH_S390X", "SCMP_ARCH_S390"),
+    "riscv64": ("SCMP_ARCH_RISCV64",),
+}
+"""What a machine executes: itself first, then its 32-bit form. x32 is left out: no distribution's kernel runs it as
+configured, and compiling its part of a filter would cost every creation some milliseconds."""
+
+
+class Argument(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A comparison of one system call argument."""
+
+    index: int
+    value: int
+    op: str
+    value_two: int = 0
+
+
+class Condition(msgspec.Struct, frozen=True, rename="camel"):
+    """When a rule applies; each part that is given must hold."""
+
+    caps: tuple[str, ...] = ()
+    arches: tuple[str, ...] = ()
+    min_kernel: str = ""
+
+    def names_any(self, *, caps: frozenset[str], arch: str, kernel: tuple[int, int]) -> bool:
+        """Whether any given part holds: for `excludes`, where one is enough."""
+        return (
+            any(cap in caps for cap in self.caps)
+            or arch in self.arches
+            or (self.min_kernel != "" and kernel >= parse_kernel(self.min_kernel))
+        )
+
+    def holds(self, *, caps: frozenset[str], arch: str, kernel: tuple[int, int]) -> bool:
+        """Whether every given part holds: for `includes`."""
+        return (
+            all(cap in caps for cap in self.caps)
+            and (not self.arches or arch in self.arches)
+            and (self.min_kernel == "" or kernel >= parse_kernel(self.min_kernel))
+        )
+
+
+class Rule(msgspec.Struct, frozen=True, rename="camel"):
+    """What happens to some system calls."""
+
+    action: str
+    names: tuple[str, ...] = ()
+    name: str = ""
+    errno_ret: int | None = None
+    args: tuple[Argument, ...] | None = None
+    includes: Condition | None = None
+    excludes: Condition | None = None
+
+
+class ArchitectureMap(msgspec.Struct, frozen=True, rename="camel"):
+    """An architecture with those it can also execute."""
+
+    architecture: str
+    sub_architectures: tuple[str, ...] | None = None
+
+
+class Profile(msgspec.Struct, frozen=True, eq=False, rename="camel"):
+    """A whole profile."""
+
+    default_action: str
+    default_errno_ret: int | None = None
+    architectures: tuple[str, ...] | None = None
+    arch_map: tuple[ArchitectureMap, ...] | None = None
+    flags: tuple[str, ...] | None = None
+    listener_path: str = ""
+    listener_metadata: str = ""
+    syscalls: tuple[Rule, ...] | None = None
+
+
+def parse_profile(document: bytes, *, name: str) -> Profile:
+    """A profile from a file's bytes; `name` is for messages.
+
+    Raises InvalidArgumentError for what is no profile.
+    """
+    try:
+        profile = msgspec.json.decode(document, type=Profile)
+    except msgspec.DecodeError as error:
+        raise InvalidArgumentError(f"seccomp profile {name}: {error}") from error
+    if profile.architectures and profile.arch_map:
+        raise InvalidArgumentError(
+            f"seccomp profile {name}: architectures and archMap exclude each other"
+        )
+    for rule in profile.syscalls or ():
+        if bool(rule.name) == bool(rule.names):
+            raise InvalidArgumentError(
+                f"seccomp profile {name}: a rule needs either names or name: {rule.action}"
+            )
+        for condition in (rule.includes, rule.excludes):
+            if condition is not None and condition.min_kernel:
+                parse_kernel(condition.min_kernel)
+    return profile
+
+
+def parse_kernel(version: str) -> tuple[int, int]:
+    """`4.8` as two numbers. Raises InvalidArgumentError."""
+    major, _, minor = version.partition(".")
+    if not (major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit()):
+        refuse("seccomp minKernel", version, "must be like 4.8")
+    return int(major), int(minor)
+
+
+@lru_cache(maxsize=256)
+def resolve_profile(
+    profile: Profile, *, arch: str, kernel: tuple[int, int], capabilities: tuple[str, ...]
+) -> Spec:
+    """The spec's `linux.seccomp` for a container with these capabilities (without `CAP_`).
+
+    The document is shared between callers: read it, never change it.
+    """
+    facts: dict[str, Any] = {
+        "caps": frozenset(f"CAP_{capability}" for capability in capabilities),
+        "arch": _GO_ARCH.get(arch, arch),
+        "kernel": kernel,
+    }
+    seccomp: Spec = {"defaultAction": profile.default_action}
+    if profile.default_errno_ret is not None:
+        seccomp["defaultErrnoRet"] = profile.default_errno_ret
+    if architectures := _architectures(profile, arch):
+        seccomp["architectures"] = architectures
+    if profile.flags is not None:
+        seccomp["flags"] = list(profile.flags)
+    if profile.listener_path:
+        seccomp["listenerPath"] = profile.listener_path
+        seccomp["listenerMetadata"] = profile.listener_metadata
+    seccomp["syscalls"] = [
+        _rule(rule)
+        for rule in profile.syscalls or ()
+        if (rule.includes is None or rule.includes.holds(**facts))
+        and not (rule.excludes is not None and rule.excludes.names_any(**facts))
+    ]
+    return seccomp
+
+
+def _architectures(profile: Profile, arch: str) -> list[str]:
+    if not profile.arch_map:
+        return list(profile.architectures or ())
+    native = ARCHITECTURES.get(arch, ("",))[0]
+    for entry in profile.arch_map:
+        if entry.architecture == native:
+            return [native, *(entry.sub_architectures or ())]
+    return []
+
+
+def _rule(rule: Rule) -> Spec:
+    result: Spec = {"names": list(rule.names) or [rule.name], "action": rule.action}
+    if rule.errno_ret is not None:
+        result["errnoRet"] = rule.errno_ret
+    if rule.args:
+        result["args"] = [msgspec.to_builtins(argument) for argument in rule.args]
+    return result

@@ -1,0 +1,203 @@
+"""Whom a container runs as: the request or the image's USER, looked up in the image's own passwd and group.
+
+Rules of the file:
+- Whether a word is a number is decided once: digits (signed or not) are never looked up as a name
+  (CVE-2026-46680), and a number outside 0..2^32-2 is refused, never wrapped (CVE-2024-40635); 2^32-1 means
+  "unchanged" to the kernel.
+- The primary gid is among the additional ones (CVE-2022-2995).
+- The files come from the image: a malformed line is skipped, their size is bounded by whoever read them. Lines
+  are compared as bytes; parsing megabytes takes a while, so callers do it in a thread.
+- RunAsGroup without a user is an error, as CRI says.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cri_shim._pb.cri.v1 import api_pb2
+from cri_shim.errors import InvalidArgumentError
+from cri_shim.oci.spec.checks import in_range, refuse
+from cri_shim.oci.spec.inputs import ResolvedUser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from cri_shim._pb.cri.v1.api_pb2 import (
+        LinuxContainerSecurityContext,
+        LinuxSandboxSecurityContext,
+    )
+
+MAX_ID = 2**32 - 2
+MAX_GROUPS = 65536
+"""NGROUPS_MAX: setgroups(2) takes no more."""
+_NUMERIC = re.compile(r"[+-]?[0-9]+")
+_ID = re.compile(rb"[0-9]{1,10}")
+
+
+@dataclass(frozen=True, slots=True)
+class PasswdEntry:
+    """One usable line of a passwd file."""
+
+    name: bytes
+    uid: int
+    gid: int
+    home: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GroupEntry:
+    """One usable line of a group file."""
+
+    name: bytes
+    gid: int
+    members: tuple[bytes, ...]
+
+
+def parse_passwd(data: bytes) -> Iterator[PasswdEntry]:
+    """The well-formed lines; the rest is skipped, as every libc does."""
+    for line in data.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) < 4 or not fields[0] or fields[0].startswith(b"#"):
+            continue
+        uid, gid = _file_id(fields[2]), _file_id(fields[3])
+        if uid is not None and gid is not None:
+            yield PasswdEntry(fields[0], uid, gid, fields[5] if len(fields) > 5 else b"")
+
+
+def parse_group(data: bytes) -> Iterator[GroupEntry]:
+    """The well-formed lines; the rest is skipped."""
+    for line in data.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) < 3 or not fields[0] or fields[0].startswith(b"#"):
+            continue
+        gid = _file_id(fields[2])
+        if gid is not None:
+            members = fields[3].strip().split(b",") if len(fields) > 3 else []
+            yield GroupEntry(fields[0], gid, tuple(member for member in members if member))
+
+
+def _file_id(text: bytes) -> int | None:
+    """A uid or gid as such files write it; None when it is not one the kernel could hold."""
+    if _ID.fullmatch(text) is None:
+        return None
+    number = int(text)
+    return number if number <= MAX_ID else None
+
+
+def parse_id(text: str, field: str) -> int | None:
+    """The number in `text`, or None if it is a name.
+
+    Raises InvalidArgumentError for a number out of range.
+    """
+    if _NUMERIC.fullmatch(text) is None:
+        return None
+    if len(text) > 20 or not text.isdigit():
+        refuse(field, text, f"must be a number between 0 and {MAX_ID}, or a name")
+    return in_range(int(text), field, low=0, high=MAX_ID)
+
+
+def resolve_user(
+    context: LinuxContainerSecurityContext, *, image_user: str, passwd: bytes, group: bytes
+) -> ResolvedUser:
+    """The user of a container.
+
+    `passwd` and `group` are those files of its root file system, empty when missing or no regular files.
+
+    Raises InvalidArgumentError for a number out of range, an unknown name, a group without a user.
+    """
+    user_word, group_word = _requested(context, image_user)
+    entry = _find_user(user_word, passwd)
+    gid = entry.gid
+    if group_word:
+        gid = _find_group(group_word, group)
+    extra = [
+        in_range(g, "supplemental_groups", low=0, high=MAX_ID) for g in context.supplemental_groups
+    ]
+    if context.supplemental_groups_policy == api_pb2.Merge:
+        extra += _groups_of(entry.name, group)
+    elif context.supplemental_groups_policy != api_pb2.Strict:
+        refuse("supplemental_groups_policy", context.supplemental_groups_policy, "is not known")
+    return ResolvedUser(
+        uid=entry.uid,
+        gid=gid,
+        additional_gids=_with_primary(gid, extra),
+        username=entry.name.decode("utf-8", "backslashreplace"),
+        home=entry.home.decode("utf-8", "backslashreplace") or "/",
+    )
+
+
+def resolve_sandbox_user(context: LinuxSandboxSecurityContext) -> ResolvedUser:
+    """The user of a pause container: numbers only, since its image has no passwd file.
+
+    A group without a user is accepted here, unlike in a container: kubelet passes a pod's `runAsGroup` on alone.
+    """
+    uid = gid = 0
+    if context.HasField("run_as_user"):
+        uid = in_range(context.run_as_user.value, "run_as_user", low=0, high=MAX_ID)
+    if context.HasField("run_as_group"):
+        gid = in_range(context.run_as_group.value, "run_as_group", low=0, high=MAX_ID)
+    extra = [
+        in_range(g, "supplemental_groups", low=0, high=MAX_ID) for g in context.supplemental_groups
+    ]
+    return ResolvedUser(uid=uid, gid=gid, additional_gids=_with_primary(gid, extra))
+
+
+def _requested(context: LinuxContainerSecurityContext, image_user: str) -> tuple[str, str]:
+    """The user and group to resolve as words; an empty group means the user's own."""
+    has_uid = context.HasField("run_as_user")
+    if has_uid and context.run_as_username:
+        raise InvalidArgumentError("run_as_user and run_as_username: only one of them can be set")
+    group_word = ""
+    if context.HasField("run_as_group"):
+        group_word = str(in_range(context.run_as_group.value, "run_as_group", low=0, high=MAX_ID))
+    if has_uid:
+        uid = in_range(context.run_as_user.value, "run_as_user", low=0, high=MAX_ID)
+        return str(uid), group_word
+    if context.run_as_username:
+        return context.run_as_username, group_word
+    if group_word:
+        raise InvalidArgumentError(
+            f"run_as_group: {group_word} is set without run_as_user or run_as_username"
+        )
+    user_word, _, group_word = image_user.partition(":")
+    return user_word or "0", group_word
+
+
+def _find_user(word: str, passwd: bytes) -> PasswdEntry:
+    """The passwd entry of a user; of a uid without one: that uid in group 0, with no name."""
+    uid = parse_id(word, "user")
+    name = word.encode("utf-8", "surrogateescape")
+    for entry in parse_passwd(passwd):
+        if entry.uid == uid if uid is not None else entry.name == name:
+            return entry
+    if uid is None:
+        refuse("user", word, "no such user in the container's /etc/passwd")
+    return PasswdEntry(b"", uid, 0, b"")
+
+
+def _find_group(word: str, group: bytes) -> int:
+    gid = parse_id(word, "group")
+    if gid is not None:
+        return gid
+    name = word.encode("utf-8", "surrogateescape")
+    for entry in parse_group(group):
+        if entry.name == name:
+            return entry.gid
+    refuse("group", word, "no such group in the container's /etc/group")
+
+
+def _groups_of(username: bytes, group: bytes) -> Iterable[int]:
+    if not username or username not in group:
+        return ()
+    return (entry.gid for entry in parse_group(group) if username in entry.members)
+
+
+def _with_primary(gid: int, others: Sequence[int]) -> tuple[int, ...]:
+    gids = tuple(dict.fromkeys((gid, *others)))
+    if len(gids) > MAX_GROUPS:
+        raise InvalidArgumentError(
+            f"supplemental_groups: {len(gids)} groups are more than the kernel's {MAX_GROUPS}"
+        )
+    return gids

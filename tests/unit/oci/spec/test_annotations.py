@@ -1,0 +1,75 @@
+from dataclasses import replace
+
+from cri_shim.oci.spec.annotations import build_container_annotations, build_sandbox_annotations
+from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
+from tests.unit.oci.spec.cases import GOLDEN_PLACE, RUNC, SANDBOX_ID, sandbox_facts
+
+WIDE_OPEN = HandlerFacts("wide", pod_annotations=("*",), container_annotations=("*",))
+KATA = HandlerFacts(
+    "kata", HandlerKind.VM, pod_annotations=("io.katacontainers.*", "example.com/*")
+)
+
+
+def of_container(
+    requested: dict[str, str], handler: HandlerFacts, pod: dict[str, str] | None = None
+) -> dict[str, str]:
+    return build_container_annotations(
+        requested,
+        sandbox=replace(sandbox_facts(GOLDEN_PLACE), annotations=pod or {}),
+        handler=handler,
+        container_name="app",
+        image_name="image",
+    )
+
+
+def of_sandbox(pod: dict[str, str], handler: HandlerFacts) -> dict[str, str]:
+    return build_sandbox_annotations(replace(sandbox_facts(GOLDEN_PLACE), annotations=pod), handler)
+
+
+def test_only_ours_are_set_without_an_allow_list() -> None:
+    assert set(of_container({"a": "b"}, RUNC, {"c": "d"})) == {
+        f"io.kubernetes.cri.{name}"
+        for name in (
+            *("container-type", "container-name", "image-name", "sandbox-id"),
+            *("sandbox-name", "sandbox-namespace", "sandbox-uid"),
+        )
+    }
+    assert of_sandbox({"a": "b"}, RUNC)["io.kubernetes.cri.container-type"] == "sandbox"
+    assert "a" not in of_sandbox({"a": "b"}, RUNC)
+
+
+def test_allow_list_lets_matching_keys_through_and_the_containers_win() -> None:
+    made = of_container({"x/a": "own"}, WIDE_OPEN, {"x/a": "pod", "x/b": "pod"})
+    assert made["x/a"] == "own"
+    assert made["x/b"] == "pod"
+    assert of_container({"x/a": "own"}, KATA).get("x/a") is None
+
+
+def test_cve_2024_3154_systemd_property_never_passes_however_wide_the_list() -> None:
+    evil = {"org.systemd.property.ExecStart": "'/bin/evil'"}
+    assert not evil.keys() & of_container(evil, WIDE_OPEN, evil).keys()
+    assert not evil.keys() & of_sandbox(evil, WIDE_OPEN).keys()
+
+
+def test_our_own_keys_can_not_be_forged() -> None:
+    forged = {
+        "io.kubernetes.cri.sandbox-id": "forged",
+        "io.kubernetes.cri.unknown": "forged",
+        "io.kubernetes.sandbox.id": "forged",
+        "io.kubernetes.docker.type": "forged",
+    }
+    for made in (of_container(forged, WIDE_OPEN, forged), of_sandbox(forged, WIDE_OPEN)):
+        assert "forged" not in made.values()
+
+
+def test_virtual_machine_gets_the_docker_style_pair_and_its_size_reaches_the_pause_only() -> None:
+    pod = {"io.katacontainers.config.hypervisor.default_vcpus": "2", "example.com/x": "y"}
+    sandbox = of_sandbox(pod, KATA)
+    assert sandbox["io.kubernetes.docker.type"] == "podsandbox"
+    assert sandbox["io.kubernetes.sandbox.id"] == SANDBOX_ID
+    assert sandbox.items() >= pod.items()
+    container = of_container({}, KATA, pod)
+    assert container["io.kubernetes.docker.type"] == "container"
+    assert container["io.kubernetes.sandbox.id"] == SANDBOX_ID
+    assert container["example.com/x"] == "y"
+    assert not any(key.startswith("io.katacontainers") for key in container)

@@ -1,0 +1,212 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cri_shim._pb.cri.v1 import api_pb2
+from cri_shim._pb.cri.v1.api_pb2 import (
+    IDMapping,
+    ImageSpec,
+    LinuxContainerSecurityContext,
+    Mount,
+    NamespaceOption,
+)
+from cri_shim.errors import InvalidArgumentError, UnsupportedError
+from cri_shim.oci.spec.inputs import BindVolume, HandlerFacts
+from cri_shim.oci.spec.mounts import (
+    build_container_mounts,
+    build_sandbox_mounts,
+    rootfs_propagation,
+)
+from tests.unit.oci.spec.cases import GOLDEN_PLACE, RUNC, container_config, sandbox_facts
+
+SANDBOX = sandbox_facts(GOLDEN_PLACE)
+BIDIRECTIONAL = api_pb2.PROPAGATION_BIDIRECTIONAL
+FROM_HOST = api_pb2.PROPAGATION_HOST_TO_CONTAINER
+
+
+def mount(path: str = "/data", host: str = "/host", **fields: Any) -> Mount:
+    return Mount(container_path=path, host_path=host, **fields)
+
+
+def build(
+    *mounts: Mount,
+    volumes: tuple[BindVolume, ...] = (),
+    context: LinuxContainerSecurityContext | None = None,
+    **changes: Any,
+) -> dict[str, dict[str, Any]]:
+    made = build_container_mounts(
+        container_config(mounts=mounts, context=context),
+        sandbox=changes.get("sandbox", SANDBOX),
+        handler=changes.get("handler", RUNC),
+        node=changes.get("node", GOLDEN_PLACE.node),
+        volumes=volumes,
+    )
+    by_path = {entry["destination"]: entry for entry in made}
+    assert len(by_path) == len(made), "two mounts at one path"
+    return by_path
+
+
+def test_ordinary_container_has_the_usual_file_systems_read_only_where_they_are_the_nodes() -> None:
+    mounts = build()
+    assert list(mounts)[:3] == ["/proc", "/dev", "/sys"]
+    assert "ro" in mounts["/sys"]["options"]
+    assert "ro" in mounts["/sys/fs/cgroup"]["options"]
+    assert mounts["/dev/shm"]["source"] == GOLDEN_PLACE.shm
+    assert mounts["/etc/hosts"]["options"] == ["rbind", "rprivate"]
+
+
+def test_privileged_container_may_write_sys_and_its_cgroup() -> None:
+    mounts = build(context=LinuxContainerSecurityContext(privileged=True))
+    assert "rw" in mounts["/sys"]["options"]
+    assert "rw" in mounts["/sys/fs/cgroup"]["options"]
+
+
+def test_generated_files_are_read_only_with_the_root() -> None:
+    mounts = build(context=LinuxContainerSecurityContext(readonly_rootfs=True))
+    for path in ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf"):
+        assert mounts[path]["options"][-1] == "ro"
+    assert "ro" not in mounts["/dev/shm"]["options"]
+
+
+def test_host_ipc_brings_the_nodes_shm() -> None:
+    options = NamespaceOption(ipc=api_pb2.NODE)
+    mounts = build(context=LinuxContainerSecurityContext(namespace_options=options))
+    assert mounts["/dev/shm"]["source"] == "/dev/shm"
+
+
+def test_what_the_pod_does_not_have_is_not_mounted() -> None:
+    bare = replace(
+        SANDBOX, shm_dir=None, hostname_file=None, hosts_file=None, resolv_conf_file=None
+    )
+    mounts = build(sandbox=bare)
+    assert not {"/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"} & set(mounts)
+
+
+@pytest.mark.parametrize("path", ["/etc/hosts", "/dev/shm", "/sys/fs/cgroup", "/proc", "/dev/shm/"])
+def test_requested_mount_replaces_the_default_at_its_path(path: str) -> None:
+    assert build(mount(path))[path.rstrip("/")]["source"] == "/host"
+
+
+def test_requested_dev_takes_the_defaults_below_it_away() -> None:
+    mounts = build(mount("/dev"), mount("/dev/shm", "/mine"))
+    below = {path: entry["source"] for path, entry in mounts.items() if path.startswith("/dev")}
+    assert below == {"/dev": "/host", "/dev/shm": "/mine"}
+
+
+def test_later_of_two_at_one_path_stays() -> None:
+    assert build(mount(host="/one"), mount("/data/", host="/two"))["/data"]["source"] == "/two"
+
+
+def test_shallow_mounts_come_before_deep_ones_and_else_the_order_is_kept() -> None:
+    paths = list(build(mount("/a/b/c"), mount("/z"), mount("/a"), mount("/a/b")))
+    depths = [path.count("/") for path in paths]
+    assert depths == sorted(depths)
+    assert paths.index("/z") < paths.index("/a")
+
+
+def test_image_volume_gives_way_to_a_request_at_its_path() -> None:
+    volumes = (BindVolume("/data", "/copied"), BindVolume("/db/", "/copied-db"))
+    mounts = build(mount("/data"), volumes=volumes)
+    assert mounts["/data"]["source"] == "/host"
+    assert mounts["/db"] == {
+        "destination": "/db",
+        "type": "bind",
+        "source": "/copied-db",
+        "options": ["rbind", "rprivate"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({}, ["rprivate"]),
+        ({"readonly": True}, ["rprivate", "ro"]),
+        ({"propagation": FROM_HOST}, ["rslave"]),
+        ({"propagation": BIDIRECTIONAL, "readonly": True}, ["rshared", "ro"]),
+        ({"readonly": True, "recursive_read_only": True}, ["rprivate", "rro", "ro"]),
+        ({"mount_options": ["noexec", "nodev", "noexec"]}, ["rprivate", "noexec", "nodev"]),
+        ({"selinux_relabel": True}, ["rprivate"]),
+    ],
+)
+def test_fields_become_options(fields: dict[str, Any], options: list[str]) -> None:
+    assert build(mount(**fields))["/data"]["options"] == ["rbind", *options]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        (mount("data"), r"mounts\[0\].container_path"),
+        (mount(""), r"mounts\[0\].container_path"),
+        (mount("/"), "the root itself"),
+        (mount("/x/.."), "the root itself"),
+        (mount(host=""), r"mounts\[0\].host_path"),
+        (mount(host="etc"), r"mounts\[0\].host_path"),
+        (mount("/a\0b"), "NUL"),
+        (mount(mount_options=["exec"]), "mount_options: 'exec'"),
+        (mount(mount_options=["noexec,suid"]), "mount_options"),
+        (mount(recursive_read_only=True), "needs readonly"),
+        (
+            mount(recursive_read_only=True, readonly=True, propagation=FROM_HOST),
+            "PROPAGATION_PRIVATE",
+        ),
+        (Mount.FromString(bytes.fromhex("0a022f6112022f622809")), "propagation: 9"),
+    ],
+)
+def test_malformed_mount_is_refused_with_its_place(wanted: Mount, says: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=says):
+        build(wanted)
+
+
+def test_recursive_read_only_needs_a_handler_that_can() -> None:
+    wanted = mount(recursive_read_only=True, readonly=True)
+    with pytest.raises(InvalidArgumentError, match="'old'"):
+        build(wanted, handler=HandlerFacts("old"))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        mount(image=ImageSpec(image="x")),
+        mount(image_sub_path="x"),
+        mount(uidMappings=[IDMapping(length=1)]),
+        mount(gidMappings=[IDMapping(length=1)]),
+    ],
+)
+def test_mount_of_a_kind_not_built_is_refused(wanted: Mount) -> None:
+    with pytest.raises(UnsupportedError, match=r"mounts\[0\]"):
+        build(wanted)
+
+
+def test_relabel_is_refused_only_where_selinux_enforces() -> None:
+    node = replace(GOLDEN_PLACE.node, selinux_enabled=True)
+    with pytest.raises(UnsupportedError, match="selinux_relabel"):
+        build(mount(selinux_relabel=True), node=node)
+
+
+@pytest.mark.parametrize(
+    ("propagations", "root"),
+    [([], None), ([0], None), ([0, FROM_HOST], "rslave"), ([FROM_HOST, BIDIRECTIONAL], "rshared")],
+)
+def test_root_propagates_as_far_as_its_mounts_need(
+    propagations: list[Any], root: str | None
+) -> None:
+    config = container_config(mounts=[mount(propagation=value) for value in propagations])
+    assert rootfs_propagation(config) == root
+
+
+def test_pause_of_a_pod_without_shm_or_dns_has_the_kernels_file_systems_alone() -> None:
+    bare = replace(SANDBOX, shm_dir=None, resolv_conf_file=None)
+    mounts = build_sandbox_mounts(bare, host_ipc=False)
+    assert [entry["destination"] for entry in mounts] == ["/proc", "/dev", "/sys"]
+
+
+def test_first_sysfs_of_a_privileged_pod_is_writable() -> None:
+    def sys_options(*, privileged: bool) -> list[str]:
+        sandbox = replace(SANDBOX, privileged=privileged)
+        mounts = build_sandbox_mounts(sandbox, host_ipc=False)
+        options: list[str] = next(m["options"] for m in mounts if m["destination"] == "/sys")
+        return options
+
+    assert "rw" in sys_options(privileged=True)
+    assert "ro" in sys_options(privileged=False)

@@ -1,0 +1,149 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cri_shim._pb.cri.v1.api_pb2 import HugepageLimit, LinuxContainerResources
+from cri_shim.errors import InvalidArgumentError
+from cri_shim.oci.spec.resources import (
+    build_resources,
+    check_files_limit,
+    oom_score_adj,
+    pids_limit,
+)
+from tests.unit.oci.spec.cases import GOLDEN_PLACE, V2_NODE
+
+NODE = GOLDEN_PLACE.node
+
+
+def build(node: Any = NODE, **fields: Any) -> dict[str, Any]:
+    return build_resources(LinuxContainerResources(**fields), node)
+
+
+def test_nothing_set_gives_nothing() -> None:
+    assert build() == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "cpu"),
+    [
+        ({"cpu_shares": 512}, {"shares": 512}),
+        ({"cpu_shares": 1}, {"shares": 2}),
+        ({"cpu_shares": 10**9}, {"shares": 262144}),
+        ({"cpu_quota": -1, "cpu_period": 100000}, {"quota": -1, "period": 100000}),
+        ({"cpuset_cpus": "0-3,7", "cpuset_mems": "0"}, {"cpus": "0-3,7", "mems": "0"}),
+    ],
+)
+def test_cpu_is_mapped(fields: dict[str, Any], cpu: dict[str, Any]) -> None:
+    assert build(**fields) == {"cpu": cpu}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"cpu_shares": -1}, "cpu_shares"),
+        ({"cpu_quota": -2}, "cpu_quota"),
+        ({"cpu_quota": 999}, "cpu_quota"),
+        ({"cpu_period": -1}, "cpu_period"),
+        ({"cpu_period": 999}, "cpu_period"),
+        ({"cpu_period": 2000000}, "cpu_period"),
+        ({"cpuset_cpus": "0-3;rm"}, "cpuset_cpus"),
+        ({"cpuset_mems": "0\n"}, "cpuset_mems"),
+        ({"memory_limit_in_bytes": -2}, "memory_limit_in_bytes"),
+        ({"memory_swap_limit_in_bytes": -2}, "memory_swap_limit_in_bytes"),
+        (
+            {"memory_limit_in_bytes": 100, "memory_swap_limit_in_bytes": 99},
+            "memory_swap_limit_in_bytes",
+        ),
+        (
+            {"memory_limit_in_bytes": -1, "memory_swap_limit_in_bytes": 99},
+            "memory_swap_limit_in_bytes",
+        ),
+        ({"hugepage_limits": [HugepageLimit(page_size="2M")]}, "page_size"),
+    ],
+)
+def test_impossible_number_is_refused_with_its_field(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=field):
+        build(**fields)
+
+
+def test_container_with_a_limit_does_not_swap_unless_it_asks() -> None:
+    limited = build(memory_limit_in_bytes=100)
+    assert limited == {"memory": {"limit": 100, "swap": 100}}
+    swapping = build(memory_limit_in_bytes=100, memory_swap_limit_in_bytes=150)
+    assert swapping == {"memory": {"limit": 100, "swap": 150}}
+    unlimited = build(memory_limit_in_bytes=100, memory_swap_limit_in_bytes=-1)
+    assert unlimited == {"memory": {"limit": 100, "swap": -1}}
+
+
+def test_swap_is_left_out_where_it_is_not_counted() -> None:
+    node = replace(NODE, swap_accounting=False)
+    assert build(node, memory_limit_in_bytes=100) == {"memory": {"limit": 100}}
+    assert build(node, memory_swap_limit_in_bytes=100) == {}
+
+
+def test_huge_page_sizes_of_other_machines_are_left_out() -> None:
+    limits = [
+        HugepageLimit(page_size="2MB", limit=2**63),
+        HugepageLimit(page_size="1GB", limit=0),
+    ]
+    assert build(hugepage_limits=limits) == {
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 2**63}]
+    }
+
+
+def test_unified_map_is_for_cgroup_v2() -> None:
+    assert build(V2_NODE, unified={"memory.high": "1"}) == {"unified": {"memory.high": "1"}}
+    with pytest.raises(InvalidArgumentError, match="version 1"):
+        build(unified={"memory.high": "1"})
+
+
+@pytest.mark.parametrize("key", ["", "cgroup", "../memory.max", "memory.max/x", "memory.\n"])
+def test_unified_key_is_a_file_of_the_cgroup(key: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="unified"):
+        build(V2_NODE, unified={key: "1"})
+
+
+def test_unified_value_is_printable() -> None:
+    assert build(V2_NODE, unified={"io.max": "8:0 rbps=1\n8:16 rbps=2"})
+    with pytest.raises(InvalidArgumentError, match="unified"):
+        build(V2_NODE, unified={"io.max": "\x1b"})
+
+
+@pytest.mark.parametrize(
+    ("annotations", "limit"),
+    [
+        ({}, None),
+        ({"cgroup.pids.max": "100"}, 100),
+        ({"cgroup.pids.max": "-1"}, -1),
+        ({"cgroup.pids.max": "0"}, -1),
+        ({"cri-shim.io/pids-limit": "7", "cgroup.pids.max": "9"}, 7),
+    ],
+)
+def test_pids_limit_comes_from_the_annotations(
+    annotations: dict[str, str], limit: int | None
+) -> None:
+    assert pids_limit(annotations) == limit
+
+
+@pytest.mark.parametrize("text", ["", "max", "1.5", "\u0661", " 1", "4194305", "9" * 30])
+def test_pids_limit_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"cgroup\.pids\.max"):
+        pids_limit({"cgroup.pids.max": text})
+
+
+def test_files_limit_is_refused_unless_it_means_none() -> None:
+    check_files_limit({})
+    check_files_limit({"cri-shim.io/files-limit": "-1"})
+    for text in ("100", "x"):
+        with pytest.raises(InvalidArgumentError, match="files-limit"):
+            check_files_limit({"cri-shim.io/files-limit": text})
+
+
+def test_oom_score_is_raised_to_what_the_process_may_set() -> None:
+    assert oom_score_adj(-500, NODE) == -500
+    assert oom_score_adj(-500, replace(NODE, min_oom_score_adj=0)) == 0
+    assert oom_score_adj(500, replace(NODE, min_oom_score_adj=0)) == 500
+    for value in (-1001, 1001):
+        with pytest.raises(InvalidArgumentError, match="oom_score_adj"):
+            oom_score_adj(value, NODE)

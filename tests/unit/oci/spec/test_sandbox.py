@@ -1,0 +1,112 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cri_shim._pb.cri.v1 import api_pb2
+from cri_shim._pb.cri.v1.api_pb2 import (
+    LinuxSandboxSecurityContext,
+    NamespaceOption,
+    PodSandboxConfig,
+    SecurityProfile,
+    SELinuxOption,
+    WindowsPodSandboxConfig,
+)
+from cri_shim.errors import InvalidArgumentError, UnsupportedError
+from cri_shim.oci.spec.inputs import ImageDefaults
+from cri_shim.oci.spec.sandbox import check_sandbox_config, checked_hostname, sandbox_sysctls
+from tests.unit.oci.spec.cases import (
+    GOLDEN_PLACE,
+    RUNC,
+    pod_config,
+    sandbox_facts,
+    sandbox_spec,
+)
+
+NODE = GOLDEN_PLACE.node
+
+
+def test_pause_has_no_rights_whatever_the_pod_asks() -> None:
+    context = LinuxSandboxSecurityContext(privileged=True)
+    process = sandbox_spec(pod_config(security_context=context))["process"]
+    assert process["capabilities"] == {"bounding": [], "effective": [], "permitted": []}
+    assert process["noNewPrivileges"] is True
+
+
+def test_pause_is_the_last_to_be_killed_as_far_as_the_server_may_say_so() -> None:
+    assert sandbox_spec(pod_config())["process"]["oomScoreAdj"] == -998
+    node = replace(NODE, min_oom_score_adj=0)
+    assert sandbox_spec(pod_config(), node=node)["process"]["oomScoreAdj"] == 0
+
+
+def test_config_without_a_linux_part_gives_a_whole_spec() -> None:
+    spec = sandbox_spec(PodSandboxConfig())
+    assert spec["hostname"] == "web"
+    assert "sysctl" not in spec["linux"]
+
+
+def test_named_apparmor_profile_confines_the_pause_where_there_is_apparmor() -> None:
+    wanted = SecurityProfile(profile_type=SecurityProfile.Localhost, localhost_ref="mine")
+    config = pod_config(security_context=LinuxSandboxSecurityContext(apparmor=wanted))
+    node = replace(NODE, apparmor_default_profile="cri-shim-default")
+    assert sandbox_spec(config, node=node)["process"]["apparmorProfile"] == "mine"
+    with pytest.raises(InvalidArgumentError, match="no AppArmor"):
+        sandbox_spec(config)
+
+
+def test_network_parameters_are_not_the_runtimes_business() -> None:
+    config = pod_config(sysctls={"net.ipv4.ip_forward": "1", "kernel.sem": "1 2 3 4"})
+    assert sandbox_spec(config)["linux"]["sysctl"] == {"kernel.sem": "1 2 3 4"}
+    assert sandbox_sysctls(config, node=NODE, handler=RUNC).network == {"net.ipv4.ip_forward": "1"}
+
+
+def test_parameter_of_a_shared_namespace_is_refused_before_anything_is_built() -> None:
+    context = LinuxSandboxSecurityContext(namespace_options=NamespaceOption(network=api_pb2.NODE))
+    config = pod_config(security_context=context, sysctls={"net.ipv4.ip_forward": "1"})
+    with pytest.raises(InvalidArgumentError, match="sysctls"):
+        sandbox_spec(config, sandbox=sandbox_facts(GOLDEN_PLACE, netns_path=None))
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        (PodSandboxConfig(windows=WindowsPodSandboxConfig()), InvalidArgumentError),
+        (
+            pod_config(
+                security_context=LinuxSandboxSecurityContext(
+                    namespace_options=NamespaceOption(pid=api_pb2.TARGET)
+                )
+            ),
+            InvalidArgumentError,
+        ),
+        (
+            pod_config(
+                security_context=LinuxSandboxSecurityContext(
+                    selinux_options=SELinuxOption(level="s0")
+                )
+            ),
+            UnsupportedError,
+        ),
+    ],
+)
+def test_what_no_sandbox_could_have_is_refused(
+    config: PodSandboxConfig, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        check_sandbox_config(config, RUNC, replace(NODE, selinux_enabled=True))
+
+
+def test_image_without_a_command_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="'empty' names no command"):
+        sandbox_spec(pod_config(), image=ImageDefaults(name="empty"))
+
+
+@pytest.mark.parametrize("hostname", ["h" * 65, "ä" * 33, "web\n10.0.0.1 evil", "web\x7f"])
+def test_host_name_that_could_forge_a_file_is_refused(hostname: str) -> None:
+    changes: dict[str, Any] = {"sandbox": sandbox_facts(GOLDEN_PLACE, hostname=hostname)}
+    with pytest.raises(InvalidArgumentError, match="hostname"):
+        sandbox_spec(pod_config(), **changes)
+
+
+def test_host_name_of_64_bytes_is_taken() -> None:
+    assert checked_hostname("h" * 64)
