@@ -125,9 +125,9 @@ class Paths:
         return self.state / "exits"
 
     @property
-    def attach_dir(self) -> Path:
-        """Attach sockets; kept short, since a socket path has 108 bytes."""
-        return self.state / "attach"
+    def console_dir(self) -> Path:
+        """Where a runtime hands a terminal to a monitor; kept short, since a socket's path has 108 bytes."""
+        return self.state / "tty"
 
     def runtime_root(self, handler: str) -> Path:
         """The OCI runtime's own `--root`."""

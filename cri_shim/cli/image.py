@@ -79,14 +79,16 @@ def run_list(arguments: argparse.Namespace) -> int:
 def run_rm(arguments: argparse.Namespace) -> int:
     """Remove images. Raises NotFoundError for one that isn't there, where CRI's own call would succeed."""
     with daemon_address.connect(arguments) as client:
-        for ref in arguments.refs:
+        for ref in dict.fromkeys(arguments.refs):
             spec = api.ImageSpec(image=ref)
             with errors_of(f"cannot remove {ref}"):
                 found = client.images.ImageStatus(api.ImageStatusRequest(image=spec))
                 if not found.HasField("image"):
                     raise NotFoundError("image", ref, "see `cri-shim image list`")
                 client.images.RemoveImage(api.RemoveImageRequest(image=spec))
-            print(f"removed {printable(ref)}")
+            # An image goes with all its names, also those that were not said.
+            names = ", ".join(found.image.repo_tags) or ref
+            print(f"removed {printable(names)} ({_short(found.image.id)})")
     return 0
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from cri_shim.paths import Paths
 
 CREATES_PER_CORE = 4
-CNI_CACHE_DIR = "/var/lib/cni/results"
+ANSWER_HEADROOM_BYTES = 64 << 10
+"""Of a gRPC message, for what is in an answer beside the output of an exec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Parts:
     cgroups: Cgroups
     systemd: bool
     handlers: Handlers
+    monitors: Monitors
     cni: Cni
     images: ImageStore
     exits: ExitWatch
@@ -132,6 +134,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
             reaper=reaper,
             background=background,
             max_output_bytes=config.limits.exec_sync_output_bytes,
+            max_answer_bytes=config.limits.grpc_message_bytes - ANSWER_HEADROOM_BYTES,
         ),
         launcher=launcher,
         specs=specs,
@@ -183,6 +186,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         cgroups=cgroups,
         systemd=systemd,
         handlers=handlers,
+        monitors=monitors,
         cni=cni,
         images=images,
         exits=exits,

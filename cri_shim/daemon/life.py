@@ -21,6 +21,7 @@ import cri_shim
 from cri_shim import log as logging_setup
 from cri_shim import metrics
 from cri_shim.config import reloadable_changes
+from cri_shim.config.render import to_tree
 from cri_shim.daemon.build import Parts, build
 from cri_shim.daemon.node_status import NodeState
 from cri_shim.errors import ConfigError, CriShimError
@@ -146,9 +147,10 @@ class Daemon:
     def _prepare_directories(self) -> None:
         paths = self._paths
         try:
-            for directory in (paths.root, paths.state):
-                # Others must not look into containers' files, nor into their state (CVE-2021-41103).
-                directory.chmod(0o700)
+            # Others must not look into containers' files, nor into their state (CVE-2021-41103): what is below `state`
+            # is closed, but the socket in it must be reachable for its group.
+            paths.root.chmod(0o700)
+            paths.state.chmod(0o711)
             for directory in (
                 paths.sandboxes_dir,
                 paths.containers_dir,
@@ -167,6 +169,7 @@ class Daemon:
         node = NodeState(
             cni=parts.cni,
             handlers=parts.handlers,
+            monitors=parts.monitors,
             config=lambda: self._config,
             systemd=parts.systemd,
         )
@@ -179,13 +182,13 @@ class Daemon:
                         containers=parts.container_cases,
                         stats=parts.stats,
                         node=node,
-                        layers_mountpoint=self._paths.containers_dir,
+                        layers_mountpoint=self._paths.root,
                         api_version=version,
                     ),
                     lambda _version: ImageService(
                         images=parts.images,
                         layers=parts.stats,
-                        mountpoint=self._paths.images_dir,
+                        mountpoint=self._paths.root,
                     ),
                 ),
                 admin_service(
@@ -203,13 +206,13 @@ class Daemon:
         for runtime in parts.handlers.runtimes:
             try:
                 version = (await runtime.version()).version
-            except CriShimError as error:
-                version = str(error)
+            except CriShimError:
+                version = ""
             versions.append((runtime.settings.name, version))
         return DaemonInfo(
             root=str(self._paths.root),
             state=str(self._paths.state),
-            config_json=msgspec.json.encode(self._config, enc_hook=str).decode(),
+            config_json=msgspec.json.encode(to_tree(self._config)).decode(),
             cgroup_driver="systemd" if parts.systemd else "cgroupfs",
             handlers=versions,
         )

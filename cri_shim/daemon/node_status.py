@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from cri_shim.config.render import to_tree
+from cri_shim.errors import CriShimError
 from cri_shim.rpc.runtime_service import Condition, NodeStatus
 from cri_shim.rpc.runtime_service import HandlerFacts as ShownHandler
 
@@ -15,14 +15,22 @@ if TYPE_CHECKING:
     from cri_shim.cni.network import Cni
     from cri_shim.config import Config
     from cri_shim.daemon.handlers import Handlers
+    from cri_shim.oci.conmon import Monitors
 
 
 class NodeState:
     """Conditions, handlers and the documents of a verbose Status."""
 
     def __init__(
-        self, *, cni: Cni, handlers: Handlers, config: Callable[[], Config], systemd: bool
+        self,
+        *,
+        cni: Cni,
+        handlers: Handlers,
+        monitors: Monitors,
+        config: Callable[[], Config],
+        systemd: bool,
     ) -> None:
+        self._monitors = monitors
         self._cni = cni
         self._handlers = handlers
         self._config = config
@@ -36,7 +44,7 @@ class NodeState:
             (r.settings.name for r in self._handlers.runtimes), key=lambda n: n != default
         )
         return NodeStatus(
-            runtime=Condition(ok=True),
+            runtime=self._runtime(),
             network=Condition(ok=cni.ready, reason=cni.reason, message=cni.message),
             handlers=[
                 ShownHandler(
@@ -50,11 +58,20 @@ class NodeState:
             supplemental_groups_policy=True,
         )
 
+    def _runtime(self) -> Condition:
+        """Whether a pod could be started: looked up each time, so that installing what is missing is enough."""
+        try:
+            self._monitors.executable()
+            self._handlers.get("").command_prefix()
+        except CriShimError as error:
+            return Condition(ok=False, reason="RuntimeMissing", message=str(error))
+        return Condition(ok=True)
+
     def info(self) -> Mapping[str, object]:
         """The effective configuration and the last CNI load."""
         cni = self._cni.status
         return {
-            "config": msgspec.to_builtins(self._config(), str_keys=True, enc_hook=str),
+            "config": to_tree(self._config()),
             "cni": {
                 "ready": cni.ready,
                 "reason": cni.reason,

@@ -72,12 +72,15 @@ class Execs:
         reaper: Reaper,
         background: Background,
         max_output_bytes: int,
+        max_answer_bytes: int,
     ) -> None:
+        """`max_output_bytes` bounds each stream, `max_answer_bytes` both together."""
         self._paths = paths
         self._runtime_of = runtime_of
         self._reaper = reaper
         self._background = background
         self._max_output_bytes = max_output_bytes
+        self._max_answer_bytes = max_answer_bytes
 
     async def exec_sync(
         self, container: Container, command: Sequence[str], timeout_s: int
@@ -106,7 +109,8 @@ class Execs:
                 raise _too_late(container, command, timeout_s)
             stdout.drain()
             stderr.drain()
-            return ExecResult(stdout.data(), stderr.data(), ended.exit_code)
+            out, err = cut_to_fit(stdout.data(), stderr.data(), self._max_answer_bytes)
+            return ExecResult(out, err, ended.exit_code)
         finally:
             if child is not None and child.ending is None:
                 # The caller went away: the command goes, too, but nobody waits for that.
@@ -189,6 +193,13 @@ class Execs:
             spec_file = self._paths.container(container.id).spec_file
             base = container.process_spec = msgspec.json.decode(spec_file.read_bytes())["process"]
         return build_exec_process(base, command, tty=False)
+
+
+def cut_to_fit(stdout: bytes, stderr: bytes, max_bytes: int) -> tuple[bytes, bytes]:
+    """Both streams from their beginnings, together at most `max_bytes`; a short one leaves its room to the other."""
+    half = max_bytes // 2
+    stderr = stderr[: max(half, max_bytes - len(stdout))]
+    return stdout[: max_bytes - len(stderr)], stderr
 
 
 def _seconds_until(deadline: float | None) -> float | None:

@@ -27,6 +27,7 @@ from cri_shim.oci.spec.sandbox import (
     sandbox_sysctls,
 )
 from cri_shim.oci.spec.seccomp import parse_profile
+from cri_shim.oci.spec.security import Choice, seccomp_reference
 from cri_shim.oci.spec.stop_signal import stop_signal
 from cri_shim.oci.spec.user import resolve_sandbox_user, resolve_user
 from cri_shim.sandbox.model import ContainerState
@@ -97,7 +98,6 @@ class Specs:
     def sandbox_spec(self, sandbox: Sandbox, image: Image) -> Spec:
         """The pause container's runtime-spec."""
         place_ = self.place(sandbox.record.cgroup_parent, sandbox.id)
-        profile = sandbox.config.linux.security_context.seccomp
         return build_sandbox_spec(
             sandbox.config,
             node=self._node,
@@ -106,7 +106,7 @@ class Specs:
             image=image_defaults(image, ""),
             rootfs_path=str(self._paths.sandbox(sandbox.id).rootfs_dir),
             cgroups_path=place_.spec_path,
-            localhost_seccomp=localhost_profile(profile),
+            localhost_seccomp=localhost_profile(sandbox.config.linux.security_context),
         )
 
     # --- containers ----------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Specs:
             cgroups_path=self.place(container.record.cgroup_parent, container.id).spec_path,
             target_pid=self._target_pid(sandbox, context.namespace_options),
             host_devices={path: device_nodes(path) for path in host_device_paths(config)},
-            localhost_seccomp=localhost_profile(context.seccomp),
+            localhost_seccomp=localhost_profile(context),
         )
         if changed := undecodable_env(config):
             log.warning(
@@ -209,19 +209,21 @@ def image_defaults(image: Image, name: str) -> ImageDefaults:
     )
 
 
-def localhost_profile(profile: api.SecurityProfile) -> Profile | None:
+def localhost_profile(
+    context: api.LinuxContainerSecurityContext | api.LinuxSandboxSecurityContext,
+) -> Profile | None:
     """The parsed file of a Localhost seccomp profile.
 
     Raises InvalidArgumentError for a file that is missing, too large or no profile.
     """
-    if profile.profile_type != api.SecurityProfile.Localhost or not profile.localhost_ref:
+    reference = seccomp_reference(context)
+    if reference.choice is not Choice.LOCALHOST:
         return None
-    path = Path(profile.localhost_ref)
-    if not path.is_absolute():
-        raise InvalidArgumentError(
-            f"seccomp.localhost_ref: {profile.localhost_ref!r}: an absolute path"
-        )
     try:
-        return parse_profile(read_bounded(path, MAX_PROFILE_BYTES), name=str(path))
+        return parse_profile(
+            read_bounded(Path(reference.name), MAX_PROFILE_BYTES), name=reference.name
+        )
     except OSError as error:
-        raise InvalidArgumentError(f"seccomp.localhost_ref: {path}: {error.strerror}") from error
+        raise InvalidArgumentError(
+            f"seccomp localhost profile {reference.name}: {error.strerror}"
+        ) from error

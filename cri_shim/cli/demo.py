@@ -1,0 +1,294 @@
+"""`cri-shim demo`: one real pod on the running daemon, from image to removal, each claim of the daemon proved.
+
+Rules:
+- Whatever happens, what was made is taken away: after a step that failed, and after Ctrl-C, TERM or HUP. These end
+  the demo at the end of the running call, since one that is cut off would leave its work to be looked for; a second
+  signal ends it at once, and it says what it leaves.
+- With `--keep` a demo that succeeded leaves its pod, image and log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from cri_shim._pb.admin.v1 import admin_pb2
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.cli import daemon_address
+from cri_shim.cli import demo_requests as requests
+from cri_shim.cli.demo_pod import CALL_TIMEOUT_S, DemoPod
+from cri_shim.cli.demo_proofs import Proofs
+from cri_shim.cli.demo_screen import ImportProgress, Screen
+from cri_shim.cli.progress import size_text
+from cri_shim.errors import CriShimError, NotReadyError, PermissionRefusedError
+from cri_shim.rpc.client import errors_of
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from cri_shim.rpc.client import Client
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class DemoFailedError(CriShimError):
+    """A step failed; the message says which, why, and what to do."""
+
+
+class InterruptedDemoError(Exception):
+    """A signal asked the demo to end. Not a CriShimError: nothing failed."""
+
+
+class Step(NamedTuple):
+    """One step: a word for it, what happens, the work, and what to do when that fails."""
+
+    name: str
+    doing: str
+    run: Callable[[], str]
+    remedy: str
+
+
+class _CniInfo(msgspec.Struct):
+    networks: list[str] = []
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the pod running, and say how to look at it"
+    )
+    daemon_address.add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo. Raises CriShimError saying which step failed; 128 + signal when interrupted."""
+    if os.geteuid() != 0:
+        raise PermissionRefusedError("the demo reads the pod's log, which only root may: use sudo")
+    with daemon_address.connect(arguments) as client, _Interrupts.handled() as interrupts:
+        return Demo(client, Screen(sys.stdout), interrupts).run(keep=arguments.keep)
+
+
+class Demo:
+    """One run of the demo against one daemon."""
+
+    def __init__(self, client: Client, screen: Screen, interrupts: _Interrupts) -> None:
+        self._client = client
+        self._screen = screen
+        self._interrupts = interrupts
+        self._pod = DemoPod(client)
+        self._proofs = Proofs(self._pod, check_interrupted=interrupts.check)
+        self._network = ""
+        self._ips: list[str] = []
+
+    def run(self, *, keep: bool) -> int:
+        """Every step in order, then either the removal or the way to look at the pod; the exit code."""
+        self._interrupts.tell = self._screen.say
+        try:
+            self._run_steps(self._steps(keep=keep))
+        except CriShimError as error:
+            self._clean_up(f"{error}; and ")
+            raise
+        except InterruptedDemoError:
+            self._clean_up("interrupted, and ")
+            self._screen.say("interrupted; everything that was made is taken away")
+            return 128 + self._interrupts.received
+        except KeyboardInterrupt:
+            raise DemoFailedError(f"interrupted twice{self._what_is_left()}") from None
+        self._screen.say(f"the demo went well, in {self._screen.seconds:.1f} s")
+        if keep:
+            for line in self._how_to_look():
+                self._screen.say(line)
+        return 0
+
+    def _steps(self, *, keep: bool) -> list[Step]:
+        steps = [
+            Step(
+                "daemon",
+                "asking the daemon whether it can run pods",
+                self._meet_daemon,
+                "`cri-shim check` says what this node lacks",
+            ),
+            Step(
+                "image",
+                "bringing an image, without a registry",
+                self._bring_image,
+                "the daemon's log says more",
+            ),
+            Step(
+                "pod",
+                "running a pod on the network",
+                self._run_pod,
+                "`cri-shim check` and the daemon's log say more",
+            ),
+            Step(
+                "container",
+                "starting its container",
+                self._run_container,
+                "`cri-shim check` and the daemon's log say more",
+            ),
+            Step(
+                "log",
+                "reading what the container wrote",
+                self._read_log,
+                "look whether conmon runs, and whether the disk is full",
+            ),
+            Step(
+                "exec",
+                "running a command in the container",
+                self._exec,
+                "the daemon's log says more",
+            ),
+            Step(
+                "network",
+                "asking the pod's web server from this node",
+                self._fetch,
+                "the kubelet's probes come the same way: look at this node's firewall, its routes "
+                "and the network's plugins",
+            ),
+            Step(
+                "stats",
+                "reading what it uses",
+                self._proofs.usage,
+                "`cri-shim check` says whether the cgroups are usable",
+            ),
+        ]
+        if not keep:
+            steps.append(
+                Step(
+                    "removal",
+                    "stopping it and taking everything away",
+                    self._remove,
+                    "the daemon's log says more",
+                )
+            )
+        return steps
+
+    def _run_steps(self, steps: list[Step]) -> None:
+        for number, step in enumerate(steps, start=1):
+            self._interrupts.check()
+            self._screen.begin(step.name, step.doing, number=number, of=len(steps))
+            try:
+                result = step.run()
+            except CriShimError as error:
+                self._screen.fail(step.name)
+                raise DemoFailedError(
+                    f"the demo failed at step {number} of {len(steps)}, {step.name}: {error}; {step.remedy}"
+                ) from error
+            self._screen.end(step.name, result)
+
+    def _clean_up(self, before: str) -> None:
+        """Take away what was made. Raises DemoFailedError, beginning with `before`, when something is left."""
+        try:
+            self._pod.take_away()
+        except CriShimError as error:
+            raise DemoFailedError(
+                f"{before}not everything could be taken away: {error}{self._what_is_left()}"
+            ) from error
+        except KeyboardInterrupt:
+            raise DemoFailedError(f"{before}interrupted again{self._what_is_left()}") from None
+
+    def _what_is_left(self) -> str:
+        left = self._pod.left_behind()
+        return f"; take away what is left with: {' && '.join(left)}" if left else ""
+
+    # --- the steps -----------------------------------------------------------------------------------------------
+
+    def _meet_daemon(self) -> str:
+        with errors_of("the daemon does not answer as it should"):
+            info = self._client.admin.Info(admin_pb2.InfoRequest(), timeout=CALL_TIMEOUT_S)
+            status = self._client.runtime.Status(
+                api.StatusRequest(verbose=True), timeout=CALL_TIMEOUT_S
+            )
+        for condition in status.status.conditions:
+            if not condition.status:
+                raise NotReadyError(f"{condition.type} is false: {condition.message}")
+        networks = msgspec.json.decode(status.info["cni"], type=_CniInfo).networks
+        self._network = networks[0] if networks else "unknown"
+        handler = info.handlers[0]
+        return f"cri-shim {info.version} on {self._client.socket_path}, {handler.name} {handler.version}"
+
+    def _bring_image(self) -> str:
+        image, was_here = self._pod.bring_image(ImportProgress(self._screen))
+        origin = "was here already" if was_here else "made of this node's busybox and imported"
+        return f"{requests.IMAGE}, {size_text(image.size)}, {origin}"
+
+    def _run_pod(self) -> str:
+        self._ips = self._proofs.addresses(self._pod.run_sandbox())
+        return f"{self._pod.name} is ready, IP {', '.join(self._ips)} on network {self._network}"
+
+    def _run_container(self) -> str:
+        self._pod.run_container()
+        self._proofs.require_running()
+        return "a web server, as nobody and without capabilities"
+
+    def _read_log(self) -> str:
+        lines = self._proofs.log()
+        return "\n".join([f"{len(lines)} lines, in CRI's form and word for word:", *lines])
+
+    def _exec(self) -> str:
+        hostname, addresses = self._proofs.inside(self._ips)
+        return f"inside, the host is {hostname} and {requests.INTERFACE} has {', '.join(addresses)}"
+
+    def _fetch(self) -> str:
+        url, answer = self._proofs.page(self._ips[0])
+        return f"{url} answers: {answer}"
+
+    def _remove(self) -> str:
+        self._pod.stop_container()
+        self._proofs.graceful_end()
+        self._pod.take_away()
+        *gone, last = self._pod.require_gone()
+        return f"the container left with exit code 0; {', '.join(gone)} and {last} are gone"
+
+    def _how_to_look(self) -> Iterator[str]:
+        container = self._pod.container_id[:13]
+        yield "the pod stays; look at it:"
+        yield f"  export CONTAINER_RUNTIME_ENDPOINT={self._pod.endpoint}"
+        yield f"  crictl pods --label demo={self._pod.name}"
+        yield f"  crictl logs {container}"
+        yield f"  crictl exec -s {container} ps"
+        yield f"  crictl stats {container}"
+        yield "and take it away:"
+        for command in self._pod.left_behind():
+            yield f"  {command}"
+
+
+class _Interrupts:
+    """Signals that ask the demo to end: the first is noted, the second interrupts."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.tell: Callable[[str], None] = print
+
+    @classmethod
+    @contextmanager
+    def handled(cls) -> Iterator[_Interrupts]:
+        """Handle them as long as this is open; what the caller chose to ignore (nohup) stays ignored."""
+        interrupts = cls()
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        ours = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+        try:
+            for number in ours:
+                signal.signal(number, interrupts._note)
+            yield interrupts
+        finally:
+            for number in ours:
+                signal.signal(number, before[number])
+
+    def check(self) -> None:
+        """Raise InterruptedDemoError once a signal has come."""
+        if self.received:
+            raise InterruptedDemoError
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+        self.tell("interrupted: waiting for the running step; again to leave at once")

@@ -1,0 +1,129 @@
+"""What is noted about one call: its names, its id, the objects it is about, how it ended.
+
+Log levels: a success that changes something is INFO; what kubelet and probes ask all day long is DEBUG; a failure is
+WARNING, or ERROR where the fault is ours; a client that went away is INFO.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import grpc
+
+from cri_shim import metrics
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+_QUIET_PREFIXES: Final = ("List", "Stream", "Get")
+_QUIET_SUFFIXES: Final = ("Status", "Stats", "Info", "Reflection")
+_QUIET_NAMES: Final = frozenset({"Version", "RuntimeConfig", "ExecSync", "Check", "Watch"})
+_ABOUT_THE_SERVER: Final = ("grpc.health.", "grpc.reflection.")
+_OURS: Final = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN}
+)
+_ID_FIELDS: Final = {
+    "pod_sandbox_id": "sandbox_id",
+    "container_id": "container_id",
+    "id": "id",
+}
+
+
+class MethodName(NamedTuple):
+    """A method as metrics and logs name it."""
+
+    service: str
+    method: str
+
+    @classmethod
+    def parse(cls, path: str) -> MethodName:
+        """From gRPC's `/package.Service/Method`."""
+        service, _, method = path.removeprefix("/").partition("/")
+        return cls(service, method)
+
+    @property
+    def is_cri_v1(self) -> bool:
+        """Whether it belongs to the API that kubelet speaks today."""
+        return self.service.startswith("runtime.v1.")
+
+    @property
+    def is_about_the_server(self) -> bool:
+        """Whether it is answered before recovery is done and while the server stops."""
+        return self.service.startswith(_ABOUT_THE_SERVER) or self.method == "Version"
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether its successes are noise in a log."""
+        return (
+            self.method in _QUIET_NAMES
+            or self.method.startswith(_QUIET_PREFIXES)
+            or self.method.endswith(_QUIET_SUFFIXES)
+        )
+
+
+@dataclass(slots=True)
+class Call:
+    """One call while it runs."""
+
+    name: MethodName
+    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    text: str = ""
+    subject: dict[str, str] = field(default_factory=dict)
+    """IDs and names of what it is about, as its log line shows them."""
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def notice(self, message: Message) -> None:
+        """Take from a request or response what it is about."""
+        self.subject.update(subject_of(message))
+
+    @property
+    def level(self) -> str:
+        """The level of its log line."""
+        if self.code is grpc.StatusCode.OK:
+            return "debug" if self.name.is_quiet else "info"
+        if self.code is grpc.StatusCode.CANCELLED:
+            return "info"
+        return "error" if self.code in _OURS else "warning"
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return time.perf_counter() - self.started_s
+
+    def count(self, seconds: float) -> None:
+        """Put it into the metrics."""
+        service, method = self.name
+        metrics.GRPC_REQUESTS.labels(service, method, self.code.name).inc()
+        metrics.GRPC_REQUEST_SECONDS.labels(service, method).observe(seconds)
+
+
+def subject_of(message: Message) -> dict[str, str]:
+    """IDs and names that a request or response carries: `sandbox_id`, `container_id`, `pod`, `image`."""
+    found: dict[str, str] = {}
+    fields = message.DESCRIPTOR.fields_by_name
+    for name, key in _ID_FIELDS.items():
+        if name in fields and (value := getattr(message, name)):
+            found[key] = value
+    if "config" in fields and message.HasField("config"):
+        found.update(_subject_of_config(message.config))  # type: ignore[attr-defined]
+    if "image" in fields and fields["image"].message_type and message.HasField("image"):
+        image: Message = message.image  # type: ignore[attr-defined]
+        if name := getattr(image, "image", ""):
+            found["image"] = name
+    return found
+
+
+def _subject_of_config(config: Message) -> dict[str, str]:
+    metadata = getattr(config, "metadata", None)
+    if metadata is None:
+        return {}
+    namespace = getattr(metadata, "namespace", None)
+    return (
+        {"pod": f"{namespace}/{metadata.name}"}
+        if namespace is not None
+        else {"container": metadata.name}
+    )

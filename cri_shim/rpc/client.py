@@ -1,0 +1,139 @@
+"""The command line's way to the daemon: a channel to its unix socket, and errors in one line.
+
+Synchronous: a command does one thing at a time. Stubs are the generated ones, so that a caller sees every field.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import grpc
+
+from cri_shim._pb.admin.v1.admin_pb2_grpc import AdminStub
+from cri_shim._pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
+from cri_shim.errors import (
+    AlreadyExistsError,
+    CorruptStateError,
+    CriShimError,
+    DeadlineError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionRefusedError,
+    ResourceExhaustedError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+CONNECT_TIMEOUT_S: Final = 5.0
+DEFAULT_MAX_MESSAGE_BYTES: Final = 16 << 20
+
+
+class RemoteNotFoundError(NotFoundError):
+    """The daemon said NOT_FOUND: its text names kind and key already."""
+
+    def __init__(self, text: str) -> None:
+        CriShimError.__init__(self, text)
+        self.kind = self.key = ""
+
+
+_CLASSES: Final[dict[grpc.StatusCode, Callable[[str], CriShimError]]] = {
+    grpc.StatusCode.NOT_FOUND: RemoteNotFoundError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
+    grpc.StatusCode.FAILED_PRECONDITION: WrongStateError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionRefusedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.DATA_LOSS: CorruptStateError,
+}
+
+
+class Client:
+    """A connection to a running daemon. Use it as `with Client(socket) as client`."""
+
+    def __init__(
+        self, socket_path: Path, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    ) -> None:
+        """Connect.
+
+        Raises: UnavailableError naming the socket and how to start the daemon; PermissionRefusedError.
+        """
+        self.socket_path = socket_path
+        _probe(socket_path)
+        self._channel = grpc.insecure_channel(
+            f"unix:{socket_path}",
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                # A proxy in the environment is for the internet, not for a socket of this host.
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        self.runtime = RuntimeServiceStub(self._channel)
+        self.images = ImageServiceStub(self._channel)
+        self.admin = AdminStub(self._channel)
+
+    def close(self) -> None:
+        """End the connection and every call on it."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def errors_of(doing: str) -> Iterator[None]:
+    """Turn what a call in the block answers into one of our errors, with the daemon's words after `doing`."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error, doing) from error
+
+
+def error_of(error: grpc.RpcError, doing: str) -> CriShimError:
+    """The daemon's answer as the error that it had, in one line."""
+    answer: Any = error  # a grpc.Call as well, which its type does not say
+    code: grpc.StatusCode = answer.code()
+    text = " ".join((answer.details() or code.name).split())
+    return _CLASSES.get(code, CriShimError)(f"{doing}: {text}")
+
+
+def _probe(socket_path: Path) -> None:
+    """Connect once ourselves: grpc would retry for seconds and then name an address family, not the cause."""
+    start = "start the daemon with `cri-shim serve`"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(os.fspath(socket_path))
+        except PermissionError as error:
+            raise PermissionRefusedError(
+                f"may not connect to {socket_path}: run this as root or as a member of the socket's group"
+            ) from error
+        except OSError as error:
+            why = {
+                errno.ENOENT: "there is no such socket",
+                errno.ECONNREFUSED: "nothing listens there",
+            }.get(error.errno or 0, error.strerror or "no answer")
+            raise UnavailableError(
+                f"cannot reach the daemon on {socket_path}: {why}; {start}, or say where it is with --socket"
+            ) from error

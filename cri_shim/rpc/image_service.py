@@ -1,0 +1,113 @@
+"""ImageService: list, look up, remove, and how much disk images take.
+
+Rules are those of `runtime_service`. Images come in through the admin service; PullImage has no method here yet, so
+`handlers` answers it UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import NotFoundError
+from cri_shim.rpc.fields import require
+from cri_shim.rpc.runtime_service import json_text
+from cri_shim.rpc.translate_images import image_entry, image_info
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cri_shim.image.model import Image
+
+
+class DiskUsage(Protocol):
+    """What something takes on disk."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Blocks in use, in bytes."""
+
+    @property
+    def inodes(self) -> int:
+        """Files and directories."""
+
+
+class Images(Protocol):
+    """The image store."""
+
+    def images(self) -> Sequence[Image]:
+        """All images."""
+
+    def find(self, text: str) -> Image | None:
+        """The image with this name, digest, ID or ID prefix. Raises BadImageReferenceError."""
+
+    async def remove(self, text: str) -> object:
+        """Take an image away with all its names. Raises NotFoundError, BadImageReferenceError."""
+
+    async def fs_usage(self) -> DiskUsage:
+        """What images take on disk."""
+
+
+class LayerUsage(Protocol):
+    """Counts the writable layers."""
+
+    async def layers_usage(self) -> DiskUsage:
+        """What the writable layers of all containers take on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageService:
+    """The RPCs of `runtime.v1.ImageService`, and of its older namesake."""
+
+    images: Images
+    layers: LayerUsage
+    mountpoint: Path
+    """What clients are told holds images and writable layers: kubelet asks the kernel how full its file system is."""
+
+    async def list_images(self, request: api.ListImagesRequest) -> api.ListImagesResponse:
+        """All images, or the one that the filter names."""
+        wanted = request.filter.image.image
+        if wanted:
+            found = self.images.find(wanted)
+            chosen = [] if found is None else [found]
+        else:
+            chosen = list(self.images.images())
+        return api.ListImagesResponse(images=map(image_entry, chosen))
+
+    async def image_status(self, request: api.ImageStatusRequest) -> api.ImageStatusResponse:
+        """One image; an answer without it, and no error, when it isn't there: so CRI has it."""
+        require(request, "image", "image.image")
+        image = self.images.find(request.image.image)
+        if image is None:
+            return api.ImageStatusResponse()
+        response = api.ImageStatusResponse(image=image_entry(image))
+        if request.verbose:
+            response.info["info"] = json_text(image_info(image))
+        return response
+
+    async def remove_image(self, request: api.RemoveImageRequest) -> api.RemoveImageResponse:
+        """Take an image away; succeeds for one that isn't there."""
+        require(request, "image", "image.image")
+        try:
+            await self.images.remove(request.image.image)
+        except NotFoundError:
+            pass  # as CRI wants it: kubelet's retry of a removal that worked
+        return api.RemoveImageResponse()
+
+    async def image_fs_info(self, request: api.ImageFsInfoRequest) -> api.ImageFsInfoResponse:
+        """What images and writable layers take; both are on one file system."""
+        return api.ImageFsInfoResponse(
+            image_filesystems=[self._filesystem(await self.images.fs_usage())],
+            container_filesystems=[self._filesystem(await self.layers.layers_usage())],
+        )
+
+    def _filesystem(self, usage: DiskUsage) -> api.FilesystemUsage:
+        return api.FilesystemUsage(
+            timestamp=time.time_ns(),
+            fs_id=api.FilesystemIdentifier(mountpoint=str(self.mountpoint)),
+            used_bytes=api.UInt64Value(value=usage.used_bytes),
+            inodes_used=api.UInt64Value(value=usage.inodes),
+        )

@@ -1,0 +1,207 @@
+"""What every call gets, whatever its service: a request id, admission, one log line, metrics, mapped errors.
+
+Rules:
+- Each call ends in exactly one log line and one count, also when its client has gone.
+- Messages are decoded and encoded here and not by grpc, so that a malformed request and an oversized answer are
+  errors of ours, with a sentence, instead of grpc's INTERNAL and a traceback.
+- `except Exception` stands here because nothing may pass: what `status` doesn't know would reach the client with its
+  class and text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from cri_shim import metrics
+from cri_shim.errors import InvalidArgumentError, ResourceExhaustedError
+from cri_shim.log import log_context
+from cri_shim.rpc.calls import Call, MethodName
+from cri_shim.rpc.redaction import redacted
+from cri_shim.rpc.status import answer_to
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from google.protobuf.message import Message
+
+    from cri_shim.rpc.gate import Gate
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+log = structlog.get_logger()
+
+_UNKNOWN: Final = MethodName("unknown", "unknown")
+"""One series for every method that isn't served: names that clients make up must not become labels."""
+_BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method of one server: what is kept per method must not be found on a server without it."""
+
+    def __init__(self, gate: Gate, *, max_message_bytes: int) -> None:
+        self._gate = gate
+        self._max_message_bytes = max_message_bytes
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The handler grpc found, wrapped; None for a method that no service has."""
+        path = handler_call_details.method
+        wrapped = self._wrapped.get(path)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                call = Call(_UNKNOWN, code=grpc.StatusCode.UNIMPLEMENTED)
+                call.count(0.0)
+                log.debug("no such method", rpc=path[:200])
+                return None
+            wrapped = self._wrapped[path] = self._wrap(MethodName.parse(path), handler)
+        return wrapped
+
+    def _wrap(self, name: MethodName, handler: Handler) -> Handler:
+        """The same method on raw bytes: decoding, the method itself and encoding happen inside `_running`."""
+        codec = _Codec(name, handler.request_deserializer, handler.response_serializer)
+        behaviour: Any = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+
+        async def run(raw: Any, context: Context) -> bytes | None:  # noqa: ANN401 - bytes, or an iterator of them
+            async with self._running(name, context) as call:
+                request = (
+                    codec.decoded_each(raw)
+                    if handler.request_streaming
+                    else self._noticed(call, codec.decoded(raw))
+                )
+                answer = behaviour(request, context)
+                if not handler.response_streaming:
+                    message = await answer
+                    call.notice(message)
+                    return self._encoded(codec, message)
+                if hasattr(answer, "__aiter__"):
+                    # grpc's reflection: closed here, in this task, should the client go away between two messages.
+                    async with aclosing(answer):
+                        async for message in answer:
+                            await context.write(message)
+                else:
+                    await answer
+            return None
+
+        def encode(message: Any) -> bytes:  # noqa: ANN401 - what a stream sends; one answer arrives as bytes
+            return message if isinstance(message, bytes) else self._encoded(codec, message)
+
+        match handler.request_streaming, handler.response_streaming:
+            case False, False:
+                return grpc.unary_unary_rpc_method_handler(run, None, encode)
+            case False, True:
+                return grpc.unary_stream_rpc_method_handler(run, None, encode)
+            case True, False:
+                return grpc.stream_unary_rpc_method_handler(run, None, encode)
+            case _:
+                return grpc.stream_stream_rpc_method_handler(run, None, encode)
+
+    @asynccontextmanager
+    async def _running(self, name: MethodName, context: Context) -> AsyncIterator[Call]:
+        """One call from admission to its log line; what is raised inside becomes its status."""
+        call = Call(name)
+        admission = nullcontext() if name.is_about_the_server else self._gate.admitted()
+        with (
+            log_context(request_id=call.id),
+            metrics.GRPC_REQUESTS_IN_FLIGHT.track_inprogress(),
+        ):
+            try:
+                with admission:
+                    yield call
+            except asyncio.CancelledError:
+                call.code = grpc.StatusCode.CANCELLED
+                raise
+            except grpc.aio.AbortError:
+                # A service of grpc's own chose its status itself.
+                call.code, call.text = _chosen(context)
+                raise
+            except Exception as error:  # noqa: BLE001 - the edge: see the module's rules
+                call.code, call.text = answer_to(error, call.id)
+                await context.abort(call.code, call.text)
+            finally:
+                self._report(call)
+
+    def _noticed(self, call: Call, request: Message) -> Message:
+        call.notice(request)
+        log.debug("request", rpc=call.name.method, request=_Shown(request))
+        return request
+
+    def _encoded(self, codec: _Codec, message: Message) -> bytes:
+        raw: bytes = codec.encode(message)
+        if len(raw) > self._max_message_bytes:
+            raise ResourceExhaustedError(
+                f"the answer has {len(raw)} bytes, more than limits.grpc_message allows "
+                f"({self._max_message_bytes}): ask for less with a filter, or raise the limit"
+            )
+        return raw
+
+    def _report(self, call: Call) -> None:
+        seconds = call.seconds
+        call.count(seconds)
+        fields: dict[str, object] = {
+            "rpc": call.name.method,
+            "code": call.code.name,
+            "seconds": round(seconds, 4),
+            **call.subject,
+        }
+        if call.text:
+            fields["error"] = call.text
+        if not call.name.is_cri_v1:
+            fields["service"] = call.name.service
+        getattr(log, call.level)("call", **fields)
+
+
+class _Shown:
+    """A message as a log line may show it; the text is made only where the line is written."""
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+
+    def __repr__(self) -> str:
+        return redacted(self._message)
+
+
+class _Codec(NamedTuple):
+    """A method's messages as bytes and back."""
+
+    name: MethodName
+    decode: Any
+    encode: Any
+
+    def decoded(self, raw: bytes) -> Message:
+        """Raises: InvalidArgumentError for bytes that are not the method's message."""
+        try:
+            message: Message = self.decode(raw)
+        except DecodeError as error:
+            raise InvalidArgumentError(
+                f"the request is not the message that {self.name.method} of {self.name.service} takes: "
+                "wrong field type, text that is no UTF-8, or a cut message"
+            ) from error
+        return message
+
+    async def decoded_each(self, raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        """The messages of a client's stream."""
+        async for piece in raw:
+            yield self.decoded(piece)
+
+
+def _chosen(context: Context) -> tuple[grpc.StatusCode, str]:
+    """The status that a service set on its context; grpc.aio keeps the code as its number."""
+    code: Any = context.code()
+    return _BY_NUMBER.get(code, code), context.details() or ""

@@ -1,0 +1,161 @@
+"""`/metrics`, `/healthz` and `/readyz` over HTTP/1.1: one small answer per connection.
+
+Rules:
+- Three paths, GET and HEAD, no body read, no keep-alive: whatever else arrives gets a status and the connection ends.
+- A request head is bounded in bytes and in time, and so is the number of connections, since the port may be reachable
+  by every process of the node.
+- The exposition is made on the loop: it takes milliseconds, and collectors are written there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import structlog
+
+from cri_shim import metrics
+from cri_shim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.config.values import HostPort
+
+log = structlog.get_logger()
+
+MAX_HEAD_BYTES: Final = 8192
+MAX_CONNECTIONS: Final = 32
+HEAD_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 10.0
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+class Answer(NamedTuple):
+    """What goes back."""
+
+    status: HTTPStatus
+    body: bytes = b""
+    content_type: str = _TEXT
+
+
+class _BadRequestError(Exception):
+    """The request is refused with this answer."""
+
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(status.phrase)
+        self.status = status
+
+
+class MetricsServer:
+    """The HTTP server beside the gRPC one."""
+
+    def __init__(self, address: HostPort, *, not_ready: Callable[[], str]) -> None:
+        """`not_ready` says why the daemon is not ready, or "" when it is."""
+        self._address = address
+        self._not_ready = not_ready
+        self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, once started."""
+        assert self._server is not None  # noqa: S101 - callers ask after `start`
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def start(self) -> None:
+        """Listen. Raises: ConfigError when the address can't be had."""
+        try:
+            self._server = await asyncio.start_server(
+                self._serve, self._address.host, self._address.port, limit=MAX_HEAD_BYTES
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"metrics.address: cannot listen on {self._address}: {error.strerror or error}; "
+                'choose another, or "" for none'
+            ) from error
+
+    async def stop(self) -> None:
+        """Stop listening and drop what is connected: a scrape is repeated anyway."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            for writer in self._connections.values():
+                writer.transport.abort()
+            if self._connections:
+                await asyncio.wait(list(self._connections))
+            await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs this as one
+        self._connections[task] = writer
+        try:
+            if len(self._connections) <= MAX_CONNECTIONS:
+                answer, is_head = await self._answer(reader)
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    writer.write(_encoded(answer, head_only=is_head))
+                    writer.close()
+                    await writer.wait_closed()
+        except (OSError, TimeoutError):
+            pass  # the client went away, or does not read: its loss
+        finally:
+            writer.transport.abort()
+            del self._connections[task]
+
+    async def _answer(self, reader: asyncio.StreamReader) -> tuple[Answer, bool]:
+        try:
+            async with asyncio.timeout(HEAD_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+            method, path = _parse_head(head)
+        except TimeoutError:
+            return Answer(HTTPStatus.REQUEST_TIMEOUT), False
+        except asyncio.LimitOverrunError:
+            return Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), False
+        except asyncio.IncompleteReadError:
+            return Answer(HTTPStatus.BAD_REQUEST), False
+        except _BadRequestError as bad:
+            return Answer(bad.status), False
+        return self._answer_to(path), method == "HEAD"
+
+    def _answer_to(self, path: str) -> Answer:
+        match path:
+            case "/metrics":
+                return Answer(HTTPStatus.OK, metrics.exposition(), metrics.CONTENT_TYPE)
+            case "/healthz":
+                # That this is answered says that the loop turns.
+                return Answer(HTTPStatus.OK, b"ok\n")
+            case "/readyz":
+                why = self._not_ready()
+                if why:
+                    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n".encode())
+                return Answer(HTTPStatus.OK, b"ok\n")
+            case _:
+                return Answer(HTTPStatus.NOT_FOUND, b"see /metrics, /healthz and /readyz\n")
+
+
+def _parse_head(head: bytes) -> tuple[str, str]:
+    """Method, and path without its query. Raises: _BadRequestError."""
+    parts = head.decode("latin-1").split("\r\n", 1)[0].split(" ")
+    if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
+        raise _BadRequestError(HTTPStatus.BAD_REQUEST)
+    method, target, _ = parts
+    if method not in ("GET", "HEAD"):
+        raise _BadRequestError(HTTPStatus.METHOD_NOT_ALLOWED)
+    return method, target.partition("?")[0]
+
+
+def _encoded(answer: Answer, *, head_only: bool) -> bytes:
+    body = answer.body or f"{answer.status.phrase}\n".encode()
+    lines = [
+        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
+        f"Content-Type: {answer.content_type}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append("Allow: GET, HEAD")
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return head if head_only else head + body

@@ -1,0 +1,324 @@
+"""RuntimeService: one short method per RPC that checks fields, calls the use case and encodes the answer.
+
+Rules:
+- No decision about pods or containers is taken here, and no state is kept.
+- An RPC without a method here is answered UNIMPLEMENTED by `handlers`.
+- The collaborators are protocols, as narrow as what is called; the daemon passes the real use cases.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+import structlog
+
+import cri_shim
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import InvalidArgumentError, NotFoundError
+from cri_shim.rpc import translate_containers as containers_
+from cri_shim.rpc import translate_pods as pods_
+from cri_shim.rpc.fields import require
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from cri_shim.rpc.use_cases import Containers, Pods, Stats
+    from cri_shim.sandbox.stats import ContainerUsage
+
+log = structlog.get_logger()
+
+KUBELET_API_VERSION: Final = "0.1.0"
+"""What kubelet compares the answer's `version` with; it is not the version of anything."""
+MAX_SECONDS: Final = 1 << 31
+"""Longer grace periods and timeouts (68 years) are taken as this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Whether a part of the node can do its work; `reason` (one word) and `message` say why not."""
+
+    ok: bool
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerFacts:
+    """A runtime handler as Status shows it."""
+
+    name: str
+    recursive_read_only_mounts: bool = False
+    user_namespaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What Status is made of."""
+
+    runtime: Condition
+    network: Condition
+    handlers: Sequence[HandlerFacts] = ()
+    """The default handler first: it is shown under its own name and as "", which is how pods ask for it."""
+    supplemental_groups_policy: bool = False
+
+
+class Node(Protocol):
+    """Facts about this node and daemon."""
+
+    def status(self) -> NodeStatus:
+        """How it is now."""
+
+    def info(self) -> Mapping[str, object]:
+        """Documents by name for Status(verbose): the effective configuration, the last CNI load, …"""
+
+    def uses_systemd_cgroups(self) -> bool:
+        """Who makes the pods' cgroups: systemd, or we."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeService:
+    """The RPCs of `runtime.v1.RuntimeService`, and of its older namesake."""
+
+    pods: Pods
+    containers: Containers
+    stats: Stats
+    node: Node
+    layers_mountpoint: Path
+    """What clients are told holds the writable layers; ImageFsInfo says the same."""
+    api_version: str = "v1"
+
+    # --- the server ----------------------------------------------------------------------------------------------
+
+    async def version(self, request: api.VersionRequest) -> api.VersionResponse:
+        """Who answers."""
+        return api.VersionResponse(
+            version=KUBELET_API_VERSION,
+            runtime_name="cri-shim",
+            runtime_version=cri_shim.__version__,
+            runtime_api_version=self.api_version,
+        )
+
+    async def status(self, request: api.StatusRequest) -> api.StatusResponse:
+        """Whether pods can be run."""
+        status = self.node.status()
+        response = api.StatusResponse(
+            status=api.RuntimeStatus(
+                conditions=[
+                    _condition("RuntimeReady", status.runtime),
+                    _condition("NetworkReady", status.network),
+                ]
+            ),
+            features=api.RuntimeFeatures(
+                supplemental_groups_policy=status.supplemental_groups_policy
+            ),
+        )
+        names = ["", *(handler.name for handler in status.handlers)]
+        for name, handler in zip(names, (*status.handlers[:1], *status.handlers), strict=False):
+            response.runtime_handlers.add(
+                name=name,
+                features=api.RuntimeHandlerFeatures(
+                    recursive_read_only_mounts=handler.recursive_read_only_mounts,
+                    user_namespaces=handler.user_namespaces,
+                ),
+            )
+        if request.verbose:
+            for key, document in self.node.info().items():
+                response.info[key] = json_text(document)
+        return response
+
+    async def runtime_config(self, request: api.RuntimeConfigRequest) -> api.RuntimeConfigResponse:
+        """The cgroup driver that kubelet shall use as well."""
+        driver = api.SYSTEMD if self.node.uses_systemd_cgroups() else api.CGROUPFS
+        return api.RuntimeConfigResponse(linux=api.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    async def update_runtime_config(
+        self, request: api.UpdateRuntimeConfigRequest
+    ) -> api.UpdateRuntimeConfigResponse:
+        """Take note of the node's pod addresses; networks are configured by who installs CNI plugins."""
+        pod_cidr = request.runtime_config.network_config.pod_cidr
+        log.info("kubelet told the pod addresses of this node", pod_cidr=pod_cidr)
+        return api.UpdateRuntimeConfigResponse()
+
+    # --- sandboxes -----------------------------------------------------------------------------------------------
+
+    async def run_pod_sandbox(self, request: api.RunPodSandboxRequest) -> api.RunPodSandboxResponse:
+        """Make a pod's sandbox."""
+        require(
+            request,
+            "config",
+            "config.metadata",
+            "config.metadata.name",
+            "config.metadata.namespace",
+            "config.metadata.uid",
+        )
+        sandbox_id = await self.pods.run_pod_sandbox(request.config, request.runtime_handler)
+        return api.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
+
+    async def stop_pod_sandbox(
+        self, request: api.StopPodSandboxRequest
+    ) -> api.StopPodSandboxResponse:
+        """Stop a sandbox and its containers."""
+        require(request, "pod_sandbox_id")
+        await self.pods.stop_pod_sandbox(request.pod_sandbox_id)
+        return api.StopPodSandboxResponse()
+
+    async def remove_pod_sandbox(
+        self, request: api.RemovePodSandboxRequest
+    ) -> api.RemovePodSandboxResponse:
+        """Take a sandbox away."""
+        require(request, "pod_sandbox_id")
+        await self.pods.remove_pod_sandbox(request.pod_sandbox_id)
+        return api.RemovePodSandboxResponse()
+
+    async def pod_sandbox_status(
+        self, request: api.PodSandboxStatusRequest
+    ) -> api.PodSandboxStatusResponse:
+        """One sandbox, with its containers."""
+        require(request, "pod_sandbox_id")
+        sandbox = self.pods.find(request.pod_sandbox_id)
+        response = api.PodSandboxStatusResponse(
+            status=pods_.pod_sandbox_status(sandbox),
+            containers_statuses=[
+                containers_.container_status(container)
+                for container in self.containers.list_containers()
+                if container.record.sandbox_id == sandbox.id
+            ],
+            timestamp=time.time_ns(),
+        )
+        if request.verbose:
+            response.info["info"] = json_text(self.pods.verbose_info(sandbox))
+        return response
+
+    async def list_pod_sandbox(
+        self, request: api.ListPodSandboxRequest
+    ) -> api.ListPodSandboxResponse:
+        """All sandboxes that the filter lets through."""
+        response = api.ListPodSandboxResponse()
+        chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
+        response.items.extend(map(pods_.pod_sandbox, chosen))
+        return response
+
+    # --- containers ----------------------------------------------------------------------------------------------
+
+    async def create_container(
+        self, request: api.CreateContainerRequest
+    ) -> api.CreateContainerResponse:
+        """Make a container in a sandbox."""
+        require(
+            request,
+            "pod_sandbox_id",
+            "config",
+            "config.metadata",
+            "config.metadata.name",
+            "config.image",
+            "config.image.image",
+        )
+        container_id = await self.containers.create_container(
+            request.pod_sandbox_id, request.config, request.sandbox_config
+        )
+        return api.CreateContainerResponse(container_id=container_id)
+
+    async def start_container(
+        self, request: api.StartContainerRequest
+    ) -> api.StartContainerResponse:
+        """Start a container."""
+        require(request, "container_id")
+        await self.containers.start_container(request.container_id)
+        return api.StartContainerResponse()
+
+    async def stop_container(self, request: api.StopContainerRequest) -> api.StopContainerResponse:
+        """Stop a container, with a grace period."""
+        require(request, "container_id")
+        # A negative grace period is none: kubelet has sent such in the past, and refusing would leave a pod stuck.
+        timeout_s = min(max(request.timeout, 0), MAX_SECONDS)
+        await self.containers.stop_container(request.container_id, timeout_s)
+        return api.StopContainerResponse()
+
+    async def remove_container(
+        self, request: api.RemoveContainerRequest
+    ) -> api.RemoveContainerResponse:
+        """Take a container away."""
+        require(request, "container_id")
+        await self.containers.remove_container(request.container_id)
+        return api.RemoveContainerResponse()
+
+    async def list_containers(
+        self, request: api.ListContainersRequest
+    ) -> api.ListContainersResponse:
+        """All containers that the filter lets through."""
+        response = api.ListContainersResponse()
+        chosen = containers_.selected(self.containers.list_containers(), request.filter)
+        response.containers.extend(map(containers_.container_entry, chosen))
+        return response
+
+    async def container_status(
+        self, request: api.ContainerStatusRequest
+    ) -> api.ContainerStatusResponse:
+        """One container."""
+        require(request, "container_id")
+        container = self.containers.find(request.container_id)
+        response = api.ContainerStatusResponse(status=containers_.container_status(container))
+        if request.verbose:
+            response.info["info"] = json_text(self.containers.verbose_info(container))
+        return response
+
+    async def exec_sync(self, request: api.ExecSyncRequest) -> api.ExecSyncResponse:
+        """Run a command in a container and wait for it."""
+        require(request, "container_id", "cmd")
+        if request.timeout < 0:
+            raise InvalidArgumentError(
+                f"ExecSyncRequest: timeout is {request.timeout} s; 0 means none, less is impossible"
+            )
+        result = await self.containers.exec_sync(
+            request.container_id, list(request.cmd), min(request.timeout, MAX_SECONDS)
+        )
+        return api.ExecSyncResponse(
+            stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code
+        )
+
+    async def reopen_container_log(
+        self, request: api.ReopenContainerLogRequest
+    ) -> api.ReopenContainerLogResponse:
+        """Make a container's log a new file; answered once that file exists."""
+        require(request, "container_id")
+        await self.containers.reopen_container_log(request.container_id)
+        return api.ReopenContainerLogResponse()
+
+    # --- statistics ----------------------------------------------------------------------------------------------
+
+    async def container_stats(
+        self, request: api.ContainerStatsRequest
+    ) -> api.ContainerStatsResponse:
+        """What one container uses."""
+        require(request, "container_id")
+        container = self.containers.find(request.container_id)
+        usages = await self.stats.container_stats([container])
+        if not usages:
+            raise NotFoundError("container", request.container_id, "it was removed meanwhile")
+        return api.ContainerStatsResponse(stats=self._encoded(usages[0]))
+
+    async def list_container_stats(
+        self, request: api.ListContainerStatsRequest
+    ) -> api.ListContainerStatsResponse:
+        """What the containers that the filter lets through use."""
+        chosen = list(containers_.selected(self.containers.list_containers(), request.filter))
+        usages = await self.stats.container_stats(chosen)
+        return api.ListContainerStatsResponse(stats=map(self._encoded, usages))
+
+    def _encoded(self, usage: ContainerUsage) -> api.ContainerStats:
+        return containers_.container_stats(usage, mountpoint=str(self.layers_mountpoint))
+
+
+def json_text(document: object) -> str:
+    """A document of a verbose answer; keys of no string and values of no JSON type are spelled out."""
+    return msgspec.json.encode(document, enc_hook=str).decode()
+
+
+def _condition(type_: str, condition: Condition) -> api.RuntimeCondition:
+    return api.RuntimeCondition(
+        type=type_, status=condition.ok, reason=condition.reason, message=condition.message
+    )

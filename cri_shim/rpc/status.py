@@ -1,0 +1,105 @@
+"""From an exception to what a client is told: the only place where a gRPC code is chosen.
+
+Rules:
+- The class decides the code, looked up along its MRO, so that a new error class needs no row of its own.
+- Redact, then convert, in one expression: a text that was not redacted can't reach a client. (A peer redacted after
+  converting, and registry tokens reached the events of pods.)
+- What is not a `CriShimError` is a bug: its text goes to the log, with its traceback, and the client gets only the
+  request id to find it there.
+- `asyncio.CancelledError` is no `Exception`, so it never comes here.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from typing import Final, NamedTuple
+
+import grpc
+import structlog
+
+from cri_shim import errors
+
+log = structlog.get_logger()
+
+CODES: Final[dict[type, grpc.StatusCode]] = {
+    errors.CriShimError: grpc.StatusCode.INTERNAL,
+    errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.WrongStateError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.PermissionRefusedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.CommandError: grpc.StatusCode.INTERNAL,
+    errors.CorruptStateError: grpc.StatusCode.DATA_LOSS,
+}
+
+MAX_TEXT_BYTES: Final = 2400
+"""A status travels percent-encoded, up to three bytes for one, in headers of which many clients take 8 KiB."""
+
+_CUT: Final = " […] "
+
+# Each pattern runs in linear time: no two adjacent repetitions can match the same text.
+_SECRETS: Final = (
+    # Authorization: Basic dXNlcjpwYXNz
+    (re.compile(r"\b(Bearer|Basic)\s+[^\s\"',;]+", re.IGNORECASE), r"\1 ***"),
+    # https://user:password@host
+    (re.compile(r"(://)[^\s/@\"']+@"), r"\1***@"),
+    # https://host/path?sig=… : signed URLs of blob stores
+    (re.compile(r"(://[^\s?\"']+\?)[^\s\"']+"), r"\1***"),
+    # "auth": "…", password=…, identity_token: …
+    (
+        re.compile(
+            r"(\b(?:auth|authorization|password|passwd|secret|client_secret|"
+            r"(?:access_|refresh_|identity_?|registry_?|id_)?token)\b[\"']?\s*[:=]\s*)"
+            r"(?:\"[^\"]*\"|'[^']*'|[^\s,;}\"'&]+)",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+)
+
+
+class Answer(NamedTuple):
+    """What a client is told about a failed call."""
+
+    code: grpc.StatusCode
+    text: str
+
+
+def answer_to(error: Exception, request_id: str) -> Answer:
+    """The status for `error`; one that is not ours is logged with its traceback and answered without detail."""
+    if isinstance(error, errors.CriShimError):
+        return Answer(_code(type(error)), _bounded(redacted_text(str(error))))
+    log.error(
+        "unexpected error: please report it",
+        exception=redacted_text("".join(traceback.format_exception(error))),
+    )
+    return Answer(
+        grpc.StatusCode.INTERNAL,
+        f"unexpected error in cri-shim; its log tells more under request_id={request_id}",
+    )
+
+
+def redacted_text(text: str) -> str:
+    """`text` without credentials: authorization headers, URL user parts and queries, token and password fields."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _code(kind: type) -> grpc.StatusCode:
+    return next(CODES[cls] for cls in kind.__mro__ if cls in CODES)
+
+
+def _bounded(text: str) -> str:
+    """Cut from the middle what is too long: the step stands in front, a command's last words at the end."""
+    # Names of files may hold bytes that are no UTF-8 (surrogates here), which gRPC couldn't encode.
+    raw = text.encode("utf-8", "backslashreplace")
+    if len(raw) <= MAX_TEXT_BYTES:
+        return raw.decode()
+    half = (MAX_TEXT_BYTES - len(_CUT.encode())) // 2
+    return raw[:half].decode(errors="ignore") + _CUT + raw[-half:].decode(errors="ignore")

@@ -1,0 +1,177 @@
+"""Containers and their usage as CRI messages. Pure; entries of ListContainers are kept as those of sandboxes are."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.rpc.translate_pods import has_labels
+from cri_shim.sandbox.model import ContainerState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from google.protobuf.message import Message
+
+    from cri_shim.host.cgroups.usage import CgroupStats
+    from cri_shim.sandbox.model import ContainerMetadata, ContainerStatus
+    from cri_shim.sandbox.stats import ContainerUsage
+    from cri_shim.sandbox.store import Container
+
+STATES: Final = {
+    # A container that is still being created is not shown; should it be, nothing is known of it.
+    ContainerState.CREATING: api.CONTAINER_UNKNOWN,
+    ContainerState.CREATED: api.CONTAINER_CREATED,
+    ContainerState.RUNNING: api.CONTAINER_RUNNING,
+    ContainerState.EXITED: api.CONTAINER_EXITED,
+}
+_FIRST_REAL_TIME_SIGNAL: Final = 34
+_LAST_SIGNAL: Final = 64
+"""From glibc's SIGRTMIN up to SIGRTMAX, CRI's enum counts on without gaps."""
+
+
+_entries: WeakKeyDictionary[Container, tuple[ContainerStatus, api.Container]] = WeakKeyDictionary()
+
+
+def container_entry(container: Container) -> api.Container:
+    """The entry of ListContainers. The message is shared: callers must not change it."""
+    kept = _entries.get(container)
+    if kept is not None and kept[0] is container.status:
+        return kept[1]
+    record, config = container.record, container.config
+    entry = api.Container(
+        id=record.id,
+        pod_sandbox_id=record.sandbox_id,
+        metadata=metadata(record.metadata),
+        image=config.image,
+        image_ref=record.image_ref,
+        image_id=record.image_id,
+        state=STATES[container.status.state],
+        created_at=record.created_at_ns,
+        labels=config.labels,
+        annotations=config.annotations,
+    )
+    _entries[container] = (container.status, entry)
+    return entry
+
+
+def container_status(container: Container) -> api.ContainerStatus:
+    """What ContainerStatus tells about a container."""
+    record, config, status = container.record, container.config, container.status
+    message = api.ContainerStatus(
+        id=record.id,
+        metadata=metadata(record.metadata),
+        state=STATES[status.state],
+        created_at=record.created_at_ns,
+        started_at=status.started_at_ns,
+        finished_at=status.finished_at_ns,
+        exit_code=status.exit_code,
+        image=config.image,
+        image_ref=record.image_ref,
+        image_id=record.image_id,
+        reason=status.reason,
+        message=status.message,
+        labels=config.labels,
+        annotations=config.annotations,
+        mounts=config.mounts,
+        log_path=record.log_path,
+        stop_signal=stop_signal(record.stop_signal),
+    )
+    if config.linux.HasField("resources"):
+        message.resources.linux.CopyFrom(config.linux.resources)
+    if status.user is not None:
+        user = message.user.linux
+        user.uid, user.gid = status.user.uid, status.user.gid
+        user.supplemental_groups.extend(status.user.groups)
+    return message
+
+
+def container_stats(usage: ContainerUsage, *, mountpoint: str) -> api.ContainerStats:
+    """What ContainerStats tells about a container; what this node doesn't account stays unset.
+
+    `mountpoint` stands for the file system of all writable layers, as in ImageFsInfo's answer: kubelet asks the
+    kernel about each one it has not seen.
+    """
+    record, config = usage.container.record, usage.container.config
+    message = api.ContainerStats(
+        attributes=api.ContainerAttributes(
+            id=record.id,
+            metadata=metadata(record.metadata),
+            labels=config.labels,
+            annotations=config.annotations,
+        )
+    )
+    if usage.cgroup is not None:
+        _set_cgroup(message, usage.cgroup, usage.cpu_nano_cores)
+    layer = message.writable_layer
+    layer.timestamp = usage.layer_read_at_ns
+    layer.fs_id.mountpoint = mountpoint
+    _set(layer, used_bytes=usage.layer_bytes, inodes_used=usage.layer_inodes)
+    return message
+
+
+def metadata(of: ContainerMetadata) -> api.ContainerMetadata:
+    """CRI's form of a container's metadata."""
+    return api.ContainerMetadata(name=of.name, attempt=of.attempt)
+
+
+def stop_signal(number: int) -> api.Signal.ValueType:
+    """CRI's name of a signal; the runtime's default for a number that CRI has no name for."""
+    if _FIRST_REAL_TIME_SIGNAL <= number <= _LAST_SIGNAL:
+        return api.Signal.Value(
+            api.Signal.Name(api.SIGNAL_SIGRTMIN + number - _FIRST_REAL_TIME_SIGNAL)  # type: ignore[arg-type]
+        )
+    try:
+        return api.Signal.Value(f"SIGNAL_{signal.Signals(number).name}")
+    except ValueError:
+        return api.SIGNAL_RUNTIME_DEFAULT
+
+
+def selected(
+    containers: Iterable[Container],
+    filter_: api.ContainerFilter | api.ContainerStatsFilter,
+) -> Iterator[Container]:
+    """Those that meet every condition of the filter; both IDs in it may be beginnings."""
+    state = None
+    if isinstance(filter_, api.ContainerFilter) and filter_.HasField("state"):
+        state = filter_.state.state
+    for container in containers:
+        if (
+            container.record.id.startswith(filter_.id)
+            and container.record.sandbox_id.startswith(filter_.pod_sandbox_id)
+            and state in (None, STATES[container.status.state])
+            and has_labels(container.config.labels, filter_.label_selector)
+        ):
+            yield container
+
+
+def _set_cgroup(message: api.ContainerStats, cgroup: CgroupStats, nano_cores: int | None) -> None:
+    message.cpu.timestamp = message.memory.timestamp = cgroup.read_at_ns
+    _set(
+        message.cpu,
+        usage_core_nano_seconds=cgroup.cpu_usage_ns,
+        usage_nano_cores=nano_cores,
+    )
+    _set(
+        message.memory,
+        working_set_bytes=cgroup.working_set_bytes,
+        available_bytes=cgroup.memory_available_bytes,
+        usage_bytes=cgroup.memory_usage_bytes,
+        rss_bytes=cgroup.rss_bytes,
+        page_faults=cgroup.page_faults,
+        major_page_faults=cgroup.major_page_faults,
+    )
+    if cgroup.swap_usage_bytes is not None:
+        message.swap.timestamp = cgroup.read_at_ns
+        _set(message.swap, swap_usage_bytes=cgroup.swap_usage_bytes)
+
+
+def _set(message: Message, **values: int | None) -> None:
+    """Set those UInt64Value fields whose values are known; 0 is known too."""
+    for name, value in values.items():
+        if value is not None:
+            wrapper = getattr(message, name)
+            wrapper.SetInParent()
+            wrapper.value = value

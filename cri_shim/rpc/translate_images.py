@@ -1,0 +1,52 @@
+"""Images as CRI messages. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+
+if TYPE_CHECKING:
+    from cri_shim.image.model import Image
+
+MAX_UID: Final = (1 << 32) - 2
+"""The largest user; the kernel takes 2**32-1 for "no user"."""
+
+
+def image_entry(image: Image) -> api.Image:
+    """The entry of ListImages, and what ImageStatus answers."""
+    entry = api.Image(
+        id=image.id,
+        repo_tags=image.repo_tags,
+        repo_digests=image.repo_digests,
+        size=image.size,
+        spec=api.ImageSpec(image=image.id),
+        pinned=image.pinned,
+    )
+    user = image.config.user.partition(":")[0]
+    if is_uid(user):
+        entry.uid.SetInParent()  # 0 is a user too, and the one that kubelet asks about
+        entry.uid.value = int(user)
+    else:
+        entry.username = user
+    return entry
+
+
+def image_info(image: Image) -> dict[str, object]:
+    """What an operator may want to know beyond CRI's fields."""
+    return {
+        "chainID": image.chain[-1] if image.chain else "",
+        "layers": list(image.chain),
+        "manifests": list(image.manifest_digests),
+        "imageConfig": msgspec.to_builtins(image.config),
+    }
+
+
+def is_uid(user: str) -> bool:
+    """Whether an image's user is a number that can be a user.
+
+    Anything else is shown as a name, which kubelet doesn't take for "not root".
+    """
+    return user.isascii() and user.isdigit() and len(user) <= 10 and int(user) <= MAX_UID

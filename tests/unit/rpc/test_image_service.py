@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2
+from tests.unit.rpc.fakes import failure_of, make_image, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.asyncio
+
+A, B = "docker.io/library/a:1", "docker.io/library/b:1"
+
+
+def spec(name: str) -> api.ImageSpec:
+    return api.ImageSpec(image=name)
+
+
+async def test_images_are_listed_and_filtered_in_both_versions(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.images.held = [make_image(1, A), make_image(2, B, pinned=True)]
+        every = await clients.images.ListImages(api.ListImagesRequest())
+        one = await clients.images.ListImages(
+            api.ListImagesRequest(filter=api.ImageFilter(image=spec(B)))
+        )
+        none = await clients.images.ListImages(
+            api.ListImagesRequest(filter=api.ImageFilter(image=spec("c")))
+        )
+        old = await clients.old_images.ListImages(v1alpha2.ListImagesRequest())
+    assert [list(i.repo_tags) for i in every.images] == [[A], [B]]
+    assert [(i.repo_tags[0], i.pinned) for i in one.images] == [(B, True)]
+    assert not none.images
+    assert [list(i.repo_tags) for i in old.images] == [[A], [B]]
+
+
+async def test_the_status_of_an_absent_image_is_empty_and_no_error(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        answer = await clients.images.ImageStatus(api.ImageStatusRequest(image=spec(A)))
+    assert not answer.HasField("image")
+
+
+async def test_a_verbose_status_brings_a_document(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.images.held = [make_image(1, A, user="5")]
+        brief = await clients.images.ImageStatus(api.ImageStatusRequest(image=spec(A)))
+        verbose = await clients.images.ImageStatus(
+            api.ImageStatusRequest(image=spec(A), verbose=True)
+        )
+    assert not brief.info
+    assert verbose.image == brief.image
+    assert json.loads(verbose.info["info"])["imageConfig"]["user"] == "5"
+
+
+async def test_an_image_can_be_removed_twice(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.images.held = [make_image(1, A), make_image(2, B)]
+        for _ in range(2):
+            await clients.images.RemoveImage(api.RemoveImageRequest(image=spec(A)))
+        assert [image.repo_tags for image in daemon.images.held] == [(B,)]
+
+
+async def test_a_request_without_an_image_names_the_field(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        for call in (
+            clients.images.ImageStatus(api.ImageStatusRequest()),
+            clients.images.RemoveImage(api.RemoveImageRequest()),
+        ):
+            failure = await failure_of(call)
+            assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert ": image is required" in (failure.details() or "")
+
+
+async def test_disk_use_is_told_for_images_and_containers(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        answer = await clients.images.ImageFsInfo(api.ImageFsInfoRequest())
+    (images,), (containers,) = answer.image_filesystems, answer.container_filesystems
+    assert (images.used_bytes.value, images.inodes_used.value) == (4096, 7)
+    assert (containers.used_bytes.value, containers.inodes_used.value) == (512, 3)
+    assert images.fs_id.mountpoint == containers.fs_id.mountpoint == "/var/lib/cri-shim"
+    assert images.timestamp > 0
+
+
+async def test_a_pull_is_not_served_yet_and_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        failure = await failure_of(clients.images.PullImage(api.PullImageRequest(image=spec(A))))
+    assert failure.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,0 +1,311 @@
+"""The RPCs of RuntimeService through a real server, in both versions of the API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+import cri_shim
+from cri_shim._pb.cri.v1 import api_pb2 as v1
+from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2
+from cri_shim.host.cgroups.usage import CgroupStats
+from cri_shim.rpc.runtime_service import Condition, NodeStatus
+from cri_shim.sandbox.stats import ContainerUsage
+from tests.unit.rpc.fakes import (
+    CREATED_AT_NS,
+    Clients,
+    Daemon,
+    failure_of,
+    make_container,
+    make_sandbox,
+    serving,
+)
+
+pytestmark = pytest.mark.asyncio
+
+
+def pod_config(api: Any) -> Any:
+    return api.PodSandboxConfig(
+        metadata=api.PodSandboxMetadata(name="web", namespace="default", uid="u1", attempt=2),
+        labels={"app": "web"},
+    )
+
+
+def container_config(api: Any, value: Any) -> Any:
+    return api.ContainerConfig(
+        metadata=api.ContainerMetadata(name="app"),
+        image=api.ImageSpec(image="busybox:1"),
+        envs=[api.KeyValue(key="GREETING", value=value)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("api", "stub", "value"),
+    [(v1, "runtime", b"caf\xc3\xa9\xff"), (v1alpha2, "old_runtime", "café")],
+    ids=["v1", "v1alpha2"],
+)
+async def test_a_pod_lives_its_whole_life_in_either_version(
+    tmp_path: Path, api: Any, stub: str, value: Any
+) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        runtime = getattr(clients, stub)
+        config = pod_config(api)
+        run = await runtime.RunPodSandbox(
+            api.RunPodSandboxRequest(config=config, runtime_handler="runc")
+        )
+        sandbox_id = run.pod_sandbox_id
+        created = await runtime.CreateContainer(
+            api.CreateContainerRequest(
+                pod_sandbox_id=sandbox_id,
+                config=container_config(api, value),
+                sandbox_config=config,
+            )
+        )
+        container_id = created.container_id
+        await runtime.StartContainer(api.StartContainerRequest(container_id=container_id))
+        listed = await runtime.ListContainers(api.ListContainersRequest())
+        assert [c.state for c in listed.containers] == [api.CONTAINER_RUNNING]
+        answer = await runtime.ExecSync(
+            api.ExecSyncRequest(container_id=container_id, cmd=["ls", "/"], timeout=5)
+        )
+        assert (answer.stdout, answer.stderr, answer.exit_code) == (b"out", b"err\xff", 3)
+        await runtime.ReopenContainerLog(api.ReopenContainerLogRequest(container_id=container_id))
+        await runtime.StopContainer(api.StopContainerRequest(container_id=container_id, timeout=9))
+        status = await runtime.ContainerStatus(
+            api.ContainerStatusRequest(container_id=container_id)
+        )
+        assert status.status.exit_code == 137
+        await runtime.RemoveContainer(api.RemoveContainerRequest(container_id=container_id))
+        await runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=sandbox_id))
+        await runtime.RemovePodSandbox(api.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id))
+        assert not (await runtime.ListPodSandbox(api.ListPodSandboxRequest())).items
+
+    env = daemon.containers.calls[0][2].envs[0]
+    assert env.value == (value.encode() if isinstance(value, str) else value)
+    assert [call[0] for call in daemon.containers.calls] == [
+        *("create", "start", "exec", "reopen", "stop", "remove"),
+    ]
+    assert ("exec", container_id, ["ls", "/"], 5) in daemon.containers.calls
+    assert ("stop", container_id, 9) in daemon.containers.calls
+    assert [call[0] for call in daemon.pods.calls] == ["run", "stop", "remove"]
+    assert daemon.pods.calls[0][2] == "runc"
+
+
+async def test_version_names_the_api_that_was_asked(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        new = await clients.runtime.Version(v1.VersionRequest(version="0.1.0"))
+        old = await clients.old_runtime.Version(v1alpha2.VersionRequest(version="0.1.0"))
+    assert (new.version, new.runtime_name, new.runtime_version, new.runtime_api_version) == (
+        *("0.1.0", "cri-shim", cri_shim.__version__, "v1"),
+    )
+    assert old.runtime_api_version == "v1alpha2"
+
+
+async def test_status_tells_conditions_handlers_and_documents(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        brief = await clients.runtime.Status(v1.StatusRequest())
+        verbose = await clients.runtime.Status(v1.StatusRequest(verbose=True))
+    conditions = {c.type: (c.status, c.reason, c.message) for c in brief.status.conditions}
+    assert conditions == {
+        "RuntimeReady": (True, "", ""),
+        "NetworkReady": (False, "NoNetwork", "no configuration in /etc"),
+    }
+    # The default handler is also what a pod without a RuntimeClass asks for.
+    assert [(h.name, h.features.recursive_read_only_mounts) for h in brief.runtime_handlers] == [
+        *(("", True), ("runc", True), ("crun", False)),
+    ]
+    assert brief.features.supplemental_groups_policy
+    assert not brief.info
+    assert json.loads(verbose.info["config"]) == {"root": "/var/lib/cri-shim"}
+
+
+async def test_status_of_a_node_without_handlers_lists_none(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.node.answer = NodeStatus(
+            runtime=Condition(ok=False, reason="NoRuntime", message="m"), network=Condition(ok=True)
+        )
+        status = await clients.runtime.Status(v1.StatusRequest())
+    assert not status.runtime_handlers
+
+
+@pytest.mark.parametrize(("systemd", "driver"), [(True, v1.SYSTEMD), (False, v1.CGROUPFS)])
+async def test_runtime_config_tells_the_cgroup_driver(
+    tmp_path: Path, systemd: bool, driver: int
+) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.node.systemd = systemd
+        config = await clients.runtime.RuntimeConfig(v1.RuntimeConfigRequest())
+    assert config.linux.cgroup_driver == driver
+
+
+async def test_update_runtime_config_is_accepted(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        await clients.runtime.UpdateRuntimeConfig(
+            v1.UpdateRuntimeConfigRequest(
+                runtime_config=v1.RuntimeConfig(
+                    network_config=v1.NetworkConfig(pod_cidr="10.1.0.0/24")
+                )
+            )
+        )
+
+
+META = v1.PodSandboxMetadata(name="n", namespace="ns", uid="u")
+
+
+@pytest.mark.parametrize(
+    ("rpc", "request_", "field"),
+    [
+        ("RunPodSandbox", v1.RunPodSandboxRequest(), "config"),
+        (
+            "RunPodSandbox",
+            v1.RunPodSandboxRequest(config=v1.PodSandboxConfig(hostname="h")),
+            "config.metadata",
+        ),
+        (
+            "RunPodSandbox",
+            v1.RunPodSandboxRequest(
+                config=v1.PodSandboxConfig(metadata=v1.PodSandboxMetadata(name="n", uid="u"))
+            ),
+            "config.metadata.namespace",
+        ),
+        ("StopPodSandbox", v1.StopPodSandboxRequest(), "pod_sandbox_id"),
+        ("RemovePodSandbox", v1.RemovePodSandboxRequest(), "pod_sandbox_id"),
+        ("PodSandboxStatus", v1.PodSandboxStatusRequest(), "pod_sandbox_id"),
+        ("CreateContainer", v1.CreateContainerRequest(), "pod_sandbox_id"),
+        ("CreateContainer", v1.CreateContainerRequest(pod_sandbox_id="1"), "config"),
+        (
+            "CreateContainer",
+            v1.CreateContainerRequest(
+                pod_sandbox_id="1",
+                config=v1.ContainerConfig(metadata=v1.ContainerMetadata(name="n")),
+            ),
+            "config.image",
+        ),
+        ("StartContainer", v1.StartContainerRequest(), "container_id"),
+        ("StopContainer", v1.StopContainerRequest(timeout=3), "container_id"),
+        ("RemoveContainer", v1.RemoveContainerRequest(), "container_id"),
+        ("ContainerStatus", v1.ContainerStatusRequest(), "container_id"),
+        ("ContainerStats", v1.ContainerStatsRequest(), "container_id"),
+        ("ReopenContainerLog", v1.ReopenContainerLogRequest(), "container_id"),
+        ("ExecSync", v1.ExecSyncRequest(cmd=["ls"]), "container_id"),
+        ("ExecSync", v1.ExecSyncRequest(container_id="1"), "cmd"),
+    ],
+)
+async def test_a_missing_field_is_named(
+    tmp_path: Path, rpc: str, request_: Any, field: str
+) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        failure = await failure_of(getattr(clients.runtime, rpc)(request_))
+        assert not daemon.pods.calls
+        assert not daemon.containers.calls
+    assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f": {field} is required" in (failure.details() or "")
+
+
+async def test_an_unknown_id_is_not_found_and_named(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        failure = await failure_of(
+            clients.runtime.ContainerStatus(v1.ContainerStatusRequest(container_id="abc"))
+        )
+    assert failure.code() is grpc.StatusCode.NOT_FOUND
+    assert failure.details() == "container 'abc' not found"
+
+
+@pytest.mark.parametrize(("sent", "passed"), [(-1, 0), (0, 0), (30, 30), (1 << 62, 1 << 31)])
+async def test_a_grace_period_is_kept_within_bounds(tmp_path: Path, sent: int, passed: int) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.containers.containers = [make_container("a" * 64)]
+        await clients.runtime.StopContainer(
+            v1.StopContainerRequest(container_id="a" * 64, timeout=sent)
+        )
+        assert daemon.containers.calls == [("stop", "a" * 64, passed)]
+
+
+async def test_a_negative_exec_timeout_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, clients):
+        failure = await failure_of(
+            clients.runtime.ExecSync(v1.ExecSyncRequest(container_id="a", cmd=["true"], timeout=-1))
+        )
+    assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "timeout is -1 s" in (failure.details() or "")
+
+
+async def test_a_sandbox_status_brings_its_containers_and_a_document(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.pods.sandboxes = [make_sandbox("a" * 64), make_sandbox("b" * 64)]
+        daemon.containers.containers = [
+            make_container("1" * 64, "a" * 64),
+            make_container("2" * 64, "b" * 64),
+        ]
+        answer = await clients.runtime.PodSandboxStatus(
+            v1.PodSandboxStatusRequest(pod_sandbox_id="aaaa", verbose=True)
+        )
+    assert answer.status.id == "a" * 64
+    assert [c.id for c in answer.containers_statuses] == ["1" * 64]
+    assert answer.timestamp > CREATED_AT_NS
+    assert json.loads(answer.info["info"]) == {"pid": 42, "root": "/x"}
+
+
+async def test_a_container_status_brings_its_document_only_when_asked(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.containers.containers = [make_container("1" * 64)]
+        request = v1.ContainerStatusRequest(container_id="11")
+        assert not (await clients.runtime.ContainerStatus(request)).info
+        request.verbose = True
+        verbose = await clients.runtime.ContainerStatus(request)
+    assert json.loads(verbose.info["info"]) == {"pid": 43}
+
+
+async def test_lists_are_filtered(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        await _fill(daemon)
+        pods = await clients.runtime.ListPodSandbox(
+            v1.ListPodSandboxRequest(filter=v1.PodSandboxFilter(id="bb"))
+        )
+        containers = await clients.runtime.ListContainers(
+            v1.ListContainersRequest(filter=v1.ContainerFilter(pod_sandbox_id="a" * 64))
+        )
+        stats = await _stats(clients, v1.ContainerStatsFilter(id="2"))
+    assert [s.id for s in pods.items] == ["b" * 64]
+    assert [c.id for c in containers.containers] == ["1" * 64]
+    assert [s.attributes.id for s in stats] == ["2" * 64]
+    assert stats[0].writable_layer.fs_id.mountpoint == "/var/lib/cri-shim"
+
+
+async def test_stats_of_one_container(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        await _fill(daemon)
+        answer = await clients.runtime.ContainerStats(v1.ContainerStatsRequest(container_id="1"))
+        daemon.stats.usages.clear()
+        gone = await failure_of(
+            clients.runtime.ContainerStats(v1.ContainerStatsRequest(container_id="1"))
+        )
+    assert answer.stats.cpu.usage_core_nano_seconds.value == 77
+    assert gone.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def _fill(daemon: Daemon) -> None:
+    daemon.pods.sandboxes = [make_sandbox("a" * 64), make_sandbox("b" * 64)]
+    daemon.containers.containers = [
+        make_container("1" * 64, "a" * 64),
+        make_container("2" * 64, "b" * 64),
+    ]
+    for container in daemon.containers.containers:
+        daemon.stats.usages[container.id] = ContainerUsage(
+            container=container,
+            cgroup=CgroupStats(read_at_ns=5, cpu_usage_ns=77),
+            cpu_nano_cores=None,
+            writable_layer=Path("/x/upper"),
+            layer_read_at_ns=6,
+            layer_bytes=100,
+            layer_inodes=2,
+        )
+
+
+async def _stats(clients: Clients, filter_: v1.ContainerStatsFilter) -> Any:
+    answer = await clients.runtime.ListContainerStats(v1.ListContainerStatsRequest(filter=filter_))
+    return answer.stats

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+import cri_shim.rpc.client  # noqa: F401 - defines subclasses that must resolve too
+from cri_shim import errors
+from cri_shim.errors import CriShimError
+from cri_shim.rpc.status import MAX_TEXT_BYTES, answer_to, redacted_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXPECTED = {
+    errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.WrongStateError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.PermissionRefusedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.CommandError: grpc.StatusCode.INTERNAL,
+    errors.CorruptStateError: grpc.StatusCode.DATA_LOSS,
+}
+
+
+def every_subclass(cls: type[CriShimError]) -> Iterator[type[CriShimError]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from every_subclass(sub)
+
+
+def instance(cls: type[CriShimError]) -> CriShimError:
+    """One whose text is known, whatever its constructor wants."""
+    error = cls.__new__(cls)
+    CriShimError.__init__(error, "sandbox 12ab: step: cause")
+    return error
+
+
+@pytest.mark.parametrize("cls", sorted(set(every_subclass(CriShimError)), key=str))
+def test_every_error_has_the_code_of_its_first_level_and_keeps_its_text(
+    cls: type[CriShimError],
+) -> None:
+    code, text = answer_to(instance(cls), "r1")
+    first_level = cls.__mro__[cls.__mro__.index(CriShimError) - 1]
+    assert code is EXPECTED[first_level]
+    assert text == "sandbox 12ab: step: cause"
+
+
+def test_the_base_class_is_internal_with_its_text() -> None:
+    assert answer_to(CriShimError("disk"), "r1") == (grpc.StatusCode.INTERNAL, "disk")
+
+
+def test_a_bug_is_answered_with_the_request_id_only_and_logged_with_its_traceback() -> None:
+    try:
+        raise KeyError("private detail")
+    except KeyError as error:
+        with capture_logs() as logs:
+            code, text = answer_to(error, "r17")
+    assert code is grpc.StatusCode.INTERNAL
+    assert "r17" in text
+    assert "private" not in text
+    assert logs[0]["log_level"] == "error"
+    assert "private detail" in logs[0]["exception"]
+    assert "test_status.py" in logs[0]["exception"]
+
+
+def test_a_logged_traceback_is_redacted_too() -> None:
+    with capture_logs() as logs:
+        answer_to(ValueError("Authorization: Bearer abc.def"), "r1")
+    assert "abc.def" not in logs[0]["exception"]
+
+
+def test_cancellation_is_not_an_exception_that_gets_a_status() -> None:
+    assert not issubclass(asyncio.CancelledError, Exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("401 for Authorization: Bearer eyJhbGciOi.x-y_z", "eyJhbGciOi"),
+        ("sent Basic dXNlcjpwYXNz to host", "dXNlcjpwYXNz"),
+        ("GET https://user:hunter2@registry.local/v2/", "hunter2"),
+        ("GET https://cdn.local/blob?X-Sig=deadbeef&e=1 failed", "deadbeef"),
+        ('config {"auths": {"h": {"auth": "c2VjcmV0"}}}', "c2VjcmV0"),
+        ("login password=hunter2, retry", "hunter2"),
+        ("'identity_token': 'tok-1'", "tok-1"),
+        ('{"access_token":"tok-2","expires_in":3}', "tok-2"),
+        ("registry_token: tok-3", "tok-3"),
+        ("PASSWORD = hunter2", "hunter2"),
+    ],
+)
+def test_secrets_are_taken_out_of_texts(text: str, secret: str) -> None:
+    redacted = redacted_text(text)
+    assert secret not in redacted
+    assert "***" in redacted
+    assert answer_to(errors.UnavailableError(text), "r1").text == redacted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sandbox 12ab: CNI plugin bridge: ADD: no IP addresses left (code 11)",
+        "GET https://registry.local:5000/v2/a/b/manifests/latest: 404",
+        "bad reference 'user@sha256:12'",
+        'runc ended with status 1: exec: "sh": not found',
+    ],
+)
+def test_texts_without_secrets_stay_as_they_are(text: str) -> None:
+    assert redacted_text(text) == text
+
+
+def test_redaction_takes_time_in_proportion_to_the_text() -> None:
+    for hostile in ("://" * 20_000, "token" * 20_000, "Bearer " * 20_000, 'auth="' * 20_000):
+        assert redacted_text(hostile)  # the run's timeout is the assertion
+
+
+def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
+    text = answer_to(errors.UnavailableError("START" + "é" * 5000 + "END"), "r1").text
+    assert len(text.encode()) <= MAX_TEXT_BYTES
+    assert text.startswith("START")
+    assert text.endswith("END")
+
+
+def test_a_text_with_bytes_that_are_no_utf8_can_be_sent() -> None:
+    text = answer_to(errors.UnavailableError("file \udcff"), "r1").text
+    assert text.encode() == b"file \\udcff"

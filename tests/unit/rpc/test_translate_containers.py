@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.host.cgroups.usage import CgroupStats
+from cri_shim.rpc import translate_containers
+from cri_shim.rpc.translate_containers import (
+    container_entry,
+    container_stats,
+    container_status,
+    selected,
+    stop_signal,
+)
+from cri_shim.sandbox.model import ContainerState, ContainerStatus, User
+from cri_shim.sandbox.stats import ContainerUsage
+from tests.unit.rpc.fakes import CREATED_AT_NS, make_container
+
+if TYPE_CHECKING:
+    from cri_shim.sandbox.store import Container
+
+EXITED = ContainerStatus(
+    committed_at_ns=CREATED_AT_NS + 1,
+    started_at_ns=CREATED_AT_NS + 2,
+    finished_at_ns=CREATED_AT_NS + 3,
+    exit_code=137,
+    reason="OOMKilled",
+    message="out of memory",
+)
+
+
+def test_an_entry_tells_what_the_container_is() -> None:
+    assert container_entry(make_container()) == api.Container(
+        id="c" * 64,
+        pod_sandbox_id="5" * 64,
+        metadata=api.ContainerMetadata(name="app", attempt=1),
+        image=api.ImageSpec(image="sha256:1234", user_specified_image="busybox:1"),
+        image_ref="docker.io/library/busybox@sha256:abcd",
+        image_id="sha256:1234",
+        state=api.CONTAINER_CREATED,
+        created_at=CREATED_AT_NS,
+        labels={"tier": "front"},
+        annotations={"note": "two"},
+    )
+
+
+def test_an_entry_is_made_once_per_status() -> None:
+    container = make_container()
+    first = container_entry(container)
+    assert container_entry(container) is first
+    container.status = container.status.started(CREATED_AT_NS + 2)
+    assert container_entry(container).state == api.CONTAINER_RUNNING
+    assert first.state == api.CONTAINER_CREATED
+
+
+def test_every_state_has_a_form() -> None:
+    assert set(translate_containers.STATES) == set(ContainerState)
+
+
+def test_a_status_tells_how_the_container_ended() -> None:
+    config = api.ContainerConfig(
+        metadata=api.ContainerMetadata(name="app"),
+        image=api.ImageSpec(image="busybox"),
+        mounts=[api.Mount(container_path="/data", host_path="/srv", readonly=True)],
+        linux=api.LinuxContainerConfig(
+            resources=api.LinuxContainerResources(cpu_shares=512, memory_limit_in_bytes=1 << 20)
+        ),
+    )
+    status = container_status(make_container(config=config, status=EXITED, stop_signal=2))
+    assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, 137)
+    assert (status.reason, status.message) == ("OOMKilled", "out of memory")
+    assert [status.created_at, status.started_at, status.finished_at] == [
+        *(CREATED_AT_NS, CREATED_AT_NS + 2, CREATED_AT_NS + 3),
+    ]
+    assert status.mounts == config.mounts
+    assert status.resources.linux == config.linux.resources
+    assert status.log_path == "/var/log/pods/web/app/0.log"
+    assert status.image_id == "sha256:1234"
+    assert status.stop_signal == api.SIGNAL_SIGINT
+    user = status.user.linux
+    assert (user.uid, user.gid, list(user.supplemental_groups)) == (1000, 2000, [2000, 3000])
+
+
+def test_what_is_not_known_is_not_told() -> None:
+    container = make_container()
+    container.status = msgspec.structs.replace(container.status, user=None)
+    status = container_status(container)
+    assert not status.HasField("user")
+    assert not status.HasField("resources")
+
+
+def test_a_user_without_other_groups_is_told() -> None:
+    container = make_container()
+    container.status = msgspec.structs.replace(container.status, user=User(0, 0, ()))
+    status = container_status(container)
+    assert status.user.HasField("linux")
+    assert not status.user.linux.supplemental_groups
+
+
+def usage(container: Container, cgroup: CgroupStats | None, **changes: Any) -> ContainerUsage:
+    facts: dict[str, Any] = {
+        "cpu_nano_cores": 250_000_000,
+        "writable_layer": Path("/x/upper"),
+        "layer_read_at_ns": 6,
+        "layer_bytes": 4096,
+        "layer_inodes": 0,
+        **changes,
+    }
+    return ContainerUsage(container=container, cgroup=cgroup, **facts)
+
+
+def test_stats_tell_what_the_node_accounts() -> None:
+    cgroup = CgroupStats(
+        read_at_ns=5,
+        cpu_usage_ns=77,
+        memory_usage_bytes=900,
+        working_set_bytes=800,
+        rss_bytes=0,
+        page_faults=10,
+        major_page_faults=1,
+        memory_available_bytes=100,
+        swap_usage_bytes=3,
+    )
+    stats = container_stats(usage(make_container(), cgroup), mountpoint="/var/lib/x")
+    assert stats.attributes.id == "c" * 64
+    assert stats.attributes.labels == {"tier": "front"}
+    assert (stats.cpu.timestamp, stats.memory.timestamp) == (5, 5)
+    assert stats.cpu.usage_core_nano_seconds.value == 77
+    assert stats.cpu.usage_nano_cores.value == 250_000_000
+    memory = stats.memory
+    assert (memory.working_set_bytes.value, memory.usage_bytes.value) == (800, 900)
+    assert (memory.available_bytes.value, memory.page_faults.value) == (100, 10)
+    assert memory.HasField("rss_bytes"), "0 is known, not absent"
+    assert stats.swap.swap_usage_bytes.value == 3
+    layer = stats.writable_layer
+    assert (layer.timestamp, layer.fs_id.mountpoint) == (6, "/var/lib/x")
+    assert (layer.used_bytes.value, layer.HasField("inodes_used")) == (4096, True)
+
+
+def test_stats_of_a_container_without_processes_are_its_layer_only() -> None:
+    stats = container_stats(usage(make_container(), None), mountpoint="/x")
+    assert not stats.HasField("cpu")
+    assert not stats.HasField("memory")
+    assert stats.HasField("writable_layer")
+
+
+def test_what_the_node_does_not_account_stays_unset() -> None:
+    stats = container_stats(
+        usage(make_container(), CgroupStats(read_at_ns=5), cpu_nano_cores=None), mountpoint="/x"
+    )
+    assert not stats.cpu.HasField("usage_core_nano_seconds")
+    assert not stats.cpu.HasField("usage_nano_cores")
+    assert not stats.memory.HasField("available_bytes")
+    assert not stats.HasField("swap")
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        *(
+            (number.value, f"SIGNAL_{number.name}")
+            for number in signal.Signals
+            if number.value < 32 and number.name != "SIGSTKFLT"
+        ),
+        (16, "SIGNAL_SIGSTKFLT"),
+        (34, "SIGNAL_SIGRTMIN"),
+        (35, "SIGNAL_SIGRTMINPLUS1"),
+        (49, "SIGNAL_SIGRTMINPLUS15"),
+        (50, "SIGNAL_SIGRTMAXMINUS14"),
+        (63, "SIGNAL_SIGRTMAXMINUS1"),
+        (64, "SIGNAL_SIGRTMAX"),
+        (0, "SIGNAL_RUNTIME_DEFAULT"),
+        (32, "SIGNAL_RUNTIME_DEFAULT"),
+        (65, "SIGNAL_RUNTIME_DEFAULT"),
+    ],
+)
+def test_a_stop_signal_has_the_name_that_cri_gives_it(number: int, name: str) -> None:
+    assert api.Signal.Name(stop_signal(number)) == name
+
+
+RUNNING = api.ContainerStateValue(state=api.CONTAINER_RUNNING)
+
+
+@pytest.mark.parametrize(
+    ("filter_", "expected"),
+    [
+        (api.ContainerFilter(), "12"),
+        (api.ContainerFilter(id="1"), "1"),
+        (api.ContainerFilter(pod_sandbox_id="b" * 64), "2"),
+        (api.ContainerFilter(pod_sandbox_id="b"), "2"),
+        (api.ContainerFilter(state=RUNNING), ""),
+        (api.ContainerFilter(state=api.ContainerStateValue(state=api.CONTAINER_CREATED)), "1"),
+        (api.ContainerFilter(label_selector={"tier": "front"}), "12"),
+        (api.ContainerFilter(label_selector={"tier": "back"}), ""),
+        (api.ContainerStatsFilter(id="2", pod_sandbox_id="b"), "2"),
+        (api.ContainerStatsFilter(id="2", pod_sandbox_id="a"), ""),
+        (api.ContainerStatsFilter(label_selector={"tier": "front"}), "12"),
+    ],
+)
+def test_a_filter_lets_through_what_meets_all_of_it(
+    filter_: api.ContainerFilter | api.ContainerStatsFilter, expected: str
+) -> None:
+    containers = [
+        make_container("1" * 64, "a" * 64),
+        make_container("2" * 64, "b" * 64, status=EXITED),
+    ]
+    assert "".join(c.id[0] for c in selected(containers, filter_)) == expected

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from cri_shim.rpc.translate_images import MAX_UID, image_entry, image_info
+from tests.unit.rpc.fakes import make_image
+
+
+def test_an_entry_tells_names_size_and_pin() -> None:
+    image = make_image(1, "docker.io/library/a:1", digests=["docker.io/library/a@sha256:9"])
+    entry = image_entry(image)
+    assert entry.id == image.id == entry.spec.image
+    assert list(entry.repo_tags) == ["docker.io/library/a:1"]
+    assert list(entry.repo_digests) == ["docker.io/library/a@sha256:9"]
+    assert (entry.size, entry.pinned) == (1000, False)
+    assert image_entry(make_image(pinned=True)).pinned
+
+
+@pytest.mark.parametrize(
+    ("user", "uid", "name"),
+    [
+        ("", None, ""),
+        ("0", 0, ""),
+        ("1000", 1000, ""),
+        ("1000:2000", 1000, ""),
+        ("www-data:www", None, "www-data"),
+        (str(MAX_UID), MAX_UID, ""),
+        # What the kernel can't take for a user must not be shown as one, nor wrap round to root.
+        (str(MAX_UID + 1), None, str(MAX_UID + 1)),
+        (str(1 << 32), None, str(1 << 32)),
+        ("9" * 5000, None, "9" * 5000),
+        ("+0", None, "+0"),
+        ("\u0660", None, "\u0660"),
+        ("-1", None, "-1"),
+    ],
+)
+def test_the_user_is_a_number_or_a_name(user: str, uid: int | None, name: str) -> None:
+    entry = image_entry(make_image(user=user))
+    assert entry.HasField("uid") is (uid is not None)
+    assert (entry.uid.value, entry.username) == (uid or 0, name)
+
+
+def test_the_document_tells_configuration_and_layers() -> None:
+    info = image_info(make_image(user="7"))
+    assert info["chainID"] == "sha256:" + "1" * 64
+    assert isinstance(info["imageConfig"], dict)
+    assert info["imageConfig"]["user"] == "7"

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from cri_shim.rpc import use_cases
+from cri_shim.sandbox.containers import Containers
+from cri_shim.sandbox.pods import Pods
+from cri_shim.sandbox.stats import Stats
+
+
+@pytest.mark.parametrize(
+    ("protocol", "real"),
+    [
+        (use_cases.Pods, Pods),
+        (use_cases.Containers, Containers),
+        (use_cases.Stats, Stats),
+    ],
+)
+def test_the_real_use_cases_take_what_the_services_pass(protocol: type, real: type) -> None:
+    methods = {
+        name: method
+        for name, method in vars(protocol).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    }
+    assert methods
+    for name, method in methods.items():
+        offered = getattr(real, name)
+        assert list(inspect.signature(offered).parameters) == list(
+            inspect.signature(method).parameters
+        ), name
+        assert inspect.iscoroutinefunction(offered) == inspect.iscoroutinefunction(method), name
