@@ -11,9 +11,11 @@
     ├─ WrongStateError              FAILED_PRECONDITION  e.g. start of a running container
     ├─ UnsupportedError             UNIMPLEMENTED
     ├─ PermissionRefusedError       PERMISSION_DENIED
+    │  └─ RegistryAuthError                              a registry wants other credentials, or any
     ├─ ResourceExhaustedError       RESOURCE_EXHAUSTED   disk full, too many of something
     ├─ UnavailableError             UNAVAILABLE          try again later
     │  ├─ NotReadyError                                  still recovering, no network configuration
+    │  ├─ RegistryUnavailableError                       no registry answered as it should
     │  └─ CniPluginError                                 a plugin's own words
     ├─ DeadlineError                DEADLINE_EXCEEDED
     ├─ CommandError                 INTERNAL             a child process failed
@@ -28,11 +30,13 @@ gRPC codes. `OSError` may pass inside `host`; the mechanism that called turns it
 
 from __future__ import annotations
 
+import errno
 import shlex
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 class CriShimError(Exception):
@@ -84,6 +88,10 @@ class PermissionRefusedError(CriShimError):
     """The caller, or this process, may not do that."""
 
 
+class RegistryAuthError(PermissionRefusedError):
+    """A registry, or its token server, refused the credentials, or asks for some where the pull brought none."""
+
+
 class ResourceExhaustedError(CriShimError):
     """Out of disk, memory, descriptors or a configured bound."""
 
@@ -94,6 +102,16 @@ class UnavailableError(CriShimError):
 
 class NotReadyError(UnavailableError):
     """The server, or the pod network, is not ready yet."""
+
+
+class RegistryUnavailableError(UnavailableError):
+    """No registry could be reached, or none answered as it should.
+
+    The text begins with the name by which kubelet recognises this kind of failure (cri-api, pkg/errors).
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"RegistryUnavailable: {text}")
 
 
 class CniPluginError(UnavailableError):
@@ -140,3 +158,24 @@ class MonitorError(CommandError):
 
 class CorruptStateError(CriShimError):
     """A record, layer or blob is not what it should be."""
+
+
+_OUT_OF_SOMETHING = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+)
+
+
+@contextmanager
+def host_step(doing: str) -> Iterator[None]:
+    """Turn an OSError of the block into an error of ours that says what was being done.
+
+    Raises ResourceExhaustedError where the host is out of disk, memory or descriptors, else CriShimError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        text = f"{doing}: {error.strerror or error}{where}"
+        if error.errno in _OUT_OF_SOMETHING:
+            raise ResourceExhaustedError(f"{text}: make room on the node and try again") from error
+        raise CriShimError(text) from error

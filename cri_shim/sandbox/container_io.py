@@ -24,10 +24,10 @@ from cri_shim import metrics
 from cri_shim.errors import (
     DeadlineError,
     InvalidArgumentError,
-    ResourceExhaustedError,
     RuntimeCommandError,
     UnsupportedError,
     WrongStateError,
+    host_step,
 )
 from cri_shim.host.capture import Capture
 from cri_shim.host.files import write_atomic
@@ -134,12 +134,8 @@ class Execs:
         runtime = self._runtime_of(container.record.handler)
         name = runtime.settings.name
         argv = runtime.exec_detached_argv(container.id, process_file=spec_file, pid_file=pid_file)
-        try:
+        with host_step(f"container {container.id}: exec: writing its process"):
             write_atomic(spec_file, msgspec.json.encode(self._process_spec(container, command)))
-        except OSError as error:
-            raise ResourceExhaustedError(
-                f"container {container.id}: exec: can't write {spec_file}: {error.strerror}"
-            ) from error
         with (
             self._reaper.awaiting_orphans(),
             metrics.OCI_COMMAND_SECONDS.labels(name, "exec").time(),

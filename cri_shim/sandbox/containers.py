@@ -27,8 +27,8 @@ from cri_shim.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
-    ResourceExhaustedError,
     WrongStateError,
+    host_step,
 )
 from cri_shim.host.files import make_dirs_in_root
 from cri_shim.host.pidfd import kill_process
@@ -178,7 +178,7 @@ class Containers:
             # 4. Complete, unless the pod was stopped meanwhile.
             require_ready(sandbox)
             container.process_spec = spec["process"]
-            self._store.update(
+            self._store.commit(
                 container,
                 container.status.committed(
                     time.time_ns(),
@@ -512,13 +512,9 @@ def _make_log_directory(log_directory: str, log_file: Path | None) -> None:
     if log_file is None:
         return
     parent = str(log_file.parent.relative_to(log_directory))
-    try:
+    with host_step(f"log directory {log_file.parent}"):
         Path(log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
         make_dirs_in_root(Path(log_directory), parent, mode=0o755, uid=0, gid=0)
-    except OSError as error:
-        raise ResourceExhaustedError(
-            f"log directory {log_file.parent}: can't be made: {error.strerror}"
-        ) from error
 
 
 async def _wait_for_end(container: Container, stop: _Stop) -> None:

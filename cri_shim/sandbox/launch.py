@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import DeadlineError, ResourceExhaustedError
+from cri_shim.errors import DeadlineError, host_step
 from cri_shim.host.files import write_atomic
 from cri_shim.host.mounts import mount_overlay
 from cri_shim.host.process import start_time_ticks
@@ -81,26 +81,22 @@ class Launcher:
         """
         paths = launch.paths
         rollback.push("bundle", lambda: self._release.state_files(paths))
-        try:
+        with host_step(f"{launch.object_id}: preparing its bundle and root file system"):
             paths.rootfs_dir.mkdir(parents=True, mode=0o700)
             # The container's own users must reach their root through it.
             paths.rootfs_dir.chmod(0o755)
             for directory in (paths.upper_dir, paths.work_dir, paths.persist_dir, paths.exec_dir):
                 directory.mkdir(mode=0o700)
             paths.upper_dir.chmod(0o755)
-        except OSError as error:
-            raise ResourceExhaustedError(
-                f"{launch.object_id}: can't make {error.filename}: {error.strerror}"
-            ) from error
-        rollback.push("rootfs", lambda: self._release.mounts(paths))
-        await asyncio.to_thread(
-            mount_overlay,
-            paths.rootfs_dir,
-            layers_dir=self._paths.layers_dir,
-            lowers=launch.layers,
-            upper=paths.upper_dir,
-            work=paths.work_dir,
-        )
+            rollback.push("rootfs", lambda: self._release.mounts(paths))
+            await asyncio.to_thread(
+                mount_overlay,
+                paths.rootfs_dir,
+                layers_dir=self._paths.layers_dir,
+                lowers=launch.layers,
+                upper=paths.upper_dir,
+                work=paths.work_dir,
+            )
 
     async def create(self, launch: Launch, spec: Spec, rollback: Rollback) -> Created:
         """Write the bundle, start the monitor and have it create the container.
@@ -108,7 +104,8 @@ class Launcher:
         Raises RuntimeCommandError with the runtime's own words, MonitorError, or DeadlineError after `start_timeout`.
         """
         paths = launch.paths
-        write_atomic(paths.spec_file, encode_spec(spec))
+        with host_step(f"{launch.object_id}: writing its runtime-spec"):
+            write_atomic(paths.spec_file, encode_spec(spec))
         rollback.push(
             "process",
             lambda: self._release.process(

@@ -17,7 +17,7 @@ import msgspec
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.cni.attachment import Attachment
 from cri_shim.cni.result import pod_ips
-from cri_shim.errors import CriShimError, InvalidArgumentError
+from cri_shim.errors import CriShimError, InvalidArgumentError, host_step
 from cri_shim.host.namespaces import create_netns, remove_netns
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.model import NetworkAttachment, PodMetadata
@@ -93,7 +93,8 @@ class PodNetwork:
 
         Raises InvalidArgumentError for a sysctl that the kernel refuses, ResourceExhaustedError when it has no room.
         """
-        await asyncio.to_thread(create_netns, netns_file(sandbox_id), sysctls)
+        with host_step(f"sandbox {sandbox_id}: making its network namespace"):
+            await asyncio.to_thread(create_netns, netns_file(sandbox_id), sysctls)
 
     async def remove_namespace(self, sandbox_id: str) -> None:
         """Unpin the namespace; it ends with the last process in it."""

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import InvalidArgumentError, ResourceExhaustedError
+from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.sandbox.network import has_host_network
 
@@ -67,17 +67,13 @@ class PodFiles:
     def write(self, sandbox: Sandbox) -> None:
         """Make the files and the log directory. Raises ResourceExhaustedError when the disk won't have them."""
         etc_dir = self._paths.sandbox(sandbox.id).etc_dir
-        try:
+        with host_step(f"sandbox {sandbox.id}: writing its files"):
             etc_dir.mkdir(mode=0o755)
             write_atomic(etc_dir / "hostname", f"{sandbox.record.hostname}\n".encode(), mode=0o644)
             write_atomic(etc_dir / "hosts", self._host_file("hosts", _FALLBACK_HOSTS), mode=0o644)
             write_atomic(etc_dir / "resolv.conf", self._resolv_conf(sandbox.config), mode=0o644)
             if sandbox.config.log_directory:
                 Path(sandbox.config.log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
-        except OSError as error:
-            raise ResourceExhaustedError(
-                f"sandbox {sandbox.id}: can't write {error.filename}: {error.strerror}"
-            ) from error
 
     def _resolv_conf(self, config: api.PodSandboxConfig) -> bytes:
         dns = config.dns_config

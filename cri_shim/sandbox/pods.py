@@ -24,6 +24,7 @@ from cri_shim.errors import (
     AlreadyExistsError,
     NotFoundError,
     UnsupportedError,
+    host_step,
 )
 from cri_shim.host.mounts import mount_tmpfs
 from cri_shim.ids import new_id
@@ -150,7 +151,7 @@ class Pods:
                 self._create_pause(sandbox, runtime, image, rollback),
             )
             # 4. Ready: from here on it is listed.
-            self._store.update(
+            self._store.commit(
                 sandbox, sandbox.status.committed(time.time_ns(), created.process, created.monitor)
             )
             self._exits.watch(sandbox.id, created.process, created.monitor)
@@ -206,10 +207,11 @@ class Pods:
             layers=sandbox.record.layers,
         )
         await self._launcher.mount_rootfs(launch, rollback)
-        paths.shm_dir.mkdir(mode=0o700)
-        await asyncio.to_thread(
-            mount_tmpfs, paths.shm_dir, size_bytes=SHM_BYTES, mode=0o1777, noexec=True
-        )
+        with host_step(f"sandbox {sandbox.id}: making its /dev/shm"):
+            paths.shm_dir.mkdir(mode=0o700)
+            await asyncio.to_thread(
+                mount_tmpfs, paths.shm_dir, size_bytes=SHM_BYTES, mode=0o1777, noexec=True
+            )
         spec = self._specs.sandbox_spec(sandbox, image)
         created = await self._launcher.create(launch, spec, rollback)
         await runtime.start(sandbox.id)

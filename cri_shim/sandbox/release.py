@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.host.mounts import unmount_below
 from cri_shim.host.proctree import descendants, kill_family, process_entry, process_table
@@ -133,7 +133,8 @@ class Release:
 
 def note_monitor(paths: ObjectPaths, monitor: Process) -> None:
     """Write down who monitors, before it may do anything."""
-    write_atomic(paths.monitor_file, msgspec.json.encode(monitor))
+    with host_step(f"noting monitor {monitor.pid}"):
+        write_atomic(paths.monitor_file, msgspec.json.encode(monitor))
 
 
 def read_monitor(paths: ObjectPaths) -> Process | None:

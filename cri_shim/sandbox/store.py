@@ -3,8 +3,9 @@
 Rules:
 - Memory is the truth while running; the files are the truth across a crash. One directory per object, no database.
 - `create` writes the record before the caller's first effect; `update` is the only way a status changes.
-- Only `create` insists on its write. A status that can't be written (disk full) is visible at once, marked unsaved and
-  written again by `save_unsaved`; recovery could derive the same from exit files and the kernel.
+- Only a creation insists on its writes (`create`, `commit`). Any other status that can't be written (disk full) is
+  visible at once, marked unsaved and written again by `save_unsaved`; recovery could derive the same from exit files
+  and the kernel.
 - No fsync: these files must survive the daemon's death, not the power's, after which every container is dead anyway.
 - One damaged file never stops the rest: `load` yields what it can and says what it can't.
 """
@@ -24,7 +25,7 @@ from cri_shim.errors import (
     CorruptStateError,
     InvalidArgumentError,
     NotFoundError,
-    ResourceExhaustedError,
+    host_step,
 )
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.host.tree import remove_tree
@@ -178,16 +179,25 @@ class Store(Generic[ObjectT]):
         if holder is not None:
             raise AlreadyExistsError(f"{self.kind} name {item.name} is held by {holder.id}")
         paths = self._paths_of(item.id)
-        try:
-            paths.root_dir.mkdir(mode=0o700)
-            write_atomic(paths.status_file, msgspec.json.encode(item.status))
-            write_atomic(paths.record_file, msgspec.json.encode(item.record))
-        except OSError as error:
-            remove_tree(paths.root_dir)
-            raise ResourceExhaustedError(
-                f"{self.kind} {item.id}: can't write its record in {paths.root_dir}: {error.strerror}"
-            ) from error
+        with host_step(f"{self.kind} {item.id}: writing its record"):
+            try:
+                paths.root_dir.mkdir(mode=0o700)
+                write_atomic(paths.status_file, msgspec.json.encode(item.status))
+                write_atomic(paths.record_file, msgspec.json.encode(item.record))
+            except OSError:
+                remove_tree(paths.root_dir)
+                raise
         self.adopt(item)
+
+    def commit(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the status at the end of a creation: on disk first, since the client is told of it.
+
+        Raises ResourceExhaustedError when it can't be written; the object is then as it was.
+        """
+        with host_step(f"{self.kind} {item.id}: writing that it is complete"):
+            write_atomic(self._paths_of(item.id).status_file, msgspec.json.encode(status))
+        item.status = status  # type: ignore[assignment]
+        item.unsaved = False
 
     def adopt(self, item: ObjectT) -> None:
         """Take in an object whose files are there already."""
