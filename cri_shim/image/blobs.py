@@ -1,0 +1,112 @@
+"""Blobs by digest: manifests, configurations and packed layers, as an OCI image layout keeps them.
+
+Rules: a blob's name is its digest, checked before it is put here; it never changes. Nothing counts before the index
+refers to it, so a blob without a reference is a leftover and swept. Sizes are kept in memory: usage costs nothing.
+
+Spec: OCI image-layout 1.1, "Blobs".
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import CorruptStateError
+from cri_shim.host.files import read_bounded, write_atomic
+from cri_shim.image.manifest import digest_of
+from cri_shim.image.reference import is_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+log = structlog.get_logger()
+_BLOCK = 4096
+
+
+class BlobStore:
+    """`blobs/sha256` of an OCI layout."""
+
+    def __init__(self, layout_dir: Path) -> None:
+        self._dir = layout_dir / "blobs" / "sha256"
+        self._sizes: dict[str, int] = {}
+
+    def open(self) -> None:
+        """Make the directory if it isn't there and note what is in it; what is no blob is removed."""
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.scandir(self._dir) as found:
+            for item in found:
+                digest = f"sha256:{item.name}"
+                if is_digest(digest) and item.is_file(follow_symlinks=False):
+                    self._sizes[digest] = item.stat(follow_symlinks=False).st_size
+                elif item.is_file(follow_symlinks=False):
+                    os.unlink(item.path)  # a write that was cut short
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._sizes
+
+    @property
+    def used_bytes(self) -> int:
+        """What all blobs take on disk."""
+        return sum((size + _BLOCK - 1) // _BLOCK * _BLOCK for size in self._sizes.values())
+
+    @property
+    def inodes(self) -> int:
+        """How many blobs there are."""
+        return len(self._sizes)
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is, or would be."""
+        return self._dir / digest.removeprefix("sha256:")
+
+    def read(self, digest: str, max_bytes: int) -> bytes:
+        """A small blob, checked against its digest.
+
+        Raises CorruptStateError naming the file; the blob counts as missing from then on, so that it comes anew.
+        """
+        path = self.path(digest)
+        try:
+            data = read_bounded(path, max_bytes)
+        except OSError as error:
+            self._sizes.pop(digest, None)
+            raise CorruptStateError(f"blob {path}: {error}") from error
+        if digest_of(data) != digest:
+            self._sizes.pop(digest, None)
+            raise CorruptStateError(f"blob {path}: its bytes do not have the digest of its name")
+        return data
+
+    def put(self, data: bytes) -> str:
+        """Store `data`; its digest. Not durable yet. Raises OSError."""
+        digest = digest_of(data)
+        if digest not in self._sizes:
+            write_atomic(self.path(digest), data)
+            self._sizes[digest] = len(data)
+        return digest
+
+    def adopt(self, directory_fd: int, name: str, digest: str) -> None:
+        """Move the file `name` of a directory here, as the blob `digest`, which was checked already.
+
+        Raises OSError; EINVAL when it is no regular file of ours.
+        """
+        if digest in self._sizes:
+            return
+        found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(22, "not a regular file", name)
+        os.rename(name, self.path(digest), src_dir_fd=directory_fd)
+        self._sizes[digest] = found.st_size
+
+    def sweep(self, kept: Collection[str]) -> int:
+        """Remove every blob that is not in `kept`; how many went."""
+        gone = [digest for digest in self._sizes if digest not in kept]
+        for digest in gone:
+            try:
+                self.path(digest).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("a blob can't be removed", blob=digest, error=str(error))
+                continue
+            del self._sizes[digest]
+        return len(gone)

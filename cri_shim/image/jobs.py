@@ -1,0 +1,134 @@
+"""What the daemon and the unpacker process say to each other.
+
+Rules: both sides import this, so nothing but structs and constants stands here. A job is one SEQPACKET packet with
+three descriptors: input, directory, result. The result is one msgpack document written to the result descriptor,
+which is then closed. It comes from a process that has read hostile bytes: the daemon bounds and checks it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+MAX_PACKET_BYTES = 4096
+MAX_RESULT_BYTES = 256 << 20
+MAX_PATH_BYTES = 4096
+MAX_NAME_BYTES = 255
+
+
+class JobKind(StrEnum):
+    """What the child does with its input."""
+
+    LAYER = "layer"
+    """Inflate it, hash the diff id, unpack the tar into the directory."""
+    MEMBERS = "members"
+    """Inflate it, put each regular file of the tar into the directory under a number of ours."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one job: past any of them the input is refused."""
+
+    max_bytes: int = 64 << 30
+    """Inflated bytes; also the size of one file."""
+    max_inodes: int = 4_000_000
+    """Tar entries, and inodes made, also the directories that no entry names."""
+    memory_bytes: int = 512 << 20
+    """Address space of the child, shared libraries and thread stacks included."""
+    cpu_s: int = 1800
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag="job"):
+    """Please do this; `number` comes back in `Ended`."""
+
+    number: int
+    kind: JobKind
+    limits: Limits
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
+    """Please kill that job's child, if it still runs."""
+
+    number: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The template process can take jobs."""
+
+    libarchive: int
+    """Version as libarchive counts it: 3006002."""
+
+
+class Broken(msgspec.Struct, frozen=True, kw_only=True, tag="broken"):
+    """The template process can't work on this machine; it ends."""
+
+    reason: str
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
+    """A job's child has ended and was reaped."""
+
+    number: int
+    wait_status: int
+
+
+Request = Job | Kill
+Notice = Ready | Broken | Ended
+
+
+class Fault(StrEnum):
+    """Whose fault a failure is."""
+
+    INPUT = "input"
+    """Damaged, hostile or unsupported bytes."""
+    SPACE = "space"
+    """The disk, or a quota, is full."""
+    HOST = "host"
+    """Anything else: a bug, or the host refused."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
+    """The job failed; what it left in the directory is to be removed."""
+
+    fault: Fault
+    reason: str
+
+
+class LayerReport(msgspec.Struct, frozen=True, kw_only=True, tag="layer"):
+    """A layer is unpacked, except for what needs more rights than the child has."""
+
+    diff_id: str
+    inflated_bytes: int
+    disk_bytes: int
+    inodes: int
+    opaque_dirs: list[bytes]
+    """Directories that hide what lower layers have in them; relative, real (no link on the way)."""
+    implied_dirs: list[bytes]
+    """Directories that no entry described, parents first; they may take after a lower layer's."""
+    dropped_xattrs: int
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of an image archive: a file that was kept, or a link to another entry."""
+
+    name: bytes
+    file: str = ""
+    """Name of the kept file in the job's directory; empty for a link."""
+    size: int = 0
+    digest: str = ""
+    target: bytes = b""
+    """What a link points to, relative to the root of the archive."""
+
+
+class MembersReport(msgspec.Struct, frozen=True, kw_only=True, tag="members"):
+    """Every regular file of an archive lies in the directory."""
+
+    members: list[Member]
+    inflated_bytes: int
+
+
+Result = Failure | LayerReport | MembersReport
+
+
+class InputError(Exception):
+    """In the child: the input is damaged, hostile or unsupported. The text names the entry."""

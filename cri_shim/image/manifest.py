@@ -1,0 +1,365 @@
+"""Image documents: manifests, indexes and configurations of the OCI and Docker families, checked.
+
+Rules: pure. Every document is bounded in size before it is decoded, and is taken for what it says inside, never for
+what a registry or archive called it; one that could be read as two kinds is refused (it could pass a scanner as one
+and run as the other). What this program cannot run is refused by name: schema 1, foreign layers, artifacts.
+
+Specs: OCI image-spec 1.1 (manifest, image-index, config), Docker image manifest v2 schema 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import msgspec
+
+from cri_shim.errors import BadArchiveError
+from cri_shim.image.reference import is_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_MANIFEST_BYTES = 4 << 20
+"""The distribution spec's advice to registries: what is larger need not be accepted."""
+MAX_CONFIG_BYTES = 8 << 20
+MAX_LAYERS = 500
+"""overlayfs mounts at most 500 lower directories."""
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+REF_NAME = "org.opencontainers.image.ref.name"
+"""The annotation that names an entry of an OCI layout's index."""
+
+INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
+MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+_CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+_SCHEMA1_PREFIX = "application/vnd.docker.distribution.manifest.v1+"
+
+
+class Compression(StrEnum):
+    """How a layer blob is packed, by its media type; the unpacker looks at the bytes themselves."""
+
+    NONE = "none"
+    GZIP = "gzip"
+    ZSTD = "zstd"
+
+
+_LAYER_TYPES = {
+    OCI_LAYER: Compression.NONE,
+    f"{OCI_LAYER}+gzip": Compression.GZIP,
+    f"{OCI_LAYER}+zstd": Compression.ZSTD,
+    DOCKER_LAYER: Compression.NONE,
+    f"{DOCKER_LAYER}.gzip": Compression.GZIP,
+    f"{DOCKER_LAYER}.zstd": Compression.ZSTD,
+}
+
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine an entry of an index is for."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A pointer to a blob: what it is, how large, and its digest."""
+
+    media_type: str = ""
+    digest: str
+    size: int
+    annotations: dict[str, str] = {}
+    platform: Platform | None = None
+    urls: list[str] = []
+    artifact_type: str = ""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """One image: its configuration and its layers, lowest first."""
+
+    schema_version: int = msgspec.field(name="schemaVersion")
+    media_type: str = ""
+    config: Descriptor
+    layers: list[Descriptor]
+    annotations: dict[str, str] = {}
+    artifact_type: str = ""
+
+
+class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A list of manifests: one per platform, or what an OCI layout holds."""
+
+    schema_version: int = msgspec.field(name="schemaVersion")
+    media_type: str = ""
+    manifests: list[Descriptor]
+    annotations: dict[str, str] = {}
+
+
+class _Process(msgspec.Struct, frozen=True, kw_only=True):
+    """`config` of the image configuration; Docker writes null where nothing is set."""
+
+    user: str | None = msgspec.field(default=None, name="User")
+    env: list[str] | None = msgspec.field(default=None, name="Env")
+    entrypoint: list[str] | None = msgspec.field(default=None, name="Entrypoint")
+    cmd: list[str] | None = msgspec.field(default=None, name="Cmd")
+    working_dir: str | None = msgspec.field(default=None, name="WorkingDir")
+    volumes: dict[str, msgspec.Raw] | None = msgspec.field(default=None, name="Volumes")
+    stop_signal: str | None = msgspec.field(default=None, name="StopSignal")
+    labels: dict[str, str] | None = msgspec.field(default=None, name="Labels")
+
+
+class _RootFs(msgspec.Struct, frozen=True):
+    type: str = "layers"
+    diff_ids: list[str] | None = None
+
+
+class _ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+    created: str | None = None
+    config: _Process | None = None
+    rootfs: _RootFs
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image asks of its containers. All of it is untrusted text: policy is the sandbox's."""
+
+    user: str = ""
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_dir: str = ""
+    volumes: tuple[str, ...] = ()
+    stop_signal: str = ""
+    labels: dict[str, str] = {}
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+    created: str = ""
+    diff_ids: tuple[str, ...] = ()
+
+
+class _Kind(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Just enough of any document to tell what it is."""
+
+    schema_version: int | None = msgspec.field(default=None, name="schemaVersion")
+    media_type: str | None = None
+    manifests: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    layers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    config: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    fs_layers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+T = TypeVar("T")
+
+
+def digest_of(data: bytes) -> str:
+    """The `sha256:` digest of `data`."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def parse_document(data: bytes, what: str) -> Manifest | Index:
+    """A manifest or an index, whichever `data` is; `what` names it in errors.
+
+    Raises BadArchiveError: too large, malformed, ambiguous, of a kind that can't be run.
+    """
+    kind = _decode(data, _Kind, what, MAX_MANIFEST_BYTES)
+    media_type = kind.media_type or ""
+    if (
+        kind.schema_version == 1
+        or kind.fs_layers is not msgspec.UNSET
+        or media_type.startswith(_SCHEMA1_PREFIX)
+    ):
+        _refuse(what, "it is a Docker schema 1 manifest, obsolete since 2017: push the image anew")
+    if kind.schema_version != 2:
+        _refuse(what, f"schemaVersion is {kind.schema_version}, not 2")
+    is_index = kind.manifests is not msgspec.UNSET
+    is_manifest = kind.layers is not msgspec.UNSET or kind.config is not msgspec.UNSET
+    if is_index and is_manifest:
+        _refuse(what, "it has both `manifests` and `layers` or `config`: ambiguous")
+    if not is_index and not is_manifest:
+        _refuse(what, "it has neither `manifests` nor `layers`: not an image")
+    allowed = INDEX_TYPES if is_index else MANIFEST_TYPES
+    if media_type and media_type not in allowed:
+        _refuse(what, f"mediaType {media_type!r} does not fit its content")
+    if is_index:
+        index = _decode(data, Index, what, MAX_MANIFEST_BYTES)
+        for entry in index.manifests:
+            _check_descriptor(entry, what)
+        return index
+    manifest = _decode(data, Manifest, what, MAX_MANIFEST_BYTES)
+    _check_manifest(manifest, what)
+    return manifest
+
+
+def _check_manifest(manifest: Manifest, what: str) -> None:
+    _check_descriptor(manifest.config, what)
+    if manifest.artifact_type or manifest.config.media_type not in _CONFIG_TYPES:
+        kind = manifest.artifact_type or manifest.config.media_type or "nothing"
+        _refuse(what, f"it holds {kind}, an artifact and not a container image")
+    if len(manifest.layers) > MAX_LAYERS:
+        _refuse(what, f"{len(manifest.layers)} layers; overlayfs takes {MAX_LAYERS}")
+    for layer in manifest.layers:
+        _check_descriptor(layer, what)
+        layer_compression(layer, what)
+
+
+def _check_descriptor(descriptor: Descriptor, what: str) -> None:
+    if not is_digest(descriptor.digest):
+        _refuse(what, f"digest {descriptor.digest[:100]!r} is not sha256 and 64 hexadecimal digits")
+    if descriptor.size < 0:
+        _refuse(what, f"blob {descriptor.digest} has the size {descriptor.size}")
+
+
+def layer_compression(layer: Descriptor, what: str) -> Compression:
+    """How `layer` is packed. Raises BadArchiveError for foreign and unknown layers."""
+    media_type = layer.media_type
+    if "nondistributable" in media_type or ".foreign." in media_type or layer.urls:
+        _refuse(what, f"layer {layer.digest} is foreign (kept outside the registry): not supported")
+    compression = _LAYER_TYPES.get(media_type)
+    if compression is None:
+        _refuse(what, f"layer {layer.digest} has the unknown media type {media_type[:100]!r}")
+    return compression
+
+
+def parse_config(data: bytes, what: str) -> ImageConfig:
+    """The image configuration in `data`.
+
+    Raises BadArchiveError: too large, malformed, or with layers named by anything but sha256.
+    """
+    document = _decode(data, _ConfigDocument, what, MAX_CONFIG_BYTES)
+    diff_ids = tuple(document.rootfs.diff_ids or ())
+    for diff_id in diff_ids:
+        if not is_digest(diff_id):
+            _refuse(what, f"diff id {diff_id[:100]!r} is not sha256 and 64 hexadecimal digits")
+    if len(diff_ids) > MAX_LAYERS:
+        _refuse(what, f"{len(diff_ids)} layers; overlayfs takes {MAX_LAYERS}")
+    process = document.config or _Process()
+    return ImageConfig(
+        user=process.user or "",
+        env=tuple(process.env or ()),
+        entrypoint=tuple(process.entrypoint or ()),
+        cmd=tuple(process.cmd or ()),
+        working_dir=process.working_dir or "",
+        volumes=tuple(process.volumes or ()),
+        stop_signal=process.stop_signal or "",
+        labels=process.labels or {},
+        os=document.os,
+        architecture=document.architecture,
+        variant=document.variant,
+        created=document.created or "",
+        diff_ids=diff_ids,
+    )
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """The chain id of each layer of a stack, lowest first (image-spec, config, "Layer ChainID")."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+    return chain
+
+
+_MACHINES = {
+    "x86_64": Platform(os="linux", architecture="amd64"),
+    "aarch64": Platform(os="linux", architecture="arm64", variant="v8"),
+    "armv7l": Platform(os="linux", architecture="arm", variant="v7"),
+    "armv6l": Platform(os="linux", architecture="arm", variant="v6"),
+    "i686": Platform(os="linux", architecture="386"),
+    "ppc64le": Platform(os="linux", architecture="ppc64le"),
+    "s390x": Platform(os="linux", architecture="s390x"),
+    "riscv64": Platform(os="linux", architecture="riscv64"),
+    "loongarch64": Platform(os="linux", architecture="loong64"),
+}
+
+
+def platform_of(machine: str) -> Platform:
+    """The platform of a Linux machine, by the name that uname(2) gives it."""
+    return _MACHINES.get(machine, Platform(os="linux", architecture=machine))
+
+
+def choose_manifest(index: Index, host: Platform, what: str) -> Descriptor:
+    """The entry of `index` that runs best on `host`; entries of equal rank: the first.
+
+    An entry without a platform fits any host, as a last choice. Raises BadArchiveError naming what there is.
+    """
+    best: Descriptor | None = None
+    best_rank = 0
+    for entry in index.manifests:
+        if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+            continue  # an attestation's or another artifact's own type
+        rank = _rank(entry.platform, host)
+        if rank > best_rank:
+            best, best_rank = entry, rank
+    if best is None:
+        found = sorted({_spell(e.platform) for e in index.manifests if e.platform is not None})
+        _refuse(what, f"nothing for {_spell(host)} in it; it has {', '.join(found) or 'nothing'}")
+    return best
+
+
+def is_candidate(entry: Descriptor, host: Platform) -> bool:
+    """Whether an entry of an OCI layout's index may be an image for `host`."""
+    image = not entry.media_type or entry.media_type in MANIFEST_TYPES | INDEX_TYPES
+    return image and _rank(entry.platform, host) > 0
+
+
+def check_platform(config: ImageConfig, host: Platform, what: str) -> None:
+    """Raises BadArchiveError when the image says that it is for another kind of machine."""
+    if not config.os and not config.architecture:
+        return
+    own = Platform(
+        os=config.os or host.os,
+        architecture=config.architecture or host.architecture,
+        variant=config.variant,
+    )
+    if _rank(own, host) == 0:
+        _refuse(what, f"the image is for {_spell(own)}, this machine is {_spell(host)}")
+
+
+def _rank(platform: Platform | None, host: Platform) -> int:
+    """0: can't run here; higher is better."""
+    if platform is None:
+        return 1
+    if platform.os != host.os or platform.architecture != host.architecture:
+        return 0
+    if platform.variant == host.variant:
+        return 100
+    if host.architecture == "arm":
+        # An older variant's programs run on a newer machine, the newest of them best.
+        ours, theirs = host.variant.lstrip("v"), (platform.variant or "v7").lstrip("v")
+        if ours.isdigit() and theirs.isdigit() and int(theirs) <= int(ours):
+            return 10 + min(int(theirs), 50)
+        return 0
+    if not platform.variant or (host.architecture == "arm64" and platform.variant == "v8"):
+        return 50
+    # amd64/v2 and higher may use instructions that this machine lacks.
+    return 0
+
+
+def _spell(platform: Platform | None) -> str:
+    if platform is None:
+        return "any platform"
+    variant = f"/{platform.variant}" if platform.variant else ""
+    return f"{platform.os}/{platform.architecture}{variant}"
+
+
+def _decode(data: bytes, kind: type[T], what: str, max_bytes: int) -> T:
+    if len(data) > max_bytes:
+        _refuse(what, f"{len(data)} bytes; at most {max_bytes} are read")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadArchiveError(f"{what}: not a valid image document: {error}") from error
+
+
+def _refuse(what: str, reason: str) -> NoReturn:
+    raise BadArchiveError(f"{what}: {reason}")

@@ -1,0 +1,86 @@
+"""Spooling the members of an image archive as numbered files. Runs in the unpacker's child only.
+
+Rules: no name of the archive is ever used as a file name; the names go into the report, and the daemon looks up what
+the image's documents ask for. Links stay names: old `docker save` archives share layers by them. Each file is hashed
+while it is written, so that a blob is known by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from cri_shim.image.jobs import MAX_PATH_BYTES, InputError, Limits, Member, MembersReport
+from cri_shim.image.layer_tree import normalise
+from cri_shim.image.tar import show
+
+if TYPE_CHECKING:
+    from cri_shim.image.tar import Entry, TarReader
+
+MAX_MEMBERS = 10_000
+"""500 layers of a `docker save` are 1500 files; an OCI layout of many images some thousands."""
+
+
+class MemberSpool:
+    """Writes every regular file of an archive to `/m<number>`."""
+
+    def __init__(self, reader: TarReader, limits: Limits) -> None:
+        self._reader = reader
+        self._limits = limits
+        self._members: dict[bytes, Member] = {}
+        self._count = 0
+
+    def spool(self) -> None:
+        """Everything the reader gives; of two entries with one name the later counts, as tar has it.
+
+        Raises InputError, or OSError of the host (no space).
+        """
+        for entry in self._reader.entries():
+            self._count += 1
+            if self._count > MAX_MEMBERS:
+                raise InputError(f"more than {MAX_MEMBERS} entries: not an image archive")
+            name = normalise(entry.name)
+            if not name or entry.file_type == stat.S_IFDIR:
+                continue
+            if entry.hardlink is not None:
+                self._members[name] = Member(name=name, target=normalise(entry.hardlink))
+            elif entry.file_type == stat.S_IFLNK:
+                self._members[name] = Member(name=name, target=_link_target(name, entry))
+            elif entry.file_type == stat.S_IFREG:
+                self._members[name] = self._keep(name, entry)
+            else:
+                raise InputError(f"{show(name)}: an image archive has only files and links")
+
+    def report(self, inflated_bytes: int) -> MembersReport:
+        """What was kept."""
+        return MembersReport(members=list(self._members.values()), inflated_bytes=inflated_bytes)
+
+    def _keep(self, name: bytes, entry: Entry) -> Member:
+        file = f"m{self._count}"
+        digest = hashlib.sha256()
+        size = 0
+        # Readable by its owner only: configurations may hold secrets in their environment.
+        fd = os.open(f"/{file}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            for piece in self._reader.read(name):
+                digest.update(piece)
+                size += len(piece)
+                view = piece
+                while view:
+                    view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        if size != entry.size:
+            raise InputError(f"{show(name)}: {size} bytes, but its header says {entry.size}")
+        return Member(name=name, file=file, size=size, digest="sha256:" + digest.hexdigest())
+
+
+def _link_target(name: bytes, entry: Entry) -> bytes:
+    target = entry.symlink or b""
+    if not target or len(target) >= MAX_PATH_BYTES:
+        raise InputError(f"{show(name)}: a link to nowhere, or to too long a path")
+    if target.startswith(b"/"):
+        return normalise(target)
+    return normalise(name.rpartition(b"/")[0] + b"/" + target)

@@ -1,0 +1,64 @@
+"""What the rest of the daemon sees of images: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri_shim.image.manifest import ImageConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that is here, whole."""
+
+    id: str
+    """Digest of its configuration."""
+    repo_tags: tuple[str, ...]
+    repo_digests: tuple[str, ...]
+    size: int
+    """Bytes that its layers take unpacked."""
+    config: ImageConfig
+    pinned: bool
+    """Whether kubelet's garbage collection must leave it alone."""
+    chain: tuple[str, ...]
+    """Chain ids of its layers, lowest first."""
+    manifest_digests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return next(iter((*self.repo_tags, *self.repo_digests)), self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStack:
+    """What an overlay mount needs."""
+
+    layers_dir: Path
+    lowers: tuple[str, ...]
+    """Names below `layers_dir`, topmost first."""
+
+
+@dataclass(frozen=True, slots=True)
+class FsUsage:
+    """What images take on disk."""
+
+    mountpoint: Path
+    used_bytes: int
+    inodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """A step of an import: `done` of `total` layers of `image` are there."""
+
+    step: str
+    """`received` (the whole archive is here), `layer` (one more is unpacked) or `committed`."""
+    image: str
+    """Its name, or its ID if it has none."""
+    done: int
+    total: int

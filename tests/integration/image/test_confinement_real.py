@@ -1,0 +1,275 @@
+"""What the process that meets hostile bytes may do: hardly anything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from cri_shim.errors import BadArchiveError, CriShimError, DeadlineError, UnavailableError
+from cri_shim.image.jobs import Limits, MembersReport
+from cri_shim.image.manifest import digest_of
+from cri_shim.image.unpack import Unpacker
+from tests.images import Entry, device, directory, file, hardlink, stream, symlink, tar_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from cri_shim.host.process import Reaper
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio]
+KEPT = {"chown", "dac_override", "fowner", "fsetid", "mknod", "setfcap"}
+BITS = {0: "chown", 1: "dac_override", 3: "fowner", 4: "fsetid", 27: "mknod", 31: "setfcap"}
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(each) for each in text.split()]
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def capabilities(mask: str) -> set[str]:
+    value = int(mask, 16)
+    return {BITS.get(bit, f"bit {bit}") for bit in range(64) if value >> bit & 1}
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - another process makes it true
+            await asyncio.sleep(0.005)
+
+
+class Stalled:
+    """A job whose input stops half-way, so that its child can be looked at."""
+
+    def __init__(self, unpacker: Unpacker, root: Path) -> None:
+        self._unpacker = unpacker
+        self._root = root
+        self.go_on = asyncio.Event()
+        self.task: asyncio.Task[object] | None = None
+
+    async def start(self) -> tuple[int, int]:
+        """Begin; the pids of the template and of the child."""
+        before = set(children_of(os.getpid()))
+        self.task = asyncio.get_running_loop().create_task(self._run())
+        made: list[int] = []
+
+        def child() -> list[int]:
+            templates = [pid for pid in children_of(os.getpid()) if pid not in before]
+            made[:] = [pid for template in templates for pid in (template, *children_of(template))]
+            return made[1:] if (self._root / "early").exists() else []
+
+        await until(child)
+        return made[0], made[1]
+
+    async def _run(self) -> object:
+        data = tar_of([file("early"), directory("d"), file("late", bytes(200_000))])
+
+        async def source() -> AsyncIterator[bytes]:
+            yield data[:100_000]
+            await self.go_on.wait()
+            yield data[100_000:]
+
+        fd = os.open(self._root, os.O_RDONLY)
+        try:
+            return await self._unpacker.unpack_layer(source(), fd, what="stalled layer")
+        finally:
+            os.close(fd)
+
+
+@pytest_asyncio.fixture
+async def stalled(unpacker: Unpacker, root: Path) -> AsyncIterator[Stalled]:
+    job = Stalled(unpacker, root)
+    yield job
+    job.go_on.set()
+    if job.task is not None:
+        await asyncio.wait([job.task])
+        if not job.task.cancelled():
+            job.task.exception()
+
+
+async def test_the_child_has_lost_what_it_does_not_need(stalled: Stalled, root: Path) -> None:
+    template, child = await stalled.start()
+    status = status_of(child)
+    for name in ("CapPrm", "CapEff", "CapBnd"):
+        assert capabilities(status[name]) == KEPT
+    assert capabilities(status["CapInh"]) == capabilities(status["CapAmb"]) == set()
+    assert status["NoNewPrivs"] == "1"
+    assert os.readlink(f"/proc/{child}/root") == str(root)
+    assert os.readlink(f"/proc/{child}/cwd") == str(root)
+    networks = {os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child)}
+    assert len(networks) == 2
+    assert Path(f"/proc/{child}/net/dev").read_text().count("\n") == 3  # two lines of heading, lo
+    limits = Path(f"/proc/{child}/limits").read_text()
+    assert f"Max address space         {Limits().memory_bytes}" in limits
+    assert "Max core file size        0" in limits
+    assert capabilities(status_of(template)["CapEff"]) == KEPT | {"bit 8", "bit 18"}
+
+
+async def test_the_child_holds_nothing_but_its_job(stalled: Stalled) -> None:
+    _, child = await stalled.start()
+    descriptors = {
+        int(fd): os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")
+    }
+    assert {descriptors.pop(fd) for fd in (0, 1, 2)} == {"/dev/null"}
+    kinds = sorted(target.partition(":")[0] for target in descriptors.values())
+    # Input and result; the pipe between inflating and unpacking; the file being written.
+    assert kinds[1:] == ["pipe", "pipe", "socket", "socket"]
+    assert kinds[0].endswith("/late")
+
+
+async def test_a_cancelled_job_leaves_no_child(stalled: Stalled) -> None:
+    template, child = await stalled.start()
+    assert stalled.task is not None
+    stalled.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stalled.task
+    assert child not in children_of(template)
+
+
+async def test_a_job_beyond_its_deadline_is_given_up(reaper: Reaper, root: Path) -> None:
+    unpacker = Unpacker(reaper, timeout_s=0.5)
+    job = Stalled(unpacker, root)
+    try:
+        template, _ = await job.start()
+        assert job.task is not None
+        with pytest.raises(DeadlineError, match=r"0\.5 s"):
+            await job.task
+        assert children_of(template) == []
+    finally:
+        await unpacker.close()
+
+
+async def test_a_killed_child_is_an_error_of_its_job_only(
+    stalled: Stalled, unpacker: Unpacker, tmp_path: Path
+) -> None:
+    _, child = await stalled.start()
+    os.kill(child, signal.SIGKILL)
+    assert stalled.task is not None
+    with pytest.raises(BadArchiveError, match="killed by SIGKILL"):
+        await stalled.task
+    await unpack_a_file(unpacker, tmp_path / "again")
+
+
+async def test_a_dead_template_takes_its_children_along_and_is_replaced(
+    stalled: Stalled, unpacker: Unpacker, tmp_path: Path
+) -> None:
+    template, child = await stalled.start()
+    os.kill(template, signal.SIGKILL)
+    assert stalled.task is not None
+    with pytest.raises(UnavailableError, match="try again"):
+        await stalled.task
+    await until(lambda: not Path(f"/proc/{child}").exists())
+    await unpack_a_file(unpacker, tmp_path / "again")
+
+
+async def test_an_error_of_the_stream_is_the_job_s_error(unpacker: Unpacker, root: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield tar_of([file("a", bytes(100_000))])[:50_000]
+        raise CriShimError("the upload broke off")
+
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        with pytest.raises(CriShimError, match="the upload broke off"):
+            await unpacker.unpack_layer(broken(), fd, what="layer")
+    finally:
+        os.close(fd)
+
+
+async def test_memory_is_bounded(reaper: Reaper, root: Path) -> None:
+    unpacker = Unpacker(reaper, limits=Limits(memory_bytes=64 << 20))
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        with pytest.raises(CriShimError):
+            await unpacker.unpack_layer(stream(tar_of([file("a")])), fd, what="layer")
+    finally:
+        os.close(fd)
+        await unpacker.close()
+
+
+async def test_the_template_goes_when_nothing_comes(reaper: Reaper, tmp_path: Path) -> None:
+    unpacker = Unpacker(reaper, idle_s=0.1)
+    before = children_of(os.getpid())
+    await unpack_a_file(unpacker, tmp_path / "one")
+    assert len(children_of(os.getpid())) == len(before) + 1
+    await until(lambda: len(children_of(os.getpid())) == len(before))
+    await unpack_a_file(unpacker, tmp_path / "two")
+    await unpacker.close()
+    assert len(children_of(os.getpid())) == len(before)
+
+
+async def test_the_daemon_s_process_loads_nothing_that_unpacks(reaper: Reaper) -> None:
+    program = (
+        "import sys, cri_shim.image.store, cri_shim.image.builtin;"
+        "print([m for m in ('libarchive', 'isal', 'zstandard', 'grpc') if m in sys.modules])"
+    )
+    python = [sys.executable, "-c", program]
+    done = await reaper.run(python, timeout_s=30, env={"PYTHONPATH": os.getcwd()})
+    assert done.stdout == b"[]\n"
+
+
+async def unpack_a_file(unpacker: Unpacker, root: Path) -> None:
+    root.mkdir()
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        await unpacker.unpack_layer(stream(tar_of([file("a", b"x")])), fd, what="layer")
+    finally:
+        os.close(fd)
+    assert (root / "a").read_bytes() == b"x"
+
+
+async def test_an_archive_s_members_get_names_of_ours(
+    unpacker: Unpacker, root: Path, tmp_path: Path
+) -> None:
+    data = tar_of(
+        [
+            directory("blobs"),
+            file("blobs/a", b"first"),
+            file("../../escape", b"up"),
+            symlink("l/sym", "../blobs/a"),
+            hardlink("hard", "blobs/a"),
+            file("blobs/a", b"second"),
+        ]
+    )
+    report = await spool(unpacker, root, data)
+    found = {member.name: member for member in report.members}
+    assert sorted(os.listdir(root)) == ["m2", "m3", "m6"]
+    assert (root / found[b"blobs/a"].file).read_bytes() == b"second"
+    assert found[b"blobs/a"].digest == digest_of(b"second")
+    assert (root / found[b"escape"].file).read_bytes() == b"up"
+    assert (found[b"l/sym"].target, found[b"hard"].target) == (b"blobs/a", b"blobs/a")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([device("null", 1, 3)], "only files and links"),
+        ([directory(f"d{number}") for number in range(10_001)], "more than 10000 entries"),
+        ([symlink("a", "x" * 5000)], "too long a path"),
+    ],
+    ids=["device", "entries", "link"],
+)
+async def test_what_is_no_image_archive_is_refused(
+    unpacker: Unpacker, root: Path, entries: list[Entry], reason: str
+) -> None:
+    with pytest.raises(BadArchiveError, match=reason):
+        await spool(unpacker, root, tar_of(entries))
+
+
+async def spool(unpacker: Unpacker, root: Path, data: bytes) -> MembersReport:
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        return await unpacker.spool_members(stream(data), fd, what="archive")
+    finally:
+        os.close(fd)

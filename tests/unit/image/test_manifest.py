@@ -1,0 +1,272 @@
+"""Image documents: what is read from them, what is refused and why, which platform is chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cri_shim.errors import BadArchiveError
+from cri_shim.image.manifest import (
+    MAX_CONFIG_BYTES,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    Index,
+    Manifest,
+    Platform,
+    chain_ids,
+    check_platform,
+    choose_manifest,
+    digest_of,
+    is_candidate,
+    parse_config,
+    parse_document,
+    platform_of,
+)
+
+A, B = ("sha256:" + letter * 64 for letter in "ab")
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+AMD64 = platform_of("x86_64")
+
+
+def manifest(**changes: Any) -> bytes:
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": {"mediaType": CONFIG_TYPE, "digest": A, "size": 2},
+        "layers": [{"mediaType": LAYER_TYPE, "digest": B, "size": 3}],
+    } | changes
+    return json.dumps({key: value for key, value in document.items() if value is not None}).encode()
+
+
+def index(*platforms: Platform | None, media_type: str = MANIFEST_TYPE) -> Index:
+    entries = [
+        Descriptor(media_type=media_type, digest=f"sha256:{number:064x}", size=1, platform=platform)
+        for number, platform in enumerate(platforms)
+    ]
+    return Index(schema_version=2, manifests=entries)
+
+
+def refuse(data: bytes, reason: str) -> None:
+    with pytest.raises(BadArchiveError, match=reason):
+        parse_document(data, "manifest of the test")
+
+
+def test_an_oci_manifest_is_read() -> None:
+    found = parse_document(manifest(), "m")
+    assert isinstance(found, Manifest)
+    assert (found.config.digest, [layer.digest for layer in found.layers]) == (A, [B])
+
+
+def test_a_docker_manifest_is_read() -> None:
+    found = parse_document(
+        manifest(
+            mediaType="application/vnd.docker.distribution.manifest.v2+json",
+            config={
+                "mediaType": "application/vnd.docker.container.image.v1+json",
+                "digest": A,
+                "size": 1,
+            },
+            layers=[
+                {
+                    "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+                    "digest": B,
+                    "size": 1,
+                }
+            ],
+        ),
+        "m",
+    )
+    assert isinstance(found, Manifest)
+
+
+def test_an_index_is_read() -> None:
+    data = json.dumps(
+        {
+            "schemaVersion": 2,
+            "manifests": [
+                {
+                    "mediaType": MANIFEST_TYPE,
+                    "digest": A,
+                    "size": 1,
+                    "platform": {"os": "linux", "architecture": "arm64", "variant": "v8"},
+                }
+            ],
+        }
+    ).encode()
+    found = parse_document(data, "i")
+    assert isinstance(found, Index)
+    assert found.manifests[0].platform == Platform(os="linux", architecture="arm64", variant="v8")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not a valid image document"),
+        (b"[]", "not a valid image document"),
+        (b"{" * 100_000, "not a valid image document"),
+        (b"[" * 100_000, "not a valid image document"),
+        (manifest(manifests=[]), "ambiguous"),
+        (manifest(layers=None, manifests=[]), "ambiguous"),
+        (manifest(layers=None, config=None), "neither"),
+        (manifest(schemaVersion=1), "schema 1"),
+        (manifest(fsLayers=[]), "schema 1"),
+        (
+            manifest(mediaType="application/vnd.docker.distribution.manifest.v1+prettyjws"),
+            "schema 1",
+        ),
+        (manifest(schemaVersion=3), "schemaVersion is 3"),
+        (manifest(mediaType="application/vnd.oci.image.index.v1+json"), "does not fit"),
+        (manifest(mediaType="text/html"), "does not fit"),
+        (manifest(artifactType="application/vnd.example.sbom"), "artifact"),
+        (manifest(config={"mediaType": "application/x", "digest": A, "size": 1}), "artifact"),
+        (manifest(config={"mediaType": CONFIG_TYPE, "digest": "md5:1", "size": 1}), "digest"),
+        (manifest(config={"mediaType": CONFIG_TYPE, "digest": A, "size": -1}), "size -1"),
+        (
+            manifest(layers=[{"mediaType": "application/zip", "digest": B, "size": 1}]),
+            "unknown media",
+        ),
+        (
+            manifest(
+                layers=[{"mediaType": LAYER_TYPE, "digest": B, "size": 1, "urls": ["http://x"]}]
+            ),
+            "foreign",
+        ),
+        (
+            manifest(
+                layers=[
+                    {
+                        "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                        "digest": B,
+                        "size": 1,
+                    }
+                ]
+            ),
+            "foreign",
+        ),
+        (
+            manifest(layers=[{"mediaType": LAYER_TYPE, "digest": B, "size": 1}] * 501),
+            "501 layers",
+        ),
+        (b" " * (MAX_MANIFEST_BYTES + 1), "at most"),
+    ],
+)
+def test_a_document_that_cannot_be_run_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+    refuse(data, reason)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_document_or_refused(data: bytes) -> None:
+    for parse in (parse_document, parse_config):
+        try:
+            parse(data, "m")
+        except BadArchiveError:
+            pass
+
+
+def test_a_configuration_is_read_and_nulls_mean_nothing() -> None:
+    document = {
+        "os": "linux",
+        "architecture": "amd64",
+        "config": {
+            "User": "1000:1000",
+            "Env": ["A=b", "EMPTY="],
+            "Entrypoint": ["/run"],
+            "Cmd": None,
+            "WorkingDir": "/srv",
+            "Volumes": {"/data": {}},
+            "StopSignal": "SIGINT",
+            "Labels": {"a": "b"},
+            "ExposedPorts": {"80/tcp": {}},
+        },
+        "rootfs": {"type": "layers", "diff_ids": [A]},
+        "history": [{"created_by": "x"}],
+    }
+    config = parse_config(json.dumps(document).encode(), "c")
+    assert config.user == "1000:1000"
+    assert config.env == ("A=b", "EMPTY=")
+    assert (config.entrypoint, config.cmd) == (("/run",), ())
+    assert (config.working_dir, config.volumes, config.stop_signal) == (
+        "/srv",
+        ("/data",),
+        "SIGINT",
+    )
+    assert (config.labels, config.diff_ids) == ({"a": "b"}, (A,))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{}", "rootfs"),
+        (b'{"rootfs":{"diff_ids":["sha256:x"]}}', "diff id"),
+        (b'{"rootfs":{"diff_ids":[]},"config":{"Env":"A=b"}}', "Env"),
+        (b" " * (MAX_CONFIG_BYTES + 1), "at most"),
+        (json.dumps({"rootfs": {"diff_ids": [A] * 501}}).encode(), "501 layers"),
+    ],
+)
+def test_a_bad_configuration_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(BadArchiveError, match=reason):
+        parse_config(data, "c")
+
+
+def test_a_chain_id_depends_on_all_layers_below() -> None:
+    second = "sha256:" + hashlib.sha256(f"{A} {B}".encode()).hexdigest()
+    third = "sha256:" + hashlib.sha256(f"{second} {A}".encode()).hexdigest()
+    assert chain_ids([A, B, A]) == [A, second, third]
+    assert chain_ids([]) == []
+
+
+def test_the_digest_of_bytes_is_sha256() -> None:
+    assert digest_of(b"").endswith("b855")
+
+
+def arm(variant: str) -> Platform:
+    return Platform(os="linux", architecture="arm", variant=variant)
+
+
+@pytest.mark.parametrize(
+    ("machine", "platforms", "chosen"),
+    [
+        ("x86_64", [platform_of("aarch64"), AMD64], 1),
+        ("x86_64", [Platform(os="linux", architecture="amd64", variant="v3"), AMD64], 1),
+        ("x86_64", [Platform(os="windows", architecture="amd64"), AMD64], 1),
+        ("x86_64", [None, AMD64], 1),
+        ("x86_64", [None], 0),
+        ("aarch64", [Platform(os="linux", architecture="arm64")], 0),
+        ("aarch64", [Platform(os="linux", architecture="arm64"), platform_of("aarch64")], 1),
+        ("armv7l", [arm("v5"), arm("v7"), arm("v6")], 1),
+        ("armv6l", [arm("v7"), arm("v6")], 1),
+        ("armv7l", [arm("v5"), arm("v6")], 1),
+    ],
+)
+def test_the_manifest_that_runs_best_here_is_chosen(
+    machine: str, platforms: list[Platform | None], chosen: int
+) -> None:
+    found = index(*platforms)
+    assert choose_manifest(found, platform_of(machine), "i") is found.manifests[chosen]
+
+
+def test_an_index_without_this_machine_names_what_it_has() -> None:
+    found = index(platform_of("s390x"), Platform(os="unknown", architecture="unknown"))
+    with pytest.raises(BadArchiveError, match=r"linux/amd64.*linux/s390x"):
+        choose_manifest(found, AMD64, "i")
+
+
+def test_an_attestation_is_never_chosen() -> None:
+    entries = index(AMD64, media_type="application/vnd.in-toto+json")
+    with pytest.raises(BadArchiveError):
+        choose_manifest(entries, AMD64, "i")
+    assert not is_candidate(entries.manifests[0], AMD64)
+
+
+def test_an_image_for_another_machine_is_refused_by_name() -> None:
+    foreign = parse_config(b'{"os":"linux","architecture":"arm64","rootfs":{"diff_ids":[]}}', "c")
+    with pytest.raises(BadArchiveError, match=r"linux/arm64.*linux/amd64"):
+        check_platform(foreign, AMD64, "c")
+    check_platform(parse_config(b'{"rootfs":{"diff_ids":[]}}', "c"), AMD64, "c")
