@@ -1,17 +1,23 @@
-"""Tasks that nobody waits for: owned here, their failures logged, ended together when the daemon stops."""
+"""Owning work: tasks that nobody waits for, two things side by side, and effects that a cancellation must not split.
+
+A thread can't be cancelled. Whoever gives an effect to one (a mount, a removal) and goes away would let an undo run
+before the effect has happened; `uninterrupted` keeps the caller until the thread is done.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 log = structlog.get_logger()
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Background:
@@ -58,3 +64,19 @@ async def side_by_side(
             log.warning("failed as well", error=str(extra))
         raise errors.exceptions[0] from None
     return result.result()
+
+
+async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking effect in a thread and return what it does; a cancellation is raised only after its end."""
+    loop = asyncio.get_running_loop()
+    working = loop.run_in_executor(None, partial(function, *args, **kwargs))
+    cancelled: asyncio.CancelledError | None = None
+    while not working.done():
+        try:
+            await asyncio.wait([working])
+        except asyncio.CancelledError as late:
+            cancelled = late
+    if cancelled is not None:
+        working.exception()  # looked at: the cancellation is what the caller hears of
+        raise cancelled
+    return working.result()

@@ -93,6 +93,8 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
             for item in store
             for layer in item.record.layers
         },
+        pinned=config.images.pinned,
+        discard_blobs=config.images.discard_blobs,
     )
     release = Release(paths=paths, cgroups=cgroups, monitors=monitors, runtime_of=handlers.get)
     specs = Specs(

@@ -96,6 +96,7 @@ class Daemon:
             stack.callback(parts.cni.close)
             await parts.handlers.discover()
             await parts.recovery.run()
+            await parts.images.sweep()
             await listeners.set_ready()
             notify("READY=1")
             log.info(

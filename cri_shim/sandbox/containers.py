@@ -77,9 +77,11 @@ class _Stop:
     """When the grace period ends, by the loop's clock."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """The container ended, or the deadline moved."""
+    killing: bool = False
+    """The grace period is over; the deadline is now that of SIGKILL, which nobody shortens."""
 
     def shorten(self, deadline: float) -> None:
-        if deadline < self.deadline:
+        if not self.killing and deadline < self.deadline:
             self.deadline = deadline
             self.changed.set()
 
@@ -273,6 +275,11 @@ class Containers:
             try:
                 await runtime.start(container.id)
             except CriShimError as error:
+                state = await runtime.state(container.id)
+                if state is not None and state.status == "running":
+                    # A start that a former daemon had begun came to its end without it.
+                    self._store.update(container, container.status.started(time.time_ns()))
+                    return
                 self._finish(container, 128, time.time_ns(), "StartError", str(error))
                 self._background.start("release", self.release_process(container))
                 raise
@@ -379,6 +386,7 @@ class Containers:
                 kill_process(process.pid, process.start_ticks, container.record.stop_signal)
                 await _wait_for_end(container, stop)
             if not container.ended.is_set():
+                stop.killing = True
                 if process is not None:
                     kill_process(process.pid, process.start_ticks)
                 await self._cgroups.kill_all(self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S)

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cri_shim.background import uninterrupted
 from cri_shim.errors import DeadlineError, host_step
 from cri_shim.host.files import write_atomic
 from cri_shim.host.mounts import mount_overlay
@@ -89,7 +90,7 @@ class Launcher:
                 directory.mkdir(mode=0o700)
             paths.upper_dir.chmod(0o755)
             rollback.push("rootfs", lambda: self._release.mounts(paths))
-            await asyncio.to_thread(
+            await uninterrupted(
                 mount_overlay,
                 paths.rootfs_dir,
                 layers_dir=self._paths.layers_dir,

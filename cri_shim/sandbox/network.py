@@ -9,12 +9,12 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.background import uninterrupted
 from cri_shim.cni.attachment import Attachment
 from cri_shim.cni.result import pod_ips
 from cri_shim.errors import CriShimError, InvalidArgumentError, host_step
@@ -94,11 +94,11 @@ class PodNetwork:
         Raises InvalidArgumentError for a sysctl that the kernel refuses, ResourceExhaustedError when it has no room.
         """
         with host_step(f"sandbox {sandbox_id}: making its network namespace"):
-            await asyncio.to_thread(create_netns, netns_file(sandbox_id), sysctls)
+            await uninterrupted(create_netns, netns_file(sandbox_id), sysctls)
 
     async def remove_namespace(self, sandbox_id: str) -> None:
         """Unpin the namespace; it ends with the last process in it."""
-        await asyncio.to_thread(remove_netns, netns_file(sandbox_id))
+        await uninterrupted(remove_netns, netns_file(sandbox_id))
 
     async def attach(self, sandbox: Sandbox) -> tuple[str, ...]:
         """CNI ADD of every planned network, in order; the pod's addresses, those of the first network first."""

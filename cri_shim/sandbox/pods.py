@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from cri_shim import metrics
-from cri_shim.background import side_by_side
+from cri_shim.background import side_by_side, uninterrupted
 from cri_shim.errors import (
     AlreadyExistsError,
     NotFoundError,
@@ -209,7 +209,7 @@ class Pods:
         await self._launcher.mount_rootfs(launch, rollback)
         with host_step(f"sandbox {sandbox.id}: making its /dev/shm"):
             paths.shm_dir.mkdir(mode=0o700)
-            await asyncio.to_thread(
+            await uninterrupted(
                 mount_tmpfs, paths.shm_dir, size_bytes=SHM_BYTES, mode=0o1777, noexec=True
             )
         spec = self._specs.sandbox_spec(sandbox, image)

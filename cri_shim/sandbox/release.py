@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from cri_shim.background import uninterrupted
 from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.host.mounts import unmount_below
@@ -100,7 +101,7 @@ class Release:
         except CriShimError as error:
             # A handler that left the configuration, a damaged state directory: what it kept is files.
             log.warning("runtime delete failed", id=object_id, error=str(error))
-            await asyncio.to_thread(remove_tree, self._paths.runtime_root(handler) / object_id)
+            await uninterrupted(remove_tree, self._paths.runtime_root(handler) / object_id)
 
     async def process(
         self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
@@ -118,17 +119,17 @@ class Release:
 
     async def mounts(self, paths: ObjectPaths) -> None:
         """Every mount below the object's volatile directory: root file system, /dev/shm."""
-        await asyncio.to_thread(unmount_below, paths.state_dir)
+        await uninterrupted(unmount_below, paths.state_dir)
 
     async def state_files(self, paths: ObjectPaths) -> None:
         """The volatile directory, its mounts first."""
         await self.mounts(paths)
-        await asyncio.to_thread(remove_tree, paths.state_dir)
+        await uninterrupted(remove_tree, paths.state_dir)
 
     async def root_files(self, paths: ObjectPaths) -> None:
         """The persistent directory: the record goes first, so that a half-removed object is not an object."""
         paths.record_file.unlink(missing_ok=True)
-        await asyncio.to_thread(remove_tree, paths.root_dir)
+        await uninterrupted(remove_tree, paths.root_dir)
 
 
 def note_monitor(paths: ObjectPaths, monitor: Process) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from cri_shim.background import Background, side_by_side
+from cri_shim.background import Background, side_by_side, uninterrupted
 
 
 @pytest.mark.asyncio
@@ -77,3 +78,35 @@ async def test_background_close_cancels_what_does_not_end() -> None:
     await asyncio.sleep(0)
     await background.close(0.01)
     assert ended == ["cancelled"]
+
+
+@pytest.mark.asyncio
+async def test_a_cancellation_waits_for_the_effect_in_the_thread() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def effect() -> str:
+        begun.set()
+        go_on.wait(5)
+        done.append("effect")
+        return "result"
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(uninterrupted(effect))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        go_on.set()
+    assert task.cancelled()
+    assert done == ["effect"]
+
+
+@pytest.mark.asyncio
+async def test_what_the_effect_returns_or_raises_reaches_the_caller() -> None:
+    assert await uninterrupted(int, "7") == 7
+    with pytest.raises(ValueError, match="invalid literal"):
+        await uninterrupted(int, "seven")

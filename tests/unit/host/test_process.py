@@ -16,9 +16,10 @@ import pytest_asyncio
 from cri_shim.errors import CommandError, DeadlineError
 from cri_shim.host import syscalls
 from cri_shim.host.process import Reaper, start_time_ticks
+from cri_shim.host.proctree import process_table
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
 pytestmark = pytest.mark.asyncio
@@ -27,20 +28,24 @@ pytestmark = pytest.mark.asyncio
 @pytest_asyncio.fixture
 async def reaper() -> AsyncIterator[Reaper]:
     before = set(os.listdir("/proc/self/fd"))
+    children_before = children()
     reaper = Reaper()
     reaper.open()
     yield reaper
-    await wait_childless()
+    await wait_childless(children_before)
     reaper.close()
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-async def wait_childless() -> None:
+def children() -> set[int]:
+    """Our children now; other tests' fixtures may keep some for a whole session."""
+    return {pid for pid, entry in process_table().items() if entry.parent_pid == os.getpid()}
+
+
+async def wait_childless(but: Collection[int] = ()) -> None:
     """A test leaves no process: neither its child nor what was re-parented to us and killed."""
     for _ in range(300):
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # noqa: ASYNC222 - it doesn't block
-        except ChildProcessError:
+        if not children().difference(but):
             return
         await asyncio.sleep(0.01)
     raise AssertionError("a child is left running")

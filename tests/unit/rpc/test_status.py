@@ -32,7 +32,10 @@ EXPECTED = {
 
 def every_subclass(cls: type[CriShimError]) -> Iterator[type[CriShimError]]:
     for sub in cls.__subclasses__():
-        yield sub
+        if not sub.__module__.startswith(
+            "cri_shim.cli"
+        ):  # what a command says of itself never meets gRPC
+            yield sub
         yield from every_subclass(sub)
 
 
