@@ -2,7 +2,7 @@
 
 Rules:
 - Whatever happens, what was made is taken away: after a step that failed, and after Ctrl-C, TERM or HUP. These end
-  the demo at the end of the running call, since one that is cut off would leave its work to be looked for; a second
+  the demo at the end of the running step, since a call that is cut off would leave its work to be looked for; a second
   signal ends it at once, and it says what it leaves.
 - With `--keep` a demo that succeeded leaves its pod, image and log.
 """
@@ -10,10 +10,8 @@ Rules:
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -24,6 +22,7 @@ from cri_shim.cli import demo_requests as requests
 from cri_shim.cli.demo_pod import CALL_TIMEOUT_S, DemoPod
 from cri_shim.cli.demo_proofs import Proofs
 from cri_shim.cli.demo_screen import ImportProgress, Screen
+from cri_shim.cli.interrupts import InterruptedCommandError, Interrupts
 from cri_shim.cli.progress import size_text
 from cri_shim.errors import CriShimError, NotReadyError, PermissionRefusedError
 from cri_shim.rpc.client import errors_of
@@ -31,19 +30,16 @@ from cri_shim.rpc.client import errors_of
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
     from cri_shim.rpc.client import Client
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_INTERRUPTED = "interrupted: waiting for the running step; once more to leave at once"
+_LOG_SAYS_MORE = "the daemon's log says more"
+_CHECK_SAYS_MORE = "`cri-shim check` and the daemon's log say more"
 
 
 class DemoFailedError(CriShimError):
-    """A step failed; the message says which, why, and what to do."""
-
-
-class InterruptedDemoError(Exception):
-    """A signal asked the demo to end. Not a CriShimError: nothing failed."""
+    """A step failed, or something is left; the message says which, why, and what to do."""
 
 
 class Step(NamedTuple):
@@ -68,39 +64,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the demo. Raises CriShimError saying which step failed; 128 + signal when interrupted."""
+    """Run the demo. Raises CriShimError saying which step failed; returns 128 + signal when interrupted."""
     if os.geteuid() != 0:
         raise PermissionRefusedError("the demo reads the pod's log, which only root may: use sudo")
-    with daemon_address.connect(arguments) as client, _Interrupts.handled() as interrupts:
-        return Demo(client, Screen(sys.stdout), interrupts).run(keep=arguments.keep)
+    with daemon_address.connect(arguments) as client:
+        return Demo(client, Screen(sys.stdout)).run(keep=arguments.keep)
 
 
 class Demo:
     """One run of the demo against one daemon."""
 
-    def __init__(self, client: Client, screen: Screen, interrupts: _Interrupts) -> None:
+    def __init__(self, client: Client, screen: Screen) -> None:
         self._client = client
         self._screen = screen
-        self._interrupts = interrupts
         self._pod = DemoPod(client)
-        self._proofs = Proofs(self._pod, check_interrupted=interrupts.check)
+        self._proofs = Proofs(self._pod)
         self._network = ""
         self._ips: list[str] = []
 
     def run(self, *, keep: bool) -> int:
-        """Every step in order, then either the removal or the way to look at the pod; the exit code."""
-        self._interrupts.tell = self._screen.say
-        try:
-            self._run_steps(self._steps(keep=keep))
-        except CriShimError as error:
-            self._clean_up(f"{error}; and ")
-            raise
-        except InterruptedDemoError:
-            self._clean_up("interrupted, and ")
-            self._screen.say("interrupted; everything that was made is taken away")
-            return 128 + self._interrupts.received
-        except KeyboardInterrupt:
-            raise DemoFailedError(f"interrupted twice{self._what_is_left()}") from None
+        """Every step in order, then the way to look at a pod that stays; the exit code."""
+        with Interrupts.handled(_INTERRUPTED) as interrupts:
+            try:
+                self._run_steps(self._steps(keep=keep), interrupts)
+            except InterruptedCommandError:
+                self._clean_up("interrupted, and ")
+                self._screen.say("interrupted; everything that was made is taken away")
+                return 128 + interrupts.received
+            except KeyboardInterrupt:
+                raise DemoFailedError(f"interrupted twice{self._what_is_left()}") from None
+            except Exception as error:
+                self._clean_up(f"{error}; and ")
+                raise
         self._screen.say(f"the demo went well, in {self._screen.seconds:.1f} s")
         if keep:
             for line in self._how_to_look():
@@ -109,70 +104,29 @@ class Demo:
 
     def _steps(self, *, keep: bool) -> list[Step]:
         steps = [
-            Step(
-                "daemon",
-                "asking the daemon whether it can run pods",
-                self._meet_daemon,
-                "`cri-shim check` says what this node lacks",
-            ),
-            Step(
-                "image",
-                "bringing an image, without a registry",
-                self._bring_image,
-                "the daemon's log says more",
-            ),
-            Step(
-                "pod",
-                "running a pod on the network",
-                self._run_pod,
-                "`cri-shim check` and the daemon's log say more",
-            ),
-            Step(
-                "container",
-                "starting its container",
-                self._run_container,
-                "`cri-shim check` and the daemon's log say more",
-            ),
-            Step(
-                "log",
-                "reading what the container wrote",
-                self._read_log,
-                "look whether conmon runs, and whether the disk is full",
-            ),
-            Step(
-                "exec",
-                "running a command in the container",
-                self._exec,
-                "the daemon's log says more",
-            ),
+            Step("daemon", "asking whether it can run pods", self._meet_daemon, _CHECK_SAYS_MORE),
+            Step("image", "bringing one without a registry", self._bring_image, _LOG_SAYS_MORE),
+            Step("pod", "running it on the network", self._run_pod, _CHECK_SAYS_MORE),
+            Step("container", "starting its container", self._run_container, _CHECK_SAYS_MORE),
+            Step("log", "reading what the container wrote", self._read_log, _LOG_SAYS_MORE),
+            Step("exec", "running a command in the container", self._exec, _LOG_SAYS_MORE),
             Step(
                 "network",
                 "asking the pod's web server from this node",
                 self._fetch,
-                "the kubelet's probes come the same way: look at this node's firewall, its routes "
-                "and the network's plugins",
+                "the kubelet's probes come the same way: look at this node's firewall, its routes and the "
+                "network's plugins",
             ),
-            Step(
-                "stats",
-                "reading what it uses",
-                self._proofs.usage,
-                "`cri-shim check` says whether the cgroups are usable",
-            ),
+            Step("stats", "reading what it uses", self._proofs.usage, _CHECK_SAYS_MORE),
         ]
         if not keep:
-            steps.append(
-                Step(
-                    "removal",
-                    "stopping it and taking everything away",
-                    self._remove,
-                    "the daemon's log says more",
-                )
-            )
+            end = "stopping it and taking everything away"
+            steps.append(Step("removal", end, self._remove, _LOG_SAYS_MORE))
         return steps
 
-    def _run_steps(self, steps: list[Step]) -> None:
+    def _run_steps(self, steps: list[Step], interrupts: Interrupts) -> None:
+        self._proofs.check_interrupted = interrupts.check
         for number, step in enumerate(steps, start=1):
-            self._interrupts.check()
             self._screen.begin(step.name, step.doing, number=number, of=len(steps))
             try:
                 result = step.run()
@@ -182,6 +136,7 @@ class Demo:
                     f"the demo failed at step {number} of {len(steps)}, {step.name}: {error}; {step.remedy}"
                 ) from error
             self._screen.end(step.name, result)
+            interrupts.check()
 
     def _clean_up(self, before: str) -> None:
         """Take away what was made. Raises DemoFailedError, beginning with `before`, when something is left."""
@@ -210,7 +165,7 @@ class Demo:
             if not condition.status:
                 raise NotReadyError(f"{condition.type} is false: {condition.message}")
         networks = msgspec.json.decode(status.info["cni"], type=_CniInfo).networks
-        self._network = networks[0] if networks else "unknown"
+        self._network = networks[0]
         handler = info.handlers[0]
         return f"cri-shim {info.version} on {self._client.socket_path}, {handler.name} {handler.version}"
 
@@ -258,37 +213,3 @@ class Demo:
         yield "and take it away:"
         for command in self._pod.left_behind():
             yield f"  {command}"
-
-
-class _Interrupts:
-    """Signals that ask the demo to end: the first is noted, the second interrupts."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.tell: Callable[[str], None] = print
-
-    @classmethod
-    @contextmanager
-    def handled(cls) -> Iterator[_Interrupts]:
-        """Handle them as long as this is open; what the caller chose to ignore (nohup) stays ignored."""
-        interrupts = cls()
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        ours = [number for number, handler in before.items() if handler != signal.SIG_IGN]
-        try:
-            for number in ours:
-                signal.signal(number, interrupts._note)
-            yield interrupts
-        finally:
-            for number in ours:
-                signal.signal(number, before[number])
-
-    def check(self) -> None:
-        """Raise InterruptedDemoError once a signal has come."""
-        if self.received:
-            raise InterruptedDemoError
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = number
-        self.tell("interrupted: waiting for the running step; again to leave at once")

@@ -82,7 +82,10 @@ class DemoPod:
         if (image := _named(before)) is not None:
             return image, True
         archive = self.log_dir / "image.tar"
-        archive.write_bytes(busybox_archive(requests.IMAGE))
+        try:
+            archive.write_bytes(busybox_archive(requests.IMAGE))
+        except OSError as error:
+            raise CriShimError(f"cannot write {archive}: {error.strerror}") from error
         self._image_is_ours = True
         [imported] = import_archive(self.client, ArchiveStream(archive), name="", progress=progress)
         archive.unlink()

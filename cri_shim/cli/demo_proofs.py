@@ -36,10 +36,10 @@ _ADDRESS: Final = re.compile(r"\binet6? (\S+/\d+)")
 class Proofs:
     """Looks at a running demo pod."""
 
-    def __init__(self, pod: DemoPod, *, check_interrupted: Callable[[], None]) -> None:
-        """`check_interrupted` is called while something is awaited; what it raises ends the wait."""
+    def __init__(self, pod: DemoPod) -> None:
         self._pod = pod
-        self._check_interrupted = check_interrupted
+        self.check_interrupted: Callable[[], None] = lambda: None
+        """Called while something is awaited; what it raises ends the wait."""
 
     def addresses(self, status: api.PodSandboxStatus) -> list[str]:
         """The ready sandbox's addresses, all of which can be a pod's."""
@@ -187,7 +187,7 @@ class Proofs:
     def _wait_for(self, is_done: Callable[[], bool], otherwise: str) -> None:
         deadline = time.monotonic() + WAIT_S
         while not is_done():
-            self._check_interrupted()
+            self.check_interrupted()
             if time.monotonic() > deadline:
                 raise DeadlineError(f"{otherwise} within {WAIT_S:g} s")
             time.sleep(_POLL_S)

@@ -75,12 +75,8 @@ class Screen:
         self._running = ""
 
     def say(self, line: str) -> None:
-        """A line of its own, also in the middle of a step."""
-        if self._is_terminal and self._running:
-            self._write(f"{_ERASE_LINE}{line}\n")
-            self._redraw(f"{self._running} ...")
-        else:
-            self._write(f"{line}\n")
+        """A line of its own, between steps."""
+        self._write(f"{line}\n")
 
     def _redraw(self, line: str) -> None:
         self._write(_ERASE_LINE + line[: shutil.get_terminal_size().columns - 1])
