@@ -226,6 +226,11 @@ class Cni:
         log.info("cni detached", attachment=str(attachment), netns_gone=not netns)
 
     def _network_of(self, entry: CacheEntry | None, attachment: Attachment) -> NetworkList | None:
+        configured = self.networks.get(attachment.network)
+        if entry is not None and entry.result is None and configured is not None:
+            # Its ADD never succeeded, perhaps for a mistake in the configuration that DEL would stumble over for ever:
+            # what the operator has corrected since counts.
+            return configured
         if entry is not None:
             try:
                 return parse_conflist(
@@ -235,7 +240,7 @@ class Cni:
                 log.warning(
                     "cached cni configuration is bad; using the configured one", error=str(error)
                 )
-        return self.networks.get(attachment.network)
+        return configured
 
     @contextlib.asynccontextmanager
     async def _exclusive(self, container_id: str) -> AsyncIterator[None]:

@@ -5,6 +5,13 @@
 
 from cri_shim.config.load import DEFAULT_FILE, load_config
 from cri_shim.config.model import Config
-from cri_shim.config.reload import ReloadPlan, reloadable_changes
+from cri_shim.config.reload import ReloadPlan, reloadable_changes, without_effect
 
-__all__ = ["DEFAULT_FILE", "Config", "ReloadPlan", "load_config", "reloadable_changes"]
+__all__ = [
+    "DEFAULT_FILE",
+    "Config",
+    "ReloadPlan",
+    "load_config",
+    "reloadable_changes",
+    "without_effect",
+]

@@ -92,20 +92,30 @@ def doc(
     description: str,
     *,
     reload: bool = False,
+    in_effect: bool = True,
     minimum: float | None = None,
     maximum: float | None = None,
     min_items: int | None = None,
     max_items: int | None = None,
 ) -> Meta:
-    """Describe a key. `reload`: SIGHUP applies a change. Bounds are inclusive, in the unit of the Python value."""
+    """Describe a key. `reload`: SIGHUP applies a change. Bounds are inclusive, in the unit of the Python value.
+
+    A key that is not `in_effect` is part of the contract, read and checked, but nothing here heeds it yet.
+    """
     extra: dict[str, Any] = {
         "reload": reload,
+        "in_effect": in_effect,
         "minimum": minimum,
         "maximum": maximum,
         "min_items": min_items,
         "max_items": max_items,
     }
     return Meta(description=description, extra=extra)
+
+
+def later(description: str, **bounds: Any) -> Meta:  # noqa: ANN401 - those of `doc`
+    """Describe a key that is not in effect yet."""
+    return doc(description, in_effect=False, **bounds)
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -159,40 +169,40 @@ class TracingSettings(Section, frozen=True):
     """OpenTelemetry traces; needs the optional OpenTelemetry packages."""
 
     endpoint: Annotated[
-        HttpUrl | None, doc('OTLP endpoint that receives the spans; "" for no tracing.')
+        HttpUrl | None, later('OTLP endpoint that receives the spans; "" for no tracing.')
     ] = None
     sampling_per_million: Annotated[
-        int, doc("How many of a million calls are traced.", minimum=0, maximum=1_000_000)
+        int, later("How many of a million calls are traced.", minimum=0, maximum=1_000_000)
     ] = 0
 
 
 class StreamingSettings(Section, frozen=True):
     """The HTTP server behind exec, attach and port-forward."""
 
-    address: Annotated[IpAddress, doc("Address it listens on.")] = IpAddress("127.0.0.1")
+    address: Annotated[IpAddress, later("Address it listens on.")] = IpAddress("127.0.0.1")
     port: Annotated[
-        int, doc("Port it listens on; 0 for any free one.", minimum=0, maximum=65535)
+        int, later("Port it listens on; 0 for any free one.", minimum=0, maximum=65535)
     ] = 10350
     base_url: Annotated[
         HttpUrl | None,
-        doc(
+        later(
             'What clients are told to call, when something stands in front; "" for the address above.'
         ),
     ] = None
     token_ttl_s: Annotated[
         Seconds,
-        doc(
+        later(
             "How long the URL of a session may be used, once.", reload=True, minimum=1, maximum=3600
         ),
     ] = field(default=Seconds(60), name="token_ttl")
     idle_timeout_s: Annotated[
-        Seconds, doc("A session without traffic for this long is closed.", minimum=1)
+        Seconds, later("A session without traffic for this long is closed.", minimum=1)
     ] = field(default=Seconds(4 * 3600), name="idle_timeout")
     creation_timeout_s: Annotated[
-        Seconds, doc("A client has this long to open the streams of its session.", minimum=1)
+        Seconds, later("A client has this long to open the streams of its session.", minimum=1)
     ] = field(default=Seconds(30), name="creation_timeout")
     tls: Annotated[
-        TlsSettings, doc("TLS for this server; with client_ca, clients need a certificate too.")
+        TlsSettings, later("TLS for this server; with client_ca, clients need a certificate too.")
     ] = TlsSettings()
 
 
@@ -306,14 +316,14 @@ class CniSettings(Section, frozen=True):
         default=Seconds(120), name="timeout"
     )
     use_internal_loopback: Annotated[
-        bool, doc("Bring `lo` up without calling the loopback plugin.")
+        bool, later("Bring `lo` up without calling the loopback plugin.")
     ] = True
     gc: Annotated[
-        GcMode, doc("auto: give back leftover addresses where the plugins can; off: never.")
+        GcMode, later("auto: give back leftover addresses where the plugins can; off: never.")
     ] = GcMode.AUTO
     conf_template: Annotated[
         Path | None,
-        doc("Filled with the pod CIDR that the kubelet sends, and written to `conf_dir`."),
+        later("Filled with the pod CIDR that the kubelet sends, and written to `conf_dir`."),
     ] = None
 
 
@@ -360,9 +370,9 @@ class SecuritySettings(Section, frozen=True):
         Path | None, doc('Profile for RuntimeDefault; "" for the built-in one.')
     ] = None
     apparmor_profile: Annotated[
-        str, doc("AppArmor profile for RuntimeDefault, where the kernel has AppArmor.")
+        str, later("AppArmor profile for RuntimeDefault, where the kernel has AppArmor.")
     ] = "cri-shim-default"
-    selinux: Annotated[Switch, doc("auto: label containers if the node enforces SELinux.")] = (
+    selinux: Annotated[Switch, later("auto: label containers if the node enforces SELinux.")] = (
         Switch.AUTO
     )
     default_capabilities: Annotated[
@@ -382,13 +392,13 @@ class SecuritySettings(Section, frozen=True):
         Mapping[SysctlName, SysctlValue],
         doc("Sysctls of pods, like `net.ipv4.ping_group_range: 0 0`; the pod's own win."),
     ] = field(default_factory=dict)
-    hooks_dirs: Annotated[tuple[Path, ...], doc("OCI hook files, format 1.0.0.")] = (
+    hooks_dirs: Annotated[tuple[Path, ...], later("OCI hook files, format 1.0.0.")] = (
         Path("/etc/containers/oci/hooks.d"),
     )
     hook_spec: Annotated[
-        Path | None, doc("One file with OCI hooks for every container, in iSulad's form.")
+        Path | None, later("One file with OCI hooks for every container, in iSulad's form.")
     ] = None
-    cdi_dirs: Annotated[tuple[Path, ...], doc("Container Device Interface files.")] = (
+    cdi_dirs: Annotated[tuple[Path, ...], later("Container Device Interface files.")] = (
         Path("/etc/cdi"),
         Path("/run/cdi"),
     )
@@ -428,7 +438,7 @@ class StatsSettings(Section, frozen=True):
 class EventSettings(Section, frozen=True):
     """GetContainerEvents."""
 
-    enabled: Annotated[bool, doc("Whether the event stream is served.")] = True
+    enabled: Annotated[bool, later("Whether the event stream is served.")] = True
 
 
 class Config(Section, frozen=True):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cri_shim.config.model import Config
 from cri_shim.config.schema import keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cri_shim.config.model import Config
     from cri_shim.config.schema import Key
 
 
@@ -40,6 +40,21 @@ def reloadable_changes(old: Config, new: Config) -> ReloadPlan:
         applied=tuple(path for path, key in changes if key.reload),
         needs_restart=tuple(path for path, key in changes if not key.reload),
     )
+
+
+def without_effect(config: Config) -> tuple[str, ...]:
+    """The keys that were set to something and that nothing heeds yet: worth a warning, since somebody expects it."""
+    return tuple(_unheeded(Config(), config, "", in_effect=True))
+
+
+def _unheeded(default: Struct, config: Struct, prefix: str, *, in_effect: bool) -> Iterator[str]:
+    for key in keys_of(type(default)):
+        before, after = getattr(default, key.attribute), getattr(config, key.attribute)
+        heeded = in_effect and key.in_effect
+        if key.section is not None:
+            yield from _unheeded(before, after, f"{prefix}{key.name}.", in_effect=heeded)
+        elif before != after and not heeded:
+            yield prefix + key.name
 
 
 def _changes(old: Struct, new: Struct, prefix: str) -> Iterator[tuple[str, Key]]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from enum import StrEnum
 
 
+NOT_IN_EFFECT = "Not in effect in this version."
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Inclusive bounds of a number, and of how many items a list or mapping has."""
@@ -42,6 +45,8 @@ class Key:
     description: str
     reload: bool
     """Whether SIGHUP applies a change."""
+    in_effect: bool
+    """Whether anything heeds it yet."""
     bounds: Bounds
     required: bool
     default: Any
@@ -79,6 +84,7 @@ def _key(field: types.Field) -> Key:
         kind = kind.type
     if isinstance(kind, types.StructType) and not description:
         description = " ".join((kind.cls.__doc__ or "").split())
+    in_effect = extra.get("in_effect", True)
     default = field.default
     if field.default_factory is not msgspec.NODEFAULT:
         default = field.default_factory()
@@ -86,7 +92,8 @@ def _key(field: types.Field) -> Key:
         name=field.encode_name,
         attribute=field.name,
         kind=kind,
-        description=description,
+        description=description if in_effect else f"{description} {NOT_IN_EFFECT}",
+        in_effect=in_effect,
         reload=extra.get("reload", False),
         bounds=Bounds(*(extra.get(name) for name in Bounds.__slots__)),
         required=field.required,

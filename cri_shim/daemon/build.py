@@ -113,7 +113,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         max_parallel=config.runtime.max_parallel_creates
         or CREATES_PER_CORE * len(os.sched_getaffinity(0)),
     )
-    network = PodNetwork(cni, sandboxes)
+    network = PodNetwork(cni, sandboxes, publish_ports=config.sandbox.hostport)
     this_boot = boot_id()
 
     def on_exit(object_id: str, exit_: Exit) -> None:

@@ -20,7 +20,7 @@ import structlog
 import cri_shim
 from cri_shim import log as logging_setup
 from cri_shim import metrics
-from cri_shim.config import reloadable_changes
+from cri_shim.config import reloadable_changes, without_effect
 from cri_shim.config.render import to_tree
 from cri_shim.daemon.build import Parts, build
 from cri_shim.daemon.node_status import NodeState
@@ -69,6 +69,8 @@ class Daemon:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises CriShimError when it can't start."""
         started = time.monotonic()
+        if unheeded := without_effect(self._config):
+            log.warning("configuration keys without effect in this version", keys=unheeded)
         async with AsyncExitStack() as stack:
             for lock in self._locks():
                 stack.enter_context(lock)

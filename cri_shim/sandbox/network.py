@@ -70,9 +70,11 @@ def port_mappings(config: api.PodSandboxConfig) -> list[dict[str, object]]:
 class PodNetwork:
     """Attaches sandboxes to networks and takes them off again."""
 
-    def __init__(self, cni: Cni, store: Store[Sandbox]) -> None:
+    def __init__(self, cni: Cni, store: Store[Sandbox], *, publish_ports: bool) -> None:
+        """Without `publish_ports` the pods' host ports are left to something else on the node."""
         self._cni = cni
         self._store = store
+        self._publish_ports = publish_ports
 
     def plan(
         self, sandbox_id: str, metadata: PodMetadata, config: api.PodSandboxConfig
@@ -85,7 +87,7 @@ class PodNetwork:
         if has_host_network(config):
             return ()
         planned = NetworkAttachment(self._cni.default_network().name, DEFAULT_INTERFACE)
-        _attachment(sandbox_id, metadata, config, planned)
+        self._attachment(sandbox_id, metadata, config, planned)
         return (planned,)
 
     async def create_namespace(self, sandbox_id: str, sysctls: Mapping[str, str]) -> None:
@@ -104,7 +106,7 @@ class PodNetwork:
         """CNI ADD of every planned network, in order; the pod's addresses, those of the first network first."""
         ips: list[str] = []
         for planned in sandbox.status.attachments:
-            result = await self._cni.add(_of(sandbox, planned))
+            result = await self._cni.add(self._of(sandbox, planned))
             ips += [ip for ip in pod_ips(result, planned.ifname) if ip not in ips]
         return tuple(ips)
 
@@ -116,7 +118,7 @@ class PodNetwork:
         failure: CriShimError | None = None
         for planned in reversed(sandbox.status.attachments):
             try:
-                await self._cni.delete(_of(sandbox, planned))
+                await self._cni.delete(self._of(sandbox, planned))
             except CriShimError as error:
                 failure = failure or error
                 continue
@@ -131,29 +133,29 @@ class PodNetwork:
             await self._cni.delete(attachment)
         await self.remove_namespace(sandbox_id)
 
+    def _of(self, sandbox: Sandbox, planned: NetworkAttachment) -> Attachment:
+        return self._attachment(sandbox.id, sandbox.record.metadata, sandbox.config, planned)
 
-def _attachment(
-    sandbox_id: str,
-    metadata: PodMetadata,
-    config: api.PodSandboxConfig,
-    planned: NetworkAttachment,
-) -> Attachment:
-    pin = netns_file(sandbox_id)
-    return Attachment(
-        container_id=sandbox_id,
-        netns=str(pin) if pin.exists() else "",
-        ifname=planned.ifname,
-        network=planned.network,
-        args={
-            "IgnoreUnknown": "1",
-            "K8S_POD_NAMESPACE": metadata.namespace,
-            "K8S_POD_NAME": metadata.name,
-            "K8S_POD_INFRA_CONTAINER_ID": sandbox_id,
-            "K8S_POD_UID": metadata.uid,
-        },
-        capability_args={"portMappings": port_mappings(config)},
-    )
-
-
-def _of(sandbox: Sandbox, planned: NetworkAttachment) -> Attachment:
-    return _attachment(sandbox.id, sandbox.record.metadata, sandbox.config, planned)
+    def _attachment(
+        self,
+        sandbox_id: str,
+        metadata: PodMetadata,
+        config: api.PodSandboxConfig,
+        planned: NetworkAttachment,
+    ) -> Attachment:
+        pin = netns_file(sandbox_id)
+        mappings = port_mappings(config) if self._publish_ports else []
+        return Attachment(
+            container_id=sandbox_id,
+            netns=str(pin) if pin.exists() else "",
+            ifname=planned.ifname,
+            network=planned.network,
+            args={
+                "IgnoreUnknown": "1",
+                "K8S_POD_NAMESPACE": metadata.namespace,
+                "K8S_POD_NAME": metadata.name,
+                "K8S_POD_INFRA_CONTAINER_ID": sandbox_id,
+                "K8S_POD_UID": metadata.uid,
+            },
+            capability_args={"portMappings": mappings},
+        )

@@ -12,15 +12,20 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cri_shim.errors import ConfigError
+from cri_shim.host.files import read_bounded
 from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
 from cri_shim.oci.spec.inputs import DeviceNode, NodeFacts, Ulimit
+from cri_shim.oci.spec.seccomp import parse_profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cri_shim.config.model import SecuritySettings
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.oci.spec.seccomp import Profile
 
+MAX_PROFILE_BYTES = 4 << 20
 _PERSONAL_DEVICES = ("/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/.udev")  # noqa: S108 - names, not files of ours
 """What every container makes for itself."""
 
@@ -47,6 +52,7 @@ def read_node_facts(
         umask=int(settings.umask),
         min_oom_score_adj=_min_oom_score_adj(settings, status, root),
         seccomp_available="Seccomp" in status,
+        default_seccomp=_default_seccomp(settings.seccomp_default_profile),
         swap_accounting=_has_swap_accounting(root, cgroup_v2=cgroup_v2),
         hugepage_sizes=_hugepage_sizes(root) if "hugetlb" in cgroups.controllers else frozenset(),
         extra_masked_paths=tuple(
@@ -106,6 +112,15 @@ def _node(path: Path, *, shown_as: str) -> DeviceNode | None:
 def _proc_status(root: Path) -> dict[str, str]:
     lines = (root / "proc/self/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _default_seccomp(path: Path | None) -> Profile | None:
+    if path is None:
+        return None
+    try:
+        return parse_profile(read_bounded(path, MAX_PROFILE_BYTES), name=str(path))
+    except OSError as error:
+        raise ConfigError(f"security.seccomp_default_profile: {path}: {error.strerror}") from error
 
 
 def _capabilities(status: dict[str, str], root: Path) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from cri_shim.oci.spec.security import Choice, seccomp_reference
 from cri_shim.oci.spec.stop_signal import stop_signal
 from cri_shim.oci.spec.user import resolve_sandbox_user, resolve_user
 from cri_shim.sandbox.model import ContainerState
-from cri_shim.sandbox.node import device_nodes, host_devices
+from cri_shim.sandbox.node import MAX_PROFILE_BYTES, device_nodes, host_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store import Container, Sandbox, Store
 
 log = structlog.get_logger()
-MAX_PROFILE_BYTES = 4 << 20
 MAX_ACCOUNT_FILE_BYTES = 10 << 20
 """/etc/passwd and /etc/group come from the image: what is longer is no such file."""
 

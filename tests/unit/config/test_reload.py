@@ -2,7 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cri_shim.config import Config, ReloadPlan, load_config, reloadable_changes
+from cri_shim.config import (
+    Config,
+    ReloadPlan,
+    load_config,
+    reloadable_changes,
+    without_effect,
+)
 
 
 def changed(*overrides: str) -> ReloadPlan:
@@ -45,3 +51,13 @@ def test_what_the_interface_promises_to_reload_is_reloaded() -> None:
         "images.auth_file=/y",
     )
     assert plan.needs_restart == ()
+
+
+def test_keys_that_nothing_heeds_yet_are_named_only_when_they_were_set() -> None:
+    assert without_effect(Config()) == ()
+    config = load_config(
+        None,
+        ["cni.gc=off", "streaming.port=10400", "log.level=debug"],
+        default_file=Path("/nonexistent"),
+    )
+    assert set(without_effect(config)) == {"cni.gc", "streaming.port"}
