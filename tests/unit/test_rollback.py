@@ -126,3 +126,49 @@ async def test_an_observer_that_raises_has_the_step_undone(
             rollback.push("one", undo(log, "one"))
             rollback.push("two", undo(log, "two"))
     assert log == ["two", "one"]
+
+
+@pytest.mark.asyncio
+async def test_a_cancellation_during_the_unwinding_of_no_failure_is_raised_after_it() -> None:
+    log: list[str] = []
+    unwinding = asyncio.Event()
+
+    async def slow() -> None:
+        unwinding.set()
+        await asyncio.sleep(0)
+        log.append("slow")
+
+    async def abandon() -> None:
+        async with Rollback("thing") as rollback:
+            rollback.push("slow", slow)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(abandon())
+        await unwinding.wait()
+        task.cancel()
+    assert task.cancelled()
+    assert log == ["slow"]
+
+
+@pytest.mark.asyncio
+async def test_a_failure_that_is_being_undone_is_not_replaced_by_a_cancellation() -> None:
+    unwinding = asyncio.Event()
+
+    async def slow() -> None:
+        unwinding.set()
+        await asyncio.sleep(0)
+
+    async def fail() -> None:
+        async with Rollback("thing") as rollback:
+            rollback.push("slow", slow)
+            raise ValueError("the cause")
+
+    async def cancel_in_the_middle() -> None:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(fail())
+            await unwinding.wait()
+            task.cancel()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await cancel_in_the_middle()
+    assert [str(error) for error in caught.value.exceptions] == ["the cause"]

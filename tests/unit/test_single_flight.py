@@ -115,3 +115,72 @@ async def _ignoring(call: object) -> None:
         await call  # type: ignore[misc]
     except (SupersededError, asyncio.CancelledError):
         pass
+
+
+@pytest.mark.asyncio
+async def test_what_is_under_way_is_named() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    work = Work()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(flights.run("pod", b"a", work.run))
+        group.create_task(flights.run("other", b"a", work.run))
+        await asyncio.sleep(0)
+        assert flights.keys() == ["pod", "other"]
+        work.go.set()
+    assert flights.keys() == []
+
+
+@pytest.mark.asyncio
+async def test_a_failure_whose_callers_are_gone_is_known_to_no_retry() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    go = asyncio.Event()
+
+    async def fail() -> str:
+        await go.wait()
+        raise ValueError("nobody hears it")
+
+    caller = asyncio.ensure_future(flights.run("pod", b"a", fail))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    go.set()
+    await asyncio.sleep(0.001)
+    assert len(flights) == 0
+    work = Work()
+    work.go.set()
+    assert await flights.run("pod", b"a", work.run) == "result 1"
+
+
+@pytest.mark.asyncio
+async def test_closing_waits_for_what_ends_in_time_and_for_nothing_when_idle() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    await flights.close(0)
+    work = Work()
+    async with asyncio.TaskGroup() as group:
+        caller = group.create_task(flights.run("pod", b"a", work.run))
+        await asyncio.sleep(0)
+        closing = group.create_task(flights.close(10))
+        await asyncio.sleep(0)
+        work.go.set()
+    assert closing.done()
+    assert caller.result() == "result 1"
+    assert work.cancelled == 0
+
+
+@pytest.mark.asyncio
+async def test_of_several_different_requests_the_last_one_stands() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    works = [Work() for _ in range(3)]
+    async with asyncio.TaskGroup() as group:
+        calls = []
+        for number, work in enumerate(works):
+            calls.append(group.create_task(_error_of(flights.run("pod", b"%d" % number, work.run))))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+        assert len(flights) == 1
+        works[-1].go.set()
+    assert [work.cancelled for work in works[:2]] == [work.started for work in works[:2]]
+    assert works[-1].started == 1
+    assert works[-1].cancelled == 0
+    assert isinstance(calls[0].result(), SupersededError)

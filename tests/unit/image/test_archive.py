@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cri_shim.errors import BadArchiveError
-from cri_shim.image.archive import Archive, PlannedImage, open_spooled, with_names
+from cri_shim.image.archive import Archive, open_spooled, with_names
 from cri_shim.image.jobs import Member
 from cri_shim.image.manifest import digest_of, platform_of
 from cri_shim.image.reference import parse_reference
@@ -31,6 +31,8 @@ from tests.images import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from cri_shim.image.arrival import PlannedImage
 
 HOST = platform_of(os.uname().machine)
 ONE, TWO = layer(file("a", b"1")), layer(file("b", b"2"), compression="gzip")

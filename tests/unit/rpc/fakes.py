@@ -40,6 +40,7 @@ from cri_shim.sandbox.store import Container, Sandbox
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from cri_shim.image.credentials import Credentials
     from cri_shim.sandbox.stats import ContainerUsage
 
 CREATED_AT_NS = 1_700_000_000_000_000_000
@@ -263,6 +264,8 @@ class FakeUsage:
 @dataclass
 class FakeImages:
     held: list[Image] = field(default_factory=list)
+    pulls: list[tuple[str, Credentials | None]] = field(default_factory=list)
+    pull_failure: Exception | None = None
     archives: list[tuple[str | None, bytes]] = field(default_factory=list)
     import_failure: Exception | None = None
     fails_early: bool = False
@@ -284,6 +287,15 @@ class FakeImages:
         if found is None:
             raise NotFoundError("image", text)
         self.held = [image for image in self.held if image is not found]
+
+    async def pull(self, image: str, credentials: Credentials | None = None) -> Image:
+        self.pulls.append((image, credentials))
+        if self.pull_failure is not None:
+            raise self.pull_failure
+        found = self.find(image)
+        if found is None:
+            raise NotFoundError("image", image)
+        return found
 
     async def fs_usage(self) -> FakeUsage:
         return FakeUsage(4096, 7)
@@ -359,7 +371,7 @@ class Daemon:
                         api_version=version,
                     ),
                     lambda version: ImageService(
-                        self.images, self.images, Path("/var/lib/cri-shim")
+                        self.images, self.images, self.images, Path("/var/lib/cri-shim")
                     ),
                 ),
                 admin_service(AdminService(self.images, describe)),

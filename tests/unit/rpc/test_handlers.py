@@ -18,7 +18,7 @@ SERVED = {
         *("ListContainers", "ContainerStatus", "ExecSync", "ReopenContainerLog"),
         *("ContainerStats", "ListContainerStats"),
     },
-    "ImageService": {"ListImages", "ImageStatus", "RemoveImage", "ImageFsInfo"},
+    "ImageService": {"PullImage", "ListImages", "ImageStatus", "RemoveImage", "ImageFsInfo"},
     "Admin": {"ImportImage", "Info"},
 }
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from cri_shim import errors
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2
+from cri_shim.image.credentials import Credentials
 from tests.unit.rpc.fakes import failure_of, make_image, serving
 
 if TYPE_CHECKING:
@@ -86,7 +88,56 @@ async def test_disk_use_is_told_for_images_and_containers(tmp_path: Path) -> Non
     assert images.timestamp > 0
 
 
-async def test_a_pull_is_not_served_yet_and_says_so(tmp_path: Path) -> None:
+async def test_a_pull_answers_the_id_and_hands_on_the_credentials(tmp_path: Path) -> None:
+    auth = api.AuthConfig(
+        auth="bWU6aHVudGVyMg==", server_address="https://r.example/v1/", identity_token="idt"
+    )
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.images.held = [make_image(1, A)]
+        answer = await clients.images.PullImage(
+            api.PullImageRequest(
+                image=spec(A), auth=auth, sandbox_config=api.PodSandboxConfig(hostname="h")
+            )
+        )
+        plain = await clients.old_images.PullImage(
+            v1alpha2.PullImageRequest(image=v1alpha2.ImageSpec(image=A))
+        )
+        [(image, shown), (_, nothing)] = daemon.images.pulls
+    assert answer.image_ref == plain.image_ref == daemon.images.held[0].id
+    assert image == A
+    assert nothing is None
+    assert shown == Credentials(
+        registry="r.example", username="me", password="hunter2", identity_token="idt"
+    )
+
+
+async def test_a_pull_needs_a_name_and_a_sound_auth(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, clients):
+        nameless = await failure_of(clients.images.PullImage(api.PullImageRequest()))
+        unsound = await failure_of(
+            clients.images.PullImage(
+                api.PullImageRequest(image=spec(A), auth=api.AuthConfig(auth="hunter2!"))
+            )
+        )
+    assert nameless.code() is unsound.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert nameless.details() == "PullImageRequest: image is required"
+    assert unsound.details() == "the image's auth.auth is not base64"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.RegistryUnavailableError("r.example: refused"), grpc.StatusCode.UNAVAILABLE),
+        (errors.RegistryAuthError("r.example: 401"), grpc.StatusCode.PERMISSION_DENIED),
+        (errors.NotFoundError("image", A), grpc.StatusCode.NOT_FOUND),
+        (errors.DamagedBlobError("digest"), grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_a_failed_pull_has_the_code_of_its_cause(
+    tmp_path: Path, error: Exception, code: grpc.StatusCode
+) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.images.pull_failure = error
         failure = await failure_of(clients.images.PullImage(api.PullImageRequest(image=spec(A))))
-    assert failure.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert failure.code() is code
+    assert failure.details() == str(error)

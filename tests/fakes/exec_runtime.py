@@ -1,0 +1,50 @@
+#!/usr/bin/python3 -SE
+"""A runtime whose only command is a detached exec, for tests of what becomes of the command it leaves behind.
+
+It is called as `exec_runtime.py exec --detach --process FILE --pid-file FILE ID`, runs the `args` of the process file
+in a session of their own, writes the pid and leaves, as runc does. What else it does, the first word of `args` says:
+
+    refuse      says so on stderr, writes no pid file, exits 255
+    refuse-0    the same, with exit status 0: a runtime's status proves nothing
+    torn        leaves a pid file without a pid
+    hang        never answers
+    stranger    writes the pid of a process that is not its own: 1
+    anything else is a program
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    options = dict(zip(argv[2:6:2], argv[3:6:2]))  # noqa: B905 - /usr/bin/python3 may be an older one
+    with open(options["--process"]) as file:
+        args = json.load(file)["args"]
+    how = args[0]
+    if how.startswith("refuse"):
+        sys.stderr.write('time="now" level=error msg="exec failed: no such file"\n')
+        return 0 if how == "refuse-0" else 255
+    if how == "hang":
+        time.sleep(600)
+    if how in ("torn", "stranger"):
+        return leave_pid(options["--pid-file"], "" if how == "torn" else "1")
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.execvp(args[0], args)
+    return leave_pid(options["--pid-file"], str(child))
+
+
+def leave_pid(path: str, text: str) -> int:
+    with open(path, "w") as file:
+        file.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

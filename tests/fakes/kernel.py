@@ -1,0 +1,283 @@
+"""The kernel of a test: processes, mounts, network namespaces and cgroups as entries in dictionaries.
+
+Its functions have the signatures of those in `cri_shim.host`; `install` puts them in their places in the use cases.
+Process numbers are above the highest that Linux gives out: one that slipped through could hit nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.host import tree
+from cri_shim.host.proctree import ProcessEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import pytest
+
+    from cri_shim.host.cgroups.usage import CgroupStats
+    from tests.fakes.points import Points
+
+_FIRST_PID = 5_000_000
+
+
+@dataclass(eq=False)
+class FakeProcess:
+    """One process that lives."""
+
+    pid: int
+    start_ticks: int
+    parent: int
+    argv: tuple[str, ...] = ()
+    cgroup: str = ""
+    stopped: bool = False
+    deaf_to: set[int] = field(default_factory=set)
+    """Signals that don't end it; SIGKILL among them means that it hangs in the kernel."""
+    on_end: Callable[[int], None] | None = None
+    """Called with the exit code at its end."""
+
+
+class Kernel:
+    """Keeps what use cases make of the kernel, so that a test can see what is left."""
+
+    def __init__(self, points: Points) -> None:
+        self.points = points
+        self.processes: dict[int, FakeProcess] = {}
+        self.mounts: set[Path] = set()
+        self.namespaces: dict[Path, dict[str, str]] = {}
+        self.signals: list[tuple[int, int]] = []
+        self.watches: dict[int, Callable[[], None]] = {}
+        self.cgroups = FakeCgroups(self)
+        self._pids = count(_FIRST_PID)
+        self._files = threading.Lock()
+        """A directory is never removed in the middle of a mount on it."""
+
+    # --- processes -----------------------------------------------------------------------------------------------
+
+    def spawn(
+        self, argv: Sequence[str] = (), *, parent: int = 1, cgroup: str = "", start_ticks: int = 0
+    ) -> FakeProcess:
+        pid = next(self._pids)
+        process = FakeProcess(pid, start_ticks or pid - _FIRST_PID + 1000, parent, tuple(argv))
+        process.cgroup = cgroup
+        self.processes[pid] = process
+        if cgroup:
+            self.cgroups.dirs.add(cgroup)
+        return process
+
+    def end(self, pid: int, exit_code: int = 0) -> None:
+        """The process ends."""
+        process = self.processes.pop(pid, None)
+        if process is None:
+            return
+        if process.on_end is not None:
+            process.on_end(exit_code)
+        watcher = self.watches.pop(pid, None)
+        if watcher is not None:
+            watcher()
+
+    def deliver(self, pid: int, number: int) -> None:
+        process = self.processes[pid]
+        self.signals.append((pid, number))
+        if number == signal.SIGSTOP:
+            process.stopped = True
+        elif number not in process.deaf_to:
+            self.end(pid, 128 + number)
+
+    def kill_process(
+        self, pid: int, start_time_ticks: int | None, signal_number: int = signal.SIGKILL
+    ) -> bool:
+        process = self.processes.get(pid)
+        if process is None or start_time_ticks not in (None, process.start_ticks):
+            return False
+        self.deliver(pid, signal_number)
+        return True
+
+    def process_entry(self, pid: int) -> ProcessEntry | None:
+        process = self.processes.get(pid)
+        if process is None:
+            return None
+        return ProcessEntry(pid, process.parent, process.pid, process.start_ticks, zombie=False)
+
+    def start_time_ticks(self, pid: int) -> int | None:
+        process = self.processes.get(pid)
+        return process.start_ticks if process else None
+
+    def process_table(self) -> dict[int, ProcessEntry]:
+        entries = (self.process_entry(pid) for pid in list(self.processes))
+        return {entry.pid: entry for entry in entries if entry is not None}
+
+    async def kill_family(self, pid: int, start_ticks: int | None, *, timeout_s: float) -> bool:
+        await self.points.pass_by("kill_family")
+        root = self.processes.get(pid)
+        if root is None or start_ticks not in (None, root.start_ticks):
+            return True
+        root.stopped = True
+        for child in [p for p in self.processes.values() if p.parent == pid]:
+            await self.kill_family(child.pid, None, timeout_s=timeout_s)
+        self.deliver(pid, signal.SIGKILL)
+        return pid not in self.processes
+
+    # --- mounts, files, namespaces -------------------------------------------------------------------------------
+
+    def mount_overlay(
+        self,
+        target: Path,
+        *,
+        layers_dir: Path,
+        lowers: Sequence[str],
+        upper: Path | None,
+        work: Path | None,
+    ) -> None:
+        assert lowers
+        assert layers_dir.is_absolute()
+        self._mount("overlay", [p for p in (target, upper, work) if p], target)
+
+    def mount_tmpfs(
+        self,
+        target: Path,
+        *,
+        size_bytes: int | None = None,
+        mode: int = 0o1777,
+        noexec: bool = True,
+    ) -> None:
+        self._mount("tmpfs", [target], target)
+
+    def _mount(self, what: str, needed: Sequence[Path], target: Path) -> None:
+        self.points.pass_in_thread(f"{what}.mount")
+        with self._files:
+            for path in needed:
+                if not path.is_dir():
+                    raise FileNotFoundError(errno.ENOENT, "no directory", str(path))
+            self.mounts.add(target)
+        self.points.pass_in_thread(f"{what}.mounted")
+
+    def unmount_below(self, directory: Path) -> None:
+        self.points.pass_in_thread("unmount")
+        self.mounts = {m for m in self.mounts if not m.is_relative_to(directory)}
+
+    def remove_tree(self, path: Path) -> None:
+        self.points.pass_in_thread(f"remove_tree {path.parent.parent.name}")
+        with self._files:
+            busy = [m for m in self.mounts if m.is_relative_to(path)]
+            if busy:
+                raise OSError(errno.EBUSY, "mounted", str(busy[0]))
+            tree.remove_tree(path)
+
+    def create_netns(self, path: Path, sysctls: Mapping[str, str]) -> None:
+        self.points.pass_in_thread("netns.create")
+        path.touch(exist_ok=False)
+        self.namespaces[path] = dict(sysctls)
+        self.points.pass_in_thread("netns.created")
+
+    def remove_netns(self, path: Path) -> None:
+        self.points.pass_in_thread("netns.remove")
+        self.namespaces.pop(path, None)
+        path.unlink(missing_ok=True)
+
+    def read_in_root(self, root: Path, path: str, max_bytes: int) -> bytes | None:
+        self.points.pass_in_thread("accounts.read")
+        return None
+
+    # --- in the place of the real one ----------------------------------------------------------------------------
+
+    def install(self, patch: pytest.MonkeyPatch, netns_dir: Path) -> None:
+        """Let every use case meet this kernel. Import the modules under test before."""
+        kernel = self
+
+        class PidWatch(FakePidWatch):
+            def __init__(self) -> None:
+                super().__init__(kernel)
+
+        patch.setattr("cri_shim.paths.NETNS_DIR", netns_dir)
+        places = {
+            name: getattr(self, name)
+            for name in (
+                *("kill_process", "process_entry", "start_time_ticks", "process_table"),
+                *("kill_family", "mount_overlay", "mount_tmpfs", "unmount_below", "remove_tree"),
+                *("create_netns", "remove_netns", "read_in_root"),
+            )
+        } | {"PidWatch": PidWatch}
+        for module_name, module in list(sys.modules.items()):
+            if module_name.startswith("cri_shim.sandbox."):
+                for name, effect in places.items():
+                    if hasattr(module, name):
+                        patch.setattr(module, name, effect)
+
+
+class FakePidWatch:
+    """As `cri_shim.host.pidfd.PidWatch`, for the kernel's processes."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def __len__(self) -> int:
+        return len(self._kernel.watches)
+
+    def watch(self, pid: int, start_time_ticks: int | None, callback: Callable[[], None]) -> None:
+        if pid in self._kernel.watches:
+            raise ValueError(f"process {pid} is watched already")
+        if self._kernel.start_time_ticks(pid) != start_time_ticks:
+            asyncio.get_running_loop().call_soon(callback)
+            return
+        loop = asyncio.get_running_loop()
+        self._kernel.watches[pid] = lambda: _later(loop, callback)
+
+    def unwatch(self, pid: int) -> None:
+        self._kernel.watches.pop(pid, None)
+
+    def close(self) -> None:
+        self._kernel.watches.clear()
+
+
+def _later(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    loop.call_soon(callback)
+
+
+class FakeCgroups:
+    """The surface of `Cgroups` that use cases touch."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.dirs: set[str] = set()
+        self.ooms: dict[str, int] = {}
+        self.stats: dict[str, CgroupStats] = {}
+        self.counts_ooms = True
+        self.mode = "v1"
+        self.controllers = frozenset({"memory", "cpu", "pids"})
+
+    def pids(self, relative_dir: str) -> list[int]:
+        return sorted(p.pid for p in self._kernel.processes.values() if p.cgroup == relative_dir)
+
+    def cgroup_of(self, pid: int) -> str | None:
+        process = self._kernel.processes.get(pid)
+        return process.cgroup or None if process else None
+
+    async def kill_all(self, relative_dir: str, timeout_s: float) -> None:
+        await self._kernel.points.pass_by("cgroup.kill")
+        for pid in self.pids(relative_dir):
+            self._kernel.deliver(pid, signal.SIGKILL)
+        if left := self.pids(relative_dir):
+            raise DeadlineError(f"cgroup /{relative_dir}: {left} still there")
+
+    async def remove(self, relative_dir: str, *, timeout_s: float = 2.0) -> None:
+        await self._kernel.points.pass_by("cgroup.remove")
+        if self.pids(relative_dir):
+            raise CriShimError(f"cgroup /{relative_dir} is busy")
+        self.dirs.discard(relative_dir)
+
+    def oom_kills(self, relative_dir: str) -> int | None:
+        return self.ooms.get(relative_dir, 0) if self.counts_ooms else None
+
+    def read_stats(self, relative_dir: str) -> CgroupStats:
+        return self.stats[relative_dir]

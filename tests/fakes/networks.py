@@ -1,0 +1,118 @@
+"""CNI and images without plugins, registries or files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.cni.conf import NetworkList, parse_conflist
+from cri_shim.cni.result import Result, parse_result
+from cri_shim.cni.watch import CniStatus
+from cri_shim.errors import NotReadyError
+from cri_shim.image.builtin import PAUSE_REFERENCE
+from cri_shim.image.manifest import ImageConfig
+from cri_shim.image.model import Image, LayerStack
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from cri_shim.cni.attachment import Attachment
+    from tests.fakes.points import Points
+
+
+class FakeCni:
+    """The surface of `Cni` that use cases touch; attachments are entries in a dictionary."""
+
+    def __init__(self, points: Points, *names: str) -> None:
+        self._points = points
+        self.networks = {name: _network(name) for name in names or ("pods",)}
+        self.ready = True
+        self.attached: dict[tuple[str, str, str], Attachment] = {}
+        self.deleted: list[Attachment] = []
+        self.addresses = {name: f"10.{number}.0.2/24" for number, name in enumerate(self.networks)}
+
+    @property
+    def status(self) -> CniStatus:
+        if self.ready:
+            return CniStatus(ready=True, reason="", message="")
+        return CniStatus(ready=False, reason="NetworkPluginNotReady", message="no configuration")
+
+    def default_network(self) -> NetworkList:
+        if not self.ready:
+            raise NotReadyError("pod network is not ready: no configuration")
+        return next(iter(self.networks.values()))
+
+    def attachments(self, container_id: str) -> tuple[Attachment, ...]:
+        return tuple(a for a in self.attached.values() if a.container_id == container_id)
+
+    async def add(self, attachment: Attachment) -> Result:
+        await self._points.pass_by("cni.add")
+        self.attached[_key(attachment)] = attachment
+        await self._points.pass_by("cni.added")
+        answer = {
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": attachment.ifname, "sandbox": attachment.netns}],
+            "ips": [{"address": self.addresses[attachment.network], "interface": 0}],
+        }
+        return parse_result(json.dumps(answer).encode(), cni_version="1.0.0")
+
+    async def delete(self, attachment: Attachment) -> None:
+        await self._points.pass_by("cni.del")
+        await self._points.pass_by(f"cni.del {attachment.network}")
+        self.attached.pop(_key(attachment), None)
+        self.deleted.append(attachment)
+
+
+def _key(attachment: Attachment) -> tuple[str, str, str]:
+    return attachment.network, attachment.container_id, attachment.ifname
+
+
+def _network(name: str) -> NetworkList:
+    document = {"cniVersion": "1.0.0", "name": name, "plugins": [{"type": "bridge"}]}
+    return parse_conflist(json.dumps(document).encode(), source=name)
+
+
+class FakeImages:
+    """The surface of `ImageStore` that use cases touch."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Image] = {}
+        self.sweeps = 0
+        self.imports: list[str] = []
+        self.add(PAUSE_REFERENCE, ImageConfig(entrypoint=("/pause",)))
+        self.add("busybox", ImageConfig(cmd=("sh",)), digests=("busybox@sha256:" + "d" * 64,))
+
+    def add(
+        self, name: str, config: ImageConfig | None = None, *, digests: tuple[str, ...] = ()
+    ) -> Image:
+        image = Image(
+            id="sha256:" + f"{len(self._by_name):064x}",
+            repo_tags=(name,),
+            repo_digests=digests,
+            size=1,
+            config=config or ImageConfig(),
+            pinned=False,
+            chain=("c",),
+            manifest_digests=(),
+        )
+        self._by_name[name] = image
+        return image
+
+    def forget(self, name: str) -> None:
+        del self._by_name[name]
+
+    def find(self, text: str) -> Image | None:
+        by_id = (image for image in self._by_name.values() if image.id == text)
+        return self._by_name.get(text) or next(by_id, None)
+
+    def layer_stack(self, image: Image) -> LayerStack:
+        return LayerStack(Path("/layers"), (f"top-{image.id[-4:]}", "base"))
+
+    async def sweep(self) -> None:
+        self.sweeps += 1
+
+    async def import_archive(self, source: AsyncIterator[bytes], name: str) -> list[Image]:
+        self.imports.append(name)
+        await source.aclose()  # type: ignore[attr-defined]
+        return [self.add(name)]

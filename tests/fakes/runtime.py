@@ -1,0 +1,194 @@
+"""An OCI runtime and the monitors that run it, on a fake kernel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import NotFoundError, RuntimeCommandError
+from cri_shim.oci.conmon import Monitored, MonitorIdentity, MonitorRequest
+from cri_shim.oci.runtime import (
+    HandlerSettings,
+    RuntimeFeatures,
+    RuntimeKind,
+    RuntimeState,
+    RuntimeVersion,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.oci.runtime import Runtime
+    from tests.fakes.kernel import FakeProcess, Kernel
+
+
+@dataclass
+class Entry:
+    """What the runtime keeps of one container."""
+
+    status: str
+    process: FakeProcess
+
+
+class FakeRuntime:
+    """A `Runtime` whose state is a dictionary."""
+
+    def __init__(
+        self, kernel: Kernel, name: str = "runc", kind: RuntimeKind = RuntimeKind.OCI
+    ) -> None:
+        self._kernel = kernel
+        self._points = kernel.points
+        self._settings = HandlerSettings(
+            name=name, path=f"/usr/bin/{name}", root_dir=Path("/nonexistent"), kind=kind
+        )
+        self.containers: dict[str, Entry] = {}
+        self.supports: RuntimeFeatures | None = RuntimeFeatures(mount_options=["rro"])
+        self.on_start: Callable[[FakeProcess], None] | None = None
+        """Called when a container's process has begun to run."""
+
+    @property
+    def settings(self) -> HandlerSettings:
+        return self._settings
+
+    def command_prefix(self) -> list[str]:
+        return [self._settings.path]
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    async def start(self, container_id: str) -> None:
+        await self._points.pass_by("runtime.start")
+        entry = self.containers.get(container_id)
+        if entry is None:
+            raise NotFoundError("container", container_id, "runc does not know it")
+        if entry.process.pid not in self._kernel.processes:
+            raise RuntimeCommandError("starting", ["runc"], "failed", "cannot start a stopped one")
+        if entry.status != "created":
+            raise RuntimeCommandError("starting", ["runc"], "failed", f"it is {entry.status}")
+        entry.status = "running"
+        if self.on_start is not None:
+            self.on_start(entry.process)
+        await self._points.pass_by("runtime.started")
+
+    async def kill(
+        self, container_id: str, signal_number: int, *, all_processes: bool = False
+    ) -> bool:
+        entry = self.containers.get(container_id)
+        if entry is None:
+            return False
+        return self._kernel.kill_process(entry.process.pid, None, signal_number)
+
+    async def delete(self, container_id: str, *, force: bool = False) -> None:
+        await self._points.pass_by("runtime.delete")
+        entry = self.containers.pop(container_id, None)
+        if entry is not None:
+            self._kernel.kill_process(entry.process.pid, None)
+
+    async def state(self, container_id: str) -> RuntimeState | None:
+        await self._points.pass_by("runtime.state")
+        entry = self.containers.get(container_id)
+        return RuntimeState(container_id, entry.status, entry.process.pid) if entry else None
+
+    def exec_detached_argv(
+        self,
+        container_id: str,
+        *,
+        process_file: Path,
+        pid_file: Path,
+        console_socket: Path | None = None,
+    ) -> list[str]:
+        return [self._settings.path, "exec", container_id]
+
+    async def features(self) -> RuntimeFeatures | None:
+        await self._points.pass_by("runtime.features")
+        return self.supports
+
+    async def version(self) -> RuntimeVersion:
+        return RuntimeVersion(self._settings.name, "1.0.0", "1.1.0")
+
+
+class FakeMonitors:
+    """The surface of `Monitors` that use cases touch; a monitor's processes live on the fake kernel."""
+
+    def __init__(self, kernel: Kernel, exits_dir: Path, runtimes: dict[str, FakeRuntime]) -> None:
+        self._kernel = kernel
+        self._points = kernel.points
+        self._exits_dir = exits_dir
+        self._runtimes = runtimes
+        self.discarded: list[str] = []
+        self.reopened: list[tuple[Path, Path]] = []
+        self.requests: list[MonitorRequest] = []
+        self.write_exit_files = True
+        """Whether a monitor gets to leave the exit file."""
+
+    async def create(
+        self,
+        request: MonitorRequest,
+        runtime: Runtime,
+        *,
+        timeout_s: float,
+        on_spawn: Callable[[MonitorIdentity], None],
+    ) -> Monitored:
+        self.requests.append(request)
+        await self._points.pass_by("monitor.spawn")
+        monitor = self._kernel.spawn(("conmon", "--cid", request.container_id))
+        try:
+            identity = MonitorIdentity(monitor.pid, monitor.start_ticks)
+            on_spawn(identity)
+            await self._points.pass_by("monitor.create")
+            process = self._create(request, monitor, self._runtimes[runtime.settings.name])
+            await self._points.pass_by("monitor.created")
+        except BaseException:
+            # As the real ones: neither monitor nor process go on; cgroup and runtime state stay.
+            monitor.stopped = True
+            for member in [p for p in self._kernel.processes.values() if p.parent == monitor.pid]:
+                self._kernel.end(member.pid, 137)
+            self._kernel.end(monitor.pid, 137)
+            raise
+        return Monitored(identity, process.pid)
+
+    def _create(
+        self, request: MonitorRequest, monitor: FakeProcess, runtime: FakeRuntime
+    ) -> FakeProcess:
+        spec = json.loads((request.bundle_dir / "config.json").read_bytes())
+        container_id = request.container_id
+        process = self._kernel.spawn(
+            spec["process"]["args"],
+            parent=monitor.pid,
+            cgroup=spec["linux"]["cgroupsPath"].lstrip("/"),
+        )
+        process.on_end = lambda code: self._on_end(container_id, monitor.pid, code)
+        runtime.containers[container_id] = Entry("created", process)
+        request.pid_file.write_text(str(process.pid))
+        return process
+
+    def _on_end(self, container_id: str, monitor_pid: int, code: int) -> None:
+        monitor = self._kernel.processes.get(monitor_pid)
+        if monitor is None or monitor.stopped:
+            return
+        if self.write_exit_files:
+            leave_exit_file(self._exits_dir, container_id, code)
+            self._kernel.end(monitor.pid)
+
+    def find_monitors(self) -> dict[str, list[MonitorIdentity]]:
+        found: dict[str, list[MonitorIdentity]] = {}
+        for process in self._kernel.processes.values():
+            if process.argv[:2] == ("conmon", "--cid"):
+                identity = MonitorIdentity(process.pid, process.start_ticks)
+                found.setdefault(process.argv[2], []).append(identity)
+        return found
+
+    async def reopen_log(self, bundle_dir: Path, log_file: Path, *, timeout_s: float = 5.0) -> None:
+        self.reopened.append((bundle_dir, log_file))
+
+    def discard(self, container_id: str) -> None:
+        self.discarded.append(container_id)
+
+
+def leave_exit_file(exits_dir: Path, container_id: str, code: int | str) -> None:
+    """As a monitor does: whole, by rename."""
+    half = exits_dir / f".{container_id}.half"
+    half.write_text(str(code))
+    half.rename(exits_dir / container_id)

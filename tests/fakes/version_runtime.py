@@ -1,0 +1,26 @@
+#!/usr/bin/python3 -SE
+"""A runtime that knows `--version` and `features` and nothing else; its name decides what it supports.
+
+Called as `rro…` it knows recursive read-only mounts, as `old…` it has no `features`, else it has none worth a name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> int:
+    name = os.path.basename(sys.argv[0])
+    if "--version" in sys.argv:
+        print(f"{name} version 1.2.3\nspec: 1.1.0")
+        return 0
+    if "features" in sys.argv and not name.startswith("old"):
+        print('{"mountOptions": ["rro", "ro"]}' if name.startswith("rro") else "{}")
+        return 0
+    sys.stderr.write("no such command\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

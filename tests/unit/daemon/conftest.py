@@ -1,0 +1,69 @@
+"""A configuration in a directory of its own, with small programs in the place of runtime and monitor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from cri_shim.config import Config
+from cri_shim.config.model import CniSettings, HandlerSettings, RuntimeSettings
+from cri_shim.config.values import Executable, HandlerName, ListenUrl
+from cri_shim.host.process import Reaper
+from tests.fakes import version_runtime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+@pytest.fixture
+def install_runtime(tmp_path: Path) -> Callable[[str], Executable]:
+    """Makes a runtime of that name."""
+
+    def install(name: str) -> Executable:
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        path = tmp_path / "bin" / name
+        shutil.copy(version_runtime.__file__, path)
+        path.chmod(0o755)
+        return Executable(str(path))
+
+    return install
+
+
+@pytest.fixture
+def config(tmp_path: Path, install_runtime: Callable[[str], Executable]) -> Config:
+    """Everything below one directory; two handlers, one of them not installed."""
+    (tmp_path / "cni").mkdir()
+    (tmp_path / "net.d").mkdir()
+    return Config(
+        root=tmp_path / "root",
+        state=tmp_path / "state",
+        listen=(ListenUrl(f"unix://{tmp_path}/s"),),
+        runtime=RuntimeSettings(
+            default_handler=HandlerName("rro"),
+            handlers={
+                HandlerName("gone"): HandlerSettings(path=Executable("/nonexistent/runtime")),
+                HandlerName("rro"): HandlerSettings(path=install_runtime("rro")),
+            },
+            monitor=install_runtime("conmon"),
+        ),
+        cni=CniSettings(plugin_dirs=(tmp_path / "cni",), conf_dir=tmp_path / "net.d"),
+    )
+
+
+@pytest_asyncio.fixture
+async def reaper() -> AsyncIterator[Reaper]:
+    """The one that waits for children."""
+    opened = Reaper()
+    opened.open()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def recorded_cgroups() -> Path:
+    """The files of a node with cgroup v1."""
+    return Path(__file__).parents[2] / "data/cgroups/v1"

@@ -1,0 +1,121 @@
+"""Runtime handlers: found by name, asked what they support, replaced as a whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from cri_shim.config.model import HandlerKind, HandlerSettings, RuntimeSettings
+from cri_shim.config.values import AnnotationPattern, EnvName, Executable, HandlerName
+from cri_shim.daemon.handlers import Handlers
+from cri_shim.errors import UnknownRuntimeHandlerError
+from cri_shim.oci.runtime import RuntimeKind
+from cri_shim.paths import Paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cri_shim.config import Config
+    from cri_shim.host.process import Reaper
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture
+def handlers(config: Config, reaper: Reaper) -> Handlers:
+    return Handlers(
+        config.runtime, paths=Paths(config.root, config.state), reaper=reaper, systemd=False
+    )
+
+
+async def test_a_handler_is_found_by_its_name_and_the_default_by_none(handlers: Handlers) -> None:
+    assert handlers.get("").settings.name == "rro"
+    assert handlers.get("gone").settings.path == "/nonexistent/runtime"
+    with pytest.raises(UnknownRuntimeHandlerError, match="gone, rro"):
+        handlers.get("other")
+
+
+async def test_each_handler_has_a_root_of_its_own(handlers: Handlers, tmp_path: Path) -> None:
+    assert handlers.get("gone").settings.root_dir == tmp_path / "state/runtime/gone"
+
+
+async def test_what_a_handler_supports_is_what_it_says(handlers: Handlers) -> None:
+    assert not handlers.facts("rro").recursive_read_only_mounts
+    await handlers.discover()
+    assert handlers.facts("rro").recursive_read_only_mounts
+    assert handlers.facts("").name == "rro"
+
+
+async def test_a_handler_that_cannot_be_run_stops_no_other(handlers: Handlers) -> None:
+    await handlers.discover()
+    assert not handlers.facts("gone").recursive_read_only_mounts
+
+
+async def test_a_runtime_without_features_is_taken_to_have_none(
+    config: Config, reaper: Reaper, install_runtime: Callable[[str], Executable]
+) -> None:
+    settings = RuntimeSettings(
+        default_handler=HandlerName("old"),
+        handlers={HandlerName("old"): HandlerSettings(path=install_runtime("old"))},
+    )
+    handlers = Handlers(
+        settings, paths=Paths(config.root, config.state), reaper=reaper, systemd=False
+    )
+    await handlers.discover()
+    assert not handlers.facts("old").recursive_read_only_mounts
+
+
+async def test_everything_that_is_configured_reaches_runtime_and_specs(
+    handlers: Handlers,
+) -> None:
+    name = HandlerName("kata")
+    handlers.replace(
+        RuntimeSettings(
+            default_handler=name,
+            handlers={
+                name: HandlerSettings(
+                    path=Executable("/usr/bin/kata-runtime"),
+                    kind=HandlerKind.VM,
+                    args=("--debug",),
+                    env={EnvName("A"): "1"},
+                    pod_annotations=(AnnotationPattern("io.katacontainers.*"),),
+                    privileged_without_host_devices=True,
+                )
+            },
+        )
+    )
+    settings = handlers.get("").settings
+    assert settings.kind is RuntimeKind.VM
+    assert settings.args == ("--debug",)
+    assert settings.env == {"A": "1"}
+    facts = handlers.facts("kata")
+    assert facts.kind == "vm"
+    assert facts.pod_annotations == ("io.katacontainers.*",)
+    assert facts.privileged_without_host_devices
+
+
+async def test_what_was_replaced_is_gone(handlers: Handlers) -> None:
+    before = handlers.get("rro")
+    handlers.replace(
+        RuntimeSettings(
+            default_handler=HandlerName("new"),
+            handlers={HandlerName("new"): HandlerSettings(path=Executable("/new"))},
+        )
+    )
+    assert handlers.get("").settings.name == "new"
+    with pytest.raises(UnknownRuntimeHandlerError):
+        handlers.get("rro")
+    assert before.settings.name == "rro"  # who holds it may finish
+
+
+async def test_a_default_that_is_not_there_changes_nothing(
+    handlers: Handlers, config: Config
+) -> None:
+    wrong = msgspec.structs.replace(config.runtime, default_handler=HandlerName("missing"))
+    with pytest.raises(UnknownRuntimeHandlerError, match="missing"):
+        handlers.replace(wrong)
+    assert handlers.get("").settings.name == "rro"
+    assert handlers.facts("rro").name == "rro"

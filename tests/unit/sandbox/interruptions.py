@@ -1,0 +1,72 @@
+"""Ways to interrupt a creation, shared by the tests of pods and of containers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING
+
+from cri_shim.host.files import write_atomic
+from cri_shim.rollback import Rollback
+from tests.fakes.house import turn_over
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from pathlib import Path
+    from typing import Any
+
+    import pytest
+
+THREAD_POINTS = ("netns", "overlay", "tmpfs", "accounts")
+"""Beginnings of the names of points that are passed in a thread."""
+UNDO_EFFECTS = {
+    "netns": "netns.remove",
+    "network": "cni.del",
+    "bundle": "remove_tree state",
+    "rootfs": "unmount",
+    "process": "cgroup.kill",
+}
+"""An effect that the undo of each step needs."""
+
+
+async def outcome_of(call: Awaitable[Any]) -> Any:
+    """What a call returned or raised."""
+    try:
+        return await call
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the test looks at it
+        return error
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    """Have every creation fail as it notes the undo of this step."""
+
+    def observe(_what: str, step: str) -> None:
+        if step == wanted:
+            raise RuntimeError(f"stopped at {step}")
+
+    monkeypatch.setattr(Rollback, "observer", staticmethod(observe))
+
+
+def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The steps that creations note from now on."""
+    seen: list[str] = []
+    monkeypatch.setattr(Rollback, "observer", staticmethod(lambda _what, step: seen.append(step)))
+    return seen
+
+
+async def let_an_undo_run(point: str) -> None:
+    """Time enough for an undo that does not wait for what stands at `point`."""
+    # A thread can't be stopped half-way: an undo that did not wait for it would be over by now.
+    await (asyncio.sleep(0.02) if point.startswith(THREAD_POINTS) else turn_over())
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """From now on there is no room for files of this name."""
+
+    def write(path: Path, data: bytes, *, mode: int = 0o600, fsync: bool = False) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_atomic(path, data, mode=mode, fsync=fsync)
+
+    for module in ("store", "pod_files", "launch", "release"):
+        monkeypatch.setattr(f"cri_shim.sandbox.{module}.write_atomic", write)

@@ -1,0 +1,328 @@
+"""ExecSync with real processes: a real reaper, and a small program in the runtime's place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+import pytest_asyncio
+
+from cri_shim.background import Background
+from cri_shim.errors import (
+    CriShimError,
+    DeadlineError,
+    InvalidArgumentError,
+    RuntimeCommandError,
+    UnsupportedError,
+    WrongStateError,
+)
+from cri_shim.host.process import Reaper, parent_pid
+from cri_shim.oci.runtime import HandlerSettings
+from cri_shim.paths import Paths
+from cri_shim.sandbox import container_io
+from cri_shim.sandbox.container_io import ExecResult, Execs, cut_to_fit
+from cri_shim.sandbox.model import ContainerStatus
+from tests.fakes import exec_runtime
+from tests.fakes.house import until
+from tests.unit.sandbox.records import make_container
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from cri_shim.oci.runtime import Runtime
+
+RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
+MAX_OUTPUT, MAX_ANSWER = 4096, 6000
+
+
+class ExecRuntime:
+    """What exec asks of a `Runtime`."""
+
+    def __init__(self, root_dir: Path) -> None:
+        self.program = [sys.executable, "-SE", exec_runtime.__file__]
+        self.settings = HandlerSettings(name="runc", path="runc", root_dir=root_dir)
+
+    def exec_detached_argv(
+        self, container_id: str, *, process_file: Path, pid_file: Path
+    ) -> list[str]:
+        files = ["--process", str(process_file), "--pid-file", str(pid_file)]
+        return [*self.program, "exec", "--detach", *files, container_id]
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"]}
+
+
+class Node:
+    """A running container to run commands in."""
+
+    def __init__(self, base: Path) -> None:
+        self.paths = Paths(base / "root", base / "state")
+        self.reaper = Reaper()
+        self.background = Background()
+        self.runtime = ExecRuntime(base)
+        self.container = make_container(status=RUNNING)
+        self.container.process_spec = {"args": ["sh"], "env": [], "cwd": "/"}
+        self.exec_dir = self.paths.container(self.container.id).exec_dir
+        self.exec_dir.mkdir(parents=True)
+        self.execs = Execs(
+            paths=self.paths,
+            runtime_of=lambda _handler: cast("Runtime", self.runtime),
+            reaper=self.reaper,
+            background=self.background,
+            max_output_bytes=MAX_OUTPUT,
+            max_answer_bytes=MAX_ANSWER,
+        )
+
+    async def run(self, *command: str, timeout_s: float = 0) -> ExecResult:
+        return await self.execs.exec_sync(self.container, command, cast("int", timeout_s))
+
+    async def sh(self, script: str, timeout_s: float = 0) -> ExecResult:
+        return await self.run("sh", "-c", script, timeout_s=timeout_s)
+
+
+@pytest_asyncio.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    made = Node(tmp_path)
+    made.reaper.open()
+    yield made
+    await made.background.close(5)
+    made.reaper.close()
+    assert list(made.exec_dir.iterdir()) == []
+
+
+async def pid_in(path: Path) -> int:
+    """The pid that a command writes into a file as soon as it runs."""
+    await until(lambda: path.exists() and path.read_text().strip())
+    return int(path.read_text())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# --- commands that run -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_output_and_exit_code_come_back(node: Node) -> None:
+    result = await node.sh("echo out; echo err >&2; exit 3")
+    assert result == ExecResult(b"out\n", b"err\n", 3)
+
+
+@pytest.mark.asyncio
+async def test_a_command_that_a_signal_kills_has_128_and_its_number(node: Node) -> None:
+    assert (await node.sh("kill -9 $$")).exit_code == 137
+
+
+@pytest.mark.asyncio
+async def test_it_is_the_containers_own_process_with_other_arguments(node: Node) -> None:
+    node.container.process_spec = {"args": ["sh"], "env": ["A=1"], "cwd": "/x", "user": {"uid": 7}}
+    seen = []
+    before = node.runtime.exec_detached_argv
+
+    def look(container_id: str, *, process_file: Path, pid_file: Path) -> list[str]:
+        asyncio.get_running_loop().call_soon(
+            lambda: seen.append(json.loads(process_file.read_bytes()))
+        )
+        return before(container_id, process_file=process_file, pid_file=pid_file)
+
+    node.runtime.exec_detached_argv = look  # type: ignore[method-assign]
+    await node.run("true")
+    assert seen == [
+        {"args": ["true"], "env": ["A=1"], "cwd": "/x", "user": {"uid": 7}, "terminal": False}
+    ]
+
+
+@pytest.mark.asyncio
+async def test_after_a_restart_the_process_is_read_back_from_the_bundle(node: Node) -> None:
+    node.container.process_spec = None
+    spec_file = node.paths.container(node.container.id).spec_file
+    spec_file.write_text(json.dumps({"process": {"args": ["sh"], "env": [], "cwd": "/"}}))
+    assert (await node.run("true")).exit_code == 0
+    assert node.container.process_spec is not None
+
+
+@pytest.mark.asyncio
+async def test_many_commands_at_once_keep_their_output_apart(node: Node) -> None:
+    results = await asyncio.gather(*(node.sh(f"echo {number}") for number in range(8)))
+    assert [result.stdout for result in results] == [b"%d\n" % number for number in range(8)]
+
+
+@pytest.mark.asyncio
+async def test_a_child_that_goes_on_with_the_pipe_holds_nobody_up(
+    node: Node, tmp_path: Path
+) -> None:
+    pid_file = tmp_path / "pid"
+    result = await node.sh(f"sleep 600 & echo $! > {pid_file}; echo done")
+    assert (result.stdout, result.exit_code) == (b"done\n", 0)
+    os.kill(await pid_in(pid_file), signal.SIGKILL)
+
+
+@pytest.mark.asyncio
+async def test_output_is_cut_at_the_bound_and_the_command_still_succeeds(node: Node) -> None:
+    result = await node.sh("head -c 100000 /dev/zero; echo err >&2; exit 5")
+    assert result.stdout == b"\0" * MAX_OUTPUT
+    assert (result.stderr, result.exit_code) == (b"err\n", 5)
+
+
+@pytest.mark.asyncio
+async def test_both_streams_together_fit_one_answer(node: Node) -> None:
+    result = await node.sh("head -c 9000 /dev/zero; head -c 9000 /dev/zero >&2")
+    assert len(result.stdout) + len(result.stderr) == MAX_ANSWER
+
+
+def test_a_short_stream_leaves_its_room_to_the_other() -> None:
+    assert cut_to_fit(b"o" * 10, b"e" * 10, 100) == (b"o" * 10, b"e" * 10)
+    assert cut_to_fit(b"o" * 100, b"e" * 2, 10) == (b"o" * 8, b"e" * 2)
+    assert cut_to_fit(b"o" * 2, b"e" * 100, 10) == (b"o" * 2, b"e" * 8)
+    assert cut_to_fit(b"o" * 100, b"e" * 100, 10) == (b"o" * 5, b"e" * 5)
+
+
+# --- commands that do not ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "status",
+    [
+        ContainerStatus(committed_at_ns=1),
+        ContainerStatus(committed_at_ns=1, started_at_ns=2, finished_at_ns=3),
+    ],
+    ids=["created", "exited"],
+)
+async def test_only_a_running_container_runs_commands(node: Node, status: ContainerStatus) -> None:
+    node.container.status = status
+    with pytest.raises(WrongStateError, match="not running"):
+        await node.run("true")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("command", [[], [""], ["a\0b"]])
+async def test_nothing_is_no_command(node: Node, command: list[str]) -> None:
+    with pytest.raises(InvalidArgumentError, match="cmd"):
+        await node.run(*command)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["refuse", "refuse-0"])
+async def test_without_a_pid_the_runtime_refused_whatever_its_status(node: Node, how: str) -> None:
+    with pytest.raises(RuntimeCommandError, match="exec failed: no such file"):
+        await node.run(how)
+
+
+@pytest.mark.asyncio
+async def test_a_torn_pid_file_names_nobody(node: Node) -> None:
+    with pytest.raises(RuntimeCommandError):
+        await node.run("torn")
+
+
+@pytest.mark.asyncio
+async def test_a_process_that_does_not_become_ours_is_left_alone(node: Node) -> None:
+    with pytest.raises(UnsupportedError, match="does not hand its processes to us"):
+        await node.run("stranger")
+
+
+@pytest.mark.asyncio
+async def test_a_runtime_that_is_not_there_is_said(node: Node) -> None:
+    node.runtime.program = ["/nonexistent/runc"]
+    with pytest.raises(RuntimeCommandError, match="could not be run"):
+        await node.run("true")
+
+
+@pytest.mark.asyncio
+async def test_a_process_file_that_cannot_be_written_is_said(node: Node) -> None:
+    node.exec_dir.rmdir()
+    with pytest.raises(CriShimError, match="exec"):
+        await node.run("true")
+    node.exec_dir.mkdir()
+
+
+# --- time, and callers that go away ------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_at_the_deadline_the_command_and_all_it_started_die(
+    node: Node, tmp_path: Path
+) -> None:
+    own, child, apart = (tmp_path / name for name in ("own", "child", "apart"))
+    script = (
+        f"echo $$ > {own}; sleep 600 & echo $! > {child};"
+        f" setsid sh -c 'echo $$ > {apart}; exec sleep 600' & wait"
+    )
+    if shutil.which("setsid") is None:
+        pytest.skip("no setsid here")
+    call = asyncio.ensure_future(node.sh(script, timeout_s=0.4))
+    pids = [await pid_in(path) for path in (own, child, apart)]
+    with pytest.raises(DeadlineError, match="did not end within"):
+        await call
+    await until(lambda: not any(is_alive(pid) for pid in pids))
+
+
+@pytest.mark.asyncio
+async def test_a_runtime_that_does_not_answer_is_killed_at_the_deadline(node: Node) -> None:
+    with pytest.raises(DeadlineError, match="did not start 'hang' in time"):
+        await node.run("hang", timeout_s=0.1)
+    await node.background.close(5)
+
+
+@pytest.mark.asyncio
+async def test_a_runtime_that_does_not_answer_is_killed_without_a_deadline_too(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container_io, "RUNTIME_TIMEOUT_S", 0.1)
+    with pytest.raises(DeadlineError):
+        await node.run("hang")
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_goes_away_takes_its_command_along(node: Node, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    call = asyncio.ensure_future(node.sh(f"echo $$ > {pid_file}; sleep 600"))
+    pid = await pid_in(pid_file)
+    await until(lambda: parent_pid(pid) == os.getpid())  # the runtime has left
+    await asyncio.sleep(0.02)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await node.background.close(5)
+    assert not is_alive(pid)
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_goes_away_before_the_runtime_answers_takes_it_along(
+    node: Node,
+) -> None:
+    call = asyncio.ensure_future(node.run("hang"))
+    await until(lambda: list(node.exec_dir.iterdir()))
+    await asyncio.sleep(0.02)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await node.background.close(5)
+
+
+@pytest.mark.asyncio
+async def test_while_it_runs_a_file_names_the_command_for_recovery(
+    node: Node, tmp_path: Path
+) -> None:
+    pid_file, go = tmp_path / "pid", tmp_path / "go"
+    call = asyncio.ensure_future(
+        node.sh(f"echo $$ > {pid_file}; while [ ! -e {go} ]; do sleep 0.01; done")
+    )
+    pid = await pid_in(pid_file)
+    await until(lambda: list(node.exec_dir.glob("*.pid")))
+    [named] = node.exec_dir.glob("*.pid")
+    await until(lambda: named.read_text())
+    assert int(named.read_text()) == pid
+    go.touch()
+    assert (await call).exit_code == 0

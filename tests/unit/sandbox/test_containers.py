@@ -1,0 +1,760 @@
+"""Containers: made whole or not at all, started once, ended with the right reason, stopped, removed, found."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim import metrics
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import (
+    AlreadyExistsError,
+    CriShimError,
+    DeadlineError,
+    InvalidArgumentError,
+    MonitorError,
+    NotFoundError,
+    RuntimeCommandError,
+    WrongStateError,
+)
+from cri_shim.rollback import Rollback
+from cri_shim.sandbox import containers as containers_module
+from cri_shim.sandbox.containers import log_path
+from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.model import ContainerState, ContainerStatus
+from cri_shim.single_flight import SupersededError
+from tests.fakes.house import container_config, pod_config, turn_over, until
+from tests.fakes.runtime import leave_exit_file
+from tests.unit.sandbox.interruptions import (
+    UNDO_EFFECTS,
+    let_an_undo_run,
+    outcome_of,
+    record_steps,
+    stop_at,
+)
+from tests.unit.sandbox.records import make_container
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from cri_shim.sandbox.store import Container, Sandbox
+    from tests.fakes.house import House
+    from tests.fakes.kernel import FakeProcess
+
+pytestmark = pytest.mark.asyncio
+
+STEPS = ("record", "bundle", "rootfs", "process", "commit")
+POINTS = (
+    *("overlay.mount", "overlay.mounted", "accounts.read"),
+    *("monitor.spawn", "monitor.create", "monitor.created"),
+)
+REFUSED = RuntimeCommandError("creating", ["runc"], "failed", "no such file or directory")
+
+
+async def create_in(house: House, sandbox: Sandbox, **labels: str) -> str:
+    config = container_config()
+    config.labels.update(labels)
+    return await house.containers.create_container(sandbox.id, config, sandbox.config)
+
+
+def process_of(house: House, container: Container) -> FakeProcess:
+    assert container.status.process is not None
+    return house.kernel.processes[container.status.process.pid]
+
+
+async def exited(container: Container) -> None:
+    await until(lambda: container.state is ContainerState.EXITED)
+
+
+def only_the_pod(house: House, before: dict[str, object]) -> None:
+    """Nothing has come to what was there `before`."""
+    assert house.leftovers() == before
+
+
+# --- CreateContainer: complete -----------------------------------------------------------------------------------
+
+
+async def test_a_created_container_waits_for_its_start(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    status = container.status
+    assert container.state is ContainerState.CREATED
+    assert status.process is not None
+    assert status.user is not None
+    assert (status.user.uid, status.user.gid) == (0, 0)
+    assert house.runtime.containers[container.id].status == "created"
+    assert container.record.image_ref == "busybox@sha256:" + "d" * 64
+    assert house.containers.list_containers() == [container]
+
+
+async def test_an_image_without_digest_is_shown_by_its_id(house: House) -> None:
+    image = house.images.add("mine")
+    sandbox = await house.run_pod()
+    config = container_config()
+    config.image.image = "mine"
+    created = await house.containers.create_container(sandbox.id, config, sandbox.config)
+    assert house.containers.find(created).record.image_ref == image.id
+
+
+async def test_its_record_survives_the_daemon(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    [(_, again)] = house.stored.load()
+    assert not isinstance(again, CriShimError)
+    assert again.record == container.record
+    assert again.status == container.status
+    assert again.config == container.config
+
+
+async def test_its_monitor_is_told_where_the_log_goes_and_the_directory_is_made(
+    house: House, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    sandbox = house.pods.find(
+        await house.pods.run_pod_sandbox(pod_config(log_directory=str(logs)), "")
+    )
+    config = container_config()
+    config.log_path = "main/0.log"
+    config.tty = config.stdin = config.stdin_once = True
+    created = await house.containers.create_container(sandbox.id, config, sandbox.config)
+    request = house.monitors.requests[-1]
+    assert request.log_file == logs / "main/0.log"
+    assert (logs / "main").is_dir()
+    assert (request.terminal, request.stdin, request.stdin_once) == (True, True, True)
+    assert house.containers.find(created).record.log_path == str(logs / "main/0.log")
+
+
+# --- CreateContainer: refused ------------------------------------------------------------------------------------
+
+
+async def test_a_container_needs_a_sandbox(house: House) -> None:
+    with pytest.raises(NotFoundError, match="sandbox"):
+        await house.containers.create_container("0" * 64, container_config(), pod_config())
+
+
+async def test_a_container_needs_a_sandbox_that_is_ready(house: House) -> None:
+    sandbox = await house.run_pod()
+    await house.pods.stop_pod_sandbox(sandbox.id)
+    before = house.leftovers()
+    with pytest.raises(WrongStateError, match="not ready: stopped"):
+        await create_in(house, sandbox)
+    only_the_pod(house, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"image": api.ImageSpec(image="missing")}, NotFoundError),
+        ({"log_path": "../escape.log"}, InvalidArgumentError),
+        ({"log_path": "/absolute.log"}, InvalidArgumentError),
+        ({"stop_signal": 4000}, InvalidArgumentError),
+    ],
+    ids=str,
+)
+async def test_what_no_container_can_be_is_refused_before_anything_is_made(
+    house: House, tmp_path: Path, change: dict[str, Any], error: type[CriShimError]
+) -> None:
+    sandbox = house.pods.find(
+        await house.pods.run_pod_sandbox(pod_config(log_directory=str(tmp_path / "logs")), "")
+    )
+    before, passed = house.leftovers(), len(house.points.passed)
+    config = container_config()
+    config.MergeFrom(api.ContainerConfig(**change))
+    with pytest.raises(error):
+        await house.containers.create_container(sandbox.id, config, sandbox.config)
+    only_the_pod(house, before)
+    assert len(house.points.passed) == passed
+
+
+async def test_what_only_the_spec_refuses_is_undone(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    config = container_config()
+    config.working_dir = "relative"
+    with pytest.raises(InvalidArgumentError, match="working_dir"):
+        await house.containers.create_container(sandbox.id, config, sandbox.config)
+    only_the_pod(house, before)
+
+
+async def test_a_log_directory_that_cannot_be_made_is_said(house: House, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    sandbox = house.pods.find(
+        await house.pods.run_pod_sandbox(pod_config(log_directory=str(logs)), "")
+    )
+    before = house.leftovers()
+    (logs / "main").write_text("in the way")
+    config = container_config()
+    config.log_path = "main/0.log"
+    with pytest.raises(CriShimError, match="log directory"):
+        await house.containers.create_container(sandbox.id, config, sandbox.config)
+    only_the_pod(house, before)
+
+
+async def test_no_log_is_kept_where_no_path_is_named() -> None:
+    assert log_path("", "x") is None
+    assert log_path("/logs", "") is None
+    assert str(log_path("/logs", "main/0.log")) == "/logs/main/0.log"
+    for bad in ("a/", "a\0b", "..", "a/../b"):
+        with pytest.raises(InvalidArgumentError):
+            log_path("/logs", bad)
+
+
+# --- CreateContainer: interrupted --------------------------------------------------------------------------------
+
+
+async def test_the_steps_and_the_points_below_are_all_there_are(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = await house.run_pod()
+    house.points.passed.clear()
+    seen = record_steps(monkeypatch)
+    await house.create(sandbox)
+    assert tuple(seen) == STEPS
+    assert tuple(dict.fromkeys(house.points.passed)) == POINTS
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_creation_stopped_at_any_step_leaves_nothing_and_frees_the_name(
+    house: House, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    stop_at(monkeypatch, step)
+    with pytest.raises(RuntimeError, match=f"stopped at {step}"):
+        await create_in(house, sandbox)
+    await house.settle()
+    only_the_pod(house, before)
+    monkeypatch.setattr(Rollback, "observer", None)
+    await create_in(house, sandbox)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_failing_effect_is_reported_as_it_is_and_leaves_nothing(
+    house: House, point: str
+) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    house.points.fail(point, MonitorError("creating", ["conmon"], "was killed", ""))
+    with pytest.raises(MonitorError):
+        await create_in(house, sandbox)
+    await house.settle()
+    only_the_pod(house, before)
+    house.points.heal()
+    await create_in(house, sandbox)
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step in UNDO_EFFECTS])
+async def test_what_could_not_be_undone_is_listed_exited_and_removed_later(
+    house: House, step: str
+) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    house.points.fail("monitor.created", REFUSED)
+    house.points.fail(UNDO_EFFECTS[step], OSError(errno.EBUSY, "not now"))
+    with pytest.raises(RuntimeCommandError, match="no such file"):
+        await create_in(house, sandbox)
+    [container] = house.containers.list_containers()
+    assert container.state is ContainerState.EXITED
+    assert container.status.reason == "CreateContainerError"
+    assert step in container.status.message
+
+    house.points.heal()
+    await house.containers.stop_container(container.id, 10)
+    await house.containers.remove_container(container.id)
+    await house.settle()
+    only_the_pod(house, before)
+    await create_in(house, sandbox)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_caller_that_goes_away_leaves_the_work_to_its_retry(
+    house: House, point: str
+) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    hold = house.points.hold(point)
+    first = asyncio.ensure_future(create_in(house, sandbox))
+    await hold.reached.wait()
+    first.cancel()
+    assert isinstance(await outcome_of(first), asyncio.CancelledError)
+    retry = asyncio.ensure_future(create_in(house, sandbox))
+    await turn_over()
+    hold.release()
+    container_id = await retry
+    assert [c.id for c in house.stored] == [container_id]
+    assert house.points.passed.count("monitor.spawn") == 2  # the pause container's and this one
+    await house.containers.remove_container(container_id)
+    only_the_pod(house, before)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_different_request_undoes_the_one_under_way_and_takes_its_place(
+    house: House, point: str
+) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    hold = house.points.hold(point)
+    first = asyncio.ensure_future(create_in(house, sandbox))
+    await hold.reached.wait()
+    second = asyncio.ensure_future(create_in(house, sandbox, version="2"))
+    await let_an_undo_run(point)
+    hold.release()
+    assert isinstance(await outcome_of(first), SupersededError)
+    container = house.containers.find(await second)
+    assert container.config.labels["version"] == "2"
+    assert [c.id for c in house.stored] == [container.id]
+    await house.containers.remove_container(container.id)
+    await house.settle()
+    only_the_pod(house, before)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_daemon_that_stops_undoes_what_does_not_end_in_time(
+    house: House, point: str
+) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    hold = house.points.hold(point)
+    call = asyncio.ensure_future(outcome_of(create_in(house, sandbox)))
+    await hold.reached.wait()
+    closing = asyncio.ensure_future(house.containers.close(0))
+    await let_an_undo_run(point)
+    hold.release()
+    await closing
+    assert isinstance(await call, SupersededError)
+    await house.settle()
+    only_the_pod(house, before)
+
+
+async def test_a_pod_stopped_while_a_container_is_made_has_it_undone(house: House) -> None:
+    sandbox = await house.run_pod()
+    hold = house.points.hold("monitor.created")
+    call = asyncio.ensure_future(outcome_of(create_in(house, sandbox)))
+    await hold.reached.wait()
+    [creating] = house.stored
+    with pytest.raises(NotFoundError, match="still being created"):
+        house.containers.find(creating.id)
+    with pytest.raises(WrongStateError, match="still being created"):
+        await house.containers.remove_container(creating.id)
+    assert house.containers.list_containers() == []
+    await house.pods.stop_pod_sandbox(sandbox.id)
+    hold.release()
+    assert isinstance(await call, WrongStateError)
+    assert sorted(house.leftovers()) == ["files", "sandboxes"]
+
+
+# --- CreateContainer: again --------------------------------------------------------------------------------------
+
+
+async def test_a_retry_gets_the_container_that_is_there(house: House) -> None:
+    sandbox = await house.run_pod()
+    ids = await asyncio.gather(*(create_in(house, sandbox) for _ in range(4)))
+    assert len(set(ids)) == 1
+    assert await create_in(house, sandbox) == ids[0]
+
+
+async def test_a_name_that_another_container_holds_is_refused(house: House) -> None:
+    sandbox = await house.run_pod()
+    first = await create_in(house, sandbox)
+    with pytest.raises(AlreadyExistsError, match=first):
+        await create_in(house, sandbox, version="2")
+    await house.containers.start_container(first)
+    with pytest.raises(AlreadyExistsError, match="running"):
+        await create_in(house, sandbox)
+
+
+async def test_two_pods_may_have_containers_of_one_name(house: House) -> None:
+    one, two = await house.run_pod("one"), await house.run_pod("two")
+    assert await create_in(house, one) != await create_in(house, two)
+
+
+# --- StartContainer ----------------------------------------------------------------------------------------------
+
+
+async def test_a_started_container_runs(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    assert container.state is ContainerState.RUNNING
+    assert container.status.started_at_ns >= container.status.committed_at_ns
+
+
+async def test_only_a_created_container_can_be_started(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    with pytest.raises(WrongStateError, match="running, not created"):
+        await house.containers.start_container(container.id)
+    with pytest.raises(NotFoundError):
+        await house.containers.start_container("0" * 64)
+
+
+async def test_of_two_starts_at_once_one_wins(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    outcomes = await asyncio.gather(
+        *(outcome_of(house.containers.start_container(container.id)) for _ in range(2))
+    )
+    assert [type(outcome).__name__ for outcome in outcomes] == ["NoneType", "WrongStateError"]
+
+
+async def test_nothing_is_started_in_a_pod_that_is_not_ready(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.create(sandbox)
+    house.pods.on_exit(sandbox, Exit(1, 0))
+    with pytest.raises(WrongStateError, match="not ready"):
+        await house.containers.start_container(container.id)
+    assert container.state is ContainerState.CREATED
+
+
+async def test_a_refused_start_leaves_an_exited_container_that_holds_nothing(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.create(sandbox)
+    house.points.fail(
+        "runtime.start",
+        RuntimeCommandError("starting", ["runc"], "failed", 'exec: "nope": not found'),
+    )
+    with pytest.raises(RuntimeCommandError, match="nope"):
+        await house.containers.start_container(container.id)
+    status = container.status
+    assert container.state is ContainerState.EXITED
+    assert (status.exit_code, status.reason) == (128, "StartError")
+    assert "nope" in status.message
+    await house.settle()
+    assert container.status.released
+    assert container.id not in house.runtime.containers
+    assert len(house.kernel.processes) == 2
+
+
+async def test_a_start_that_an_earlier_call_began_is_taken_for_done(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    await house.runtime.start(container.id)  # by a daemon that did not live to note it
+    await house.containers.start_container(container.id)
+    assert container.state is ContainerState.RUNNING
+
+
+async def test_an_exit_during_the_start_is_noted_after_it(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.create(sandbox)
+    house.runtime.on_start = lambda process: house.kernel.end(process.pid, 3)
+    hold = house.points.hold("runtime.started")
+    call = asyncio.ensure_future(house.containers.start_container(container.id))
+    await hold.reached.wait()
+    await asyncio.sleep(0.01)
+    assert container.state is ContainerState.CREATED
+    hold.release()
+    await call
+    await exited(container)
+    assert container.status.started_at_ns > 0
+    assert container.status.exit_code == 3
+
+
+# --- exits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "reason"), [(0, "Completed"), (3, "Error"), (137, "Error")])
+async def test_an_exit_is_shown_with_its_code(house: House, code: int, reason: str) -> None:
+    container = await house.start(await house.run_pod())
+    house.kernel.end(process_of(house, container).pid, code)
+    await exited(container)
+    assert (container.status.exit_code, container.status.reason) == (code, reason)
+    assert container.ended.is_set()
+
+
+async def test_an_exited_container_holds_nothing_but_files(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await house.start(sandbox)
+    house.kernel.end(process_of(house, container).pid, 0)
+    await exited(container)
+    await house.settle()
+    left = house.leftovers()
+    changed = {kind for kind in left if left[kind] != before.get(kind)}
+    assert changed == {"containers", "files", "mounts"}
+    assert not (house.paths.exits_dir / container.id).exists()
+
+
+async def test_the_time_of_the_exit_is_that_of_its_file(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    await house.containers.note_exit(container, Exit(1, container.status.started_at_ns + 12345))
+    assert container.status.finished_at_ns == container.status.started_at_ns + 12345
+
+
+async def test_the_first_exit_stays(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    await house.containers.note_exit(container, Exit(1, 0))
+    status = container.status
+    await house.containers.note_exit(container, Exit(2, 0))
+    assert container.status is status
+
+
+@pytest.mark.parametrize(
+    ("code", "kills", "mark", "reason"),
+    [
+        (137, 1, False, "OOMKilled"),
+        (137, 0, True, "Error"),
+        (137, None, True, "OOMKilled"),
+        (137, None, False, "Error"),
+        (1, 1, True, "Error"),
+        (0, 1, True, "Completed"),
+    ],
+)
+async def test_only_a_killed_container_whose_cgroup_counts_a_kill_ran_out_of_memory(
+    house: House, code: int, kills: int | None, *, mark: bool, reason: str
+) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    house.kernel.cgroups.counts_ooms = kills is not None
+    house.kernel.cgroups.ooms[process.cgroup] = kills or 0
+    if mark:
+        (house.paths.container(container.id).persist_dir / "oom").touch()
+    before = metrics.CONTAINER_OOMS._value.get()
+    house.kernel.end(process.pid, code)
+    await exited(container)
+    assert container.status.reason == reason
+    assert metrics.CONTAINER_OOMS._value.get() - before == (reason == "OOMKilled")
+
+
+async def test_a_container_that_was_stopped_did_not_run_out_of_memory(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    house.kernel.cgroups.ooms[process.cgroup] = 1
+    await house.containers.stop_container(container.id, 0)
+    assert (container.status.exit_code, container.status.reason) == (137, "Error")
+
+
+async def test_a_container_whose_monitor_died_is_killed_and_says_so(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    assert container.status.monitor is not None
+    house.kernel.end(container.status.monitor.pid, 137)
+    await exited(container)
+    assert process.pid not in house.kernel.processes
+    assert container.status.exit_code == 137
+    assert container.status.reason == "MonitorDied"
+
+
+# --- StopContainer -----------------------------------------------------------------------------------------------
+
+
+async def test_a_stop_asks_with_the_containers_own_signal(house: House) -> None:
+    sandbox = await house.run_pod()
+    config = container_config()
+    config.stop_signal = api.SIGNAL_SIGQUIT
+    created = await house.containers.create_container(sandbox.id, config, sandbox.config)
+    await house.containers.start_container(created)
+    container = house.containers.find(created)
+    pid = process_of(house, container).pid
+    await house.containers.stop_container(created, 30)
+    assert house.kernel.signals == [(pid, signal.SIGQUIT)]
+    assert container.status.exit_code == 128 + signal.SIGQUIT
+
+
+async def test_a_stop_kills_after_the_grace_period(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    process.deaf_to.add(signal.SIGTERM)
+    await house.containers.stop_container(container.id, 0.02)  # type: ignore[arg-type]
+    assert house.kernel.signals[:2] == [
+        (process.pid, signal.SIGTERM),
+        (process.pid, signal.SIGKILL),
+    ]
+    assert container.status.exit_code == 137
+
+
+async def test_a_stop_without_grace_kills_at_once(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    pid = process_of(house, container).pid
+    await house.containers.stop_container(container.id, 0)
+    assert house.kernel.signals[0] == (pid, signal.SIGKILL)
+
+
+async def test_a_second_stop_shortens_the_first(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    process.deaf_to.add(signal.SIGTERM)
+    patient = asyncio.ensure_future(house.containers.stop_container(container.id, 600))
+    await until(lambda: house.kernel.signals)
+    longer = asyncio.ensure_future(house.containers.stop_container(container.id, 900))
+    await turn_over()
+    assert not patient.done()
+    await house.containers.stop_container(container.id, 0)
+    await asyncio.gather(patient, longer)
+    assert [number for _, number in house.kernel.signals].count(signal.SIGTERM) == 1
+    assert container.status.exit_code == 137
+
+
+async def test_a_stop_that_comes_while_another_kills_waits_with_it(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    house.monitors.write_exit_files = False
+    first = asyncio.ensure_future(outcome_of(house.containers.stop_container(container.id, 0)))
+    await until(lambda: "cgroup.kill" in house.points.passed)
+    await turn_over()
+    second = asyncio.ensure_future(outcome_of(house.containers.stop_container(container.id, 0)))
+    await turn_over()
+    leave_exit_file(house.paths.exits_dir, container.id, 137)
+    assert [await first, await second] == [None, None]
+
+
+async def test_stopping_what_has_exited_or_is_gone_succeeds(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    house.kernel.end(process_of(house, container).pid, 4)
+    await exited(container)
+    await house.containers.stop_container(container.id, 10)
+    assert container.status.exit_code == 4
+    await house.containers.stop_container("0" * 64, 10)
+
+
+async def test_a_created_container_can_be_stopped(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    await house.containers.stop_container(container.id, 1)
+    assert container.state is ContainerState.EXITED
+
+
+async def test_a_stop_whose_caller_goes_away_goes_on(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    hold = house.points.hold("cgroup.kill")
+    call = asyncio.ensure_future(house.containers.stop_container(container.id, 0))
+    await hold.reached.wait()
+    call.cancel()
+    await outcome_of(call)
+    hold.release()
+    await exited(container)
+
+
+async def test_a_process_that_hangs_in_the_kernel_is_said_and_may_be_stopped_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers_module, "KILL_TIMEOUT_S", 0.02)
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    process.deaf_to.add(signal.SIGKILL)
+    process.cgroup = ""  # it left its cgroup, so that no look there tells
+    with pytest.raises(DeadlineError, match="hangs in the kernel"):
+        await house.containers.stop_container(container.id, 0)
+    assert container.state is ContainerState.RUNNING
+    process.deaf_to.clear()
+    await house.containers.stop_container(container.id, 10)
+    assert container.status.exit_code == 128 + signal.SIGTERM
+
+
+async def test_a_container_whose_process_nobody_knows_is_stopped_by_its_cgroup(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers_module, "KILL_TIMEOUT_S", 0.02)
+    sandbox = await house.run_pod()
+    container = make_container(sandbox_id=sandbox.id, status=ContainerStatus(committed_at_ns=1))
+    house.stored.create(container)
+    process = house.kernel.spawn(("lost",), cgroup=house.containers.cgroup_dir(container))
+    with pytest.raises(DeadlineError, match=r"process \?"):
+        await house.containers.stop_container(container.id, 10)
+    assert process.pid not in house.kernel.processes
+
+
+# --- RemoveContainer ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["created", "running", "exited"])
+async def test_a_container_is_removed_in_any_state(house: House, state: str) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await (house.create if state == "created" else house.start)(sandbox)
+    if state == "exited":
+        house.kernel.end(process_of(house, container).pid, 0)
+        await exited(container)
+    await house.containers.remove_container(container.id)
+    await house.settle()
+    only_the_pod(house, before)
+    assert house.containers.list_containers() == []
+    await create_in(house, sandbox)
+
+
+async def test_removing_what_is_gone_succeeds(house: House) -> None:
+    await house.containers.remove_container("0" * 64)
+
+
+async def test_concurrent_removals_and_stops_agree(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await house.start(sandbox)
+    await asyncio.gather(
+        house.containers.remove_container(container.id),
+        house.containers.stop_container(container.id, 30),
+        house.containers.remove_container(container.id),
+    )
+    await house.settle()
+    only_the_pod(house, before)
+
+
+@pytest.mark.parametrize("effect", [*UNDO_EFFECTS.values(), "cgroup.remove", "remove_tree root"])
+async def test_a_removal_that_failed_is_finished_by_the_next(house: House, effect: str) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await house.start(sandbox)
+    house.points.fail(effect, CriShimError("not now"))
+    outcome = await outcome_of(house.containers.remove_container(container.id))
+    house.points.heal()
+    if outcome is not None:
+        assert house.stored.get(container.id) is container
+    await house.containers.remove_container(container.id)
+    await house.settle()
+    only_the_pod(house, before)
+
+
+async def test_the_last_container_of_a_removed_image_gives_its_layers_back(house: House) -> None:
+    sandbox = await house.run_pod()
+    one, two = await house.create(sandbox, "one"), await house.create(sandbox, "two")
+    await house.containers.remove_container(one.id)
+    assert house.images.sweeps == 0
+    house.images.forget("busybox")
+    await house.containers.remove_container(two.id)
+    assert house.images.sweeps == 1
+
+
+# --- looking, and small things -----------------------------------------------------------------------------------
+
+
+async def test_a_container_is_found_by_its_id_or_a_prefix_of_it(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    assert house.containers.find(container.id[:10]) is container
+
+
+async def test_a_command_needs_a_container_that_runs(house: House) -> None:
+    with pytest.raises(NotFoundError):
+        await house.containers.exec_sync("0" * 64, ["true"], 1)
+    container = await house.create(await house.run_pod())
+    with pytest.raises(WrongStateError, match="not running"):
+        await house.containers.exec_sync(container.id[:12], ["true"], 1)
+
+
+async def test_a_log_is_reopened_by_the_monitor_of_a_running_container(
+    house: House, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    sandbox = house.pods.find(
+        await house.pods.run_pod_sandbox(pod_config(log_directory=str(logs)), "")
+    )
+    config = container_config()
+    config.log_path = "0.log"
+    created = await house.containers.create_container(sandbox.id, config, sandbox.config)
+    with pytest.raises(WrongStateError, match="not running"):
+        await house.containers.reopen_container_log(created)
+    await house.containers.start_container(created)
+    await house.containers.reopen_container_log(created)
+    assert house.monitors.reopened == [(house.paths.container(created).bundle_dir, logs / "0.log")]
+
+
+async def test_a_container_without_a_log_has_none_to_reopen(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    with pytest.raises(WrongStateError, match="keeps no log"):
+        await house.containers.reopen_container_log(container.id)
+
+
+async def test_verbose_information_shows_the_spec_while_there_is_one(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    info = house.containers.verbose_info(container)
+    assert info["pid"] == process_of(house, container).pid
+    assert isinstance(info["runtimeSpec"], dict)
+    house.paths.container(container.id).spec_file.unlink()
+    house.kernel.end(process_of(house, container).pid, 0)
+    await exited(container)
+    info = house.containers.verbose_info(container)
+    assert (info["pid"], info["runtimeSpec"]) == (0, None)

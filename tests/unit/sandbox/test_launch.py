@@ -1,0 +1,130 @@
+"""From layers and a spec to a created process, a bounded number at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim.errors import CriShimError, DeadlineError, MonitorError, ResourceExhaustedError
+from cri_shim.host.cgroups.placement import CgroupPlace
+from cri_shim.rollback import Rollback
+from cri_shim.sandbox.launch import Launch
+from cri_shim.sandbox.model import Process
+from cri_shim.sandbox.release import read_monitor
+from tests.fakes.house import turn_over, until
+
+if TYPE_CHECKING:
+    from cri_shim.oci.spec.inputs import Spec
+    from cri_shim.sandbox.launch import Created
+    from tests.fakes.house import House
+
+pytestmark = pytest.mark.asyncio
+
+
+def a_launch(house: House, letter: str = "c") -> Launch:
+    object_id = letter * 64
+    paths = house.paths.container(object_id)
+    paths.root_dir.mkdir()
+    return Launch(
+        object_id=object_id,
+        paths=paths,
+        runtime=house.runtime,
+        place=CgroupPlace(f"/pods/{object_id}", f"pods/{object_id}"),
+        layers=("top", "base"),
+    )
+
+
+def a_spec(launch: Launch) -> Spec:
+    return {"process": {"args": ["sh"]}, "linux": {"cgroupsPath": launch.place.spec_path}}
+
+
+async def launch_it(house: House, launch: Launch) -> Created:
+    async with Rollback("thing") as rollback:
+        await house.launcher.mount_rootfs(launch, rollback)
+        created = await house.launcher.create(launch, a_spec(launch), rollback)
+        rollback.commit()
+    return created
+
+
+async def test_a_launch_mounts_writes_the_bundle_and_names_both_processes(house: House) -> None:
+    launch = a_launch(house)
+    created = await launch_it(house, launch)
+    assert house.kernel.mounts == {launch.paths.rootfs_dir}
+    assert json.loads(launch.paths.spec_file.read_bytes())["process"]["args"] == ["sh"]
+    assert house.kernel.process_entry(created.process.pid) is not None
+    assert read_monitor(launch.paths) == created.monitor
+
+
+async def test_its_users_reach_the_root_file_system_and_others_reach_nothing(house: House) -> None:
+    launch = a_launch(house)
+    await launch_it(house, launch)
+    paths = launch.paths
+    modes = {
+        path.name: path.stat().st_mode & 0o777
+        for path in (paths.rootfs_dir, paths.upper_dir, paths.work_dir, paths.exec_dir)
+    }
+    assert modes == {"rootfs": 0o755, "upper": 0o755, "work": 0o700, "exec": 0o700}
+
+
+async def test_the_monitor_is_noted_before_it_may_create_anything(house: House) -> None:
+    launch = a_launch(house)
+    hold = house.points.hold("monitor.create")
+    call = asyncio.ensure_future(launch_it(house, launch))
+    await hold.reached.wait()
+    [monitor] = house.kernel.processes.values()
+    assert read_monitor(launch.paths) == Process(monitor.pid, monitor.start_ticks)
+    hold.release()
+    await call
+
+
+async def test_no_more_are_created_at_once_than_allowed(house: House) -> None:
+    hold = house.points.hold("monitor.spawn", everyone=True)
+    calls = [asyncio.ensure_future(launch_it(house, a_launch(house, letter))) for letter in "abc"]
+    await until(lambda: house.points.passed.count("overlay.mounted") == 3)
+    await turn_over()
+    assert len(house.monitors.requests) == 2
+    hold.release()
+    await asyncio.gather(*calls)
+    assert len(house.monitors.requests) == 3
+
+
+async def test_a_directory_that_cannot_be_made_is_said(house: House) -> None:
+    launch = a_launch(house)
+    launch.paths.upper_dir.write_text("in the way")
+    with pytest.raises(CriShimError, match="upper"):
+        await launch_it(house, launch)
+    assert house.kernel.mounts == set()
+    assert not launch.paths.state_dir.exists()
+
+
+@pytest.mark.parametrize("point", ["overlay.mount", "overlay.mounted"])
+async def test_a_failing_mount_is_undone_whether_it_took_effect_or_not(
+    house: House, point: str
+) -> None:
+    launch = a_launch(house)
+    house.points.fail(point, OSError(errno.ENOSPC, "no room"))
+    with pytest.raises(ResourceExhaustedError, match="preparing its bundle"):
+        await launch_it(house, launch)
+    assert house.kernel.mounts == set()
+    assert not launch.paths.state_dir.exists()
+
+
+async def test_a_monitor_that_fails_leaves_neither_process_nor_cgroup(house: House) -> None:
+    launch = a_launch(house)
+    house.points.fail("monitor.created", MonitorError("creating", ["conmon"], "was killed", ""))
+    with pytest.raises(MonitorError):
+        await launch_it(house, launch)
+    await house.release.root_files(launch.paths)
+    assert house.leftovers() == {}
+
+
+async def test_a_process_that_is_gone_before_it_was_looked_at_is_an_error(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cri_shim.sandbox.launch.start_time_ticks", lambda _pid: None)
+    with pytest.raises(DeadlineError, match="ended before it was started"):
+        await launch_it(house, a_launch(house))

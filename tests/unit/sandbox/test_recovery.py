@@ -1,0 +1,518 @@
+"""A new daemon on what the former one left: taken over, undone or set aside, each object on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim import metrics
+from cri_shim.errors import CniPluginError, CriShimError
+from cri_shim.sandbox import recovery as recovery_module
+from cri_shim.sandbox.model import ContainerState, ContainerStatus, SandboxState, SandboxStatus
+from tests.fakes.house import pod_config, until
+from tests.fakes.runtime import leave_exit_file
+from tests.unit.sandbox.interruptions import fill_disk, outcome_of
+from tests.unit.sandbox.records import make_container, make_sandbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri_shim.sandbox.store import Container
+    from tests.fakes.house import House
+
+pytestmark = pytest.mark.asyncio
+
+SANDBOX_POINTS = (
+    *("netns.create", "netns.created", "cni.add", "cni.added", "overlay.mount", "overlay.mounted"),
+    *("tmpfs.mount", "tmpfs.mounted", "monitor.spawn", "monitor.create", "monitor.created"),
+    *("runtime.start", "runtime.started"),
+)
+CONTAINER_POINTS = (
+    *("overlay.mount", "overlay.mounted", "accounts.read"),
+    *("monitor.spawn", "monitor.create", "monitor.created"),
+)
+
+
+async def recovered(house: House, *, boot_id: str | None = None) -> House:
+    again = house.restarted(boot_id)
+    await again.recovery.run()
+    return again
+
+
+def pid_of(container: Container) -> int:
+    assert container.status.process is not None
+    return container.status.process.pid
+
+
+def counted(kind: str, outcome: str) -> float:
+    value = metrics.REGISTRY.get_sample_value(
+        "cri_shim_recovered_objects_total", {"kind": kind, "outcome": outcome}
+    )
+    return value or 0
+
+
+# --- taken over --------------------------------------------------------------------------------------------------
+
+
+async def test_an_empty_node_stays_empty(house: House) -> None:
+    again = await recovered(house)
+    assert again.leftovers() == {}
+    await again.close()
+
+
+async def test_what_ran_runs_on_untouched(house: House) -> None:
+    sandbox = await house.run_pod()
+    running, created = await house.start(sandbox, "one"), await house.create(sandbox, "two")
+    before, signals = house.leftovers(), list(house.kernel.signals)
+    adopted = counted("container", "running")
+    again = await recovered(house)
+    assert {**again.leftovers(), "watches": 0} == {**before, "watches": 0}
+    assert house.kernel.signals == signals
+    assert again.pods.find(sandbox.id).state is SandboxState.READY
+    assert again.containers.find(running.id).status == running.status
+    assert again.containers.find(created.id).status == created.status
+    assert counted("container", "running") == adopted + 2
+    await again.close()
+
+
+async def test_ends_after_the_takeover_are_noticed(house: House) -> None:
+    sandbox = await house.run_pod()
+    old = await house.start(sandbox)
+    again = await recovered(house)
+    container = again.containers.find(old.id)
+    house.kernel.end(pid_of(container), 5)
+    await until(lambda: container.state is ContainerState.EXITED)
+    assert container.status.exit_code == 5
+    pause = again.pods.find(sandbox.id)
+    assert pause.status.process
+    house.kernel.end(pause.status.process.pid, 0)
+    await until(lambda: pause.state is SandboxState.NOT_READY)
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
+    await again.close()
+
+
+async def test_a_retry_from_before_the_restart_gets_its_result(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.create(sandbox)
+    again = await recovered(house)
+    assert await again.pods.run_pod_sandbox(pod_config(), "") == sandbox.id
+    assert (await again.create(again.pods.find(sandbox.id))).id == container.id
+    await again.close()
+
+
+async def test_a_container_goes_through_its_life_after_a_restart(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.create(sandbox)
+    again = await recovered(house)
+    await again.containers.start_container(container.id)
+    await again.containers.stop_container(container.id, 10)
+    assert again.containers.find(container.id).status.exit_code == 143
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
+    await again.close()
+
+
+async def test_objects_come_back_oldest_first(house: House) -> None:
+    for number, letter in enumerate("cab"):
+        house.sandboxes.create(
+            make_sandbox(
+                letter * 64,
+                name=letter,
+                created_at_ns=number,
+                status=SandboxStatus(ready_at_ns=1, stopped_at_ns=2, torn_down=True),
+            )
+        )
+    again = await recovered(house)
+    assert [s.id[0] for s in again.pods.list_pod_sandbox()] == ["c", "a", "b"]
+    await again.close()
+
+
+async def test_a_start_that_was_not_written_down_is_found_out(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = await house.create(await house.run_pod())
+    with monkeypatch.context() as full:
+        fill_disk(full, "status.json")
+        await house.containers.start_container(container.id)
+    again = await recovered(house)
+    assert again.containers.find(container.id).state is ContainerState.RUNNING
+    await again.close()
+
+
+# --- ended meanwhile ---------------------------------------------------------------------------------------------
+
+
+async def test_what_ended_meanwhile_has_its_exact_code_and_time(house: House) -> None:
+    sandbox = await house.run_pod()
+    old = await house.start(sandbox)
+    house.exits.close()
+    house.kernel.end(pid_of(old), 42)
+    exit_file = house.paths.exits_dir / old.id
+    os.utime(exit_file, ns=(1, old.status.started_at_ns + 777))
+    again = await recovered(house)
+    status = again.containers.find(old.id).status
+    assert (status.exit_code, status.reason) == (42, "Error")
+    assert status.finished_at_ns == old.status.started_at_ns + 777
+    assert status.released
+    assert not exit_file.exists()
+    await again.close()
+
+
+async def test_an_exit_file_that_is_about_to_come_is_waited_for(house: House) -> None:
+    old = await house.start(await house.run_pod())
+    house.exits.close()
+    house.monitors.write_exit_files = False
+    house.kernel.end(pid_of(old), 0)
+    again = house.restarted()
+    run = asyncio.ensure_future(again.recovery.run())
+    await asyncio.sleep(0.01)
+    leave_exit_file(house.paths.exits_dir, old.id, 9)
+    await run
+    assert again.containers.find(old.id).status.exit_code == 9
+    await again.close()
+
+
+async def test_what_ended_with_its_monitor_is_reported_killed(house: House) -> None:
+    old = await house.start(await house.run_pod())
+    house.exits.close()
+    assert old.status.monitor
+    house.kernel.end(old.status.monitor.pid, 137)
+    house.kernel.end(pid_of(old), 137)
+    again = await recovered(house)
+    status = again.containers.find(old.id).status
+    assert (status.exit_code, status.reason) == (137, "MonitorDied")
+    await again.close()
+
+
+async def test_what_runs_without_its_monitor_is_killed(house: House) -> None:
+    old = await house.start(await house.run_pod())
+    house.exits.close()
+    assert old.status.monitor
+    house.kernel.end(old.status.monitor.pid, 137)
+    again = await recovered(house)
+    container = again.containers.find(old.id)
+    await until(lambda: container.state is ContainerState.EXITED)
+    assert container.status.reason == "MonitorDied"
+    assert pid_of(old) not in house.kernel.processes
+    await again.close()
+
+
+async def test_a_later_process_of_the_same_number_is_not_taken_over(house: House) -> None:
+    old = await house.start(await house.run_pod())
+    house.exits.close()
+    house.kernel.end(pid_of(old), 3)
+    stranger = house.kernel.spawn(("stranger",))
+    house.kernel.processes[pid_of(old)] = stranger
+    stranger.pid = pid_of(old)
+    again = await recovered(house)
+    assert again.containers.find(old.id).status.exit_code == 3
+    assert stranger in house.kernel.processes.values()
+    await again.close()
+
+
+async def test_a_pod_whose_pause_process_ended_is_not_ready(house: House) -> None:
+    sandbox = await house.run_pod()
+    house.exits.close()
+    assert sandbox.status.process
+    house.kernel.end(sandbox.status.process.pid, 137)
+    again = await recovered(house)
+    found = again.pods.find(sandbox.id)
+    assert found.state is SandboxState.NOT_READY
+    assert "137" in found.status.reason
+    await again.close()
+
+
+async def test_an_exited_container_is_kept_and_what_it_still_held_released(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.start(sandbox)
+    house.points.fail("runtime.delete", OSError(5, "disk"))
+    house.kernel.end(pid_of(container), 0)
+    await until(lambda: container.state is ContainerState.EXITED)
+    await house.settle()
+    assert not container.status.released
+    house.points.heal()
+    again = await recovered(house)
+    found = again.containers.find(container.id)
+    assert found.status.released
+    assert found.ended.is_set()
+    assert container.id not in house.runtime.containers
+    await again.close()
+
+
+async def test_a_stopped_pod_is_kept_as_it_was(house: House) -> None:
+    sandbox = await house.run_pod()
+    await house.pods.stop_pod_sandbox(sandbox.id)
+    again = await recovered(house)
+    assert again.pods.find(sandbox.id).status == sandbox.status
+    await again.close()
+
+
+# --- after a reboot ----------------------------------------------------------------------------------------------
+
+
+async def test_after_a_reboot_everything_has_ended_and_can_be_removed(house: House) -> None:
+    sandbox = await house.run_pod()
+    one, two = await house.start(sandbox, "one"), await house.create(sandbox, "two")
+    again = await recovered(house, boot_id="next-boot")
+    assert again.pods.find(sandbox.id).state is SandboxState.NOT_READY
+    assert "rebooted" in again.pods.find(sandbox.id).status.reason
+    for container_id in (one.id, two.id):
+        status = again.containers.find(container_id).status
+        assert (status.exit_code, status.reason) == (255, "Unknown")
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
+    assert again.cni.deleted[-1].netns == ""
+    await again.close()
+
+
+async def test_an_exit_that_was_written_before_the_reboot_counts(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    house.exits.close()
+    house.kernel.end(pid_of(container), 7)
+    again = await recovered(house, boot_id="next-boot")
+    assert again.containers.find(container.id).status.exit_code == 7
+    await again.close()
+
+
+async def test_after_a_reboot_no_process_number_is_believed(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    house.exits.close()
+    process, monitor = container.status.process, container.status.monitor
+    again = house.restarted("next-boot")
+    assert process
+    assert monitor
+    stranger = house.kernel.spawn(("innocent",), start_ticks=process.start_ticks)
+    house.kernel.processes[process.pid] = stranger
+    await again.recovery.run()
+    assert stranger in house.kernel.processes.values()
+    assert again.containers.find(container.id).state is ContainerState.EXITED
+    await again.close()
+
+
+# --- never acknowledged ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", SANDBOX_POINTS)
+async def test_a_sandbox_that_was_being_made_is_undone(house: House, point: str) -> None:
+    again = await house.crashed_at(point, house.pods.run_pod_sandbox(pod_config(), ""))
+    await again.recovery.run()
+    await again.settle()
+    assert again.leftovers() == {}
+    await again.run_pod()
+    await again.close()
+
+
+@pytest.mark.parametrize("point", CONTAINER_POINTS)
+async def test_a_container_that_was_being_made_is_undone(house: House, point: str) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    again = await house.crashed_at(point, house.create(sandbox))
+    await again.recovery.run()
+    await again.settle()
+    assert {**again.leftovers(), "watches": 0} == {**before, "watches": 0}
+    await again.create(again.pods.find(sandbox.id))
+    await again.close()
+
+
+async def test_a_sandbox_whose_undoing_fails_is_listed_and_removed_later(house: House) -> None:
+    again = await house.crashed_at("runtime.start", house.pods.run_pod_sandbox(pod_config(), ""))
+    again.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
+    await again.recovery.run()
+    [sandbox] = again.pods.list_pod_sandbox()
+    assert sandbox.state is SandboxState.NOT_READY
+    assert "busy" in sandbox.status.reason
+    again.points.heal()
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
+    await again.close()
+
+
+async def test_a_removal_that_was_cut_short_is_completed(house: House) -> None:
+    sandbox = await house.run_pod()
+    await house.start(sandbox)
+    again = await house.crashed_at(
+        "remove_tree root", outcome_of(house.pods.remove_pod_sandbox(sandbox.id))
+    )
+    await again.recovery.run()
+    # The container's record was gone, the pod's not yet.
+    assert [c.id for c in again.stored] == []
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
+    await again.close()
+
+
+# --- execs of the former daemon ----------------------------------------------------------------------------------
+
+
+async def test_commands_of_the_former_daemon_are_killed(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    exec_dir = house.paths.container(container.id).exec_dir
+    cgroup = house.containers.cgroup_dir(container)
+    command = house.kernel.spawn(("probe",), cgroup=cgroup, start_ticks=1)
+    stranger = house.kernel.spawn(("stranger",), start_ticks=1)
+    later = house.kernel.spawn(("later",), cgroup=cgroup, start_ticks=1 << 40)
+    for process in (command, stranger, later):
+        (exec_dir / f"{process.pid}.pid").write_text(str(process.pid))
+    (exec_dir / "torn.pid").write_text("")
+    (exec_dir / "1.json").write_text("{}")
+    again = await recovered(house)
+    alive = set(house.kernel.processes)
+    assert command.pid not in alive
+    assert {stranger.pid, later.pid, pid_of(container)} <= alive
+    assert list(exec_dir.iterdir()) == []
+    await again.close()
+
+
+# --- what can't be read ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["torn", "newer"])
+async def test_a_damaged_sandbox_is_set_aside_with_all_it_held(house: House, damage: str) -> None:
+    whole, hurt = await house.run_pod("whole"), await house.run_pod("hurt")
+    before = house.leftovers()
+    record = house.paths.sandbox(hurt.id).record_file
+    if damage == "torn":
+        record.write_bytes(record.read_bytes()[:100])
+    else:
+        record.write_text(json.dumps({**json.loads(record.read_bytes()), "format": 99}))
+    again = await recovered(house)
+    assert [s.id for s in again.pods.list_pod_sandbox()] == [whole.id]
+    left = again.leftovers()
+    assert len(left["processes"]) == len(before["processes"]) // 2  # type: ignore[arg-type]
+    for kind in ("mounts", "namespaces", "cgroups", "attachments", "runtime", "files"):
+        assert hurt.id[:32] not in str(left[kind]), kind
+        assert whole.id[:32] in str(left[kind]), kind
+    [kept] = (house.paths.root / "damaged").iterdir()
+    assert kept.name.startswith(hurt.id)
+    assert (kept / "record.json").exists()
+    await again.run_pod("hurt")
+    await again.close()
+
+
+async def test_what_could_not_be_taken_from_a_damaged_sandbox_is_taken_the_next_time(
+    house: House,
+) -> None:
+    hurt = await house.run_pod()
+    house.paths.sandbox(hurt.id).record_file.write_text("{")
+    again = house.restarted()
+    again.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
+    await again.recovery.run()
+    assert again.cni.attached
+    again.points.heal()
+    third = await recovered(again)
+    assert third.leftovers() == {}
+    await third.close()
+
+
+async def test_a_damaged_container_is_set_aside_and_its_pod_goes_on(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await house.start(sandbox)
+    house.paths.container(container.id).status_file.write_bytes(b"")
+    again = await recovered(house)
+    assert again.containers.list_containers() == []
+    assert {**again.leftovers(), "watches": 0} == {**before, "watches": 0}
+    await again.close()
+
+
+async def test_an_object_without_a_record_was_being_removed(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    house.paths.container(container.id).record_file.unlink()
+    again = await recovered(house)
+    assert again.containers.list_containers() == []
+    assert not house.paths.container(container.id).root_dir.exists()
+    assert not (house.paths.root / "damaged").exists()
+    await again.close()
+
+
+async def test_debris_without_any_record_is_removed(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    root_dir = house.paths.container(container.id).root_dir
+    shutil.rmtree(root_dir)
+    (house.paths.state / "containers" / "not-an-id").mkdir()
+    again = await recovered(house)
+    assert pid_of(container) not in house.kernel.processes
+    assert not house.paths.container(container.id).state_dir.exists()
+    assert (house.paths.state / "containers" / "not-an-id").is_dir()
+    assert container.id not in str(again.leftovers())
+    await again.close()
+
+
+async def test_a_node_without_a_state_directory_is_no_error(house: House) -> None:
+    (house.paths.state / "sandboxes").rmdir()
+    again = house.restarted()
+    (house.paths.state / "sandboxes").rmdir()
+    await again.recovery.run()
+    await again.close()
+
+
+async def test_a_container_without_its_sandbox_is_removed(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.start(sandbox)
+    house.paths.sandbox(sandbox.id).record_file.unlink()
+    again = await recovered(house)
+    assert again.pods.list_pod_sandbox() == []
+    assert again.containers.list_containers() == []
+    assert container.id not in str(again.leftovers())
+    assert again.leftovers() == {}
+    await again.close()
+
+
+# --- each on its own ---------------------------------------------------------------------------------------------
+
+
+async def test_an_object_that_hangs_does_not_hold_the_rest_up(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery_module, "OBJECT_TIMEOUT_S", 0.05)
+    unfinished = make_sandbox("0" * 64, name="unfinished", created_at_ns=0)
+    house.sandboxes.create(unfinished)
+    fine = await house.run_pod("fine")
+    again = house.restarted()
+    hold = again.points.hold("cni.del")
+    failed = counted("sandbox", "failed")
+    await again.recovery.run()
+    assert again.pods.find(fine.id).state is SandboxState.READY
+    assert counted("sandbox", "failed") == failed + 1
+    hold.release()
+    await again.close()
+
+
+async def test_an_object_that_fails_does_not_stop_the_rest(house: House) -> None:
+    sandbox = await house.run_pod()
+    fine = await house.start(sandbox)
+    for letter in "de":
+        house.stored.create(
+            make_container(
+                letter * 64,
+                name=letter,
+                sandbox_id=sandbox.id,
+                status=ContainerStatus(committed_at_ns=1, finished_at_ns=2),
+                created_at_ns=0,
+            )
+        )
+    again = house.restarted()
+    again.points.fail("cgroup.kill", CriShimError("the kernel says no"))
+    failed = counted("container", "failed")
+    await again.recovery.run()
+    assert counted("container", "failed") == failed + 2
+    assert again.containers.find(fine.id).state is ContainerState.RUNNING
+    again.points.heal()
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
+    await again.close()
+
+
+async def test_the_damaged_directory_may_be_there_already(house: House, tmp_path: Path) -> None:
+    (house.paths.root / "damaged").mkdir()
+    sandbox = await house.run_pod()
+    house.paths.sandbox(sandbox.id).record_file.write_text("{")
+    again = await recovered(house)
+    assert len(list((tmp_path / "root/damaged").iterdir())) == 1
+    await again.close()

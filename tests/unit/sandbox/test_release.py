@@ -1,0 +1,170 @@
+"""The undo of each effect: complete, repeatable, and without trust in what a runtime says."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim.errors import CriShimError, DeadlineError, RuntimeCommandError
+from cri_shim.sandbox.model import Process
+from cri_shim.sandbox.release import note_monitor, read_monitor, running
+from tests.fakes.runtime import Entry, leave_exit_file
+
+if TYPE_CHECKING:
+    from cri_shim.paths import ObjectPaths
+    from tests.fakes.house import House
+    from tests.fakes.kernel import FakeProcess
+
+pytestmark = pytest.mark.asyncio
+
+ID = "c" * 64
+CGROUP = f"pods/{ID}"
+
+
+def begin(house: House, *, noted: bool = True) -> tuple[ObjectPaths, FakeProcess, FakeProcess]:
+    """A monitor with a container below it, as a creation leaves them."""
+    paths = house.paths.container(ID)
+    paths.root_dir.mkdir()
+    paths.record_file.touch()
+    paths.rootfs_dir.mkdir(parents=True)
+    house.kernel.mounts.add(paths.rootfs_dir)
+    monitor = house.kernel.spawn(("conmon", "--cid", ID))
+    process = house.kernel.spawn(("sh",), parent=monitor.pid, cgroup=CGROUP)
+    house.runtime.containers[ID] = Entry("running", process)
+    if noted:
+        note_monitor(paths, Process(monitor.pid, monitor.start_ticks))
+    return paths, monitor, process
+
+
+async def release_all(house: House, paths: ObjectPaths) -> None:
+    await house.release.process(ID, "runc", CGROUP, paths)
+    await house.release.state_files(paths)
+    await house.release.root_files(paths)
+
+
+async def test_a_running_container_is_taken_away_whole(house: House) -> None:
+    paths, _, _ = begin(house)
+    leave_exit_file(house.paths.exits_dir, ID, 0)
+    await release_all(house, paths)
+    assert house.leftovers() == {}
+    assert house.monitors.discarded == [ID]
+
+
+async def test_every_step_succeeds_on_what_is_not_there(house: House) -> None:
+    paths = house.paths.container(ID)
+    await release_all(house, paths)
+    await release_all(house, paths)
+    await house.release.mounts(paths)
+    await house.release.process_without_record(ID, ["runc"], paths)
+    assert house.leftovers() == {}
+
+
+async def test_a_monitor_is_stopped_before_its_family_dies_so_that_it_reports_nothing(
+    house: House,
+) -> None:
+    paths, monitor, process = begin(house)
+    await house.release.kill_processes(ID, CGROUP, paths)
+    assert [pid for pid, _ in house.kernel.signals] == [process.pid, monitor.pid]
+    assert not (house.paths.exits_dir / ID).exists()
+
+
+async def test_a_monitor_that_nobody_noted_is_found_by_its_command_line(house: House) -> None:
+    paths, _, _ = begin(house, noted=False)
+    await house.release.kill_processes(ID, CGROUP, paths)
+    assert house.kernel.processes == {}
+
+
+async def test_a_later_process_with_the_monitors_number_is_spared(house: House) -> None:
+    paths = house.paths.container(ID)
+    paths.state_dir.mkdir()
+    stranger = house.kernel.spawn(("innocent",))
+    note_monitor(paths, Process(stranger.pid, stranger.start_ticks - 1))
+    await house.release.kill_processes(ID, CGROUP, paths)
+    assert stranger.pid in house.kernel.processes
+
+
+async def test_what_stays_in_the_cgroup_without_a_monitor_is_killed(house: House) -> None:
+    paths = house.paths.container(ID)
+    house.kernel.spawn(("left behind",), cgroup=CGROUP)
+    await house.release.process(ID, "runc", CGROUP, paths)
+    assert house.leftovers() == {}
+
+
+async def test_processes_that_do_not_die_are_said(house: House) -> None:
+    paths, monitor, _ = begin(house)
+    monitor.deaf_to.add(signal.SIGKILL)
+    with pytest.raises(DeadlineError, match=f"below monitor {monitor.pid}"):
+        await house.release.kill_processes(ID, CGROUP, paths)
+
+
+async def test_a_busy_cgroup_is_an_error_and_a_further_call_does_the_rest(house: House) -> None:
+    paths, _, _ = begin(house)
+    house.points.fail("cgroup.remove", CriShimError("cgroup is busy"))
+    with pytest.raises(CriShimError, match="busy"):
+        await house.release.process(ID, "runc", CGROUP, paths)
+    house.points.heal()
+    await release_all(house, paths)
+    assert house.leftovers() == {}
+
+
+async def test_a_runtime_that_refuses_has_its_files_removed_instead(house: House) -> None:
+    paths = house.paths.container(ID)
+    state = house.paths.runtime_root("runc") / ID
+    state.mkdir(parents=True)
+    house.points.fail(
+        "runtime.delete", RuntimeCommandError("deleting", ["runc"], "failed", "state is damaged")
+    )
+    await house.release.process(ID, "runc", CGROUP, paths)
+    assert not state.exists()
+
+
+async def test_a_handler_that_left_the_configuration_is_no_obstacle(house: House) -> None:
+    await house.release.process(ID, "gone", CGROUP, house.paths.container(ID))
+
+
+async def test_without_a_record_the_cgroup_is_the_one_its_processes_are_found_in(
+    house: House,
+) -> None:
+    paths, _, _ = begin(house)
+    await house.release.process_without_record(ID, ["runc", "kata"], paths)
+    assert house.kernel.processes == {}
+    assert house.kernel.cgroups.dirs == set()
+    assert house.runtime.containers == {}
+
+
+async def test_without_a_record_a_cgroup_that_is_not_the_objects_own_stays(house: House) -> None:
+    paths, monitor, _ = begin(house)
+    house.kernel.spawn(("runc", "create"), parent=monitor.pid, cgroup="system.slice/daemon")
+    await house.release.process_without_record(ID, ["runc"], paths)
+    assert house.kernel.cgroups.dirs == {"system.slice/daemon"}
+
+
+async def test_the_record_goes_before_the_rest(house: House) -> None:
+    paths, _, _ = begin(house)
+    house.points.fail("remove_tree root", OSError(5, "disk"))
+    with pytest.raises(OSError, match="disk"):
+        await house.release.root_files(paths)
+    assert not paths.record_file.exists()
+    assert paths.root_dir.exists()
+
+
+async def test_a_note_that_cannot_be_read_names_nobody(house: House) -> None:
+    paths = house.paths.container(ID)
+    paths.state_dir.mkdir()
+    assert read_monitor(paths) is None
+    note_monitor(paths, Process(12, 34))
+    assert read_monitor(paths) == Process(12, 34)
+    for garbage in (b"", b"{", b'{"pid": "x"}', b" " * 5000):
+        paths.monitor_file.write_bytes(garbage)
+        assert read_monitor(paths) is None
+
+
+async def test_a_process_runs_only_if_it_is_the_very_one(house: House) -> None:
+    process = house.kernel.spawn()
+    assert running(Process(process.pid, process.start_ticks))
+    assert not running(Process(process.pid, process.start_ticks + 1))
+    assert not running(None)
+    house.kernel.end(process.pid)
+    assert not running(Process(process.pid, process.start_ticks))

@@ -1,0 +1,168 @@
+"""What containers use: rates from two readings, layers read seldom, vanished ones left out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from cri_shim.host.cgroups.usage import CgroupStats
+from cri_shim.host.tree import DiskUsage
+from cri_shim.paths import Paths
+from cri_shim.sandbox import stats as stats_module
+from cri_shim.sandbox.model import ContainerStatus
+from cri_shim.sandbox.stats import Stats
+from cri_shim.sandbox.store import Container, Store, read_container
+from tests.fakes.kernel import FakeCgroups, Kernel
+from tests.fakes.points import Points
+from tests.unit.sandbox.records import make_container
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri_shim.host.cgroups.tree import Cgroups
+
+pytestmark = pytest.mark.asyncio
+RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
+EXITED = ContainerStatus(committed_at_ns=1, started_at_ns=2, finished_at_ns=3)
+SECOND = 1_000_000_000
+
+
+class Node:
+    """Containers with writable layers and cgroups."""
+
+    def __init__(self, base: Path, cache_s: float) -> None:
+        self.paths = Paths(base / "root", base / "state")
+        self.paths.containers_dir.mkdir(parents=True)
+        self.store: Store[Container] = Store(
+            "container", self.paths.containers_dir, self.paths.container, read_container
+        )
+        self.cgroups: FakeCgroups = Kernel(Points()).cgroups
+        self.stats = Stats(
+            paths=self.paths,
+            store=self.store,
+            cgroups=cast("Cgroups", self.cgroups),
+            cgroup_dir=lambda container: f"pods/{container.id}",
+            cache_s=cache_s,
+        )
+
+    def add(self, letter: str, status: ContainerStatus = RUNNING) -> Container:
+        container = make_container(letter * 64, name=letter, status=status)
+        self.store.create(container)
+        upper = self.paths.container(container.id).upper_dir
+        upper.mkdir()
+        (upper / "file").write_bytes(b"x" * 8192)
+        return container
+
+    def read_cpu(self, container: Container, at_s: float, usage_s: float | None) -> None:
+        self.cgroups.stats[f"pods/{container.id}"] = CgroupStats(
+            read_at_ns=int(at_s * SECOND),
+            cpu_usage_ns=None if usage_s is None else int(usage_s * SECOND),
+        )
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path, cache_s=60)
+
+
+async def rate(node: Node, container: Container, at_s: float, usage_s: float | None) -> int | None:
+    node.read_cpu(container, at_s, usage_s)
+    [usage] = await node.stats.container_stats([container])
+    return usage.cpu_nano_cores
+
+
+async def test_a_running_container_shows_its_cgroup_and_its_layer(node: Node) -> None:
+    container = node.add("a")
+    node.read_cpu(container, 1, 5)
+    [usage] = await node.stats.container_stats([container])
+    assert usage.container is container
+    assert usage.cgroup is not None
+    assert usage.cgroup.cpu_usage_ns == 5 * SECOND
+    assert usage.layer_bytes >= 8192
+    assert usage.layer_inodes == 2
+    assert usage.layer_read_at_ns > 0
+    assert usage.writable_layer == node.paths.container(container.id).upper_dir
+
+
+async def test_an_exited_container_shows_its_layer_alone(node: Node) -> None:
+    [usage] = await node.stats.container_stats([node.add("a", EXITED)])
+    assert usage.cgroup is None
+    assert usage.cpu_nano_cores is None
+    assert usage.layer_bytes >= 8192
+
+
+async def test_a_rate_needs_two_readings_some_time_apart(node: Node) -> None:
+    container = node.add("a")
+    assert await rate(node, container, 10, 1) is None
+    assert await rate(node, container, 12, 2) == SECOND // 2
+    # Too soon after the last to say anything new.
+    assert await rate(node, container, 12.1, 9) == SECOND // 2
+    assert await rate(node, container, 14, 4) == SECOND
+
+
+async def test_a_counter_that_fell_is_no_negative_rate(node: Node) -> None:
+    container = node.add("a")
+    await rate(node, container, 10, 5)
+    assert await rate(node, container, 12, 1) == 0
+
+
+async def test_a_clock_set_back_is_no_rate(node: Node) -> None:
+    container = node.add("a")
+    await rate(node, container, 10, 1)
+    assert await rate(node, container, 5, 2) is None
+
+
+async def test_a_node_that_counts_no_cpu_gives_no_rate(node: Node) -> None:
+    container = node.add("a")
+    assert await rate(node, container, 10, None) is None
+
+
+async def test_a_layer_is_walked_once_in_a_while(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[Path] = []
+
+    def count(path: Path) -> DiskUsage:
+        walks.append(path)
+        return DiskUsage(len(walks), 1)
+
+    monkeypatch.setattr(stats_module, "disk_usage", count)
+    container = node.add("a", EXITED)
+    first, second = [(await node.stats.container_stats([container]))[0] for _ in range(2)]
+    assert first.layer_bytes == second.layer_bytes == 1
+    assert first.layer_read_at_ns == second.layer_read_at_ns
+    node.stats.forget(container.id)
+    [third] = await node.stats.container_stats([container])
+    assert third.layer_bytes == 2
+
+
+async def test_a_layer_is_walked_again_when_the_last_look_is_old(tmp_path: Path) -> None:
+    node = Node(tmp_path, cache_s=-1)
+    container = node.add("a", EXITED)
+    [before] = await node.stats.container_stats([container])
+    (node.paths.container(container.id).upper_dir / "more").write_bytes(b"x" * 8192)
+    [after] = await node.stats.container_stats([container])
+    assert after.layer_bytes > before.layer_bytes
+
+
+async def test_a_container_that_vanishes_is_left_out(node: Node) -> None:
+    gone, there = node.add("a", EXITED), node.add("b", EXITED)
+    upper = node.paths.container(gone.id).upper_dir
+    (upper / "file").unlink()
+    upper.rmdir()
+    usages = await node.stats.container_stats([gone, there])
+    assert [usage.container for usage in usages] == [there]
+
+
+async def test_all_layers_are_summed(node: Node) -> None:
+    assert await node.stats.layers_usage() == DiskUsage(0, 0)
+    node.add("a", EXITED)
+    node.add("b", EXITED)
+    total = await node.stats.layers_usage()
+    assert total.inodes == 4
+    assert total.used_bytes >= 16384
+
+
+async def test_forgetting_what_was_never_read_is_no_harm(node: Node) -> None:
+    node.stats.forget("a" * 64)
