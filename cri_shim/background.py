@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import structlog
+
+from cri_shim.errors import CriShimError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -24,13 +26,21 @@ class Background:
     """Owns tasks; a failing one is logged and hurts no other."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run `work` on its own; whatever it raises is logged under `name`."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+
+    async def owned(self, name: str, work: Coroutine[object, object, T]) -> T:
+        """Run `work` in a task of its own and return what it does; cancelling the caller leaves the work alone."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_look_at_error)
+        return await asyncio.shield(task)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -46,6 +56,33 @@ class Background:
             task.cancel()
         if late:
             await asyncio.wait(late)
+
+
+def _look_at_error(task: asyncio.Task[Any]) -> None:
+    """The waiting caller is told; should it have gone away, nobody is, and that is no reason for a warning."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def until_done(
+    what: str, work: Callable[[], Coroutine[object, object, None]], *, first_pause_s: float = 0.5
+) -> None:
+    """Do `work`, again and again with growing pauses (30 s at most), until it succeeds; for what must not be given up.
+
+    Each kind of failure is logged once.
+    """
+    pause_s, last = first_pause_s, ""
+    while True:
+        try:
+            await work()
+        except (CriShimError, OSError) as error:
+            if str(error) != last:
+                last = str(error)
+                log.error("failed, will be tried again", what=what, error=last)
+        else:
+            return
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, 30.0)
 
 
 async def side_by_side(

@@ -37,6 +37,7 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._flights: dict[str, _Flight[T]] = {}
+        self._closing = False
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -65,7 +66,9 @@ class SingleFlight(Generic[T]):
             return await asyncio.shield(flight.task)
         except asyncio.CancelledError:
             if flight.task.cancelled() and not _being_cancelled():
-                # Replaced by a different request, not cancelled by our own client.
+                # Not cancelled by our own client.
+                if self._closing:
+                    raise UnavailableError(f"{key}: undone, since the server stops") from None
                 raise SupersededError(f"a different request for {key} replaced this one") from None
             raise
         finally:
@@ -78,6 +81,7 @@ class SingleFlight(Generic[T]):
 
     async def close(self, grace_s: float) -> None:
         """Let what is under way end within `grace_s`, then cancel it and wait for its undoing."""
+        self._closing = True
         tasks = [flight.task for flight in self._flights.values()]
         if not tasks:
             return

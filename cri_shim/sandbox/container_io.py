@@ -61,6 +61,35 @@ class ExecResult:
     exit_code: int
 
 
+class _Call:
+    """One exec under way."""
+
+    def __init__(self, container: Container, command: list[str], timeout_s: int) -> None:
+        self.container = container
+        self.command = command
+        self.abandoned = False
+        """Its caller went away before the command had started."""
+        self.child: Child | None = None
+        self._timeout_s = timeout_s
+        now = asyncio.get_running_loop().time()
+        self._deadline = now + timeout_s if timeout_s > 0 else None
+
+    def seconds_left(self, *, at_most: float | None = None) -> float | None:
+        """Until the deadline; None where there is none."""
+        if self._deadline is None:
+            return at_most
+        left = max(self._deadline - asyncio.get_running_loop().time(), 0)
+        return left if at_most is None else min(left, at_most)
+
+    def too_late(self) -> DeadlineError:
+        """What the caller is told at the deadline."""
+        seconds = self._timeout_s or RUNTIME_TIMEOUT_S
+        return DeadlineError(
+            f"container {self.container.id}: exec {self.command[0]!r} did not end within {seconds:g} s "
+            "and was killed with all it had started"
+        )
+
+
 class Execs:
     """Runs commands in running containers."""
 
@@ -94,48 +123,52 @@ class Execs:
             raise WrongStateError(f"container {container.id} is {container.state}, not running")
         if not command:
             raise InvalidArgumentError("cmd: at least one word is needed")
-        deadline = asyncio.get_running_loop().time() + timeout_s if timeout_s > 0 else None
-        exec_dir = self._paths.container(container.id).exec_dir
+        call = _Call(container, list(command), timeout_s)
+        try:
+            return await self._background.owned(f"exec in {container.id}", self._run(call))
+        except asyncio.CancelledError:
+            call.abandoned = True
+            if call.child is not None:
+                # The caller went away: the command goes, too, but nobody waits for that.
+                self._background.start(f"kill exec in {container.id}", self._kill(call.child))
+            raise
+
+    async def _run(self, call: _Call) -> ExecResult:
+        exec_dir = self._paths.container(call.container.id).exec_dir
         exec_id = secrets.token_hex(8)
         files = exec_dir / f"{exec_id}.json", exec_dir / f"{exec_id}.pid"
         stdout = Capture(self._max_output_bytes)
         stderr = Capture(self._max_output_bytes)
-        child: Child | None = None
         try:
-            child = await self._start(container, command, files, (stdout, stderr), deadline)
-            ended = await child.wait_at_most(_seconds_until(deadline))
+            child = call.child = await self._start(call, files, (stdout, stderr))
+            if call.abandoned:
+                await self._kill(child)
+            ended = await child.wait_at_most(call.seconds_left())
             if ended is None:
                 await self._kill(child)
-                raise _too_late(container, command, timeout_s)
+                raise call.too_late()
             stdout.drain()
             stderr.drain()
             out, err = cut_to_fit(stdout.data(), stderr.data(), self._max_answer_bytes)
             return ExecResult(out, err, ended.exit_code)
         finally:
-            if child is not None and child.ending is None:
-                # The caller went away: the command goes, too, but nobody waits for that.
-                self._background.start(f"kill exec in {container.id}", self._kill(child))
             for capture in (stdout, stderr):
                 capture.close()
             for file in files:
                 file.unlink(missing_ok=True)
 
     async def _start(
-        self,
-        container: Container,
-        command: Sequence[str],
-        files: tuple[Path, Path],
-        captures: tuple[Capture, Capture],
-        deadline: float | None,
+        self, call: _Call, files: tuple[Path, Path], captures: tuple[Capture, Capture]
     ) -> Child:
         """The process that the runtime started in the container, now our child."""
-        spec_file, pid_file = files
-        stdout, stderr = captures
+        container, (spec_file, pid_file), (stdout, stderr) = call.container, files, captures
         runtime = self._runtime_of(container.record.handler)
         name = runtime.settings.name
         argv = runtime.exec_detached_argv(container.id, process_file=spec_file, pid_file=pid_file)
         with host_step(f"container {container.id}: exec: writing its process"):
-            write_atomic(spec_file, msgspec.json.encode(self._process_spec(container, command)))
+            write_atomic(
+                spec_file, msgspec.json.encode(self._process_spec(container, call.command))
+            )
         with (
             self._reaper.awaiting_orphans(),
             metrics.OCI_COMMAND_SECONDS.labels(name, "exec").time(),
@@ -150,29 +183,25 @@ class Execs:
                 ) from error
             stdout.start()
             stderr.start()
-            limit = _seconds_until(deadline)
-            try:
-                ending = await starter.wait_at_most(
-                    RUNTIME_TIMEOUT_S if limit is None else min(limit, RUNTIME_TIMEOUT_S)
-                )
-            finally:
-                if starter.ending is None:
-                    self._background.start(f"kill exec of {container.id}", self._kill(starter))
+            ending = await starter.wait_at_most(call.seconds_left(at_most=RUNTIME_TIMEOUT_S))
             if ending is None:
-                raise DeadlineError(
-                    f"container {container.id}: {name} did not start {command[0]!r} in time"
-                )
+                await self._kill(starter)
+            # Also after a kill: the runtime may have come as far as starting the command.
             pid = _read_pid(pid_file)
+            child = None if pid is None else self._reaper.claim(pid)
+            if ending is None:
+                if child is not None:
+                    await self._kill(child)
+                raise call.too_late()
             if pid is None:
                 stderr.drain()
                 metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
                 raise RuntimeCommandError(
-                    f"container {container.id}: exec {command[0]!r}",
+                    f"container {container.id}: exec {call.command[0]!r}",
                     argv,
                     ending.describe(),
                     runtime_message(stderr.text()[-MAX_ERROR_TEXT:]),
                 )
-            child = self._reaper.claim(pid)
             if child is None:
                 raise UnsupportedError(
                     f"container {container.id}: exec: {name} does not hand its processes to us"
@@ -196,17 +225,6 @@ def cut_to_fit(stdout: bytes, stderr: bytes, max_bytes: int) -> tuple[bytes, byt
     half = max_bytes // 2
     stderr = stderr[: max(half, max_bytes - len(stdout))]
     return stdout[: max_bytes - len(stderr)], stderr
-
-
-def _seconds_until(deadline: float | None) -> float | None:
-    return None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0)
-
-
-def _too_late(container: Container, command: Sequence[str], timeout_s: int) -> DeadlineError:
-    return DeadlineError(
-        f"container {container.id}: exec {command[0]!r} did not end within {timeout_s} s "
-        "and was killed with all it had started"
-    )
 
 
 def _read_pid(pid_file: Path) -> int | None:

@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from cri_shim import metrics
+from cri_shim.background import until_done
 from cri_shim.errors import (
     AlreadyExistsError,
     CriShimError,
@@ -122,6 +123,7 @@ class Containers:
         self._background = background
         self._boot_id = boot_id
         self._creations: SingleFlight[str] = SingleFlight()
+        self._starts: SingleFlight[None] = SingleFlight()
         self._stopping: SingleFlight[None] = SingleFlight()
         self._removals: SingleFlight[None] = SingleFlight()
         self._stops: dict[str, _Stop] = {}
@@ -189,8 +191,8 @@ class Containers:
                     User(user.uid, user.gid, user.additional_gids),
                 ),
             )
-            self._exits.watch(container.id, created.process, created.monitor)
             rollback.commit()
+        self._exits.watch(container.id, created.process, created.monitor)
         log.info("container created", container_id=container.id, sandbox_id=sandbox.id)
         return container.id
 
@@ -239,24 +241,32 @@ class Containers:
         return Container(record, ContainerStatus(), config), launch, image
 
     async def _forget_failed(self, container: Container, rollback: Rollback) -> None:
+        if not rollback.failed:
+            try:
+                await self._release.root_files(self._paths.container(container.id))
+            except OSError:
+                rollback.failed.append("record")
+                log.exception("record not removed", container_id=container.id)
         if rollback.failed:
-            # Kept and listed as exited, so that the kubelet's Remove finishes the work.
-            now = time.time_ns()
-            self._store.update(
-                container,
-                msgspec.structs.replace(
-                    container.status,
-                    committed_at_ns=now,
-                    finished_at_ns=now,
-                    exit_code=128,
-                    reason="CreateContainerError",
-                    message=f"the undoing failed of: {', '.join(rollback.failed)}",
-                ),
-            )
-            container.ended.set()
+            self.give_up_creating(container, f"the undoing failed of: {', '.join(rollback.failed)}")
             return
-        await self._release.root_files(self._paths.container(container.id))
         self._store.forget(container)
+
+    def give_up_creating(self, container: Container, message: str) -> None:
+        """Show what could not be undone, as exited, so that the kubelet's Remove finishes the work."""
+        now = time.time_ns()
+        self._store.update(
+            container,
+            msgspec.structs.replace(
+                container.status,
+                committed_at_ns=now,
+                finished_at_ns=now,
+                exit_code=128,
+                reason="CreateContainerError",
+                message=message,
+            ),
+        )
+        container.ended.set()
 
     # --- StartContainer ------------------------------------------------------------------------------------------
 
@@ -267,6 +277,9 @@ class Containers:
         reason StartError.
         """
         container = self.find(container_id)
+        await self._starts.run(container.id, b"", lambda: self._start(container))
+
+    async def _start(self, container: Container) -> None:
         require_ready(self._sandboxes.find(container.sandbox_id))
         async with container.lock:
             if container.state is not ContainerState.CREATED:
@@ -275,13 +288,12 @@ class Containers:
             try:
                 await runtime.start(container.id)
             except CriShimError as error:
-                state = await runtime.state(container.id)
-                if state is not None and state.status == "running":
+                if await _runs(runtime, container.id):
                     # A start that a former daemon had begun came to its end without it.
                     self._store.update(container, container.status.started(time.time_ns()))
                     return
                 self._finish(container, 128, time.time_ns(), "StartError", str(error))
-                self._background.start("release", self.release_process(container))
+                self._background.start("release", self._release_exited(container))
                 raise
             self._store.update(container, container.status.started(time.time_ns()))
         log.info("container started", container_id=container.id)
@@ -299,13 +311,16 @@ class Containers:
         code, at_ns, message = exit_.code, exit_.at_ns or time.time_ns(), ""
         if code is None:
             # Nobody will ever know the real code; a container that nobody watches must not go on.
-            await self._release.kill_processes(
-                container.id, self.cgroup_dir(container), self._paths.container(container.id)
+            await until_done(
+                f"killing container {container.id}",
+                lambda: self._release.kill_processes(
+                    container.id, self.cgroup_dir(container), self._paths.container(container.id)
+                ),
             )
             code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
         async with container.lock:  # a start under way comes first
             self._finish(container, code, at_ns, reason or self._explain(container, code), message)
-        await self.release_process(container)
+        await self._release_exited(container)
 
     def _explain(self, container: Container, code: int) -> str:
         if code == 0:
@@ -340,6 +355,11 @@ class Containers:
         if reason == "OOMKilled":
             metrics.CONTAINER_OOMS.inc()
         log.info("container exited", container_id=container.id, exit_code=code, reason=reason)
+
+    async def _release_exited(self, container: Container) -> None:
+        await until_done(
+            f"releasing container {container.id}", lambda: self.release_process(container)
+        )
 
     async def release_process(self, container: Container) -> None:
         """Take away what the runtime and the kernel still hold of a container; what runs of it is killed."""
@@ -499,6 +519,7 @@ class Containers:
         """Let running work end, at most `grace_s` seconds, then undo it."""
         await asyncio.gather(
             self._creations.close(grace_s),
+            self._starts.close(grace_s),
             self._stopping.close(grace_s),
             self._removals.close(grace_s),
         )
@@ -523,6 +544,14 @@ def _make_log_directory(log_directory: str, log_file: Path | None) -> None:
     with host_step(f"log directory {log_file.parent}"):
         Path(log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
         make_dirs_in_root(Path(log_directory), parent, mode=0o755, uid=0, gid=0)
+
+
+async def _runs(runtime: Runtime, container_id: str) -> bool:
+    try:
+        state = await runtime.state(container_id)
+    except CriShimError:
+        return False
+    return state is not None and state.status == "running"
 
 
 async def _wait_for_end(container: Container, stop: _Stop) -> None:

@@ -3,7 +3,8 @@
 The monitor drops `<id>` with the exit code into one directory; the file arrives whole, by rename, and its time is the
 time of the exit. Rules:
 - One inotify watch on that directory, for all.
-- A pidfd on each container process fires a moment earlier; then the file must come within `EXIT_FILE_S`.
+- A pidfd on each container process fires a moment earlier. A monitor drains the output before it writes the file: one
+  that is slow (a stalled log disk) is waited for as long as it lives, up to `HUNG_MONITOR_S`.
 - A pidfd on each monitor: if it ends without having left the file, the exit code can't be had any more, and that is
   reported as `code=None`; who receives it kills the container.
 - Events are only hints to look: what counts is the file.
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.model import Process
 
 log = structlog.get_logger()
-EXIT_FILE_S = 2.0
-"""How long after a container's end its monitor may take: it drains the output first."""
+SLOW_MONITOR_S = 2.0
+"""A living monitor that has not reported its container's end by then is worth a warning."""
+HUNG_MONITOR_S = 60.0
+"""One that has not by then never will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class ExitWatch:
         """Report the end of `process`, also if it has ended already."""
         self._watched[object_id] = _Watched(process, monitor)
         self._pids.watch(process.pid, process.start_ticks, lambda: self._on_process_end(object_id))
-        self._pids.watch(monitor.pid, monitor.start_ticks, lambda: self._on_monitor_end(object_id))
+        self._pids.watch(monitor.pid, monitor.start_ticks, lambda: self._give_up(object_id))
 
     def forget(self, object_id: str) -> None:
         """Report nothing more about this object."""
@@ -110,14 +113,18 @@ class ExitWatch:
         if watched is None or self._look(object_id):
             return
         loop = asyncio.get_running_loop()
-        watched.timer = loop.call_later(EXIT_FILE_S, self._give_up, object_id)
+        watched.timer = loop.call_later(SLOW_MONITOR_S, self._warn, object_id, watched)
 
-    def _on_monitor_end(self, object_id: str) -> None:
-        self._give_up(object_id)
+    def _warn(self, object_id: str, watched: _Watched) -> None:
+        if self._look(object_id):
+            return
+        log.warning("the process has ended, its monitor is slow to say so", id=object_id)
+        loop = asyncio.get_running_loop()
+        watched.timer = loop.call_later(HUNG_MONITOR_S - SLOW_MONITOR_S, self._give_up, object_id)
 
     def _give_up(self, object_id: str) -> None:
         if object_id in self._watched and not self._look(object_id):
-            log.warning("no exit file: the monitor died", id=object_id)
+            log.warning("no exit file: the monitor died or hangs", id=object_id)
             self._report(object_id, Exit(None, 0))
 
     def _report(self, object_id: str, exit_: Exit) -> None:

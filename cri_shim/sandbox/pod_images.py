@@ -39,6 +39,11 @@ class PauseImage:
                 [image] = await self._images.import_archive(pause_archive(), name=reference)
             return image
 
+    async def sweep_after(self, image_id: str) -> None:
+        """A sandbox of that image is gone: if the image had been removed before it, so are its layers now."""
+        if self._images.find(image_id) is None:
+            await self._images.sweep()
+
     def layers(self, image: Image) -> tuple[str, ...]:
         """Short names of its layers, topmost first."""
         return tuple(self._images.layer_stack(image).lowers)

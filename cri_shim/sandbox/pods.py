@@ -22,6 +22,7 @@ from cri_shim import metrics
 from cri_shim.background import side_by_side, uninterrupted
 from cri_shim.errors import (
     AlreadyExistsError,
+    CriShimError,
     NotFoundError,
     UnsupportedError,
     host_step,
@@ -154,8 +155,8 @@ class Pods:
             self._store.commit(
                 sandbox, sandbox.status.committed(time.time_ns(), created.process, created.monitor)
             )
-            self._exits.watch(sandbox.id, created.process, created.monitor)
             rollback.commit()
+        self._exits.watch(sandbox.id, created.process, created.monitor)
         log.info("sandbox ready", sandbox_id=sandbox.id, ips=list(sandbox.status.ips))
         return sandbox.id
 
@@ -223,13 +224,23 @@ class Pods:
             await self._network.remove_namespace(sandbox.id)
 
     async def _forget_failed(self, sandbox: Sandbox, rollback: Rollback) -> None:
+        if not rollback.failed:
+            try:
+                await self._release.root_files(self._paths.sandbox(sandbox.id))
+            except OSError:
+                rollback.failed.append("record")
+                log.exception("record not removed", sandbox_id=sandbox.id)
         if rollback.failed:
-            # Kept and listed, so that the kubelet's next Stop and Remove finish the work.
-            reason = f"creation failed, and so did the undoing of: {', '.join(rollback.failed)}"
-            self._store.update(sandbox, sandbox.status.stopped(time.time_ns(), reason))
+            self.give_up_creating(
+                sandbox,
+                f"creation failed, and so did the undoing of: {', '.join(rollback.failed)}",
+            )
             return
-        await self._release.root_files(self._paths.sandbox(sandbox.id))
         self._store.forget(sandbox)
+
+    def give_up_creating(self, sandbox: Sandbox, reason: str) -> None:
+        """Show what could not be undone, as not ready, so that the kubelet's Stop and Remove finish the work."""
+        self._store.update(sandbox, sandbox.status.stopped(time.time_ns(), reason))
 
     # --- StopPodSandbox, RemovePodSandbox ------------------------------------------------------------------------
 
@@ -261,15 +272,29 @@ class Pods:
         """
         self._exits.forget(sandbox.id)
         paths = self._paths.sandbox(sandbox.id)
-        await self._release.process(
-            sandbox.id,
-            sandbox.record.handler,
-            self._specs.place(sandbox.record.cgroup_parent, sandbox.id).relative_dir,
-            paths,
-        )
-        await self._network.detach(sandbox)
-        await self._network.remove_namespace(sandbox.id)
+        cgroup_dir = self._specs.place(sandbox.record.cgroup_parent, sandbox.id).relative_dir
+        steps: list[Callable[[], Awaitable[None]]] = [
+            lambda: self._release.process(sandbox.id, sandbox.record.handler, cgroup_dir, paths),
+            lambda: self._leave_network(sandbox),
+            lambda: self._release.mounts(paths),
+        ]
+        failures: list[Exception] = []
+        for step in steps:
+            try:
+                await step()
+            except (CriShimError, OSError) as error:
+                failures.append(error)
+        if failures:
+            for extra in failures[1:]:
+                log.error("failed as well", sandbox_id=sandbox.id, error=str(extra))
+            raise failures[0]
+        # Last: the monitor's note in it is what a further call needs.
         await self._release.state_files(paths)
+
+    async def _leave_network(self, sandbox: Sandbox) -> None:
+        await self._network.detach(sandbox)
+        # Plugins find what to take away through the namespace: it goes after the last DEL.
+        await self._network.remove_namespace(sandbox.id)
 
     async def remove_pod_sandbox(self, sandbox_id: str) -> None:
         """Stop the sandbox if need be, remove its containers by force, and everything that is left of it.
@@ -287,6 +312,7 @@ class Pods:
         await self._remove_containers(sandbox.id)
         await self._release.root_files(self._paths.sandbox(sandbox.id))
         self._store.forget(sandbox)
+        await self._pause_image.sweep_after(sandbox.record.image_id)
         log.info("sandbox removed", sandbox_id=sandbox.id)
 
     # --- what happens on its own ---------------------------------------------------------------------------------

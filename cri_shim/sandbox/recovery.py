@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim import metrics
-from cri_shim.errors import CorruptStateError, CriShimError
+from cri_shim.errors import CorruptStateError
 from cri_shim.host.proctree import kill_family, process_entry
 from cri_shim.ids import is_id
 from cri_shim.sandbox.exits import Exit
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 OBJECT_TIMEOUT_S = 30.0
+UNFINISHED = "the daemon ended while it was made, and the undoing failed"
 UNKNOWN_EXIT_CODE = 255
 """What CRI clients are told of a container whose end nobody saw."""
 
@@ -80,8 +81,12 @@ class Recovery:
         await self._load(self._containers, self._paths.container)
         for sandbox in self._sandboxes:
             await self._guard("sandbox", sandbox.id, self._recover_sandbox(sandbox))
+            if sandbox.state is SandboxState.CREATING and self._sandboxes.get(sandbox.id):
+                self._pods.give_up_creating(sandbox, f"{UNFINISHED}; see the daemon's log")
         for container in self._containers:
             await self._guard("container", container.id, self._recover_container(container))
+            if container.state is ContainerState.CREATING and self._containers.get(container.id):
+                self._container_cases.give_up_creating(container, UNFINISHED)
         for directory, paths_of in (
             (self._paths.state / "sandboxes", self._paths.sandbox),
             (self._paths.state / "containers", self._paths.container),
@@ -137,12 +142,7 @@ class Recovery:
     async def _undo_sandbox(self, sandbox: Sandbox) -> str:
         """A creation that nobody was told of."""
         log.info("undoing an unfinished creation", sandbox_id=sandbox.id)
-        try:
-            await self._pods.release(sandbox)
-        except CriShimError as error:
-            reason = f"the daemon ended while it was made, and the undoing failed: {error}"
-            self._sandboxes.update(sandbox, sandbox.status.stopped(time.time_ns(), reason))
-            return "failed"
+        await self._pods.release(sandbox)
         await self._release.root_files(self._paths.sandbox(sandbox.id))
         self._sandboxes.forget(sandbox)
         return "undone"

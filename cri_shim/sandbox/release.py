@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 KILL_TIMEOUT_S = 10.0
 """Long past what SIGKILL needs: what is still there then sits in the kernel."""
-MONITOR_END_S = 2.0
-"""How long a monitor may take to drain its pipes and write the exit file once its container is dead."""
 
 
 class Release:
@@ -92,7 +90,6 @@ class Release:
             if cgroup_dir is not None and object_id in cgroup_dir.rpartition("/")[2]:
                 await self._cgroups.kill_all(cgroup_dir, timeout_s=KILL_TIMEOUT_S)
                 await self._cgroups.remove(cgroup_dir)
-        await self.monitor_files(object_id)
 
     async def forget_in_runtime(self, object_id: str, handler: str) -> None:
         """Make the OCI runtime forget the container."""
@@ -106,25 +103,25 @@ class Release:
     async def process(
         self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
     ) -> None:
-        """All of a container's process side: monitor, processes, runtime state, cgroup, exit file, attach socket."""
+        """A container's process side: monitor, processes, runtime state, cgroup."""
         await self.kill_processes(object_id, cgroup_dir, paths)
         await self.forget_in_runtime(object_id, handler)
         await self._cgroups.remove(cgroup_dir)
-        await self.monitor_files(object_id)
-
-    async def monitor_files(self, object_id: str) -> None:
-        """What the monitor left outside the bundle."""
-        (self._paths.exits_dir / object_id).unlink(missing_ok=True)
-        self._monitors.discard(object_id)
 
     async def mounts(self, paths: ObjectPaths) -> None:
         """Every mount below the object's volatile directory: root file system, /dev/shm."""
         await uninterrupted(unmount_below, paths.state_dir)
 
     async def state_files(self, paths: ObjectPaths) -> None:
-        """The volatile directory, its mounts first."""
+        """The volatile directory, its mounts first, and what the monitor left outside it.
+
+        The exit file stays until now: should the status that was made of it be lost, recovery needs it again.
+        """
         await self.mounts(paths)
         await uninterrupted(remove_tree, paths.state_dir)
+        object_id = paths.state_dir.name
+        (self._paths.exits_dir / object_id).unlink(missing_ok=True)
+        self._monitors.discard(object_id)
 
     async def root_files(self, paths: ObjectPaths) -> None:
         """The persistent directory: the record goes first, so that a half-removed object is not an object."""

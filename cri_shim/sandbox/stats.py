@@ -90,11 +90,6 @@ class Stats:
             sum(usage.layer_bytes for usage in usages), sum(usage.layer_inodes for usage in usages)
         )
 
-    def forget(self, container_id: str) -> None:
-        """Drop what is kept of a removed container."""
-        self._layers.pop(container_id, None)
-        self._cpu.pop(container_id, None)
-
     def _read_all(self, containers: list[Container]) -> list[ContainerUsage]:
         usages = []
         for container in containers:
@@ -102,7 +97,15 @@ class Stats:
                 usages.append(self._read(container))
             except OSError as error:
                 log.debug("no stats", container_id=container.id, error=str(error))
+        if len(self._layers) > len(self._store):
+            self._prune()
         return usages
+
+    def _prune(self) -> None:
+        """Drop what is kept of containers that are gone."""
+        for kept in (self._layers, self._cpu):
+            for container_id in [key for key in kept if self._store.get(key) is None]:
+                kept.pop(container_id, None)
 
     def _read(self, container: Container) -> ContainerUsage:
         upper_dir = self._paths.container(container.id).upper_dir
