@@ -50,10 +50,10 @@ _SECRETS: Final = (
     (re.compile(r"(://)[^\s/@\"']+@"), r"\1***@"),
     # https://host/path?sig=… : signed URLs of blob stores
     (re.compile(r"(://[^\s?\"']+\?)[^\s\"']+"), r"\1***"),
-    # "auth": "…", password=…, identity_token: …
+    # "auth": "…", password=…, identity_token: …; not the file in "/etc/passwd: not a directory"
     (
         re.compile(
-            r"(\b(?:auth|authorization|password|passwd|secret|client_secret|"
+            r"((?<![\w/.-])(?:auth|authorization|password|passwd|secret|client_secret|"
             r"(?:access_|refresh_|identity_?|registry_?|id_)?token)\b[\"']?\s*[:=]\s*)"
             r"(?:\"[^\"]*\"|'[^']*'|[^\s,;}\"'&]+)",
             re.IGNORECASE,

@@ -9,7 +9,8 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ipaddress
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -17,7 +18,12 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import uninterrupted
 from cri_shim.cni.attachment import Attachment
 from cri_shim.cni.result import pod_ips
-from cri_shim.errors import CriShimError, InvalidArgumentError, host_step
+from cri_shim.errors import (
+    AlreadyExistsError,
+    CriShimError,
+    InvalidArgumentError,
+    host_step,
+)
 from cri_shim.host.namespaces import create_netns, remove_netns
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.model import NetworkAttachment, PodMetadata
@@ -37,12 +43,29 @@ def has_host_network(config: api.PodSandboxConfig) -> bool:
     return config.linux.security_context.namespace_options.network == api.NODE
 
 
-def port_mappings(config: api.PodSandboxConfig) -> list[dict[str, object]]:
-    """The `portMappings` capability: what the pod wants forwarded; host port 0 means nothing.
+class HostPort(NamedTuple):
+    """A port of the node that a pod wants."""
 
-    Raises InvalidArgumentError for ports that don't exist.
+    protocol: str
+    port: int
+    host_ip: str
+    """Empty for every address of the node."""
+
+    def collides(self, other: HostPort) -> bool:
+        """Whether both can't be had at once."""
+        return (
+            self.protocol == other.protocol
+            and self.port == other.port
+            and (self.host_ip == other.host_ip or not self.host_ip or not other.host_ip)
+        )
+
+
+def host_ports(config: api.PodSandboxConfig) -> dict[HostPort, int]:
+    """The container port behind each host port; host port 0 means nothing.
+
+    Raises InvalidArgumentError for what is no port or address, and for one host port twice.
     """
-    mappings: list[dict[str, object]] = []
+    wanted: dict[HostPort, int] = {}
     for mapping in config.port_mappings:
         if mapping.host_port == 0:
             continue
@@ -56,15 +79,40 @@ def port_mappings(config: api.PodSandboxConfig) -> list[dict[str, object]]:
             raise InvalidArgumentError(
                 f"config.port_mappings: protocol {mapping.protocol}: unknown"
             )
-        entry: dict[str, object] = {
-            "hostPort": mapping.host_port,
-            "containerPort": mapping.container_port,
-            "protocol": _PROTOCOLS[mapping.protocol],
+        host_port = HostPort(
+            _PROTOCOLS[mapping.protocol], mapping.host_port, _host_ip(mapping.host_ip)
+        )
+        if any(host_port.collides(other) for other in wanted):
+            raise InvalidArgumentError(
+                f"config.port_mappings: host_port {mapping.host_port}/{host_port.protocol}: given twice"
+            )
+        wanted[host_port] = mapping.container_port
+    return wanted
+
+
+def _host_ip(text: str) -> str:
+    if not text:
+        return ""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"config.port_mappings: host_ip {text!r}: not an IP address"
+        ) from None
+    return "" if address.is_unspecified else str(address)
+
+
+def _capability(ports: dict[HostPort, int]) -> list[dict[str, object]]:
+    """The `portMappings` capability's value."""
+    return [
+        {
+            "hostPort": host.port,
+            "containerPort": container_port,
+            "protocol": host.protocol,
+            **({"hostIP": host.host_ip} if host.host_ip else {}),
         }
-        if mapping.host_ip:
-            entry["hostIP"] = mapping.host_ip
-        mappings.append(entry)
-    return mappings
+        for host, container_port in ports.items()
+    ]
 
 
 class PodNetwork:
@@ -82,13 +130,30 @@ class PodNetwork:
         """The networks a new pod will join.
 
         Raises NotReadyError where the node has no usable CNI configuration, InvalidArgumentError for a pod that can't
-        be described to a plugin: better now than in the middle of an undo.
+        be described to a plugin: better now than in the middle of an undo; AlreadyExistsError for a host port that
+        another pod has.
         """
+        ports = host_ports(config)
         if has_host_network(config):
             return ()
+        if self._publish_ports:
+            self._check_free(ports)
         planned = NetworkAttachment(self._cni.default_network().name, DEFAULT_INTERFACE)
         self._attachment(sandbox_id, metadata, config, planned)
         return (planned,)
+
+    def _check_free(self, ports: dict[HostPort, int]) -> None:
+        for sandbox in self._store:
+            if not sandbox.status.attachments:
+                continue
+            for taken in host_ports(sandbox.config):
+                for port in ports:
+                    if port.collides(taken):
+                        raise AlreadyExistsError(
+                            f"config.port_mappings: host_port {port.port}/{port.protocol} is held by "
+                            f"sandbox {sandbox.id} ({sandbox.record.metadata.namespace}/"
+                            f"{sandbox.record.metadata.name}): remove that one or choose another port"
+                        )
 
     async def create_namespace(self, sandbox_id: str, sysctls: Mapping[str, str]) -> None:
         """Make and pin the pod's network namespace with `lo` up and its `net.*` sysctls set.
@@ -144,7 +209,7 @@ class PodNetwork:
         planned: NetworkAttachment,
     ) -> Attachment:
         pin = netns_file(sandbox_id)
-        mappings = port_mappings(config) if self._publish_ports else []
+        mappings = _capability(host_ports(config)) if self._publish_ports else []
         return Attachment(
             container_id=sandbox_id,
             netns=str(pin) if pin.exists() else "",

@@ -130,8 +130,8 @@ class Specs:
         user = resolve_user(
             context,
             image_user=defaults.user,
-            passwd=read_in_root(rootfs_dir, "etc/passwd", MAX_ACCOUNT_FILE_BYTES) or b"",
-            group=read_in_root(rootfs_dir, "etc/group", MAX_ACCOUNT_FILE_BYTES) or b"",
+            passwd=_account_file(rootfs_dir, "etc/passwd"),
+            group=_account_file(rootfs_dir, "etc/group"),
         )
         node = self._node
         if context.privileged:
@@ -192,6 +192,15 @@ class Specs:
             resolv_conf_file=str(paths.etc_dir / "resolv.conf"),
             annotations=dict(sandbox.config.annotations),
         )
+
+
+def _account_file(rootfs_dir: Path, path: str) -> bytes:
+    """What an image has there; a directory, a FIFO, a loop of links or a huge file is no account file."""
+    try:
+        return read_in_root(rootfs_dir, path, MAX_ACCOUNT_FILE_BYTES) or b""
+    except OSError as error:
+        log.warning("no account file", path=path, rootfs=str(rootfs_dir), error=str(error))
+        return b""
 
 
 def image_defaults(image: Image, name: str) -> ImageDefaults:
