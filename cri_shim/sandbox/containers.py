@@ -35,6 +35,7 @@ from cri_shim.host.files import make_dirs_in_root
 from cri_shim.host.pidfd import kill_process
 from cri_shim.ids import new_id
 from cri_shim.rollback import Rollback
+from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.launch import Launch, Launcher
 from cri_shim.sandbox.model import (
     ContainerMetadata,
@@ -45,6 +46,7 @@ from cri_shim.sandbox.model import (
     User,
 )
 from cri_shim.sandbox.pods import request_digest
+from cri_shim.sandbox.release import running
 from cri_shim.sandbox.store import Container, Sandbox, Store, as_json
 from cri_shim.single_flight import SingleFlight
 
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.sandbox.container_io import ExecResult, Execs
-    from cri_shim.sandbox.exits import Exit, ExitWatch
+    from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.release import Release
     from cri_shim.sandbox.specs import Specs
 
@@ -412,6 +414,10 @@ class Containers:
                 await self._cgroups.kill_all(self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S)
                 stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
                 await _wait_for_end(container, stop)
+            if not container.ended.is_set() and not running(process):
+                # Its end was missed, whatever the reason: it must not keep the container from being removed.
+                exit_ = self._exits.read(container.id) or Exit(None, 0)
+                await self.note_exit(container, exit_)
             if not container.ended.is_set():
                 raise DeadlineError(
                     f"container {container.id}: process {process.pid if process else '?'} did not end "

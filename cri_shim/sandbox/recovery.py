@@ -174,10 +174,11 @@ class Recovery:
                 container, await self._exit_of_ended(container), reason=None
             )
             return "ended"
+        # Watched before anything that may fail: an end that nobody notices can't be made good later.
+        self._exits.watch(container.id, status.process, status.monitor)
         await self._kill_execs(container)
         if container.state is ContainerState.CREATED:
             await self._note_unsaved_start(container)
-        self._exits.watch(container.id, status.process, status.monitor)
         return "running"
 
     async def _exit_of_ended(self, container: Container) -> Exit:
@@ -194,7 +195,8 @@ class Recovery:
         """A start that took effect but was not written down before the daemon ended."""
         runtime = self._runtimes().get(container.record.handler)
         state = await runtime.state(container.id)
-        if state is not None and state.status == "running":
+        runs = state is not None and state.status == "running"
+        if runs and container.state is ContainerState.CREATED:  # it may have ended meanwhile
             self._containers.update(container, container.status.started(time.time_ns()))
 
     async def _kill_execs(self, container: Container) -> None:
