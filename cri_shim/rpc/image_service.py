@@ -1,7 +1,6 @@
-"""ImageService: list, look up, remove, and how much disk images take.
+"""ImageService: pull, list, look up, remove, and how much disk images take.
 
-Rules are those of `runtime_service`. Images come in through the admin service; PullImage has no method here yet, so
-`handlers` answers it UNIMPLEMENTED.
+Rules are those of `runtime_service`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import NotFoundError
 from cri_shim.rpc.fields import require
 from cri_shim.rpc.runtime_service import json_text
-from cri_shim.rpc.translate_images import image_entry, image_info
+from cri_shim.rpc.translate_images import credentials, image_entry, image_info
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from cri_shim.image.credentials import Credentials
     from cri_shim.image.model import Image
 
 
@@ -51,6 +51,17 @@ class Images(Protocol):
         """What images take on disk."""
 
 
+class Pulls(Protocol):
+    """Brings images from registries."""
+
+    async def pull(self, image: str, credentials: Credentials | None = None) -> Image:
+        """Have the image of that reference here.
+
+        Raises BadImageReferenceError, NotFoundError, RegistryAuthError, RegistryUnavailableError, BadArchiveError,
+        ResourceExhaustedError, ConfigError.
+        """
+
+
 class LayerUsage(Protocol):
     """Counts the writable layers."""
 
@@ -63,6 +74,7 @@ class ImageService:
     """The RPCs of `runtime.v1.ImageService`, and of its older namesake."""
 
     images: Images
+    pulls: Pulls
     layers: LayerUsage
     mountpoint: Path
     """What clients are told holds images and writable layers: kubelet asks the kernel how full its file system is."""
@@ -87,6 +99,15 @@ class ImageService:
         if request.verbose:
             response.info["info"] = json_text(image_info(image))
         return response
+
+    async def pull_image(self, request: api.PullImageRequest) -> api.PullImageResponse:
+        """Have an image here as its registry has it now; the answer is its ID.
+
+        The pod that it is for (`sandbox_config`) makes no difference.
+        """
+        require(request, "image", "image.image")
+        image = await self.pulls.pull(request.image.image, credentials(request.auth))
+        return api.PullImageResponse(image_ref=image.id)
 
     async def remove_image(self, request: api.RemoveImageRequest) -> api.RemoveImageResponse:
         """Take an image away; succeeds for one that isn't there."""

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.image.credentials import credentials_of
 
 if TYPE_CHECKING:
+    from cri_shim.image.credentials import Credentials
     from cri_shim.image.model import Image
 
 MAX_UID: Final = (1 << 32) - 2
@@ -32,6 +34,18 @@ def image_entry(image: Image) -> api.Image:
     else:
         entry.username = user
     return entry
+
+
+def credentials(auth: api.AuthConfig) -> Credentials | None:
+    """What a pull may show to the registry; None for nothing. Raises InvalidArgumentError for a malformed `auth`."""
+    return credentials_of(
+        username=auth.username,
+        password=auth.password,
+        auth=auth.auth,
+        server_address=auth.server_address,
+        identity_token=auth.identity_token,
+        registry_token=auth.registry_token,
+    )
 
 
 def image_info(image: Image) -> dict[str, object]:

@@ -1,0 +1,222 @@
+"""What a pod could leave behind on a node, photographed before and after, and compared.
+
+Rules:
+- A snapshot is a count of names per kind. Whatever is in the later one and not in the earlier one is a leak; what
+  went away is not looked at.
+- Tests run in mount and network namespaces of their own (see `isolation`), so namespaces, mounts, links and packet
+  rules are compared whole. Processes, cgroups and files live in trees that the machine shares: there, what is ours is
+  told by the session's token, which is part of every name that the harness gives.
+- What a CNI plugin makes once per node and keeps by design is furniture, and no leak: see `furniture`.
+- Endings are asynchronous: `leaks_since` looks again for a bounded while before it believes in a leak.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.harness import packet_rules, procs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+SETTLE_S = 2.0
+NETNS_DIR = Path("/run/netns")
+CNI_DIR = Path("/var/lib/cni")
+SHARED_DIRS = (Path("/run"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
+RUNTIME_DIRS = (Path("/run/runc"), Path("/run/crun"))
+"""Where runtimes keep containers when nobody says otherwise, which cri-shim always does."""
+FILE_KINDS = ("file", "lease", "CNI result")
+"""Kinds found by walking the daemons' trees."""
+OWN_DESCRIPTORS = "descriptor of the test process"
+_FOREIGN_HELPERS = ("conmon", "runc", "crun")
+_HOST_LOCAL_FURNITURE = ("last_reserved_ip.", "lock")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What belongs to this test session."""
+
+    token: str
+    """Part of every name that the harness gives: directories, cgroups, networks, bridges."""
+    namespaces: frozenset[str] = frozenset()
+    """Mount and network namespaces that the session made for itself: whoever lives there is ours."""
+    trees: Callable[[], Collection[Path]] = tuple
+    """The directories of the daemons that exist now."""
+    daemons: Callable[[], Mapping[str, int]] = dict
+    """Name and pid of the daemons that run now; their descriptors are counted."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Leak:
+    """One thing that is there and was not."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.name}"
+
+
+class LeakError(AssertionError):
+    """Something was left behind."""
+
+    def __init__(self, leaks: Collection[Leak]) -> None:
+        super().__init__("\n".join(["left behind:", *(f"  {leak}" for leak in leaks)]))
+        self.leaks = tuple(leaks)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How often each name of each kind was there."""
+
+    counts: Mapping[str, Counter[str]] = field(default_factory=dict)
+
+    @classmethod
+    def take(cls, scope: Scope) -> Snapshot:
+        """Look at everything once; some 20 ms."""
+        mounts = _mounts()
+        processes = procs.processes_of(scope.token, set(scope.daemons().values()), scope.namespaces)
+        trees = scope.trees()
+        counts = {
+            "network namespace": Counter(_names(NETNS_DIR)),
+            "mount": Counter(f"{point} ({kind})" for point, kind in mounts),
+            "link": Counter(procs.link_names()),
+            "packet rule": Counter(packet_rules.current()),
+            "cgroup": Counter(_cgroups(mounts, scope.token)),
+            "process": Counter(str(process) for process in processes if not process.zombie),
+            "zombie": Counter(str(process) for process in processes if process.zombie),
+            OWN_DESCRIPTORS: Counter(procs.descriptors("self")),
+            "temporary file": Counter(_temporary_files(scope.token, trees)),
+        }
+        for name, pid in scope.daemons().items():
+            counts[f"descriptor of daemon {name}"] = Counter(procs.descriptors(str(pid)))
+        points = {point for point, _ in mounts}
+        for kind, path in _files([*trees, CNI_DIR], points):
+            counts.setdefault(kind, Counter())[path] += 1
+        return cls(counts)
+
+    def with_kinds_of(self, other: Snapshot, *kinds: str) -> Snapshot:
+        """This snapshot, with `kinds` as `other` saw them."""
+        return Snapshot(
+            {**self.counts, **{kind: other.counts.get(kind, Counter()) for kind in kinds}}
+        )
+
+    def leaks_in(self, after: Snapshot) -> list[Leak]:
+        """What `after` has and this one has not."""
+        return sorted(
+            Leak(kind, name if extra == 1 else f"{name} ({extra} more than before)")
+            for kind, names in after.counts.items()
+            # A daemon that was started in between has no earlier count of its descriptors.
+            if kind in self.counts or not kind.startswith("descriptor of daemon")
+            for name, extra in (names - self.counts.get(kind, Counter())).items()
+        )
+
+
+def leaks_since(
+    before: Snapshot,
+    scope: Scope,
+    *,
+    settle_s: float = SETTLE_S,
+    allowed: Callable[[Leak], bool] = lambda leak: False,
+) -> list[Leak]:
+    """What came since `before` and is still there after at most `settle_s` seconds."""
+    deadline = time.monotonic() + settle_s
+    while True:
+        leaks = [leak for leak in before.leaks_in(Snapshot.take(scope)) if not allowed(leak)]
+        if not leaks or time.monotonic() >= deadline:
+            return leaks
+        time.sleep(0.05)
+
+
+@contextmanager
+def no_leaks(scope: Scope, *, settle_s: float = SETTLE_S) -> Iterator[None]:
+    """Fail with the names of what the block left behind. Raises: LeakError."""
+    before = Snapshot.take(scope)
+    yield
+    leaks = leaks_since(before, scope, settle_s=settle_s)
+    if leaks:
+        raise LeakError(leaks)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+def _mounts() -> list[tuple[str, str]]:
+    """Mount point and file system type of every mount of this thread's namespace."""
+    found = []
+    for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        found.append((before.split()[4], after.split()[0]))
+    return found
+
+
+def _cgroups(mounts: list[tuple[str, str]], token: str) -> Iterator[str]:
+    for point, kind in mounts:
+        if kind in ("cgroup", "cgroup2"):
+            for path, is_dir in _walk(point, ()):
+                if is_dir and token in path:
+                    yield path
+
+
+def _temporary_files(token: str, trees: Collection[Path]) -> Iterator[str]:
+    """Names in shared directories that could be ours or our helpers'; the daemons' own trees are left to `_files`."""
+    known = {*RUNTIME_DIRS, *(path for tree in trees for path in (tree, *tree.parents))}
+    for directory in SHARED_DIRS:
+        for name in _names(directory):
+            ours = token in name or name.startswith(_FOREIGN_HELPERS)
+            if ours and directory / name not in known:
+                yield f"{directory}/{name}"
+    for directory in RUNTIME_DIRS:
+        yield from (f"{directory}/{name}" for name in _names(directory))
+
+
+def _files(trees: Collection[Path], mount_points: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Kind and path of every file below `trees`, and of the directories that belong to one object."""
+    for tree in trees:
+        for path, is_dir in _walk(str(tree), mount_points):
+            parts = path.split("/")
+            name = parts[-1]
+            if "results" in parts or "cache" in parts:
+                kind = "CNI result"
+            elif "networks" in parts or "leases" in parts:
+                kind = "lease"
+                if name.startswith(_HOST_LOCAL_FURNITURE):
+                    continue
+            else:
+                kind = "file"
+            # The house's own directories may be made on demand; a directory of an object must go with it.
+            if not is_dir or _is_objects_own(parts):
+                yield kind, path
+
+
+def _is_objects_own(parts: list[str]) -> bool:
+    return parts[-2] in ("layers", "ingest") or any(len(part) >= 32 for part in parts)
+
+
+def _walk(top: str, mount_points: Collection[str]) -> Iterator[tuple[str, bool]]:
+    """Paths below `top` and whether each is a directory; not into mounts or unpacked layers."""
+    pending = [top]
+    while pending:
+        try:
+            entries = list(os.scandir(pending.pop()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            is_dir = entry.is_dir(follow_symlinks=False)
+            yield entry.path, is_dir
+            if (
+                is_dir
+                and entry.path not in mount_points
+                and os.path.basename(os.path.dirname(entry.path)) != "layers"
+            ):
+                pending.append(entry.path)

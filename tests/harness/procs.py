@@ -1,0 +1,143 @@
+"""Processes, descriptors and links as the kernel shows them: the part of a snapshot that reads /proc.
+
+A process is ours if it descends from this test process or a daemon, names the session's token in its arguments or its
+cgroup, or lives in the mount or network namespace that the test session made for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+PROC = Path("/proc")
+PF_KTHREAD = 0x00200000
+_INODE = re.compile(r"^([a-z_]+):\[\d+\]$")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process; pid and start time together are never reused."""
+
+    pid: int
+    start_ticks: int
+    parent: int
+    zombie: bool
+    kernel_thread: bool
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.command} (pid {self.pid}, parent {self.parent}, started {self.start_ticks})"
+
+
+def processes_of(
+    token: str, daemons: Collection[int], namespaces: frozenset[str] = frozenset()
+) -> list[Process]:
+    """Our processes, zombies included; not this one, and not the daemons themselves.
+
+    A zombie of process 1 is not ours any more: that collects it in its own time, on some machines seconds later.
+    """
+    everyone = {process.pid: process for process in _processes()}
+    roots = {os.getpid(), *daemons}
+    ours = set(roots)
+    for pid, process in everyone.items():
+        if not process.kernel_thread and (_mentions(pid, token) or namespaces_of(pid) & namespaces):
+            ours.add(pid)
+    grown = True
+    while grown:
+        children = {p.pid for p in everyone.values() if p.parent in ours} - ours
+        ours |= children
+        grown = bool(children)
+    found = [everyone[pid] for pid in ours - roots if pid in everyone]
+    return [process for process in found if not (process.zombie and process.parent == 1)]
+
+
+def processes_naming(token: str) -> list[Process]:
+    """Processes that name the token in their arguments or their cgroup; not this one."""
+    return [p for p in _processes() if p.pid != os.getpid() and _mentions(p.pid, token)]
+
+
+def descriptors(pid: str) -> list[str]:
+    """What the open descriptors of a process stand for, without the numbers that differ each time."""
+    found = []
+    directory = PROC / pid / "fd"
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    for name in names:
+        try:
+            target = os.readlink(directory / name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        match = _INODE.match(target)
+        found.append(match.group(1) if match else re.sub(r"^/proc/\d+", "/proc/PID", target))
+    return found
+
+
+def link_names() -> list[str]:
+    """The network interfaces of this thread's network namespace."""
+    return [name for _, name in socket.if_nameindex()]
+
+
+def _processes() -> Iterator[Process]:
+    for name in os.listdir(PROC):
+        if name.isdigit():
+            process = read_process(int(name))
+            if process is not None:
+                yield process
+
+
+def read_process(pid: int) -> Process | None:
+    """One process as it is now; None when there is none."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+        command = (
+            (PROC / str(pid) / "cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode(errors="replace")
+            .strip()
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name stands in parentheses and may hold any character; fields are counted after the last one.
+    comm = stat[stat.index("(") + 1 : stat.rindex(")")]
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        start_ticks=int(fields[19]),
+        zombie=fields[0] in "ZX",
+        kernel_thread=bool(int(fields[6]) & PF_KTHREAD),
+        command=command[:300] or f"[{comm}]",
+    )
+
+
+def _mentions(pid: int, token: str) -> bool:
+    wanted = token.encode()
+    for name in ("cmdline", "cgroup"):
+        try:
+            if wanted in (PROC / str(pid) / name).read_bytes():
+                return True
+        except OSError:
+            return False
+    return False
+
+
+def namespaces_of(pid: int | str) -> set[str]:
+    """The mount and network namespaces of a process; empty if it has ended or may not be looked at."""
+    found = set()
+    for kind in ("mnt", "net"):
+        try:
+            found.add(os.readlink(PROC / str(pid) / "ns" / kind))
+        except OSError:
+            # Ended meanwhile, or a zombie: those are found by their parents.
+            pass
+    return found

@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Everything that must be green, in one command, from a fresh checkout on Debian 12 or newer, or Ubuntu:
+#
+#   sudo tests/run.sh [--unit | --integration] [-k EXPRESSION]
+#
+#   --unit           formatting, lint, types, layers and the unit tests
+#   --integration    the tests on real runc, conmon, CNI plugins and kernel, those with faults, and the parsers' fuzzing
+#   -k EXPRESSION    only tests whose names match, as pytest's -k; no other checks
+#
+# Installs missing Debian packages, and makes .venv in the checkout with the versions of constraints.txt. Every stage is
+# run, whatever the ones before said; the end names those that failed, and the exit status is 1 then.
+set -euo pipefail
+
+checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+# shellcheck source=deploy/prepare.sh
+. "$checkout/deploy/prepare.sh"
+
+readonly VENV=$checkout/.venv
+stages=()
+failed=()
+
+main() {
+    local checks=1 unit=1 integration=1 select=()
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --unit) integration=0 ;;
+        --integration) checks=0 unit=0 ;;
+        -k)
+            [ $# -ge 2 ] || usage
+            checks=0
+            select=(-k "$2")
+            shift
+            ;;
+        *) usage ;;
+        esac
+        shift
+    done
+    require_root
+    cd "$checkout"
+    hold_lock "$checkout"
+    logs=$(mktemp -d)
+    trap 'rm -rf -- "$logs"' EXIT
+    prepare_machine
+    if [ "$checks" -eq 1 ]; then
+        stage "ruff format" ruff format --check .
+        stage "ruff check" ruff check .
+        stage "mypy" mypy
+        stage "lint-imports" lint-imports
+    fi
+    if [ "$unit" -eq 1 ]; then
+        stage "unit tests" pytest "${select[@]}"
+    fi
+    if [ "$integration" -eq 1 ]; then
+        stage "integration tests" pytest -m "integration and not slow" tests/integration "${select[@]}"
+    fi
+    if [ "$integration" -eq 1 ] && [ -d tests/faults ]; then
+        stage "fault tests" pytest -m "integration and not slow" tests/faults "${select[@]}"
+    fi
+    if [ "$integration" -eq 1 ] && [ -d tests/fuzz ]; then
+        stage "fuzz tests" pytest -m "fuzz and not slow" tests/fuzz "${select[@]}"
+    fi
+    report
+}
+
+usage() {
+    echo "usage: tests/run.sh [--unit | --integration] [-k EXPRESSION]" >&2
+    exit 2
+}
+
+prepare_machine() {
+    local packages
+    read -ra packages <<<"$({ missing_runtime_packages; missing_test_packages; } | tr '\n' ' ')"
+    install_packages "${packages[@]}"
+    prepare_python
+    local print
+    print=$(fingerprint "$VENV" pyproject.toml constraints.txt)
+    if [ "$(cat "$VENV/fingerprint" 2>/dev/null)" != "$print" ] || ! "$VENV/bin/pytest" --version >/dev/null 2>&1; then
+        say "installing the test environment into .venv"
+        rm -f -- "$VENV/fingerprint"
+        make_venv "$VENV" constraints.txt -e ".[dev]"
+        echo "$print" >"$VENV/fingerprint"
+    fi
+    export PATH="$VENV/bin:$PATH"
+}
+
+missing_test_packages() {
+    have nft || echo nftables
+    have setpriv || echo util-linux
+}
+
+# stage NAME COMMAND...
+stage() {
+    local name=$1 log="$logs/${#stages[@]}" started=$SECONDS status=0 verdict=ok
+    shift
+    say "$name"
+    "$@" 9<&- 2>&1 | tee "$log" || status=$?
+    # pytest: nothing matched the selection.
+    if [ "$status" -ne 0 ] && ! { [ "$1" = pytest ] && [ "$status" -eq 5 ]; }; then
+        verdict=FAILED
+        failed+=("$name")
+    fi
+    stages+=("$(printf '%-20s %-7s %4d s' "$name" "$verdict" $((SECONDS - started)))")
+}
+
+# A line per stage, then one in pytest's form with the sums of all its runs; a failed stage of another kind is an error.
+report() {
+    echo
+    printf '%s\n' "${stages[@]}"
+    [ "${#failed[@]}" -eq 0 ] || printf 'FAILED: %s\n' "${failed[@]}"
+    local others=0 name
+    for name in "${failed[@]}"; do
+        case $name in *tests) ;; *) others=$((others + 1)) ;; esac
+    done
+    tail -q -n 1 "$logs"/* | awk -v errors="$others" -v seconds="$SECONDS" '
+        /^=.* in [0-9.]+s/ {
+            for (i = 1; i < NF; i++)
+                if ($i ~ /^[0-9]+$/) { kind = $(i + 1); sub(/,$/, "", kind); sub(/^error$/, "errors", kind); sum[kind] += $i }
+        }
+        END {
+            sum["errors"] += errors
+            split("failed passed skipped xfailed xpassed errors", kinds, " ")
+            for (i = 1; i <= 6; i++)
+                if (sum[kinds[i]]) text = text (text ? ", " : "") sum[kinds[i]] " " kinds[i]
+            printf "===== %s in %d.00s =====\n", (text ? text : "no tests ran"), seconds
+        }'
+    [ "${#failed[@]}" -eq 0 ]
+}
+
+main "$@"
