@@ -153,7 +153,7 @@ class Monitors:
 
         Raises MonitorError, DeadlineError.
         """
-        argv = [self._executable(), "--version"]
+        argv = [self.executable(), "--version"]
         done = await self._reaper.run(argv, timeout_s=timeout_s)
         words = done.stdout.decode("utf-8", "replace").split()
         if not done.ok or len(words) < 3:
@@ -255,7 +255,7 @@ class Monitors:
 
     def _argv(self, request: MonitorRequest, runtime_prefix: list[str]) -> list[str]:
         argv = [
-            *(self._executable(), "--sync", "--full-attach", "--no-sync-log"),
+            *(self.executable(), "--sync", "--full-attach", "--no-sync-log"),
             *("--cid", request.container_id, "--cuuid", request.container_id),
             *("--bundle", str(request.bundle_dir)),
             *("--container-pidfile", str(request.pid_file)),
@@ -273,7 +273,8 @@ class Monitors:
                 argv.append("--leave-stdin-open")
         return argv
 
-    def _executable(self) -> str:
+    def executable(self) -> str:
+        """The path of conmon. Raises MonitorError when there is none."""
         found = shutil.which(self._conmon)
         if found is None:
             raise MonitorError(
