@@ -4,6 +4,7 @@
     ├─ InvalidArgumentError         INVALID_ARGUMENT     malformed request: do not retry
     │  ├─ BadImageReferenceError
     │  ├─ BadArchiveError
+    │  │  └─ DamagedBlobError                            changed on its way: another try may help
     │  ├─ UnknownRuntimeHandlerError
     │  └─ ConfigError                                    the daemon's own configuration
     ├─ NotFoundError                NOT_FOUND
@@ -53,6 +54,10 @@ class BadImageReferenceError(InvalidArgumentError):
 
 class BadArchiveError(InvalidArgumentError):
     """An image archive, manifest or layer that is damaged, hostile or of a kind not supported."""
+
+
+class DamagedBlobError(BadArchiveError):
+    """A blob that does not have the digest it was asked for by: it was changed on its way, or where it is kept."""
 
 
 class UnknownRuntimeHandlerError(InvalidArgumentError):
@@ -127,6 +132,10 @@ class CniPluginError(UnavailableError):
         self.plugin = plugin
         self.command = command
         self.code = code
+
+    def name_object(self, what: str) -> None:
+        """Put the object first in the text: a plugin knows only container IDs and interfaces."""
+        self.args = (f"{what}: {self}",)
 
 
 class DeadlineError(CriShimError):

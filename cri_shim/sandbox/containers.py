@@ -28,6 +28,7 @@ from cri_shim.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
+    RuntimeCommandError,
     WrongStateError,
     host_step,
 )
@@ -180,7 +181,11 @@ class Containers:
             await self._launcher.mount_rootfs(launch, rollback)
             # 3. The spec, and the process that waits for its start.
             spec, user = await self._specs.container_spec(sandbox, container, image)
-            created = await self._launcher.create(launch, spec, rollback)
+            try:
+                created = await self._launcher.create(launch, spec, rollback)
+            except RuntimeCommandError:
+                require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
+                raise
             # 4. Complete, unless the pod was stopped meanwhile.
             require_ready(sandbox)
             container.process_spec = spec["process"]
@@ -579,6 +584,10 @@ def require_ready(sandbox: Sandbox) -> None:
         raise WrongStateError(f"sandbox {sandbox.id} is not ready: {why}")
 
 
+MAX_NAME_BYTES = 255
+"""NAME_MAX of Linux's file systems."""
+
+
 def log_path(log_directory: str, path: str) -> Path | None:
     """Where the container's log goes: inside the pod's log directory, or nowhere when CRI names no path.
 
@@ -586,8 +595,11 @@ def log_path(log_directory: str, path: str) -> Path | None:
     """
     if not log_directory or not path:
         return None
-    if path.startswith("/") or ".." in path.split("/") or "\0" in path or path.endswith("/"):
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts or "\0" in path or path.endswith("/"):
         raise InvalidArgumentError(
             f"config.log_path: {path!r}: a relative path without '..' below the pod's log_directory"
         )
+    if max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
+        raise InvalidArgumentError(f"config.log_path: a name of more than {MAX_NAME_BYTES} bytes")
     return Path(log_directory) / path

@@ -20,6 +20,7 @@ from cri_shim.cni.attachment import Attachment
 from cri_shim.cni.result import pod_ips
 from cri_shim.errors import (
     AlreadyExistsError,
+    CniPluginError,
     CriShimError,
     InvalidArgumentError,
     host_step,
@@ -171,7 +172,11 @@ class PodNetwork:
         """CNI ADD of every planned network, in order; the pod's addresses, those of the first network first."""
         ips: list[str] = []
         for planned in sandbox.status.attachments:
-            result = await self._cni.add(self._of(sandbox, planned))
+            try:
+                result = await self._cni.add(self._of(sandbox, planned))
+            except CniPluginError as error:
+                error.name_object(f"sandbox {sandbox.id}: network {planned.network}")
+                raise
             ips += [ip for ip in pod_ips(result, planned.ifname) if ip not in ips]
         return tuple(ips)
 
@@ -185,6 +190,8 @@ class PodNetwork:
             try:
                 await self._cni.delete(self._of(sandbox, planned))
             except CriShimError as error:
+                if isinstance(error, CniPluginError):
+                    error.name_object(f"sandbox {sandbox.id}: network {planned.network}")
                 failure = failure or error
                 continue
             left = tuple(a for a in sandbox.status.attachments if a != planned)

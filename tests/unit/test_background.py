@@ -1,13 +1,18 @@
-"""Tasks nobody waits for, and two things done side by side."""
+"""Tasks nobody waits for, work that outlives its caller or is done until it succeeds, two things side by side."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
-from cri_shim.background import Background, side_by_side, uninterrupted
+from cri_shim import background as background_module
+from cri_shim.background import Background, side_by_side, uninterrupted, until_done
+from cri_shim.errors import CriShimError, DeadlineError
 
 
 @pytest.mark.asyncio
@@ -80,21 +85,185 @@ async def test_background_close_cancels_what_does_not_end() -> None:
     assert ended == ["cancelled"]
 
 
+# --- work of its own that somebody waits for ---------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_what_owned_work_returns_or_raises_reaches_the_caller() -> None:
+    background = Background()
+
+    async def works() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def fails() -> int:
+        raise ValueError("no")
+
+    assert await background.owned("works", works()) == 7
+    with pytest.raises(ValueError, match="no"):
+        await background.owned("fails", fails())
+
+
+@pytest.mark.asyncio
+async def test_owned_work_goes_on_when_its_caller_goes_away() -> None:
+    background = Background()
+    go, done = asyncio.Event(), asyncio.Event()
+
+    async def works() -> None:
+        await go.wait()
+        done.set()
+
+    caller = asyncio.ensure_future(background.owned("works", works()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert not done.is_set()
+    go.set()
+    await background.close(5)
+    assert done.is_set()
+
+
+@pytest.mark.asyncio
+async def test_a_failure_of_owned_work_is_logged_by_nobody_but_its_caller() -> None:
+    background = Background()
+    go = asyncio.Event()
+
+    async def fails() -> None:
+        await go.wait()
+        raise ValueError("nobody hears it")
+
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: complaints.append(about))
+    caller = asyncio.ensure_future(background.owned("fails", fails()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([caller])
+    go.set()
+    with capture_logs() as logs:
+        await background.close(5)
+        del caller
+        gc.collect()
+        await asyncio.sleep(0)
+    assert (complaints, logs) == ([], [])
+
+
+@pytest.mark.asyncio
+async def test_close_cancels_owned_work_that_does_not_end() -> None:
+    background = Background()
+    ended: list[str] = []
+
+    async def hangs() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cancelled")
+
+    caller = asyncio.ensure_future(background.owned("hangs", hangs()))
+    await asyncio.sleep(0)
+    await background.close(0.01)
+    assert ended == ["cancelled"]
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+# --- until it succeeds -------------------------------------------------------------------------------------------
+
+
+class Stubborn:
+    """Work that fails in the given ways before it succeeds."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self._failures = list(failures)
+        self.tries = 0
+
+    async def work(self) -> None:
+        self.tries += 1
+        if self._failures:
+            raise self._failures.pop(0)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made, all of them over at once."""
+    made: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr(background_module, "asyncio", SimpleNamespace(sleep=pause))
+    return made
+
+
+@pytest.mark.asyncio
+async def test_what_succeeds_is_done_once_and_without_a_pause(pauses: list[float]) -> None:
+    stubborn = Stubborn()
+    with capture_logs() as logs:
+        await until_done("it", stubborn.work)
+    assert (stubborn.tries, pauses, logs) == (1, [], [])
+
+
+@pytest.mark.asyncio
+async def test_what_fails_is_done_again_with_growing_pauses_of_at_most_half_a_minute(
+    pauses: list[float],
+) -> None:
+    stubborn = Stubborn(*(DeadlineError("busy") for _ in range(9)))
+    await until_done("it", stubborn.work)
+    assert stubborn.tries == 10
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+@pytest.mark.asyncio
+async def test_each_kind_of_failure_is_logged_once(pauses: list[float]) -> None:
+    busy, disk = CriShimError("busy"), OSError(5, "disk")
+    with capture_logs() as logs:
+        await until_done("releasing", Stubborn(busy, busy, disk, disk, busy).work)
+    assert [(line["what"], line["error"]) for line in logs] == [
+        ("releasing", "busy"),
+        ("releasing", "[Errno 5] disk"),
+        ("releasing", "busy"),
+    ]
+    assert len(pauses) == 5
+
+
+@pytest.mark.asyncio
+async def test_a_mistake_in_the_program_is_not_tried_again(pauses: list[float]) -> None:
+    stubborn = Stubborn(KeyError("typo"))
+    with pytest.raises(KeyError):
+        await until_done("it", stubborn.work)
+    assert (stubborn.tries, pauses) == (1, [])
+
+
+@pytest.mark.asyncio
+async def test_what_never_succeeds_ends_with_its_owner() -> None:
+    background = Background()
+    stubborn = Stubborn(*(CriShimError("busy") for _ in range(1000)))
+    background.start("it", until_done("it", stubborn.work, first_pause_s=0.001))
+    await asyncio.sleep(0)
+    await background.close(0)
+    assert stubborn.tries == 1
+    await asyncio.sleep(0.005)
+    assert stubborn.tries == 1
+
+
+# --- effects in threads ------------------------------------------------------------------------------------------
+
+
 @pytest.mark.asyncio
 async def test_a_cancellation_waits_for_the_effect_in_the_thread() -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
     done: list[str] = []
 
     def effect() -> str:
-        begun.set()
+        loop.call_soon_threadsafe(begun.set)
         go_on.wait(5)
         done.append("effect")
         return "result"
 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(uninterrupted(effect))
-        while not begun.is_set():
-            await asyncio.sleep(0.001)
+        await begun.wait()
         task.cancel()
         await asyncio.sleep(0.01)
         task.cancel()
@@ -110,3 +279,27 @@ async def test_what_the_effect_returns_or_raises_reaches_the_caller() -> None:
     assert await uninterrupted(int, "7") == 7
     with pytest.raises(ValueError, match="invalid literal"):
         await uninterrupted(int, "seven")
+
+
+@pytest.mark.asyncio
+async def test_a_failure_of_the_effect_after_a_cancellation_is_no_news() -> None:
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _, about: complaints.append(about))
+
+    def effect() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(5)
+        raise OSError("no mount after all")
+
+    task = asyncio.ensure_future(uninterrupted(effect))
+    await begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    gc.collect()
+    assert complaints == []

@@ -35,11 +35,16 @@ async def test_a_commit_leaves_every_effect_in_place() -> None:
 @pytest.mark.asyncio
 async def test_a_failure_undoes_in_reverse_and_keeps_the_cause() -> None:
     log: list[str] = []
-    with pytest.raises(ValueError, match="the cause"):
-        async with Rollback("thing") as rollback:
+    rollback = Rollback("thing")
+
+    async def create() -> None:
+        async with rollback:
             rollback.push("one", undo(log, "one"))
             rollback.push("two", undo(log, "two"))
             raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"):
+        await create()
     assert log == ["two", "one"]
     assert rollback.failed == []
 
@@ -55,12 +60,17 @@ async def test_leaving_without_a_commit_undoes() -> None:
 @pytest.mark.asyncio
 async def test_a_failing_undo_neither_stops_the_others_nor_replaces_the_cause() -> None:
     log: list[str] = []
-    with pytest.raises(ValueError, match="the cause"):
-        async with Rollback("thing") as rollback:
+    rollback = Rollback("thing")
+
+    async def create() -> None:
+        async with rollback:
             rollback.push("one", undo(log, "one"))
             rollback.push("two", undo(log, "two", fail=True))
             rollback.push("three", undo(log, "three"))
             raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"):
+        await create()
     assert log == ["three", "two", "one"]
     assert rollback.failed == ["two"]
 
@@ -121,10 +131,14 @@ async def test_an_observer_that_raises_has_the_step_undone(
 
     monkeypatch.setattr(Rollback, "observer", stop)
     log: list[str] = []
-    with pytest.raises(RuntimeError, match="stopped here"):
+
+    async def create() -> None:
         async with Rollback("thing") as rollback:
             rollback.push("one", undo(log, "one"))
             rollback.push("two", undo(log, "two"))
+
+    with pytest.raises(RuntimeError, match="stopped here"):
+        await create()
     assert log == ["two", "one"]
 
 

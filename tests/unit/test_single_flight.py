@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from cri_shim.errors import UnavailableError
 from cri_shim.single_flight import SingleFlight, SupersededError
 
 
@@ -76,7 +77,7 @@ async def test_a_different_request_replaces_the_one_in_flight() -> None:
 async def _error_of(call: object) -> BaseException | None:
     try:
         await call  # type: ignore[misc]
-    except SupersededError as error:
+    except UnavailableError as error:
         return error
     return None
 
@@ -103,18 +104,42 @@ async def test_close_waits_for_the_grace_period_and_then_cancels() -> None:
     flights: SingleFlight[str] = SingleFlight()
     work = Work()
     async with asyncio.TaskGroup() as group:
-        caller = group.create_task(_ignoring(flights.run("pod", b"a", work.run)))
+        caller = group.create_task(_error_of(flights.run("pod", b"a", work.run)))
         await asyncio.sleep(0)
         await flights.close(0.01)
-        await caller
     assert work.cancelled == 1
+    # Nobody took its place: the caller is told what really happened.
+    assert type(caller.result()) is UnavailableError
+    assert "the server stops" in str(caller.result())
 
 
-async def _ignoring(call: object) -> None:
-    try:
-        await call  # type: ignore[misc]
-    except (SupersededError, asyncio.CancelledError):
-        pass
+@pytest.mark.asyncio
+async def test_what_was_replaced_before_the_closing_is_told_so() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    old, new = Work(), Work()
+    async with asyncio.TaskGroup() as group:
+        replaced = group.create_task(_error_of(flights.run("pod", b"a", old.run)))
+        await asyncio.sleep(0)
+        winner = group.create_task(_error_of(flights.run("pod", b"b", new.run)))
+        await replaced
+        await flights.close(0)
+    assert isinstance(replaced.result(), SupersededError)
+    assert type(winner.result()) is UnavailableError
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_goes_away_while_the_server_stops_is_just_cancelled() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    work = Work()
+    async with asyncio.TaskGroup() as group:
+        caller = group.create_task(flights.run("pod", b"a", work.run))
+        await asyncio.sleep(0)
+        closing = group.create_task(flights.close(0))
+        await asyncio.sleep(0)
+        caller.cancel()
+    assert closing.done()
+    assert caller.cancelled()
+    assert work.cancelled == 1
 
 
 @pytest.mark.asyncio

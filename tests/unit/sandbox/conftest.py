@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
 import pytest_asyncio
 
+from cri_shim.background import until_done
+from cri_shim.sandbox import containers
 from tests.fakes.house import House, open_house
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    import pytest
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What must not be given up is tried again almost at once."""
+    monkeypatch.setattr(containers, "until_done", partial(until_done, first_pause_s=0.001))
 
 
 @pytest_asyncio.fixture

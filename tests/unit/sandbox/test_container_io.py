@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +25,7 @@ from cri_shim.errors import (
     WrongStateError,
 )
 from cri_shim.host.process import Reaper, parent_pid
+from cri_shim.host.proctree import process_table
 from cri_shim.oci.runtime import HandlerSettings
 from cri_shim.paths import Paths
 from cri_shim.sandbox import container_io
@@ -86,6 +88,11 @@ class Node:
     async def sh(self, script: str, timeout_s: float = 0) -> ExecResult:
         return await self.run("sh", "-c", script, timeout_s=timeout_s)
 
+    def runtimes(self) -> list[int]:
+        """Commands of the runtime that go on."""
+        mine = f"\0{self.exec_dir}/".encode()
+        return [pid for pid in process_table() if is_alive(pid) and mine in command_line(pid)]
+
 
 @pytest_asyncio.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
@@ -95,6 +102,14 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     await made.background.close(5)
     made.reaper.close()
     assert list(made.exec_dir.iterdir()) == []
+    assert made.runtimes() == []
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 async def pid_in(path: Path) -> int:
@@ -269,10 +284,12 @@ async def test_at_the_deadline_the_command_and_all_it_started_die(
 
 
 @pytest.mark.asyncio
-async def test_a_runtime_that_does_not_answer_is_killed_at_the_deadline(node: Node) -> None:
-    with pytest.raises(DeadlineError, match="did not start 'hang' in time"):
+async def test_a_runtime_that_does_not_answer_is_dead_when_its_caller_hears_of_the_deadline(
+    node: Node,
+) -> None:
+    with pytest.raises(DeadlineError, match=r"'hang' (.*) within 0\.1 s and was killed"):
         await node.run("hang", timeout_s=0.1)
-    await node.background.close(5)
+    assert node.runtimes() == []
 
 
 @pytest.mark.asyncio
@@ -280,8 +297,31 @@ async def test_a_runtime_that_does_not_answer_is_killed_without_a_deadline_too(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(container_io, "RUNTIME_TIMEOUT_S", 0.1)
-    with pytest.raises(DeadlineError):
+    with pytest.raises(DeadlineError, match=r"0\.1 s"):
         await node.run("hang")
+    assert node.runtimes() == []
+
+
+@pytest.mark.asyncio
+async def test_a_command_that_had_started_when_its_runtime_was_killed_dies_too(
+    node: Node, tmp_path: Path
+) -> None:
+    # The runtime starts the command and then hangs itself, its pid file written.
+    slow = tmp_path / "slow_runtime.py"
+    slow.write_text(
+        Path(exec_runtime.__file__)
+        .read_text()
+        .replace("sys.exit(main())", "main(); time.sleep(600)")
+    )
+    node.runtime.program = [sys.executable, "-SE", str(slow)]
+    pid_file = tmp_path / "pid"
+    call = asyncio.ensure_future(node.sh(f"echo $$ > {pid_file}; exec sleep 600", timeout_s=0.5))
+    pid = await pid_in(pid_file)
+    assert node.runtimes() != []
+    with pytest.raises(DeadlineError):
+        await call
+    assert node.runtimes() == []
+    assert not is_alive(pid)
 
 
 @pytest.mark.asyncio
@@ -299,16 +339,37 @@ async def test_a_caller_that_goes_away_takes_its_command_along(node: Node, tmp_p
 
 
 @pytest.mark.asyncio
-async def test_a_caller_that_goes_away_before_the_runtime_answers_takes_it_along(
-    node: Node,
+async def test_a_runtime_whose_caller_went_away_does_not_hang_for_ever(
+    node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(container_io, "RUNTIME_TIMEOUT_S", 0.1)
     call = asyncio.ensure_future(node.run("hang"))
-    await until(lambda: list(node.exec_dir.iterdir()))
-    await asyncio.sleep(0.02)
+    await until(node.runtimes)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
     await node.background.close(5)
+    assert node.runtimes() == []
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_goes_away_while_its_command_is_handed_over_takes_it_along(
+    node: Node, tmp_path: Path
+) -> None:
+    pid_file = tmp_path / "pid"
+    call = asyncio.ensure_future(node.sh(f"echo $$ > {pid_file}; exec sleep 600"))
+    await until(lambda: list(node.exec_dir.iterdir()))
+    # The loop sees nothing while the runtime starts the command and leaves, and then everything at once.
+    deadline = time.monotonic() + 5
+    while not (pid_file.exists() and pid_file.read_text().strip() and node.runtimes() == []):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)  # noqa: ASYNC251 - holding the loop up is the point
+    pid = int(pid_file.read_text())
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await node.background.close(5)
+    assert not is_alive(pid)
 
 
 @pytest.mark.asyncio

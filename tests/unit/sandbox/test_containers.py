@@ -19,10 +19,12 @@ from cri_shim.errors import (
     MonitorError,
     NotFoundError,
     RuntimeCommandError,
+    UnavailableError,
     WrongStateError,
 )
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox import containers as containers_module
+from cri_shim.sandbox import exits as exits_module
 from cri_shim.sandbox.containers import log_path
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.model import ContainerState, ContainerStatus
@@ -179,6 +181,14 @@ async def test_what_only_the_spec_refuses_is_undone(house: House) -> None:
     only_the_pod(house, before)
 
 
+@pytest.mark.parametrize("error", [errno.EISDIR, errno.ELOOP, errno.EFBIG])
+async def test_what_is_no_account_file_names_no_accounts(house: House, error: int) -> None:
+    house.points.fail("accounts.read", OSError(error, "not that"))
+    container = await house.create(await house.run_pod())
+    assert container.status.user is not None
+    assert (container.status.user.uid, container.status.user.gid) == (0, 0)
+
+
 async def test_a_log_directory_that_cannot_be_made_is_said(house: House, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     sandbox = house.pods.find(
@@ -324,9 +334,56 @@ async def test_a_daemon_that_stops_undoes_what_does_not_end_in_time(
     await let_an_undo_run(point)
     hold.release()
     await closing
-    assert isinstance(await call, SupersededError)
+    outcome = await call
+    assert type(outcome) is UnavailableError
+    assert "the server stops" in str(outcome)
     await house.settle()
     only_the_pod(house, before)
+
+
+async def test_a_record_that_could_not_be_removed_is_listed_exited_and_removed_later(
+    house: House,
+) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    house.points.fail("monitor.created", REFUSED)
+    house.points.fail("remove_tree root", OSError(errno.EIO, "disk"))
+    with pytest.raises(RuntimeCommandError, match="no such file"):
+        await create_in(house, sandbox)
+    [container] = house.containers.list_containers()
+    assert (container.state, container.ended.is_set()) == (ContainerState.EXITED, True)
+    assert "record" in container.status.message
+
+    house.points.heal()
+    await house.containers.remove_container(container.id)
+    only_the_pod(house, before)
+    await create_in(house, sandbox)
+
+
+async def test_what_is_undone_at_its_very_end_reports_no_exit(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = await house.run_pod()
+    stop_at(monkeypatch, "commit")
+    with pytest.raises(RuntimeError):
+        await create_in(house, sandbox)
+    await house.settle()
+    assert house.reported == []
+
+
+async def test_a_process_that_ends_before_its_creation_is_complete_fails_it(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    hold = house.points.hold("monitor.created")
+    call = asyncio.ensure_future(outcome_of(create_in(house, sandbox)))
+    await hold.reached.wait()
+    [process] = [p for p in house.kernel.processes.values() if p.argv == ("sleep", "9")]
+    house.kernel.end(process.pid, 1)
+    hold.release()
+    assert "ended before it was started" in str(await call)
+    await house.settle()
+    only_the_pod(house, before)
+    assert house.reported == []
 
 
 async def test_a_pod_stopped_while_a_container_is_made_has_it_undone(house: House) -> None:
@@ -388,12 +445,54 @@ async def test_only_a_created_container_can_be_started(house: House) -> None:
         await house.containers.start_container("0" * 64)
 
 
-async def test_of_two_starts_at_once_one_wins(house: House) -> None:
+async def test_starts_at_once_share_one(house: House) -> None:
     container = await house.create(await house.run_pod())
+    house.points.passed.clear()
     outcomes = await asyncio.gather(
-        *(outcome_of(house.containers.start_container(container.id)) for _ in range(2))
+        *(outcome_of(house.containers.start_container(container.id)) for _ in range(3))
     )
-    assert [type(outcome).__name__ for outcome in outcomes] == ["NoneType", "WrongStateError"]
+    assert outcomes == [None] * 3
+    assert house.points.passed.count("runtime.start") == 1
+
+
+@pytest.mark.parametrize("point", ["runtime.start", "runtime.started"])
+async def test_a_start_whose_caller_goes_away_goes_on(house: House, point: str) -> None:
+    container = await house.create(await house.run_pod())
+    hold = house.points.hold(point)
+    call = asyncio.ensure_future(house.containers.start_container(container.id))
+    await hold.reached.wait()
+    call.cancel()
+    assert isinstance(await outcome_of(call), asyncio.CancelledError)
+    hold.release()
+    await until(lambda: container.state is ContainerState.RUNNING)
+    assert house.runtime.containers[container.id].status == "running"
+
+
+@pytest.mark.parametrize("point", ["runtime.start", "runtime.started"])
+async def test_a_retried_start_joins_the_one_under_way(house: House, point: str) -> None:
+    container = await house.create(await house.run_pod())
+    house.points.passed.clear()
+    hold = house.points.hold(point)
+    first = asyncio.ensure_future(house.containers.start_container(container.id))
+    await hold.reached.wait()
+    first.cancel()
+    await outcome_of(first)
+    retry = asyncio.ensure_future(house.containers.start_container(container.id))
+    await turn_over()
+    hold.release()
+    await retry
+    assert container.state is ContainerState.RUNNING
+    assert house.points.passed.count("runtime.start") == 1
+
+
+async def test_a_start_that_a_stopping_daemon_cuts_short_is_said_to_be(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    hold = house.points.hold("runtime.start")
+    call = asyncio.ensure_future(outcome_of(house.containers.start_container(container.id)))
+    await hold.reached.wait()
+    await house.containers.close(0)
+    assert type(await call) is UnavailableError
+    assert container.state is ContainerState.CREATED
 
 
 async def test_nothing_is_started_in_a_pod_that_is_not_ready(house: House) -> None:
@@ -422,6 +521,35 @@ async def test_a_refused_start_leaves_an_exited_container_that_holds_nothing(hou
     assert container.status.released
     assert container.id not in house.runtime.containers
     assert len(house.kernel.processes) == 2
+
+
+async def test_a_refused_start_says_why_even_if_the_runtime_then_says_nothing_more(
+    house: House,
+) -> None:
+    container = await house.create(await house.run_pod())
+    house.points.fail(
+        "runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "the cause")
+    )
+    house.points.fail("runtime.state", DeadlineError("runc state hangs"))
+    with pytest.raises(RuntimeCommandError, match="the cause"):
+        await house.containers.start_container(container.id)
+    assert (container.status.reason, container.status.exit_code) == ("StartError", 128)
+    assert "the cause" in container.status.message
+    await house.settle()
+    assert container.status.released
+
+
+async def test_what_a_refused_start_leaves_is_released_once_that_is_possible(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    house.points.fail("runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "no"))
+    house.points.fail("cgroup.remove", CriShimError("busy"))
+    with pytest.raises(RuntimeCommandError):
+        await house.containers.start_container(container.id)
+    await until(lambda: house.points.passed.count("cgroup.remove") > 1)
+    assert not container.status.released
+    house.points.heal()
+    await until(lambda: container.status.released)
+    assert house.containers.cgroup_dir(container) not in house.kernel.cgroups.dirs
 
 
 async def test_a_start_that_an_earlier_call_began_is_taken_for_done(house: House) -> None:
@@ -469,7 +597,64 @@ async def test_an_exited_container_holds_nothing_but_files(house: House) -> None
     left = house.leftovers()
     changed = {kind for kind in left if left[kind] != before.get(kind)}
     assert changed == {"containers", "files", "mounts"}
-    assert not (house.paths.exits_dir / container.id).exists()
+
+
+async def test_the_exit_file_stays_as_long_as_the_container(house: House) -> None:
+    # Should the status that was made of it be lost, a new daemon needs it again.
+    container = await house.start(await house.run_pod())
+    house.kernel.end(process_of(house, container).pid, 3)
+    await exited(container)
+    await house.settle()
+    exit_file = house.paths.exits_dir / container.id
+    assert container.status.released
+    assert exit_file.read_text() == "3"
+    assert house.monitors.discarded == []
+    await house.containers.remove_container(container.id)
+    assert not exit_file.exists()
+    assert house.monitors.discarded == [container.id]
+
+
+async def test_what_an_exited_container_held_is_released_once_that_is_possible(
+    house: House,
+) -> None:
+    sandbox = await house.run_pod()
+    container = await house.start(sandbox)
+    house.points.fail("cgroup.remove", CriShimError("busy"))
+    house.kernel.end(process_of(house, container).pid, 3)
+    await until(lambda: house.points.passed.count("cgroup.remove") > 1)
+    # The exit is shown meanwhile.
+    assert (container.status.exit_code, container.status.released) == (3, False)
+    house.points.heal()
+    await until(lambda: container.status.released)
+    assert container.id not in house.runtime.containers
+    assert house.containers.cgroup_dir(container) not in house.kernel.cgroups.dirs
+
+
+async def test_a_removal_meanwhile_ends_the_releasing(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await house.start(sandbox)
+    house.points.fail("runtime.delete", OSError(errno.EIO, "disk"))
+    house.kernel.end(process_of(house, container).pid, 3)
+    await until(lambda: "runtime.delete" in house.points.passed)
+    house.points.heal()
+    await house.containers.remove_container(container.id)
+    passed = len(house.points.passed)
+    await house.settle()
+    assert len(house.points.passed) == passed
+    only_the_pod(house, before)
+
+
+async def test_a_slow_monitor_is_no_dead_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exits_module, "SLOW_MONITOR_S", 0.005)
+    container = await house.start(await house.run_pod())
+    house.monitors.write_exit_files = False  # it still writes the log, to a slow disk
+    house.kernel.end(process_of(house, container).pid, 0)
+    await asyncio.sleep(0.03)
+    assert container.state is ContainerState.RUNNING
+    leave_exit_file(house.paths.exits_dir, container.id, 0)
+    await exited(container)
+    assert (container.status.exit_code, container.status.reason) == (0, "Completed")
 
 
 async def test_the_time_of_the_exit_is_that_of_its_file(house: House) -> None:
@@ -529,6 +714,22 @@ async def test_a_container_whose_monitor_died_is_killed_and_says_so(house: House
     await exited(container)
     assert process.pid not in house.kernel.processes
     assert container.status.exit_code == 137
+    assert container.status.reason == "MonitorDied"
+
+
+async def test_a_container_whose_monitor_died_is_killed_again_until_it_is_dead(
+    house: House,
+) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    house.points.fail("cgroup.kill", DeadlineError("it hangs in the kernel"))
+    assert container.status.monitor is not None
+    house.kernel.end(container.status.monitor.pid, 137)
+    await until(lambda: house.points.passed.count("cgroup.kill") > 1)
+    assert container.state is ContainerState.RUNNING
+    house.points.heal()
+    await house.containers.stop_container(container.id, 10)
+    assert process.pid not in house.kernel.processes
     assert container.status.reason == "MonitorDied"
 
 
@@ -644,9 +845,27 @@ async def test_a_container_whose_process_nobody_knows_is_stopped_by_its_cgroup(
     container = make_container(sandbox_id=sandbox.id, status=ContainerStatus(committed_at_ns=1))
     house.stored.create(container)
     process = house.kernel.spawn(("lost",), cgroup=house.containers.cgroup_dir(container))
-    with pytest.raises(DeadlineError, match=r"process \?"):
-        await house.containers.stop_container(container.id, 10)
+    await house.containers.stop_container(container.id, 10)
     assert process.pid not in house.kernel.processes
+    assert (container.status.exit_code, container.status.reason) == (137, "MonitorDied")
+
+
+@pytest.mark.parametrize(("left", "expected"), [(5, (5, "Error")), (None, (137, "MonitorDied"))])
+async def test_a_stop_notices_an_end_that_was_missed(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    left: int | None,
+    expected: tuple[int, str],
+) -> None:
+    monkeypatch.setattr(containers_module, "KILL_TIMEOUT_S", 0.02)
+    container = await house.start(await house.run_pod())
+    house.exits.forget(container.id)
+    house.monitors.write_exit_files = False
+    house.kernel.end(process_of(house, container).pid, 5)
+    if left is not None:
+        leave_exit_file(house.paths.exits_dir, container.id, left)
+    await house.containers.stop_container(container.id, 0)
+    assert (container.status.exit_code, container.status.reason) == expected
 
 
 # --- RemoveContainer ---------------------------------------------------------------------------------------------

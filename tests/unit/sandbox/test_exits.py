@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from cri_shim.sandbox import exits as exits_module
 from cri_shim.sandbox.exits import Exit, ExitWatch, read_exit_file
@@ -130,28 +132,98 @@ async def test_a_monitor_that_ends_after_its_file_is_no_loss(node: Node) -> None
     assert node.codes() == [(ID, 8)]
 
 
+def hurry(patch: pytest.MonkeyPatch, *, slow_s: float, hung_s: float) -> None:
+    """Lose patience with monitors sooner."""
+    patch.setattr(exits_module, "SLOW_MONITOR_S", slow_s)
+    patch.setattr(exits_module, "HUNG_MONITOR_S", hung_s)
+
+
 @pytest.mark.asyncio
-async def test_a_file_that_never_comes_is_given_up(
+async def test_a_slow_monitor_is_warned_of_once_and_waited_for(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exits_module, "EXIT_FILE_S", 0.01)
+    hurry(monkeypatch, slow_s=0.005, hung_s=60)
     process, _ = node.begin()
+    with capture_logs() as logs:
+        node.kernel.end(process.pid)
+        await until(lambda: logs)
+        await asyncio.sleep(0.02)
+    assert [(line["log_level"], line["id"]) for line in logs] == [("warning", ID)]
+    assert node.reported == []
+    leave_exit_file(node.directory, ID, 5)
+    await until(lambda: node.reported)
+    assert node.codes() == [(ID, 5)]
+
+
+@pytest.mark.asyncio
+async def test_a_slow_monitor_that_dies_is_not_waited_for_any_longer(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch, slow_s=0.005, hung_s=60)
+    process, monitor = node.begin()
+    with capture_logs() as logs:
+        node.kernel.end(process.pid)
+        await until(lambda: logs)
+    node.kernel.end(monitor.pid)
+    await until(lambda: node.reported)
+    assert node.reported == [(ID, Exit(None, 0))]
+
+
+@pytest.mark.asyncio
+async def test_a_monitor_that_hangs_is_given_up_but_not_before_its_time(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch, slow_s=0.01, hung_s=0.05)
+    process, _ = node.begin()
+    began = asyncio.get_running_loop().time()
     node.kernel.end(process.pid)
     await until(lambda: node.reported)
+    assert asyncio.get_running_loop().time() - began >= 0.049  # the loop's clock has its grain
     assert node.codes() == [(ID, None)]
+
+
+@pytest.mark.asyncio
+async def test_a_file_seen_by_nobody_is_found_before_the_warning(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch, slow_s=0.08, hung_s=60)
+    process, _ = node.begin()
+    with capture_logs() as logs:
+        node.kernel.end(process.pid)
+        await turn_over()
+        (node.directory / ID).write_text("9")
+        await until(lambda: node.reported)
+    assert node.codes() == [(ID, 9)]
+    assert logs == []
 
 
 @pytest.mark.asyncio
 async def test_a_file_seen_by_nobody_is_found_before_giving_up(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exits_module, "EXIT_FILE_S", 0.08)
+    hurry(monkeypatch, slow_s=0.002, hung_s=0.1)
     process, _ = node.begin()
-    node.kernel.end(process.pid)
-    await turn_over()
-    (node.directory / ID).write_text("9")
-    await until(lambda: node.reported)
+    with capture_logs() as logs:
+        node.kernel.end(process.pid)
+        await until(lambda: logs)
+        (node.directory / ID).write_text("9")
+        await until(lambda: node.reported)
     assert node.codes() == [(ID, 9)]
+    assert len(logs) == 1
+
+
+@pytest.mark.asyncio
+async def test_what_is_forgotten_after_the_warning_is_not_reported(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch, slow_s=0.002, hung_s=0.1)
+    process, _ = node.begin()
+    with capture_logs() as logs:
+        node.kernel.end(process.pid)
+        await until(lambda: logs)
+    node.watch.forget(ID)
+    await asyncio.sleep(0.12)
+    assert node.reported == []
 
 
 @pytest.mark.asyncio

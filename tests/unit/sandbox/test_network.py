@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.errors import CniPluginError, InvalidArgumentError, NotReadyError
+from cri_shim.errors import (
+    AlreadyExistsError,
+    CniPluginError,
+    InvalidArgumentError,
+    NotReadyError,
+)
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.model import NetworkAttachment, PodMetadata, SandboxStatus
-from cri_shim.sandbox.network import has_host_network, port_mappings
+from cri_shim.sandbox.network import HostPort, has_host_network, host_ports
 from tests.fakes.house import House, pod_config
 from tests.fakes.networks import FakeCni
+from tests.unit.sandbox.interruptions import outcome_of
 from tests.unit.sandbox.records import make_sandbox
 
 if TYPE_CHECKING:
@@ -148,13 +155,18 @@ def with_ports(*mappings: dict[str, Any]) -> api.PodSandboxConfig:
     return api.PodSandboxConfig(port_mappings=[api.PortMapping(**m) for m in mappings])
 
 
-def test_ports_are_described_as_the_portmap_plugin_wants_them() -> None:
+@pytest.mark.asyncio
+async def test_ports_are_described_as_the_portmap_plugin_wants_them(house: House) -> None:
     config = with_ports(
         {"host_port": 80, "container_port": 8080},
         {"host_port": 53, "container_port": 5353, "protocol": api.UDP, "host_ip": "127.0.0.1"},
-        {"host_port": 1, "container_port": 2, "protocol": api.SCTP},
+        {"host_port": 1, "container_port": 2, "protocol": api.SCTP, "host_ip": "0.0.0.0"},
     )
-    assert port_mappings(config) == [
+    sandbox = make_sandbox(config=config)
+    house.sandboxes.create(sandbox)
+    await house.network.attach(sandbox)
+    [attachment] = house.cni.attached.values()
+    assert attachment.capability_args["portMappings"] == [
         {"hostPort": 80, "containerPort": 8080, "protocol": "tcp"},
         {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "127.0.0.1"},
         {"hostPort": 1, "containerPort": 2, "protocol": "sctp"},
@@ -177,7 +189,73 @@ async def test_host_ports_are_left_alone_where_something_else_publishes_them(
 
 
 def test_a_port_without_a_host_port_is_not_forwarded() -> None:
-    assert port_mappings(with_ports({"container_port": 80})) == []
+    assert host_ports(with_ports({"container_port": 80}, {"container_port": 80})) == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "collide"),
+    [
+        (("tcp", 80, ""), ("tcp", 80, ""), True),
+        (("tcp", 80, ""), ("tcp", 80, "10.0.0.1"), True),
+        (("tcp", 80, "10.0.0.1"), ("tcp", 80, "10.0.0.1"), True),
+        (("tcp", 80, "10.0.0.1"), ("tcp", 80, "10.0.0.2"), False),
+        (("tcp", 80, ""), ("udp", 80, ""), False),
+        (("tcp", 80, ""), ("tcp", 81, ""), False),
+    ],
+    ids=str,
+)
+def test_a_port_is_one_of_a_protocol_on_an_address(
+    one: tuple[str, int, str], other: tuple[str, int, str], *, collide: bool
+) -> None:
+    assert HostPort(*one).collides(HostPort(*other)) is collide
+    assert HostPort(*other).collides(HostPort(*one)) is collide
+
+
+def test_a_port_given_twice_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="80/tcp: given twice"):
+        host_ports(
+            with_ports(
+                {"host_port": 80, "container_port": 1},
+                {"host_port": 80, "container_port": 2, "host_ip": "127.0.0.1"},
+            )
+        )
+
+
+@pytest.mark.asyncio
+async def test_a_port_that_another_pod_has_is_refused_until_that_one_is_gone(house: House) -> None:
+    first, second = pod_config("first"), pod_config("second")
+    for config, host_ip in ((first, "127.0.0.1"), (second, "")):
+        config.port_mappings.add(host_port=80, container_port=8080, host_ip=host_ip)
+    holder = await house.pods.run_pod_sandbox(first, "")
+    before = house.leftovers()
+    with pytest.raises(AlreadyExistsError, match=rf"80/tcp is held by sandbox {holder} .*first"):
+        await house.pods.run_pod_sandbox(second, "")
+    assert house.leftovers() == before
+    # What is stopped is detached: its ports are free.
+    await house.pods.stop_pod_sandbox(holder)
+    await house.pods.run_pod_sandbox(second, "")
+
+
+@pytest.mark.asyncio
+async def test_of_two_pods_made_at_once_one_has_the_port(house: House) -> None:
+    configs = [pod_config(name) for name in ("first", "second")]
+    for config in configs:
+        config.port_mappings.add(host_port=80, container_port=8080)
+    outcomes = await asyncio.gather(
+        *(outcome_of(house.pods.run_pod_sandbox(config, "")) for config in configs)
+    )
+    assert [type(outcome) for outcome in outcomes] == [str, AlreadyExistsError]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["unpublished", "host-network"])
+async def test_ports_that_we_do_not_publish_are_nobodys_here(house: House, how: str) -> None:
+    house.publish_ports = how != "unpublished"
+    house._wire()
+    for name in ("first", "second"):
+        config = pod_config(name, host_network=how == "host-network")
+        config.port_mappings.add(host_port=80, container_port=8080)
+        await house.pods.run_pod_sandbox(config, "")
 
 
 @pytest.mark.parametrize(
@@ -188,12 +266,13 @@ def test_a_port_without_a_host_port_is_not_forwarded() -> None:
         {"host_port": 80, "container_port": 0},
         {"host_port": 80, "container_port": 65536},
         {"host_port": 80, "container_port": 80, "protocol": 9},
+        {"host_port": 80, "container_port": 80, "host_ip": "localhost"},
     ],
     ids=str,
 )
 def test_ports_that_do_not_exist_are_refused(mapping: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=r"config\.port_mappings"):
-        port_mappings(with_ports(mapping))
+        host_ports(with_ports(mapping))
 
 
 def test_only_the_nodes_network_is_the_hosts() -> None:

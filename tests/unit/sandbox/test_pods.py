@@ -7,17 +7,20 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import (
     AlreadyExistsError,
     CniPluginError,
     CriShimError,
+    DeadlineError,
     InvalidArgumentError,
     NotFoundError,
     NotReadyError,
     ResourceExhaustedError,
     RuntimeCommandError,
+    UnavailableError,
     UnknownRuntimeHandlerError,
     UnsupportedError,
 )
@@ -241,6 +244,33 @@ async def test_what_could_not_be_undone_is_listed_not_ready_and_removed_later(
     await house.run_pod()
 
 
+async def test_a_record_that_could_not_be_removed_is_listed_not_ready_and_removed_later(
+    house: House,
+) -> None:
+    house.points.fail("runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "no"))
+    house.points.fail("remove_tree root", OSError(errno.EIO, "disk"))
+    with pytest.raises(RuntimeCommandError):
+        await house.pods.run_pod_sandbox(pod_config(), "")
+    [sandbox] = house.pods.list_pod_sandbox()
+    assert sandbox.state is SandboxState.NOT_READY
+    assert "record" in sandbox.status.reason
+
+    house.points.heal()
+    await house.pods.remove_pod_sandbox(sandbox.id)
+    assert house.leftovers() == {}
+    await house.run_pod()
+
+
+async def test_what_is_undone_at_its_very_end_reports_no_exit(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, "commit")
+    with pytest.raises(RuntimeError):
+        await house.pods.run_pod_sandbox(pod_config(), "")
+    await house.settle()
+    assert house.reported == []
+
+
 async def test_the_namespace_stays_while_its_networks_are_not_detached(house: House) -> None:
     house.points.fail("runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "no"))
     house.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
@@ -308,7 +338,9 @@ async def test_a_daemon_that_stops_undoes_what_does_not_end_in_time(
     await let_an_undo_run(point)
     hold.release()
     await closing
-    assert isinstance(await call, SupersededError)
+    outcome = await call
+    assert type(outcome) is UnavailableError
+    assert "the server stops" in str(outcome)
     await house.settle()
     assert house.leftovers() == {}
 
@@ -423,12 +455,55 @@ async def test_a_failing_detachment_is_reported_and_the_next_stop_completes_it(
         await house.pods.stop_pod_sandbox(sandbox.id)
     assert sandbox.state is SandboxState.NOT_READY
     assert (sandbox.status.torn_down, len(sandbox.status.attachments)) == (False, 1)
-    assert house.kernel.processes == {}
+    # Everything else is gone: the namespace alone stays, for the DEL that is still to come.
+    assert sorted(house.leftovers()) == ["attachments", "files", "namespaces", "sandboxes"]
 
     house.points.heal()
     await house.pods.stop_pod_sandbox(sandbox.id)
     assert (sandbox.status.torn_down, len(sandbox.status.attachments)) == (True, 0)
     assert sorted(house.leftovers()) == ["files", "sandboxes"]
+
+
+async def test_a_pause_process_that_cannot_be_killed_keeps_no_address(house: House) -> None:
+    sandbox = await house.run_pod()
+    house.points.fail("cgroup.kill", DeadlineError("it hangs in the kernel"))
+    with pytest.raises(DeadlineError, match="hangs in the kernel"):
+        await house.pods.stop_pod_sandbox(sandbox.id)
+    assert (house.cni.attached, house.kernel.namespaces, house.kernel.mounts) == ({}, {}, set())
+    assert (sandbox.state, sandbox.status.torn_down) == (SandboxState.NOT_READY, False)
+    # The note of its monitor is what the next stop needs.
+    assert house.paths.sandbox(sandbox.id).monitor_file.exists()
+
+    house.points.heal()
+    await house.pods.stop_pod_sandbox(sandbox.id)
+    assert sandbox.status.torn_down
+    assert sorted(house.leftovers()) == ["files", "sandboxes"]
+
+
+async def test_of_several_failures_of_a_stop_the_first_is_reported_and_the_rest_logged(
+    house: House,
+) -> None:
+    sandbox = await house.run_pod()
+    house.points.fail("cgroup.kill", DeadlineError("it hangs in the kernel"))
+    house.points.fail("cni.del", CniPluginError("bridge", "DEL", "iptables is locked"))
+    house.points.fail("unmount", OSError(errno.EBUSY, "busy"))
+    with capture_logs() as logs, pytest.raises(DeadlineError, match="hangs in the kernel"):
+        await house.pods.stop_pod_sandbox(sandbox.id)
+    told = [line["error"] for line in logs if line["event"] == "failed as well"]
+    assert len(told) == 2
+    assert "iptables is locked" in told[0]
+    assert "busy" in told[1]
+
+    house.points.heal()
+    await house.pods.remove_pod_sandbox(sandbox.id)
+    assert house.leftovers() == {}
+
+
+async def test_a_mistake_in_the_program_is_no_failed_step(house: House) -> None:
+    sandbox = await house.run_pod()
+    house.points.fail("cni.del", KeyError("typo"))
+    with pytest.raises(KeyError):
+        await house.pods.stop_pod_sandbox(sandbox.id)
 
 
 async def test_a_sandbox_stopped_while_it_is_made_undoes_itself(house: House) -> None:
@@ -590,6 +665,16 @@ async def test_the_built_in_pause_image_is_imported_once_at_its_first_use() -> N
     assert first is second
     assert images.imports == [PAUSE_REFERENCE]
     assert pause.layers(first)
+
+
+async def test_the_last_pod_of_a_removed_pause_image_gives_its_layers_back(house: House) -> None:
+    one, two = await house.run_pod("one"), await house.run_pod("two")
+    await house.pods.remove_pod_sandbox(one.id)
+    assert house.images.sweeps == 0
+    house.images.forget(PAUSE_REFERENCE)
+    await house.pods.remove_pod_sandbox(two.id)
+    assert house.images.sweeps == 1
+    assert house.leftovers() == {}
 
 
 async def test_a_configured_pause_image_must_be_there() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from cri_shim import metrics
-from cri_shim.errors import CniPluginError, CriShimError
+from cri_shim.errors import CniPluginError, CriShimError, DeadlineError
 from cri_shim.sandbox import recovery as recovery_module
-from cri_shim.sandbox.model import ContainerState, ContainerStatus, SandboxState, SandboxStatus
+from cri_shim.sandbox.model import ContainerState, SandboxState, SandboxStatus
 from tests.fakes.house import pod_config, until
 from tests.fakes.runtime import leave_exit_file
 from tests.unit.sandbox.interruptions import fill_disk, outcome_of
@@ -145,6 +147,39 @@ async def test_a_start_that_was_not_written_down_is_found_out(
     await again.close()
 
 
+async def test_an_end_is_noticed_also_where_the_rest_of_the_recovery_failed(house: House) -> None:
+    old = await house.create(await house.run_pod())
+    again = house.restarted()
+    again.points.fail("runtime.state", DeadlineError("runc state hangs"))
+    await again.recovery.run()
+    again.points.heal()
+    container = again.containers.find(old.id)
+    house.kernel.end(pid_of(container), 5)
+    await until(lambda: container.state is ContainerState.EXITED)
+    assert container.status.exit_code == 5
+    await again.close()
+
+
+async def test_a_container_that_ends_while_it_is_looked_at_stays_ended(house: House) -> None:
+    old = await house.create(await house.run_pod())
+    await house.runtime.start(old.id)  # not written down
+    again = house.restarted()
+    again.points.fail("runtime.delete", OSError(errno.EIO, "disk"))  # runc calls it running still
+    hold = again.points.hold("runtime.state")
+    failed = counted("container", "failed")
+    run = asyncio.ensure_future(again.recovery.run())
+    await hold.reached.wait()
+    container = again.containers.find(old.id)
+    house.kernel.end(pid_of(container), 5)
+    await until(lambda: container.state is ContainerState.EXITED)
+    hold.release()
+    await run
+    assert (container.state, container.status.exit_code) == (ContainerState.EXITED, 5)
+    assert counted("container", "failed") == failed
+    again.points.heal()
+    await again.close()
+
+
 # --- ended meanwhile ---------------------------------------------------------------------------------------------
 
 
@@ -156,11 +191,31 @@ async def test_what_ended_meanwhile_has_its_exact_code_and_time(house: House) ->
     exit_file = house.paths.exits_dir / old.id
     os.utime(exit_file, ns=(1, old.status.started_at_ns + 777))
     again = await recovered(house)
+    container = again.containers.find(old.id)
+    assert (container.status.exit_code, container.status.reason) == (42, "Error")
+    assert container.status.finished_at_ns == old.status.started_at_ns + 777
+    await until(lambda: container.status.released)
+    assert exit_file.exists()
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
+    await again.close()
+
+
+async def test_an_exit_that_could_not_be_written_down_is_found_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await house.start(await house.run_pod())
+    with monkeypatch.context() as full:
+        fill_disk(full, "status.json")
+        house.kernel.end(pid_of(old), 3)
+        await until(lambda: old.state is ContainerState.EXITED)
+        await house.settle()
+    assert old.unsaved
+    again = await recovered(house)
     status = again.containers.find(old.id).status
-    assert (status.exit_code, status.reason) == (42, "Error")
-    assert status.finished_at_ns == old.status.started_at_ns + 777
-    assert status.released
-    assert not exit_file.exists()
+    assert (status.exit_code, status.reason) == (3, "Error")
+    assert status.finished_at_ns == old.status.finished_at_ns
+    assert not again.containers.find(old.id).unsaved
     await again.close()
 
 
@@ -185,8 +240,9 @@ async def test_what_ended_with_its_monitor_is_reported_killed(house: House) -> N
     house.kernel.end(old.status.monitor.pid, 137)
     house.kernel.end(pid_of(old), 137)
     again = await recovered(house)
-    status = again.containers.find(old.id).status
-    assert (status.exit_code, status.reason) == (137, "MonitorDied")
+    container = again.containers.find(old.id)
+    await until(lambda: container.state is ContainerState.EXITED)
+    assert (container.status.exit_code, container.status.reason) == (137, "MonitorDied")
     await again.close()
 
 
@@ -233,14 +289,14 @@ async def test_an_exited_container_is_kept_and_what_it_still_held_released(house
     container = await house.start(sandbox)
     house.points.fail("runtime.delete", OSError(5, "disk"))
     house.kernel.end(pid_of(container), 0)
-    await until(lambda: container.state is ContainerState.EXITED)
-    await house.settle()
-    assert not container.status.released
+    await until(lambda: "runtime.delete" in house.points.passed)
+    await house.background.close(0)
+    assert (container.state, container.status.released) == (ContainerState.EXITED, False)
     house.points.heal()
     again = await recovered(house)
     found = again.containers.find(container.id)
-    assert found.status.released
     assert found.ended.is_set()
+    await until(lambda: found.status.released)
     assert container.id not in house.runtime.containers
     await again.close()
 
@@ -320,16 +376,80 @@ async def test_a_container_that_was_being_made_is_undone(house: House, point: st
     await again.close()
 
 
-async def test_a_sandbox_whose_undoing_fails_is_listed_and_removed_later(house: House) -> None:
+@pytest.mark.parametrize(
+    ("effect", "error"),
+    [
+        ("cni.del", CniPluginError("bridge", "DEL", "busy")),
+        ("cgroup.kill", CriShimError("busy")),
+        ("unmount", OSError(errno.EBUSY, "busy")),
+        ("unmount", TimeoutError()),
+        ("remove_tree state", OSError(errno.EIO, "disk")),
+        ("remove_tree root", OSError(errno.EIO, "disk")),
+        ("netns.remove", ValueError("a mistake in the program")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+async def test_a_sandbox_whose_undoing_fails_is_listed_and_removed_later(
+    house: House, effect: str, error: Exception
+) -> None:
     again = await house.crashed_at("runtime.start", house.pods.run_pod_sandbox(pod_config(), ""))
-    again.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
-    await again.recovery.run()
+    again.points.fail(effect, error)
+    with capture_logs() as logs:
+        await again.recovery.run()
     [sandbox] = again.pods.list_pod_sandbox()
     assert sandbox.state is SandboxState.NOT_READY
-    assert "busy" in sandbox.status.reason
+    assert "undoing failed" in sandbox.status.reason
+    assert (str(error) or repr(error)) in [line.get("error") for line in logs]
     again.points.heal()
     await again.pods.remove_pod_sandbox(sandbox.id)
     assert again.leftovers() == {}
+    await again.run_pod()
+    await again.close()
+
+
+@pytest.mark.parametrize(
+    ("effect", "error"),
+    [
+        ("cgroup.remove", CriShimError("busy")),
+        ("unmount", OSError(errno.EBUSY, "busy")),
+        ("remove_tree root", OSError(errno.EIO, "disk")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+@pytest.mark.parametrize("whole_pod", [True, False])
+async def test_a_container_whose_undoing_fails_is_listed_and_removed_later(
+    house: House, effect: str, error: Exception, *, whole_pod: bool
+) -> None:
+    sandbox = await house.run_pod()
+    again = await house.crashed_at("monitor.created", house.create(sandbox))
+    again.points.fail(effect, error)
+    await again.recovery.run()
+    [container] = again.containers.list_containers()
+    assert (container.state, container.ended.is_set()) == (ContainerState.EXITED, True)
+    assert container.status.reason == "CreateContainerError"
+    assert "undoing failed" in container.status.message
+    again.points.heal()
+    if whole_pod:
+        await again.pods.remove_pod_sandbox(sandbox.id)
+        assert again.leftovers() == {}
+    else:
+        await again.containers.remove_container(container.id)
+        await again.create(again.pods.find(sandbox.id))
+    await again.close()
+
+
+async def test_a_start_that_a_stopping_daemon_cut_short_is_found_out_by_the_next(
+    house: House,
+) -> None:
+    container = await house.create(await house.run_pod())
+    hold = house.points.hold("runtime.started")
+    call = asyncio.ensure_future(outcome_of(house.containers.start_container(container.id)))
+    await hold.reached.wait()
+    await house.containers.close(0)
+    await call
+    assert container.state is ContainerState.CREATED
+    again = await recovered(house)
+    assert again.containers.find(container.id).state is ContainerState.RUNNING
     await again.close()
 
 
@@ -493,7 +613,6 @@ async def test_an_object_that_fails_does_not_stop_the_rest(house: House) -> None
                 letter * 64,
                 name=letter,
                 sandbox_id=sandbox.id,
-                status=ContainerStatus(committed_at_ns=1, finished_at_ns=2),
                 created_at_ns=0,
             )
         )

@@ -1,0 +1,103 @@
+"""Programs in place of the helpers, which end the daemon in the middle of a helper's work and go on without it.
+
+Each stands for one program (conmon, the OCI runtime, a CNI plugin) and normally becomes it. Armed for a verb, `before`
+or `after` the program's work, it kills the daemon there, waits until the daemon's successor has started (or waits for
+it), and only then goes on: so the orphan works beside the successor.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from tests.faults.looking import is_alive, wait_until
+from tests.harness import node
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.harness.daemon import Daemon
+
+PLUGINS = ("bridge", "portmap", "host-local")
+LINGER_S = 0.6
+"""Longer than a daemon's start takes; a successor that has recovered ends the wait."""
+
+_SCRIPT = """#!/bin/sh
+# {program}: NAME.VERB.MOMENT in {plans} holds the pid to kill; it works once.
+verb=$CNI_COMMAND
+if [ -z "$verb" ]; then
+    verb=run
+    for word in "$@"; do
+        case $word in create|start|kill|delete|exec|state|features|--version) verb=$word; break ;; esac
+    done
+fi
+strike() {{
+    mv "{plans}/{name}.$verb.$1" "{plans}/struck" 2>/dev/null || return 0
+    echo $$ > "{plans}/orphan"
+    kill -KILL "$(cat "{plans}/struck")"
+    left={turns}
+    while [ ! -e "{plans}/go" ] && [ $left -gt 0 ]; do sleep 0.05; left=$((left - 1)); done
+}}
+if [ -e "{plans}/{name}.$verb.after" ]; then
+    "{program}" "$@"
+    status=$?
+    strike after
+    exit $status
+fi
+strike before
+exec "{program}" "$@"
+"""
+
+
+class Interposers:
+    """The programs of one daemon, and what they are armed for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.plugin_dir = directory / "plugins"
+        self._program_dir = directory / "programs"
+        self._plans = directory / "plans"
+        for each in (self.plugin_dir, self._program_dir, self._plans):
+            each.mkdir()
+        for name in ("conmon", "runc"):
+            program = shutil.which(name, path=node.search_path())
+            self._write(self._program_dir / name, str(program))
+        for name in PLUGINS:
+            program = next(str(d / name) for d in node.PLUGIN_DIRS if (d / name).exists())
+            self._write(self.plugin_dir / name, program)
+
+    def settings(self) -> dict[str, object]:
+        """What a daemon's configuration must say so that these are called."""
+        return {
+            "runtime": {
+                "monitor": str(self._program_dir / "conmon"),
+                "handlers": {"runc": {"path": str(self._program_dir / "runc")}},
+            },
+            "cni": {"plugin_dirs": [str(self.plugin_dir), *map(str, node.PLUGIN_DIRS)]},
+        }
+
+    def arm(self, daemon: Daemon, name: str, verb: str, moment: str) -> None:
+        """Let program `name` kill the daemon at `moment` of its next `verb`."""
+        (self._plans / f"{name}.{verb}.{moment}").write_text(str(daemon.pid))
+
+    def struck(self) -> bool:
+        """Whether what was armed has killed."""
+        return (self._plans / "struck").exists()
+
+    def let_go(self) -> None:
+        """The successor is up: let the orphan do the rest, and wait for its end, natural or not."""
+        orphan = int((self._plans / "orphan").read_text())
+        (self._plans / "go").touch()
+        wait_until(lambda: not is_alive(orphan), f"orphan {orphan} ends")
+
+    def disarm(self) -> None:
+        """Nothing is armed any more."""
+        for plan in self._plans.iterdir():
+            plan.unlink()
+
+    def _write(self, file: Path, program: str) -> None:
+        file.write_text(
+            _SCRIPT.format(
+                program=program, plans=self._plans, name=file.name, turns=round(LINGER_S / 0.05)
+            )
+        )
+        file.chmod(0o755)

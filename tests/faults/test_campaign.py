@@ -1,0 +1,34 @@
+"""A short campaign of random deaths in each run; the long one, of 200, when asked for (`-m slow`)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults import campaign
+
+if TYPE_CHECKING:
+    from tests.harness.daemon import Daemon
+
+SHORT_KILLS = 6
+LONG_KILLS = 200
+CLIENTS = 6
+
+
+def run(daemon: Daemon, kills: int, seed: int) -> None:
+    ledger = campaign.run(daemon, kills=kills, clients=CLIENTS, seed=seed)
+    campaign.report(ledger)
+    assert not ledger.violations, "\n".join(ledger.violations)
+    assert ledger.calls["RemovePodSandbox"] > kills, "the clients did next to nothing"
+
+
+def test_nothing_is_lost_or_left_over_random_deaths(crash_daemon: Daemon, seed: int) -> None:
+    run(crash_daemon, SHORT_KILLS, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_nothing_is_lost_or_left_over_many_random_deaths(crash_daemon: Daemon, seed: int) -> None:
+    run(crash_daemon, int(os.environ.get("CRI_SHIM_FAULT_KILLS") or LONG_KILLS), seed)

@@ -1,0 +1,169 @@
+"""A monitor or pause process dies, or an exec stays behind: it is seen, told and cleaned up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from tests.faults.looking import (
+    container_pids,
+    container_state,
+    is_alive,
+    pod_pids,
+    pod_reason,
+    pod_state,
+    wait_until,
+)
+from tests.harness import procs
+
+if TYPE_CHECKING:
+    from cri_shim._pb.cri.v1 import api_pb2 as api
+    from tests.harness.client import Client
+    from tests.harness.daemon import Daemon
+
+SEEN_WITHIN_S = 2.0
+"""It is some ten milliseconds on an idle machine."""
+
+
+@pytest.fixture
+def client(crash_daemon: Daemon) -> Client:
+    return crash_daemon.client
+
+
+@pytest.fixture
+def config(client: Client) -> api.PodSandboxConfig:
+    return client.pod_config()
+
+
+@pytest.fixture
+def pod(client: Client, config: api.PodSandboxConfig) -> str:
+    return client.run_pod(config)
+
+
+@pytest.fixture
+def container(client: Client, config: api.PodSandboxConfig, pod: str, image: str) -> str:
+    return client.run(pod, client.container_config(image, ["sleep", "600"]), config)
+
+
+def assert_monitor_died(client: Client, container: str) -> None:
+    status = client.wait_exited(container)
+    assert (status.exit_code, status.reason) == (137, "MonitorDied")
+    assert "monitor" in status.message
+
+
+def test_container_whose_monitor_is_killed_is_killed_and_says_so(
+    client: Client, pod: str, container: str
+) -> None:
+    pids = container_pids(client, container)
+    os.kill(pids.monitor, signal.SIGKILL)
+    took = wait_until(
+        lambda: container_state(client, container) == "CONTAINER_EXITED", "the exit is told"
+    )
+    assert took < SEEN_WITHIN_S
+    assert_monitor_died(client, container)
+    assert not is_alive(pids.process)
+    assert pod_state(client, pod) == "SANDBOX_READY"
+    client.stop(container)
+    client.remove(container)
+    assert client.containers() == []
+
+
+def test_monitor_of_a_created_container_is_missed_too(
+    client: Client, config: api.PodSandboxConfig, pod: str, image: str
+) -> None:
+    container = client.create(pod, client.container_config(image, ["true"]), config)
+    pids = container_pids(client, container)
+    os.kill(pids.monitor, signal.SIGKILL)
+    assert_monitor_died(client, container)
+    assert not is_alive(pids.process)
+
+
+def test_monitor_killed_while_no_daemon_runs_is_missed_after_the_start(
+    crash_daemon: Daemon, client: Client, container: str
+) -> None:
+    pids = container_pids(client, container)
+    crash_daemon.kill9()
+    os.kill(pids.monitor, signal.SIGKILL)
+    crash_daemon.start()
+    assert_monitor_died(client, container)
+    assert not is_alive(pids.process)
+
+
+def test_container_killed_with_its_monitor_while_no_daemon_runs_has_ended(
+    crash_daemon: Daemon, client: Client, container: str
+) -> None:
+    pids = container_pids(client, container)
+    crash_daemon.kill9()
+    os.kill(pids.monitor, signal.SIGKILL)
+    os.kill(pids.process, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pids.process), "the process ends")
+    crash_daemon.start()
+    assert_monitor_died(client, container)
+
+
+def test_pod_whose_pause_process_is_killed_is_not_ready_and_says_why(
+    client: Client, pod: str, container: str
+) -> None:
+    os.kill(pod_pids(client, pod).process, signal.SIGKILL)
+    took = wait_until(lambda: pod_state(client, pod) == "SANDBOX_NOTREADY", "the pod is not ready")
+    assert took < SEEN_WITHIN_S
+    assert "pause container ended" in pod_reason(client, pod)
+    assert "137" in pod_reason(client, pod)
+    client.stop_pod(pod)
+    assert client.status(container).status.exit_code == 137
+
+
+def test_pod_whose_pause_process_ended_without_a_daemon_is_not_ready_and_says_why(
+    crash_daemon: Daemon, client: Client, pod: str
+) -> None:
+    pid = pod_pids(client, pod).process
+    crash_daemon.kill9()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the pause process ends")
+    crash_daemon.start()
+    assert pod_state(client, pod) == "SANDBOX_NOTREADY"
+    assert "137" in pod_reason(client, pod)
+
+
+def test_pod_whose_monitor_is_killed_is_not_ready_and_says_why(client: Client, pod: str) -> None:
+    os.kill(pod_pids(client, pod).monitor, signal.SIGKILL)
+    took = wait_until(lambda: pod_state(client, pod) == "SANDBOX_NOTREADY", "the pod is not ready")
+    assert took < SEEN_WITHIN_S
+    assert "monitor died" in pod_reason(client, pod)
+
+
+def test_exec_of_a_dead_daemon_is_killed_with_what_it_started(
+    crash_daemon: Daemon, client: Client, container: str
+) -> None:
+    outcome: list[grpc.RpcError] = []
+
+    def call() -> None:
+        try:
+            client.exec(container, "sh", "-c", "sleep 4321 & sleep 1234", timeout_s=0)
+        except grpc.RpcError as error:
+            outcome.append(error)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    wait_until(lambda: len(sleepers(client, container)) == 2, "the exec runs")
+    crash_daemon.kill9()
+    caller.join()
+    assert outcome
+    crash_daemon.start()
+    assert sleepers(client, container) == []
+    assert container_state(client, container) == "CONTAINER_RUNNING"
+    assert client.exec(container, "echo", "here").stdout == b"here\n"
+
+
+def sleepers(client: Client, container: str) -> list[int]:
+    """The pids of the sleeps that the exec started, among the processes of the container's cgroup."""
+    return [
+        process.pid
+        for process in procs.processes_naming(container)
+        if process.command in ("sleep 4321", "sleep 1234")
+    ]
