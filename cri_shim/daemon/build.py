@@ -11,6 +11,7 @@ from cri_shim.cni.network import Cni
 from cri_shim.daemon.handlers import Handlers
 from cri_shim.host.cgroups.layout import effective_driver
 from cri_shim.host.cgroups.tree import Cgroups
+from cri_shim.image.pull import Puller
 from cri_shim.image.store import ImageStore
 from cri_shim.oci.conmon import Monitors
 from cri_shim.sandbox.container_io import Execs
@@ -53,6 +54,7 @@ class Parts:
     monitors: Monitors
     cni: Cni
     images: ImageStore
+    puller: Puller
     exits: ExitWatch
     sandboxes: Store[Sandbox]
     containers: Store[Container]
@@ -96,6 +98,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         pinned=config.images.pinned,
         discard_blobs=config.images.discard_blobs,
     )
+    puller = Puller(images, config.images)
     release = Release(paths=paths, cgroups=cgroups, monitors=monitors, runtime_of=handlers.get)
     specs = Specs(
         paths=paths,
@@ -118,7 +121,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
 
     def on_exit(object_id: str, exit_: Exit) -> None:
         if (container := containers.get(object_id)) is not None:
-            container_cases.on_exit(container, exit_)
+            container_cases.endings.on_exit(container, exit_)
         elif (sandbox := sandboxes.get(object_id)) is not None:
             pods.on_exit(sandbox, exit_)
 
@@ -178,7 +181,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         paths=paths,
         store=containers,
         cgroups=cgroups,
-        cgroup_dir=container_cases.cgroup_dir,
+        cgroup_dir=container_cases.endings.cgroup_dir,
         cache_s=config.stats.cache_s,
     )
     return Parts(
@@ -191,6 +194,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         monitors=monitors,
         cni=cni,
         images=images,
+        puller=puller,
         exits=exits,
         sandboxes=sandboxes,
         containers=containers,

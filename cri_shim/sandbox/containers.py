@@ -1,53 +1,42 @@
-"""Containers: create, start, stop, remove, find, and what happens when one ends.
+"""Containers: create, start, stop, remove, find.
 
 Rules:
 - A creation's work belongs to the server (see `pods`); so do a stop and a removal.
 - A container's lock is held while its state is decided, never across a grace period or a removal's waiting.
-- The exit is shown as soon as it is known; the runtime's state and the cgroup go right after it, so that an exited
-  container costs nothing but its files.
-- Concurrent stops share one: the earliest deadline counts.
+- How a container ends, by itself or by a stop, is in `endings`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-from cri_shim import metrics
-from cri_shim.background import until_done
 from cri_shim.errors import (
     AlreadyExistsError,
     CriShimError,
-    DeadlineError,
-    InvalidArgumentError,
     NotFoundError,
     RuntimeCommandError,
     WrongStateError,
-    host_step,
 )
-from cri_shim.host.files import make_dirs_in_root
-from cri_shim.host.pidfd import kill_process
 from cri_shim.ids import new_id
 from cri_shim.rollback import Rollback
-from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.container_log import log_path, make_log_directory
+from cri_shim.sandbox.details import container_details
+from cri_shim.sandbox.endings import Endings
 from cri_shim.sandbox.launch import Launch, Launcher
 from cri_shim.sandbox.model import (
     ContainerMetadata,
     ContainerRecord,
     ContainerState,
     ContainerStatus,
-    SandboxState,
     User,
 )
-from cri_shim.sandbox.pods import request_digest
-from cri_shim.sandbox.release import running
+from cri_shim.sandbox.pods import request_digest, require_ready
 from cri_shim.sandbox.store import Container, Sandbox, Store, as_json
 from cri_shim.single_flight import SingleFlight
 
@@ -68,26 +57,6 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.specs import Specs
 
 log = structlog.get_logger()
-KILL_TIMEOUT_S = 10.0
-"""After SIGKILL: what has not ended by then sits in the kernel, and the caller is told."""
-KILLED = 128 + signal.SIGKILL
-
-
-@dataclass(slots=True, eq=False)
-class _Stop:
-    """One stop that concurrent callers share."""
-
-    deadline: float
-    """When the grace period ends, by the loop's clock."""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """The container ended, or the deadline moved."""
-    killing: bool = False
-    """The grace period is over; the deadline is now that of SIGKILL, which nobody shortens."""
-
-    def shorten(self, deadline: float) -> None:
-        if not self.killing and deadline < self.deadline:
-            self.deadline = deadline
-            self.changed.set()
 
 
 class Containers:
@@ -120,16 +89,22 @@ class Containers:
         self._execs = execs
         self._launcher = launcher
         self._specs = specs
-        self._cgroups = cgroups
         self._release = release
         self._exits = exits
         self._background = background
         self._boot_id = boot_id
+        self.endings = Endings(
+            paths=paths,
+            store=store,
+            cgroups=cgroups,
+            release=release,
+            exits=exits,
+            background=background,
+            place=specs.place,
+        )
         self._creations: SingleFlight[str] = SingleFlight()
         self._starts: SingleFlight[None] = SingleFlight()
-        self._stopping: SingleFlight[None] = SingleFlight()
         self._removals: SingleFlight[None] = SingleFlight()
-        self._stops: dict[str, _Stop] = {}
 
     # --- CreateContainer -----------------------------------------------------------------------------------------
 
@@ -176,7 +151,7 @@ class Containers:
             # 1. The record, before any effect.
             rollback.push("record", lambda: self._forget_failed(container, rollback))
             self._store.create(container)
-            _make_log_directory(sandbox.config.log_directory, launch.log_file)
+            make_log_directory(sandbox.config.log_directory, launch.log_file)
             # 2. The root file system: the user is looked up in it.
             await self._launcher.mount_rootfs(launch, rollback)
             # 3. The spec, and the process that waits for its start.
@@ -299,87 +274,11 @@ class Containers:
                     # A start that a former daemon had begun came to its end without it.
                     self._store.update(container, container.status.started(time.time_ns()))
                     return
-                self._finish(container, 128, time.time_ns(), "StartError", str(error))
-                self._background.start("release", self._release_exited(container))
+                self.endings.finish(container, 128, time.time_ns(), "StartError", str(error))
+                self._background.start("release", self.endings.release_exited(container))
                 raise
             self._store.update(container, container.status.started(time.time_ns()))
         log.info("container started", container_id=container.id)
-
-    # --- the end of a container ----------------------------------------------------------------------------------
-
-    def on_exit(self, container: Container, exit_: Exit) -> None:
-        """Its process ended, or its monitor did."""
-        self._background.start(f"exit of {container.id}", self.note_exit(container, exit_))
-
-    async def note_exit(
-        self, container: Container, exit_: Exit, *, reason: str | None = None
-    ) -> None:
-        """Make an exit known and release what it held. `reason` is for an end whose cause is known better."""
-        code, at_ns, message = exit_.code, exit_.at_ns or time.time_ns(), ""
-        if code is None:
-            # Nobody will ever know the real code; a container that nobody watches must not go on.
-            await until_done(
-                f"killing container {container.id}",
-                lambda: self._release.kill_processes(
-                    container.id, self.cgroup_dir(container), self._paths.container(container.id)
-                ),
-            )
-            code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
-        async with container.lock:  # a start under way comes first
-            self._finish(container, code, at_ns, reason or self._explain(container, code), message)
-        await self._release_exited(container)
-
-    def _explain(self, container: Container, code: int) -> str:
-        if code == 0:
-            return "Completed"
-        if (
-            code == KILLED
-            and container.id not in self._stops
-            and self._ran_out_of_memory(container)
-        ):
-            return "OOMKilled"
-        return "Error"
-
-    def _ran_out_of_memory(self, container: Container) -> bool:
-        kills = self._cgroups.oom_kills(self.cgroup_dir(container))
-        if kills is not None:
-            return kills > 0
-        return (self._paths.container(container.id).persist_dir / "oom").exists()
-
-    def _finish(
-        self, container: Container, code: int, at_ns: int, reason: str, message: str
-    ) -> None:
-        if container.state is ContainerState.EXITED:
-            return
-        self._exits.forget(container.id)
-        self._store.update(
-            container, container.status.exited(at_ns, code, reason=reason, message=message)
-        )
-        container.ended.set()
-        if (stop := self._stops.get(container.id)) is not None:
-            stop.changed.set()
-        metrics.CONTAINER_EXITS.labels(reason=reason).inc()
-        if reason == "OOMKilled":
-            metrics.CONTAINER_OOMS.inc()
-        log.info("container exited", container_id=container.id, exit_code=code, reason=reason)
-
-    async def _release_exited(self, container: Container) -> None:
-        await until_done(
-            f"releasing container {container.id}", lambda: self.release_process(container)
-        )
-
-    async def release_process(self, container: Container) -> None:
-        """Take away what the runtime and the kernel still hold of a container; what runs of it is killed."""
-        async with container.lock:
-            if container.status.released:
-                return
-            await self._release.process(
-                container.id,
-                container.record.handler,
-                self.cgroup_dir(container),
-                self._paths.container(container.id),
-            )
-            self._store.update(container, msgspec.structs.replace(container.status, released=True))
 
     # --- StopContainer -------------------------------------------------------------------------------------------
 
@@ -392,49 +291,12 @@ class Containers:
             container = self._store.find(container_id)
         except NotFoundError:
             return
-        await self._stop_and_wait(container, timeout_s)
-
-    async def _stop_and_wait(self, container: Container, timeout_s: float) -> None:
-        if container.state is ContainerState.EXITED:
-            return
-        deadline = asyncio.get_running_loop().time() + max(timeout_s, 0)
-        stop = self._stops.get(container.id)
-        if stop is None:
-            stop = self._stops[container.id] = _Stop(deadline)
-        else:
-            stop.shorten(deadline)
-        shared = stop
-        await self._stopping.run(container.id, b"", lambda: self._stop(container, shared))
-
-    async def _stop(self, container: Container, stop: _Stop) -> None:
-        process = container.status.process
-        try:
-            if process is not None and stop.deadline > asyncio.get_running_loop().time():
-                kill_process(process.pid, process.start_ticks, container.record.stop_signal)
-                await _wait_for_end(container, stop)
-            if not container.ended.is_set():
-                stop.killing = True
-                if process is not None:
-                    kill_process(process.pid, process.start_ticks)
-                await self._cgroups.kill_all(self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S)
-                stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
-                await _wait_for_end(container, stop)
-            if not container.ended.is_set() and not running(process):
-                # Its end was missed, whatever the reason: it must not keep the container from being removed.
-                exit_ = self._exits.read(container.id) or Exit(None, 0)
-                await self.note_exit(container, exit_)
-            if not container.ended.is_set():
-                raise DeadlineError(
-                    f"container {container.id}: process {process.pid if process else '?'} did not end "
-                    f"{KILL_TIMEOUT_S:g} s after SIGKILL: it hangs in the kernel (see its /proc/PID/stack)"
-                )
-        finally:
-            self._stops.pop(container.id, None)
+        await self.endings.stop(container, timeout_s)
 
     async def stop_all(self, sandbox_id: str) -> None:
         """End every container of a sandbox at once, without grace."""
         await asyncio.gather(
-            *(self._stop_and_wait(c, 0) for c in self._of_sandbox(sandbox_id) if _is_complete(c))
+            *(self.endings.stop(c, 0) for c in self._of_sandbox(sandbox_id) if _is_complete(c))
         )
 
     # --- RemoveContainer -----------------------------------------------------------------------------------------
@@ -450,14 +312,14 @@ class Containers:
     async def _remove(self, container: Container) -> None:
         if container.state is ContainerState.CREATING:
             raise WrongStateError(f"container {container.id} is still being created: call again")
-        await self._stop_and_wait(container, 0)
+        await self.endings.stop(container, 0)
         await self.destroy(container)
         log.info("container removed", container_id=container.id)
 
     async def destroy(self, container: Container) -> None:
         """Take away everything a container owns, whatever state it is in; its processes are killed."""
         self._exits.forget(container.id)
-        await self.release_process(container)
+        await self.endings.release_process(container)
         paths = self._paths.container(container.id)
         await self._release.state_files(paths)
         await self._release.root_files(paths)
@@ -508,53 +370,23 @@ class Containers:
     def verbose_info(self, container: Container) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""
         paths = self._paths.container(container.id)
-        status = container.status
-        try:
-            spec = msgspec.json.decode(paths.spec_file.read_bytes())
-        except (OSError, msgspec.MsgspecError):
-            spec = None
-        return {
-            "sandboxID": container.sandbox_id,
-            "pid": status.process.pid if status.process and not status.finished_at_ns else 0,
-            "monitorPid": status.monitor.pid if status.monitor else 0,
-            "runtimeHandler": container.record.handler,
-            "image": container.record.image_id,
-            "snapshot": {"layers": list(container.record.layers), "upper": str(paths.upper_dir)},
-            "cgroup": self.cgroup_dir(container),
-            "rootDirectory": str(paths.root_dir),
-            "runtimeSpec": spec,
-            "config": msgspec.json.decode(container.record.config),
-        }
+        return container_details(container, paths, cgroup=self.endings.cgroup_dir(container))
 
     async def close(self, grace_s: float) -> None:
         """Let running work end, at most `grace_s` seconds, then undo it."""
         await asyncio.gather(
             self._creations.close(grace_s),
             self._starts.close(grace_s),
-            self._stopping.close(grace_s),
+            self.endings.close(grace_s),
             self._removals.close(grace_s),
         )
 
     def _of_sandbox(self, sandbox_id: str) -> list[Container]:
         return [c for c in self._store if c.sandbox_id == sandbox_id]
 
-    def cgroup_dir(self, container: Container) -> str:
-        """Its cgroup's directory in every hierarchy."""
-        return self._specs.place(container.record.cgroup_parent, container.id).relative_dir
-
 
 def _is_complete(container: Container) -> bool:
     return container.state is not ContainerState.CREATING
-
-
-def _make_log_directory(log_directory: str, log_file: Path | None) -> None:
-    """What kubelet makes itself and a person with crictl forgets; never out of the pod's directory by a link."""
-    if log_file is None:
-        return
-    parent = str(log_file.parent.relative_to(log_directory))
-    with host_step(f"log directory {log_file.parent}"):
-        Path(log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
-        make_dirs_in_root(Path(log_directory), parent, mode=0o755, uid=0, gid=0)
 
 
 async def _runs(runtime: Runtime, container_id: str) -> bool:
@@ -563,43 +395,3 @@ async def _runs(runtime: Runtime, container_id: str) -> bool:
     except CriShimError:
         return False
     return state is not None and state.status == "running"
-
-
-async def _wait_for_end(container: Container, stop: _Stop) -> None:
-    """Return when the container has ended or the stop's deadline, which may move, is over."""
-    loop = asyncio.get_running_loop()
-    while not container.ended.is_set() and (left := stop.deadline - loop.time()) > 0:
-        stop.changed.clear()
-        try:
-            async with asyncio.timeout(left):
-                await stop.changed.wait()
-        except TimeoutError:
-            return
-
-
-def require_ready(sandbox: Sandbox) -> None:
-    """Raises WrongStateError, with the reason, for a sandbox that is not ready."""
-    if sandbox.state is not SandboxState.READY:
-        why = sandbox.status.reason or "it is still being created"
-        raise WrongStateError(f"sandbox {sandbox.id} is not ready: {why}")
-
-
-MAX_NAME_BYTES = 255
-"""NAME_MAX of Linux's file systems."""
-
-
-def log_path(log_directory: str, path: str) -> Path | None:
-    """Where the container's log goes: inside the pod's log directory, or nowhere when CRI names no path.
-
-    Raises InvalidArgumentError for a path that leaves the directory.
-    """
-    if not log_directory or not path:
-        return None
-    parts = path.split("/")
-    if path.startswith("/") or ".." in parts or "\0" in path or path.endswith("/"):
-        raise InvalidArgumentError(
-            f"config.log_path: {path!r}: a relative path without '..' below the pod's log_directory"
-        )
-    if max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
-        raise InvalidArgumentError(f"config.log_path: a name of more than {MAX_NAME_BYTES} bytes")
-    return Path(log_directory) / path

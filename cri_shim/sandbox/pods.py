@@ -25,6 +25,7 @@ from cri_shim.errors import (
     CriShimError,
     NotFoundError,
     UnsupportedError,
+    WrongStateError,
     host_step,
 )
 from cri_shim.host.mounts import mount_tmpfs
@@ -32,6 +33,7 @@ from cri_shim.ids import new_id
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
+from cri_shim.sandbox.details import sandbox_details
 from cri_shim.sandbox.launch import Created, Launch, Launcher
 from cri_shim.sandbox.model import PodMetadata, SandboxRecord, SandboxState, SandboxStatus
 from cri_shim.sandbox.network import PodNetwork, has_host_network
@@ -342,21 +344,7 @@ class Pods:
 
     def verbose_info(self, sandbox: Sandbox) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""
-        status = sandbox.status
-        return {
-            "sandboxID": sandbox.id,
-            "pid": status.process.pid if status.process else 0,
-            "monitorPid": status.monitor.pid if status.monitor else 0,
-            "runtimeHandler": sandbox.record.handler,
-            "image": sandbox.record.image_id,
-            "netns": sandbox.record.netns,
-            "cgroupParent": sandbox.record.cgroup_parent,
-            "attachments": [msgspec.to_builtins(a) for a in status.attachments],
-            "ips": list(status.ips),
-            "reason": status.reason,
-            "rootDirectory": str(self._paths.sandbox(sandbox.id).root_dir),
-            "config": msgspec.json.decode(sandbox.record.config),
-        }
+        return sandbox_details(sandbox, self._paths.sandbox(sandbox.id))
 
     async def close(self, grace_s: float) -> None:
         """Let running work end, at most `grace_s` seconds, then undo it."""
@@ -373,3 +361,10 @@ def request_digest(request: bytes, *context: str) -> str:
     for part in context:
         digest.update(b"\0" + part.encode())
     return digest.hexdigest()
+
+
+def require_ready(sandbox: Sandbox) -> None:
+    """Raises WrongStateError, with the reason, for a sandbox that is not ready."""
+    if sandbox.state is not SandboxState.READY:
+        why = sandbox.status.reason or "it is still being created"
+        raise WrongStateError(f"sandbox {sandbox.id} is not ready: {why}")

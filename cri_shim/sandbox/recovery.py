@@ -161,16 +161,16 @@ class Recovery:
             return "orphaned"
         if container.state is ContainerState.EXITED:
             container.ended.set()
-            await self._container_cases.release_process(container)
+            await self._container_cases.endings.release_process(container)
             return "kept"
         if container.record.boot_id != self._boot_id:
             exit_ = self._exits.read(container.id)
-            await self._container_cases.note_exit(
+            await self._container_cases.endings.note_exit(
                 container, exit_ or Exit(UNKNOWN_EXIT_CODE, 0), reason=None if exit_ else "Unknown"
             )
             return "rebooted"
         if status.process is None or status.monitor is None or not running(status.process):
-            await self._container_cases.note_exit(
+            await self._container_cases.endings.note_exit(
                 container, await self._exit_of_ended(container), reason=None
             )
             return "ended"
@@ -202,7 +202,7 @@ class Recovery:
     async def _kill_execs(self, container: Container) -> None:
         """Commands of the former daemon have nobody to read them or collect their status."""
         exec_dir = self._paths.container(container.id).exec_dir
-        cgroup_pids = self._cgroups.pids(self._container_cases.cgroup_dir(container))
+        cgroup_pids = self._cgroups.pids(self._container_cases.endings.cgroup_dir(container))
         for file in exec_dir.glob("*.pid"):
             try:
                 pid, written_ns = int(file.read_text()), file.stat().st_mtime_ns

@@ -227,7 +227,7 @@ class House:
     def _on_exit(self, object_id: str, exit_: Exit) -> None:
         self.reported.append((object_id, exit_))
         if (container := self.stored.get(object_id)) is not None:
-            self.containers.on_exit(container, exit_)
+            self.containers.endings.on_exit(container, exit_)
         elif (sandbox := self.sandboxes.get(object_id)) is not None:
             self.pods.on_exit(sandbox, exit_)
 

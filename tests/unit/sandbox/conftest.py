@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.background import until_done
-from cri_shim.sandbox import containers
+from cri_shim.sandbox import endings
 from tests.fakes.house import House, open_house
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What must not be given up is tried again almost at once."""
-    monkeypatch.setattr(containers, "until_done", partial(until_done, first_pause_s=0.001))
+    monkeypatch.setattr(endings, "until_done", partial(until_done, first_pause_s=0.001))
 
 
 @pytest_asyncio.fixture

@@ -23,9 +23,9 @@ from cri_shim.errors import (
     WrongStateError,
 )
 from cri_shim.rollback import Rollback
-from cri_shim.sandbox import containers as containers_module
+from cri_shim.sandbox import endings as endings_module
 from cri_shim.sandbox import exits as exits_module
-from cri_shim.sandbox.containers import log_path
+from cri_shim.sandbox.container_log import log_path
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.model import ContainerState, ContainerStatus
 from cri_shim.single_flight import SupersededError
@@ -549,7 +549,7 @@ async def test_what_a_refused_start_leaves_is_released_once_that_is_possible(hou
     assert not container.status.released
     house.points.heal()
     await until(lambda: container.status.released)
-    assert house.containers.cgroup_dir(container) not in house.kernel.cgroups.dirs
+    assert house.containers.endings.cgroup_dir(container) not in house.kernel.cgroups.dirs
 
 
 async def test_a_start_that_an_earlier_call_began_is_taken_for_done(house: House) -> None:
@@ -627,7 +627,7 @@ async def test_what_an_exited_container_held_is_released_once_that_is_possible(
     house.points.heal()
     await until(lambda: container.status.released)
     assert container.id not in house.runtime.containers
-    assert house.containers.cgroup_dir(container) not in house.kernel.cgroups.dirs
+    assert house.containers.endings.cgroup_dir(container) not in house.kernel.cgroups.dirs
 
 
 async def test_a_removal_meanwhile_ends_the_releasing(house: House) -> None:
@@ -659,15 +659,17 @@ async def test_a_slow_monitor_is_no_dead_one(house: House, monkeypatch: pytest.M
 
 async def test_the_time_of_the_exit_is_that_of_its_file(house: House) -> None:
     container = await house.start(await house.run_pod())
-    await house.containers.note_exit(container, Exit(1, container.status.started_at_ns + 12345))
+    await house.containers.endings.note_exit(
+        container, Exit(1, container.status.started_at_ns + 12345)
+    )
     assert container.status.finished_at_ns == container.status.started_at_ns + 12345
 
 
 async def test_the_first_exit_stays(house: House) -> None:
     container = await house.start(await house.run_pod())
-    await house.containers.note_exit(container, Exit(1, 0))
+    await house.containers.endings.note_exit(container, Exit(1, 0))
     status = container.status
-    await house.containers.note_exit(container, Exit(2, 0))
+    await house.containers.endings.note_exit(container, Exit(2, 0))
     assert container.status is status
 
 
@@ -824,7 +826,7 @@ async def test_a_stop_whose_caller_goes_away_goes_on(house: House) -> None:
 async def test_a_process_that_hangs_in_the_kernel_is_said_and_may_be_stopped_later(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(containers_module, "KILL_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(endings_module, "KILL_TIMEOUT_S", 0.02)
     container = await house.start(await house.run_pod())
     process = process_of(house, container)
     process.deaf_to.add(signal.SIGKILL)
@@ -840,11 +842,11 @@ async def test_a_process_that_hangs_in_the_kernel_is_said_and_may_be_stopped_lat
 async def test_a_container_whose_process_nobody_knows_is_stopped_by_its_cgroup(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(containers_module, "KILL_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(endings_module, "KILL_TIMEOUT_S", 0.02)
     sandbox = await house.run_pod()
     container = make_container(sandbox_id=sandbox.id, status=ContainerStatus(committed_at_ns=1))
     house.stored.create(container)
-    process = house.kernel.spawn(("lost",), cgroup=house.containers.cgroup_dir(container))
+    process = house.kernel.spawn(("lost",), cgroup=house.containers.endings.cgroup_dir(container))
     await house.containers.stop_container(container.id, 10)
     assert process.pid not in house.kernel.processes
     assert (container.status.exit_code, container.status.reason) == (137, "MonitorDied")
@@ -857,7 +859,7 @@ async def test_a_stop_notices_an_end_that_was_missed(
     left: int | None,
     expected: tuple[int, str],
 ) -> None:
-    monkeypatch.setattr(containers_module, "KILL_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(endings_module, "KILL_TIMEOUT_S", 0.02)
     container = await house.start(await house.run_pod())
     house.exits.forget(container.id)
     house.monitors.write_exit_files = False

@@ -473,7 +473,7 @@ async def test_a_removal_that_was_cut_short_is_completed(house: House) -> None:
 async def test_commands_of_the_former_daemon_are_killed(house: House) -> None:
     container = await house.start(await house.run_pod())
     exec_dir = house.paths.container(container.id).exec_dir
-    cgroup = house.containers.cgroup_dir(container)
+    cgroup = house.containers.endings.cgroup_dir(container)
     command = house.kernel.spawn(("probe",), cgroup=cgroup, start_ticks=1)
     stranger = house.kernel.spawn(("stranger",), start_ticks=1)
     later = house.kernel.spawn(("later",), cgroup=cgroup, start_ticks=1 << 40)

@@ -1,0 +1,227 @@
+"""How containers end: exits noted, stops carried out, what an ended one held released.
+
+Rules:
+- An exit is shown as soon as it is known; the runtime's state and the cgroup go right after it, so that an exited
+  container costs nothing but its files.
+- Noting an exit and releasing what it held are never given up: they are tried again until they succeed.
+- Concurrent stops share one: the earliest deadline counts. No lock is held across a grace period.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from cri_shim import metrics
+from cri_shim.background import until_done
+from cri_shim.errors import DeadlineError
+from cri_shim.host.pidfd import kill_process
+from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.model import ContainerState
+from cri_shim.sandbox.release import running
+from cri_shim.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.background import Background
+    from cri_shim.host.cgroups.placement import CgroupPlace
+    from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.exits import ExitWatch
+    from cri_shim.sandbox.release import Release
+    from cri_shim.sandbox.store import Container, Store
+
+log = structlog.get_logger()
+KILL_TIMEOUT_S = 10.0
+"""After SIGKILL: what has not ended by then sits in the kernel, and the caller is told."""
+KILLED = 128 + signal.SIGKILL
+
+
+@dataclass(slots=True, eq=False)
+class _Stop:
+    """One stop that concurrent callers share."""
+
+    deadline: float
+    """When the grace period ends, by the loop's clock."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """The container ended, or the deadline moved."""
+    killing: bool = False
+    """The grace period is over; the deadline is now that of SIGKILL, which nobody shortens."""
+
+    def shorten(self, deadline: float) -> None:
+        if not self.killing and deadline < self.deadline:
+            self.deadline = deadline
+            self.changed.set()
+
+
+class Endings:
+    """Ends containers, and notes how they ended."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        store: Store[Container],
+        cgroups: Cgroups,
+        release: Release,
+        exits: ExitWatch,
+        background: Background,
+        place: Callable[[str, str], CgroupPlace],
+    ) -> None:
+        self._paths = paths
+        self._store = store
+        self._cgroups = cgroups
+        self._release = release
+        self._exits = exits
+        self._background = background
+        self._place = place
+        self._stopping: SingleFlight[None] = SingleFlight()
+        self._stops: dict[str, _Stop] = {}
+
+    # --- exits ---------------------------------------------------------------------------------------------------
+
+    def on_exit(self, container: Container, exit_: Exit) -> None:
+        """Its process ended, or its monitor did."""
+        self._background.start(f"exit of {container.id}", self.note_exit(container, exit_))
+
+    async def note_exit(
+        self, container: Container, exit_: Exit, *, reason: str | None = None
+    ) -> None:
+        """Make an exit known and release what it held. `reason` is for an end whose cause is known better."""
+        code, at_ns, message = exit_.code, exit_.at_ns or time.time_ns(), ""
+        if code is None:
+            # Nobody will ever know the real code; a container that nobody watches must not go on.
+            await until_done(
+                f"killing container {container.id}",
+                lambda: self._release.kill_processes(
+                    container.id, self.cgroup_dir(container), self._paths.container(container.id)
+                ),
+            )
+            code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
+        async with container.lock:  # a start under way comes first
+            self.finish(container, code, at_ns, reason or self._explain(container, code), message)
+        await self.release_exited(container)
+
+    def _explain(self, container: Container, code: int) -> str:
+        if code == 0:
+            return "Completed"
+        if (
+            code == KILLED
+            and container.id not in self._stops
+            and self._ran_out_of_memory(container)
+        ):
+            return "OOMKilled"
+        return "Error"
+
+    def _ran_out_of_memory(self, container: Container) -> bool:
+        kills = self._cgroups.oom_kills(self.cgroup_dir(container))
+        if kills is not None:
+            return kills > 0
+        return (self._paths.container(container.id).persist_dir / "oom").exists()
+
+    def finish(
+        self, container: Container, code: int, at_ns: int, reason: str, message: str
+    ) -> None:
+        """Show the container as exited; the first exit stays."""
+        if container.state is ContainerState.EXITED:
+            return
+        self._exits.forget(container.id)
+        self._store.update(
+            container, container.status.exited(at_ns, code, reason=reason, message=message)
+        )
+        container.ended.set()
+        if (stop := self._stops.get(container.id)) is not None:
+            stop.changed.set()
+        metrics.CONTAINER_EXITS.labels(reason=reason).inc()
+        if reason == "OOMKilled":
+            metrics.CONTAINER_OOMS.inc()
+        log.info("container exited", container_id=container.id, exit_code=code, reason=reason)
+
+    async def release_exited(self, container: Container) -> None:
+        """`release_process`, tried again until it succeeds."""
+        await until_done(
+            f"releasing container {container.id}", lambda: self.release_process(container)
+        )
+
+    async def release_process(self, container: Container) -> None:
+        """Take away what the runtime and the kernel still hold of a container; what runs of it is killed."""
+        async with container.lock:
+            if container.status.released:
+                return
+            await self._release.process(
+                container.id,
+                container.record.handler,
+                self.cgroup_dir(container),
+                self._paths.container(container.id),
+            )
+            self._store.update(container, msgspec.structs.replace(container.status, released=True))
+
+    # --- stops ---------------------------------------------------------------------------------------------------
+
+    async def stop(self, container: Container, timeout_s: float) -> None:
+        """Send the stop signal, wait up to `timeout_s` seconds, then kill; returns once the container has exited.
+
+        Raises DeadlineError if even SIGKILL doesn't end it.
+        """
+        if container.state is ContainerState.EXITED:
+            return
+        deadline = asyncio.get_running_loop().time() + max(timeout_s, 0)
+        stop = self._stops.get(container.id)
+        if stop is None:
+            stop = self._stops[container.id] = _Stop(deadline)
+        else:
+            stop.shorten(deadline)
+        shared = stop
+        await self._stopping.run(container.id, b"", lambda: self._stop(container, shared))
+
+    async def _stop(self, container: Container, stop: _Stop) -> None:
+        process = container.status.process
+        try:
+            if process is not None and stop.deadline > asyncio.get_running_loop().time():
+                kill_process(process.pid, process.start_ticks, container.record.stop_signal)
+                await _wait_for_end(container, stop)
+            if not container.ended.is_set():
+                stop.killing = True
+                if process is not None:
+                    kill_process(process.pid, process.start_ticks)
+                await self._cgroups.kill_all(self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S)
+                stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
+                await _wait_for_end(container, stop)
+            if not container.ended.is_set() and not running(process):
+                # Its end was missed, whatever the reason: it must not keep the container from being removed.
+                exit_ = self._exits.read(container.id) or Exit(None, 0)
+                await self.note_exit(container, exit_)
+            if not container.ended.is_set():
+                raise DeadlineError(
+                    f"container {container.id}: process {process.pid if process else '?'} did not end "
+                    f"{KILL_TIMEOUT_S:g} s after SIGKILL: it hangs in the kernel (see its /proc/PID/stack)"
+                )
+        finally:
+            self._stops.pop(container.id, None)
+
+    async def close(self, grace_s: float) -> None:
+        """Let running stops end, at most `grace_s` seconds."""
+        await self._stopping.close(grace_s)
+
+    def cgroup_dir(self, container: Container) -> str:
+        """Its cgroup's directory in every hierarchy."""
+        return self._place(container.record.cgroup_parent, container.id).relative_dir
+
+
+async def _wait_for_end(container: Container, stop: _Stop) -> None:
+    """Return when the container has ended or the stop's deadline, which may move, is over."""
+    loop = asyncio.get_running_loop()
+    while not container.ended.is_set() and (left := stop.deadline - loop.time()) > 0:
+        stop.changed.clear()
+        try:
+            async with asyncio.timeout(left):
+                await stop.changed.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,99 @@
+"""crictl as a person types it: one command, what it printed, and what it said when it refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from tests.harness import node
+from tests.harness.daemon import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+COMMAND_TIMEOUT_S = 60
+REMEDIES: Mapping[str, str] = {
+    command: f"put {command} of cri-tools v1.36 or newer on PATH"
+    for command in ("crictl", "critest")
+}
+
+
+class CrictlError(AssertionError):
+    """A command did not do what the test expects."""
+
+
+class Crictl:
+    """Runs crictl against one socket."""
+
+    def __init__(self, socket: Path, scratch: Path) -> None:
+        """`scratch`: where configurations are written for it."""
+        self._scratch = scratch
+        self._environment = {
+            **environment(),
+            "CONTAINER_RUNTIME_ENDPOINT": f"unix://{socket}",
+            "IMAGE_SERVICE_ENDPOINT": f"unix://{socket}",
+            "HOME": str(scratch),
+        }
+        self._files = 0
+
+    def __call__(self, *arguments: str) -> str:
+        """What it prints. Raises: CrictlError if it fails."""
+        return self.streams(*arguments)[0].strip()
+
+    def streams(self, *arguments: str) -> tuple[str, str]:
+        """What it writes to its standard output and error. Raises: CrictlError if it fails."""
+        done = self._run(arguments)
+        if done.returncode != 0:
+            raise CrictlError(f"{_line(arguments)}: status {done.returncode}\n{done.stderr}")
+        return done.stdout, done.stderr
+
+    def refusal(self, *arguments: str) -> str:
+        """The last line that it says when it fails. Raises: CrictlError if it doesn't."""
+        done = self._run(arguments)
+        if done.returncode == 0:
+            raise CrictlError(f"{_line(arguments)}: it should have failed, and said\n{done.stdout}")
+        lines = done.stderr.strip().splitlines()
+        if not lines:
+            raise CrictlError(f"{_line(arguments)}: status {done.returncode} without a word")
+        return lines[-1]
+
+    def json(self, command: str, *arguments: str) -> Any:
+        """What it prints with `-o json`."""
+        return json.loads(self(command, "-o", "json", *arguments))
+
+    def rows(self, *arguments: str) -> list[str]:
+        """The lines of a table, without its heading."""
+        return self(*arguments).splitlines()[1:]
+
+    def file(self, content: object) -> str:
+        """Write a configuration; its path, for the command line."""
+        self._files += 1
+        path = self._scratch / f"{self._files}.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    def _run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["crictl", "--timeout", "30s", *arguments],
+            env=self._environment,
+            cwd=self._scratch,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+
+
+def missing(command: str) -> list[node.Missing]:
+    """One of cri-tools' commands, if PATH hasn't it."""
+    if shutil.which(command, path=node.search_path()):
+        return []
+    return [node.Missing(command, remedy=REMEDIES[command])]
+
+
+def _line(arguments: Sequence[str]) -> str:
+    return " ".join(["crictl", *arguments])
