@@ -93,6 +93,8 @@ def rootfs_propagation(config: ContainerConfig) -> str | None:
 
 
 def _requested_mount(mount: Mount, field: str, *, handler: HandlerFacts, node: NodeFacts) -> Spec:
+    if mount.HasField("image") and not mount.readonly:
+        refuse(f"{field}.readonly", mount.readonly, "must be true: image volumes are read-only")
     if mount.HasField("image") or mount.image_sub_path:
         raise UnsupportedError(f"{field}.image: image volumes are not supported yet")
     if mount.uidMappings or mount.gidMappings:

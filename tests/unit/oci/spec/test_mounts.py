@@ -167,7 +167,7 @@ def test_recursive_read_only_needs_a_handler_that_can() -> None:
 @pytest.mark.parametrize(
     "wanted",
     [
-        mount(image=ImageSpec(image="x")),
+        mount(image=ImageSpec(image="x"), readonly=True),
         mount(image_sub_path="x"),
         mount(uidMappings=[IDMapping(length=1)]),
         mount(gidMappings=[IDMapping(length=1)]),
@@ -176,6 +176,11 @@ def test_recursive_read_only_needs_a_handler_that_can() -> None:
 def test_mount_of_a_kind_not_built_is_refused(wanted: Mount) -> None:
     with pytest.raises(UnsupportedError, match=r"mounts\[0\]"):
         build(wanted)
+
+
+def test_image_volume_that_could_be_written_is_malformed() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"mounts\[0\]\.readonly"):
+        build(mount(image=ImageSpec(image="x")))
 
 
 def test_relabel_is_refused_only_where_selinux_enforces() -> None:
