@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cri_shim.host.syscalls import set_child_subreaper
 from cri_shim.image.builtin import busybox_archive
 from tests.bench.floor import Example, Floor, exec_true, remove_sandbox, sandbox
 from tests.harness.daemon import Daemon
@@ -115,6 +116,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    set_child_subreaper(enabled=True)
     daemon = Daemon("crib", settings={"log": {"level": "info"}})
     ours, floor_times = Times(), Times()
     with tempfile.TemporaryDirectory(prefix="cri-bench-") as directory:
