@@ -42,6 +42,24 @@ CALL_BUCKETS_S = (
 )
 """From a List out of memory to a stop with a long grace period or a pull."""
 
+PULL_BUCKETS_S = (
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    20.0,
+    40.0,
+    80.0,
+    160.0,
+    320.0,
+    640.0,
+    1280.0,
+)
+"""From an image whose layers are all here to one of many gigabytes over a slow line."""
+
 COMMAND_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 30.0)
 """Runtime commands and CNI plugins take 5 to 100 ms; dense there, up to the usual deadline."""
 
@@ -87,6 +105,28 @@ CNI_OPERATION_FAILURES = Counter(
     "cri_shim_cni_operation_failures_total",
     "CNI operations that failed or were killed at their deadline.",
     ["operation"],
+    registry=REGISTRY,
+)
+IMAGE_PULL_SECONDS = Histogram(
+    "cri_shim_image_pull_seconds",
+    "How long pulls that succeeded took.",
+    buckets=PULL_BUCKETS_S,
+    registry=REGISTRY,
+)
+IMAGE_PULL_BYTES = Counter(
+    "cri_shim_image_pull_bytes_total",
+    "Bytes of layers that registries sent, what had to be sent twice included.",
+    registry=REGISTRY,
+)
+IMAGE_PULL_FAILURES = Counter(
+    "cri_shim_image_pull_failures_total",
+    "Pulls that failed, by why.",
+    ["reason"],
+    registry=REGISTRY,
+)
+IMAGE_LAYER_REUSE = Counter(
+    "cri_shim_image_layer_reuse_total",
+    "Layers of pulled images that were here already.",
     registry=REGISTRY,
 )
 CONTAINER_EXITS = Counter(

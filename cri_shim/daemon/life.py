@@ -125,6 +125,7 @@ class Daemon:
     async def _stop(self, parts: Parts, listeners: Listeners) -> None:
         log.info("stopping; containers go on")
         await listeners.stop(CALLS_GRACE_S)
+        await parts.puller.close(WORK_GRACE_S)
         await parts.pods.close(WORK_GRACE_S)
         await parts.container_cases.close(WORK_GRACE_S)
         await parts.background.close(WORK_GRACE_S)
@@ -190,6 +191,7 @@ class Daemon:
                     ),
                     lambda _version: ImageService(
                         images=parts.images,
+                        pulls=parts.puller,
                         layers=parts.stats,
                         mountpoint=self._paths.root,
                     ),
@@ -253,6 +255,7 @@ class Daemon:
             log.error("configuration not reloaded, the old one stays", error=str(error))
             return
         self._config = plan.config
+        parts.puller.reconfigure(plan.config.images)
         logging_setup.set_level(plan.config.log.level)
         parts.cni.load()
         await parts.handlers.discover()

@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cri_shim.errors import BadArchiveError, BadImageReferenceError
+from cri_shim.image.arrival import PlannedImage, PlannedLayer, checked_config
 from cri_shim.image.manifest import (
     MANIFEST_TYPES,
     MAX_CONFIG_BYTES,
@@ -29,7 +30,6 @@ from cri_shim.image.manifest import (
     OCI_MANIFEST,
     REF_NAME,
     Descriptor,
-    ImageConfig,
     Index,
     Manifest,
     Platform,
@@ -40,41 +40,23 @@ from cri_shim.image.manifest import (
     parse_config,
     parse_document,
 )
+from cri_shim.image.model import ImportProgress
 from cri_shim.image.reference import RESERVED_DOMAIN, Reference, parse_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from cri_shim.image.jobs import Member
+    from cri_shim.image.blobs import BlobStore
+    from cri_shim.image.jobs import LayerReport, Member
+    from cri_shim.image.manifest import Platform
+    from cri_shim.image.unpack import Unpacker
+
+    Tell = Callable[[ImportProgress], None]
 
 _CONTAINERD_NAME = "io.containerd.image.name"
 _MAX_DEPTH = 4
 """An index in an index in an index is still meant; more is a puzzle."""
 _MAX_LINKS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedLayer:
-    """One layer of an image that is to be brought in."""
-
-    diff_id: str
-    blob: Descriptor
-    file: str
-    """The spooled file that holds the blob."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedImage:
-    """One image of an archive, its documents checked, its layers not unpacked yet."""
-
-    names: tuple[Reference, ...]
-    manifest: bytes
-    manifest_type: str
-    config: ImageConfig
-    config_bytes: bytes
-    layers: tuple[PlannedLayer, ...]
-    by_digest: bool
-    """Whether the manifest is the archive's own, so that its digest means something elsewhere."""
 
 
 class _DockerEntry(msgspec.Struct, frozen=True):
@@ -144,14 +126,8 @@ class Archive:
         return self._from_manifest(data, document, entry)
 
     def _from_manifest(self, data: bytes, manifest: Manifest, entry: Descriptor) -> PlannedImage:
-        what = f"image config {manifest.config.digest}"
         config_bytes = self._blob(manifest.config, MAX_CONFIG_BYTES)
-        config = parse_config(config_bytes, what)
-        check_platform(config, self._platform, what)
-        if len(config.diff_ids) != len(manifest.layers):
-            raise BadArchiveError(
-                f"{what}: {len(config.diff_ids)} diff ids, but the manifest has {len(manifest.layers)} layers"
-            )
+        config = checked_config(config_bytes, manifest, self._platform)
         layers = []
         for diff_id, blob in zip(config.diff_ids, manifest.layers, strict=True):
             member = self._checked(blob)
@@ -268,6 +244,42 @@ def open_spooled(directory_fd: int, file: str) -> int:
         os.close(fd)
         raise BadArchiveError(f"spooled file {file}: not a plain file")
     return fd
+
+
+class ArchiveFeed:
+    """The layers of a spooled archive (`arrival.Feed`)."""
+
+    def __init__(
+        self, unpacker: Unpacker, spool_fd: int, planned: Sequence[PlannedImage], tell: Tell
+    ) -> None:
+        """`tell` hears of the archive's arrival and of each layer."""
+        self._unpacker = unpacker
+        self._spool_fd = spool_fd
+        self._tell = tell
+        self._total = sum(len(image.layers) for image in planned)
+        self._done = 0
+        names = [str(name) for image in planned for name in image.names[:1]]
+        self._what = ", ".join(names) or "image archive"
+        tell(ImportProgress("received", self._what, 0, self._total))
+
+    async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
+        """From the spooled file."""
+        fd = open_spooled(self._spool_fd, layer.file)
+        try:
+            return await self._unpacker.unpack_layer(
+                fd, directory_fd, what=f"layer {layer.diff_id}"
+            )
+        finally:
+            os.close(fd)
+
+    def placed(self, layer: PlannedLayer) -> None:
+        """One more."""
+        self._done += 1
+        self._tell(ImportProgress("layer", self._what, self._done, self._total))
+
+    def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
+        """The spooled file becomes the blob."""
+        blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
 
 
 def _common_directory(members: Sequence[Member]) -> str:

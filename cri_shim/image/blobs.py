@@ -99,6 +99,24 @@ class BlobStore:
         os.rename(name, self.path(digest), src_dir_fd=directory_fd)
         self._sizes[digest] = found.st_size
 
+    def lend(self, digest: str, directory_fd: int, name: str) -> bool:
+        """Give a blob a second name in a directory, where it stays whatever becomes of it here; False if it isn't here.
+
+        Raises OSError.
+        """
+        if digest not in self._sizes:
+            return False
+        try:
+            os.link(self.path(digest), name, dst_dir_fd=directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False  # swept at this moment
+        return True
+
+    def forget(self, digest: str) -> None:
+        """Remove one blob: it is damaged, and a better one is on its way."""
+        self.path(digest).unlink(missing_ok=True)
+        self._sizes.pop(digest, None)
+
     def sweep(self, kept: Collection[str]) -> int:
         """Remove every blob that is not in `kept`; how many went."""
         gone = [digest for digest in self._sizes if digest not in kept]

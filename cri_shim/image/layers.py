@@ -25,17 +25,20 @@ import msgspec
 import structlog
 
 from cri_shim.errors import BadArchiveError
+from cri_shim.host.allocation import place_apart
 from cri_shim.host.files import TMP_SUFFIX, read_bounded, remove_tree, write_atomic
 from cri_shim.image.finish import finish_layer
 from cri_shim.image.reference import is_digest
 from cri_shim.image.undivided import undivided
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from cri_shim.image.jobs import LayerReport
-    from cri_shim.image.unpack import Unpacker
+
+    Unpack = Callable[[int], Awaitable[LayerReport]]
+    """Unpacks a layer into the empty directory of this descriptor."""
 
 log = structlog.get_logger()
 
@@ -62,11 +65,10 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 class LayerStore:
     """The layers of all images; used on the loop's thread, slow work goes to threads."""
 
-    def __init__(self, layers_dir: Path, records_dir: Path, unpacker: Unpacker) -> None:
+    def __init__(self, layers_dir: Path, records_dir: Path) -> None:
         self._dir = layers_dir
         self._records_dir = records_dir
         self._ingest_dir = layers_dir / INGEST_NAME
-        self._unpacker = unpacker
         self._layers: dict[str, Layer] = {}
         self._durable: set[str] = set()
         self._names: set[str] = set()
@@ -82,6 +84,7 @@ class LayerStore:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_tree(self._ingest_dir)
         self._ingest_dir.mkdir(mode=0o700)
+        place_apart(self._ingest_dir)
         with os.scandir(self._dir) as found:
             self._names = {item.name for item in found if item.name != INGEST_NAME}
         for path in sorted(self._records_dir.iterdir()):
@@ -121,15 +124,15 @@ class LayerStore:
         self,
         chain_id: str,
         diff_id: str,
-        source: AsyncIterator[bytes] | int,
+        unpack: Unpack,
         *,
         parent: Awaitable[Layer] | None,
     ) -> Layer:
-        """The layer, unpacked from `source` (a stream, or a file's descriptor) unless it is here.
+        """The layer; unless it is here, `unpack` is called to unpack it into an empty directory.
 
         `parent` gives the layer below; it is awaited only once this one is unpacked. The caller holds the chain id.
 
-        Raises BadArchiveError (hostile, damaged, or not the `diff_id` that was promised) and what `Unpacker` raises;
+        Raises BadArchiveError (hostile, damaged, or not the `diff_id` that was promised) and what `unpack` raises;
         nothing is left then.
         """
         async with self._locked(chain_id):
@@ -139,7 +142,7 @@ class LayerStore:
             directory = self._ingest_dir / f"layer-{next(self._numbers)}"
             directory.mkdir(mode=0o700)
             try:
-                report = await self._ingest(source, diff_id, directory)
+                report = await _ingest(unpack, diff_id, directory)
                 below = None if parent is None else await parent
                 lowers = [] if below is None else self.lowers(below)
                 await asyncio.to_thread(finish_layer, directory, lowers, report)
@@ -147,22 +150,6 @@ class LayerStore:
             except BaseException:
                 await _remove_surely(directory)
                 raise
-
-    async def _ingest(
-        self, source: AsyncIterator[bytes] | int, diff_id: str, directory: Path
-    ) -> LayerReport:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            report = await self._unpacker.unpack_layer(source, fd, what=f"layer {diff_id}")
-        finally:
-            os.close(fd)
-        if report.diff_id != diff_id:
-            raise BadArchiveError(
-                f"layer {diff_id}: unpacked it has the digest {report.diff_id}; it was damaged, or cut short"
-            )
-        if report.dropped_xattrs:
-            log.info("attributes dropped", layer=diff_id, count=report.dropped_xattrs)
-        return report
 
     def _place(
         self, directory: Path, chain_id: str, report: LayerReport, below: Layer | None
@@ -316,6 +303,21 @@ class _SharedLock:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
+
+
+async def _ingest(unpack: Unpack, diff_id: str, directory: Path) -> LayerReport:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        report = await unpack(fd)
+    finally:
+        os.close(fd)
+    if report.diff_id != diff_id:
+        raise BadArchiveError(
+            f"layer {diff_id}: unpacked it has the digest {report.diff_id}; it was damaged, or cut short"
+        )
+    if report.dropped_xattrs:
+        log.info("attributes dropped", layer=diff_id, count=report.dropped_xattrs)
+    return report
 
 
 async def _remove_surely(directory: Path) -> None:

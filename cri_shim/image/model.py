@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,3 +63,26 @@ class ImportProgress:
     """Its name, or its ID if it has none."""
     done: int
     total: int
+
+
+class PullStep(StrEnum):
+    """What is happening to one layer of an image that is being pulled."""
+
+    WAITING = "waiting"
+    DOWNLOADING = "downloading"
+    UNPACKING = "unpacking"
+    """It came whole; what was unpacked while it came is not unpacked again."""
+    HERE = "here"
+    """It was here already."""
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far one layer of a pull is."""
+
+    step: PullStep
+    blob: str
+    """Digest of the layer as the registry keeps it."""
+    done_bytes: int
+    total_bytes: int

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import os
 from typing import TYPE_CHECKING, Self
@@ -25,17 +24,16 @@ from cri_shim.errors import (
     BadArchiveError,
     BadImageReferenceError,
     CorruptStateError,
-    CriShimError,
     NotFoundError,
-    ResourceExhaustedError,
 )
 from cri_shim.host.durable import sync_file_system
-from cri_shim.host.files import remove_tree
-from cri_shim.image.archive import Archive, PlannedImage, PlannedLayer, open_spooled, with_names
+from cri_shim.host.files import TMP_SUFFIX, remove_tree
+from cri_shim.image.archive import Archive, ArchiveFeed, with_names
+from cri_shim.image.arrival import Feed, PlannedImage, storage_error, unpack_layers
 from cri_shim.image.blobs import BlobStore
 from cri_shim.image.catalog import Catalog, Described, describe, read_described
 from cri_shim.image.index import ImageIndex, load_index, save_index, set_aside
-from cri_shim.image.layers import INGEST_NAME, Layer, LayerStore
+from cri_shim.image.layers import INGEST_NAME, LayerStore
 from cri_shim.image.manifest import Manifest, chain_ids, digest_of, parse_document, platform_of
 from cri_shim.image.model import FsUsage, Image, ImportProgress, LayerStack
 from cri_shim.image.reference import parse_reference
@@ -53,8 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["FsUsage", "Image", "ImageStore", "ImportProgress", "LayerStack"]
 
 log = structlog.get_logger()
-_LAYERS_AT_ONCE = 16
-"""Layers of one image under way, each with some descriptors; how many unpack at once is the unpacker's bound."""
 
 
 class ImageStore:
@@ -75,13 +71,13 @@ class ImageStore:
         self._layers_dir = layers_dir
         self._ingest_dir = images_dir / INGEST_NAME
         self._damaged_dir = images_dir / "damaged"
-        self._unpacker = unpacker
+        self.unpacker = unpacker
         self._in_use = in_use
-        self._platform = platform_of(machine)
+        self.platform = platform_of(machine)
         self._pinned = frozenset(str(parse_reference(name)) for name in pinned)
         self._discard_blobs = discard_blobs
-        self._blobs = BlobStore(images_dir)
-        self._layers = LayerStore(layers_dir, images_dir / "layers", unpacker)
+        self.blobs = BlobStore(images_dir)
+        self._layers = LayerStore(layers_dir, images_dir / "layers")
         self._index = ImageIndex()
         self._described: dict[str, Described] = {}
         self._catalog = Catalog(self._index, {}, self._layers, self._pinned)
@@ -121,7 +117,7 @@ class ImageStore:
 
     async def close(self) -> None:
         """End the unpacker's process."""
-        await self._unpacker.close()
+        await self.unpacker.close()
 
     # What there is
 
@@ -156,8 +152,8 @@ class ImageStore:
         """What images take; counted as they come and go, not by walking the disk."""
         return FsUsage(
             self._dir,
-            self._layers.disk_bytes + self._blobs.used_bytes,
-            self._layers.inodes + self._blobs.inodes,
+            self._layers.disk_bytes + self.blobs.used_bytes,
+            self._layers.inodes + self.blobs.inodes,
         )
 
     # How they come
@@ -178,86 +174,60 @@ class ImageStore:
         reference = parse_reference(name) if name else None
         if reference is not None and reference.digest is not None:
             raise BadImageReferenceError(f"name {name!r} for an import: give a tag, not a digest")
-        spool_dir = self._ingest_dir / f"archive-{next(self._numbers)}"
+        tell = progress or _tell_nobody
+        async with self.spool("importing an image archive") as fd:
+            members = await self.unpacker.spool_members(source, fd, what="image archive")
+            planned = Archive(members.members, fd, self.platform).images()
+            planned = with_names(planned, reference)
+            feed = ArchiveFeed(self.unpacker, fd, planned, tell)
+            imported = await self.bring_in(planned, feed)
+        for known in imported:
+            tell(ImportProgress("committed", known.name, len(known.chain), len(known.chain)))
+            log.info("image imported", image=known.name, id=known.id, size=known.size)
+        return imported
+
+    @contextlib.asynccontextmanager
+    async def spool(self, doing: str) -> AsyncIterator[int]:
+        """A directory, by its descriptor, for the files of one arrival: gone with all that is in it when this closes.
+
+        An OSError in it is raised as ResourceExhaustedError (disk full) or CriShimError, with `doing` in front.
+        """
+        spool_dir = self._ingest_dir / f"spool-{next(self._numbers)}"
         try:
             spool_dir.mkdir(mode=0o700)
             fd = os.open(spool_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                members = await self._unpacker.spool_members(source, fd, what="image archive")
-                planned = Archive(members.members, fd, self._platform).images()
-                planned = with_names(planned, reference)
-                return await self._bring_in(planned, fd, progress or _tell_nobody)
+                yield fd
             finally:
                 os.close(fd)
         except OSError as error:
-            raise _told(error, "importing an image archive") from error
+            raise storage_error(error, doing) from error
         finally:
             await undivided(lambda: remove_tree(spool_dir))
 
-    async def _bring_in(
-        self,
-        planned: Sequence[PlannedImage],
-        spool_fd: int,
-        tell: Progress,
-    ) -> list[Image]:
+    async def bring_in(self, planned: Sequence[PlannedImage], feed: Feed) -> list[Image]:
+        """Have these images here, whole or not at all; their layers come from `feed`, unless they are here already.
+
+        Raises what `feed` raises, OSError, and BadArchiveError for layers that aren't what the images promise.
+        """
         chains = [chain_ids(image.config.diff_ids) for image in planned]
         ours = {chain_id for chain in chains for chain_id in chain}
         try:
             with self._layers.hold(ours):
                 for image, chain in zip(planned, chains, strict=True):
-                    await self._unpack_all(image, chain, spool_fd, tell)
+                    await unpack_layers(self._layers, image.layers, chain, feed)
                 async with self._changing:
-                    await self._commit(planned, chains, spool_fd)
+                    await self._commit(planned, chains, feed)
         except BaseException:
             async with self._changing:
                 trash = self._detach(among=ours)
             await self._layers.delete(trash)
             raise
         ids = dict.fromkeys(digest_of(image.config_bytes) for image in planned)
-        imported = [image for image in map(self.find, ids) if image is not None]
-        for known in imported:
-            tell(ImportProgress("committed", known.name, len(known.chain), len(known.chain)))
-            log.info("image imported", image=known.name, id=known.id, size=known.size)
-        return imported
-
-    async def _unpack_all(
-        self,
-        image: PlannedImage,
-        chain: Sequence[str],
-        spool_fd: int,
-        tell: Progress,
-    ) -> None:
-        """Every layer side by side; a layer waits for the one below only to be put in its place."""
-        what = str(image.names[0]) if image.names else digest_of(image.config_bytes)
-        # Tasks start, and get their slot, lowest layer first: whoever has one waits only for others that have one.
-        slots = asyncio.Semaphore(_LAYERS_AT_ONCE)
-        done = 0
-        tell(ImportProgress("received", what, done, len(chain)))
-
-        async def bring(
-            layer: PlannedLayer, chain_id: str, parent: asyncio.Task[Layer] | None
-        ) -> Layer:
-            nonlocal done
-            async with slots:
-                fd = open_spooled(spool_fd, layer.file)
-                try:
-                    made = await self._layers.ensure(chain_id, layer.diff_id, fd, parent=parent)
-                finally:
-                    os.close(fd)
-            done += 1
-            tell(ImportProgress("layer", what, done, len(chain)))
-            return made
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                below: asyncio.Task[Layer] | None = None
-                for layer, chain_id in zip(image.layers, chain, strict=True):
-                    below = group.create_task(bring(layer, chain_id, below))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        return [image for image in map(self.find, ids) if image is not None]
 
     async def _commit(
-        self, planned: Sequence[PlannedImage], chains: Sequence[Sequence[str]], spool_fd: int
+        self, planned: Sequence[PlannedImage], chains: Sequence[Sequence[str]], feed: Feed
     ) -> None:
         index = self._index.copy()
         described = dict(self._described)
@@ -279,10 +249,10 @@ class ImageStore:
                 sync_file_system(self._layers_dir)
             self._layers.record(fresh)
             for image in planned:
-                self._blobs.put(image.config_bytes)
-                self._blobs.put(image.manifest)
+                self.blobs.put(image.config_bytes)
+                self.blobs.put(image.manifest)
                 for layer in () if self._discard_blobs else image.layers:
-                    self._blobs.adopt(spool_fd, layer.file, layer.blob.digest)
+                    feed.put_away(layer, self.blobs)
             sync_file_system(self._dir)
             save_index(self._dir, index)
 
@@ -309,7 +279,7 @@ class ImageStore:
                     lambda: save_index(self._dir, index), lambda: self._take_over(index, described)
                 )
             except OSError as error:
-                raise _told(error, f"removing image {image.name}") from error
+                raise storage_error(error, f"removing image {image.name}") from error
             trash = self._detach(among=image.chain)
         await self._layers.delete(trash)
         log.info("image removed", image=image.name, id=image.id)
@@ -331,7 +301,7 @@ class ImageStore:
             # The records that are still there keep what they name; the next sweep tries again.
             log.warning("layers can't be swept", error=str(error))
             trash = []
-        self._blobs.sweep({blob for facts in self._described.values() for blob in facts.blobs})
+        self.blobs.sweep({blob for facts in self._described.values() for blob in facts.blobs})
         return trash
 
     def _take_over(self, index: ImageIndex, described: dict[str, Described]) -> None:
@@ -346,13 +316,15 @@ class ImageStore:
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_tree(self._ingest_dir)
         self._ingest_dir.mkdir(mode=0o700)
-        self._blobs.open()
+        for cut_short in self._dir.glob(f"*{TMP_SUFFIX}"):
+            cut_short.unlink()
+        self.blobs.open()
         self._layers.open(self._damaged_dir)
         index = self._load_index()
         described: dict[str, Described] = {}
         for digest in list(index.manifests):
             try:
-                described[digest] = read_described(digest, self._blobs, self._layers)
+                described[digest] = read_described(digest, self.blobs, self._layers)
             except (CorruptStateError, BadArchiveError) as error:
                 log.error(
                     "an image is damaged and left out; pull it again",
@@ -376,9 +348,3 @@ class ImageStore:
 
 def _tell_nobody(_: ImportProgress) -> None:
     """Nobody wants to know how it goes."""
-
-
-def _told(error: OSError, doing: str) -> CriShimError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhaustedError(f"{doing}: {error}; free some space and try again")
-    return CriShimError(f"{doing}: {error}")

@@ -37,6 +37,10 @@ CONTRACT = {
     "cri_shim_container_exits_total": ("reason",),
     "cri_shim_container_ooms_total": (),
     "cri_shim_recovered_objects_total": ("kind", "outcome"),
+    "cri_shim_image_pull_seconds": (),
+    "cri_shim_image_pull_bytes_total": (),
+    "cri_shim_image_pull_failures_total": ("reason",),
+    "cri_shim_image_layer_reuse_total": (),
 }
 
 COLLECTORS = {
@@ -50,6 +54,10 @@ COLLECTORS = {
     "cri_shim_container_exits_total": metrics.CONTAINER_EXITS,
     "cri_shim_container_ooms_total": metrics.CONTAINER_OOMS,
     "cri_shim_recovered_objects_total": metrics.RECOVERED_OBJECTS,
+    "cri_shim_image_pull_seconds": metrics.IMAGE_PULL_SECONDS,
+    "cri_shim_image_pull_bytes_total": metrics.IMAGE_PULL_BYTES,
+    "cri_shim_image_pull_failures_total": metrics.IMAGE_PULL_FAILURES,
+    "cri_shim_image_layer_reuse_total": metrics.IMAGE_LAYER_REUSE,
 }
 
 

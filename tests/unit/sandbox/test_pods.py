@@ -643,17 +643,6 @@ async def test_a_sandbox_is_found_by_its_id_or_a_prefix_of_it(house: House) -> N
         house.pods.find("nothing")
 
 
-async def test_verbose_information_names_what_an_operator_looks_for(house: House) -> None:
-    sandbox = await house.run_pod()
-    info = house.pods.verbose_info(sandbox)
-    assert sandbox.status.process
-    assert info["pid"] == sandbox.status.process.pid
-    assert info["netns"] == sandbox.record.netns
-    assert info["ips"] == ["10.0.0.2"]
-    assert info["attachments"] == [{"network": "pods", "ifname": "eth0"}]
-    assert isinstance(info["config"], dict)
-
-
 # --- the pause image ---------------------------------------------------------------------------------------------
 
 

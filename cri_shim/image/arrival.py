@@ -1,0 +1,142 @@
+"""Images on their way in, from an archive or a registry: what is known of them, and how their layers are unpacked.
+
+Rules: a planned image's documents are checked and fit each other; its layers' bytes are whatever they are until they
+are unpacked. Layers of one image are unpacked side by side; each waits for the one below only to be put in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from cri_shim.errors import (
+    BadArchiveError,
+    CriShimError,
+    DamagedBlobError,
+    ResourceExhaustedError,
+)
+from cri_shim.image.manifest import check_platform, parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cri_shim.image.blobs import BlobStore
+    from cri_shim.image.jobs import LayerReport
+    from cri_shim.image.layers import Layer, LayerStore
+    from cri_shim.image.manifest import Descriptor, ImageConfig, Manifest, Platform
+    from cri_shim.image.reference import Reference
+
+log = structlog.get_logger()
+_LAYERS_AT_ONCE = 16
+"""Layers of one image under way, each with some descriptors; how many unpack at once is the unpacker's bound."""
+_TRIES = 3
+"""For a layer whose bytes were changed on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLayer:
+    """One layer of an image that is to be brought in."""
+
+    diff_id: str
+    blob: Descriptor
+    file: str
+    """Name of the file that has, or will have, the blob in the spool directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """One image that is to be brought in, its documents checked, its layers not unpacked yet."""
+
+    names: tuple[Reference, ...]
+    manifest: bytes
+    manifest_type: str
+    config: ImageConfig
+    config_bytes: bytes
+    layers: tuple[PlannedLayer, ...]
+    by_digest: bool
+    """Whether it is also known as `repository@digest` of this manifest: the manifest is its maker's, not ours."""
+
+
+class Feed(Protocol):
+    """Where the layers of arriving images come from."""
+
+    async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
+        """Unpack a layer that is not here yet into an empty directory.
+
+        Raises what `Unpacker.unpack_layer` raises, and DamagedBlobError where another try may bring other bytes.
+        """
+
+    def placed(self, layer: PlannedLayer) -> None:
+        """It is in its place, by `unpack` or because it was here."""
+
+    def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
+        """Move its blob to `blobs`, if there is one to move. Blocking; raises OSError."""
+
+
+def checked_config(config_bytes: bytes, manifest: Manifest, host: Platform) -> ImageConfig:
+    """The configuration of the image of `manifest`. Raises BadArchiveError if they don't fit, or not on this host."""
+    what = f"image config {manifest.config.digest}"
+    config = parse_config(config_bytes, what)
+    check_platform(config, host, what)
+    if len(config.diff_ids) != len(manifest.layers):
+        raise BadArchiveError(
+            f"{what}: {len(config.diff_ids)} diff ids, but the manifest has {len(manifest.layers)} layers"
+        )
+    return config
+
+
+async def unpack_layers(
+    layers: LayerStore, wanted: Sequence[PlannedLayer], chain: Sequence[str], feed: Feed
+) -> None:
+    """Have every layer in its place, `chain` being their chain ids, which the caller holds.
+
+    Raises the first error of any layer, once all of them have stopped.
+    """
+    # Tasks start, and get their slot, lowest layer first: whoever has one waits only for others that have one.
+    slots = asyncio.Semaphore(_LAYERS_AT_ONCE)
+
+    async def bring(
+        layer: PlannedLayer, chain_id: str, parent: asyncio.Task[Layer] | None
+    ) -> Layer:
+        async with slots:
+            made = await _ensure(layers, layer, chain_id, parent, feed)
+        feed.placed(layer)
+        return made
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            below: asyncio.Task[Layer] | None = None
+            for layer, chain_id in zip(wanted, chain, strict=True):
+                below = group.create_task(bring(layer, chain_id, below))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _ensure(
+    layers: LayerStore,
+    layer: PlannedLayer,
+    chain_id: str,
+    parent: asyncio.Task[Layer] | None,
+    feed: Feed,
+) -> Layer:
+    for left in reversed(range(_TRIES)):
+        try:
+            return await layers.ensure(
+                chain_id, layer.diff_id, lambda fd: feed.unpack(layer, fd), parent=parent
+            )
+        except DamagedBlobError as error:
+            if not left:
+                raise
+            log.warning("a layer came damaged and is tried again", error=str(error))
+    raise AssertionError("the last try returns or raises")
+
+
+def storage_error(error: OSError, doing: str) -> CriShimError:
+    """What the caller is told of a host that failed while `doing` something."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhaustedError(f"{doing}: {error}; free some space and try again")
+    return CriShimError(f"{doing}: {error}")

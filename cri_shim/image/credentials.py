@@ -1,0 +1,174 @@
+"""Credentials for a registry, and the one registry they are for.
+
+Rules: pure, except for reading a file whose path is given. No secret is in a `repr`, in an error or in the key that two
+pulls are told apart by.
+
+Forms: CRI's AuthConfig, and Docker's `config.json` (`auths`; credential helpers are programs and not asked).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim.errors import ConfigError, InvalidArgumentError
+from cri_shim.host.files import read_bounded
+from cri_shim.image.reference import DEFAULT_DOMAIN
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri_shim.image.reference import Reference
+
+_MAX_AUTH_FILE_BYTES = 1 << 20
+_DOCKER_HUB = frozenset({DEFAULT_DOMAIN, "index.docker.io", "registry-1.docker.io"})
+_PROCESS_KEY = secrets.token_bytes(32)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credentials:
+    """What to show to one registry. The first of these that is set is used: registry token, identity token, user."""
+
+    registry: str = ""
+    """Host, with its port if it has one; empty for the registry of whatever is pulled."""
+    username: str = ""
+    password: str = field(default="")
+    identity_token: str = ""
+    """Exchanged at the registry's token server (OAuth2 refresh token)."""
+    registry_token: str = ""
+    """Shown to the registry as it is."""
+
+    def __repr__(self) -> str:
+        return f"Credentials(for {self.registry or 'the image'!s})"
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self.username or self.password or self.identity_token or self.registry_token)
+
+    def fit(self, domain: str) -> bool:
+        """Whether they are for images of the registry `domain`."""
+        return not self.registry or same_registry(self.registry, domain)
+
+    def key(self) -> str:
+        """Equal for equal credentials, and of no use outside this process."""
+        digest = hashlib.blake2b(key=_PROCESS_KEY, digest_size=12)
+        for part in (
+            self.registry,
+            self.username,
+            self.password,
+            self.identity_token,
+            self.registry_token,
+        ):
+            digest.update(len(part).to_bytes(4) + part.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def credentials_of(
+    *,
+    username: str = "",
+    password: str = "",
+    auth: str = "",
+    server_address: str = "",
+    identity_token: str = "",
+    registry_token: str = "",
+) -> Credentials | None:
+    """Credentials from the fields of CRI's AuthConfig; None when they hold nothing.
+
+    `auth` is base64 of `user:password` and counts only without a `username`. `server_address` may be a URL.
+    Raises InvalidArgumentError for an `auth` that is no such thing, without telling what it was.
+    """
+    if auth and not username:
+        username, password = _decode_auth(auth)
+    found = Credentials(
+        registry=registry_host(server_address),
+        username=username,
+        password=password,
+        identity_token=identity_token,
+        registry_token=registry_token,
+    )
+    return found if found.usable else None
+
+
+def _decode_auth(auth: str) -> tuple[str, str]:
+    try:
+        text = base64.b64decode(auth, validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise InvalidArgumentError("the image's auth.auth is not base64") from None
+    username, colon, password = text.partition(":")
+    if not colon:
+        raise InvalidArgumentError("the image's auth.auth is not base64 of user:password")
+    return username, password.strip("\0")
+
+
+def registry_host(address: str) -> str:
+    """The host of a registry as it stands in references, from a host or a URL: `https://index.docker.io/v1/`."""
+    host = address.partition("://")[2] or address
+    host = host.partition("/")[0].rpartition("@")[2].lower()
+    return DEFAULT_DOMAIN if host in _DOCKER_HUB else host
+
+
+def same_registry(one: str, other: str) -> bool:
+    """Whether two addresses name one registry; Docker Hub has three names."""
+    return registry_host(one) == registry_host(other)
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    auth: str = ""
+    username: str = ""
+    password: str = ""
+    identitytoken: str = ""
+    registrytoken: str = ""
+
+
+class _AuthFile(msgspec.Struct, frozen=True):
+    auths: dict[str, _Entry] = {}
+
+
+def load_auth_file(path: Path, reference: Reference) -> Credentials | None:
+    """What Docker's `config.json` at `path` has for `reference`; the entry with the longest fitting path counts.
+
+    Raises ConfigError when the file can't be read or understood. It does not run credential helpers.
+    """
+    try:
+        document = msgspec.json.decode(read_bounded(path, _MAX_AUTH_FILE_BYTES), type=_AuthFile)
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        # msgspec tells the place and the type that it found there, never a value.
+        raise ConfigError(f"images.auth_file: {path}: {error}") from error
+    best: tuple[int, str] | None = None
+    for address in document.auths:
+        rank = _fits(address, reference)
+        if rank and (best is None or rank > best[0]):
+            best = rank, address
+    if best is None:
+        return None
+    entry = document.auths[best[1]]
+    try:
+        return credentials_of(
+            username=entry.username,
+            password=entry.password,
+            auth=entry.auth,
+            server_address=reference.domain,
+            identity_token=entry.identitytoken,
+            registry_token=entry.registrytoken,
+        )
+    except InvalidArgumentError:
+        raise ConfigError(
+            f"images.auth_file: {path}: auths.{best[1]}.auth is not base64 of user:password"
+        ) from None
+
+
+def _fits(address: str, reference: Reference) -> int:
+    """0: another registry or repository; more for a longer path."""
+    if not same_registry(address, reference.domain):
+        return 0
+    path = (address.partition("://")[2] or address).partition("/")[2].strip("/")
+    if not path or path in ("v1", "v2"):
+        return 1
+    return 1 + len(path) if f"{reference.path}/".startswith(f"{path}/") else 0

@@ -1,0 +1,220 @@
+"""The layers of one pull: downloaded and unpacked as one stream each, several side by side.
+
+Rules:
+- A blob is downloaded once, however many layers of the image have it, and not at all if it is here.
+- It is unpacked while it comes, if the unpacker has room for one more stream; else it goes to disk, where it goes
+  anyway, and is unpacked from there. Nobody who downloads waits for somebody who unpacks.
+- A layer counts only after its blob's digest was right. When the blob was not, that is what is told, whatever the
+  unpacker had to say about its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from cri_shim import metrics
+from cri_shim.background import uninterrupted
+from cri_shim.errors import BadArchiveError, DamagedBlobError
+from cri_shim.image.model import PullProgress, PullStep
+from cri_shim.image.transfer import Transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cri_shim.image.arrival import PlannedLayer
+    from cri_shim.image.blobs import BlobStore
+    from cri_shim.image.jobs import LayerReport
+    from cri_shim.image.manifest import Descriptor
+    from cri_shim.image.unpack import Unpacker
+
+log = structlog.get_logger()
+_PART_SUFFIX = ".part"
+
+
+class BlobSource(Protocol):
+    """The part of a registry that has layers; errors are those of `registry.Registry`."""
+
+    async def download(self, blob: Descriptor, sink: Transfer, *, attempt_number: int) -> str:
+        """Write the blob to the sink, exactly as many bytes as its descriptor says; which server sent them."""
+
+
+class LayerDownloads:
+    """Brings the layers of one image from a registry (`arrival.Feed`)."""
+
+    def __init__(
+        self,
+        name: str,
+        source: BlobSource,
+        unpacker: Unpacker,
+        blobs: BlobStore,
+        spool_fd: int,
+        *,
+        slots: Sequence[asyncio.Semaphore],
+        tell: Callable[[PullProgress], None],
+    ) -> None:
+        """`name` is the image, for errors. One of each of `slots` is held during a download. `tell` hears each step."""
+        self._name = name
+        self._source = source
+        self._unpacker = unpacker
+        self._blobs = blobs
+        self._spool_fd = spool_fd
+        self._slots = slots
+        self._tell = tell
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._tries: dict[str, int] = {}
+        self._unpacked: set[int] = set()
+        """Identities: an image may have the same layer twice."""
+        self.reused = 0
+        """Layers that were here already."""
+
+    def borrow(self, layers: Sequence[PlannedLayer]) -> None:
+        """Take hold of the blobs that are here already, so that a removal of other images can't take them away.
+
+        Blocking; raises OSError.
+        """
+        for name, digest in {layer.file: layer.blob.digest for layer in layers}.items():
+            self._blobs.lend(digest, self._spool_fd, name)
+
+    # arrival.Feed
+
+    async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
+        """From the blob that is here, or from the registry. Raises as `arrival.Feed.unpack`."""
+        digest = layer.blob.digest
+        async with self._turns.setdefault(digest, asyncio.Lock()):
+            if _is_file(layer.file, self._spool_fd):
+                report = await self._unpack_file(layer, directory_fd)
+            else:
+                report = await self._bring(layer, directory_fd)
+        self._unpacked.add(id(layer))
+        return report
+
+    def placed(self, layer: PlannedLayer) -> None:
+        """Say so."""
+        here = id(layer) not in self._unpacked
+        if here:
+            self.reused += 1
+            metrics.IMAGE_LAYER_REUSE.inc()
+        self._say(layer, PullStep.HERE if here else PullStep.DONE, layer.blob.size)
+
+    def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
+        """The downloaded file becomes the blob; a layer that was here needed none."""
+        if _is_file(layer.file, self._spool_fd):
+            blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
+
+    # One layer
+
+    async def _bring(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
+        self._say(layer, PullStep.WAITING, 0)
+        part = layer.file + _PART_SUFFIX
+        async with contextlib.AsyncExitStack() as slots:
+            for slot in self._slots:
+                await slots.enter_async_context(slot)
+            with _new_file(part, self._spool_fd) as fd:
+                transfer = Transfer(
+                    fd,
+                    layer.blob,
+                    what=self._what(layer),
+                    tell=lambda got: self._say(layer, PullStep.DOWNLOADING, got),
+                )
+                if self._unpacker.stream_free:
+                    return await self._bring_as_stream(layer, directory_fd, transfer, slots)
+                await self._download(layer, transfer, slots)
+        return await self._unpack_file(layer, directory_fd)
+
+    async def _bring_as_stream(
+        self,
+        layer: PlannedLayer,
+        directory_fd: int,
+        transfer: Transfer,
+        slots: contextlib.AsyncExitStack,
+    ) -> LayerReport:
+        # Not a task group: when the unpacker fails, the rest of the blob tells whose fault it was.
+        downloaded, unpacked = await asyncio.gather(
+            self._download(layer, transfer, slots),
+            self._unpacker.unpack_layer(transfer.follow(), directory_fd, what=self._what(layer)),
+            return_exceptions=True,
+        )
+        if isinstance(downloaded, BaseException):
+            raise downloaded
+        if isinstance(unpacked, BaseException):
+            raise unpacked
+        return unpacked
+
+    async def _download(
+        self, layer: PlannedLayer, transfer: Transfer, slots: contextlib.AsyncExitStack
+    ) -> None:
+        digest = layer.blob.digest
+        number = self._tries[digest] = self._tries.get(digest, -1) + 1
+        try:
+            sender = await self._source.download(layer.blob, transfer, attempt_number=number)
+            transfer.finish(sender)
+        except BaseException as error:
+            transfer.fail(error)
+            raise
+        finally:
+            await slots.aclose()
+        self._keep(layer)
+        self._say(layer, PullStep.UNPACKING, layer.blob.size)
+
+    async def _unpack_file(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
+        self._say(layer, PullStep.UNPACKING, layer.blob.size)
+        fd = os.open(layer.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._spool_fd)
+        try:
+            return await self._unpacker.unpack_layer(fd, directory_fd, what=self._what(layer))
+        except BadArchiveError:
+            # One that came with an earlier image may have been damaged on disk since.
+            if await uninterrupted(_digest_of_file, fd) != layer.blob.digest:
+                os.unlink(layer.file, dir_fd=self._spool_fd)
+                self._blobs.forget(layer.blob.digest)
+                raise DamagedBlobError(
+                    f"{self._what(layer)}: it was damaged on this node's disk"
+                ) from None
+            raise
+        finally:
+            os.close(fd)
+
+    def _keep(self, layer: PlannedLayer) -> None:
+        """The blob is whole."""
+        os.rename(
+            layer.file + _PART_SUFFIX,
+            layer.file,
+            src_dir_fd=self._spool_fd,
+            dst_dir_fd=self._spool_fd,
+        )
+
+    def _what(self, layer: PlannedLayer) -> str:
+        return f"{self._name}: layer {layer.blob.digest}"
+
+    def _say(self, layer: PlannedLayer, step: PullStep, done_bytes: int) -> None:
+        self._tell(PullProgress(step, layer.blob.digest, done_bytes, layer.blob.size))
+
+
+@contextlib.contextmanager
+def _new_file(name: str, directory_fd: int) -> Iterator[int]:
+    """An empty file, for reading and writing; what an earlier try left of it is gone."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=directory_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _digest_of_file(fd: int) -> str:
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _is_file(name: str, directory_fd: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

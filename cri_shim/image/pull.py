@@ -1,0 +1,215 @@
+"""Pulling an image: resolve, then its layers side by side, then the commit; whole, or nothing at all.
+
+Rules:
+- A pull belongs to the daemon: callers who want the same image with the same credentials share one, and one who goes
+  away ends it for nobody. With other credentials it is another pull: who may not see an image must not get it by
+  asking at the right moment.
+- The registry is asked even for an image that is here, so that it can refuse, and say that a tag has moved.
+- The registry's configuration is read anew for each pull. What speaks HTTP is imported with the first one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim import metrics
+from cri_shim.background import uninterrupted
+from cri_shim.errors import (
+    BadArchiveError,
+    BadImageReferenceError,
+    CorruptStateError,
+    InvalidArgumentError,
+    NotFoundError,
+    RegistryAuthError,
+    RegistryUnavailableError,
+    ResourceExhaustedError,
+)
+from cri_shim.image.credentials import load_auth_file
+from cri_shim.image.layer_downloads import LayerDownloads
+from cri_shim.image.reference import RESERVED_DOMAIN, parse_reference
+from cri_shim.image.registry_hosts import load_endpoints
+from cri_shim.image.resolve import resolve
+from cri_shim.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from cri_shim.config.model import ImageSettings
+    from cri_shim.image.credentials import Credentials
+    from cri_shim.image.model import Image, PullProgress
+    from cri_shim.image.reference import Reference
+    from cri_shim.image.registry import Registry
+    from cri_shim.image.store import ImageStore
+
+    Progress = Callable[[PullProgress], None]
+
+log = structlog.get_logger()
+
+_DOWNLOADS_OF_ALL = 4
+"""Times `max_parallel_downloads`, which is for one image: what all pulls together may do, so that memory is bounded."""
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (NotFoundError, "not_found"),
+    (RegistryAuthError, "unauthorized"),
+    (RegistryUnavailableError, "unavailable"),
+    (ResourceExhaustedError, "no_space"),
+    (BadArchiveError, "bad_image"),
+    (InvalidArgumentError, "invalid"),
+)
+
+
+class Puller:
+    """Pulls images into a store."""
+
+    def __init__(self, store: ImageStore, settings: ImageSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._pulls: SingleFlight[Image] = SingleFlight()
+        self._listeners: dict[str, list[Progress]] = {}
+        self._downloads = asyncio.Semaphore(_DOWNLOADS_OF_ALL * settings.max_parallel_downloads)
+
+    def reconfigure(self, settings: ImageSettings) -> None:
+        """New settings, for pulls that begin from now on."""
+        self._settings = settings
+
+    async def pull(
+        self,
+        image: str,
+        credentials: Credentials | None = None,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Have the image of that reference here, as its registry has it now.
+
+        `progress` hears of each layer, often.
+
+        Raises BadImageReferenceError, NotFoundError, RegistryAuthError, RegistryUnavailableError (each names the
+        servers asked and what they said), BadArchiveError (what came is no image that can be run here),
+        ResourceExhaustedError (disk full), ConfigError (hosts.toml, the auth file). Nothing is left then.
+        """
+        reference = parse_reference(image)
+        if reference.domain == RESERVED_DOMAIN:
+            raise BadImageReferenceError(
+                f"{reference}: images of {RESERVED_DOMAIN} are built in; no registry has them"
+            )
+        if credentials is not None and not credentials.fit(reference.domain):
+            log.warning(
+                "credentials for another registry are not used",
+                image=str(reference),
+                credentials_for=credentials.registry,
+            )
+            credentials = None
+        key = f"pull of {reference}" + (f" as {credentials.key()}" if credentials else "")
+        listeners = self._listeners.setdefault(key, [])
+        if progress is not None:
+            listeners.append(progress)
+        try:
+            return await self._pulls.run(
+                key, b"", lambda: self._counted(reference, credentials, key)
+            )
+        finally:
+            if progress is not None:
+                listeners.remove(progress)
+            if not listeners and self._listeners.get(key) is listeners:
+                del self._listeners[key]
+
+    async def close(self, grace_s: float) -> None:
+        """Let pulls end within `grace_s` seconds, then cancel them; nothing of those is left."""
+        await self._pulls.close(grace_s)
+
+    async def _counted(
+        self, reference: Reference, credentials: Credentials | None, key: str
+    ) -> Image:
+        started = time.monotonic()
+        try:
+            image = await self._pull(reference, credentials, key, started)
+        except BaseException as error:
+            reason = next((name for kind, name in _REASONS if isinstance(error, kind)), "error")
+            if isinstance(error, asyncio.CancelledError):
+                reason = "cancelled"
+            metrics.IMAGE_PULL_FAILURES.labels(reason).inc()
+            raise
+        metrics.IMAGE_PULL_SECONDS.observe(time.monotonic() - started)
+        return image
+
+    async def _pull(
+        self, reference: Reference, credentials: Credentials | None, key: str, started: float
+    ) -> Image:
+        settings = self._settings
+        store = self._store
+        endpoints = await asyncio.to_thread(
+            load_endpoints, settings.registry_config, reference.domain
+        )
+        if credentials is None and settings.auth_file is not None:
+            credentials = await asyncio.to_thread(load_auth_file, settings.auth_file, reference)
+        if store.find(str(reference)) is None:
+            store.unpacker.warm_up()
+        # The import takes a third of a second, which other calls need not wait for.
+        module = await asyncio.to_thread(_registry_module)
+        async with module.open_registry(
+            reference, endpoints, credentials, stall_s=settings.pull_progress_timeout_s
+        ) as registry:
+            known = await self._unchanged(registry, reference)
+            if known is not None:
+                log.info("image is up to date", image=str(reference), id=known.id)
+                return known
+            planned = await resolve(registry, reference, store.platform, self._stored_blob)
+            async with store.spool(f"pulling {reference}") as spool_fd:
+                downloads = LayerDownloads(
+                    str(reference),
+                    registry,
+                    store.unpacker,
+                    store.blobs,
+                    spool_fd,
+                    slots=(
+                        asyncio.Semaphore(settings.max_parallel_downloads),
+                        self._downloads,
+                    ),
+                    tell=lambda progress: self._tell(key, progress),
+                )
+                await uninterrupted(downloads.borrow, planned.layers)
+                [image] = await store.bring_in([planned], downloads)
+        log.info(
+            "image pulled",
+            image=str(reference),
+            id=image.id,
+            size=image.size,
+            layers=len(planned.layers),
+            reused=downloads.reused,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return image
+
+    async def _unchanged(self, registry: Registry, reference: Reference) -> Image | None:
+        """The image that is here under this name, if the registry says that it is what the name still means."""
+        known = self._store.find(str(reference))
+        if known is None:
+            return None
+        digest = await registry.digest(reference.digest or reference.tag or "")
+        if digest is None:
+            return None
+        now = self._store.find(str(reference.with_digest(digest)))
+        return known if now is not None and now.id == known.id else None
+
+    def _stored_blob(self, digest: str, max_bytes: int) -> bytes | None:
+        if digest not in self._store.blobs:
+            return None
+        try:
+            return self._store.blobs.read(digest, max_bytes)
+        except CorruptStateError as error:
+            log.warning("a stored blob is damaged and fetched again", error=str(error))
+            self._store.blobs.forget(digest)
+            return None
+
+    def _tell(self, key: str, progress: PullProgress) -> None:
+        for listener in self._listeners.get(key, ()):
+            listener(progress)
+
+
+def _registry_module() -> ModuleType:
+    from cri_shim.image import registry
+
+    return registry

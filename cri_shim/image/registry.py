@@ -1,0 +1,370 @@
+"""A registry: manifests, documents and layers of one repository, from whichever of its servers has them.
+
+Rules:
+- Servers are asked in the order of `hosts.toml`, the registry itself last. One that fails for a reason that may pass is
+  asked again in the next round, after a pause; one that can't help is not. What the last of them says counts.
+- Whoever answered is asked first from then on: one pull meets one state of a registry.
+- Bytes are believed by their digest only. A layer that breaks off goes on where it broke (Range).
+- Nothing waits for ever: without a byte for `stall_s` a request is over, and a silent connection is given up earlier,
+  so that another try fits in.
+
+Spec: distribution 1.1, "Pull". Loaded with the first pull (it imports aiohttp).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+import structlog
+
+from cri_shim.errors import RegistryUnavailableError
+from cri_shim.image.manifest import INDEX_TYPES, MANIFEST_TYPES, digest_of
+from cri_shim.image.reference import is_digest
+from cri_shim.image.registry_complaints import Complaint, Fault, verdict
+from cri_shim.image.registry_hosts import Capability
+from cri_shim.image.registry_http import RegistryHttp, read_bounded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    import aiohttp
+
+    from cri_shim.image.credentials import Credentials
+    from cri_shim.image.manifest import Descriptor
+    from cri_shim.image.reference import Reference
+    from cri_shim.image.registry_hosts import Endpoint
+
+log = structlog.get_logger()
+
+ROUNDS = 5
+"""How often every server is asked before a fault that may pass is final."""
+_FIRST_PAUSE_S = 0.25
+_MAX_RETRY_AFTER_S = 60.0
+"""Who asks for more gets it from kubelet's own pauses between pulls."""
+_SILENCE = 0.25
+"""The part of `stall_s` after which a silent connection is given up, for a new one or for another server."""
+_PROGRESS_BYTES = 1 << 20
+"""What a connection must bring before it breaks for the tries to be counted anew, which bounds how many there are."""
+_ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
+T = TypeVar("T")
+
+
+class Document(NamedTuple):
+    """A manifest or an index as a registry sent it, checked against its digest."""
+
+    data: bytes
+    content_type: str
+    digest: str
+
+
+class Sink(Protocol):
+    """Takes the bytes of a blob."""
+
+    @property
+    def received(self) -> int:
+        """Bytes taken so far; a broken transfer goes on from there."""
+
+    async def write(self, chunk: bytes) -> None:
+        """Take more."""
+
+
+@contextlib.asynccontextmanager
+async def open_registry(
+    reference: Reference,
+    endpoints: Sequence[Endpoint],
+    credentials: Credentials | None,
+    *,
+    stall_s: float,
+    environment: Mapping[str, str] = os.environ,
+) -> AsyncIterator[Registry]:
+    """The registry of `reference`, reached by `endpoints`; connections last as long as this is open.
+
+    `credentials` are the registry's: no mirror sees them. `environment` names the proxies.
+    """
+    async with RegistryHttp(
+        lambda endpoint: credentials if endpoint.is_registry else None,
+        f"repository:{reference.path}:pull",
+        environment=environment,
+    ) as http:
+        yield Registry(http, reference, endpoints, stall_s=stall_s)
+
+
+class Registry:
+    """One repository, for one pull."""
+
+    def __init__(
+        self,
+        http: RegistryHttp,
+        reference: Reference,
+        endpoints: Sequence[Endpoint],
+        *,
+        stall_s: float,
+    ) -> None:
+        self._http = http
+        self._reference = reference
+        self._endpoints = list(endpoints)
+        self._last = endpoints[-1]
+        self._stall_s = stall_s
+        self._patience_s = stall_s * _SILENCE or None
+
+    async def digest(self, wanted: str) -> str | None:
+        """The digest of the manifest that a tag or digest means now; None where the registry doesn't tell.
+
+        Costs less than `manifest`: some registries count those. Raises as `manifest`.
+        """
+
+        async def attempt(endpoint: Endpoint) -> str | None:
+            path = self._path(endpoint, f"manifests/{wanted}")
+            try:
+                async with self._http.request(
+                    endpoint, "HEAD", path, {"Accept": _ACCEPT}, patience_s=self._patience_s
+                ) as response:
+                    digest = response.headers.get("Docker-Content-Digest", "")
+            except Complaint as complaint:
+                if complaint.fault is Fault.BROKEN:
+                    return None  # whoever doesn't know HEAD may know GET
+                raise
+            return digest if is_digest(digest) else None
+
+        return await self._ask("resolving it", wanted, attempt)
+
+    async def manifest(self, wanted: str, max_bytes: int) -> Document:
+        """The manifest or index of a tag or digest.
+
+        Raises NotFoundError, RegistryAuthError, RegistryUnavailableError, and BadArchiveError for bytes that don't
+        have the digest; each names the servers and what they said.
+        """
+
+        async def attempt(endpoint: Endpoint) -> Document:
+            path = self._path(endpoint, f"manifests/{wanted}")
+            async with self._http.request(
+                endpoint, "GET", path, {"Accept": _ACCEPT}, patience_s=self._patience_s
+            ) as response:
+                data = await self._read(response, max_bytes, endpoint)
+                digest = digest_of(data)
+                promised = response.headers.get("Docker-Content-Digest", "")
+                for expected in (wanted, promised):
+                    if is_digest(expected) and digest != expected:
+                        raise _damaged(endpoint, f"manifest {expected}", digest)
+                return Document(data, response.content_type, digest)
+
+        return await self._ask("fetching its manifest", wanted, attempt)
+
+    async def document(self, blob: Descriptor, max_bytes: int) -> bytes:
+        """A small blob, whole. Raises as `manifest`."""
+
+        async def attempt(endpoint: Endpoint) -> bytes:
+            path = self._path(endpoint, f"blobs/{blob.digest}")
+            async with self._http.request(
+                endpoint, "GET", path, {}, patience_s=self._patience_s
+            ) as response:
+                data = await self._read(response, max_bytes, endpoint)
+                if digest_of(data) != blob.digest:
+                    raise _damaged(endpoint, f"blob {blob.digest}", digest_of(data))
+                return data
+
+        return await self._ask("fetching its configuration", blob.digest, attempt, kind="blob")
+
+    async def download(self, blob: Descriptor, sink: Sink, *, attempt_number: int = 0) -> str:
+        """Write the bytes of `blob` to `sink`, exactly as many as its descriptor says; the sink checks the digest.
+
+        Gives the server that sent the last of them, for a message.
+
+        `attempt_number`: how often a whole download had wrong bytes; another server is asked first then.
+        Raises as `manifest`, and what the sink raises.
+        """
+
+        async def attempt(endpoint: Endpoint) -> str:
+            start = sink.received
+            try:
+                await self._continue(endpoint, blob, sink, watchdog)
+                if sink.received < blob.size:
+                    how_far = f"after {sink.received} of {blob.size} bytes"
+                    raise Complaint(
+                        endpoint.origin, Fault.PASSING, f"the connection ended {how_far}"
+                    )
+            except Complaint as complaint:
+                complaint.progressed = sink.received - start >= _PROGRESS_BYTES
+                raise
+            return endpoint.origin
+
+        watchdog = asyncio.timeout(self._stall_s or None)
+        return await self._ask(
+            f"fetching layer {blob.digest}",
+            blob.digest,
+            attempt,
+            kind="blob",
+            rotate=attempt_number,
+            watchdog=watchdog,
+        )
+
+    async def _continue(
+        self, endpoint: Endpoint, blob: Descriptor, sink: Sink, watchdog: asyncio.Timeout
+    ) -> None:
+        """From where the sink is to the end, or as far as the connection holds."""
+        loop = asyncio.get_running_loop()
+        start = sink.received
+        if start == blob.size:
+            return
+        path = self._path(endpoint, f"blobs/{blob.digest}")
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        patience_s = self._patience_s if len(self._endpoints) > 1 else None
+        async with self._http.request(
+            endpoint, "GET", path, headers, patience_s=patience_s
+        ) as response:
+            skip = _offset(endpoint, response, start)
+            while True:
+                try:
+                    async with asyncio.timeout(self._patience_s):
+                        chunk = await response.content.readany()
+                except TimeoutError:
+                    raise Complaint(
+                        endpoint.origin,
+                        Fault.PASSING,
+                        f"it sent nothing for {self._patience_s:g} s, at {sink.received} of {blob.size} bytes",
+                    ) from None
+                if not chunk:
+                    return
+                if self._stall_s:
+                    watchdog.reschedule(loop.time() + self._stall_s)
+                if skip:
+                    chunk, skip = chunk[skip:], max(0, skip - len(chunk))
+                if sink.received + len(chunk) > blob.size:
+                    raise Complaint(
+                        endpoint.origin,
+                        Fault.DAMAGED,
+                        f"blob {blob.digest}: more than the {blob.size} bytes that the manifest promises",
+                    )
+                if chunk:
+                    await sink.write(chunk)
+
+    async def _ask(
+        self,
+        doing: str,
+        wanted: str,
+        attempt: Callable[[Endpoint], Awaitable[T]],
+        *,
+        kind: str = "image",
+        rotate: int = 0,
+        watchdog: asyncio.Timeout | None = None,
+    ) -> T:
+        """What the first server gives that can. Raises the verdict over all of them."""
+        need = Capability.PULL if is_digest(wanted) else Capability.RESOLVE
+        candidates = [endpoint for endpoint in self._endpoints if need in endpoint.capabilities]
+        if not candidates:
+            raise RegistryUnavailableError(
+                f"{self._reference}: hosts.toml for {self._reference.domain} names no host with the capability {need}"
+            )
+        last = self._last if self._last in candidates else candidates[-1]
+        rotate %= len(candidates)
+        missing = (kind, wanted) if kind == "blob" else (kind, str(self._reference))
+        ordered = candidates[rotate:] + candidates[:rotate]
+        asking = _Asking(self, f"{self._reference}: {doing}", missing, ordered, last)
+        try:
+            async with watchdog or asyncio.timeout(self._stall_s or None):
+                return await asking.run(attempt)
+        except TimeoutError:
+            raise asking.out_of_time(self._stall_s) from None
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, max_bytes: int, endpoint: Endpoint
+    ) -> bytes:
+        return await read_bounded(response, max_bytes, endpoint, silence_s=self._patience_s)
+
+    def _path(self, endpoint: Endpoint, rest: str) -> str:
+        path = f"/{self._reference.path}/{rest}"
+        # A mirror of many registries is told which one is meant, as containerd tells it.
+        return path if endpoint.is_registry else f"{path}?ns={self._reference.domain}"
+
+    def prefer(self, endpoint: Endpoint) -> None:
+        """It answered: it is asked first from now on."""
+        self._endpoints.remove(endpoint)
+        self._endpoints.insert(0, endpoint)
+
+
+class _Asking:
+    """One question on its way through the servers."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        doing: str,
+        missing: tuple[str, str],
+        candidates: list[Endpoint],
+        last: Endpoint,
+    ) -> None:
+        self._registry = registry
+        self._doing = doing
+        self._missing = missing
+        self._candidates = candidates
+        self._last = last
+        self._complaints: dict[str, Complaint] = {}
+        self._asked: Endpoint = candidates[0]
+
+    async def run(self, attempt: Callable[[Endpoint], Awaitable[T]]) -> T:
+        rounds = 0
+        while True:
+            pause_s = _MAX_RETRY_AFTER_S + 1
+            for endpoint in list(self._candidates):
+                self._asked = endpoint
+                try:
+                    result = await attempt(endpoint)
+                except Complaint as complaint:
+                    self._note(endpoint, complaint)
+                    if complaint.progressed:
+                        rounds = 0
+                    pause_s = min(pause_s, complaint.retry_after_s)
+                else:
+                    self._registry.prefer(endpoint)
+                    return result
+            rounds += 1
+            if not self._candidates or rounds >= ROUNDS or pause_s > _MAX_RETRY_AFTER_S:
+                raise self._verdict()
+            # Not all nodes of a cluster in step.
+            backoff_s = _FIRST_PAUSE_S * 2 ** (rounds - 1) * random.uniform(0.75, 1.25)  # noqa: S311
+            await asyncio.sleep(max(pause_s, backoff_s))
+
+    def _note(self, endpoint: Endpoint, complaint: Complaint) -> None:
+        self._complaints[endpoint.url] = complaint
+        log.debug("a registry's server did not help", doing=self._doing, said=str(complaint))
+        if complaint.fault is not Fault.PASSING:
+            self._candidates.remove(endpoint)
+            if endpoint is self._last and complaint.fault in (Fault.MISSING, Fault.REFUSED):
+                raise self._verdict()
+
+    def out_of_time(self, stall_s: float) -> Exception:
+        """Nothing came for so long, from the one that was being asked last."""
+        self._complaints[self._asked.url] = Complaint(
+            self._asked.origin, Fault.PASSING, f"nothing came for {stall_s:g} s"
+        )
+        return self._verdict()
+
+    def _verdict(self) -> Exception:
+        complaints = [said for url, said in self._complaints.items() if url != self._last.url]
+        if self._last.url in self._complaints:
+            complaints.append(self._complaints[self._last.url])
+        return verdict(self._doing, *self._missing, complaints)
+
+
+def _damaged(endpoint: Endpoint, what: str, digest: str) -> Complaint:
+    return Complaint(
+        endpoint.origin, Fault.DAMAGED, f"{what}: what it sent has the digest {digest}"
+    )
+
+
+def _offset(endpoint: Endpoint, response: aiohttp.ClientResponse, start: int) -> int:
+    """How many bytes to skip, because the server sends from the beginning. Raises Complaint for another part."""
+    if response.status == 200:
+        return start
+    sent = response.headers.get("Content-Range", "")
+    if response.status == 206 and sent.startswith(f"bytes {start}-"):
+        return 0
+    raise Complaint(
+        endpoint.origin,
+        Fault.BROKEN,
+        f"asked for bytes from {start} on, it answered {response.status}",
+    )

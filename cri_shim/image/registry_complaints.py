@@ -1,0 +1,89 @@
+"""What a registry's server did instead of answering, and what the caller of a pull is told once nobody is left to ask.
+
+Rules: a complaint never leaves the registry client; `verdict` makes the one error out of all of them, naming each
+server that was asked and what it said. A registry's words are untrusted: cut, and without control characters.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim.errors import (
+    BadArchiveError,
+    CriShimError,
+    NotFoundError,
+    RegistryAuthError,
+    RegistryUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MAX_WORDS = 300
+
+
+class Fault(Enum):
+    """What is wrong, and so what to do about it."""
+
+    PASSING = auto()
+    """Worth another try: no connection, a broken one, too many requests, a server's error."""
+    MISSING = auto()
+    """It hasn't got it."""
+    REFUSED = auto()
+    """It wants other credentials, or any."""
+    DAMAGED = auto()
+    """It sent something that is not what was asked for."""
+    BROKEN = auto()
+    """It can't be talked to, and won't in a minute either."""
+
+
+class Complaint(Exception):  # noqa: N818 - it is one server's, and not yet an error of the pull
+    """One server's failure to answer one request."""
+
+    def __init__(self, origin: str, fault: Fault, text: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(f"{origin}: {text}")
+        self.fault = fault
+        self.retry_after_s = retry_after_s
+        self.progressed = False
+        """Whether bytes came before it happened: then the tries are counted anew."""
+
+
+def verdict(doing: str, kind: str, key: str, complaints: Sequence[Complaint]) -> CriShimError:
+    """The error for what nobody could give; the last complaint, the registry's own, decides which.
+
+    `doing` names image and step; `kind` and `key` name what is missing if it is.
+    """
+    said = "; ".join(map(str, complaints))
+    match complaints[-1].fault:
+        case Fault.MISSING:
+            return NotFoundError(kind, key, f"{doing}: {said}")
+        case Fault.REFUSED:
+            return RegistryAuthError(f"{doing}: {said}")
+        case Fault.DAMAGED:
+            return BadArchiveError(f"{doing}: {said}")
+        case _:
+            return RegistryUnavailableError(f"{doing}: {said}")
+
+
+class _ErrorEntry(msgspec.Struct, frozen=True):
+    code: str = ""
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    errors: list[_ErrorEntry] = []
+    details: str = ""
+    """What token servers write."""
+
+
+def registry_words(body: bytes) -> str:
+    """What the body of an error answer says, for a message; empty when it says nothing (distribution spec, errors)."""
+    try:
+        found = msgspec.json.decode(body, type=_ErrorBody)
+    except (msgspec.MsgspecError, RecursionError):
+        return ""
+    words = "; ".join(entry.message or entry.code for entry in found.errors) or found.details
+    return "".join(c if c.isprintable() else " " for c in words[:_MAX_WORDS]).strip()

@@ -1,0 +1,248 @@
+"""Which servers to ask for the images of a registry: `hosts.toml`, in the layout and meaning that containerd gave it.
+
+    DIR/<host>/hosts.toml      also DIR/<host>_<port>_/hosts.toml; DIR/_default/hosts.toml for every host without one
+
+    server = "https://registry.example"       the registry itself, asked last
+    [host."https://mirror.example"]           mirrors, asked in the order of the file
+      capabilities = ["pull", "resolve"]      resolve: may say what a tag means
+      ca = "ca.pem"                           or a list; relative to the file
+      client = [["client.pem", "client.key"]] or "both-in-one.pem", or a list of such
+      skip_verify = true
+      override_path = true                    the URL's path is the API's root: no /v2 is added
+      [host."https://mirror.example".header]
+        X-Name = "value"                      or a list
+
+The keys of a host stand at the top level too, for `server`.
+
+Rules: parsing is pure; files are read anew for each pull, so that a change counts at once. Without a file the registry
+is asked by https, one on the loopback by plain http.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cri_shim.errors import ConfigError
+from cri_shim.host.files import read_bounded
+from cri_shim.image.reference import DEFAULT_DOMAIN
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+T = TypeVar("T")
+_HOSTS_FILE = "hosts.toml"
+_DEFAULT_DIR = "_default"
+_MAX_HOSTS_BYTES = 1 << 20
+_DOCKER_HUB_SERVER = "registry-1.docker.io"
+_FORBIDDEN_HEADERS = frozenset(
+    {"host", "content-length", "transfer-encoding", "range", "connection"}
+)
+
+
+class Capability(StrEnum):
+    """What a host may be asked for."""
+
+    PULL = "pull"
+    """Content by its digest."""
+    RESOLVE = "resolve"
+    """What a tag means."""
+    PUSH = "push"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server that has, or mirrors, the images of a registry."""
+
+    url: str
+    """Root of the API, `/v2` included, without a slash at its end."""
+    is_registry: bool = False
+    """The registry itself and no mirror: the registry's credentials are for it."""
+    capabilities: frozenset[Capability] = frozenset(Capability)
+    ca: tuple[Path, ...] = ()
+    client: tuple[tuple[Path, Path | None], ...] = ()
+    """Certificate, and key where it is not in the same file."""
+    skip_verify: bool = False
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """They may hold secrets."""
+
+    @property
+    def host(self) -> str:
+        """Host, and port if the URL has one."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def origin(self) -> str:
+        """What to call it in a message."""
+        parts = urlsplit(self.url)
+        return parts.netloc if parts.scheme == "https" else f"{parts.scheme}://{parts.netloc}"
+
+
+class _Host(msgspec.Struct, frozen=True, kw_only=True):
+    capabilities: list[str] | None = None
+    ca: str | list[str] | None = None
+    client: str | list[str | list[str]] | None = None
+    skip_verify: bool = False
+    header: dict[str, str | list[str]] = {}
+    override_path: bool = False
+
+
+class _Document(_Host, frozen=True, kw_only=True):
+    server: str = ""
+    host: dict[str, _Host] = {}
+
+
+def load_endpoints(registry_config: Path | None, domain: str) -> list[Endpoint]:
+    """Whom to ask for images of `domain`, in order. Raises ConfigError naming the file and the key."""
+    if registry_config is not None:
+        for directory in _directories(registry_config, domain):
+            path = directory / _HOSTS_FILE
+            try:
+                data = read_bounded(path, _MAX_HOSTS_BYTES)
+            except (FileNotFoundError, NotADirectoryError):
+                if directory.is_dir():
+                    break  # a directory of its own without a file: nothing special about this host
+                continue
+            except OSError as error:
+                raise ConfigError(f"{path}: {error.strerror}") from error
+            return parse_hosts(data, path, domain)
+    return [Endpoint(_api_url(default_server(domain)), is_registry=True)]
+
+
+def _directories(registry_config: Path, domain: str) -> list[Path]:
+    names = [domain, _DEFAULT_DIR]
+    host, colon, port = domain.rpartition(":")
+    if colon and port.isdigit():
+        names.insert(0, f"{host}_{port}_")
+    return [registry_config / name for name in names]
+
+
+def parse_hosts(data: bytes, path: Path, domain: str) -> list[Endpoint]:
+    """The servers that the `hosts.toml` in `data`, read from `path`, names for `domain`, in order.
+
+    Raises ConfigError naming the file and the key.
+    """
+    try:
+        document = msgspec.toml.decode(data, type=_Document)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    server_url = _checked(document.server or default_server(domain), path, "server")
+    # Who writes a file for all registries doesn't say that one server may have the credentials of all of them.
+    own = {urlsplit(f"//{domain}").netloc, urlsplit(default_server(domain)).netloc}
+    if path.parent.name != _DEFAULT_DIR:
+        own.add(urlsplit(server_url).netloc)
+    found: dict[str, Endpoint] = {}
+    for url, host in [*document.host.items(), (server_url, document)]:
+        key = "server" if host is document else f'host."{url}"'
+        endpoint = _endpoint(_checked(url, path, key), host, path, key)
+        if endpoint.host in own:
+            endpoint = replace(endpoint, is_registry=True)
+        known = found.setdefault(endpoint.url, endpoint)
+        if known is not endpoint:
+            # The server has a table of its own among the hosts, for its certificates say: it is not asked twice.
+            both = known.capabilities | endpoint.capabilities
+            found[endpoint.url] = replace(known, capabilities=both)
+    return list(found.values())
+
+
+def default_server(domain: str) -> str:
+    """Where the registry `domain` is when no file says otherwise."""
+    if domain == DEFAULT_DOMAIN:
+        return f"https://{_DOCKER_HUB_SERVER}"
+    return f"{'http' if is_loopback(domain) else 'https'}://{domain}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, with or without a port, is this machine's own."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _endpoint(url: str, host: _Host, path: Path, key: str) -> Endpoint:
+    capabilities = frozenset(Capability)
+    if host.capabilities is not None:
+        try:
+            capabilities = frozenset(map(Capability, host.capabilities))
+        except ValueError as error:
+            allowed = ", ".join(Capability)
+            _refuse(path, f"{key}: capabilities: {error}; allowed are {allowed}")
+    return Endpoint(
+        url=_api_url(url, override_path=host.override_path),
+        capabilities=capabilities,
+        ca=tuple(path.parent / name for name in _listed(host.ca)),
+        client=tuple(_pair(item, path, key) for item in _listed(host.client)),
+        skip_verify=host.skip_verify,
+        headers=tuple(_headers(host.header, path, key)),
+    )
+
+
+def _checked(url: str, path: Path, key: str) -> str:
+    if "://" not in url:
+        url = f"{'http' if is_loopback(url.partition('/')[0]) else 'https'}://{url}"
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or parts.query or parts.fragment or not url.isprintable():
+        _refuse(path, f"{key}: {url!r} is not http:// or https://, a host, and perhaps a path")
+    if parts.username is not None:
+        # It would end up in messages; credentials have their own ways.
+        _refuse(path, f"{key}: a URL here can't hold credentials")
+    if parts.netloc == DEFAULT_DOMAIN:
+        # Written so in many a file; what answers there is a web site.
+        return url.replace(DEFAULT_DOMAIN, _DOCKER_HUB_SERVER, 1)
+    return url
+
+
+def _api_url(url: str, *, override_path: bool = False) -> str:
+    url = url.rstrip("/")
+    if override_path or urlsplit(url).path.endswith("/v2"):
+        return url
+    return f"{url}/v2"
+
+
+def _pair(item: str | list[str], path: Path, key: str) -> tuple[Path, Path | None]:
+    names = [item] if isinstance(item, str) else item
+    match names:
+        case [certificate] | [certificate, ""]:
+            return path.parent / certificate, None
+        case [certificate, private]:
+            return path.parent / certificate, path.parent / private
+        case _:
+            _refuse(
+                path, f"{key}: client: {len(names)} names, where a certificate and a key belong"
+            )
+
+
+def _headers(found: dict[str, str | list[str]], path: Path, key: str) -> list[tuple[str, str]]:
+    headers = []
+    for name, values in found.items():
+        sound = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+        if not sound or name.lower() in _FORBIDDEN_HEADERS:
+            _refuse(path, f"{key}: header: {name!r} can't be set")
+        for value in _listed(values):
+            if not value.isprintable():
+                _refuse(path, f"{key}: header: the value of {name} has control characters")
+            headers.append((name, value))
+    return headers
+
+
+def _listed(value: str | list[T] | None) -> list[T | str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else [*value]
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise ConfigError(f"{path}: {reason}")

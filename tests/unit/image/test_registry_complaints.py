@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cri_shim import errors
+from cri_shim.image.registry_complaints import Complaint, Fault, registry_words, verdict
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault.MISSING, errors.NotFoundError),
+        (Fault.REFUSED, errors.RegistryAuthError),
+        (Fault.DAMAGED, errors.BadArchiveError),
+        (Fault.BROKEN, errors.RegistryUnavailableError),
+        (Fault.PASSING, errors.RegistryUnavailableError),
+    ],
+)
+def test_the_last_complaint_decides_and_all_are_told(fault: Fault, error: type[Exception]) -> None:
+    complaints = [
+        Complaint("m.example", Fault.PASSING, "503"),
+        Complaint("r.example", fault, "its own words"),
+    ]
+    made = verdict("r.example/a:1: fetching", "image", "r.example/a:1", complaints)
+    assert type(made) is error
+    assert "m.example: 503; r.example: its own words" in str(made)
+    assert "r.example/a:1" in str(made)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"errors": [{"code": "DENIED", "message": "no access"}]}, "no access"),
+        ({"errors": [{"code": "DENIED"}, {"message": "b"}]}, "DENIED; b"),
+        ({"errors": [{"code": "X", "message": "a\r\n\x1b[31mb", "detail": {}}]}, "a   [31mb"),
+        ({"details": "incorrect username"}, "incorrect username"),
+        ({"errors": [{"message": "x" * 1000}]}, "x" * 300),
+        ({"errors": 5}, ""),
+        ([], ""),
+    ],
+)
+def test_a_registrys_words_are_cut_and_cleaned(body: object, words: str) -> None:
+    assert registry_words(json.dumps(body).encode()) == words
+
+
+def test_a_page_that_is_no_json_says_nothing() -> None:
+    assert registry_words(b"<html>") == ""

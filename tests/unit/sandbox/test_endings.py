@@ -1,0 +1,323 @@
+"""How containers end: with the right reason, holding nothing any more; stopped with patience, and killed without."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim import metrics
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.sandbox import endings as endings_module
+from cri_shim.sandbox import exits as exits_module
+from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.model import ContainerState, ContainerStatus
+from tests.fakes.house import container_config, turn_over, until
+from tests.fakes.runtime import leave_exit_file
+from tests.unit.sandbox.interruptions import outcome_of
+from tests.unit.sandbox.looking import exited, process_of
+from tests.unit.sandbox.records import make_container
+
+if TYPE_CHECKING:
+    from tests.fakes.house import House
+
+pytestmark = pytest.mark.asyncio
+
+
+# --- exits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "reason"), [(0, "Completed"), (3, "Error"), (137, "Error")])
+async def test_an_exit_is_shown_with_its_code(house: House, code: int, reason: str) -> None:
+    container = await house.start(await house.run_pod())
+    house.kernel.end(process_of(house, container).pid, code)
+    await exited(container)
+    assert (container.status.exit_code, container.status.reason) == (code, reason)
+    assert container.ended.is_set()
+
+
+async def test_an_exited_container_holds_nothing_but_files(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await house.start(sandbox)
+    house.kernel.end(process_of(house, container).pid, 0)
+    await exited(container)
+    await house.settle()
+    left = house.leftovers()
+    changed = {kind for kind in left if left[kind] != before.get(kind)}
+    assert changed == {"containers", "files", "mounts"}
+
+
+async def test_the_exit_file_stays_as_long_as_the_container(house: House) -> None:
+    # Should the status that was made of it be lost, a new daemon needs it again.
+    container = await house.start(await house.run_pod())
+    house.kernel.end(process_of(house, container).pid, 3)
+    await exited(container)
+    await house.settle()
+    exit_file = house.paths.exits_dir / container.id
+    assert container.status.released
+    assert exit_file.read_text() == "3"
+    assert house.monitors.discarded == []
+    await house.containers.remove_container(container.id)
+    assert not exit_file.exists()
+    assert house.monitors.discarded == [container.id]
+
+
+async def test_what_an_exited_container_held_is_released_once_that_is_possible(
+    house: House,
+) -> None:
+    sandbox = await house.run_pod()
+    container = await house.start(sandbox)
+    house.points.fail("cgroup.remove", CriShimError("busy"))
+    house.kernel.end(process_of(house, container).pid, 3)
+    await until(lambda: house.points.passed.count("cgroup.remove") > 1)
+    # The exit is shown meanwhile.
+    assert (container.status.exit_code, container.status.released) == (3, False)
+    house.points.heal()
+    await until(lambda: container.status.released)
+    assert container.id not in house.runtime.containers
+    assert house.containers.endings.cgroup_dir(container) not in house.kernel.cgroups.dirs
+
+
+async def test_a_removal_meanwhile_ends_the_releasing(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await house.start(sandbox)
+    house.points.fail("runtime.delete", OSError(errno.EIO, "disk"))
+    house.kernel.end(process_of(house, container).pid, 3)
+    await until(lambda: "runtime.delete" in house.points.passed)
+    house.points.heal()
+    await house.containers.remove_container(container.id)
+    passed = len(house.points.passed)
+    await house.settle()
+    assert len(house.points.passed) == passed
+    assert house.leftovers() == before
+
+
+async def test_a_slow_monitor_is_no_dead_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exits_module, "SLOW_MONITOR_S", 0.005)
+    container = await house.start(await house.run_pod())
+    house.monitors.write_exit_files = False  # it still writes the log, to a slow disk
+    house.kernel.end(process_of(house, container).pid, 0)
+    await asyncio.sleep(0.03)
+    assert container.state is ContainerState.RUNNING
+    leave_exit_file(house.paths.exits_dir, container.id, 0)
+    await exited(container)
+    assert (container.status.exit_code, container.status.reason) == (0, "Completed")
+
+
+async def test_the_time_of_the_exit_is_that_of_its_file(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    await house.containers.endings.note_exit(
+        container, Exit(1, container.status.started_at_ns + 12345)
+    )
+    assert container.status.finished_at_ns == container.status.started_at_ns + 12345
+
+
+async def test_the_first_exit_stays(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    await house.containers.endings.note_exit(container, Exit(1, 0))
+    status = container.status
+    await house.containers.endings.note_exit(container, Exit(2, 0))
+    assert container.status is status
+
+
+@pytest.mark.parametrize(
+    ("code", "kills", "mark", "reason"),
+    [
+        (137, 1, False, "OOMKilled"),
+        (137, 0, True, "Error"),
+        (137, None, True, "OOMKilled"),
+        (137, None, False, "Error"),
+        (1, 1, True, "Error"),
+        (0, 1, True, "Completed"),
+    ],
+)
+async def test_only_a_killed_container_whose_cgroup_counts_a_kill_ran_out_of_memory(
+    house: House, code: int, kills: int | None, *, mark: bool, reason: str
+) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    house.kernel.cgroups.counts_ooms = kills is not None
+    house.kernel.cgroups.ooms[process.cgroup] = kills or 0
+    if mark:
+        (house.paths.container(container.id).persist_dir / "oom").touch()
+    before = metrics.CONTAINER_OOMS._value.get()
+    house.kernel.end(process.pid, code)
+    await exited(container)
+    assert container.status.reason == reason
+    assert metrics.CONTAINER_OOMS._value.get() - before == (reason == "OOMKilled")
+
+
+async def test_a_container_that_was_stopped_did_not_run_out_of_memory(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    house.kernel.cgroups.ooms[process.cgroup] = 1
+    await house.containers.stop_container(container.id, 0)
+    assert (container.status.exit_code, container.status.reason) == (137, "Error")
+
+
+async def test_a_container_whose_monitor_died_is_killed_and_says_so(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    assert container.status.monitor is not None
+    house.kernel.end(container.status.monitor.pid, 137)
+    await exited(container)
+    assert process.pid not in house.kernel.processes
+    assert container.status.exit_code == 137
+    assert container.status.reason == "MonitorDied"
+
+
+async def test_a_container_whose_monitor_died_is_killed_again_until_it_is_dead(
+    house: House,
+) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    house.points.fail("cgroup.kill", DeadlineError("it hangs in the kernel"))
+    assert container.status.monitor is not None
+    house.kernel.end(container.status.monitor.pid, 137)
+    await until(lambda: house.points.passed.count("cgroup.kill") > 1)
+    assert container.state is ContainerState.RUNNING
+    house.points.heal()
+    await house.containers.stop_container(container.id, 10)
+    assert process.pid not in house.kernel.processes
+    assert container.status.reason == "MonitorDied"
+
+
+# --- StopContainer -----------------------------------------------------------------------------------------------
+
+
+async def test_a_stop_asks_with_the_containers_own_signal(house: House) -> None:
+    sandbox = await house.run_pod()
+    config = container_config()
+    config.stop_signal = api.SIGNAL_SIGQUIT
+    created = await house.containers.create_container(sandbox.id, config, sandbox.config)
+    await house.containers.start_container(created)
+    container = house.containers.find(created)
+    pid = process_of(house, container).pid
+    await house.containers.stop_container(created, 30)
+    assert house.kernel.signals == [(pid, signal.SIGQUIT)]
+    assert container.status.exit_code == 128 + signal.SIGQUIT
+
+
+async def test_a_stop_kills_after_the_grace_period(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    process.deaf_to.add(signal.SIGTERM)
+    await house.containers.stop_container(container.id, 0.02)  # type: ignore[arg-type]
+    assert house.kernel.signals[:2] == [
+        (process.pid, signal.SIGTERM),
+        (process.pid, signal.SIGKILL),
+    ]
+    assert container.status.exit_code == 137
+
+
+async def test_a_stop_without_grace_kills_at_once(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    pid = process_of(house, container).pid
+    await house.containers.stop_container(container.id, 0)
+    assert house.kernel.signals[0] == (pid, signal.SIGKILL)
+
+
+async def test_a_second_stop_shortens_the_first(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    process.deaf_to.add(signal.SIGTERM)
+    patient = asyncio.ensure_future(house.containers.stop_container(container.id, 600))
+    await until(lambda: house.kernel.signals)
+    longer = asyncio.ensure_future(house.containers.stop_container(container.id, 900))
+    await turn_over()
+    assert not patient.done()
+    await house.containers.stop_container(container.id, 0)
+    await asyncio.gather(patient, longer)
+    assert [number for _, number in house.kernel.signals].count(signal.SIGTERM) == 1
+    assert container.status.exit_code == 137
+
+
+async def test_a_stop_that_comes_while_another_kills_waits_with_it(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    house.monitors.write_exit_files = False
+    first = asyncio.ensure_future(outcome_of(house.containers.stop_container(container.id, 0)))
+    await until(lambda: "cgroup.kill" in house.points.passed)
+    await turn_over()
+    second = asyncio.ensure_future(outcome_of(house.containers.stop_container(container.id, 0)))
+    await turn_over()
+    leave_exit_file(house.paths.exits_dir, container.id, 137)
+    assert [await first, await second] == [None, None]
+
+
+async def test_stopping_what_has_exited_or_is_gone_succeeds(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    house.kernel.end(process_of(house, container).pid, 4)
+    await exited(container)
+    await house.containers.stop_container(container.id, 10)
+    assert container.status.exit_code == 4
+    await house.containers.stop_container("0" * 64, 10)
+
+
+async def test_a_created_container_can_be_stopped(house: House) -> None:
+    container = await house.create(await house.run_pod())
+    await house.containers.stop_container(container.id, 1)
+    assert container.state is ContainerState.EXITED
+
+
+async def test_a_stop_whose_caller_goes_away_goes_on(house: House) -> None:
+    container = await house.start(await house.run_pod())
+    hold = house.points.hold("cgroup.kill")
+    call = asyncio.ensure_future(house.containers.stop_container(container.id, 0))
+    await hold.reached.wait()
+    call.cancel()
+    await outcome_of(call)
+    hold.release()
+    await exited(container)
+
+
+async def test_a_process_that_hangs_in_the_kernel_is_said_and_may_be_stopped_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings_module, "KILL_TIMEOUT_S", 0.02)
+    container = await house.start(await house.run_pod())
+    process = process_of(house, container)
+    process.deaf_to.add(signal.SIGKILL)
+    process.cgroup = ""  # it left its cgroup, so that no look there tells
+    with pytest.raises(DeadlineError, match="hangs in the kernel"):
+        await house.containers.stop_container(container.id, 0)
+    assert container.state is ContainerState.RUNNING
+    process.deaf_to.clear()
+    await house.containers.stop_container(container.id, 10)
+    assert container.status.exit_code == 128 + signal.SIGTERM
+
+
+async def test_a_container_whose_process_nobody_knows_is_stopped_by_its_cgroup(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings_module, "KILL_TIMEOUT_S", 0.02)
+    sandbox = await house.run_pod()
+    container = make_container(sandbox_id=sandbox.id, status=ContainerStatus(committed_at_ns=1))
+    house.stored.create(container)
+    process = house.kernel.spawn(("lost",), cgroup=house.containers.endings.cgroup_dir(container))
+    await house.containers.stop_container(container.id, 10)
+    assert process.pid not in house.kernel.processes
+    assert (container.status.exit_code, container.status.reason) == (137, "MonitorDied")
+
+
+@pytest.mark.parametrize(("left", "expected"), [(5, (5, "Error")), (None, (137, "MonitorDied"))])
+async def test_a_stop_notices_an_end_that_was_missed(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    left: int | None,
+    expected: tuple[int, str],
+) -> None:
+    monkeypatch.setattr(endings_module, "KILL_TIMEOUT_S", 0.02)
+    container = await house.start(await house.run_pod())
+    house.exits.forget(container.id)
+    house.monitors.write_exit_files = False
+    house.kernel.end(process_of(house, container).pid, 5)
+    if left is not None:
+        leave_exit_file(house.paths.exits_dir, container.id, left)
+    await house.containers.stop_container(container.id, 0)
+    assert (container.status.exit_code, container.status.reason) == expected
