@@ -70,6 +70,7 @@ class _Call:
         self.abandoned = False
         """Its caller went away before the command had started."""
         self.child: Child | None = None
+        """What runs of it: the runtime's command, then the command itself."""
         self._timeout_s = timeout_s
         now = asyncio.get_running_loop().time()
         self._deadline = now + timeout_s if timeout_s > 0 else None
@@ -83,10 +84,17 @@ class _Call:
 
     def too_late(self) -> DeadlineError:
         """What the caller is told at the deadline."""
-        seconds = self._timeout_s or RUNTIME_TIMEOUT_S
         return DeadlineError(
-            f"container {self.container.id}: exec {self.command[0]!r} did not end within {seconds:g} s "
-            "and was killed with all it had started"
+            f"container {self.container.id}: exec {self.command[0]!r} did not end within "
+            f"{self._timeout_s:g} s and was killed with all it had started"
+        )
+
+    def not_started(self, runtime: str) -> DeadlineError:
+        """What the caller is told when the runtime takes too long."""
+        seconds = min(self._timeout_s or RUNTIME_TIMEOUT_S, RUNTIME_TIMEOUT_S)
+        return DeadlineError(
+            f"container {self.container.id}: {runtime} did not start {self.command[0]!r} within "
+            f"{seconds:g} s and was killed"
         )
 
 
@@ -129,7 +137,7 @@ class Execs:
         except asyncio.CancelledError:
             call.abandoned = True
             if call.child is not None:
-                # The caller went away: the command goes, too, but nobody waits for that.
+                # The caller went away: what runs goes, too, but nobody waits for that.
                 self._background.start(f"kill exec in {container.id}", self._kill(call.child))
             raise
 
@@ -181,6 +189,7 @@ class Execs:
                 raise RuntimeCommandError(
                     f"container {container.id}: exec", argv, "could not be run", str(error)
                 ) from error
+            call.child = starter
             stdout.start()
             stderr.start()
             ending = await starter.wait_at_most(call.seconds_left(at_most=RUNTIME_TIMEOUT_S))
@@ -192,7 +201,8 @@ class Execs:
             if ending is None:
                 if child is not None:
                     await self._kill(child)
-                raise call.too_late()
+                metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
+                raise call.not_started(name)
             if pid is None:
                 stderr.drain()
                 metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
@@ -209,6 +219,8 @@ class Execs:
             return child
 
     async def _kill(self, child: Child) -> None:
+        if child.ending is not None:
+            return  # collected: its number may be somebody else's by now
         await kill_family(child.pid, None, timeout_s=KILL_TIMEOUT_S)
         await child.wait_at_most(KILL_TIMEOUT_S)
 

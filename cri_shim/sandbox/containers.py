@@ -91,7 +91,6 @@ class Containers:
         self._specs = specs
         self._release = release
         self._exits = exits
-        self._background = background
         self._boot_id = boot_id
         self.endings = Endings(
             paths=paths,
@@ -275,7 +274,7 @@ class Containers:
                     self._store.update(container, container.status.started(time.time_ns()))
                     return
                 self.endings.finish(container, 128, time.time_ns(), "StartError", str(error))
-                self._background.start("release", self.endings.release_exited(container))
+                self.endings.release_exited(container)
                 raise
             self._store.update(container, container.status.started(time.time_ns()))
         log.info("container started", container_id=container.id)

@@ -94,7 +94,7 @@ class Endings:
     async def note_exit(
         self, container: Container, exit_: Exit, *, reason: str | None = None
     ) -> None:
-        """Make an exit known and release what it held. `reason` is for an end whose cause is known better."""
+        """Make an exit known and begin to release what it held. `reason` is for a cause that is known better."""
         code, at_ns, message = exit_.code, exit_.at_ns or time.time_ns(), ""
         if code is None:
             # Nobody will ever know the real code; a container that nobody watches must not go on.
@@ -107,7 +107,7 @@ class Endings:
             code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
         async with container.lock:  # a start under way comes first
             self.finish(container, code, at_ns, reason or self._explain(container, code), message)
-        await self.release_exited(container)
+        self.release_exited(container)
 
     def _explain(self, container: Container, code: int) -> str:
         if code == 0:
@@ -144,11 +144,10 @@ class Endings:
             metrics.CONTAINER_OOMS.inc()
         log.info("container exited", container_id=container.id, exit_code=code, reason=reason)
 
-    async def release_exited(self, container: Container) -> None:
-        """`release_process`, tried again until it succeeds."""
-        await until_done(
-            f"releasing container {container.id}", lambda: self.release_process(container)
-        )
+    def release_exited(self, container: Container) -> None:
+        """Begin to `release_process`, tried again until it succeeds; nobody waits for it."""
+        what = f"releasing container {container.id}"
+        self._background.start(what, until_done(what, lambda: self.release_process(container)))
 
     async def release_process(self, container: Container) -> None:
         """Take away what the runtime and the kernel still hold of a container; what runs of it is killed."""

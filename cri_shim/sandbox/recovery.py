@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 OBJECT_TIMEOUT_S = 30.0
+EXIT_FILE_S = 2.0
+"""How long recovery waits for a monitor that is about to report; a slower one reports to the exit watch."""
 UNFINISHED = "the daemon ended while it was made, and the undoing failed"
 UNKNOWN_EXIT_CODE = 255
 """What CRI clients are told of a container whose end nobody saw."""
@@ -161,7 +163,7 @@ class Recovery:
             return "orphaned"
         if container.state is ContainerState.EXITED:
             container.ended.set()
-            await self._container_cases.endings.release_process(container)
+            self._container_cases.endings.release_exited(container)
             return "kept"
         if container.record.boot_id != self._boot_id:
             exit_ = self._exits.read(container.id)
@@ -170,9 +172,15 @@ class Recovery:
             )
             return "rebooted"
         if status.process is None or status.monitor is None or not running(status.process):
-            await self._container_cases.endings.note_exit(
-                container, await self._exit_of_ended(container), reason=None
-            )
+            exit_ = await self._exit_of_ended(container)
+            if exit_ is not None:
+                await self._container_cases.endings.note_exit(container, exit_)
+            elif status.process and status.monitor and running(status.monitor):
+                # A slow monitor is no dead one.
+                self._exits.watch(container.id, status.process, status.monitor)
+            else:
+                # On its own: it has to be killed first, which may take longer than this object's time.
+                self._container_cases.endings.on_exit(container, Exit(None, 0))
             return "ended"
         # Watched before anything that may fail: an end that nobody notices can't be made good later.
         self._exits.watch(container.id, status.process, status.monitor)
@@ -181,14 +189,14 @@ class Recovery:
             await self._note_unsaved_start(container)
         return "running"
 
-    async def _exit_of_ended(self, container: Container) -> Exit:
+    async def _exit_of_ended(self, container: Container) -> Exit | None:
         """The exit file; its monitor may be about to write it."""
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + EXIT_FILE_S
         while True:
             monitor_runs = running(container.status.monitor)
             exit_ = self._exits.read(container.id)
             if exit_ is not None or not monitor_runs or time.monotonic() > deadline:
-                return exit_ or Exit(None, 0)
+                return exit_
             await asyncio.sleep(0.02)
 
     async def _note_unsaved_start(self, container: Container) -> None:

@@ -104,7 +104,7 @@ class Stats:
     def _prune(self) -> None:
         """Drop what is kept of containers that are gone."""
         for kept in (self._layers, self._cpu):
-            for container_id in [key for key in kept if self._store.get(key) is None]:
+            for container_id in [key for key in list(kept) if self._store.get(key) is None]:
                 kept.pop(container_id, None)
 
     def _read(self, container: Container) -> ContainerUsage:

@@ -238,6 +238,19 @@ async def test_a_second_stop_shortens_the_first(house: House) -> None:
     assert container.status.exit_code == 137
 
 
+async def test_a_stop_does_not_wait_for_what_is_released_after_the_end(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings_module, "KILL_TIMEOUT_S", 0.02)
+    container = await house.start(await house.run_pod())
+    house.exits.forget(container.id)
+    house.points.fail("cgroup.remove", CriShimError("busy"))
+    await asyncio.wait_for(house.containers.stop_container(container.id, 0), 2)
+    assert container.state is ContainerState.EXITED
+    house.points.heal()
+    await until(lambda: container.status.released)
+
+
 async def test_a_stop_that_comes_while_another_kills_waits_with_it(house: House) -> None:
     container = await house.start(await house.run_pod())
     house.monitors.write_exit_files = False

@@ -233,6 +233,47 @@ async def test_an_exit_file_that_is_about_to_come_is_waited_for(house: House) ->
     await again.close()
 
 
+async def test_a_monitor_that_is_slow_to_report_is_no_dead_one(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery_module, "EXIT_FILE_S", 0)
+    old = await house.start(await house.run_pod())
+    house.exits.close()
+    house.monitors.write_exit_files = False
+    house.kernel.end(pid_of(old), 0)
+    again = await recovered(house)
+    container = again.containers.find(old.id)
+    assert container.state is ContainerState.RUNNING
+    leave_exit_file(house.paths.exits_dir, old.id, 9)
+    await until(lambda: container.state is ContainerState.EXITED)
+    assert container.status.exit_code == 9
+    await again.close()
+
+
+@pytest.mark.parametrize("effect", ["cgroup.kill", "cgroup.remove"])
+@pytest.mark.parametrize("monitor_died", [True, False])
+async def test_what_is_still_held_by_what_ended_is_released_later_and_holds_nobody_up(
+    house: House, effect: str, *, monitor_died: bool
+) -> None:
+    old = await house.start(await house.run_pod())
+    house.exits.close()
+    assert old.status.monitor
+    if monitor_died:
+        house.kernel.end(old.status.monitor.pid, 137)
+    house.kernel.end(pid_of(old), 3)
+    again = house.restarted()
+    again.points.fail(effect, CriShimError("busy"))
+    await asyncio.wait_for(again.recovery.run(), 2)
+    container = again.containers.find(old.id)
+    await until(lambda: again.points.passed.count(effect) > 1)
+    assert not container.status.released
+    again.points.heal()
+    await until(lambda: container.status.released)
+    expected = (137, "MonitorDied") if monitor_died else (3, "Error")
+    assert (container.status.exit_code, container.status.reason) == expected
+    await again.close()
+
+
 async def test_what_ended_with_its_monitor_is_reported_killed(house: House) -> None:
     old = await house.start(await house.run_pod())
     house.exits.close()

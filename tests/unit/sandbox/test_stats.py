@@ -174,6 +174,23 @@ async def test_what_is_kept_of_removed_containers_goes_with_the_next_reading(nod
     assert after[0].layer_read_at_ns == before[1].layer_read_at_ns
 
 
+async def test_two_readings_at_once_do_not_disturb_each_other(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    containers = [node.add(letter, EXITED) for letter in "abc"]
+    await node.stats.container_stats(containers)
+    for container in containers:
+        node.store.forget(container)
+    look = node.store.get
+
+    def look_while_another_reads(container_id: str) -> Container | None:
+        node.stats._layers.setdefault("d" * 64, next(iter(node.stats._layers.values())))
+        return look(container_id)
+
+    monkeypatch.setattr(node.store, "get", look_while_another_reads)
+    assert await node.stats.container_stats([]) == []
+
+
 async def test_a_container_that_takes_the_place_of_another_leaves_no_more_than_one_behind(
     node: Node,
 ) -> None:
