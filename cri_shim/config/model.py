@@ -342,14 +342,17 @@ class ImageSettings(Section, frozen=True):
         doc("Docker's config.json with credentials for pulls that bring none.", reload=True),
     ] = None
     max_parallel_downloads: Annotated[
-        int, doc("Layers downloaded at the same time.", minimum=1, maximum=100)
+        int,
+        doc(
+            "Layers of one image downloaded at the same time; all pulls together get four times that.",
+            minimum=1,
+            maximum=100,
+        ),
     ] = 3
     pull_progress_timeout_s: Annotated[
-        Seconds, doc("A pull without progress for this long fails.", minimum=1)
+        Seconds, doc("A pull without progress for this long fails; 0s: none ever does.")
     ] = field(default=Seconds(300), name="pull_progress_timeout")
-    pinned: Annotated[
-        tuple[str, ...], doc("Images that the kubelet must not remove.", reload=True)
-    ] = ()
+    pinned: Annotated[tuple[str, ...], doc("Images that the kubelet must not remove.")] = ()
     discard_blobs: Annotated[bool, doc("Drop compressed layers once they are unpacked.")] = False
 
 

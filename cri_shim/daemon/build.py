@@ -156,7 +156,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         launcher=launcher,
         network=network,
         files=PodFiles(paths),
-        pause_image=PauseImage(images, config.sandbox.image),
+        pause_image=PauseImage(images, config.sandbox.image, puller.pull),
         specs=specs,
         release=release,
         exits=exits,

@@ -50,15 +50,22 @@ class HostPort(NamedTuple):
     protocol: str
     port: int
     host_ip: str
-    """Empty for every address of the node."""
+    """Empty for every address of the node, 0.0.0.0 or :: for those of one family."""
 
     def collides(self, other: HostPort) -> bool:
         """Whether both can't be had at once."""
         return (
             self.protocol == other.protocol
             and self.port == other.port
-            and (self.host_ip == other.host_ip or not self.host_ip or not other.host_ip)
+            and _overlap(self.host_ip, other.host_ip)
         )
+
+
+def _overlap(one: str, other: str) -> bool:
+    if not one or not other or one == other:
+        return True
+    first, second = ipaddress.ip_address(one), ipaddress.ip_address(other)
+    return first.version == second.version and (first.is_unspecified or second.is_unspecified)
 
 
 def host_ports(config: api.PodSandboxConfig) -> dict[HostPort, int]:
@@ -100,7 +107,7 @@ def _host_ip(text: str) -> str:
         raise InvalidArgumentError(
             f"config.port_mappings: host_ip {text!r}: not an IP address"
         ) from None
-    return "" if address.is_unspecified else str(address)
+    return str(address)
 
 
 def _capability(ports: dict[HostPort, int]) -> list[dict[str, object]]:
@@ -110,7 +117,8 @@ def _capability(ports: dict[HostPort, int]) -> list[dict[str, object]]:
             "hostPort": host.port,
             "containerPort": container_port,
             "protocol": host.protocol,
-            **({"hostIP": host.host_ip} if host.host_ip else {}),
+            # "Every address" is what the plugin takes no address for.
+            **({"hostIP": host.host_ip} if host.host_ip not in ("", "0.0.0.0", "::") else {}),
         }
         for host, container_port in ports.items()
     ]
@@ -137,7 +145,7 @@ class PodNetwork:
         ports = host_ports(config)
         if has_host_network(config):
             return ()
-        if self._publish_ports:
+        if self._publish_ports and ports:
             self._check_free(ports)
         planned = NetworkAttachment(self._cni.default_network().name, DEFAULT_INTERFACE)
         self._attachment(sandbox_id, metadata, config, planned)

@@ -1,14 +1,15 @@
-"""The pause image: the built-in one, imported at its first use, or the one that the configuration names."""
+"""The pause image: the built-in one, imported at its first use, or the one that the configuration names, pulled."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import NotFoundError
 from cri_shim.image.builtin import PAUSE_REFERENCE, pause_archive
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cri_shim.image.model import Image
     from cri_shim.image.store import ImageStore
 
@@ -16,23 +17,29 @@ if TYPE_CHECKING:
 class PauseImage:
     """Finds, and if need be makes, the image of pause containers."""
 
-    def __init__(self, images: ImageStore, reference: str | None) -> None:
+    def __init__(
+        self,
+        images: ImageStore,
+        reference: str | None,
+        pull: Callable[[str], Awaitable[Image]],
+    ) -> None:
         self._images = images
         self._reference = reference
+        self._pull = pull
         self._lock = asyncio.Lock()
 
     async def get(self) -> Image:
         """The image.
 
-        Raises NotFoundError for a configured one that is not here, CriShimError naming the package to install where
-        the built-in one can't be made.
+        Raises what a pull of the configured one raises, CriShimError naming the package to install where the built-in
+        one can't be made.
         """
         reference = self._reference or PAUSE_REFERENCE
         image = self._images.find(reference)
         if image is not None:
             return image
         if self._reference:
-            raise NotFoundError("image", reference, "sandbox.image names it: import it first")
+            return await self._pull(self._reference)
         async with self._lock:
             image = self._images.find(reference)
             if image is None:

@@ -80,6 +80,7 @@ class FakeImages:
         self._by_name: dict[str, Image] = {}
         self.sweeps = 0
         self.imports: list[str] = []
+        self.pulls: list[str] = []
         self.add(PAUSE_REFERENCE, ImageConfig(entrypoint=("/pause",)))
         self.add("busybox", ImageConfig(cmd=("sh",)), digests=("busybox@sha256:" + "d" * 64,))
 
@@ -108,6 +109,11 @@ class FakeImages:
 
     def layer_stack(self, image: Image) -> LayerStack:
         return LayerStack(Path("/layers"), (f"top-{image.id[-4:]}", "base"))
+
+    async def pull(self, reference: str) -> Image:
+        """As a registry's client."""
+        self.pulls.append(reference)
+        return self.add(reference)
 
     async def sweep(self) -> None:
         self.sweeps += 1

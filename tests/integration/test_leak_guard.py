@@ -247,7 +247,7 @@ def test_leaked_process_that_cut_all_ties_is_found_by_its_namespaces(scope: leak
         )  # fmt: skip
     os.kill(int(shell.stdout), signal.SIGKILL)
     [leak] = found
-    assert leak.name.startswith("sleep 62.5 ")
+    assert "sleep 62.5 " in leak.name  # perhaps still as setsid, which becomes it
 
 
 def test_leaked_process_in_foreign_namespaces_is_found_by_the_token(

@@ -22,8 +22,8 @@ def test_nothing_changed_means_nothing_to_do() -> None:
 
 
 def test_changes_are_sorted_by_whether_a_running_daemon_applies_them() -> None:
-    plan = changed("log.level=debug", "log.format=json", "root=/x", "images.pinned=[a]")
-    assert plan.applied == ("log.level", "images.pinned")
+    plan = changed("log.level=debug", "log.format=json", "root=/x", "images.auth_file=/a")
+    assert plan.applied == ("log.level", "images.auth_file")
     assert plan.needs_restart == ("root", "log.format")
 
 

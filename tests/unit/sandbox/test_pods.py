@@ -649,7 +649,7 @@ async def test_a_sandbox_is_found_by_its_id_or_a_prefix_of_it(house: House) -> N
 async def test_the_built_in_pause_image_is_imported_once_at_its_first_use() -> None:
     images = FakeImages()
     images.forget(PAUSE_REFERENCE)
-    pause = PauseImage(images, None)  # type: ignore[arg-type]
+    pause = PauseImage(images, None, images.pull)  # type: ignore[arg-type]
     first, second = await asyncio.gather(pause.get(), pause.get())
     assert first is second
     assert images.imports == [PAUSE_REFERENCE]
@@ -666,9 +666,10 @@ async def test_the_last_pod_of_a_removed_pause_image_gives_its_layers_back(house
     assert house.leftovers() == {}
 
 
-async def test_a_configured_pause_image_must_be_there() -> None:
+async def test_a_configured_pause_image_is_pulled_when_it_is_not_there() -> None:
     images = FakeImages()
-    with pytest.raises(NotFoundError, match=r"sandbox\.image names it"):
-        await PauseImage(images, "registry.example/pause:3").get()  # type: ignore[arg-type]
-    mine = images.add("registry.example/pause:3")
-    assert await PauseImage(images, "registry.example/pause:3").get() is mine  # type: ignore[arg-type]
+    pause = PauseImage(images, "registry.example/pause:3", images.pull)  # type: ignore[arg-type]
+    assert "registry.example/pause:3" in (await pause.get()).repo_tags
+    assert images.pulls == ["registry.example/pause:3"]
+    await pause.get()
+    assert images.pulls == ["registry.example/pause:3"]
