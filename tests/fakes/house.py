@@ -202,7 +202,7 @@ class House:
             launcher=self.launcher,
             network=self.network,
             files=PodFiles(self.paths, self.base / "etc"),
-            pause_image=PauseImage(images, self.pause_reference, images.pull),
+            pause_image=PauseImage(images, self.pause_reference, self.images.pull),
             specs=self.specs,
             release=self.release,
             exits=self.exits,
