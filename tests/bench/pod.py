@@ -133,8 +133,11 @@ def main() -> int:
             for _ in range(options.rounds):
                 life(daemon, ours)
                 floor_life(floor, pause, ordinary, floor_times)
-            daemon.stop()
         finally:
+            # Also after a failure: outside the tests' own namespaces nothing else takes the pods' networks away.
+            if daemon.pid is not None:
+                daemon.client.remove_all_pods()
+                daemon.stop()
             daemon.destroy()
     rows = report(ours, floor_times)
     if options.json:
