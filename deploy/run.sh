@@ -270,7 +270,7 @@ crictl:   put these two lines into /etc/crictl.yaml (deploy/crictl.yaml has them
             image-endpoint: unix://$socket
 kubelet:  start it with
             --container-runtime-endpoint=unix://$socket
-images:   cri-shim image import FILE
+images:   crictl pull NAME, or without a registry: cri-shim image import FILE
 END
 }
 
