@@ -244,6 +244,30 @@ class Client:
             images.extend(answer.imported.images)
         return images
 
+    def pull(self, image: str) -> str:
+        """PullImage; the ID."""
+        request = api.PullImageRequest(image=api.ImageSpec(image=image))
+        return self.images.PullImage(request, timeout=CALL_TIMEOUT_S).image_ref
+
+    def give_up_pull(self, image: str, *, after_s: float) -> None:
+        """PullImage by a client that goes away unless it is answered soon."""
+        request = api.PullImageRequest(image=api.ImageSpec(image=image))
+        try:
+            self.images.PullImage(request, timeout=after_s)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+
+    def image_id(self, image: str) -> str | None:
+        """ImageStatus: the ID, if it is there."""
+        request = api.ImageStatusRequest(image=api.ImageSpec(image=image))
+        return self.images.ImageStatus(request, timeout=CALL_TIMEOUT_S).image.id or None
+
+    def remove_image(self, image: str) -> None:
+        """RemoveImage."""
+        request = api.RemoveImageRequest(image=api.ImageSpec(image=image))
+        self.images.RemoveImage(request, timeout=CALL_TIMEOUT_S)
+
     def is_serving(self, *, timeout_s: float = 1.0) -> bool:
         """Whether the health service says that the daemon is ready."""
         try:

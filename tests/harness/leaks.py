@@ -200,7 +200,7 @@ def _files(trees: Collection[Path], mount_points: Collection[str]) -> Iterator[t
 
 
 def _is_objects_own(parts: list[str]) -> bool:
-    return parts[-2] in ("layers", "ingest") or any(len(part) >= 32 for part in parts)
+    return parts[-2] in ("layers", ".ingest") or any(len(part) >= 32 for part in parts)
 
 
 def _walk(top: str, mount_points: Collection[str]) -> Iterator[tuple[str, bool]]:
