@@ -85,6 +85,8 @@ prepare_machine() {
 
 missing_test_packages() {
     have nft || echo nftables
+    have crun || echo crun
+    have docker-registry || echo docker-registry
     have setpriv || echo util-linux
 }
 
