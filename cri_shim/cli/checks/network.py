@@ -6,6 +6,7 @@ import errno
 import grp
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.cli.checks.row import Node, Row, failed, nearest_existing, ok, warning
@@ -14,8 +15,6 @@ from cri_shim.cni.invoke import PluginRunner
 from cri_shim.cni.watch import NetworkConfigs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cri_shim.config.model import CniSettings, SocketSettings
     from cri_shim.host.process import Reaper
 
@@ -160,10 +159,16 @@ def tcp_port(node: Node, name: str, address: str, port: int, *, key: str) -> Row
         else:
             return ok(name, f"{where} is free")
     holder = port_holder(node, port)
-    if holder is not None and "cri-shim" in holder[1].replace("_", "-"):
+    if holder is not None and is_daemon(holder[1]):
         return ok(name, f"{where} is the running daemon's (pid {holder[0]})")
     whom = f"process {holder[0]} ({holder[1]})" if holder else "another process"
     return failed(name, f"{where} is taken by {whom}", f"stop that, or set {key}")
+
+
+def is_daemon(command: str) -> bool:
+    """Whether a command line is `cri-shim serve`, by either name; a program from a directory of that name is not."""
+    words = command.split()
+    return "serve" in words and any(Path(word).name in ("cri-shim", "cri_shim") for word in words)
 
 
 def port_holder(node: Node, port: int) -> tuple[int, str] | None:

@@ -184,3 +184,18 @@ def test_an_address_that_is_not_this_nodes_fails(node: Node) -> None:
     row = network.tcp_port(node, "port", "192.0.2.1", 5, key="listen")
     assert row.level is Level.FAILED
     assert "Cannot assign requested address" in row.detail
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("/opt/cri-shim/venv/bin/python /usr/local/bin/cri-shim serve", True),
+        ("python -m cri_shim serve --config /etc/cri-shim/config.yaml", True),
+        ("/usr/src/cri-shim/.venv/bin/python /usr/src/cri-shim/.venv/bin/pytest", False),
+        ("cri-shim image list", False),
+    ],
+)
+def test_the_daemon_is_told_by_its_command_not_by_its_directory(
+    command: str, expected: bool
+) -> None:
+    assert network.is_daemon(command) is expected
