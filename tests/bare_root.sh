@@ -8,7 +8,7 @@
 # Processes, mounts and the network live in namespaces that end with this script; packages come through a proxy that
 # connects from the machine's own network. Pods' cgroups get a name of this run's and are removed at the end.
 #
-# With BARE_ROOT_TESTS=1 tests/run.sh runs there instead, once, to the end: some ten minutes.
+# With BARE_ROOT_TESTS set, tests/run.sh runs there instead, with the arguments that it holds; with none, some ten minutes.
 # BARE_ROOT_MIRROR chooses the package mirror. pip's and apt's environment and configuration files are handed on.
 set -euo pipefail
 
@@ -88,7 +88,7 @@ inside() {
     mount --rbind /sys "$root/sys"
     mount --make-rslave "$root/sys"
     mount -t tmpfs -o mode=755 dev "$root/dev"
-    for directory in null zero full random urandom tty; do
+    for directory in null zero full random urandom tty kmsg; do
         touch "$root/dev/$directory"
         mount --bind "/dev/$directory" "$root/dev/$directory"
     done
@@ -117,8 +117,9 @@ inside() {
     mkdir -p "$root/etc/cri-shim/config.d"
     echo "sandbox: {cgroup_parent: /$(basename "$(dirname "$root")")}" >"$root/etc/cri-shim/config.d/test.yaml"
     enter_root
-    if [ -n "${BARE_ROOT_TESTS:-}" ]; then
-        in_root tests/run.sh
+    if [ -n "${BARE_ROOT_TESTS+set}" ]; then
+        # shellcheck disable=SC2086 # words are what it holds
+        in_root tests/run.sh $BARE_ROOT_TESTS
     else
         scenario
     fi
