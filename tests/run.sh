@@ -12,10 +12,8 @@
 set -euo pipefail
 
 checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-# shellcheck source=deploy/prepare.sh
-. "$checkout/deploy/prepare.sh"
-
-readonly VENV=$checkout/.venv
+# shellcheck source=tests/prepare.sh
+. "$checkout/tests/prepare.sh"
 stages=()
 failed=()
 
@@ -40,7 +38,7 @@ main() {
     hold_lock "$checkout"
     logs=$(mktemp -d)
     trap 'rm -rf -- "$logs"' EXIT
-    prepare_machine
+    prepare_tests
     if [ "$checks" -eq 1 ]; then
         stage "ruff format" ruff format --check .
         stage "ruff check" ruff check .
@@ -65,29 +63,6 @@ main() {
 usage() {
     echo "usage: tests/run.sh [--unit | --integration] [-k EXPRESSION]" >&2
     exit 2
-}
-
-prepare_machine() {
-    local packages
-    read -ra packages <<<"$({ missing_runtime_packages; missing_test_packages; } | tr '\n' ' ')"
-    install_packages "${packages[@]}"
-    prepare_python
-    local print
-    print=$(fingerprint "$VENV" pyproject.toml constraints.txt)
-    if [ "$(cat "$VENV/fingerprint" 2>/dev/null)" != "$print" ] || ! "$VENV/bin/pytest" --version >/dev/null 2>&1; then
-        say "installing the test environment into .venv"
-        rm -f -- "$VENV/fingerprint"
-        make_venv "$VENV" constraints.txt -e ".[dev]"
-        echo "$print" >"$VENV/fingerprint"
-    fi
-    export PATH="$VENV/bin:$PATH"
-}
-
-missing_test_packages() {
-    have nft || echo nftables
-    have crun || echo crun
-    have docker-registry || echo docker-registry
-    have setpriv || echo util-linux
 }
 
 # stage NAME COMMAND...

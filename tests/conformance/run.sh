@@ -18,10 +18,8 @@
 set -euo pipefail
 
 checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
-# shellcheck source=deploy/prepare.sh
-. "$checkout/deploy/prepare.sh"
-
-readonly VENV=$checkout/.venv
+# shellcheck source=tests/prepare.sh
+. "$checkout/tests/prepare.sh"
 
 main() {
     local scripts=1 critest=1 options=() status=0
@@ -45,7 +43,7 @@ main() {
     [ "$critest" -eq 0 ] || have critest || die "critest is not on PATH: put critest of cri-tools v1.36 or newer there"
     cd "$checkout"
     hold_lock "$checkout"
-    prepare_machine
+    prepare_tests
     if [ "$scripts" -eq 1 ]; then
         say "crictl scripts"
         pytest -m conformance tests/conformance 9<&- || status=1
@@ -61,26 +59,6 @@ usage() {
     echo "usage: tests/conformance/run.sh [--scripts] [--critest] [--runs N] [--seed N] [--focus REGEX] [--accept]" \
         "[--reports DIR]" >&2
     exit 2
-}
-
-prepare_machine() {
-    local packages print
-    read -ra packages <<<"$({ missing_runtime_packages; missing_test_packages; } | tr '\n' ' ')"
-    install_packages "${packages[@]}"
-    prepare_python
-    print=$(fingerprint "$VENV" pyproject.toml constraints.txt)
-    if [ "$(cat "$VENV/fingerprint" 2>/dev/null)" != "$print" ] || ! "$VENV/bin/pytest" --version >/dev/null 2>&1; then
-        say "installing the test environment into .venv"
-        rm -f -- "$VENV/fingerprint"
-        make_venv "$VENV" constraints.txt -e ".[dev]"
-        echo "$print" >"$VENV/fingerprint"
-    fi
-    export PATH="$VENV/bin:$PATH"
-}
-
-missing_test_packages() {
-    have nft || echo nftables
-    have setpriv || echo util-linux
 }
 
 main "$@"
