@@ -20,6 +20,7 @@ import msgspec
 
 from cri_shim.errors import BadArchiveError, BadImageReferenceError
 from cri_shim.image.arrival import PlannedImage, PlannedLayer, checked_config
+from cri_shim.image.document import decode_document
 from cri_shim.image.manifest import (
     MANIFEST_TYPES,
     MAX_CONFIG_BYTES,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     Tell = Callable[[ImportProgress], None]
 
-_CONTAINERD_NAME = "io.containerd.image.name"
+CONTAINERD_NAME = "io.containerd.image.name"
 _MAX_DEPTH = 4
 """An index in an index in an index is still meant; more is a puzzle."""
 _MAX_LINKS = 8
@@ -141,10 +142,7 @@ class Archive:
 
     def _docker_images(self) -> list[PlannedImage]:
         data = self._document("manifest.json", MAX_MANIFEST_BYTES)
-        try:
-            entries = msgspec.json.decode(data, type=list[_DockerEntry])
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise BadArchiveError(f"manifest.json: {error}") from error
+        entries = decode_document(data, list[_DockerEntry], "manifest.json", MAX_MANIFEST_BYTES)
         return [self._docker_image(entry) for entry in entries]
 
     def _docker_image(self, entry: _DockerEntry) -> PlannedImage:
@@ -293,9 +291,9 @@ def _common_directory(members: Sequence[Member]) -> str:
 
 def _names_of(entry: Descriptor) -> list[Reference]:
     """What the maker called it. A bare tag (`1.0`) is no name: it says nothing about the repository."""
-    for key in (_CONTAINERD_NAME, REF_NAME):
+    for key in (CONTAINERD_NAME, REF_NAME):
         name = entry.annotations.get(key, "")
-        if name and ("/" in name or ":" in name or key == _CONTAINERD_NAME):
+        if name and ("/" in name or ":" in name or key == CONTAINERD_NAME):
             return [_parse_name(name)]
     return []
 

@@ -33,6 +33,8 @@ class BlobStore:
     def __init__(self, layout_dir: Path) -> None:
         self._dir = layout_dir / "blobs" / "sha256"
         self._sizes: dict[str, int] = {}
+        self.used_bytes = 0
+        """What all blobs take on disk."""
 
     def open(self) -> None:
         """Make the directory if it isn't there and note what is in it; what is no blob is removed."""
@@ -41,7 +43,7 @@ class BlobStore:
             for item in found:
                 digest = f"sha256:{item.name}"
                 if is_digest(digest) and item.is_file(follow_symlinks=False):
-                    self._sizes[digest] = item.stat(follow_symlinks=False).st_size
+                    self._add(digest, item.stat(follow_symlinks=False).st_size)
                 elif item.is_file(follow_symlinks=False):
                     os.unlink(item.path)  # a write that was cut short
 
@@ -49,14 +51,17 @@ class BlobStore:
         return digest in self._sizes
 
     @property
-    def used_bytes(self) -> int:
-        """What all blobs take on disk."""
-        return sum((size + _BLOCK - 1) // _BLOCK * _BLOCK for size in self._sizes.values())
-
-    @property
     def inodes(self) -> int:
         """How many blobs there are."""
         return len(self._sizes)
+
+    def size(self, digest: str) -> int:
+        """Bytes of one blob; 0 when it isn't here."""
+        return self._sizes.get(digest, 0)
+
+    def disk_bytes(self, digest: str) -> int:
+        """What one blob takes on disk; 0 when it isn't here."""
+        return _on_disk(self._sizes[digest]) if digest in self._sizes else 0
 
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be."""
@@ -67,14 +72,20 @@ class BlobStore:
 
         Raises CorruptStateError naming the file; the blob counts as missing from then on, so that it comes anew.
         """
+        try:
+            return self.peek(digest, max_bytes)
+        except CorruptStateError:
+            self.forget(digest)
+            raise
+
+    def peek(self, digest: str, max_bytes: int) -> bytes:
+        """The same, but nothing becomes of a damaged one; may be called in a thread. Raises CorruptStateError."""
         path = self.path(digest)
         try:
             data = read_bounded(path, max_bytes)
         except OSError as error:
-            self._sizes.pop(digest, None)
             raise CorruptStateError(f"blob {path}: {error}") from error
         if digest_of(data) != digest:
-            self._sizes.pop(digest, None)
             raise CorruptStateError(f"blob {path}: its bytes do not have the digest of its name")
         return data
 
@@ -83,7 +94,7 @@ class BlobStore:
         digest = digest_of(data)
         if digest not in self._sizes:
             write_atomic(self.path(digest), data)
-            self._sizes[digest] = len(data)
+            self._add(digest, len(data))
         return digest
 
     def adopt(self, directory_fd: int, name: str, digest: str) -> None:
@@ -97,7 +108,7 @@ class BlobStore:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(22, "not a regular file", name)
         os.rename(name, self.path(digest), src_dir_fd=directory_fd)
-        self._sizes[digest] = found.st_size
+        self._add(digest, found.st_size)
 
     def lend(self, digest: str, directory_fd: int, name: str) -> bool:
         """Give a blob a second name in a directory, where it stays whatever becomes of it here; False if it isn't here.
@@ -113,18 +124,39 @@ class BlobStore:
         return True
 
     def forget(self, digest: str) -> None:
-        """Remove one blob: it is damaged, and a better one is on its way."""
-        self.path(digest).unlink(missing_ok=True)
-        self._sizes.pop(digest, None)
+        """Remove one blob: it is damaged, and a better one is on its way. What can't be removed is overwritten then."""
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("a damaged blob can't be removed", blob=digest, error=str(error))
+        self._drop(digest)
+
+    def unneeded(self, kept: Collection[str]) -> list[str]:
+        """Every blob that is not in `kept`."""
+        return [digest for digest in self._sizes if digest not in kept]
 
     def sweep(self, kept: Collection[str]) -> int:
         """Remove every blob that is not in `kept`; how many went."""
-        gone = [digest for digest in self._sizes if digest not in kept]
-        for digest in gone:
+        gone = 0
+        for digest in self.unneeded(kept):
             try:
                 self.path(digest).unlink(missing_ok=True)
             except OSError as error:
                 log.warning("a blob can't be removed", blob=digest, error=str(error))
                 continue
-            del self._sizes[digest]
-        return len(gone)
+            self._drop(digest)
+            gone += 1
+        return gone
+
+    def _add(self, digest: str, size: int) -> None:
+        self._drop(digest)
+        self._sizes[digest] = size
+        self.used_bytes += _on_disk(size)
+
+    def _drop(self, digest: str) -> None:
+        self.used_bytes -= self.disk_bytes(digest)
+        self._sizes.pop(digest, None)
+
+
+def _on_disk(size: int) -> int:
+    return (size + _BLOCK - 1) // _BLOCK * _BLOCK

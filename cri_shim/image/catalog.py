@@ -2,7 +2,7 @@
 
 Rules: built from an index and the documents that its manifests lead to, and built anew with every change; it is never
 changed in place, so that whoever holds one sees a consistent list. An image is its configuration's digest: manifests
-that differ only in how layers are packed are one image.
+that differ only in how layers are packed are one image. What the index names but could not be read is not listed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import BadImageReferenceError, CorruptStateError
+from cri_shim.errors import BadArchiveError, BadImageReferenceError, CorruptStateError
 from cri_shim.image.manifest import (
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
@@ -21,15 +21,18 @@ from cri_shim.image.manifest import (
     parse_document,
 )
 from cri_shim.image.model import Image
-from cri_shim.image.reference import RESERVED_DOMAIN, parse_reference
+from cri_shim.image.reference import parse_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping, Sequence
 
     from cri_shim.image.blobs import BlobStore
     from cri_shim.image.index import ImageIndex
     from cri_shim.image.layers import LayerStore
+    from cri_shim.image.pins import Pins
 
+MAX_ANNOTATION_BYTES = 16 << 10
+"""Of one image in a list: its maker writes them, and all lists must fit a message."""
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -38,37 +41,76 @@ class Described:
     """What a manifest in the index leads to."""
 
     image_id: str
+    """Digest of its configuration."""
     config: ImageConfig
     chain: tuple[str, ...]
-    blobs: frozenset[str]
-    """Digests of everything it refers to, itself included."""
+    """Chain ids of its layers, lowest first."""
+    packed: tuple[str, ...]
+    """Digests of the same layers as blobs."""
+    documents_bytes: int
+    """Sizes of manifest and configuration."""
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An image that the index names and that could not be read at start: what is left of it waits for its repair."""
+
+    reason: str
+    image_id: str = ""
+    """These are empty where not even the document that has them could be read."""
+    chain: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
 
 
 def describe(
-    manifest_digest: str, manifest: Manifest, config: ImageConfig, chain: Collection[str]
+    manifest: Manifest, manifest_bytes: int, config: ImageConfig, chain: Sequence[str]
 ) -> Described:
     """The documents of one image, put together."""
-    referred = {
-        manifest_digest,
-        manifest.config.digest,
-        *(layer.digest for layer in manifest.layers),
-    }
-    return Described(manifest.config.digest, config, tuple(chain), frozenset(referred))
+    return Described(
+        image_id=manifest.config.digest,
+        config=config,
+        chain=tuple(chain),
+        packed=tuple(layer.digest for layer in manifest.layers),
+        documents_bytes=manifest_bytes + manifest.config.size,
+        annotations=_bounded(manifest.annotations),
+    )
 
 
-def read_described(manifest_digest: str, blobs: BlobStore, layers: LayerStore) -> Described:
-    """What is on disk of the image of `manifest_digest`. Raises CorruptStateError, BadArchiveError."""
+def read_described(manifest_digest: str, blobs: BlobStore, layers: LayerStore) -> Described | Lost:
+    """What is on disk of the image of `manifest_digest`."""
     what = f"manifest {manifest_digest}"
-    manifest = parse_document(blobs.read(manifest_digest, MAX_MANIFEST_BYTES), what)
-    if not isinstance(manifest, Manifest):
-        raise CorruptStateError(f"{what}: an index, where an image's manifest belongs")
-    config_digest = manifest.config.digest
-    config = parse_config(blobs.read(config_digest, MAX_CONFIG_BYTES), f"config {config_digest}")
-    chain = chain_ids(config.diff_ids)
-    for chain_id in chain:
-        if layers.get(chain_id) is None:
-            raise CorruptStateError(f"{what}: its layer {chain_id} is missing")
-    return describe(manifest_digest, manifest, config, chain)
+    image_id = ""
+    packed: tuple[str, ...] = ()
+    chain: list[str] = []
+    try:
+        data = blobs.read(manifest_digest, MAX_MANIFEST_BYTES)
+        manifest = parse_document(data, what)
+        if not isinstance(manifest, Manifest):
+            raise CorruptStateError(f"{what}: an index, where an image's manifest belongs")
+        image_id = manifest.config.digest
+        packed = tuple(layer.digest for layer in manifest.layers)
+        config = parse_config(blobs.read(image_id, MAX_CONFIG_BYTES), f"config {image_id}")
+        chain = chain_ids(config.diff_ids)
+        if len(chain) != len(manifest.layers):
+            raise CorruptStateError(f"{what}: its configuration has another number of layers")
+        for chain_id in chain:
+            if layers.get(chain_id) is None:
+                raise CorruptStateError(f"{what}: its layer {chain_id} is missing")
+    except (CorruptStateError, BadArchiveError) as error:
+        return Lost(str(error), image_id, tuple(chain), packed)
+    return describe(manifest, len(data), config, chain)
+
+
+def _bounded(annotations: Mapping[str, str]) -> dict[str, str]:
+    kept = {}
+    left = MAX_ANNOTATION_BYTES
+    for key, value in annotations.items():
+        left -= len(key.encode()) + len(value.encode())
+        if left < 0:
+            break
+        kept[key] = value
+    return kept
 
 
 class Catalog:
@@ -79,12 +121,16 @@ class Catalog:
         index: ImageIndex,
         described: Mapping[str, Described],
         layers: LayerStore,
-        pinned: frozenset[str],
+        pins: Pins,
     ) -> None:
         self._by_id: dict[str, Image] = {}
-        self._by_name = {name: described[digest].image_id for name, digest in index.names.items()}
+        self._by_name = {
+            name: described[digest].image_id
+            for name, digest in index.names.items()
+            if digest in described
+        }
         manifests: dict[str, list[str]] = {}
-        for digest in index.manifests:
+        for digest in filter(described.__contains__, index.manifests):
             manifests.setdefault(described[digest].image_id, []).append(digest)
         names: dict[str, list[str]] = {}
         for name, image_id in self._by_name.items():
@@ -97,11 +143,13 @@ class Catalog:
                 id=image_id,
                 repo_tags=tuple(name for name in own if "@" not in name),
                 repo_digests=tuple(name for name in own if "@" in name),
-                size=sum(layer.disk_bytes for layer in found if layer is not None),
+                size=facts.documents_bytes
+                + sum(layer.disk_bytes for layer in found if layer is not None),
                 config=facts.config,
-                pinned=_is_pinned(own, pinned),
+                pinned=pins.match(own),
                 chain=facts.chain,
                 manifest_digests=tuple(digests),
+                annotations=facts.annotations,
             )
 
     def images(self) -> list[Image]:
@@ -134,8 +182,3 @@ class Catalog:
         whole = f"sha256:{prefix}"
         found = [image for image_id, image in self._by_id.items() if image_id.startswith(whole)]
         return found[0] if len(found) == 1 else None
-
-
-def _is_pinned(names: Collection[str], pinned: frozenset[str]) -> bool:
-    """Configured so, or built in: kubelet would collect the pause image whenever no pod runs."""
-    return any(name in pinned or name.startswith(f"{RESERVED_DOMAIN}/") for name in names)

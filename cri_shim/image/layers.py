@@ -1,14 +1,14 @@
-"""Unpacked layers on disk: one directory each under a short name, one record each under its chain id.
+"""Unpacked layers on disk: one directory each under a short name.
 
 Rules:
 - Names are as short as base 36 allows, since the options of an overlay mount must fit one page. A name is taken as
-  long as a directory, a record or a container uses it.
-- **A layer counts when its record is there, and the record is written only after the layer's bytes are durable.** A
-  directory without a record is a leftover.
+  long as a directory, a record or a container uses it. A directory without a record is a leftover.
 - One unpacking per chain id at a time; whoever comes second waits and finds it done, and if the first fails or is
   cancelled, does it with its own bytes. A failing client spoils no other's work.
 - Nothing is removed that an image, a hold (work under way) or a container refers to.
-- Everything half made is below `.ingest`, which is emptied at start.
+- A layer that is condemned is unpacked once more when somebody brings it, under another name: its record is replaced
+  durably before anybody sees the new one, and the old directory goes when no container stands on it any longer.
+- Everything half made is below `.ingest`, which is emptied at start; what is there and not `live` is a leftover.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import itertools
 import os
 import re
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
+from cri_shim.background import undivided, uninterrupted
 from cri_shim.errors import BadArchiveError
 from cri_shim.host.allocation import place_apart
-from cri_shim.host.files import TMP_SUFFIX, read_bounded, remove_tree, write_atomic
+from cri_shim.host.durable import sync_file_system
+from cri_shim.host.files import remove_tree
 from cri_shim.image.finish import finish_layer
-from cri_shim.image.reference import is_digest
-from cri_shim.image.undivided import undivided
+from cri_shim.image.layer_records import Layer, LayerRecords
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -40,26 +42,23 @@ if TYPE_CHECKING:
     Unpack = Callable[[int], Awaitable[LayerReport]]
     """Unpacks a layer into the empty directory of this descriptor."""
 
+__all__ = ["INGEST_NAME", "Layer", "LayerStore", "Unneeded"]
+
 log = structlog.get_logger()
 
 INGEST_NAME = ".ingest"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAX_NAME_LENGTH = 4
 _NAME = re.compile(r"[0-9a-z]{1,4}")
-_MAX_RECORD_BYTES = 64 << 10
 
 
-class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """An unpacked layer, as its record has it."""
+@dataclass(frozen=True, slots=True)
+class Unneeded:
+    """What nobody refers to."""
 
-    chain_id: str
-    diff_id: str
-    parent: str = ""
-    """Chain id of the layer below; empty for the lowest."""
-    name: str
-    """Its directory below the layers directory."""
-    disk_bytes: int
-    inodes: int
+    layers: tuple[Layer, ...]
+    names: tuple[str, ...]
+    """Directories that belong to no layer."""
 
 
 class LayerStore:
@@ -67,58 +66,90 @@ class LayerStore:
 
     def __init__(self, layers_dir: Path, records_dir: Path) -> None:
         self._dir = layers_dir
-        self._records_dir = records_dir
         self._ingest_dir = layers_dir / INGEST_NAME
-        self._layers: dict[str, Layer] = {}
-        self._durable: set[str] = set()
+        self._records = LayerRecords(records_dir)
         self._names: set[str] = set()
+        """Of directories, whatever they are."""
+        self._coming: set[str] = set()
+        """Names whose layer is about to count."""
+        self._replaced: set[str] = set()
+        """Names that lost their layer to a better copy."""
+        self._condemned: set[str] = set()
+        self._live: set[str] = set()
+        """Directories below `.ingest` that somebody works on."""
         self._holds: Counter[str] = Counter()
+        self._held_names: Counter[str] = Counter()
         self._locks: dict[str, _SharedLock] = {}
         self._numbers = itertools.count()
-        self.disk_bytes = 0
-        self.inodes = 0
 
     def open(self, damaged_dir: Path) -> None:
         """Read the records, empty the ingest area; a record that can't be used goes to `damaged_dir`. Blocking."""
-        for directory in (self._dir, self._records_dir):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_tree(self._ingest_dir)
         self._ingest_dir.mkdir(mode=0o700)
         place_apart(self._ingest_dir)
         with os.scandir(self._dir) as found:
             self._names = {item.name for item in found if item.name != INGEST_NAME}
-        for path in sorted(self._records_dir.iterdir()):
-            if path.name.endswith(TMP_SUFFIX):
-                path.unlink()
-                continue
-            try:
-                self._add(self._load(path), durable=True)
-            except (OSError, ValueError, msgspec.MsgspecError) as error:
-                log.error(
-                    "a layer record is damaged and set aside; images that need the layer must be pulled again",
-                    record=str(path),
-                    error=str(error),
-                )
-                damaged_dir.mkdir(mode=0o700, exist_ok=True)
-                path.rename(damaged_dir / path.name)
+        self._records.open(self._names, damaged_dir)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What all layers take on disk; counted as they come and go."""
+        return self._records.disk_bytes
+
+    @property
+    def inodes(self) -> int:
+        """How many inodes they take."""
+        return self._records.inodes
 
     def get(self, chain_id: str) -> Layer | None:
         """The layer, if it is here."""
-        return self._layers.get(chain_id)
+        return self._records.get(chain_id)
+
+    @property
+    def some_replaced(self) -> bool:
+        """Whether there are directories that lost their layer to a better copy, and stay for containers only."""
+        return bool(self._replaced)
 
     def path(self, layer: Layer) -> Path:
         """Its directory."""
         return self._dir / layer.name
 
+    def lowers(self, top: Layer) -> list[Path]:
+        """The directories of `top` and everything below it, topmost first. Raises KeyError if one is missing."""
+        return [self.path(layer) for layer in self.stack(top.chain_id)]
+
+    def stack(self, chain_id: str) -> list[Layer]:
+        """The layer and everything below it, topmost first. Raises KeyError naming the chain id that is missing."""
+        return self._records.stack(chain_id)
+
     @contextlib.contextmanager
     def hold(self, chain_ids: Collection[str]) -> Iterator[None]:
-        """While open, these layers are not swept, whether they are here already or come meanwhile."""
+        """While open, these layers are not swept, whether they are here already or come meanwhile.
+
+        The directories they have now stay, too, should better copies replace them.
+        """
+        names = [layer.name for layer in map(self.get, chain_ids) if layer is not None]
+        chain_ids = tuple(chain_ids)  # a mapping would be taken for counts
         self._holds.update(chain_ids)
+        self._held_names.update(names)
         try:
             yield
         finally:
             self._holds.subtract(chain_ids)
             self._holds = +self._holds
+            self._held_names.subtract(names)
+            self._held_names = +self._held_names
+
+    def condemn(self, chain_id: str) -> None:
+        """It is damaged: whoever wants to `ensure` it next brings it anew. Until then it is used as it is."""
+        self._condemned.add(chain_id)
+
+    def is_condemned(self, chain_id: str) -> bool:
+        """Whether it waits for a better copy."""
+        return chain_id in self._condemned
+
+    # How they come
 
     async def ensure(
         self,
@@ -128,7 +159,7 @@ class LayerStore:
         *,
         parent: Awaitable[Layer] | None,
     ) -> Layer:
-        """The layer; unless it is here, `unpack` is called to unpack it into an empty directory.
+        """The layer; unless it is here and sound, `unpack` is called to unpack it into an empty directory.
 
         `parent` gives the layer below; it is awaited only once this one is unpacked. The caller holds the chain id.
 
@@ -136,145 +167,176 @@ class LayerStore:
         nothing is left then.
         """
         async with self._locked(chain_id):
-            known = self._layers.get(chain_id)
-            if known is not None:
+            known = self.get(chain_id)
+            if known is not None and chain_id not in self._condemned:
                 return known
-            directory = self._ingest_dir / f"layer-{next(self._numbers)}"
+            async with self.unpacked(diff_id, unpack, parent) as (directory, report, below):
+                layer = Layer(
+                    chain_id=chain_id,
+                    diff_id=diff_id,
+                    parent="" if below is None else below.chain_id,
+                    name=self._free_name(),
+                    disk_bytes=report.disk_bytes,
+                    inodes=report.inodes,
+                )
+                directory.rename(self._dir / layer.name)
+                self._names.add(layer.name)
+                if known is None:
+                    self._records.add(layer, durable=False)
+                    self._condemned.discard(chain_id)
+                else:
+                    await self._replace(known, layer)
+                return layer
+
+    @contextlib.asynccontextmanager
+    async def unpacked(
+        self, diff_id: str, unpack: Unpack, parent: Awaitable[Layer] | None
+    ) -> AsyncIterator[tuple[Path, LayerReport, Layer | None]]:
+        """A layer's tree, complete, in a directory that is gone afterwards unless somebody has moved it away.
+
+        Raises as `ensure`.
+        """
+        name = f"layer-{next(self._numbers)}"
+        directory = self._ingest_dir / name
+        self._live.add(name)
+        try:
             directory.mkdir(mode=0o700)
-            try:
-                report = await _ingest(unpack, diff_id, directory)
-                below = None if parent is None else await parent
-                lowers = [] if below is None else self.lowers(below)
-                await asyncio.to_thread(finish_layer, directory, lowers, report)
-                return self._place(directory, chain_id, report, below)
-            except BaseException:
+            report = await _ingest(unpack, diff_id, directory)
+            below = None if parent is None else await parent
+            lowers = [] if below is None else self.lowers(below)
+            await uninterrupted(finish_layer, directory, lowers, report)
+            yield directory, report, below
+        finally:
+            if directory.exists():
                 await _remove_surely(directory)
-                raise
+            self._live.discard(name)
 
-    def _place(
-        self, directory: Path, chain_id: str, report: LayerReport, below: Layer | None
-    ) -> Layer:
-        name = self._free_name()
-        directory.rename(self._dir / name)
-        layer = Layer(
-            chain_id=chain_id,
-            diff_id=report.diff_id,
-            parent="" if below is None else below.chain_id,
-            name=name,
-            disk_bytes=report.disk_bytes,
-            inodes=report.inodes,
-        )
-        self._add(layer, durable=False)
-        return layer
+    async def _replace(self, old: Layer, new: Layer) -> None:
+        self._coming.add(new.name)
 
-    def lowers(self, top: Layer) -> list[Path]:
-        """The directories of `top` and everything below it, topmost first. Raises KeyError if one is missing."""
-        return [self.path(layer) for layer in self.stack(top.chain_id)]
+        def write() -> None:
+            sync_file_system(self._dir)
+            self._records.write(new, fsync=True)
 
-    def stack(self, chain_id: str) -> list[Layer]:
-        """The layer and everything below it, topmost first. Raises KeyError naming the chain id that is missing."""
-        found = []
-        while chain_id:
-            layer = self._layers[chain_id]
-            found.append(layer)
-            chain_id = layer.parent
-        return found
+        def take_over() -> None:
+            self._records.add(new, durable=True)
+            self._condemned.discard(new.chain_id)
+            self._replaced.add(old.name)
+
+        try:
+            await undivided(write, take_over)
+        except BaseException:
+            if self.get(new.chain_id) is not new:
+                await _remove_surely(self.path(new))
+                self._names.discard(new.name)
+            raise
+        finally:
+            self._coming.discard(new.name)
+        log.info("a layer was replaced", layer=new.chain_id, old=old.name, new=new.name)
+
+    async def seal(self, chain_id: str, seal: str) -> None:
+        """Note what the tree of a layer must be. Raises OSError."""
+        async with self._locked(chain_id):
+            layer = self.get(chain_id)
+            if layer is None or layer.seal == seal:
+                return
+            sealed = msgspec.structs.replace(layer, seal=seal)
+            durable = self._records.is_durable(chain_id)
+
+            def write() -> None:
+                if durable:
+                    self._records.write(sealed, fsync=True)
+
+            def take_over() -> None:
+                if self.get(chain_id) is layer:
+                    self._records.add(sealed, durable=durable)
+
+            await undivided(write, take_over)
 
     def unrecorded(self, chain_ids: Collection[str]) -> list[Layer]:
         """Those whose bytes may not survive a power cut yet, and that have no record."""
-        return [self._layers[chain] for chain in chain_ids if chain not in self._durable]
+        found = [self.get(chain) for chain in chain_ids if not self._records.is_durable(chain)]
+        return [layer for layer in found if layer is not None]
 
     def record(self, layers: Sequence[Layer]) -> None:
         """Write the records of layers whose file system was synced since they were unpacked. Raises OSError."""
         for layer in layers:
-            write_atomic(self._record_file(layer.chain_id), msgspec.json.encode(layer))
-            self._durable.add(layer.chain_id)
+            self._records.write(layer, fsync=False)
+            self._records.written(layer.chain_id)
 
-    def detach(
+    # How they go
+
+    def unneeded(
         self,
         kept: Collection[str],
         names_in_use: Collection[str],
         *,
         among: Collection[str] | None = None,
-    ) -> list[Path]:
-        """Take away layers in neither `kept` (chain ids) nor use; what is left of them is for `delete`.
+    ) -> Unneeded:
+        """Layers in neither `kept` (chain ids) nor use, and directories that belong to none.
 
-        Only those of the chain ids `among`, if given; else directories without a record go as well. A crash before
-        `delete` leaves what the next start empties.
+        With `among` only layers of these chain ids, and of the directories only those that were replaced.
         """
         used = set(names_in_use)
         kept = set(kept)
-        for layer in self._layers.values():
+        layers = self._records.all()
+        for layer in layers:
             if layer.name in used:
                 # A container needs its whole stack, and an image that comes back can use it.
-                kept.update(below.chain_id for below in self._known_stack(layer))
-        gone = [
+                kept.update(below.chain_id for below in self._records.known_stack(layer))
+        gone = tuple(
             layer
-            for chain_id, layer in self._layers.items()
-            if chain_id not in kept
-            and not self._holds[chain_id]
-            and (among is None or chain_id in among)
-        ]
-        names = [] if among is not None else self._strays(used)
-        for layer in gone:
-            self._record_file(layer.chain_id).unlink(missing_ok=True)
-            del self._layers[layer.chain_id]
-            self._durable.discard(layer.chain_id)
-            self.disk_bytes -= layer.disk_bytes
-            self.inodes -= layer.inodes
-            names.append(layer.name)
+            for layer in layers
+            if layer.chain_id not in kept
+            and not self._holds[layer.chain_id]
+            and (among is None or layer.chain_id in among)
+        )
+        strays = self._strays() if among is None else self._replaced
+        return Unneeded(gone, tuple(sorted(strays - used - self._held_names.keys())))
+
+    def detach(self, unneeded: Unneeded) -> list[Path]:
+        """Take these away; what is left of them is for `delete`. A crash before leaves what the next start empties."""
+        names = list(unneeded.names)
+        try:
+            for layer in unneeded.layers:
+                self._records.remove(layer)
+                self._condemned.discard(layer.chain_id)
+                names.append(layer.name)
+        except OSError as error:
+            # The records that are still there keep what they name; the next sweep tries again.
+            log.warning("layers can't be swept", error=str(error))
         return [trash for name in names if (trash := self._move_away(name)) is not None]
 
     async def delete(self, trash: Sequence[Path]) -> None:
-        """Remove what `detach` gave; it may be much."""
+        """Remove what `detach` or `leftovers` gave; it may be much."""
         for directory in trash:
             await _remove_surely(directory)
+            self._live.discard(directory.name)
 
-    def _strays(self, used: Collection[str]) -> list[str]:
-        known = {layer.name for layer in self._layers.values()}
+    def leftovers(self) -> list[Path]:
+        """What is below `.ingest` and nobody works on: what could not be removed when it should have been."""
+        with os.scandir(self._ingest_dir) as found:
+            return [self._ingest_dir / item.name for item in found if item.name not in self._live]
+
+    def _strays(self) -> set[str]:
+        known = {layer.name for layer in self._records.all()} | self._coming
         # Only what could have been a layer: a volume's own lost+found is nobody's leftover.
-        return [
-            name
-            for name in self._names
-            if name not in known and name not in used and _NAME.fullmatch(name)
-        ]
+        return {name for name in self._names - known if _NAME.fullmatch(name)}
 
     def _move_away(self, name: str) -> Path | None:
         trash = self._ingest_dir / f"trash-{next(self._numbers)}"
+        self._live.add(trash.name)
         try:
             (self._dir / name).rename(trash)
         except FileNotFoundError:
             pass
         except OSError as error:
             log.warning("a layer's directory can't be moved away", name=name, error=str(error))
+            self._live.discard(trash.name)
             return None
         self._names.discard(name)
+        self._replaced.discard(name)
         return trash
-
-    def _known_stack(self, layer: Layer) -> list[Layer]:
-        try:
-            return self.stack(layer.chain_id)
-        except KeyError:
-            return [layer]
-
-    def _load(self, path: Path) -> Layer:
-        layer = msgspec.json.decode(read_bounded(path, _MAX_RECORD_BYTES), type=Layer)
-        if not is_digest(layer.chain_id) or path != self._record_file(layer.chain_id):
-            raise ValueError(f"it is the record of {layer.chain_id!r}")
-        if layer.name not in self._names:
-            raise ValueError(f"its directory {self._dir / layer.name} is missing")
-        return layer
-
-    def _add(self, layer: Layer, *, durable: bool) -> None:
-        self._layers[layer.chain_id] = layer
-        self._names.add(layer.name)
-        self.disk_bytes += layer.disk_bytes
-        self.inodes += layer.inodes
-        if durable:
-            self._durable.add(layer.chain_id)
-
-    def _record_file(self, chain_id: str) -> Path:
-        return self._records_dir / f"{chain_id.removeprefix('sha256:')}.json"
 
     def _free_name(self) -> str:
         for length in range(1, _MAX_NAME_LENGTH + 1):
@@ -321,8 +383,8 @@ async def _ingest(unpack: Unpack, diff_id: str, directory: Path) -> LayerReport:
 
 
 async def _remove_surely(directory: Path) -> None:
-    """Remove a tree; what can't be removed is logged, and goes at the next start."""
+    """Remove a tree; what can't be removed is logged, and goes at the next collection or start."""
     try:
-        await undivided(lambda: remove_tree(directory))
+        await uninterrupted(remove_tree, directory)
     except OSError as error:
         log.error("a leftover can't be removed", path=str(directory), error=str(error))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from cri_shim.image.manifest import ImageConfig
@@ -21,13 +22,15 @@ class Image:
     repo_tags: tuple[str, ...]
     repo_digests: tuple[str, ...]
     size: int
-    """Bytes that its layers take unpacked."""
+    """Bytes that its layers take unpacked, shared ones included, and its documents; so never 0."""
     config: ImageConfig
     pinned: bool
     """Whether kubelet's garbage collection must leave it alone."""
     chain: tuple[str, ...]
     """Chain ids of its layers, lowest first."""
     manifest_digests: tuple[str, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Those of its manifest: its maker's words."""
 
     @property
     def name(self) -> str:

@@ -2,51 +2,57 @@
 
 Rules:
 - Memory answers `images`, `find` and `layer_stack`; they never wait. One lock orders changes.
-- **Order of a change**: layers unpacked and synced, their records, blobs, a second sync, `index.json` last. A crash
-  or power cut at any point leaves either the old list or the new one, and leftovers that are swept.
 - Names are tags (which move) and `repository@digest` (which don't). Names below `cri-shim.local` are the built-in
   images': no archive can bring one.
-- Work half done holds its layers. A change removes only what it made or what it took away; `sweep` looks at all.
-- Damage is set aside with a log line that says what to do; the rest goes on.
+- Work half done holds its layers. In which order things are written, `holdings` says; what is checked, `check`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 from typing import TYPE_CHECKING, Self
 
 import structlog
 
 from cri_shim.errors import (
-    BadArchiveError,
     BadImageReferenceError,
     CorruptStateError,
     NotFoundError,
 )
-from cri_shim.host.durable import sync_file_system
-from cri_shim.host.files import TMP_SUFFIX, remove_tree
 from cri_shim.image.archive import Archive, ArchiveFeed, with_names
-from cri_shim.image.arrival import Feed, PlannedImage, storage_error, unpack_layers
-from cri_shim.image.blobs import BlobStore
-from cri_shim.image.catalog import Catalog, Described, describe, read_described
-from cri_shim.image.index import ImageIndex, load_index, save_index, set_aside
-from cri_shim.image.layers import INGEST_NAME, LayerStore
-from cri_shim.image.manifest import Manifest, chain_ids, digest_of, parse_document, platform_of
+from cri_shim.image.arrival import storage_error, unpack_layers
+from cri_shim.image.check import Checker
+from cri_shim.image.collect import collect
+from cri_shim.image.export import prepare_export
+from cri_shim.image.holdings import Holdings
+from cri_shim.image.manifest import (
+    MAX_CONFIG_BYTES,
+    chain_ids,
+    digest_of,
+    platform_of,
+)
 from cri_shim.image.model import FsUsage, Image, ImportProgress, LayerStack
+from cri_shim.image.pins import Pins
 from cri_shim.image.reference import parse_reference
-from cri_shim.image.undivided import undivided
+from cri_shim.image.repair import Repairer
 from cri_shim.image.unpack import Unpacker
+from cri_shim.image.volume import check_sub_path, image_volume
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from cri_shim.host.process import Reaper
+    from cri_shim.image.arrival import Feed, PlannedImage
+    from cri_shim.image.blobs import BlobStore
+    from cri_shim.image.export import Export
+    from cri_shim.image.findings import CheckProgress, CheckReport, Collected, RepairReport
+    from cri_shim.image.volume import ImageVolume
 
     Progress = Callable[[ImportProgress], None]
+    Pull = Callable[[str], Awaitable[Image]]
 
 __all__ = ["FsUsage", "Image", "ImageStore", "ImportProgress", "LayerStack"]
 
@@ -57,32 +63,21 @@ class ImageStore:
     """The images of one root. Made by `open`; used on the loop's thread."""
 
     def __init__(
-        self,
-        images_dir: Path,
-        layers_dir: Path,
-        unpacker: Unpacker,
-        in_use: Callable[[], Collection[str]],
-        *,
-        machine: str,
-        pinned: Collection[str],
-        discard_blobs: bool,
+        self, holdings: Holdings, unpacker: Unpacker, reaper: Reaper, *, machine: str
     ) -> None:
-        self._dir = images_dir
-        self._layers_dir = layers_dir
-        self._ingest_dir = images_dir / INGEST_NAME
-        self._damaged_dir = images_dir / "damaged"
+        self._holdings = holdings
+        self._layers = holdings.layers
         self.unpacker = unpacker
-        self._in_use = in_use
         self.platform = platform_of(machine)
-        self._pinned = frozenset(str(parse_reference(name)) for name in pinned)
-        self._discard_blobs = discard_blobs
-        self.blobs = BlobStore(images_dir)
-        self._layers = LayerStore(layers_dir, images_dir / "layers")
-        self._index = ImageIndex()
-        self._described: dict[str, Described] = {}
-        self._catalog = Catalog(self._index, {}, self._layers, self._pinned)
-        self._changing = asyncio.Lock()
-        self._numbers = itertools.count()
+        self._checker = Checker(holdings, unpacker, reaper)
+        self._repairer = Repairer(
+            holdings,
+            unpacker,
+            self.platform,
+            bring_in=self.bring_in,
+            import_archive=self.import_archive,
+        )
+        self._upkeep = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -99,38 +94,47 @@ class ImageStore:
     ) -> Self:
         """Read what is there; leftovers of an interrupted import go, damage is set aside.
 
-        `in_use` gives the names of the layers that containers are mounted from. `pinned` are references whose images
-        kubelet shall not collect. Layers that nothing refers to stay until `sweep`, which the daemon calls once it
-        knows its containers. Raises OSError when the directories can't be used.
+        `in_use` gives the names of the layers that containers are mounted from. `pinned` are references and patterns
+        (`pins`). Layers that nothing refers to stay until `sweep`, which the daemon calls once it knows its
+        containers. Raises ConfigError (`pinned`), OSError when the directories can't be used.
         """
-        store = cls(
-            images_dir,
-            layers_dir,
-            unpacker or Unpacker(reaper),
-            in_use,
-            machine=machine or os.uname().machine,
-            pinned=pinned,
-            discard_blobs=discard_blobs,
+        holdings = Holdings(
+            images_dir, layers_dir, in_use, Pins(pinned), discard_blobs=discard_blobs
         )
-        await asyncio.to_thread(store._load)
-        return store
+        await asyncio.to_thread(holdings.load)
+        return cls(
+            holdings,
+            unpacker or Unpacker(reaper),
+            reaper,
+            machine=machine or os.uname().machine,
+        )
 
     async def close(self) -> None:
         """End the unpacker's process."""
         await self.unpacker.close()
 
+    def pin(self, pins: Pins) -> None:
+        """From now on these are pinned."""
+        self._holdings.pins = pins
+        self._holdings.take_over(self._holdings.index, self._holdings.described)
+
     # What there is
+
+    @property
+    def blobs(self) -> BlobStore:
+        """The blobs of all images."""
+        return self._holdings.blobs
 
     def images(self) -> Sequence[Image]:
         """Every image."""
-        return self._catalog.images()
+        return self._holdings.catalog.images()
 
     def find(self, text: str) -> Image | None:
         """The image of that reference, ID, or beginning of an ID that only one has.
 
         Raises BadImageReferenceError for what can be none of these.
         """
-        return self._catalog.find(text)
+        return self._holdings.catalog.find(text)
 
     def layer_stack(self, image: Image) -> LayerStack:
         """What to mount for `image`. Raises CorruptStateError when a layer went missing."""
@@ -140,7 +144,7 @@ class ImageStore:
             raise CorruptStateError(
                 f"image {image.name}: its layer {error.args[0]} is gone; remove the image and pull it again"
             ) from None
-        return LayerStack(self._layers_dir, tuple(layer.name for layer in layers))
+        return LayerStack(self._holdings.layers_dir, tuple(layer.name for layer in layers))
 
     @contextlib.contextmanager
     def hold(self, image: Image) -> Iterator[LayerStack]:
@@ -148,10 +152,31 @@ class ImageStore:
         with self._layers.hold(image.chain):
             yield self.layer_stack(image)
 
+    @contextlib.asynccontextmanager
+    async def volume(self, text: str, sub_path: str = "") -> AsyncIterator[ImageVolume]:
+        """An image that is here, as a volume; its layers stay while this is open. A record takes over before it closes.
+
+        Raises NotFoundError, BadImageReferenceError, InvalidArgumentError (`sub_path`), CriShimError.
+        """
+        check_sub_path(sub_path)
+        image = self.find(text)
+        if image is None:
+            raise NotFoundError("image", text, "pull or import it first")
+        with self.hold(image) as stack:
+            try:
+                volume = await asyncio.to_thread(image_volume, image, stack, sub_path)
+            except OSError as error:
+                raise storage_error(error, f"preparing image {image.name} as a volume") from error
+            yield volume
+
+    async def configuration(self, image: Image) -> bytes:
+        """The configuration document of `image`, as its maker wrote it. Raises CorruptStateError."""
+        return await asyncio.to_thread(self.blobs.peek, image.id, MAX_CONFIG_BYTES)
+
     async def fs_usage(self) -> FsUsage:
         """What images take; counted as they come and go, not by walking the disk."""
         return FsUsage(
-            self._dir,
+            self._holdings.dir,
             self._layers.disk_bytes + self.blobs.used_bytes,
             self._layers.inodes + self.blobs.inodes,
         )
@@ -186,24 +211,18 @@ class ImageStore:
             log.info("image imported", image=known.name, id=known.id, size=known.size)
         return imported
 
-    @contextlib.asynccontextmanager
-    async def spool(self, doing: str) -> AsyncIterator[int]:
+    def spool(self, doing: str) -> contextlib.AbstractAsyncContextManager[int]:
         """A directory, by its descriptor, for the files of one arrival: gone with all that is in it when this closes.
 
         An OSError in it is raised as ResourceExhaustedError (disk full) or CriShimError, with `doing` in front.
         """
-        spool_dir = self._ingest_dir / f"spool-{next(self._numbers)}"
-        try:
-            spool_dir.mkdir(mode=0o700)
-            fd = os.open(spool_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise storage_error(error, doing) from error
-        finally:
-            await undivided(lambda: remove_tree(spool_dir))
+        return self._holdings.spool(doing)
+
+    def is_damaged(self, image: Image) -> bool:
+        """Whether a check found damage that is not mended yet: then it has to be brought once more."""
+        return any(blob not in self.blobs for blob in (image.id, *image.manifest_digests)) or any(
+            map(self._layers.is_condemned, image.chain)
+        )
 
     async def bring_in(self, planned: Sequence[PlannedImage], feed: Feed) -> list[Image]:
         """Have these images here, whole or not at all; their layers come from `feed`, unless they are here already.
@@ -214,49 +233,20 @@ class ImageStore:
         ours = {chain_id for chain in chains for chain_id in chain}
         try:
             with self._layers.hold(ours):
+                before = {chain_id: self._layers.get(chain_id) for chain_id in ours}
                 for image, chain in zip(planned, chains, strict=True):
                     await unpack_layers(self._layers, image.layers, chain, feed)
-                async with self._changing:
-                    await self._commit(planned, chains, feed)
+                if self._holdings.discard_blobs:
+                    now = {chain_id: self._layers.get(chain_id) for chain_id in ours}
+                    came = [new for id_, new in now.items() if new and new is not before[id_]]
+                    await self._checker.seal(came)
+                async with self._holdings.changing:
+                    await self._holdings.commit(planned, chains, feed)
         except BaseException:
-            async with self._changing:
-                trash = self._detach(among=ours)
-            await self._layers.delete(trash)
+            await self._clear(among=ours)
             raise
         ids = dict.fromkeys(digest_of(image.config_bytes) for image in planned)
         return [image for image in map(self.find, ids) if image is not None]
-
-    async def _commit(
-        self, planned: Sequence[PlannedImage], chains: Sequence[Sequence[str]], feed: Feed
-    ) -> None:
-        index = self._index.copy()
-        described = dict(self._described)
-        for image, chain in zip(planned, chains, strict=True):
-            digest = digest_of(image.manifest)
-            document = parse_document(image.manifest, f"manifest {digest}")
-            if not isinstance(document, Manifest):
-                raise BadArchiveError(f"manifest {digest}: an index")
-            described[digest] = describe(digest, document, image.config, chain)
-            index.manifests[digest] = (image.manifest_type, len(image.manifest))
-            for name in image.names:
-                index.names[str(name)] = digest
-                if image.by_digest:
-                    index.names[str(name.with_digest(digest))] = digest
-        fresh = self._layers.unrecorded({chain_id for chain in chains for chain_id in chain})
-
-        def write() -> None:
-            if fresh:
-                sync_file_system(self._layers_dir)
-            self._layers.record(fresh)
-            for image in planned:
-                self.blobs.put(image.config_bytes)
-                self.blobs.put(image.manifest)
-                for layer in () if self._discard_blobs else image.layers:
-                    feed.put_away(layer, self.blobs)
-            sync_file_system(self._dir)
-            save_index(self._dir, index)
-
-        await undivided(write, lambda: self._take_over(index, described))
 
     # How they go
 
@@ -265,86 +255,99 @@ class ImageStore:
 
         Layers of other images and of containers stay. Raises NotFoundError, BadImageReferenceError.
         """
-        async with self._changing:
+        async with self._holdings.changing:
             image = self.find(text)
+            digests = self._holdings.lost_called(text) if image is None else image.manifest_digests
+            try:
+                if digests:
+                    await self._holdings.forget(digests)
+            except OSError as error:
+                raise storage_error(error, f"removing image {text}") from error
             if image is None:
                 raise NotFoundError("image", text)
-            index = self._index.copy()
-            described = dict(self._described)
-            for digest in image.manifest_digests:
-                index.forget(digest)
-                del described[digest]
-            try:
-                await undivided(
-                    lambda: save_index(self._dir, index), lambda: self._take_over(index, described)
-                )
-            except OSError as error:
-                raise storage_error(error, f"removing image {image.name}") from error
-            trash = self._detach(among=image.chain)
-        await self._layers.delete(trash)
+        await self._clear(among=image.chain)
         log.info("image removed", image=image.name, id=image.id)
         return image
 
     async def sweep(self) -> int:
         """Remove every layer and blob that no image, import or container refers to; how many layers went."""
-        async with self._changing:
-            trash = self._detach(among=None)
+        return await self._clear(among=None)
+
+    async def released(self, image_id: str) -> None:
+        """A container of that image is gone, and so may be layers that were only there for it."""
+        if self._layers.some_replaced or self.find(image_id) is None:
+            await self.sweep()
+
+    async def _clear(self, *, among: Collection[str] | None) -> int:
+        async with self._holdings.changing:
+            trash = self._holdings.detach(among=among)
         await self._layers.delete(trash)
         return len(trash)
 
-    def _detach(self, *, among: Collection[str] | None) -> list[Path]:
-        """`among`: only layers of these chain ids. The caller has the lock, so that no blob is on its way in."""
-        kept = {chain_id for facts in self._described.values() for chain_id in facts.chain}
-        try:
-            trash = self._layers.detach(kept, self._in_use(), among=among)
-        except OSError as error:
-            # The records that are still there keep what they name; the next sweep tries again.
-            log.warning("layers can't be swept", error=str(error))
-            trash = []
-        self.blobs.sweep({blob for facts in self._described.values() for blob in facts.blobs})
-        return trash
+    # Upkeep
 
-    def _take_over(self, index: ImageIndex, described: dict[str, Described]) -> None:
-        """The new list counts from here on."""
-        self._index = index
-        self._described = described
-        self._catalog = Catalog(index, described, self._layers, self._pinned)
+    async def check(
+        self,
+        names: Collection[str] = (),
+        *,
+        progress: Callable[[CheckProgress], None] | None = None,
+    ) -> CheckReport:
+        """Whether all that these images are made of is sound; none named: every image, those left out at start as well.
 
-    # Start
+        Raises NotFoundError, BadImageReferenceError, and CriShimError when nothing can be read.
+        """
+        manifests = self._holdings.select(names)
+        async with self._upkeep:
+            return await self._checker.check(manifests, progress or _tell_nobody)
 
-    def _load(self) -> None:
-        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        remove_tree(self._ingest_dir)
-        self._ingest_dir.mkdir(mode=0o700)
-        for cut_short in self._dir.glob(f"*{TMP_SUFFIX}"):
-            cut_short.unlink()
-        self.blobs.open()
-        self._layers.open(self._damaged_dir)
-        index = self._load_index()
-        described: dict[str, Described] = {}
-        for digest in list(index.manifests):
-            try:
-                described[digest] = read_described(digest, self.blobs, self._layers)
-            except (CorruptStateError, BadArchiveError) as error:
-                log.error(
-                    "an image is damaged and left out; pull it again",
-                    names=index.names_of(digest),
-                    error=str(error),
-                )
-                index.forget(digest)
-        self._take_over(index, described)
+    async def repair(
+        self,
+        names: Collection[str] = (),
+        *,
+        pull: Pull,
+        progress: Callable[[CheckProgress], None] | None = None,
+    ) -> RepairReport:
+        """Check, and bring anew what is damaged: from blobs that are here, else with `pull`, by `repository@digest`.
 
-    def _load_index(self) -> ImageIndex:
-        try:
-            return load_index(self._dir)
-        except CorruptStateError as error:
-            log.error(
-                "the image index is damaged and set aside; images must be pulled again",
-                error=str(error),
-                moved_to=str(set_aside(self._dir, self._damaged_dir)),
+        Containers go on with what they stand on. What can't be mended is in the report. Raises as `check`.
+        """
+        manifests = self._holdings.select(names)
+        async with self._upkeep:
+            checked = await self._checker.check(manifests, progress or _tell_nobody)
+            report = await self._repairer.repair(manifests, checked, pull)
+        await self.sweep()
+        return report
+
+    async def collect(self, *, dry_run: bool = False, untagged: bool = False) -> Collected:
+        """Remove, or with `dry_run` count, images that nobody can name and nobody uses, and all leftovers (`collect`).
+
+        `untagged`: images without a tag as well. Raises CriShimError, ResourceExhaustedError (disk full).
+        """
+        async with self._upkeep:
+            damaged: Collection[str] = ()
+            if self._holdings.discard_blobs and not dry_run:
+                damaged = await self._checker.seal_all()
+            return await collect(
+                self._holdings, dry_run=dry_run, untagged=untagged, damaged=damaged
             )
-            return ImageIndex()
+
+    @contextlib.asynccontextmanager
+    async def export(self, names: Sequence[str]) -> AsyncIterator[Export]:
+        """An archive of these images, to be sent while this is open.
+
+        Raises NotFoundError, BadImageReferenceError, WrongStateError (a packed layer is not kept).
+        """
+        images: dict[str, Image] = {}
+        for name in names:
+            image = self.find(name)
+            if image is None:
+                raise NotFoundError("image", name)
+            images[image.id] = image
+        async with self.spool("exporting images") as fd:
+            yield await asyncio.to_thread(
+                prepare_export, self._holdings, tuple(images.values()), fd
+            )
 
 
-def _tell_nobody(_: ImportProgress) -> None:
+def _tell_nobody(_: object) -> None:
     """Nobody wants to know how it goes."""

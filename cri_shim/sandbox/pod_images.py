@@ -48,8 +48,7 @@ class PauseImage:
 
     async def sweep_after(self, image_id: str) -> None:
         """A sandbox of that image is gone: if the image had been removed before it, so are its layers now."""
-        if self._images.find(image_id) is None:
-            await self._images.sweep()
+        await self._images.released(image_id)
 
     def layers(self, image: Image) -> tuple[str, ...]:
         """Short names of its layers, topmost first."""

@@ -84,6 +84,36 @@ def test_a_pulled_image_runs_and_has_its_names(store: Client, registry: DockerRe
     assert ended.image_id == image_id
 
 
+def test_an_image_has_one_id_wherever_it_is_told(
+    store: Client, registry: DockerRegistry, tmp_path: Path
+) -> None:
+    layers = tool_layers("same")
+    name = f"{registry.host}/team/same"
+    digest = registry.push("team/same", "1", *layers)
+    pulled = pull(store, f"{name}:1")
+    assert pull(store, f"{name}@{digest}") == pulled
+    archive = tmp_path / "archive.tar"
+    archive.write_bytes(images.oci_archive(*layers, name="test.example/imported:1"))
+    [imported] = store.import_image(archive)
+    for image_id, image in ((pulled, f"{name}:1"), (imported.id, "test.example/imported:1")):
+        spec = api.ImageSpec(image=image, user_specified_image=image, annotations={"a": "b"})
+        assert image_id in {each.id for each in listed(store)}
+        [entry] = store.images.ListImages(
+            api.ListImagesRequest(filter=api.ImageFilter(image=spec)), timeout=10
+        ).images
+        status = store.images.ImageStatus(api.ImageStatusRequest(image=spec), timeout=10)
+        assert entry == status.image
+        assert entry.id == entry.spec.image == image_id
+        pod = Pod.run(store, image)
+        config = pod.container("/bin/busybox", "true")
+        # As the kubelet does: by the ID that the pull gave, beside the name that the user wrote.
+        config.image.CopyFrom(api.ImageSpec(image=image_id, user_specified_image=image))
+        container = pod.create(config)
+        assert store.status(container).status.image_id == image_id
+        assert {each.image_id for each in store.containers() if each.id == container} == {image_id}
+        assert store.status(container).status.image.user_specified_image == image
+
+
 def test_a_tag_that_moved_leaves_the_old_image_without_a_name(
     store: Client, registry: DockerRegistry
 ) -> None:

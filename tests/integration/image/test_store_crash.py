@@ -40,9 +40,16 @@ async def main():
     store = await ImageStore.open(place / "images", place / "layers", reaper)
     print("ready", flush=True)
     for number in itertools.cycle(range(6)):
-        await store.import_archive(stream(archive(number)))
+        [image] = await store.import_archive(stream(archive(number)))
+        if number % 3 == 1:
+            # As a repair has it: both layers come once more, and take the place of those that are here.
+            for chain_id in image.chain:
+                store._layers.condemn(chain_id)
+            await store.import_archive(stream(archive(number)))
+            await store.sweep()
         if number % 3 == 2:
             await store.remove(f"r.example/churn:{{number - 1}}")
+            await store.collect()
 
 asyncio.run(main())
 """

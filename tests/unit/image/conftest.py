@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.config.model import ImageSettings
+from cri_shim.host.process import Reaper
 from cri_shim.image import registry as registry_module
 from cri_shim.image.pull import Puller
 from cri_shim.image.store import ImageStore
@@ -15,7 +16,7 @@ from tests.fakes.registry import FakeRegistry
 from tests.fakes.unpacker import FakeUnpacker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 
@@ -38,14 +39,26 @@ class Node:
         self.root = root
         self.certs = root / "certs.d"
         self.unpacker = FakeUnpacker()
+        self.in_use: set[str] = set()
         self.store: ImageStore
         self.puller: Puller
 
-    async def open(self, **settings: Any) -> None:
+    async def open(
+        self,
+        *,
+        reaper: Reaper | None = None,
+        pinned: Sequence[str] = (),
+        discard_blobs: bool = False,
+        **settings: Any,
+    ) -> None:
+        """Without `reaper` no process can be started."""
         self.store = await ImageStore.open(
             self.root / "images",
             self.root / "layers",
-            cast("Any", None),  # no process is ever started
+            cast("Any", reaper),
+            in_use=lambda: self.in_use,
+            pinned=pinned,
+            discard_blobs=discard_blobs,
             unpacker=cast("Any", self.unpacker),
         )
         self.puller = Puller(self.store, self.settings(**settings))
@@ -72,6 +85,14 @@ class Node:
             for path in (self.root / directory).rglob("*")
             if path.is_file() and path.name not in kept
         ] + [str(path) for path in self.root.glob("*/.ingest/*")]
+
+
+@pytest_asyncio.fixture
+async def reaper() -> AsyncIterator[Reaper]:
+    reaper = Reaper()
+    reaper.open()
+    yield reaper
+    reaper.close()
 
 
 @pytest_asyncio.fixture

@@ -11,6 +11,7 @@ from cri_shim.errors import BadImageReferenceError
 from cri_shim.image.catalog import Catalog, Described
 from cri_shim.image.index import ImageIndex
 from cri_shim.image.manifest import ImageConfig
+from cri_shim.image.pins import Pins
 
 if TYPE_CHECKING:
     from cri_shim.image.layers import LayerStore
@@ -33,7 +34,7 @@ class KnownLayers:
 
 
 def described(image_id: str) -> Described:
-    return Described(image_id, ImageConfig(), ("c" * 10, "c" * 5), frozenset())
+    return Described(image_id, ImageConfig(), ("c" * 10, "c" * 5), (), 7, {"who": "me"})
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def catalog() -> Catalog:
     )
     facts = {MANIFEST_1: described(ONE), MANIFEST_2: described(TWO), MANIFEST_3: described(ONE)}
     layers = cast("LayerStore", KnownLayers())
-    return Catalog(index, facts, layers, frozenset({"r.example/abc1:latest"}))
+    return Catalog(index, facts, layers, Pins(["r.example/abc1"]))
 
 
 def test_manifests_of_one_configuration_are_one_image(catalog: Catalog) -> None:
@@ -58,7 +59,8 @@ def test_manifests_of_one_configuration_are_one_image(catalog: Catalog) -> None:
     assert first.repo_tags == (f"{BUSYBOX}:1", "r.example/zstd:1")
     assert first.repo_digests == (f"{BUSYBOX}@{MANIFEST_1}",)
     assert first.manifest_digests == (MANIFEST_1, MANIFEST_3)
-    assert first.size == 15
+    assert first.size == 15 + 7
+    assert first.annotations == {"who": "me"}
     assert (first.pinned, second.pinned) == (False, True)
 
 

@@ -1,0 +1,116 @@
+"""Taking away what nobody needs: images without a name, layers and blobs without an image, leftovers of work cut short.
+
+Rules:
+- An image goes when it has no name (with `untagged`: no tag), is not pinned and no container stands on its layers. One
+  that was damaged at start and left out goes, too, unless a pinned name is its.
+- Where packed layers are not kept (`discard_blobs`), those from before go as well, once their unpacked layers are
+  sealed and sound: after that nothing else could tell.
+- What is counted is what goes: layers by their records, the rest by looking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.host.files import disk_usage
+from cri_shim.image.arrival import storage_error
+from cri_shim.image.findings import Collected
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from pathlib import Path
+
+    from cri_shim.image.holdings import Holdings
+    from cri_shim.image.model import Image
+
+log = structlog.get_logger()
+
+
+async def collect(
+    holdings: Holdings, *, dry_run: bool, untagged: bool, damaged: Collection[str]
+) -> Collected:
+    """Take away, or with `dry_run` only count, what nobody needs; `damaged` layers keep their blobs.
+
+    Raises CriShimError, ResourceExhaustedError when the list can't be written: then nothing has gone.
+    """
+    async with holdings.changing:
+        gone = [image for image in holdings.catalog.images() if _may_go(holdings, image, untagged)]
+        lost = [
+            digest
+            for digest in holdings.lost
+            if not holdings.pins.match(holdings.index.names_of(digest))
+        ]
+        manifests = {digest for image in gone for digest in image.manifest_digests}.union(lost)
+        unneeded = holdings.layers.unneeded(holdings.kept_chains(manifests), holdings.in_use())
+        kept_blobs = holdings.kept_blobs(manifests) - _discardable(holdings, damaged)
+        blobs = holdings.blobs.unneeded(kept_blobs)
+        leftovers = holdings.leftovers()
+        strays = [holdings.layers_dir / name for name in unneeded.names]
+        stray_bytes, stray_inodes = await asyncio.to_thread(_measure, [*leftovers, *strays])
+        layers = unneeded.layers
+        names = [image.name for image in gone]
+        names += [next(iter(holdings.index.names_of(digest)), digest) for digest in lost]
+        collected = Collected(
+            images=tuple(names),
+            layers=len(layers),
+            blobs=len(blobs),
+            leftovers=len(leftovers) + len(strays),
+            freed_bytes=stray_bytes
+            + sum(layer.disk_bytes for layer in layers)
+            + sum(map(holdings.blobs.disk_bytes, blobs)),
+            freed_inodes=stray_inodes + sum(layer.inodes for layer in layers) + len(blobs),
+        )
+        if dry_run:
+            return collected
+        if manifests:
+            try:
+                await holdings.forget(manifests)
+            except OSError as error:
+                raise storage_error(error, "collecting images") from error
+        # Looked at again: a container may have come, or work may have ended, while the list was written.
+        unneeded = holdings.layers.unneeded(holdings.kept_chains(), holdings.in_use())
+        trash = holdings.layers.detach(unneeded)
+        holdings.blobs.sweep(kept_blobs)
+    await holdings.layers.delete([*trash, *leftovers])
+    log.info(
+        "collected",
+        images=len(names),
+        layers=collected.layers,
+        blobs=collected.blobs,
+        freed_bytes=collected.freed_bytes,
+    )
+    return collected
+
+
+def _may_go(holdings: Holdings, image: Image, untagged: bool) -> bool:
+    named = image.repo_tags if untagged else (*image.repo_tags, *image.repo_digests)
+    return not named and not image.pinned and not holdings.is_in_use(image, holdings.in_use())
+
+
+def _discardable(holdings: Holdings, damaged: Collection[str]) -> set[str]:
+    if not holdings.discard_blobs:
+        return set()
+    packed: set[str] = set()
+    wanted: set[str] = set()
+    for digest, facts in holdings.manifests().items():
+        wanted |= {digest, facts.image_id}
+        for chain_id, blob in zip(facts.chain, facts.packed, strict=False):
+            layer = holdings.layers.get(chain_id)
+            sealed = layer is not None and layer.seal
+            (packed if sealed and chain_id not in damaged else wanted).add(blob)
+    return packed - wanted
+
+
+def _measure(directories: Iterable[Path]) -> tuple[int, int]:
+    used_bytes = inodes = 0
+    for directory in directories:
+        try:
+            usage = disk_usage(directory)
+        except OSError:
+            continue  # gone meanwhile
+        used_bytes += usage.used_bytes
+        inodes += usage.inodes
+    return used_bytes, inodes

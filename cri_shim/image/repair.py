@@ -1,0 +1,211 @@
+"""Mending what a check found, bringing only what is damaged.
+
+Rules:
+- An unpacked layer whose packed form is here is unpacked again; what else is damaged comes from the registry, by the
+  digest that the image is known by, so that the same image comes and no tag moves. Built-in images are made again.
+- A damaged layer is condemned and then brought like any other: it gets a new directory, its record is switched, and the
+  old directory stays as long as a container stands on it. Should the repair fail, the next pull or import of an
+  image with this layer mends it.
+- A damaged blob is removed first: nothing may take it for a good one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import BadArchiveError, CorruptStateError, CriShimError
+from cri_shim.image.arrival import PlannedImage, PlannedLayer, checked_config
+from cri_shim.image.builtin import PAUSE_REFERENCE, pause_archive
+from cri_shim.image.findings import Damage, Finding, RepairReport, Unrepaired
+from cri_shim.image.manifest import (
+    MAX_CONFIG_BYTES,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    Platform,
+    parse_document,
+)
+from cri_shim.image.reference import RESERVED_DOMAIN
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+
+    from cri_shim.image.arrival import Feed
+    from cri_shim.image.blobs import BlobStore
+    from cri_shim.image.findings import CheckReport
+    from cri_shim.image.holdings import Holdings
+    from cri_shim.image.jobs import LayerReport
+    from cri_shim.image.model import Image
+    from cri_shim.image.unpack import Unpacker
+
+    BringIn = Callable[[Sequence[PlannedImage], Feed], Awaitable[list[Image]]]
+    Import = Callable[[AsyncIterator[bytes], str], Awaitable[list[Image]]]
+    Pull = Callable[[str], Awaitable[Image]]
+
+log = structlog.get_logger()
+
+
+class Repairer:
+    """Mends images of one store."""
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        unpacker: Unpacker,
+        platform: Platform,
+        *,
+        bring_in: BringIn,
+        import_archive: Import,
+    ) -> None:
+        self._holdings = holdings
+        self._unpacker = unpacker
+        self._platform = platform
+        self._bring_in = bring_in
+        self._import_archive = import_archive
+
+    async def repair(
+        self, manifests: Collection[str], checked: CheckReport, pull: Pull
+    ) -> RepairReport:
+        """Mend what `checked` says of the images of these manifests. Failures are in the report."""
+        damaged = [each for each in checked.findings if each.damage is not Damage.UNVERIFIED]
+        self._condemn(damaged)
+        reasons: dict[str, str] = {}
+        for digest in manifests:
+            if self._needs_mending(digest, damaged):
+                reasons[digest] = await self._mend(digest, pull)
+        repaired, left = [], []
+        for finding in damaged:
+            if self._is_fixed(finding):
+                repaired.append(finding)
+                log.info("repaired", damage=str(finding.damage), object=finding.object)
+            else:
+                left.append(Unrepaired(finding, self._reason(finding, reasons)))
+        return RepairReport(checked, tuple(repaired), tuple(left))
+
+    def _condemn(self, damaged: Sequence[Finding]) -> None:
+        for finding in damaged:
+            match finding.damage:
+                case Damage.LAYER_ALTERED | Damage.LAYER_MISSING:
+                    self._holdings.layers.condemn(finding.object)
+                case Damage.BLOB:
+                    self._holdings.blobs.forget(finding.object)
+                    if self._holdings.discard_blobs:
+                        continue
+                    # Who brings the layer brings its blob.
+                    for facts in self._holdings.manifests().values():
+                        for chain_id, blob in zip(facts.chain, facts.packed, strict=False):
+                            if blob == finding.object:
+                                self._holdings.layers.condemn(chain_id)
+                case _:
+                    self._holdings.blobs.forget(finding.object)
+
+    def _needs_mending(self, digest: str, damaged: Sequence[Finding]) -> bool:
+        facts = self._holdings.manifests().get(digest)
+        if facts is None:
+            return False
+        objects = {digest, facts.image_id, *facts.chain, *facts.packed}
+        return any(each.object in objects and not self._is_fixed(each) for each in damaged)
+
+    def _is_fixed(self, finding: Finding) -> bool:
+        digest = finding.object
+        match finding.damage:
+            case Damage.LAYER_ALTERED | Damage.LAYER_MISSING:
+                layers = self._holdings.layers
+                return layers.get(digest) is not None and not layers.is_condemned(digest)
+            case Damage.BLOB:
+                return self._holdings.discard_blobs or digest in self._holdings.blobs
+            case Damage.MANIFEST:
+                return digest in self._holdings.blobs and digest not in self._holdings.lost
+            case _:
+                return digest in self._holdings.blobs
+
+    async def _mend(self, digest: str, pull: Pull) -> str:
+        """Bring what the image of this manifest lacks; why that failed, or nothing."""
+        names = self._holdings.index.names_of(digest)
+        try:
+            planned = self._planned(digest)
+            if planned is not None:
+                await self._bring_in([planned], _StoredLayers(self._holdings.blobs, self._unpacker))
+            elif any(name.startswith(f"{RESERVED_DOMAIN}/") for name in names):
+                await self._import_archive(pause_archive(), PAUSE_REFERENCE)
+            else:
+                return await _pull_any([name for name in names if "@" in name], pull)
+        except (CriShimError, OSError) as error:
+            return str(error)
+        return ""
+
+    def _planned(self, digest: str) -> PlannedImage | None:
+        """The image from what is stored; None when something has to come from elsewhere."""
+        holdings = self._holdings
+        try:
+            data = holdings.blobs.read(digest, MAX_MANIFEST_BYTES)
+            manifest = parse_document(data, f"manifest {digest}")
+            if not isinstance(manifest, Manifest):
+                return None
+            config_bytes = holdings.blobs.read(manifest.config.digest, MAX_CONFIG_BYTES)
+            config = checked_config(config_bytes, manifest, self._platform)
+        except (CorruptStateError, BadArchiveError):
+            return None
+        chain = holdings.manifests()[digest].chain
+        for chain_id, blob in zip(chain, manifest.layers, strict=False):
+            missing = holdings.layers.get(chain_id) is None
+            if (
+                missing or holdings.layers.is_condemned(chain_id)
+            ) and blob.digest not in holdings.blobs:
+                return None
+        return PlannedImage(
+            names=(),
+            manifest=data,
+            manifest_type=holdings.index.manifests[digest][0],
+            config=config,
+            config_bytes=config_bytes,
+            layers=tuple(
+                PlannedLayer(diff_id, blob, "")
+                for diff_id, blob in zip(config.diff_ids, manifest.layers, strict=True)
+            ),
+            by_digest=False,
+        )
+
+    def _reason(self, finding: Finding, reasons: dict[str, str]) -> str:
+        for digest, facts in self._holdings.manifests().items():
+            objects = (digest, facts.image_id, *facts.chain, *facts.packed)
+            if finding.object in objects and (reason := reasons.get(digest)):
+                return reason
+        return "it was brought anew, but without this"
+
+
+async def _pull_any(names: Sequence[str], pull: Pull) -> str:
+    failures = []
+    for name in names:
+        try:
+            await pull(name)
+        except CriShimError as error:
+            failures.append(str(error))
+        else:
+            return ""
+    return "; ".join(failures) or "no registry has it under a digest: import it again, or pull it"
+
+
+class _StoredLayers:
+    """Layers from blobs that are here (`arrival.Feed`)."""
+
+    def __init__(self, blobs: BlobStore, unpacker: Unpacker) -> None:
+        self._blobs = blobs
+        self._unpacker = unpacker
+
+    async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
+        """From the blob."""
+        digest = layer.blob.digest
+        fd = os.open(self._blobs.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return await self._unpacker.unpack_layer(fd, directory_fd, what=f"layer {digest}")
+        finally:
+            os.close(fd)
+
+    def placed(self, layer: PlannedLayer) -> None:
+        """Nobody waits for it."""
+
+    def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
+        """It is there."""

@@ -1,0 +1,97 @@
+"""An image as a volume: what to mount, and the path in it, found without ever leaving it.
+
+Rules:
+- The layers are mounted read-only, as an overlay also where there is one layer or none: only an overlay hides what a
+  whiteout hides. The kernel wants two directories for that, so empty ones stand in.
+- Whoever mounts them keeps their names in the container's record, so that they count as in use.
+- The path below comes from the request, what lies on the way from the image: it is looked up by the kernel with the
+  mounted volume as `/`, so that neither `..` nor a link leads out. What is found is held by its descriptor, and that
+  is what is to be mounted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import InvalidArgumentError, NotFoundError
+from cri_shim.host.files import open_in_root
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri_shim.image.model import Image, LayerStack
+
+EMPTY_DIR = ".empty"
+_STAND_INS = (f"{EMPTY_DIR}/0", f"{EMPTY_DIR}/1")
+_MAX_SUB_PATH_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ImageVolume:
+    """What a read-only mount of an image needs."""
+
+    image: Image
+    layers_dir: Path
+    lowers: tuple[str, ...]
+    """Directories below `layers_dir`, topmost first, two at least: `mount_overlay` without `upper` takes them."""
+    layers: tuple[str, ...]
+    """Those of them that are the image's: the names for the container's record."""
+    sub_path: str
+    """Relative to the volume, checked as text; empty for the whole of it."""
+
+
+def image_volume(image: Image, stack: LayerStack, sub_path: str) -> ImageVolume:
+    """The volume of `image`, whose layers are `stack`; makes the stand-ins if they are needed. Blocking.
+
+    Raises InvalidArgumentError for a sub path that is none, OSError.
+    """
+    checked = check_sub_path(sub_path)
+    missing = max(0, 2 - len(stack.lowers))
+    for name in _STAND_INS[:missing]:
+        (stack.layers_dir / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+    lowers = (*stack.lowers, *_STAND_INS[:missing])
+    return ImageVolume(image, stack.layers_dir, lowers, stack.lowers, checked)
+
+
+def check_sub_path(sub_path: str) -> str:
+    """`sub_path` without what means nothing in it. Raises InvalidArgumentError."""
+    if "\0" in sub_path or len(os.fsencode(sub_path)) >= _MAX_SUB_PATH_BYTES:
+        raise InvalidArgumentError(f"image_sub_path {sub_path[:100]!r}: not a path")
+    if sub_path.startswith("/"):
+        raise InvalidArgumentError(
+            f"image_sub_path {sub_path[:100]!r}: it must be relative to the image's root"
+        )
+    parts = [part for part in sub_path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise InvalidArgumentError(
+            f"image_sub_path {sub_path[:100]!r}: it must not have '..' in it"
+        )
+    return "/".join(parts)
+
+
+def open_sub_path(mounted: Path, volume: ImageVolume) -> int:
+    """An O_PATH descriptor of the sub path, where the whole volume is mounted at `mounted`; the caller closes it.
+
+    Links on the way are followed inside the volume. Bind-mount `/proc/self/fd/N` of it. Blocking.
+    Raises NotFoundError naming image and path, InvalidArgumentError when it is neither directory nor file, OSError.
+    """
+    what = f"image {volume.image.name}: image_sub_path {volume.sub_path!r}"
+    try:
+        fd = open_in_root(mounted, volume.sub_path or ".", os.O_PATH)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(
+            "image_sub_path", volume.sub_path, f"image {volume.image.name} has no such path"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        raise InvalidArgumentError(f"{what}: {error.strerror}") from error
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        os.close(fd)
+        raise InvalidArgumentError(f"{what}: neither a directory nor a file")
+    return fd
