@@ -43,9 +43,7 @@ COMMANDS = {
         "cri_shim.cli.config", "print the default or effective configuration, check one"
     ),
     "demo": Command("cri_shim.cli.demo", "run a pod from creation to removal, against the daemon"),
-    "image": Command(
-        "cri_shim.cli.image", "put images on this node without a registry, list, remove"
-    ),
+    "image": Command("cri_shim.cli.image", "pull, import, export, list, check and remove images"),
     "version": Command(
         "cri_shim.cli.version", "versions of this program, conmon and the OCI runtimes"
     ),

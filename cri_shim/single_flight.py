@@ -30,6 +30,10 @@ class _Flight(Generic[T]):
     digest: bytes
     task: asyncio.Task[T]
     waiters: int = 0
+    kept: bool = False
+    """Whether somebody wants it who may come back for its result."""
+    abandoned: bool = False
+    """Whether it is being undone, since its last caller went away."""
 
 
 class SingleFlight(Generic[T]):
@@ -47,21 +51,31 @@ class SingleFlight(Generic[T]):
         return list(self._flights)
 
     async def run(
-        self, key: str, digest: bytes, start: Callable[[], Coroutine[object, object, T]]
+        self,
+        key: str,
+        digest: bytes,
+        start: Callable[[], Coroutine[object, object, T]],
+        *,
+        abandon: bool = False,
     ) -> T:
         """The result of the one task for `key`, started by the first caller with `digest`.
 
-        Raises whatever the task raises. Cancelling the caller leaves the task alone.
+        Raises whatever the task raises. Cancelling the caller leaves the task alone, unless all who ever asked for it
+        said `abandon` and are gone: then it is cancelled.
         """
-        while (flight := self._flights.get(key)) is not None and flight.digest != digest:
-            log.info("a different request replaces the one in flight", key=key)
-            flight.task.cancel()
+        while (flight := self._flights.get(key)) is not None and (
+            flight.digest != digest or flight.abandoned
+        ):
+            if not flight.abandoned:
+                log.info("a different request replaces the one in flight", key=key)
+                flight.task.cancel()
             await asyncio.wait([flight.task])
         if flight is None:
             flight = _Flight(digest, asyncio.create_task(start(), name=f"flight {key}"))
             self._flights[key] = flight
             flight.task.add_done_callback(lambda task: self._landed(key, task))
         flight.waiters += 1
+        flight.kept = flight.kept or not abandon
         try:
             return await asyncio.shield(flight.task)
         except asyncio.CancelledError:
@@ -73,6 +87,9 @@ class SingleFlight(Generic[T]):
             raise
         finally:
             flight.waiters -= 1
+            if not flight.waiters and not flight.kept and not flight.task.done():
+                flight.abandoned = True
+                flight.task.cancel()
 
     def _landed(self, key: str, task: asyncio.Task[T]) -> None:
         flight = self._flights.pop(key)

@@ -12,12 +12,18 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from cri_shim.errors import BadArchiveError, NotFoundError, PermissionRefusedError
+from cri_shim._pb.admin.v1 import admin_pb2 as admin
+from cri_shim.errors import (
+    BadArchiveError,
+    CriShimError,
+    NotFoundError,
+    PermissionRefusedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHUNK_BYTES: Final = 1 << 20
+CHUNK_BYTES: Final = 1 << 19
 MARKER: Final = "oci-layout"
 """The file that makes a directory an OCI layout (image-spec, image-layout.md)."""
 _BLOCK: Final = tarfile.BLOCKSIZE
@@ -77,6 +83,17 @@ class ArchiveStream:
                 raise BadArchiveError(f"{path} changed while it was sent: try again")
             yield bytes(_padded(size) - size)
         yield bytes(2 * _BLOCK)
+
+
+def import_messages(archive: ArchiveStream, name: str) -> Iterator[admin.ImportImageRequest]:
+    """What ImportImage takes: the options, then the archive. Raises CriShimError where reading fails."""
+    options = admin.ImportOptions(name=name, archive_bytes=archive.size_bytes)
+    yield admin.ImportImageRequest(options=options)
+    try:
+        for chunk in archive.chunks():
+            yield admin.ImportImageRequest(chunk=chunk)
+    except OSError as error:
+        raise CriShimError(f"cannot read the image file: {error}") from error
 
 
 def _layout_files(directory: Path) -> list[tuple[Path, str, int]]:

@@ -85,6 +85,8 @@ async def collect(config: Config, node: Node | None = None) -> list[Row]:
             runtimes.libarchive(node),
             network.cni_plugins(node, reaper, config.cni),
             network.cni_config(reaper, config.cni),
+            await network.cni_versions(reaper, config.cni),
+            network.cni_debts(config.root),
             packet_filter,
             security.seccomp(node),
             security.apparmor(node),

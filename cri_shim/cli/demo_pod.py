@@ -19,6 +19,7 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.cli import demo_requests as requests
 from cri_shim.cli.archive_stream import ArchiveStream
 from cri_shim.cli.image import import_archive
+from cri_shim.cli.image_daemon import DaemonImages
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.image.builtin import busybox_archive
 from cri_shim.paths import netns_file
@@ -87,7 +88,8 @@ class DemoPod:
         except OSError as error:
             raise CriShimError(f"cannot write {archive}: {error.strerror}") from error
         self._image_is_ours = True
-        [imported] = import_archive(self.client, ArchiveStream(archive), name="", progress=progress)
+        images = DaemonImages(self.client)
+        [imported] = import_archive(images, ArchiveStream(archive), name="", progress=progress)
         archive.unlink()
         if any(image.id == imported.id for image in before):
             # The same content had another name, which removing it would take away as well.

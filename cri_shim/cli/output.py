@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+SHORT_ID_CHARS = 12
 COLOURS = {"green": "32", "yellow": "33", "red": "31", "bold": "1"}
 
 
@@ -25,6 +26,21 @@ def paint(text: str, colour: str, *, enabled: bool) -> str:
 def printable(text: str) -> str:
     """Text from elsewhere on one line, without what a terminal would obey."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text).strip()
+
+
+def short_id(digest: str) -> str:
+    """The beginning of an ID or digest, enough for a person to tell it from others."""
+    return printable(digest.removeprefix("sha256:")[:SHORT_ID_CHARS])
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def is_screen(stream: TextIO) -> bool:
+    """Whether lines on `stream` can be drawn again: a terminal, and not a dumb one."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -10,7 +10,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Final, TextIO
 
-from cri_shim.cli.output import printable
+from cri_shim.cli.output import is_screen, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,15 +18,23 @@ if TYPE_CHECKING:
 BAR_COLUMNS: Final = 24
 REDRAW_INTERVAL_S: Final = 0.1
 PLAIN_INTERVAL_S: Final = 5.0
-_ERASE_LINE: Final = "\r\x1b[K"
+ERASE_LINE: Final = "\r\x1b[K"
 
 
 class Progress:
     """Shows steps on `stream`."""
 
-    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        keeps_steps: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Without `keeps_steps` a step's bar takes the place of the one before: for many short steps."""
         self._stream = stream
-        self._is_terminal = stream.isatty()
+        self._is_terminal = is_screen(stream)
+        self._keeps_steps = keeps_steps
         self._clock = clock
         self._step = ""
         self._shown_at = float("-inf")
@@ -37,17 +45,18 @@ class Progress:
         now = self._clock()
         interval = REDRAW_INTERVAL_S if self._is_terminal else PLAIN_INTERVAL_S
         is_complete = bool(total_bytes) and done_bytes >= total_bytes
-        if step == self._step and now - self._shown_at < interval and not is_complete:
+        is_same = step == self._step or (not self._keeps_steps and bool(self._step))
+        if is_same and now - self._shown_at < interval and not (is_complete and self._keeps_steps):
             return
         if step == self._step and is_complete and not self._is_terminal:
             return  # the next step's line says as much
-        if step != self._step:
+        if not is_same:
             self._end_bar()
         self._step, self._shown_at = step, now
         if self._is_terminal:
             columns = shutil.get_terminal_size().columns
             line = bar_line(printable(step), done_bytes, total_bytes)[: columns - 1]
-            self._stream.write(_ERASE_LINE + line)
+            self._stream.write(ERASE_LINE + line)
             self._is_bar_shown = True
         else:
             self._stream.write(plain_line(printable(step), done_bytes, total_bytes) + "\n")
@@ -66,8 +75,14 @@ class Progress:
 
     def _end_bar(self) -> None:
         if self._is_bar_shown:
-            self._stream.write("\n")
+            self._stream.write("\n" if self._keeps_steps else ERASE_LINE)
             self._is_bar_shown = False
+
+
+def bar(share: float, columns: int) -> str:
+    """`[######------]`, `columns` wide within its brackets."""
+    filled = round(min(share, 1.0) * columns)
+    return f"[{'#' * filled}{'-' * (columns - filled)}]"
 
 
 def bar_line(step: str, done_bytes: int, total_bytes: int) -> str:
@@ -75,10 +90,8 @@ def bar_line(step: str, done_bytes: int, total_bytes: int) -> str:
     if not total_bytes:
         return step + (f"  ({size_text(done_bytes)})" if done_bytes else "")
     share = min(done_bytes / total_bytes, 1.0)
-    filled = round(share * BAR_COLUMNS)
-    bar = "#" * filled + "-" * (BAR_COLUMNS - filled)
     amount = f"{size_text(done_bytes)} of {size_text(total_bytes)}"
-    return f"[{bar}] {share:4.0%}  {step}  ({amount})"
+    return f"{bar(share, BAR_COLUMNS)} {share:4.0%}  {step}  ({amount})"
 
 
 def plain_line(step: str, done_bytes: int, total_bytes: int) -> str:

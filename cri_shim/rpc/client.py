@@ -28,6 +28,7 @@ from cri_shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
+from cri_shim.rpc.status import answer_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,12 +111,25 @@ def errors_of(doing: str) -> Iterator[None]:
         raise error_of(error, doing) from error
 
 
+@contextmanager
+def local_errors_of(doing: str) -> Iterator[None]:
+    """The same for a call that is made in this process: its errors as the daemon would have answered them."""
+    try:
+        yield
+    except CriShimError as error:
+        code, text = answer_to(error, request_id="")
+        raise _error(code, text, doing) from error
+
+
 def error_of(error: grpc.RpcError, doing: str) -> CriShimError:
     """The daemon's answer as the error that it had, in one line."""
     answer: Any = error  # a grpc.Call as well, which its type does not say
     code: grpc.StatusCode = answer.code()
-    text = " ".join((answer.details() or code.name).split())
-    return _CLASSES.get(code, CriShimError)(f"{doing}: {text}")
+    return _error(code, answer.details() or code.name, doing)
+
+
+def _error(code: grpc.StatusCode, text: str, doing: str) -> CriShimError:
+    return _CLASSES.get(code, CriShimError)(f"{doing}: {' '.join(text.split())}")
 
 
 def _probe(socket_path: Path) -> None:

@@ -9,14 +9,17 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.errors import NotFoundError
+from cri_shim.errors import CorruptStateError, NotFoundError
 from cri_shim.rpc.fields import require
+from cri_shim.rpc.pieces import send_in_pieces
 from cri_shim.rpc.runtime_service import json_text
 from cri_shim.rpc.translate_images import credentials, image_entry, image_info
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from cri_shim.image.credentials import Credentials
@@ -43,6 +46,9 @@ class Images(Protocol):
 
     def find(self, text: str) -> Image | None:
         """The image with this name, digest, ID or ID prefix. Raises BadImageReferenceError."""
+
+    async def configuration(self, image: Image) -> bytes:
+        """Its configuration, as its maker wrote it. Raises CorruptStateError."""
 
     async def remove(self, text: str) -> object:
         """Take an image away with all its names. Raises NotFoundError, BadImageReferenceError."""
@@ -81,13 +87,27 @@ class ImageService:
 
     async def list_images(self, request: api.ListImagesRequest) -> api.ListImagesResponse:
         """All images, or the one that the filter names."""
-        wanted = request.filter.image.image
-        if wanted:
-            found = self.images.find(wanted)
-            chosen = [] if found is None else [found]
-        else:
-            chosen = list(self.images.images())
-        return api.ListImagesResponse(images=map(image_entry, chosen))
+        return api.ListImagesResponse(images=map(image_entry, self._selected(request.filter)))
+
+    async def stream_images(
+        self,
+        request: api.StreamImagesRequest,
+        send: Callable[[api.StreamImagesResponse], Awaitable[None]],
+    ) -> None:
+        """The same in pieces: for more images than one message can hold."""
+        await send_in_pieces(
+            map(image_entry, self._selected(request.filter)),
+            lambda piece: api.StreamImagesResponse(images=piece),
+            send,
+        )
+
+    def _selected(self, filter_: api.ImageFilter) -> Sequence[Image]:
+        """Only the filter's `image.image` counts: the images of this node are the same for every runtime handler."""
+        wanted = filter_.image.image
+        if not wanted:
+            return list(self.images.images())
+        found = self.images.find(wanted)
+        return [] if found is None else [found]
 
     async def image_status(self, request: api.ImageStatusRequest) -> api.ImageStatusResponse:
         """One image; an answer without it, and no error, when it isn't there: so CRI has it."""
@@ -97,13 +117,17 @@ class ImageService:
             return api.ImageStatusResponse()
         response = api.ImageStatusResponse(image=image_entry(image))
         if request.verbose:
-            response.info["info"] = json_text(image_info(image))
+            try:
+                configuration = await self.images.configuration(image)
+            except CorruptStateError as error:
+                configuration = msgspec.json.encode({"damaged": str(error)})
+            response.info["info"] = json_text(image_info(image, configuration))
         return response
 
     async def pull_image(self, request: api.PullImageRequest) -> api.PullImageResponse:
         """Have an image here as its registry has it now; the answer is its ID.
 
-        The pod that it is for (`sandbox_config`) makes no difference.
+        The pod that it is for (`sandbox_config`) makes no difference, nor does the runtime handler: all take the same.
         """
         require(request, "image", "image.image")
         image = await self.pulls.pull(request.image.image, credentials(request.auth))

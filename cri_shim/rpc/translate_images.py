@@ -1,4 +1,4 @@
-"""Images as CRI messages. Pure."""
+"""Images as CRI messages, and what is found in them as those of the admin service. Pure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from cri_shim._pb.admin.v1 import admin_pb2 as admin
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.image.credentials import credentials_of
 
 if TYPE_CHECKING:
     from cri_shim.image.credentials import Credentials
+    from cri_shim.image.findings import Finding
     from cri_shim.image.model import Image
 
 MAX_UID: Final = (1 << 32) - 2
@@ -24,7 +26,7 @@ def image_entry(image: Image) -> api.Image:
         repo_tags=image.repo_tags,
         repo_digests=image.repo_digests,
         size=image.size,
-        spec=api.ImageSpec(image=image.id),
+        spec=api.ImageSpec(image=image.id, annotations=image.annotations),
         pinned=image.pinned,
     )
     user = image.config.user.partition(":")[0]
@@ -48,14 +50,26 @@ def credentials(auth: api.AuthConfig) -> Credentials | None:
     )
 
 
-def image_info(image: Image) -> dict[str, object]:
-    """What an operator may want to know beyond CRI's fields."""
+def image_info(image: Image, configuration: bytes) -> dict[str, object]:
+    """What an operator may want to know beyond CRI's fields; `configuration` is the document it came with."""
     return {
         "chainID": image.chain[-1] if image.chain else "",
         "layers": list(image.chain),
         "manifests": list(image.manifest_digests),
-        "imageConfig": msgspec.to_builtins(image.config),
+        "imageSpec": msgspec.Raw(configuration),
     }
+
+
+def damage_entry(finding: Finding, *, repaired: bool = False, reason: str = "") -> admin.Damage:
+    """A damage, and what became of it where it was to be repaired."""
+    return admin.Damage(
+        kind=finding.damage,
+        object=finding.object,
+        images=finding.images,
+        detail=finding.detail,
+        repaired=repaired,
+        reason=reason,
+    )
 
 
 def is_uid(user: str) -> bool:

@@ -209,3 +209,38 @@ async def test_of_several_different_requests_the_last_one_stands() -> None:
     assert works[-1].started == 1
     assert works[-1].cancelled == 0
     assert isinstance(calls[0].result(), SupersededError)
+
+
+@pytest.mark.asyncio
+async def test_work_that_nobody_keeps_ends_with_its_last_caller() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    work, anew = Work(), Work()
+    callers = [
+        asyncio.create_task(flights.run("pull", b"", work.run, abandon=True)) for _ in range(2)
+    ]
+    await asyncio.sleep(0)
+    callers[0].cancel()
+    await asyncio.wait(callers[:1])
+    assert work.cancelled == 0
+    callers[1].cancel()
+    await asyncio.wait(callers)
+    # Whoever comes while it is being undone gets work of its own, not the undoing of another's.
+    anew.go.set()
+    assert await flights.run("pull", b"", anew.run, abandon=True) == "result 1"
+    assert work.cancelled == 1
+
+
+@pytest.mark.asyncio
+async def test_work_that_one_caller_keeps_outlives_those_who_abandon_it() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    work = Work()
+    keeper = asyncio.create_task(flights.run("pull", b"", work.run))
+    await asyncio.sleep(0)
+    keeper.cancel()
+    other = asyncio.create_task(flights.run("pull", b"", work.run, abandon=True))
+    await asyncio.sleep(0)
+    other.cancel()
+    await asyncio.wait([keeper, other])
+    work.go.set()
+    assert await flights.run("pull", b"", work.run) == "result 1"
+    assert (work.started, work.cancelled) == (1, 0)

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 from cri_shim.cli.checks.row import Node, Row, failed, nearest_existing, ok, warning
 from cri_shim.cli.programs import ask
 from cri_shim.cni.invoke import PluginRunner
+from cri_shim.cni.network_verbs import supported_versions
 from cri_shim.cni.watch import NetworkConfigs
+from cri_shim.errors import CniPluginError
+from cri_shim.paths import Paths
+from cri_shim.sandbox.debts import read_debts
 
 if TYPE_CHECKING:
     from cri_shim.config.model import CniSettings, SocketSettings
@@ -63,6 +67,55 @@ def cni_config(reaper: Reaper, settings: CniSettings) -> Row:
     if status.message:
         return warning(name, f"{says}; but {status.message}", "correct or remove that file")
     return ok(name, says)
+
+
+async def cni_versions(reaper: Reaper, settings: CniSettings) -> Row:
+    """Whether the default network's plugins speak the version that its file asks for."""
+    name = "cni versions"
+    configs = NetworkConfigs(settings.conf_dir)
+    configs.load()
+    network = configs.default.network if configs.default else None
+    if network is None:
+        return ok(name, "no network whose plugins could be asked")
+    runner = PluginRunner(reaper, settings.plugin_dirs, timeout_s=settings.timeout_s)
+    complaints = []
+    for plugin in network.plugins:
+        if runner.find(plugin.type) is None:
+            continue  # the row above says so
+        try:
+            versions = await supported_versions(runner, network, plugin)
+        except CniPluginError as error:
+            complaints.append(str(error))
+            continue
+        if versions and network.cni_version not in versions:
+            complaints.append(f"{plugin.type} supports {', '.join(versions)}")
+    if complaints:
+        return warning(
+            name,
+            f"network {network.name} asks for {network.cni_version}; but {'; '.join(complaints)}",
+            "set a cniVersion that each plugin supports, or install other plugins",
+        )
+    return ok(name, f"the plugins of {network.name} support {network.cni_version}")
+
+
+def cni_debts(root: Path) -> Row:
+    """Network attachments of pods that are gone, whose plugins have not let go."""
+    name = "cni debts"
+    directory = Paths(root, root).debts_dir
+    try:
+        debts = sorted(read_debts(directory), key=lambda debt: debt.since_ns)
+    except OSError as error:
+        return warning(name, f"{directory}: {error.strerror}", "run this as root")
+    if not debts:
+        return ok(name, "every pod that is gone has left its networks")
+    first = debts[0]
+    return warning(
+        name,
+        f"{len(debts)} network attachments of pods that are gone could not be taken away; the first, of "
+        f"{first.pod or first.container_id[:13]}: {first.error}",
+        f"repair the plugin: the daemon tries again by itself; to give one up, stop the daemon and remove its file "
+        f"in {directory}",
+    )
 
 
 async def packet_filter(node: Node, reaper: Reaper) -> Row:

@@ -293,7 +293,10 @@ def serving(daemon: FakeDaemon, directory: Path) -> Iterator[Client]:
         _Images(daemon),  # type: ignore[abstract]
         server,
     )
-    admin_pb2_grpc.add_AdminServicer_to_server(_Admin(daemon), server)
+    admin_pb2_grpc.add_AdminServicer_to_server(
+        _Admin(daemon),  # type: ignore[abstract]
+        server,
+    )
     socket_path = directory / "s.sock"
     server.add_insecure_port(f"unix:{socket_path}")
     server.start()

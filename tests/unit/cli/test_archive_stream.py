@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cri_shim.cli.archive_stream import CHUNK_BYTES, ArchiveStream
-from cri_shim.errors import BadArchiveError, NotFoundError
+from cri_shim.cli.archive_stream import CHUNK_BYTES, ArchiveStream, import_messages
+from cri_shim.errors import BadArchiveError, CriShimError, NotFoundError
 
 
 def layout(directory: Path) -> Path:
@@ -79,3 +79,21 @@ def test_a_layout_that_changes_while_it_is_sent_is_noticed(tmp_path: Path, chang
 def test_standard_input_is_sent_without_a_size() -> None:
     archive = ArchiveStream(Path("-"), stdin=io.BytesIO(b"abc"))
     assert (archive.size_bytes, list(archive.chunks())) == (0, [b"abc"])
+
+
+def test_an_import_is_the_options_and_then_the_chunks(tmp_path: Path) -> None:
+    path = tmp_path / "image.tar"
+    path.write_bytes(b"x" * (CHUNK_BYTES + 1))
+    first, *others = import_messages(ArchiveStream(path), "a:1")
+    assert (first.options.name, first.options.archive_bytes) == ("a:1", CHUNK_BYTES + 1)
+    assert [len(message.chunk) for message in others] == [CHUNK_BYTES, 1]
+
+
+def test_a_file_that_goes_away_is_an_error_of_the_import(tmp_path: Path) -> None:
+    path = tmp_path / "image.tar"
+    path.write_bytes(b"x")
+    messages = import_messages(ArchiveStream(path), "")
+    next(messages)
+    path.unlink()
+    with pytest.raises(CriShimError, match="cannot read the image file: "):
+        next(messages)

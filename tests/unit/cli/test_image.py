@@ -1,47 +1,30 @@
-"""`cri-shim image` against a real server with an image store in memory."""
+"""`cri-shim image`: its commands, and import, list and rm against a real server with an image store in memory."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import json
 from typing import TYPE_CHECKING
 
 import pytest
-from structlog.testing import capture_logs
 
 from cri_shim.cli import image
 from cri_shim.cli.archive_stream import CHUNK_BYTES, ArchiveStream
-from cri_shim.cli.parser import Parser
+from cri_shim.cli.image_daemon import DaemonImages
 from cri_shim.cli.progress import Progress
 from cri_shim.errors import BadArchiveError, CriShimError, NotFoundError
 from cri_shim.rpc.client import Client
+from tests.unit.cli.image_commands import command, run
 from tests.unit.rpc.fakes import make_image, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("quiet_server")]
 
-
-@pytest.fixture(autouse=True)
-def _quiet_server() -> Iterator[None]:
-    """The server's log would mix with what the command prints."""
-    with capture_logs():
-        yield
-
-
-def command(*words: str) -> int:
-    parser = Parser("cri-shim image")
-    image.configure(parser)
-    arguments = parser.parse_args(words)
-    code: int = arguments.run(arguments)
-    return code
-
-
-async def run(socket_path: Path, *words: str) -> int:
-    """A command blocks, and the server answers on this loop."""
-    return await asyncio.to_thread(command, *words, "--socket", str(socket_path))
+COMMANDS = ("pull", "import", "export", "list", "rm", "check", "gc")
 
 
 async def test_an_archive_is_imported_with_plain_progress(
@@ -92,7 +75,10 @@ async def test_a_file_that_can_not_be_read_is_the_cause_that_is_told(tmp_path: P
     def torn(socket_path: Path) -> None:
         with Client(socket_path) as client:
             image.import_archive(
-                client, TornStream(tmp_path / "f"), name="", progress=Progress(io.StringIO())
+                DaemonImages(client),
+                TornStream(tmp_path / "f"),
+                name="",
+                progress=Progress(io.StringIO()),
             )
 
     async with serving(tmp_path) as (daemon, _):
@@ -111,6 +97,40 @@ async def test_images_are_listed_as_a_table_with_a_row_per_name(
     assert header.split() == ["IMAGE", "ID", "SIZE"]
     assert [row.split()[0] for row in rows] == ["(no", "a:1", "b:1"]
     assert "0ab000000000" in rows[1]
+
+
+async def test_images_are_listed_for_scripts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(tmp_path) as (daemon, _):
+        daemon.images.held = [
+            make_image(1, "a:1", user="0", pinned=True, digests=["a@sha256:9"]),
+            make_image(2, user="web"),
+        ]
+        await run(daemon.socket_path, "list", "--json")
+    first, second = json.loads(capsys.readouterr().out)
+    assert first == {
+        "id": f"sha256:{1:064x}",
+        "tags": ["a:1"],
+        "digests": ["a@sha256:9"],
+        "size": 1000,
+        "user": "0",
+        "pinned": True,
+        "annotations": {},
+    }
+    assert (second["tags"], second["user"]) == ([], "web")
+
+
+async def test_every_help_fits_one_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], *([name] for name in COMMANDS)):
+        with pytest.raises(SystemExit):
+            command(*words, "--help")
+        text = capsys.readouterr().out
+        assert len(text.splitlines()) <= 24
+        assert max(map(len, text.splitlines())) <= 80
 
 
 async def test_names_of_an_image_can_not_command_the_terminal(

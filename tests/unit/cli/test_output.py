@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from cri_shim.cli.output import paint, printable, table, wants_colour
+from cri_shim.cli.output import counted, is_screen, paint, printable, short_id, table, wants_colour
 
 if TYPE_CHECKING:
     import pytest
@@ -41,3 +41,15 @@ def test_colours_are_for_terminals_whose_user_wants_them(monkeypatch: pytest.Mon
 def test_paint_wraps_only_when_enabled() -> None:
     assert paint("x", "red", enabled=False) == "x"
     assert paint("x", "red", enabled=True) == "\x1b[31mx\x1b[0m"
+
+
+def test_only_a_terminal_that_can_redraw_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_screen(Terminal())
+    assert not is_screen(io.StringIO())
+    monkeypatch.setenv("TERM", "dumb")
+    assert not is_screen(Terminal())
+
+
+def test_ids_are_short_and_things_are_counted_in_words() -> None:
+    assert short_id("sha256:0123456789abcdef") == "0123456789ab"
+    assert [counted(count, "layer") for count in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]

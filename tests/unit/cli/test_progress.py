@@ -60,6 +60,29 @@ def test_elsewhere_a_line_begins_each_step_and_a_long_one_is_heard_of_again() ->
     assert stream.getvalue() == "receiving: 1%\nreceiving: 50%\nunpacking\n"
 
 
+def test_many_short_steps_share_one_bar_that_goes_with_the_last() -> None:
+    stream, clock = Stream(is_terminal=True), Clock()
+    progress = Progress(stream, keeps_steps=False, clock=clock)
+    for number in range(1000):
+        progress.show(f"layer {number}", 1, 1)
+        clock.now += 0.001
+    progress.say("done")
+    text = stream.getvalue()
+    assert text.count("\r") < 15
+    assert text.endswith("\r\x1b[Kdone\n")
+    assert text.count("\n") == 1
+
+
+def test_elsewhere_many_short_steps_are_a_line_now_and_then() -> None:
+    stream, clock = Stream(is_terminal=False), Clock()
+    progress = Progress(stream, keeps_steps=False, clock=clock)
+    for number in range(11):
+        progress.show(f"layer {number}", 1, 2)
+        clock.now += 1
+    progress.close()
+    assert stream.getvalue() == "layer 0: 50%\nlayer 5: 50%\nlayer 10: 50%\n"
+
+
 def test_no_control_character_reaches_the_terminal() -> None:
     for is_terminal in (False, True):
         stream = Stream(is_terminal=is_terminal)

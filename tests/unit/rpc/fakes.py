@@ -18,8 +18,15 @@ from cri_shim._pb.cri.v1alpha2 import api_pb2_grpc as v1alpha2_grpc
 from cri_shim.config.model import SocketSettings, TlsSettings
 from cri_shim.config.values import FileMode, GroupName, ListenUrl
 from cri_shim.errors import NotFoundError
+from cri_shim.image.findings import (
+    CheckProgress,
+    CheckReport,
+    Collected,
+    RepairReport,
+    Unrepaired,
+)
 from cri_shim.image.manifest import ImageConfig
-from cri_shim.image.model import Image, ImportProgress
+from cri_shim.image.model import Image, ImportProgress, PullProgress
 from cri_shim.rpc.admin_service import AdminService, DaemonInfo
 from cri_shim.rpc.gate import Gate
 from cri_shim.rpc.handlers import admin_service, cri_services
@@ -38,9 +45,18 @@ from cri_shim.sandbox.model import (
 from cri_shim.sandbox.store import Container, Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Collection,
+        Mapping,
+        Sequence,
+    )
 
     from cri_shim.image.credentials import Credentials
+    from cri_shim.image.findings import Finding
     from cri_shim.sandbox.stats import ContainerUsage
 
 CREATED_AT_NS = 1_700_000_000_000_000_000
@@ -149,6 +165,14 @@ class FakePods:
         self.calls.append(("remove", sandbox_id))
         self.sandboxes = [s for s in self.sandboxes if s.id != sandbox_id]
 
+    async def update_pod_sandbox_resources(
+        self,
+        sandbox_id: str,
+        overhead: api.LinuxContainerResources,
+        resources: api.LinuxContainerResources,
+    ) -> None:
+        self.calls.append(("resize", sandbox_id, overhead, resources))
+
     def find(self, id_or_prefix: str) -> Sandbox:
         for sandbox in self.sandboxes:
             if sandbox.id.startswith(id_or_prefix):
@@ -224,17 +248,26 @@ class FakeNode:
         default_factory=lambda: NodeStatus(
             runtime=Condition(ok=True),
             network=Condition(ok=False, reason="NoNetwork", message="no configuration in /etc"),
-            handlers=[HandlerFacts("runc", recursive_read_only_mounts=True), HandlerFacts("crun")],
+            handlers=[
+                HandlerFacts("runc", recursive_read_only_mounts=True, user_namespaces=True),
+                HandlerFacts("crun"),
+            ],
             supplemental_groups_policy=True,
+            user_namespaces_host_network=True,
+            mount_options=True,
         )
     )
     systemd: bool = False
+    pod_cidrs: list[str] = field(default_factory=list)
 
     def status(self) -> NodeStatus:
         return self.answer
 
     def info(self) -> Mapping[str, object]:
         return {"config": {"root": "/var/lib/cri-shim"}}
+
+    def update_pod_cidr(self, pod_cidr: str) -> None:
+        self.pod_cidrs.append(pod_cidr)
 
     def uses_systemd_cgroups(self) -> bool:
         return self.systemd
@@ -262,10 +295,41 @@ class FakeUsage:
 
 
 @dataclass
+class FakeArchive:
+    pieces: Sequence[bytes]
+    failure: Exception | None = None
+    was_closed: bool = False
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(map(len, self.pieces))
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        try:
+            for piece in self.pieces:
+                yield piece
+            if self.failure is not None:
+                raise self.failure
+        finally:
+            self.was_closed = True
+
+
+@dataclass
 class FakeImages:
     held: list[Image] = field(default_factory=list)
     pulls: list[tuple[str, Credentials | None]] = field(default_factory=list)
     pull_failure: Exception | None = None
+    pull_steps: Sequence[PullProgress] = ()
+    pull_hold: asyncio.Event | None = None
+    """While set and unset itself, a pull waits for it."""
+    pulls_abandoned: int = 0
+    exports: list[Sequence[str]] = field(default_factory=list)
+    archive: FakeArchive = field(default_factory=lambda: FakeArchive([b"abc", b"def"]))
+    checks: list[tuple[Collection[str], bool]] = field(default_factory=list)
+    findings: Sequence[Finding] = ()
+    unrepaired: Sequence[Unrepaired] = ()
+    collections: list[tuple[bool, bool]] = field(default_factory=list)
+    damage: Exception | None = None
     archives: list[tuple[str | None, bytes]] = field(default_factory=list)
     import_failure: Exception | None = None
     fails_early: bool = False
@@ -288,8 +352,25 @@ class FakeImages:
             raise NotFoundError("image", text)
         self.held = [image for image in self.held if image is not found]
 
-    async def pull(self, image: str, credentials: Credentials | None = None) -> Image:
+    async def pull(
+        self,
+        image: str,
+        credentials: Credentials | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+        *,
+        abandon: bool = False,
+    ) -> Image:
         self.pulls.append((image, credentials))
+        for step in self.pull_steps:
+            assert progress is not None
+            progress(step)
+            await asyncio.sleep(0)
+        try:
+            if self.pull_hold is not None:
+                await self.pull_hold.wait()
+        except asyncio.CancelledError:
+            self.pulls_abandoned += abandon
+            raise
         if self.pull_failure is not None:
             raise self.pull_failure
         found = self.find(image)
@@ -297,11 +378,52 @@ class FakeImages:
             raise NotFoundError("image", image)
         return found
 
+    async def configuration(self, image: Image) -> bytes:
+        if self.damage is not None:
+            raise self.damage
+        return msgspec.json.encode({"config": {"User": image.config.user}})
+
     async def fs_usage(self) -> FakeUsage:
         return FakeUsage(4096, 7)
 
     async def layers_usage(self) -> FakeUsage:
         return FakeUsage(512, 3)
+
+    @asynccontextmanager
+    async def export(self, names: Sequence[str]) -> AsyncIterator[FakeArchive]:
+        for name in names:
+            if self.find(name) is None:
+                raise NotFoundError("image", name)
+        self.exports.append(names)
+        yield self.archive
+
+    async def check(
+        self,
+        names: Collection[str] = (),
+        *,
+        progress: Callable[[CheckProgress], None] | None = None,
+    ) -> CheckReport:
+        self.checks.append((names, False))
+        assert progress is not None
+        progress(CheckProgress("layer sha256:1", 5, 10))
+        return CheckReport(len(self.held), 2, 3, 4096, tuple(self.findings))
+
+    async def repair(
+        self,
+        names: Collection[str] = (),
+        *,
+        pull: Callable[[str], Awaitable[Image]],
+        progress: Callable[[CheckProgress], None] | None = None,
+    ) -> RepairReport:
+        checked = await self.check(names, progress=progress)
+        self.checks[-1] = (names, True)
+        left = tuple(self.unrepaired)
+        mended = [each for each in self.findings if each not in [one.finding for one in left]]
+        return RepairReport(checked, tuple(mended), left)
+
+    async def collect(self, *, dry_run: bool = False, untagged: bool = False) -> Collected:
+        self.collections.append((dry_run, untagged))
+        return Collected(("old:1", "sha256:aa"), 1, 2, 0, 3 << 20, 40)
 
     async def import_archive(
         self,
@@ -374,7 +496,7 @@ class Daemon:
                         self.images, self.images, self.images, Path("/var/lib/cri-shim")
                     ),
                 ),
-                admin_service(AdminService(self.images, describe)),
+                admin_service(AdminService(self.images, self.images, describe)),
             ],
             gate=self.gate,
             socket=SocketSettings(group=GroupName(""), mode=FileMode(0o600)),

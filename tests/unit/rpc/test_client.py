@@ -10,13 +10,14 @@ import pytest
 from cri_shim._pb.admin.v1 import admin_pb2
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import (
+    BadArchiveError,
     CniPluginError,
     CriShimError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
-from cri_shim.rpc.client import Client, errors_of
+from cri_shim.rpc.client import Client, errors_of, local_errors_of
 from tests.unit.rpc.fakes import serving
 
 if TYPE_CHECKING:
@@ -87,3 +88,23 @@ async def test_the_daemons_error_comes_back_as_one_line_of_the_same_kind(
         error = await asyncio.to_thread(run, daemon.socket_path)
     assert isinstance(error, expected)
     assert str(error) == text
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "text"),
+    [
+        (NotFoundError("image", "x"), NotFoundError, "no image: image 'x' not found"),
+        (BadArchiveError("no\nimage"), InvalidArgumentError, "no image: no image"),
+        (
+            CriShimError("GET https://r.example/blob?sig=abc: 403"),
+            CriShimError,
+            "no image: GET https://r.example/blob?*** 403",
+        ),
+    ],
+)
+def test_an_error_of_a_call_without_a_daemon_is_what_the_daemon_would_have_told(
+    raised: CriShimError, kind: type[CriShimError], text: str
+) -> None:
+    with pytest.raises(kind) as failure, local_errors_of("no image"):
+        raise raised
+    assert str(failure.value) == text

@@ -12,14 +12,19 @@ from cri_shim.rpc.runtime_service import RuntimeService
 SERVED = {
     "RuntimeService": {
         *("Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig"),
-        *("RunPodSandbox", "StopPodSandbox", "RemovePodSandbox"),
-        *("PodSandboxStatus", "ListPodSandbox"),
+        *("RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "UpdatePodSandboxResources"),
+        *("PodSandboxStatus", "ListPodSandbox", "StreamPodSandboxes"),
         *("CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"),
-        *("ListContainers", "ContainerStatus", "ExecSync", "ReopenContainerLog"),
-        *("ContainerStats", "ListContainerStats"),
+        *("ListContainers", "StreamContainers", "ContainerStatus"),
+        *("ExecSync", "ReopenContainerLog"),
+        *("ContainerStats", "ListContainerStats", "StreamContainerStats"),
     },
-    "ImageService": {"PullImage", "ListImages", "ImageStatus", "RemoveImage", "ImageFsInfo"},
-    "Admin": {"ImportImage", "Info"},
+    "ImageService": {
+        *("PullImage", "ListImages", "StreamImages", "ImageStatus", "RemoveImage", "ImageFsInfo"),
+    },
+    "Admin": {
+        *("ImportImage", "PullImage", "ExportImage", "CheckImages", "CollectImages", "Info"),
+    },
 }
 
 

@@ -41,6 +41,31 @@ async def test_images_are_listed_and_filtered_in_both_versions(tmp_path: Path) -
     assert [list(i.repo_tags) for i in old.images] == [[A], [B]]
 
 
+async def test_more_images_than_a_message_holds_are_listed_as_a_stream(tmp_path: Path) -> None:
+    names = [f"r.example/{'x' * 200}/{number}:1" for number in range(6000)]
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.images.held = [make_image(number, name) for number, name in enumerate(names)]
+        failure = await failure_of(clients.images.ListImages(api.ListImagesRequest()))
+        pieces = [piece async for piece in clients.images.StreamImages(api.StreamImagesRequest())]
+        one = [
+            piece
+            async for piece in clients.images.StreamImages(
+                api.StreamImagesRequest(filter=api.ImageFilter(image=spec(names[7])))
+            )
+        ]
+        none = [
+            piece
+            async for piece in clients.images.StreamImages(
+                api.StreamImagesRequest(filter=api.ImageFilter(image=spec("c")))
+            )
+        ]
+    assert failure.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(pieces) > 1
+    assert [image.repo_tags[0] for piece in pieces for image in piece.images] == names
+    assert [image.repo_tags[0] for piece in one for image in piece.images] == [names[7]]
+    assert none == []
+
+
 async def test_the_status_of_an_absent_image_is_empty_and_no_error(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, clients):
         answer = await clients.images.ImageStatus(api.ImageStatusRequest(image=spec(A)))
@@ -56,7 +81,20 @@ async def test_a_verbose_status_brings_a_document(tmp_path: Path) -> None:
         )
     assert not brief.info
     assert verbose.image == brief.image
-    assert json.loads(verbose.info["info"])["imageConfig"]["user"] == "5"
+    info = json.loads(verbose.info["info"])
+    assert info["imageSpec"] == {"config": {"User": "5"}}
+    assert info["chainID"] == daemon.images.held[0].chain[-1]
+
+
+async def test_a_verbose_status_of_a_damaged_image_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.images.held = [make_image(1, A)]
+        daemon.images.damage = errors.CorruptStateError("blob 1: other bytes")
+        answer = await clients.images.ImageStatus(
+            api.ImageStatusRequest(image=spec(A), verbose=True)
+        )
+    assert answer.image.id == daemon.images.held[0].id
+    assert json.loads(answer.info["info"])["imageSpec"] == {"damaged": "blob 1: other bytes"}
 
 
 async def test_an_image_can_be_removed_twice(tmp_path: Path) -> None:

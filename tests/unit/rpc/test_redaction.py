@@ -34,6 +34,14 @@ def test_marked_fields_are_hidden_and_the_others_shown() -> None:
     )
 
 
+def test_the_pull_of_the_command_line_shows_no_credential_either() -> None:
+    request = admin_pb2.PullImageRequest(
+        image=v1.ImageSpec(image="app:1"), auth=v1.AuthConfig(**CREDENTIALS)
+    )
+    assert "app:1" in redacted(request)
+    assert "secret" not in redacted(request)
+
+
 def test_a_secret_that_was_not_given_is_not_shown_as_given() -> None:
     assert redacted(v1.AuthConfig(username="joe")) == 'AuthConfig{username: "joe"}'
 

@@ -80,6 +80,12 @@ async def test_a_pod_lives_its_whole_life_in_either_version(
         )
         assert status.status.exit_code == 137
         await runtime.RemoveContainer(api.RemoveContainerRequest(container_id=container_id))
+        if api is v1:
+            resources = v1.LinuxContainerResources(cpu_shares=9)
+            await runtime.UpdatePodSandboxResources(
+                v1.UpdatePodSandboxResourcesRequest(pod_sandbox_id=sandbox_id, resources=resources)
+            )
+            assert daemon.pods.calls.pop()[::3] == ("resize", resources)
         await runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=sandbox_id))
         await runtime.RemovePodSandbox(api.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id))
         assert not (await runtime.ListPodSandbox(api.ListPodSandboxRequest())).items
@@ -118,7 +124,10 @@ async def test_status_tells_conditions_handlers_and_documents(tmp_path: Path) ->
     assert [(h.name, h.features.recursive_read_only_mounts) for h in brief.runtime_handlers] == [
         *(("", True), ("runc", True), ("crun", False)),
     ]
+    assert [h.features.user_namespaces for h in brief.runtime_handlers] == [True, True, False]
     assert brief.features.supplemental_groups_policy
+    assert brief.features.user_namespaces_host_network
+    assert brief.features.mount_options
     assert not brief.info
     assert json.loads(verbose.info["config"]) == {"root": "/var/lib/cri-shim"}
 
@@ -142,8 +151,8 @@ async def test_runtime_config_tells_the_cgroup_driver(
     assert config.linux.cgroup_driver == driver
 
 
-async def test_update_runtime_config_is_accepted(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (_, clients):
+async def test_update_runtime_config_tells_the_node_its_pod_addresses(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
         await clients.runtime.UpdateRuntimeConfig(
             v1.UpdateRuntimeConfigRequest(
                 runtime_config=v1.RuntimeConfig(
@@ -151,6 +160,7 @@ async def test_update_runtime_config_is_accepted(tmp_path: Path) -> None:
                 )
             )
         )
+    assert daemon.node.pod_cidrs == ["10.1.0.0/24"]
 
 
 META = v1.PodSandboxMetadata(name="n", namespace="ns", uid="u")
@@ -174,6 +184,7 @@ META = v1.PodSandboxMetadata(name="n", namespace="ns", uid="u")
         ),
         ("StopPodSandbox", v1.StopPodSandboxRequest(), "pod_sandbox_id"),
         ("RemovePodSandbox", v1.RemovePodSandboxRequest(), "pod_sandbox_id"),
+        ("UpdatePodSandboxResources", v1.UpdatePodSandboxResourcesRequest(), "pod_sandbox_id"),
         ("PodSandboxStatus", v1.PodSandboxStatusRequest(), "pod_sandbox_id"),
         ("CreateContainer", v1.CreateContainerRequest(), "pod_sandbox_id"),
         ("CreateContainer", v1.CreateContainerRequest(pod_sandbox_id="1"), "config"),
@@ -274,6 +285,37 @@ async def test_lists_are_filtered(tmp_path: Path) -> None:
     assert [c.id for c in containers.containers] == ["1" * 64]
     assert [s.attributes.id for s in stats] == ["2" * 64]
     assert stats[0].writable_layer.fs_id.mountpoint == "/var/lib/cri-shim"
+
+
+async def test_streamed_lists_are_the_same_in_pieces(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        await _fill(daemon)
+        runtime = clients.runtime
+        pods = [
+            pod.id
+            async for piece in runtime.StreamPodSandboxes(v1.StreamPodSandboxesRequest())
+            for pod in piece.pod_sandboxes
+        ]
+        containers = [
+            container.id
+            async for piece in runtime.StreamContainers(
+                v1.StreamContainersRequest(filter=v1.ContainerFilter(pod_sandbox_id="b" * 64))
+            )
+            for container in piece.containers
+        ]
+        stats = [
+            usage
+            async for piece in runtime.StreamContainerStats(
+                v1.StreamContainerStatsRequest(filter=v1.ContainerStatsFilter(id="1"))
+            )
+            for usage in piece.container_stats
+        ]
+        daemon.pods.sandboxes = []
+        none = [piece async for piece in runtime.StreamPodSandboxes(v1.StreamPodSandboxesRequest())]
+    assert pods == ["a" * 64, "b" * 64]
+    assert containers == ["2" * 64]
+    assert [usage.cpu.usage_core_nano_seconds.value for usage in stats] == [77]
+    assert none == []
 
 
 async def test_stats_of_one_container(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from cri_shim.rpc.translate_images import MAX_UID, image_entry, image_info
+from cri_shim.image.findings import Damage, Finding
+from cri_shim.rpc.runtime_service import json_text
+from cri_shim.rpc.translate_images import MAX_UID, damage_entry, image_entry, image_info
 from tests.unit.rpc.fakes import make_image
 
 
@@ -14,6 +19,22 @@ def test_an_entry_tells_names_size_and_pin() -> None:
     assert list(entry.repo_digests) == ["docker.io/library/a@sha256:9"]
     assert (entry.size, entry.pinned) == (1000, False)
     assert image_entry(make_image(pinned=True)).pinned
+
+
+def test_an_entry_has_the_annotations_that_its_maker_gave_the_image() -> None:
+    annotations = {"org.opencontainers.image.source": "https://r.example"}
+    entry = image_entry(replace(make_image(), annotations=annotations))
+    assert dict(entry.spec.annotations) == annotations
+    assert not entry.spec.runtime_handler
+
+
+def test_a_damage_says_what_became_of_it() -> None:
+    finding = Finding(Damage.BLOB, "sha256:1", ("a:1",), "its bytes have another digest")
+    entry = damage_entry(finding, reason="no registry has it")
+    assert (entry.kind, entry.object, list(entry.images)) == ("blob", "sha256:1", ["a:1"])
+    assert (entry.detail, entry.repaired) == ("its bytes have another digest", False)
+    assert entry.reason == "no registry has it"
+    assert damage_entry(finding, repaired=True).repaired
 
 
 @pytest.mark.parametrize(
@@ -41,7 +62,7 @@ def test_the_user_is_a_number_or_a_name(user: str, uid: int | None, name: str) -
 
 
 def test_the_document_tells_configuration_and_layers() -> None:
-    info = image_info(make_image(user="7"))
+    info = image_info(make_image(user="7"), b'{"config":{"User":"7"},"history":[]}')
     assert info["chainID"] == "sha256:" + "1" * 64
-    assert isinstance(info["imageConfig"], dict)
-    assert info["imageConfig"]["user"] == "7"
+    shown = json.loads(json_text(info))
+    assert shown["imageSpec"] == {"config": {"User": "7"}, "history": []}

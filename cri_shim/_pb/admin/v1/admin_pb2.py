@@ -22,33 +22,62 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cri_shim._pb.cri.v1 import api_pb2 as cri__shim_dot___pb_dot_cri_dot_v1_dot_api__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cri_shim/_pb/admin/v1/admin.proto\x12\x11\x63ri_shim.admin.v1\"b\n\x12ImportImageRequest\x12\x33\n\x07options\x18\x01 \x01(\x0b\x32 .cri_shim.admin.v1.ImportOptionsH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"4\n\rImportOptions\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rarchive_bytes\x18\x02 \x01(\x04\"\x8c\x01\n\x13ImportImageResponse\x12\x35\n\x08progress\x18\x01 \x01(\x0b\x32!.cri_shim.admin.v1.ImportProgressH\x00\x12\x35\n\x08imported\x18\x02 \x01(\x0b\x32!.cri_shim.admin.v1.ImportedImagesH\x00\x42\x07\n\x05\x65vent\"G\n\x0eImportProgress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"B\n\x0eImportedImages\x12\x30\n\x06images\x18\x01 \x03(\x0b\x32 .cri_shim.admin.v1.ImportedImage\"*\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\"\r\n\x0bInfoRequest\"\xa7\x01\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0c\n\x04root\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\t\x12\x15\n\rcgroup_driver\x18\x06 \x01(\t\x12\x30\n\x08handlers\x18\x07 \x03(\x0b\x32\x1e.cri_shim.admin.v1.HandlerInfo\",\n\x0bHandlerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t2\xb2\x01\n\x05\x41\x64min\x12`\n\x0bImportImage\x12%.cri_shim.admin.v1.ImportImageRequest\x1a&.cri_shim.admin.v1.ImportImageResponse(\x01\x30\x01\x12G\n\x04Info\x12\x1e.cri_shim.admin.v1.InfoRequest\x1a\x1f.cri_shim.admin.v1.InfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cri_shim/_pb/admin/v1/admin.proto\x12\x11\x63ri_shim.admin.v1\x1a\x1d\x63ri_shim/_pb/cri/v1/api.proto\"b\n\x12ImportImageRequest\x12\x33\n\x07options\x18\x01 \x01(\x0b\x32 .cri_shim.admin.v1.ImportOptionsH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"4\n\rImportOptions\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rarchive_bytes\x18\x02 \x01(\x04\"\x8c\x01\n\x13ImportImageResponse\x12\x35\n\x08progress\x18\x01 \x01(\x0b\x32!.cri_shim.admin.v1.ImportProgressH\x00\x12\x35\n\x08imported\x18\x02 \x01(\x0b\x32!.cri_shim.admin.v1.ImportedImagesH\x00\x42\x07\n\x05\x65vent\"G\n\x0eImportProgress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"B\n\x0eImportedImages\x12\x30\n\x06images\x18\x01 \x03(\x0b\x32 .cri_shim.admin.v1.ImportedImage\"*\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\"^\n\x10PullImageRequest\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.runtime.v1.ImageSpec\x12$\n\x04\x61uth\x18\x02 \x01(\x0b\x32\x16.runtime.v1.AuthConfig\"t\n\x11PullImageResponse\x12\x31\n\x05layer\x18\x01 \x01(\x0b\x32 .cri_shim.admin.v1.LayerProgressH\x00\x12#\n\x06pulled\x18\x02 \x01(\x0b\x32\x11.runtime.v1.ImageH\x00\x42\x07\n\x05\x65vent\"\xc9\x01\n\rLayerProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.cri_shim.admin.v1.LayerProgress.State\x12\x12\n\ndone_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\"H\n\x05State\x12\x0b\n\x07WAITING\x10\x00\x12\x0f\n\x0b\x44OWNLOADING\x10\x01\x12\r\n\tUNPACKING\x10\x02\x12\x08\n\x04HERE\x10\x03\x12\x08\n\x04\x44ONE\x10\x04\";\n\x12\x45xportImageRequest\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.runtime.v1.ImageSpec\"_\n\x13\x45xportImageResponse\x12/\n\x05start\x18\x01 \x01(\x0b\x32\x1e.cri_shim.admin.v1.ExportStartH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"$\n\x0b\x45xportStart\x12\x15\n\rarchive_bytes\x18\x01 \x01(\x04\"K\n\x12\x43heckImagesRequest\x12%\n\x06images\x18\x01 \x03(\x0b\x32\x15.runtime.v1.ImageSpec\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"\xb6\x01\n\x13\x43heckImagesResponse\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .cri_shim.admin.v1.CheckProgressH\x00\x12+\n\x06\x64\x61mage\x18\x02 \x01(\x0b\x32\x19.cri_shim.admin.v1.DamageH\x00\x12\x33\n\x07\x63hecked\x18\x03 \x01(\x0b\x32 .cri_shim.admin.v1.CheckedImagesH\x00\x42\x07\n\x05\x65vent\"F\n\rCheckProgress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"h\n\x06\x44\x61mage\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x03(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x10\n\x08repaired\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\\\n\rCheckedImages\x12\x0e\n\x06images\x18\x01 \x01(\r\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\r\n\x05\x62lobs\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\r\n\x05sound\x18\x05 \x01(\x08\"9\n\x14\x43ollectImagesRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\x10\n\x08untagged\x18\x02 \x01(\x08\"\x84\x01\n\x15\x43ollectImagesResponse\x12\x0e\n\x06images\x18\x01 \x03(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\r\n\x05\x62lobs\x18\x03 \x01(\r\x12\x11\n\tleftovers\x18\x04 \x01(\r\x12\x13\n\x0b\x66reed_bytes\x18\x05 \x01(\x04\x12\x14\n\x0c\x66reed_inodes\x18\x06 \x01(\x04\"\r\n\x0bInfoRequest\"\xa7\x01\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0c\n\x04root\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\t\x12\x15\n\rcgroup_driver\x18\x06 \x01(\t\x12\x30\n\x08handlers\x18\x07 \x03(\x0b\x32\x1e.cri_shim.admin.v1.HandlerInfo\",\n\x0bHandlerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t2\xb0\x04\n\x05\x41\x64min\x12`\n\x0bImportImage\x12%.cri_shim.admin.v1.ImportImageRequest\x1a&.cri_shim.admin.v1.ImportImageResponse(\x01\x30\x01\x12X\n\tPullImage\x12#.cri_shim.admin.v1.PullImageRequest\x1a$.cri_shim.admin.v1.PullImageResponse0\x01\x12^\n\x0b\x45xportImage\x12%.cri_shim.admin.v1.ExportImageRequest\x1a&.cri_shim.admin.v1.ExportImageResponse0\x01\x12^\n\x0b\x43heckImages\x12%.cri_shim.admin.v1.CheckImagesRequest\x1a&.cri_shim.admin.v1.CheckImagesResponse0\x01\x12\x62\n\rCollectImages\x12\'.cri_shim.admin.v1.CollectImagesRequest\x1a(.cri_shim.admin.v1.CollectImagesResponse\x12G\n\x04Info\x12\x1e.cri_shim.admin.v1.InfoRequest\x1a\x1f.cri_shim.admin.v1.InfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cri_shim._pb.admin.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMPORTIMAGEREQUEST']._serialized_start=56
-  _globals['_IMPORTIMAGEREQUEST']._serialized_end=154
-  _globals['_IMPORTOPTIONS']._serialized_start=156
-  _globals['_IMPORTOPTIONS']._serialized_end=208
-  _globals['_IMPORTIMAGERESPONSE']._serialized_start=211
-  _globals['_IMPORTIMAGERESPONSE']._serialized_end=351
-  _globals['_IMPORTPROGRESS']._serialized_start=353
-  _globals['_IMPORTPROGRESS']._serialized_end=424
-  _globals['_IMPORTEDIMAGES']._serialized_start=426
-  _globals['_IMPORTEDIMAGES']._serialized_end=492
-  _globals['_IMPORTEDIMAGE']._serialized_start=494
-  _globals['_IMPORTEDIMAGE']._serialized_end=536
-  _globals['_INFOREQUEST']._serialized_start=538
-  _globals['_INFOREQUEST']._serialized_end=551
-  _globals['_INFORESPONSE']._serialized_start=554
-  _globals['_INFORESPONSE']._serialized_end=721
-  _globals['_HANDLERINFO']._serialized_start=723
-  _globals['_HANDLERINFO']._serialized_end=767
-  _globals['_ADMIN']._serialized_start=770
-  _globals['_ADMIN']._serialized_end=948
+  _globals['_IMPORTIMAGEREQUEST']._serialized_start=87
+  _globals['_IMPORTIMAGEREQUEST']._serialized_end=185
+  _globals['_IMPORTOPTIONS']._serialized_start=187
+  _globals['_IMPORTOPTIONS']._serialized_end=239
+  _globals['_IMPORTIMAGERESPONSE']._serialized_start=242
+  _globals['_IMPORTIMAGERESPONSE']._serialized_end=382
+  _globals['_IMPORTPROGRESS']._serialized_start=384
+  _globals['_IMPORTPROGRESS']._serialized_end=455
+  _globals['_IMPORTEDIMAGES']._serialized_start=457
+  _globals['_IMPORTEDIMAGES']._serialized_end=523
+  _globals['_IMPORTEDIMAGE']._serialized_start=525
+  _globals['_IMPORTEDIMAGE']._serialized_end=567
+  _globals['_PULLIMAGEREQUEST']._serialized_start=569
+  _globals['_PULLIMAGEREQUEST']._serialized_end=663
+  _globals['_PULLIMAGERESPONSE']._serialized_start=665
+  _globals['_PULLIMAGERESPONSE']._serialized_end=781
+  _globals['_LAYERPROGRESS']._serialized_start=784
+  _globals['_LAYERPROGRESS']._serialized_end=985
+  _globals['_LAYERPROGRESS_STATE']._serialized_start=913
+  _globals['_LAYERPROGRESS_STATE']._serialized_end=985
+  _globals['_EXPORTIMAGEREQUEST']._serialized_start=987
+  _globals['_EXPORTIMAGEREQUEST']._serialized_end=1046
+  _globals['_EXPORTIMAGERESPONSE']._serialized_start=1048
+  _globals['_EXPORTIMAGERESPONSE']._serialized_end=1143
+  _globals['_EXPORTSTART']._serialized_start=1145
+  _globals['_EXPORTSTART']._serialized_end=1181
+  _globals['_CHECKIMAGESREQUEST']._serialized_start=1183
+  _globals['_CHECKIMAGESREQUEST']._serialized_end=1258
+  _globals['_CHECKIMAGESRESPONSE']._serialized_start=1261
+  _globals['_CHECKIMAGESRESPONSE']._serialized_end=1443
+  _globals['_CHECKPROGRESS']._serialized_start=1445
+  _globals['_CHECKPROGRESS']._serialized_end=1515
+  _globals['_DAMAGE']._serialized_start=1517
+  _globals['_DAMAGE']._serialized_end=1621
+  _globals['_CHECKEDIMAGES']._serialized_start=1623
+  _globals['_CHECKEDIMAGES']._serialized_end=1715
+  _globals['_COLLECTIMAGESREQUEST']._serialized_start=1717
+  _globals['_COLLECTIMAGESREQUEST']._serialized_end=1774
+  _globals['_COLLECTIMAGESRESPONSE']._serialized_start=1777
+  _globals['_COLLECTIMAGESRESPONSE']._serialized_end=1909
+  _globals['_INFOREQUEST']._serialized_start=1911
+  _globals['_INFOREQUEST']._serialized_end=1924
+  _globals['_INFORESPONSE']._serialized_start=1927
+  _globals['_INFORESPONSE']._serialized_end=2094
+  _globals['_HANDLERINFO']._serialized_start=2096
+  _globals['_HANDLERINFO']._serialized_end=2140
+  _globals['_ADMIN']._serialized_start=2143
+  _globals['_ADMIN']._serialized_end=2703
 # @@protoc_insertion_point(module_scope)

@@ -11,9 +11,11 @@ After a change run api/generate.sh.
 """
 
 from collections import abc as _abc
+from cri_shim._pb.cri.v1 import api_pb2 as _api_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -191,6 +193,443 @@ class ImportedImage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportedImage: _TypeAlias = ImportedImage  # noqa: Y015
+
+@_typing.final
+class PullImageRequest(_message.Message):
+    """---- PullImage ----
+
+    Which image.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    AUTH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def image(self) -> _api_pb2.ImageSpec:
+        """`image` counts"""
+
+    @_builtins.property
+    def auth(self) -> _api_pb2.AuthConfig:
+        """as with CRI's PullImage"""
+
+    def __init__(
+        self,
+        *,
+        image: _api_pb2.ImageSpec | None = ...,
+        auth: _api_pb2.AuthConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth", b"auth", "image", b"image"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullImageRequest: _TypeAlias = PullImageRequest  # noqa: Y015
+
+@_typing.final
+class PullImageResponse(_message.Message):
+    """A layer's progress any number of times, then the image, once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    PULLED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layer(self) -> Global___LayerProgress: ...
+    @_builtins.property
+    def pulled(self) -> _api_pb2.Image: ...
+    def __init__(
+        self,
+        *,
+        layer: Global___LayerProgress | None = ...,
+        pulled: _api_pb2.Image | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "layer", b"layer", "pulled", b"pulled"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "layer", b"layer", "pulled", b"pulled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["layer", "pulled"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___PullImageResponse: _TypeAlias = PullImageResponse  # noqa: Y015
+
+@_typing.final
+class LayerProgress(_message.Message):
+    """How far one layer has come. What comes faster than it can be sent is skipped, the last word on a layer never."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LayerProgress._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        WAITING: LayerProgress._State.ValueType  # 0
+        """for its turn"""
+        DOWNLOADING: LayerProgress._State.ValueType  # 1
+        """and being unpacked, as far as it is here"""
+        UNPACKING: LayerProgress._State.ValueType  # 2
+        """all of it is here"""
+        HERE: LayerProgress._State.ValueType  # 3
+        """it was here already, nothing was downloaded"""
+        DONE: LayerProgress._State.ValueType  # 4
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """What is happening to it."""
+
+    WAITING: LayerProgress.State.ValueType  # 0
+    """for its turn"""
+    DOWNLOADING: LayerProgress.State.ValueType  # 1
+    """and being unpacked, as far as it is here"""
+    UNPACKING: LayerProgress.State.ValueType  # 2
+    """all of it is here"""
+    HERE: LayerProgress.State.ValueType  # 3
+    """it was here already, nothing was downloaded"""
+    DONE: LayerProgress.State.ValueType  # 4
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """of the packed layer"""
+    state: Global___LayerProgress.State.ValueType
+    done_bytes: _builtins.int
+    """packed; falls when a damaged download begins anew"""
+    total_bytes: _builtins.int
+    """packed"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        state: Global___LayerProgress.State.ValueType = ...,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "done_bytes", b"done_bytes", "state", b"state", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerProgress: _TypeAlias = LayerProgress  # noqa: Y015
+
+@_typing.final
+class ExportImageRequest(_message.Message):
+    """---- ExportImage ----
+
+    Which images.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.ImageSpec]:
+        """at least one; `image` counts: a name, a digest or an ID"""
+
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[_api_pb2.ImageSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportImageRequest: _TypeAlias = ExportImageRequest  # noqa: Y015
+
+@_typing.final
+class ExportImageResponse(_message.Message):
+    """How large it is, once, then the archive in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    @_builtins.property
+    def start(self) -> Global___ExportStart: ...
+    def __init__(
+        self,
+        *,
+        start: Global___ExportStart | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["start", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ExportImageResponse: _TypeAlias = ExportImageResponse  # noqa: Y015
+
+@_typing.final
+class ExportStart(_message.Message):
+    """What follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHIVE_BYTES_FIELD_NUMBER: _builtins.int
+    archive_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        archive_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_bytes", b"archive_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportStart: _TypeAlias = ExportStart  # noqa: Y015
+
+@_typing.final
+class CheckImagesRequest(_message.Message):
+    """---- CheckImages ----
+
+    What to read.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
+    repair: _builtins.bool
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_api_pb2.ImageSpec]:
+        """none: all, also those that were left out at the start as damaged"""
+
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[_api_pb2.ImageSpec] | None = ...,
+        repair: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "repair", b"repair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckImagesRequest: _TypeAlias = CheckImagesRequest  # noqa: Y015
+
+@_typing.final
+class CheckImagesResponse(_message.Message):
+    """Progress any number of times, then each damage, then the sums, once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___CheckProgress: ...
+    @_builtins.property
+    def damage(self) -> Global___Damage: ...
+    @_builtins.property
+    def checked(self) -> Global___CheckedImages: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___CheckProgress | None = ...,
+        damage: Global___Damage | None = ...,
+        checked: Global___CheckedImages | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "damage", b"damage", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "damage", b"damage", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "damage", "checked"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___CheckImagesResponse: _TypeAlias = CheckImagesResponse  # noqa: Y015
+
+@_typing.final
+class CheckProgress(_message.Message):
+    """How far the step that runs now has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """a few words for a person"""
+    done_bytes: _builtins.int
+    """never falls within one step"""
+    total_bytes: _builtins.int
+    """0 if unknown"""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "step", b"step", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckProgress: _TypeAlias = CheckProgress  # noqa: Y015
+
+@_typing.final
+class Damage(_message.Message):
+    """One thing that is not as it should be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"manifest", "config", "blob", "layer missing", …; "unverified": it can't be told"""
+    object: _builtins.str
+    """digest or chain id"""
+    detail: _builtins.str
+    """what is wrong, for a person"""
+    repaired: _builtins.bool
+    reason: _builtins.str
+    """why it was not repaired, where that was asked for"""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names, else IDs, of the images that need it"""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        object: _builtins.str = ...,
+        images: _abc.Iterable[_builtins.str] | None = ...,
+        detail: _builtins.str = ...,
+        repaired: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "images", b"images", "kind", b"kind", "object", b"object", "reason", b"reason", "repaired", b"repaired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Damage: _TypeAlias = Damage  # noqa: Y015
+
+@_typing.final
+class CheckedImages(_message.Message):
+    """The sums."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    BLOBS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SOUND_FIELD_NUMBER: _builtins.int
+    images: _builtins.int
+    layers: _builtins.int
+    blobs: _builtins.int
+    bytes: _builtins.int
+    """read"""
+    sound: _builtins.bool
+    """nothing is damaged, or nothing is any more"""
+    def __init__(
+        self,
+        *,
+        images: _builtins.int = ...,
+        layers: _builtins.int = ...,
+        blobs: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        sound: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "images", b"images", "layers", b"layers", "sound", b"sound"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckedImages: _TypeAlias = CheckedImages  # noqa: Y015
+
+@_typing.final
+class CollectImagesRequest(_message.Message):
+    """---- CollectImages ----
+
+    What may go.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    UNTAGGED_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """only tell what would go"""
+    untagged: _builtins.bool
+    """images without a tag as well, though they have a name by digest"""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+        untagged: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "untagged", b"untagged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectImagesRequest: _TypeAlias = CollectImagesRequest  # noqa: Y015
+
+@_typing.final
+class CollectImagesResponse(_message.Message):
+    """What went, or would."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    BLOBS_FIELD_NUMBER: _builtins.int
+    LEFTOVERS_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    FREED_INODES_FIELD_NUMBER: _builtins.int
+    layers: _builtins.int
+    blobs: _builtins.int
+    leftovers: _builtins.int
+    """of work that was cut off"""
+    freed_bytes: _builtins.int
+    freed_inodes: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names, else IDs"""
+
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[_builtins.str] | None = ...,
+        layers: _builtins.int = ...,
+        blobs: _builtins.int = ...,
+        leftovers: _builtins.int = ...,
+        freed_bytes: _builtins.int = ...,
+        freed_inodes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "freed_bytes", b"freed_bytes", "freed_inodes", b"freed_inodes", "images", b"images", "layers", b"layers", "leftovers", b"leftovers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectImagesResponse: _TypeAlias = CollectImagesResponse  # noqa: Y015
 
 @_typing.final
 class InfoRequest(_message.Message):

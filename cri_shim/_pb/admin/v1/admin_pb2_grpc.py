@@ -40,6 +40,26 @@ class AdminStub:
                 request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ImportImageRequest.SerializeToString,
                 response_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ImportImageResponse.FromString,
                 _registered_method=True)
+        self.PullImage = channel.unary_stream(
+                '/cri_shim.admin.v1.Admin/PullImage',
+                request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.PullImageRequest.SerializeToString,
+                response_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.PullImageResponse.FromString,
+                _registered_method=True)
+        self.ExportImage = channel.unary_stream(
+                '/cri_shim.admin.v1.Admin/ExportImage',
+                request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ExportImageRequest.SerializeToString,
+                response_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ExportImageResponse.FromString,
+                _registered_method=True)
+        self.CheckImages = channel.unary_stream(
+                '/cri_shim.admin.v1.Admin/CheckImages',
+                request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CheckImagesRequest.SerializeToString,
+                response_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CheckImagesResponse.FromString,
+                _registered_method=True)
+        self.CollectImages = channel.unary_unary(
+                '/cri_shim.admin.v1.Admin/CollectImages',
+                request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.SerializeToString,
+                response_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.FromString,
+                _registered_method=True)
         self.Info = channel.unary_unary(
                 '/cri_shim.admin.v1.Admin/Info',
                 request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.InfoRequest.SerializeToString,
@@ -66,6 +86,44 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullImage(self, request, context):
+        """CRI's PullImage with its progress, layer by layer. Callers who want the same image with the same credentials
+        share one pull; when the last of them cancels its call, the pull ends, unless CRI's PullImage asked for it too.
+        Errors are those of CRI's PullImage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportImage(self, request, context):
+        """Images as an OCI archive that `docker load` takes as well: its size first, then its bytes.
+        The same images under the same names give the same bytes. They stay as long as the call runs.
+
+        NOT_FOUND: no such image. FAILED_PRECONDITION: a packed layer was not kept (images.discard_blobs).
+        DATA_LOSS: a blob is damaged; it may be found after a part of the archive was sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckImages(self, request, context):
+        """Reads images as a whole and tells what is damaged; on request it mends that, from what is here or from the
+        image's registry. Answers progress as it goes and, last, each damage and then the sums.
+
+        A damage, repaired or not, is an answer and no error. NOT_FOUND: an image was named that is not here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectImages(self, request, context):
+        """Removes what nothing needs any more: images without any name that no container uses, layers and blobs that no
+        image, container or work under way refers to, and leftovers. Never a pinned image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Info(self, request, context):
         """What this daemon is, where it keeps things and what it runs containers with.
         """
@@ -80,6 +138,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ImportImage,
                     request_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ImportImageRequest.FromString,
                     response_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ImportImageResponse.SerializeToString,
+            ),
+            'PullImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullImage,
+                    request_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.PullImageRequest.FromString,
+                    response_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.PullImageResponse.SerializeToString,
+            ),
+            'ExportImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportImage,
+                    request_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ExportImageRequest.FromString,
+                    response_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ExportImageResponse.SerializeToString,
+            ),
+            'CheckImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckImages,
+                    request_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CheckImagesRequest.FromString,
+                    response_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CheckImagesResponse.SerializeToString,
+            ),
+            'CollectImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectImages,
+                    request_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.FromString,
+                    response_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.SerializeToString,
             ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
@@ -115,6 +193,114 @@ class Admin:
             '/cri_shim.admin.v1.Admin/ImportImage',
             cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ImportImageRequest.SerializeToString,
             cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ImportImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cri_shim.admin.v1.Admin/PullImage',
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.PullImageRequest.SerializeToString,
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.PullImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cri_shim.admin.v1.Admin/ExportImage',
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ExportImageRequest.SerializeToString,
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.ExportImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cri_shim.admin.v1.Admin/CheckImages',
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CheckImagesRequest.SerializeToString,
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CheckImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cri_shim.admin.v1.Admin/CollectImages',
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CollectImagesRequest.SerializeToString,
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.CollectImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,28 @@ class AdminStub:
     INVALID_ARGUMENT: not an archive of a known kind, damaged, or a name that is no reference.
     RESOURCE_EXHAUSTED: the disk is full.
     """
+    PullImage: _grpc.UnaryStreamMultiCallable[_admin_pb2.PullImageRequest, _admin_pb2.PullImageResponse]
+    """CRI's PullImage with its progress, layer by layer. Callers who want the same image with the same credentials
+    share one pull; when the last of them cancels its call, the pull ends, unless CRI's PullImage asked for it too.
+    Errors are those of CRI's PullImage.
+    """
+    ExportImage: _grpc.UnaryStreamMultiCallable[_admin_pb2.ExportImageRequest, _admin_pb2.ExportImageResponse]
+    """Images as an OCI archive that `docker load` takes as well: its size first, then its bytes.
+    The same images under the same names give the same bytes. They stay as long as the call runs.
+
+    NOT_FOUND: no such image. FAILED_PRECONDITION: a packed layer was not kept (images.discard_blobs).
+    DATA_LOSS: a blob is damaged; it may be found after a part of the archive was sent.
+    """
+    CheckImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.CheckImagesRequest, _admin_pb2.CheckImagesResponse]
+    """Reads images as a whole and tells what is damaged; on request it mends that, from what is here or from the
+    image's registry. Answers progress as it goes and, last, each damage and then the sums.
+
+    A damage, repaired or not, is an answer and no error. NOT_FOUND: an image was named that is not here.
+    """
+    CollectImages: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CollectImagesRequest, _admin_pb2.CollectImagesResponse]
+    """Removes what nothing needs any more: images without any name that no container uses, layers and blobs that no
+    image, container or work under way refers to, and leftovers. Never a pinned image.
+    """
     Info: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InfoRequest, _admin_pb2.InfoResponse]
     """What this daemon is, where it keeps things and what it runs containers with."""
 
@@ -69,6 +91,28 @@ class AdminAsyncStub(AdminStub):
 
     INVALID_ARGUMENT: not an archive of a known kind, damaged, or a name that is no reference.
     RESOURCE_EXHAUSTED: the disk is full.
+    """
+    PullImage: _aio.UnaryStreamMultiCallable[_admin_pb2.PullImageRequest, _admin_pb2.PullImageResponse]  # type: ignore[assignment]
+    """CRI's PullImage with its progress, layer by layer. Callers who want the same image with the same credentials
+    share one pull; when the last of them cancels its call, the pull ends, unless CRI's PullImage asked for it too.
+    Errors are those of CRI's PullImage.
+    """
+    ExportImage: _aio.UnaryStreamMultiCallable[_admin_pb2.ExportImageRequest, _admin_pb2.ExportImageResponse]  # type: ignore[assignment]
+    """Images as an OCI archive that `docker load` takes as well: its size first, then its bytes.
+    The same images under the same names give the same bytes. They stay as long as the call runs.
+
+    NOT_FOUND: no such image. FAILED_PRECONDITION: a packed layer was not kept (images.discard_blobs).
+    DATA_LOSS: a blob is damaged; it may be found after a part of the archive was sent.
+    """
+    CheckImages: _aio.UnaryStreamMultiCallable[_admin_pb2.CheckImagesRequest, _admin_pb2.CheckImagesResponse]  # type: ignore[assignment]
+    """Reads images as a whole and tells what is damaged; on request it mends that, from what is here or from the
+    image's registry. Answers progress as it goes and, last, each damage and then the sums.
+
+    A damage, repaired or not, is an answer and no error. NOT_FOUND: an image was named that is not here.
+    """
+    CollectImages: _aio.UnaryUnaryMultiCallable[_admin_pb2.CollectImagesRequest, _admin_pb2.CollectImagesResponse]  # type: ignore[assignment]
+    """Removes what nothing needs any more: images without any name that no container uses, layers and blobs that no
+    image, container or work under way refers to, and leftovers. Never a pinned image.
     """
     Info: _aio.UnaryUnaryMultiCallable[_admin_pb2.InfoRequest, _admin_pb2.InfoResponse]  # type: ignore[assignment]
     """What this daemon is, where it keeps things and what it runs containers with."""
@@ -91,6 +135,52 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: not an archive of a known kind, damaged, or a name that is no reference.
         RESOURCE_EXHAUSTED: the disk is full.
+        """
+
+    @_abc_1.abstractmethod
+    def PullImage(
+        self,
+        request: _admin_pb2.PullImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.PullImageResponse], _abc.AsyncIterator[_admin_pb2.PullImageResponse]]:
+        """CRI's PullImage with its progress, layer by layer. Callers who want the same image with the same credentials
+        share one pull; when the last of them cancels its call, the pull ends, unless CRI's PullImage asked for it too.
+        Errors are those of CRI's PullImage.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportImage(
+        self,
+        request: _admin_pb2.ExportImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ExportImageResponse], _abc.AsyncIterator[_admin_pb2.ExportImageResponse]]:
+        """Images as an OCI archive that `docker load` takes as well: its size first, then its bytes.
+        The same images under the same names give the same bytes. They stay as long as the call runs.
+
+        NOT_FOUND: no such image. FAILED_PRECONDITION: a packed layer was not kept (images.discard_blobs).
+        DATA_LOSS: a blob is damaged; it may be found after a part of the archive was sent.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckImages(
+        self,
+        request: _admin_pb2.CheckImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.CheckImagesResponse], _abc.AsyncIterator[_admin_pb2.CheckImagesResponse]]:
+        """Reads images as a whole and tells what is damaged; on request it mends that, from what is here or from the
+        image's registry. Answers progress as it goes and, last, each damage and then the sums.
+
+        A damage, repaired or not, is an answer and no error. NOT_FOUND: an image was named that is not here.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectImages(
+        self,
+        request: _admin_pb2.CollectImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CollectImagesResponse, _abc.Awaitable[_admin_pb2.CollectImagesResponse]]:
+        """Removes what nothing needs any more: images without any name that no container uses, layers and blobs that no
+        image, container or work under way refers to, and leftovers. Never a pinned image.
         """
 
     @_abc_1.abstractmethod

@@ -10,9 +10,11 @@ import pytest
 
 from cri_shim.cli.checks import network
 from cri_shim.cli.checks.row import Level, Node, Row
+from cri_shim.cni.attachment import Attachment
 from cri_shim.config.model import CniSettings, SocketSettings
 from cri_shim.config.values import FileMode, GroupName
 from cri_shim.host.process import Reaper
+from cri_shim.sandbox.debts import Debts
 from tests.unit.cli.checks.trees import plant
 
 if TYPE_CHECKING:
@@ -199,3 +201,52 @@ def test_the_daemon_is_told_by_its_command_not_by_its_directory(
     command: str, expected: bool
 ) -> None:
     assert network.is_daemon(command) is expected
+
+
+# --- CNI versions and debts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "level", "detail"),
+    [
+        (
+            '{"supportedVersions": ["0.4.0", "1.0.0"]}',
+            Level.OK,
+            "the plugins of pods support 1.0.0",
+        ),
+        ('{"supportedVersions": ["0.4.0"]}', Level.WARNING, "asks for 1.0.0; but bridge supports"),
+        ("what?", Level.OK, "support"),
+    ],
+)
+def test_plugins_are_asked_which_versions_they_speak(
+    cni: CniSettings, answer: str, level: Level, detail: str
+) -> None:
+    (cni.conf_dir / "10.conflist").write_text(CONFLIST)
+    (cni.plugin_dirs[0] / "bridge").write_text(f"#!/bin/sh\necho '{answer}'\n")
+    (cni.plugin_dirs[0] / "bridge").chmod(0o755)
+    row = with_reaper(lambda reaper: network.cni_versions(reaper, cni))
+    assert row.level is level
+    assert detail in row.detail
+
+
+def test_a_plugin_that_fails_to_tell_its_versions_is_quoted(cni: CniSettings) -> None:
+    assert with_reaper(lambda reaper: network.cni_versions(reaper, cni)).level is Level.OK
+    (cni.conf_dir / "10.conflist").write_text(CONFLIST)
+    (cni.plugin_dirs[0] / "bridge").write_text("#!/bin/sh\necho it hurts >&2; exit 1\n")
+    (cni.plugin_dirs[0] / "bridge").chmod(0o755)
+    row = with_reaper(lambda reaper: network.cni_versions(reaper, cni))
+    assert row.level is Level.WARNING
+    assert "it hurts" in row.detail
+
+
+def test_what_plugins_have_not_let_go_of_is_shown(tmp_path: Path) -> None:
+    assert network.cni_debts(tmp_path).level is Level.OK
+    debts = Debts(tmp_path / "debts")
+    for name in ("a1", "b2"):
+        attachment = Attachment(container_id=name, netns="", ifname="eth0", network="pods")
+        debts.owe(attachment, pod="default/web", error=f"{name} is busy")
+    row = network.cni_debts(tmp_path)
+    assert row.level is Level.WARNING
+    assert "2 network attachments" in row.detail
+    assert "default/web: a1 is busy" in row.detail
+    assert str(tmp_path / "debts") in row.remedy

@@ -1,0 +1,145 @@
+"""Images of a root whose daemon does not run (`image_calls.ImageCalls`): the store is opened in this process.
+
+Rules:
+- The root's lock is held meanwhile: a daemon that is started then says so, and is started again once this is over.
+- Each call runs on a loop that belongs to this object, on the main thread. Ctrl-C cancels it: the store undoes what was
+  half done, and only then the command ends.
+- Logging is for what a person must know; results are the command's to tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from cri_shim import log
+from cri_shim.cli.archive_stream import import_messages
+from cri_shim.daemon.images import Images, open_alone
+from cri_shim.errors import AlreadyExistsError, CriShimError, UnavailableError
+from cri_shim.rpc.admin_images import ImageCalls
+from cri_shim.rpc.client import local_errors_of
+from cri_shim.rpc.translate_images import image_entry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from cri_shim._pb.admin.v1 import admin_pb2 as admin
+    from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.cli.archive_stream import ArchiveStream
+    from cri_shim.config import Config
+
+T = TypeVar("T")
+M = TypeVar("M")
+
+
+class LocalImages:
+    """Use it as `with LocalImages(config, ...) as images`."""
+
+    def __init__(self, config: Config, *, no_daemon: str) -> None:
+        """`no_daemon` says why the daemon was not asked, for the case that the store can't be opened either."""
+        self._config = config
+        self._no_daemon = no_daemon
+        self._runner = asyncio.Runner()
+        self._stack = AsyncExitStack()
+
+    def __enter__(self) -> Self:
+        """Raises UnavailableError: another process has the root, or this one may not use it."""
+        # Warnings, of retries say, would stand between a command's bars; what they lead to is in its error.
+        log.configure(level="error", format=self._config.log.format)
+        try:
+            opened: Images = self._run(self._stack.enter_async_context(open_alone(self._config)))
+        except CriShimError as error:
+            self._runner.close()
+            hint = ""
+            if isinstance(error, AlreadyExistsError):
+                hint = ". If that is the daemon, it starts, stops or hangs: try again, and look at its log"
+            raise UnavailableError(
+                f"{self._no_daemon}; and the images can't be opened without it: {error}{hint}"
+            ) from error
+        except BaseException:
+            self._runner.close()
+            raise
+        self._store = opened.store
+        self._calls = ImageCalls(opened.store, opened.puller)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._run(self._stack.aclose())
+        finally:
+            self._runner.close()
+
+    def errors(self, doing: str) -> AbstractContextManager[None]:
+        """Errors as the daemon would have answered them."""
+        return local_errors_of(doing)
+
+    def list_images(self) -> Sequence[api.Image]:
+        """Every image."""
+        return [image_entry(image) for image in self._store.images()]
+
+    def find_image(self, name: str) -> api.Image | None:
+        """One image."""
+        found = self._store.find(name)
+        return None if found is None else image_entry(found)
+
+    def remove_image(self, name: str) -> None:
+        """Take one away."""
+        self._run(self._store.remove(name))
+
+    def import_image(
+        self,
+        archive: ArchiveStream,
+        name: str,
+        tell: Callable[[admin.ImportImageResponse], None],
+    ) -> None:
+        """Store an archive's images."""
+        requests = _drawn_in_threads(import_messages(archive, name))
+        self._run(self._calls.import_image(requests, _sender(tell)))
+
+    def pull_image(
+        self, request: admin.PullImageRequest, tell: Callable[[admin.PullImageResponse], None]
+    ) -> None:
+        """Pull."""
+        self._run(self._calls.pull_image(request, _sender(tell)))
+
+    def export_image(
+        self, request: admin.ExportImageRequest, tell: Callable[[admin.ExportImageResponse], None]
+    ) -> None:
+        """Export."""
+        self._run(self._calls.export_image(request, _sender(tell)))
+
+    def check_images(
+        self, request: admin.CheckImagesRequest, tell: Callable[[admin.CheckImagesResponse], None]
+    ) -> None:
+        """Check."""
+        self._run(self._calls.check_images(request, _sender(tell)))
+
+    def collect_images(self, request: admin.CollectImagesRequest) -> admin.CollectImagesResponse:
+        """Collect."""
+        return self._run(self._calls.collect_images(request))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)
+
+
+def _sender(tell: Callable[[M], None]) -> Callable[[M], Coroutine[Any, Any, None]]:
+    async def send(message: M) -> None:
+        tell(message)
+
+    return send
+
+
+async def _drawn_in_threads(
+    messages: Iterator[admin.ImportImageRequest],
+) -> AsyncIterator[admin.ImportImageRequest]:
+    """A pipe may keep its reader waiting; the loop goes on meanwhile."""
+    while (message := await asyncio.to_thread(next, messages, None)) is not None:
+        yield message
