@@ -27,12 +27,15 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._endless: set[asyncio.Task[Any]] = set()
 
     def start(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run `work` on its own; whatever it raises is logged under `name`."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        self._own(name, work)
+
+    def keep(self, name: str, work: Coroutine[object, object, None]) -> None:
+        """Run `work`, which has no end of its own or a late one, until `close`, which cancels it at once."""
+        self._endless.add(self._own(name, work))
 
     async def owned(self, name: str, work: Coroutine[object, object, T]) -> T:
         """Run `work` in a task of its own and return what it does; cancelling the caller leaves the work alone."""
@@ -42,6 +45,12 @@ class Background:
         task.add_done_callback(_look_at_error)
         return await asyncio.shield(task)
 
+    def _own(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -49,6 +58,8 @@ class Background:
 
     async def close(self, grace_s: float) -> None:
         """Let what runs end within `grace_s` seconds, then cancel it and wait."""
+        for task in self._endless:
+            task.cancel()
         if not self._tasks:
             return
         _, late = await asyncio.wait(self._tasks, timeout=grace_s)
@@ -107,13 +118,30 @@ async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     """Run a blocking effect in a thread and return what it does; a cancellation is raised only after its end."""
     loop = asyncio.get_running_loop()
     working = loop.run_in_executor(None, partial(function, *args, **kwargs))
+    cancelled = await _end_of(working)
+    if cancelled is not None:
+        working.exception()  # looked at: the cancellation is what the caller hears of
+        raise cancelled
+    return working.result()
+
+
+async def undivided(effect: Callable[[], None], then: Callable[[], None]) -> None:
+    """As `uninterrupted`, with what follows the effect here, on the loop, unless the effect fails."""
+    working = asyncio.get_running_loop().run_in_executor(None, effect)
+    cancelled = await _end_of(working)
+    if working.exception() is None:
+        then()
+    if cancelled is not None:
+        raise cancelled
+    working.result()
+
+
+async def _end_of(working: asyncio.Future[T]) -> asyncio.CancelledError | None:
+    """Wait for the end whatever happens; the cancellation that came meanwhile."""
     cancelled: asyncio.CancelledError | None = None
     while not working.done():
         try:
             await asyncio.wait([working])
         except asyncio.CancelledError as late:
             cancelled = late
-    if cancelled is not None:
-        working.exception()  # looked at: the cancellation is what the caller hears of
-        raise cancelled
-    return working.result()
+    return cancelled

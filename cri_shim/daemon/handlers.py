@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
 
 from cri_shim.errors import CriShimError
+from cri_shim.host.mounts import can_map_ids, has_mount_setattr
+from cri_shim.host.userns import new_user_namespace
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.runtime import HandlerSettings, RuntimeKind, Runtimes
 from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from cri_shim.paths import Paths
 
 log = structlog.get_logger()
+_TRIED_MAP = "0 65536 65536"
 
 
 class Handlers:
@@ -30,6 +34,7 @@ class Handlers:
         self._reaper = reaper
         self._systemd = systemd
         self._features: dict[str, RuntimeFeatures | None] = {}
+        self._maps_ids = False
         self._use(settings)
 
     def replace(self, settings: RuntimeSettings) -> None:
@@ -55,7 +60,14 @@ class Handlers:
             pod_annotations=tuple(settings.pod_annotations),
             container_annotations=tuple(settings.container_annotations),
             privileged_without_host_devices=settings.privileged_without_host_devices,
-            recursive_read_only_mounts=features is not None and features.recursive_read_only_mounts,
+            recursive_read_only_mounts=features is not None
+            and features.recursive_read_only_mounts
+            and has_mount_setattr(),
+            user_namespaces=features is not None
+            and features.user_namespaces
+            and self._maps_ids
+            and settings.kind == "oci",
+            reads_user_mappings=features is not None and features.reads_user_mappings,
         )
 
     async def discover(self) -> None:
@@ -67,6 +79,19 @@ class Handlers:
             except CriShimError as error:
                 self._features[name] = None
                 log.warning("runtime handler can't be used now", handler=name, error=str(error))
+        if any(found is not None and found.user_namespaces for found in self._features.values()):
+            self._maps_ids = await self._can_map_ids()
+
+    async def _can_map_ids(self) -> bool:
+        """Whether containers' root file systems can be mounted in terms of a user namespace: tried, not guessed."""
+        try:
+            async with new_user_namespace(
+                self._reaper, uid_map=_TRIED_MAP, gid_map=_TRIED_MAP, with_network=False
+            ) as users:
+                return await asyncio.to_thread(can_map_ids, self._paths.layers_dir, users.fd)
+        except CriShimError as error:
+            log.warning("user namespaces can't be made on this node", error=str(error))
+            return False
 
     def _build(self, settings: RuntimeSettings) -> Runtimes:
         return Runtimes(

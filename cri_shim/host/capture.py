@@ -30,6 +30,8 @@ class Capture:
         self.overflowed = False
         self.eof: asyncio.Future[None] = self._loop.create_future()
         self._read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        # Programs open /dev/stdout anew; to the users of a container's user namespace the pipe can't be given.
+        os.fchmod(self.write_fd, 0o622)
         os.set_blocking(self._read_fd, False)  # this end only: the child's stays as programs expect
 
     def start(self, on_overflow: Callable[[], None] | None = None) -> None:

@@ -41,12 +41,20 @@ _SAFE_WRITABLE = _SAFE + ",index=off"
 
 
 def mount_overlay(
-    target: Path, *, layers_dir: Path, lowers: Sequence[str], upper: Path | None, work: Path | None
+    target: Path,
+    *,
+    layers_dir: Path,
+    lowers: Sequence[str],
+    upper: Path | None,
+    work: Path | None,
+    userns_fd: int | None = None,
 ) -> None:
     """Mount layers, top layer first and named relative to `layers_dir`, with `upper` above them; blocking.
 
     Without `upper` (and `work`, which belongs to it) the mount is read-only. A layer named twice counts where it is
-    named first: what it would add lower down is covered by itself.
+    named first: what it would add lower down is covered by itself. With `userns_fd` the layers' files belong to
+    those whom that user namespace maps their owners to; `upper`, which holds the mapped owners, is given to the
+    namespace's root by the caller. That needs Linux 5.19, and layers on a file system that knows ID-mapped mounts.
 
     Raises:
         ValueError: no layer, a name that leaves `layers_dir`, only one of `upper` and `work`.
@@ -63,12 +71,18 @@ def mount_overlay(
         raise ValueError(f"overlay at {target}: upper and work directory go together")
     if upper is None and len(names) == 1:
         # The kernel makes no overlay of a single read-only layer; it would show that layer itself.
-        bind(layers_dir / names[0], target, readonly=True)
+        if userns_fd is None:
+            bind(layers_dir / names[0], target, readonly=True)
+        else:
+            _bind_mapped(layers_dir / names[0], target, userns_fd)
         return
 
     target = target.absolute()
     options = build_overlay_options(names, upper and upper.absolute(), work and work.absolute())
     _check_fits(options, len(names), target)
+    if userns_fd is not None:
+        _mount_mapped(target, layers_dir, names, upper and upper.absolute(), work, userns_fd)
+        return
 
     def make() -> None:
         syscalls.unshare(syscalls.CLONE_FS)
@@ -77,6 +91,96 @@ def mount_overlay(
         syscalls.mount("overlay", target, "overlay", flags, options)
 
     in_throwaway_thread(make, name="overlay-mount")
+
+
+def _mount_mapped(
+    target: Path,
+    layers_dir: Path,
+    names: Sequence[str],
+    upper: Path | None,
+    work: Path | None,
+    userns_fd: int,
+) -> None:
+    """An overlay of ID-mapped clones of the layers.
+
+    The kernel wants the clones mounted somewhere while the overlay is made; it keeps its own of each. So they are
+    mounted in a mount namespace that ends with its thread, and only the overlay comes out of it: whatever happens,
+    nothing else can stay.
+    """
+    clones = [str(number) for number in range(len(names))]
+    options = build_overlay_options(clones, upper, work and work.absolute())
+
+    def make() -> int:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", target, "tmpfs", 0, "mode=700")
+        os.chdir(target)
+        for clone, name in zip(clones, names, strict=True):
+            fd = syscalls.open_tree(layers_dir / name, syscalls.OPEN_TREE_CLONE)
+            try:
+                _set_idmap(fd, userns_fd)
+                os.mkdir(clone)
+                syscalls.move_mount(fd, clone)
+            finally:
+                os.close(fd)
+        os.mkdir("overlay")
+        flags = syscalls.MS_RDONLY if upper is None else 0
+        syscalls.mount("overlay", "overlay", "overlay", flags, options)
+        return syscalls.open_tree("overlay", syscalls.OPEN_TREE_CLONE)
+
+    overlay = in_throwaway_thread(make, name="overlay-mount")
+    try:
+        syscalls.move_mount(overlay, target)
+    finally:
+        os.close(overlay)
+
+
+def _bind_mapped(layer: Path, target: Path, userns_fd: int) -> None:
+    """One layer, ID-mapped and read-only."""
+    fd = syscalls.open_tree(layer, syscalls.OPEN_TREE_CLONE)
+    try:
+        _set_idmap(fd, userns_fd, also=syscalls.MOUNT_ATTR_RDONLY)
+        syscalls.move_mount(fd, target)
+    finally:
+        os.close(fd)
+
+
+def _set_idmap(mount_fd: int, userns_fd: int, *, also: int = 0) -> None:
+    syscalls.mount_setattr(
+        mount_fd,
+        "",
+        syscalls.AT_EMPTY_PATH,
+        attr_set=syscalls.MOUNT_ATTR_IDMAP | also,
+        userns_fd=userns_fd,
+    )
+
+
+def can_map_ids(directory: Path, userns_fd: int) -> bool:
+    """Whether the file system of `directory` knows ID-mapped mounts, and this kernel overlays of them; blocking."""
+    # Nothing says it but the version: overlays took ID-mapped layers with 5.19.
+    release = os.uname().release.split(".")
+    if (int(release[0]), int(release[1].split("-")[0])) < (5, 19):
+        return False
+    try:
+        fd = syscalls.open_tree(directory, syscalls.OPEN_TREE_CLONE)
+    except OSError:
+        return False
+    try:
+        _set_idmap(fd, userns_fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def has_mount_setattr() -> bool:
+    """Whether this kernel changes mounts recursively (Linux 5.12): what recursive read-only mounts stand on."""
+    try:
+        syscalls.mount_setattr(-1, "", syscalls.AT_EMPTY_PATH)
+    except OSError as error:
+        return error.errno != errno.ENOSYS
+    return True
 
 
 def build_overlay_options(lowers: Sequence[str], upper: Path | None, work: Path | None) -> str:
@@ -134,11 +238,21 @@ def bind(source: Path, target: Path, *, readonly: bool = False, recursive: bool 
 
 
 def mount_tmpfs(
-    target: Path, *, size_bytes: int | None = None, mode: int = 0o1777, noexec: bool = True
+    target: Path,
+    *,
+    size_bytes: int | None = None,
+    mode: int = 0o1777,
+    noexec: bool = True,
+    owner: tuple[int, int] = (0, 0),
 ) -> None:
-    """Mount an empty tmpfs, nosuid and nodev; blocking. Without `size_bytes` it is half of the memory."""
+    """Mount an empty tmpfs, nosuid and nodev, of user and group `owner`; blocking.
+
+    Without `size_bytes` it is half of the memory.
+    """
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | (syscalls.MS_NOEXEC if noexec else 0)
-    options = f"mode={mode:o}" + ("" if size_bytes is None else f",size={size_bytes}")
+    options = f"mode={mode:o},uid={owner[0]},gid={owner[1]}"
+    if size_bytes is not None:
+        options += f",size={size_bytes}"
     syscalls.mount("tmpfs", target, "tmpfs", flags, options)
 
 

@@ -43,10 +43,11 @@ _SYSCTL_PART = re.compile(r"[A-Za-z0-9_.\-]+")
 _SYSCTL_VALUE = re.compile(r"[\x20-\x7e\t]+")
 
 
-def create_netns(path: Path, sysctls: Mapping[str, str]) -> None:
+def create_netns(path: Path, sysctls: Mapping[str, str], netns_fd: int | None = None) -> None:
     """Make a network namespace with `lo` up and `sysctls` set, and pin it at `path`; blocking.
 
-    The name appears to `ip netns` when it is in /run/netns. Its directory is made if missing.
+    With `netns_fd` it is that one, which was made elsewhere, since it belongs to another user namespace. The name
+    appears to `ip netns` when it is in /run/netns. Its directory is made if missing.
 
     Raises:
         InvalidArgumentError: a sysctl that isn't one of a network namespace, or a value the kernel refuses.
@@ -64,7 +65,10 @@ def create_netns(path: Path, sysctls: Mapping[str, str]) -> None:
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o000))
 
     def make() -> None:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
+        if netns_fd is None:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+        else:
+            syscalls.setns(netns_fd, syscalls.CLONE_NEWNET)
         _bring_up_loopback()
         for file, (name, value) in values.items():
             _write_sysctl(file, name, value)

@@ -14,8 +14,9 @@ import errno
 import os
 import select
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cri_shim.host.procstat import process_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,32 +25,16 @@ if TYPE_CHECKING:
 _GONE = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 
 
-def parse_stat(stat: bytes) -> tuple[str, int, int]:
-    """State letter, parent pid and start time (ticks) of a /proc/PID/stat line.
-
-    Pure. The command name in parentheses may itself hold spaces and parentheses, so fields count from the last one.
-    """
-    fields = stat[stat.rindex(b")") + 1 :].split()
-    return fields[0].decode("ascii"), int(fields[1]), int(fields[19])
-
-
-def _read_stat(pid: int) -> tuple[str, int, int] | None:
-    try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
 def start_time_ticks(pid: int) -> int | None:
     """When `pid` started, in clock ticks since boot; None when there is no such process."""
-    stat = _read_stat(pid)
-    return None if stat is None else stat[2]
+    entry = process_entry(pid)
+    return None if entry is None else entry.start_ticks
 
 
 def parent_pid(pid: int) -> int | None:
     """The parent of `pid`; None when there is no such process."""
-    stat = _read_stat(pid)
-    return None if stat is None else stat[1]
+    entry = process_entry(pid)
+    return None if entry is None else entry.parent_pid
 
 
 def open_pidfd(pid: int, start_time_ticks: int | None = None) -> int | None:
@@ -69,8 +54,8 @@ def open_pidfd(pid: int, start_time_ticks: int | None = None) -> int | None:
     # The look comes after the open: what the descriptor holds can't change any more, and a number that still has
     # the right start time now had it then.
     if start_time_ticks is not None:
-        stat = _read_stat(pid)
-        if stat is None or stat[2] != start_time_ticks:
+        entry = process_entry(pid)
+        if entry is None or entry.start_ticks != start_time_ticks:
             os.close(pidfd)
             return None
     return pidfd

@@ -10,41 +10,15 @@ import asyncio
 import os
 import signal
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.host.pidfd import kill_process
+from cri_shim.host.procstat import ProcessEntry, process_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _POLL_S = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessEntry:
-    """One row of the process table."""
-
-    pid: int
-    parent_pid: int
-    session: int
-    start_ticks: int
-    """Clock ticks since boot: with the pid, this names one process for good."""
-    zombie: bool
-
-
-def parse_stat(text: str) -> ProcessEntry:
-    """A row from /proc/<pid>/stat; the command in parentheses may hold anything (proc(5))."""
-    pid, rest = text.split(" ", 1)
-    fields = rest[rest.rindex(")") + 2 :].split()
-    return ProcessEntry(
-        pid=int(pid),
-        parent_pid=int(fields[1]),
-        session=int(fields[3]),
-        start_ticks=int(fields[19]),
-        zombie=fields[0] in "ZX",
-    )
 
 
 def process_table() -> dict[int, ProcessEntry]:
@@ -54,14 +28,6 @@ def process_table() -> dict[int, ProcessEntry]:
         if name.isdigit() and (entry := process_entry(int(name))) is not None:
             table[entry.pid] = entry
     return table
-
-
-def process_entry(pid: int) -> ProcessEntry | None:
-    """One process' row, or None if there is none."""
-    try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_text(errors="replace"))
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def descendants(table: Mapping[int, ProcessEntry], pid: int) -> set[int]:

@@ -17,6 +17,7 @@ PR_GET_CHILD_SUBREAPER = 37
 
 # <sched.h>
 CLONE_FS = 0x00000200
+CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 
 # <sys/mount.h>
@@ -34,9 +35,13 @@ UMOUNT_NOFOLLOW = 8
 
 # <linux/mount.h>
 MOUNT_ATTR_RDONLY = 0x00000001
+MOUNT_ATTR_IDMAP = 0x00100000
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 0x00000004
 
 # <linux/fcntl.h>
 AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
 # <linux/openat2.h>
@@ -47,6 +52,8 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 # Calls newer than the C library; these numbers are the same on every architecture we run on.
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
@@ -140,11 +147,45 @@ def umount2(target: str | os.PathLike[str], flags: int) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
+def open_tree(path: str | os.PathLike[str], flags: int) -> int:
+    """open_tree(2), Linux 5.2, always close-on-exec; a clone is unmounted when its descriptor is closed."""
+    return _check(
+        _libc.syscall(
+            ctypes.c_long(_SYS_OPEN_TREE),
+            ctypes.c_int(AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.c_uint(flags | os.O_CLOEXEC),
+        ),
+        path,
+    )
+
+
+def move_mount(from_fd: int, target: str | os.PathLike[str]) -> None:
+    """move_mount(2), Linux 5.2: attach the detached mount behind `from_fd` at `target`."""
+    _check(
+        _libc.syscall(
+            ctypes.c_long(_SYS_MOVE_MOUNT),
+            ctypes.c_int(from_fd),
+            ctypes.c_char_p(b""),
+            ctypes.c_int(AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(target)),
+            ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+        ),
+        target,
+    )
+
+
 def mount_setattr(
-    dir_fd: int, path: str | os.PathLike[str], flags: int, *, attr_set: int = 0, attr_clr: int = 0
+    dir_fd: int,
+    path: str | os.PathLike[str],
+    flags: int,
+    *,
+    attr_set: int = 0,
+    attr_clr: int = 0,
+    userns_fd: int = 0,
 ) -> None:
     """mount_setattr(2), Linux 5.12."""
-    attr = _MountAttr(attr_set, attr_clr, 0, 0)
+    attr = _MountAttr(attr_set, attr_clr, 0, userns_fd)
     _check(
         _libc.syscall(
             ctypes.c_long(_SYS_MOUNT_SETATTR),

@@ -87,11 +87,19 @@ class RuntimeFeatures(msgspec.Struct, frozen=True, rename="camel"):
     oci_version_max: str = ""
     mount_options: list[str] | None = None
     linux: LinuxFeatures | None = None
+    annotations: dict[str, str] | None = None
+    """A runtime's own facts under its own keys."""
 
     @property
     def recursive_read_only_mounts(self) -> bool:
         """Whether the mount option `rro` is known."""
         return "rro" in (self.mount_options or ())
+
+    @property
+    def reads_user_mappings(self) -> bool:
+        """Whether the mappings of a user namespace that is joined are read there: runc's 1.2 and newer, the first
+        with ID-mapped mounts, warn of those in the spec; others need them."""
+        return "org.opencontainers.runc.version" in (self.annotations or {})
 
     @property
     def user_namespaces(self) -> bool:

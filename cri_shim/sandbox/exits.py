@@ -48,6 +48,7 @@ class Exit:
 class _Watched:
     process: Process
     monitor: Process
+    patience_s: float | None = None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -74,9 +75,19 @@ class ExitWatch:
             self._directory = None
         self._pids.close()
 
-    def watch(self, object_id: str, process: Process, monitor: Process) -> None:
-        """Report the end of `process`, also if it has ended already."""
-        self._watched[object_id] = _Watched(process, monitor)
+    def watch(
+        self,
+        object_id: str,
+        process: Process,
+        monitor: Process,
+        *,
+        patience_s: float | None = None,
+    ) -> None:
+        """Report the end of `process`, also if it has ended already.
+
+        `patience_s` is for who rather knows soon than how: a monitor that is slower has its code left unsaid.
+        """
+        self._watched[object_id] = _Watched(process, monitor, patience_s)
         self._pids.watch(process.pid, process.start_ticks, lambda: self._on_process_end(object_id))
         self._pids.watch(monitor.pid, monitor.start_ticks, lambda: self._give_up(object_id))
 
@@ -113,6 +124,9 @@ class ExitWatch:
         if watched is None or self._look(object_id):
             return
         loop = asyncio.get_running_loop()
+        if watched.patience_s is not None:
+            watched.timer = loop.call_later(watched.patience_s, self._give_up, object_id)
+            return
         watched.timer = loop.call_later(SLOW_MONITOR_S, self._warn, object_id, watched)
 
     def _warn(self, object_id: str, watched: _Watched) -> None:

@@ -7,6 +7,7 @@ an OCI runtime below it. Each effect is pushed on the caller's `Rollback` first,
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import Spec
     from cri_shim.paths import ObjectPaths, Paths
     from cri_shim.rollback import Rollback
+    from cri_shim.sandbox.pod_users import PodUsers
     from cri_shim.sandbox.release import Release
 
 
@@ -75,20 +77,29 @@ class Launcher:
         self._start_timeout_s = start_timeout_s
         self._slots = asyncio.Semaphore(max_parallel)
 
-    async def mount_rootfs(self, launch: Launch, rollback: Rollback) -> None:
-        """Make the bundle's directory and mount the overlay root file system in it.
+    async def mount_rootfs(
+        self, launch: Launch, rollback: Rollback, users: PodUsers | None = None
+    ) -> None:
+        """Make the bundle's directory and mount the overlay root file system in it, in terms of the pod's `users`.
 
         Raises ResourceExhaustedError where the disk, or the page that mount options must fit, is full.
         """
         paths = launch.paths
         rollback.push("bundle", lambda: self._release.state_files(paths))
         with host_step(f"{launch.object_id}: preparing its bundle and root file system"):
-            paths.rootfs_dir.mkdir(parents=True, mode=0o700)
+            paths.state_dir.mkdir(mode=0o700, parents=True)
+            paths.rootfs_dir.mkdir(mode=0o700)
             # The container's own users must reach their root through it.
             paths.rootfs_dir.chmod(0o755)
+            if users is not None:
+                # So must a root that is nobody on the node, on its way to the root file system; nobody else.
+                os.chown(paths.state_dir, -1, users.root[1])
+                paths.state_dir.chmod(0o710)
             for directory in (paths.upper_dir, paths.work_dir, paths.persist_dir, paths.exec_dir):
                 directory.mkdir(mode=0o700)
             paths.upper_dir.chmod(0o755)
+            if users is not None:
+                os.chown(paths.upper_dir, *users.root)
             rollback.push("rootfs", lambda: self._release.mounts(paths))
             await uninterrupted(
                 mount_overlay,
@@ -97,6 +108,7 @@ class Launcher:
                 lowers=launch.layers,
                 upper=paths.upper_dir,
                 work=paths.work_dir,
+                userns_fd=None if users is None else users.fd,
             )
 
     async def create(self, launch: Launch, spec: Spec, rollback: Rollback) -> Created:

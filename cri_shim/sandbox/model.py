@@ -186,6 +186,8 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Whether StopPodSandbox has released everything but files."""
     reason: str = ""
     """Why it is not ready, for a person."""
+    sizing: msgspec.Raw = msgspec.Raw(b"{}")
+    """CRI's LinuxPodSandboxConfig with the last overhead and resources it was told, as protobuf's JSON."""
 
     @property
     def state(self) -> SandboxState:

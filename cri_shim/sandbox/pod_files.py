@@ -6,6 +6,7 @@ checked byte by byte, since one newline would add a line of the client's choosin
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
+from cri_shim.oci.spec.sandbox import checked_hostname
 from cri_shim.sandbox.network import has_host_network
+from cri_shim.sandbox.pod_users import root_of
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1 import api_pb2 as api
@@ -21,9 +24,6 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store import Sandbox
 
 MAX_HOST_FILE_BYTES = 1 << 20
-MAX_HOSTNAME = 64
-"""HOST_NAME_MAX of Linux: sethostname(2) refuses more."""
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _WORD = re.compile(r"[!-~]+")
 _FALLBACK_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -58,20 +58,25 @@ class PodFiles:
         hostname = config.hostname
         if has_host_network(config) or not hostname:
             return socket.gethostname()
-        if len(hostname) > MAX_HOSTNAME or not _HOSTNAME.fullmatch(hostname):
-            raise InvalidArgumentError(
-                f"config.hostname: {hostname!r}: letters, digits, '-' and '.', at most {MAX_HOSTNAME}"
-            )
-        return hostname
+        return checked_hostname(hostname)
 
     def write(self, sandbox: Sandbox) -> None:
-        """Make the files and the log directory. Raises ResourceExhaustedError when the disk won't have them."""
+        """Make the files, which the pod's root may change, and the log directory.
+
+        Raises ResourceExhaustedError when the disk won't have them.
+        """
+        owner = root_of(sandbox)
         etc_dir = self._paths.sandbox(sandbox.id).etc_dir
         with host_step(f"sandbox {sandbox.id}: writing its files"):
             etc_dir.mkdir(mode=0o755)
-            write_atomic(etc_dir / "hostname", f"{sandbox.record.hostname}\n".encode(), mode=0o644)
-            write_atomic(etc_dir / "hosts", self._host_file("hosts", _FALLBACK_HOSTS), mode=0o644)
-            write_atomic(etc_dir / "resolv.conf", self._resolv_conf(sandbox.config), mode=0o644)
+            for name, content in (
+                ("hostname", f"{sandbox.record.hostname}\n".encode()),
+                ("hosts", self._host_file("hosts", _FALLBACK_HOSTS)),
+                ("resolv.conf", self._resolv_conf(sandbox.config)),
+            ):
+                write_atomic(etc_dir / name, content, mode=0o644)
+                if owner is not None:
+                    os.chown(etc_dir / name, *owner)
             if sandbox.config.log_directory:
                 Path(sandbox.config.log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
 

@@ -19,43 +19,50 @@ import msgspec
 import structlog
 
 from cri_shim import metrics
-from cri_shim.background import side_by_side, uninterrupted
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.background import side_by_side
 from cri_shim.errors import (
     AlreadyExistsError,
     CriShimError,
     NotFoundError,
     UnsupportedError,
     WrongStateError,
-    host_step,
 )
-from cri_shim.host.mounts import mount_tmpfs
 from cri_shim.ids import new_id
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.details import sandbox_details
-from cri_shim.sandbox.launch import Created, Launch, Launcher
-from cri_shim.sandbox.model import PodMetadata, SandboxRecord, SandboxState, SandboxStatus
+from cri_shim.sandbox.model import (
+    PodMetadata,
+    Process,
+    SandboxRecord,
+    SandboxState,
+    SandboxStatus,
+)
 from cri_shim.sandbox.network import PodNetwork, has_host_network
+from cri_shim.sandbox.pause import PauseContainers
+from cri_shim.sandbox.pod_users import new_pod_users
 from cri_shim.sandbox.store import Sandbox, Store, as_json
 from cri_shim.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.host.process import Reaper
     from cri_shim.image.model import Image
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import Exit, ExitWatch
+    from cri_shim.sandbox.launch import Launcher
     from cri_shim.sandbox.pod_files import PodFiles
     from cri_shim.sandbox.pod_images import PauseImage
     from cri_shim.sandbox.release import Release
     from cri_shim.sandbox.specs import Specs
 
 log = structlog.get_logger()
-SHM_BYTES = 64 << 20
-"""What Docker and every CRI runtime gives a pod's /dev/shm."""
+PAUSE_PATIENCE_S = 0.5
+"""For the monitor of an ended pause process to tell its exit code."""
 
 
 class Pods:
@@ -74,6 +81,7 @@ class Pods:
         specs: Specs,
         release: Release,
         exits: ExitWatch,
+        reaper: Reaper,
         boot_id: str,
         remove_containers: Callable[[str], Awaitable[None]],
         stop_containers: Callable[[str], Awaitable[None]],
@@ -81,13 +89,14 @@ class Pods:
         self._paths = paths
         self._store = store
         self._runtime_of = runtime_of
-        self._launcher = launcher
+        self._pause = PauseContainers(paths=paths, specs=specs, launcher=launcher)
         self._network = network
         self._files = files
         self._pause_image = pause_image
         self._specs = specs
         self._release = release
         self._exits = exits
+        self._reaper = reaper
         self._boot_id = boot_id
         self._remove_containers = remove_containers
         self._stop_containers = stop_containers
@@ -142,23 +151,27 @@ class Pods:
             rollback.push("record", lambda: self._forget_failed(sandbox, rollback))
             self._store.create(sandbox)
             self._files.write(sandbox)
-            # 2. The namespace that both sides need.
-            if not has_host_network(config):
-                rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))
-                await self._network.create_namespace(
-                    sandbox.id, self._specs.network_sysctls(config, runtime.settings.name)
+            own_network = not has_host_network(config)
+            async with new_pod_users(sandbox, self._reaper, with_network=own_network) as users:
+                # 2. The namespace that both sides need.
+                if own_network:
+                    rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))
+                    await self._network.create_namespace(
+                        sandbox.id,
+                        self._specs.network_sysctls(config, runtime.settings.name),
+                        users.netns_fd if users else None,
+                    )
+                # 3. Network and pause container, side by side.
+                created = await side_by_side(
+                    self._attach(sandbox, rollback),
+                    self._pause.start(sandbox, runtime, image, rollback, users),
                 )
-            # 3. Network and pause container, side by side.
-            created = await side_by_side(
-                self._attach(sandbox, rollback),
-                self._create_pause(sandbox, runtime, image, rollback),
-            )
             # 4. Ready: from here on it is listed.
             self._store.commit(
                 sandbox, sandbox.status.committed(time.time_ns(), created.process, created.monitor)
             )
             rollback.commit()
-        self._exits.watch(sandbox.id, created.process, created.monitor)
+        self.watch(sandbox, created.process, created.monitor)
         log.info("sandbox ready", sandbox_id=sandbox.id, ips=list(sandbox.status.ips))
         return sandbox.id
 
@@ -198,28 +211,6 @@ class Pods:
         ips = await self._network.attach(sandbox)
         sandbox.status = msgspec.structs.replace(sandbox.status, ips=ips)
 
-    async def _create_pause(
-        self, sandbox: Sandbox, runtime: Runtime, image: Image, rollback: Rollback
-    ) -> Created:
-        paths = self._paths.sandbox(sandbox.id)
-        launch = Launch(
-            object_id=sandbox.id,
-            paths=paths,
-            runtime=runtime,
-            place=self._specs.place(sandbox.record.cgroup_parent, sandbox.id),
-            layers=sandbox.record.layers,
-        )
-        await self._launcher.mount_rootfs(launch, rollback)
-        with host_step(f"sandbox {sandbox.id}: making its /dev/shm"):
-            paths.shm_dir.mkdir(mode=0o700)
-            await uninterrupted(
-                mount_tmpfs, paths.shm_dir, size_bytes=SHM_BYTES, mode=0o1777, noexec=True
-            )
-        spec = self._specs.sandbox_spec(sandbox, image)
-        created = await self._launcher.create(launch, spec, rollback)
-        await runtime.start(sandbox.id)
-        return created
-
     async def _undo_namespace(self, sandbox: Sandbox, rollback: Rollback) -> None:
         # Plugins find what to take away through the namespace: it stays for the DEL that is still to come.
         if "network" not in rollback.failed:
@@ -249,7 +240,8 @@ class Pods:
     async def stop_pod_sandbox(self, sandbox_id: str) -> None:
         """Stop the pod's containers, take it off its networks, end its pause container.
 
-        Succeeds for a sandbox that is gone. Raises what a CNI DEL said after everything else is torn down: call again.
+        Succeeds for a sandbox that is gone. A CNI DEL that fails is owed from then on (`debts`), and holds nobody up.
+        Raises what else failed, after everything was tried: call again.
         """
         try:
             sandbox = self._store.find(sandbox_id)
@@ -317,12 +309,35 @@ class Pods:
         await self._pause_image.sweep_after(sandbox.record.image_id)
         log.info("sandbox removed", sandbox_id=sandbox.id)
 
+    # --- UpdatePodSandboxResources -------------------------------------------------------------------------------
+
+    async def update_pod_sandbox_resources(
+        self,
+        sandbox_id: str,
+        overhead: api.LinuxContainerResources,
+        resources: api.LinuxContainerResources,
+    ) -> None:
+        """Take note of a pod's new size. Its cgroup is kubelet's, which has changed the limits itself.
+
+        Raises NotFoundError, WrongStateError unless it is ready, InvalidArgumentError.
+        """
+        sandbox = self.find(sandbox_id)
+        require_ready(sandbox)
+        self._specs.check_sizing(overhead, resources)
+        sizing = as_json(api.LinuxPodSandboxConfig(overhead=overhead, resources=resources))
+        self._store.update(sandbox, msgspec.structs.replace(sandbox.status, sizing=sizing))
+
     # --- what happens on its own ---------------------------------------------------------------------------------
+
+    def watch(self, sandbox: Sandbox, process: Process, monitor: Process) -> None:
+        """Learn of the pause process' end, which makes the pod not ready, within a second."""
+        self._exits.watch(sandbox.id, process, monitor, patience_s=PAUSE_PATIENCE_S)
 
     def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
         """The pause process ended: the pod is not ready any more, and says why."""
-        how = "its monitor died" if exit_.code is None else f"exit code {exit_.code}"
+        how = "its monitor died or hangs" if exit_.code is None else f"exit code {exit_.code}"
         self._mark_stopped(sandbox, f"the pause container ended on its own ({how})")
+        log.warning("sandbox not ready", sandbox_id=sandbox.id, reason=sandbox.status.reason)
         metrics.CONTAINER_EXITS.labels(reason="PauseExited").inc()
 
     def _mark_stopped(self, sandbox: Sandbox, reason: str) -> None:
@@ -344,7 +359,12 @@ class Pods:
 
     def verbose_info(self, sandbox: Sandbox) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""
-        return sandbox_details(sandbox, self._paths.sandbox(sandbox.id))
+        return sandbox_details(
+            sandbox,
+            self._paths.sandbox(sandbox.id),
+            self._network.describe(sandbox),
+            cgroup=self._specs.place(sandbox.record.cgroup_parent, sandbox.id).relative_dir,
+        )
 
     async def close(self, grace_s: float) -> None:
         """Let running work end, at most `grace_s` seconds, then undo it."""

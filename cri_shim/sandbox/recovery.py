@@ -17,7 +17,8 @@ import structlog
 
 from cri_shim import metrics
 from cri_shim.errors import CorruptStateError
-from cri_shim.host.proctree import kill_family, process_entry
+from cri_shim.host.procstat import process_entry
+from cri_shim.host.proctree import kill_family
 from cri_shim.ids import is_id
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.model import ContainerState, SandboxState
@@ -138,7 +139,7 @@ class Recovery:
         if status.process is None or status.monitor is None or not running(status.process):
             self._pods.on_exit(sandbox, self._exits.read(sandbox.id) or Exit(None, 0))
             return "ended"
-        self._exits.watch(sandbox.id, status.process, status.monitor)
+        self._pods.watch(sandbox, status.process, status.monitor)
         return "running"
 
     async def _undo_sandbox(self, sandbox: Sandbox) -> str:

@@ -19,7 +19,8 @@ from cri_shim.background import uninterrupted
 from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.host.mounts import unmount_below
-from cri_shim.host.proctree import descendants, kill_family, process_entry, process_table
+from cri_shim.host.procstat import process_entry
+from cri_shim.host.proctree import descendants, kill_family, process_table
 from cri_shim.host.tree import remove_tree
 from cri_shim.sandbox.model import Process
 

@@ -24,6 +24,7 @@ from cri_shim.oci.spec.process import undecodable_env
 from cri_shim.oci.spec.sandbox import (
     build_sandbox_spec,
     check_sandbox_config,
+    check_sizing,
     sandbox_sysctls,
 )
 from cri_shim.oci.spec.seccomp import parse_profile
@@ -32,6 +33,7 @@ from cri_shim.oci.spec.stop_signal import stop_signal
 from cri_shim.oci.spec.user import resolve_sandbox_user, resolve_user
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.sandbox.node import MAX_PROFILE_BYTES, device_nodes, host_devices
+from cri_shim.sandbox.pod_users import mappings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, ResolvedUser, Spec
     from cri_shim.oci.spec.seccomp import Profile
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.pod_users import PodUsers
     from cri_shim.sandbox.store import Container, Sandbox, Store
 
 log = structlog.get_logger()
@@ -88,20 +91,28 @@ class Specs:
         sandbox_sysctls(config, node=self._node, handler=facts)
         resolve_sandbox_user(config.linux.security_context)
 
+    def check_sizing(
+        self, overhead: api.LinuxContainerResources, resources: api.LinuxContainerResources
+    ) -> None:
+        """Raises InvalidArgumentError for what no pod's resources can be."""
+        check_sizing(overhead=overhead, size=resources, node=self._node)
+
     def network_sysctls(self, config: api.PodSandboxConfig, handler: str) -> dict[str, str]:
         """The pod's `net.*` parameters, which are ours to write."""
         return sandbox_sysctls(
             config, node=self._node, handler=self._handler_facts(handler)
         ).network
 
-    def sandbox_spec(self, sandbox: Sandbox, image: Image) -> Spec:
-        """The pause container's runtime-spec."""
+    def sandbox_spec(self, sandbox: Sandbox, image: Image, users: PodUsers | None) -> Spec:
+        """The pause container's runtime-spec, which joins the pod's `users` where it has a namespace for them."""
         place_ = self.place(sandbox.record.cgroup_parent, sandbox.id)
         return build_sandbox_spec(
             sandbox.config,
             node=self._node,
             handler=self._handler_facts(sandbox.record.handler),
-            sandbox=self._sandbox_facts(sandbox),
+            sandbox=dataclasses.replace(
+                self._sandbox_facts(sandbox), userns_path=users.path if users else None
+            ),
             image=image_defaults(image, ""),
             rootfs_path=str(self._paths.sandbox(sandbox.id).rootfs_dir),
             cgroups_path=place_.spec_path,
@@ -185,6 +196,8 @@ class Specs:
             hostname=record.hostname,
             netns_path=record.netns or None,
             pause_pid=process.pid if process else None,
+            users=mappings_of(sandbox),
+            host_ipc=host_ipc,
             privileged=security.privileged,
             shm_dir=None if host_ipc else str(paths.shm_dir),
             hostname_file=str(paths.etc_dir / "hostname"),

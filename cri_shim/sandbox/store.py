@@ -279,7 +279,9 @@ def read_container(record: bytes, status: bytes) -> Container:
     return Container(parsed, msgspec.json.decode(status, type=ContainerStatus), config)
 
 
-def as_json(message: api.PodSandboxConfig | api.ContainerConfig) -> msgspec.Raw:
+def as_json(
+    message: api.PodSandboxConfig | api.LinuxPodSandboxConfig | api.ContainerConfig,
+) -> msgspec.Raw:
     """A CRI message as the record keeps it, readable by an operator."""
     text = json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
     return msgspec.Raw(text.encode())

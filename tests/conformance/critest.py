@@ -1,6 +1,7 @@
 """critest against the real daemon, whole: random order, no retries, judged by `skips.toml` and `passed.txt`.
 
-    python -m tests.conformance.critest [--runs N] [--seed N] [--focus REGEX] [--accept] [--reports DIR]
+    python -m tests.conformance.critest [--runs N] [--seed N] [--focus REGEX] [--runtime FILE] [--accept]
+        [--reports DIR]
 
 Each run has a daemon of its own, on the isolated node of the integration tests; what it leaves behind is a failure like
 any other. The report, critest's output and the daemon's log of each run stay in the reports directory if one failed or
@@ -67,7 +68,7 @@ def main() -> int:
         with Mirror(reports / "registries", files) as mirror:
             for number in range(1, options.runs + 1):
                 seed = options.seed + number - 1
-                run = _Run(reports / f"run-{number:02d}", seed, options.focus)
+                run = _Run(reports / f"run-{number:02d}", seed, options.focus, options.runtime)
                 passed = PASSED_FILE.read_text().splitlines()
                 print(f"run {number} of {options.runs}, seed {seed}", flush=True)
                 try:
@@ -97,15 +98,19 @@ def main() -> int:
 class _Run:
     """One run, and the directory of what it leaves to read."""
 
-    def __init__(self, directory: Path, seed: int, focus: str) -> None:
+    def __init__(self, directory: Path, seed: int, focus: str, runtime: str) -> None:
         self._directory = directory
         self._seed = seed
         self._focus = focus
+        self._runtime = runtime
         directory.mkdir(parents=True)
 
     def specs(self, daemons: Daemons, mirror: Mirror) -> list[Spec]:
         """Raises: LeakError, DaemonError; ValueError for a report that says nothing."""
-        with daemons.without_leaks(settings=mirror.settings()) as daemon:
+        settings = dict(mirror.settings())
+        if self._runtime:
+            settings["runtime"] = {"handlers": {"runc": {"path": self._runtime}}}
+        with daemons.without_leaks(settings=settings) as daemon:
             try:
                 self._run(daemon)
                 _remove_images(daemon.client)
@@ -190,6 +195,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of the first run's order, the next has the next; default random",
     )
     parser.add_argument("--focus", default="", metavar="REGEX", help="only specs whose names match")
+    parser.add_argument(
+        "--runtime", default="", metavar="FILE", help="the handler runc's executable; default runc"
+    )
     parser.add_argument(
         "--accept", action="store_true", help="add what passed in every run to passed.txt"
     )

@@ -9,6 +9,7 @@
 #   --runs N         critest N times, each time with another order and a new daemon
 #   --seed N         of the first order; each run prints its own
 #   --focus REGEX    only specs of critest whose names match
+#   --runtime FILE   the handler runc's executable for critest, e.g. a runc that knows ID-mapped mounts
 #   --accept         add what passed in every run to passed.txt
 #   --reports DIR    keep critest's reports and outputs and the daemon's logs here; without it only those of failures
 #
@@ -28,7 +29,7 @@ main() {
         --scripts) critest=0 ;;
         --critest) scripts=0 ;;
         --accept) options+=("$1") ;;
-        --runs | --seed | --focus | --reports)
+        --runs | --seed | --focus | --runtime | --reports)
             [ $# -ge 2 ] || usage
             options+=("$1" "$2")
             shift
@@ -56,8 +57,8 @@ main() {
 }
 
 usage() {
-    echo "usage: tests/conformance/run.sh [--scripts] [--critest] [--runs N] [--seed N] [--focus REGEX] [--accept]" \
-        "[--reports DIR]" >&2
+    echo "usage: tests/conformance/run.sh [--scripts] [--critest] [--runs N] [--seed N] [--focus REGEX] [--runtime FILE]" \
+        "[--accept] [--reports DIR]" >&2
     exit 2
 }
 

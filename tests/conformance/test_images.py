@@ -72,7 +72,7 @@ def test_inspecti_shows_user_and_configuration(crictl: Crictl, pulled: list[str]
     shown = crictl.json("inspecti", name)
     assert shown["status"]["uid"]["value"] == "1002"
     assert int(shown["status"]["size"]) > 0
-    assert shown["info"]["imageConfig"]["cmd"] == ["sh"]
+    assert shown["info"]["imageSpec"]["config"]["Cmd"] == ["sh"]
 
 
 def test_rmi_of_what_is_not_there_says_so(crictl: Crictl) -> None:

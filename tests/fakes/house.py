@@ -15,6 +15,7 @@ from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts
 from cri_shim.paths import Paths
 from cri_shim.sandbox.container_io import Execs
 from cri_shim.sandbox.containers import Containers
+from cri_shim.sandbox.debts import Debts
 from cri_shim.sandbox.exits import Exit, ExitWatch
 from cri_shim.sandbox.launch import Launcher
 from cri_shim.sandbox.network import PodNetwork
@@ -25,6 +26,7 @@ from cri_shim.sandbox.recovery import Recovery
 from cri_shim.sandbox.release import Release
 from cri_shim.sandbox.specs import Specs
 from cri_shim.sandbox.store import Container, Sandbox, Store, read_container, read_sandbox
+from cri_shim.sandbox.upkeep import NetworkUpkeep
 from tests.fakes.kernel import FakeProcess, Kernel
 from tests.fakes.networks import FakeCni, FakeImages
 from tests.fakes.points import Points
@@ -157,7 +159,7 @@ class House:
         self.specs = Specs(
             paths=self.paths,
             node=node_facts(),
-            handler_facts=lambda name: HandlerFacts(name or "runc"),
+            handler_facts=lambda name: HandlerFacts(name or "runc", user_namespaces=True),
             containers=self.stored,
             systemd=False,
             default_parent="",
@@ -169,8 +171,17 @@ class House:
             start_timeout_s=10,
             max_parallel=2,
         )
+        self.debts = Debts(self.paths.debts_dir)
+        self.debts.load()
         self.network = PodNetwork(
-            cast("Cni", self.cni), self.sandboxes, publish_ports=self.publish_ports
+            cast("Cni", self.cni), self.sandboxes, self.debts, publish_ports=self.publish_ports
+        )
+        self.upkeep = NetworkUpkeep(
+            cni=cast("Cni", self.cni),
+            network=self.network,
+            sandboxes=self.sandboxes,
+            debts=self.debts,
+            collects_garbage=True,
         )
         self.containers = Containers(
             paths=self.paths,
@@ -206,6 +217,7 @@ class House:
             specs=self.specs,
             release=self.release,
             exits=self.exits,
+            reaper=cast("Reaper", None),
             boot_id=self.boot_id,
             stop_containers=self.containers.stop_all,
             remove_containers=self.containers.remove_all,
@@ -339,6 +351,7 @@ class House:
             "runtime": [i for r in self.runtimes.values() for i in r.containers],
             "sandboxes": [s.id for s in self.sandboxes],
             "containers": [c.id for c in self.stored],
+            "debts": [d.key for d in self.debts],
             "watches": list(kernel.watches),
             "files": sorted(
                 str(entry.relative_to(self.base))

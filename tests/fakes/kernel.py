@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import sys
 import threading
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.host import tree
-from cri_shim.host.proctree import ProcessEntry
+from cri_shim.host.procstat import ProcessEntry
+from cri_shim.host.userns import UserNamespace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     import pytest
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from tests.fakes.points import Points
 
 _FIRST_PID = 5_000_000
+USERNS_FD, NETNS_FD = 1001, 1002
+"""What a pod that is made holds of its user namespace and of the network namespace in it."""
 
 
 @dataclass(eq=False)
@@ -55,6 +60,12 @@ class Kernel:
         self.processes: dict[int, FakeProcess] = {}
         self.mounts: set[Path] = set()
         self.namespaces: dict[Path, dict[str, str]] = {}
+        self.netns_fds: dict[Path, int | None] = {}
+        self.user_namespaces: list[tuple[str, str]] = []
+        """Mappings of those that are held now."""
+        self.mapped: set[Path] = set()
+        """Mounts that were made in terms of a user namespace."""
+        self.owners: dict[Path, tuple[int, int]] = {}
         self.signals: list[tuple[int, int]] = []
         self.watches: dict[int, Callable[[], None]] = {}
         self.cgroups = FakeCgroups(self)
@@ -138,10 +149,13 @@ class Kernel:
         lowers: Sequence[str],
         upper: Path | None,
         work: Path | None,
+        userns_fd: int | None = None,
     ) -> None:
         assert lowers
         assert layers_dir.is_absolute()
         self._mount("overlay", [p for p in (target, upper, work) if p], target)
+        if userns_fd is not None:
+            self.mapped.add(target)
 
     def mount_tmpfs(
         self,
@@ -150,8 +164,10 @@ class Kernel:
         size_bytes: int | None = None,
         mode: int = 0o1777,
         noexec: bool = True,
+        owner: tuple[int, int] = (0, 0),
     ) -> None:
         self._mount("tmpfs", [target], target)
+        self.owners[target] = owner
 
     def _mount(self, what: str, needed: Sequence[Path], target: Path) -> None:
         self.points.pass_in_thread(f"{what}.mount")
@@ -174,9 +190,12 @@ class Kernel:
                 raise OSError(errno.EBUSY, "mounted", str(busy[0]))
             tree.remove_tree(path)
 
-    def create_netns(self, path: Path, sysctls: Mapping[str, str]) -> None:
+    def create_netns(
+        self, path: Path, sysctls: Mapping[str, str], netns_fd: int | None = None
+    ) -> None:
         self.points.pass_in_thread("netns.create")
         path.touch(exist_ok=False)
+        self.netns_fds[path] = netns_fd
         self.namespaces[path] = dict(sysctls)
         self.points.pass_in_thread("netns.created")
 
@@ -184,6 +203,21 @@ class Kernel:
         self.points.pass_in_thread("netns.remove")
         self.namespaces.pop(path, None)
         path.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def new_user_namespace(
+        self, reaper: object, *, uid_map: str, gid_map: str, with_network: bool
+    ) -> AsyncIterator[UserNamespace]:
+        await self.points.pass_by("userns.make")
+        self.user_namespaces.append((uid_map, gid_map))
+        try:
+            await self.points.pass_by("userns.made")
+            yield UserNamespace(USERNS_FD, NETNS_FD if with_network else None)
+        finally:
+            self.user_namespaces.pop()
+
+    def open_user_namespace(self, pid: int) -> int | None:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if pid in self.processes else None
 
     def read_in_root(self, root: Path, path: str, max_bytes: int) -> bytes | None:
         self.points.pass_in_thread("accounts.read")
@@ -206,6 +240,7 @@ class Kernel:
                 *("kill_process", "process_entry", "start_time_ticks", "process_table"),
                 *("kill_family", "mount_overlay", "mount_tmpfs", "unmount_below", "remove_tree"),
                 *("create_netns", "remove_netns", "read_in_root"),
+                *("new_user_namespace", "open_user_namespace"),
             )
         } | {"PidWatch": PidWatch}
         for module_name, module in list(sys.modules.items()):

@@ -8,6 +8,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import BadArchiveError
+from cri_shim.image.growing import Growing
 from cri_shim.image.jobs import LayerReport
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class FakeUnpacker:
         self.warm = True
 
     async def unpack_layer(
-        self, source: AsyncIterator[bytes] | int, directory_fd: int, *, what: str
+        self, source: AsyncIterator[bytes] | Growing | int, directory_fd: int, *, what: str
     ) -> LayerReport:
         self.at_once += 1
         try:
@@ -39,6 +40,9 @@ class FakeUnpacker:
             if isinstance(source, int):
                 while piece := os.read(source, 1 << 20):
                     data += piece
+            elif isinstance(source, Growing):
+                async for size in source.sizes:
+                    data += os.pread(source.fd, size - len(data), len(data))
             else:
                 async for piece in source:
                     data += piece
@@ -59,6 +63,7 @@ class FakeUnpacker:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         fd = os.open(MARK, flags, 0o644, dir_fd=directory_fd)
         os.write(fd, diff_id.encode())
+        os.utime(fd, ns=(0, 0))  # as a layer has it: whenever it is unpacked, it is the same
         os.close(fd)
         return LayerReport(
             diff_id=diff_id,

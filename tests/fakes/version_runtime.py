@@ -1,13 +1,19 @@
 #!/usr/bin/python3 -SE
 """A runtime that knows `--version` and `features` and nothing else; its name decides what it supports.
 
-Called as `rro…` it knows recursive read-only mounts, as `old…` it has no `features`, else it has none worth a name.
+Called as `rro…` it knows recursive read-only mounts, as `idmap…` ID-mapped ones as runc does, as `old…` it has no
+`features`, else it has none worth a name.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+
+IDMAP = (
+    '{"linux": {"namespaces": ["user"], "mountExtensions": {"idmap": {"enabled": true}}}, '
+    '"annotations": {"org.opencontainers.runc.version": "1.2.3"}}'
+)
 
 
 def main() -> int:
@@ -16,7 +22,8 @@ def main() -> int:
         print(f"{name} version 1.2.3\nspec: 1.1.0")
         return 0
     if "features" in sys.argv and not name.startswith("old"):
-        print('{"mountOptions": ["rro", "ro"]}' if name.startswith("rro") else "{}")
+        rro = '{"mountOptions": ["rro", "ro"]}'
+        print(rro if name.startswith("rro") else IDMAP if name.startswith("idmap") else "{}")
         return 0
     sys.stderr.write("no such command\n")
     return 1

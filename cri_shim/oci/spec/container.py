@@ -69,6 +69,7 @@ def build_container_spec(
         context, node, capabilities=bounding, localhost=container.localhost_seccomp
     )
     masked, readonly = security.container_paths(context, node)
+    namespaces.check_mapped(user, sandbox.users)
     nodes, device_rules = devices.build_devices(
         config, container=container, handler=handler, node=node
     )
@@ -86,6 +87,7 @@ def build_container_spec(
             privileged=context.privileged,
         ),
         "cgroupsPath": container.cgroups_path,
+        **namespaces.build_user_mappings(sandbox, handler),
         "resources": limits,
         "maskedPaths": masked,
         "readonlyPaths": readonly,

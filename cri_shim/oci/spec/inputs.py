@@ -51,6 +51,27 @@ class Ulimit:
 
 
 @dataclass(frozen=True, slots=True)
+class IdRange:
+    """IDs of a user namespace, from 0 on, and whom they are on the node."""
+
+    host_id: int
+    length: int
+
+    @property
+    def proc_text(self) -> str:
+        """A line of /proc/PID/uid_map (user_namespaces(7))."""
+        return f"0 {self.host_id} {self.length}"
+
+
+@dataclass(frozen=True, slots=True)
+class UserMappings:
+    """The one mapping of users, and the one of groups, that a pod's user namespace has."""
+
+    uids: IdRange
+    gids: IdRange
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """What holds for every container of this node: kernel, configuration, and what this process may do."""
 
@@ -100,6 +121,10 @@ class HandlerFacts:
     privileged_without_host_devices: bool = False
     recursive_read_only_mounts: bool = False
     """Whether the runtime knows the mount option `rro`, and the kernel mount_setattr."""
+    user_namespaces: bool = False
+    """Whether runtime, kernel and the layers' file system know ID-mapped mounts."""
+    reads_user_mappings: bool = False
+    """Whether the runtime wants no mappings in the spec beside the path of a user namespace to join."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +140,11 @@ class SandboxFacts:
     """The pinned network namespace; None: the node's network."""
     pause_pid: int | None = None
     """The pause container's process, whose namespaces containers join; None while it is being built."""
+    users: UserMappings | None = None
+    """Of the pod's own user namespace; None: the node's."""
+    userns_path: str | None = None
+    """Where the pause container finds that namespace; containers find it at the pause container."""
+    host_ipc: bool = False
     privileged: bool = False
     shm_dir: str | None = None
     """The tmpfs that is the pod's /dev/shm; None with host IPC, and for a handler that makes its own."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
 from cri_shim.oci.spec.checks import absolute_path, clean_container_path, refuse
+from cri_shim.oci.spec.namespaces import check_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ _PROPAGATION = {
     api_pb2.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
 _MOUNT_OPTIONS = frozenset({"noexec", "nodev", "nosuid"})
+_TTY_GROUP = 5
+"""In every distribution."""
 HOST_SHM = "/dev/shm"  # noqa: S108 - the node's, for a pod that shares its IPC
 
 
@@ -38,7 +41,7 @@ def build_sandbox_mounts(sandbox: SandboxFacts, *, host_ipc: bool) -> list[Spec]
     """
     # sysfs has one superblock per network namespace, and its first mount decides whether it can be written at all:
     # a read-only one here would make /sys of the pod's privileged containers read-only for good.
-    mounts = [_proc(), _dev(), _sys(read_only=not sandbox.privileged)]
+    mounts = [_proc(), _dev(), _sys(sandbox, read_only=not sandbox.privileged)]
     if (shm := _shm_source(sandbox, host_ipc=host_ipc)) is not None:
         mounts.append(_bind(shm, "/dev/shm", ["rprivate"]))  # noqa: S108
     if sandbox.resolv_conf_file is not None:
@@ -97,8 +100,7 @@ def _requested_mount(mount: Mount, field: str, *, handler: HandlerFacts, node: N
         refuse(f"{field}.readonly", mount.readonly, "must be true: image volumes are read-only")
     if mount.HasField("image") or mount.image_sub_path:
         raise UnsupportedError(f"{field}.image: image volumes are not supported yet")
-    if mount.uidMappings or mount.gidMappings:
-        raise UnsupportedError(f"{field}.uidMappings: ID-mapped mounts are not supported yet")
+    id_mappings = _id_mappings(mount, field, handler)
     if mount.selinux_relabel and node.selinux_enabled:
         raise UnsupportedError(f"{field}.selinux_relabel: SELinux labels are not supported yet")
     destination = clean_container_path(mount.container_path, f"{field}.container_path")
@@ -118,7 +120,32 @@ def _requested_mount(mount: Mount, field: str, *, handler: HandlerFacts, node: N
             refuse(f"{field}.mount_options", option, "must be noexec, nodev or nosuid")
         if option not in options:
             options.append(option)
-    return _bind(source, destination, options)
+    return {**_bind(source, destination, options), **id_mappings}
+
+
+def _id_mappings(mount: Mount, field: str, handler: HandlerFacts) -> Spec:
+    """Whom the volume's files belong to in the container, where that isn't their owners (ID-mapped mounts)."""
+    given = {"uidMappings": mount.uidMappings, "gidMappings": mount.gidMappings}
+    if not any(given.values()):
+        return {}
+    for key, mappings in given.items():
+        if not mappings:
+            raise InvalidArgumentError(
+                f"{field}.{key}: missing: users and groups are mapped together"
+            )
+        for mapping in mappings:
+            check_mapping(mapping, f"{field}.{key}")
+    if not handler.user_namespaces:
+        raise InvalidArgumentError(
+            f"{field}.uidMappings: the runtime handler {handler.name!r} or this kernel does not support "
+            "ID-mapped mounts"
+        )
+    return {
+        key: [
+            {"containerID": m.container_id, "hostID": m.host_id, "size": m.length} for m in mappings
+        ]
+        for key, mappings in given.items()
+    }
 
 
 def _check_recursive_read_only(mount: Mount, field: str, handler: HandlerFacts) -> None:
@@ -140,19 +167,14 @@ def _default_mounts(
     mounts = [
         _proc(),
         _dev(),
-        _sys(read_only=not privileged),
+        _sys(sandbox, read_only=not privileged),
         {
             "destination": "/dev/pts",
             "type": "devpts",
             "source": "devpts",
-            # gid 5 is tty in every distribution.
             "options": [
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
+                *("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"),
+                *([f"gid={_TTY_GROUP}"] if _has_group(sandbox, _TTY_GROUP) else []),
             ],
         },
         {
@@ -212,7 +234,14 @@ def _dev() -> Spec:
     }
 
 
-def _sys(*, read_only: bool) -> Spec:
+def _has_group(sandbox: SandboxFacts, gid: int) -> bool:
+    return sandbox.users is None or gid < sandbox.users.gids.length
+
+
+def _sys(sandbox: SandboxFacts, *, read_only: bool) -> Spec:
+    if sandbox.users is not None and sandbox.netns_path is None:
+        # sysfs shows a network namespace, and the node's is not this user namespace's to mount: it sees the node's own.
+        return _bind("/sys", "/sys", ["rprivate", "nosuid", "noexec", "nodev", "rro"])
     return {
         "destination": "/sys",
         "type": "sysfs",

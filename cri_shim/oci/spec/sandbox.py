@@ -7,6 +7,7 @@ not here: `sysctls` says who writes them.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2
@@ -14,12 +15,12 @@ from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec import mounts, namespaces, process, resources, security, sysctls
 from cri_shim.oci.spec.annotations import build_sandbox_annotations
 from cri_shim.oci.spec.capabilities import build_capabilities
-from cri_shim.oci.spec.checks import has_control_characters, refuse
+from cri_shim.oci.spec.checks import refuse
 from cri_shim.oci.spec.container import OCI_VERSION, build_user
 from cri_shim.oci.spec.user import resolve_sandbox_user
 
 if TYPE_CHECKING:
-    from cri_shim._pb.cri.v1.api_pb2 import PodSandboxConfig
+    from cri_shim._pb.cri.v1.api_pb2 import LinuxContainerResources, PodSandboxConfig
     from cri_shim.oci.spec.inputs import HandlerFacts, ImageDefaults, NodeFacts, SandboxFacts, Spec
     from cri_shim.oci.spec.seccomp import Profile
 
@@ -27,6 +28,8 @@ PAUSE_OOM_SCORE_ADJ = -998
 """Killing it would take the pod away: it goes last, after kubelet itself (-999)."""
 _PAUSE_CPU_SHARES = 2
 _HOST_NAME_MAX = 64
+_HOST_LABEL_MAX = 63
+_HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
 
 
 def build_sandbox_spec(
@@ -59,6 +62,7 @@ def build_sandbox_spec(
     linux: Spec = {
         "namespaces": namespaces.build_sandbox_namespaces(options, sandbox=sandbox, node=node),
         "cgroupsPath": cgroups_path,
+        **namespaces.build_user_mappings(sandbox, handler),
         "resources": {
             "devices": [{"allow": False, "access": "rwm"}],
             "cpu": {"shares": _PAUSE_CPU_SHARES},
@@ -70,9 +74,11 @@ def build_sandbox_spec(
         linux["sysctl"] = parameters.spec
     if seccomp is not None:
         linux["seccomp"] = seccomp
+    user = resolve_sandbox_user(context)
+    namespaces.check_mapped(user, sandbox.users)
     process_spec: Spec = {
         "terminal": False,
-        "user": build_user(resolve_sandbox_user(context), node),
+        "user": build_user(user, node),
         "args": args,
         "env": [f"PATH={process.DEFAULT_PATH}"],
         "cwd": "/",
@@ -91,7 +97,7 @@ def build_sandbox_spec(
         "linux": linux,
     }
     if sandbox.netns_path is not None:
-        spec["hostname"] = checked_hostname(sandbox.hostname)
+        spec["hostname"] = sandbox.hostname
     return spec
 
 
@@ -104,8 +110,29 @@ def check_sandbox_config(config: PodSandboxConfig, handler: HandlerFacts, node: 
     if config.HasField("windows"):
         raise InvalidArgumentError("windows: this node runs Linux")
     namespaces.check_namespace_options(context.namespace_options, handler, is_sandbox=True)
+    namespaces.check_mapped(
+        resolve_sandbox_user(context), namespaces.user_mappings(context.namespace_options)
+    )
+    if context.supplemental_groups_policy not in (api_pb2.Merge, api_pb2.Strict):
+        refuse("supplemental_groups_policy", context.supplemental_groups_policy, "is not known")
     security.check_selinux(context.selinux_options, node)
     security.sandbox_apparmor(context, node)
+    check_sizing(overhead=config.linux.overhead, size=config.linux.resources, node=node)
+
+
+def check_sizing(
+    *, overhead: LinuxContainerResources, size: LinuxContainerResources, node: NodeFacts
+) -> None:
+    """Refuse what no pod's resources can be. They size a pod with a kernel of its own; cgroups are kubelet's to limit.
+
+    Raises InvalidArgumentError naming the field.
+    """
+    for field, given in (("overhead", overhead), ("resources", size)):
+        try:
+            resources.build_resources(given, node)
+            resources.oom_score_adj(given.oom_score_adj, node)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"linux.{field}.{error}") from error
 
 
 def sandbox_sysctls(
@@ -126,12 +153,18 @@ def sandbox_sysctls(
 
 
 def checked_hostname(hostname: str) -> str:
-    """The host name, if the kernel takes it and no generated file could be forged with it.
+    """The host name that a pod asks for, if it is one: labels of RFC 1123 (letters, digits, `-`) with dots between.
 
-    Raises InvalidArgumentError.
+    A label has up to 63 bytes. The whole has up to 64, which only a fully qualified name (`setHostnameAsFQDN`) makes
+    use of: HOST_NAME_MAX, sethostname(2) takes no more. Raises InvalidArgumentError.
     """
     if len(hostname.encode()) > _HOST_NAME_MAX:
-        refuse("hostname", hostname, f"is longer than the kernel's {_HOST_NAME_MAX} bytes")
-    if has_control_characters(hostname):
-        refuse("hostname", hostname, "contains control characters")
+        refuse("config.hostname", hostname, f"is longer than the kernel's {_HOST_NAME_MAX} bytes")
+    for label in hostname.split("."):
+        if len(label) > _HOST_LABEL_MAX or _HOST_LABEL.fullmatch(label) is None:
+            refuse(
+                "config.hostname",
+                hostname,
+                f"must be labels of letters, digits and '-', up to {_HOST_LABEL_MAX} bytes each, with dots between",
+            )
     return hostname

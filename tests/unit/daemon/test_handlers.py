@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,13 +10,15 @@ import pytest
 
 from cri_shim.config.model import HandlerKind, HandlerSettings, RuntimeSettings
 from cri_shim.config.values import AnnotationPattern, EnvName, Executable, HandlerName
+from cri_shim.daemon import handlers as handlers_module
 from cri_shim.daemon.handlers import Handlers
-from cri_shim.errors import UnknownRuntimeHandlerError
+from cri_shim.errors import CommandError, UnknownRuntimeHandlerError
+from cri_shim.host.userns import UserNamespace
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.paths import Paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from cri_shim.config import Config
@@ -47,6 +50,68 @@ async def test_what_a_handler_supports_is_what_it_says(handlers: Handlers) -> No
     await handlers.discover()
     assert handlers.facts("rro").recursive_read_only_mounts
     assert handlers.facts("").name == "rro"
+
+
+@pytest.mark.parametrize("file_system_maps", [True, False])
+async def test_user_namespaces_need_the_runtime_and_the_layers_file_system(
+    config: Config,
+    reaper: Reaper,
+    install_runtime: Callable[[str], Executable],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    file_system_maps: bool,
+) -> None:
+    tried: list[tuple[Path, int]] = []
+
+    def can_map_ids(directory: Path, userns_fd: int) -> bool:
+        tried.append((directory, userns_fd))
+        return file_system_maps
+
+    @asynccontextmanager
+    async def new_user_namespace(
+        reaper: Reaper, *, uid_map: str, gid_map: str, with_network: bool
+    ) -> AsyncIterator[UserNamespace]:
+        yield UserNamespace(7, None)
+
+    monkeypatch.setattr(handlers_module, "can_map_ids", can_map_ids)
+    monkeypatch.setattr(handlers_module, "new_user_namespace", new_user_namespace)
+    settings = RuntimeSettings(
+        default_handler=HandlerName("rro"),
+        handlers={
+            HandlerName(name): HandlerSettings(path=install_runtime(name))
+            for name in ("idmap-runc", "rro")
+        },
+    )
+    paths = Paths(config.root, config.state)
+    handlers = Handlers(settings, paths=paths, reaper=reaper, systemd=False)
+    assert not handlers.facts("idmap-runc").user_namespaces
+    await handlers.discover()
+    facts = handlers.facts("idmap-runc")
+    assert facts.user_namespaces is file_system_maps
+    assert facts.reads_user_mappings
+    assert not handlers.facts("rro").user_namespaces
+    assert tried == [(paths.layers_dir, 7)]
+
+
+async def test_a_node_without_user_namespaces_offers_none(
+    config: Config,
+    reaper: Reaper,
+    install_runtime: Callable[[str], Executable],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def new_user_namespace(reaper: Reaper, **_: object) -> None:
+        raise CommandError("making a user namespace", ["unshare"], "exited", "No space left")
+
+    monkeypatch.setattr(handlers_module, "new_user_namespace", new_user_namespace)
+    settings = RuntimeSettings(
+        default_handler=HandlerName("idmap"),
+        handlers={HandlerName("idmap"): HandlerSettings(path=install_runtime("idmap"))},
+    )
+    handlers = Handlers(
+        settings, paths=Paths(config.root, config.state), reaper=reaper, systemd=False
+    )
+    await handlers.discover()
+    assert not handlers.facts("idmap").user_namespaces
 
 
 async def test_a_handler_that_cannot_be_run_stops_no_other(handlers: Handlers) -> None:

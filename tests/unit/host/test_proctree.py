@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.host import proctree
+from cri_shim.host.procstat import ProcessEntry, process_entry
 from cri_shim.host.proctree import (
-    ProcessEntry,
     descendants,
     kill_family,
-    parse_stat,
-    process_entry,
     process_table,
     session_of,
 )
@@ -68,20 +66,6 @@ def is_gone(pid: int) -> bool:
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["sh", "a b", "a) R 1 (b", ")", "", "(("])
-def test_a_row_is_read_whatever_the_process_calls_itself(name: str) -> None:
-    fields = ["S", "7", "8", "9", *("0" for _ in range(15)), "4242", "1", "2"]
-    assert parse_stat(f"12 ({name}) {' '.join(fields)}") == ProcessEntry(12, 7, 9, 4242, False)
-
-
-@pytest.mark.parametrize(
-    ("state", "zombie"), [("Z", True), ("X", True), ("R", False), ("T", False)]
-)
-def test_only_the_dead_are_zombies(state: str, *, zombie: bool) -> None:
-    fields = [state, "7", "8", "9", *("0" for _ in range(15)), "4242"]
-    assert parse_stat(f"12 (sh) {' '.join(fields)}").zombie is zombie
 
 
 def test_this_very_process_is_in_the_table() -> None:

@@ -54,3 +54,6 @@ def test_features_tell_what_kubelet_asks_for() -> None:
     assert not old.recursive_read_only_mounts
     assert not old.user_namespaces
     assert not RuntimeFeatures().user_namespaces
+    assert not new.reads_user_mappings
+    runc = RuntimeFeatures(annotations={"org.opencontainers.runc.version": "1.3.0"})
+    assert runc.reads_user_mappings

@@ -34,11 +34,13 @@ class Node:
         self.reported: list[tuple[str, Exit]] = []
         self.watch = ExitWatch(directory, lambda i, e: self.reported.append((i, e)))
 
-    def begin(self, object_id: str = ID) -> tuple[FakeProcess, FakeProcess]:
+    def begin(
+        self, object_id: str = ID, *, patience_s: float | None = None
+    ) -> tuple[FakeProcess, FakeProcess]:
         """A container and its monitor, both running and watched."""
         monitor = self.kernel.spawn()
         process = self.kernel.spawn(parent=monitor.pid)
-        self.watch.watch(object_id, _named(process), _named(monitor))
+        self.watch.watch(object_id, _named(process), _named(monitor), patience_s=patience_s)
         return process, monitor
 
     def codes(self) -> list[tuple[str, int | None]]:
@@ -165,6 +167,15 @@ async def test_a_slow_monitor_that_dies_is_not_waited_for_any_longer(
         node.kernel.end(process.pid)
         await until(lambda: logs)
     node.kernel.end(monitor.pid)
+    await until(lambda: node.reported)
+    assert node.reported == [(ID, Exit(None, 0))]
+
+
+@pytest.mark.asyncio
+async def test_who_wants_to_know_soon_is_told_without_the_code(node: Node) -> None:
+    process, _ = node.begin(patience_s=0.01)
+    node.kernel.end(process.pid)
+    assert node.reported == []
     await until(lambda: node.reported)
     assert node.reported == [(ID, Exit(None, 0))]
 

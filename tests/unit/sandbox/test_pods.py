@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
+import os
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +26,9 @@ from cri_shim.errors import (
     UnavailableError,
     UnknownRuntimeHandlerError,
     UnsupportedError,
+    WrongStateError,
 )
+from cri_shim.host.userns import fd_path
 from cri_shim.image.builtin import PAUSE_REFERENCE
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.exits import Exit
@@ -31,6 +36,7 @@ from cri_shim.sandbox.model import ContainerState, SandboxState
 from cri_shim.sandbox.pod_images import PauseImage
 from cri_shim.single_flight import SupersededError
 from tests.fakes.house import container_config, pod_config, turn_over, until
+from tests.fakes.kernel import NETNS_FD, USERNS_FD
 from tests.fakes.networks import FakeImages
 from tests.unit.sandbox.interruptions import (
     UNDO_EFFECTS,
@@ -271,7 +277,28 @@ async def test_what_is_undone_at_its_very_end_reports_no_exit(
     assert house.reported == []
 
 
-async def test_the_namespace_stays_while_its_networks_are_not_detached(house: House) -> None:
+async def test_a_failed_creation_whose_network_stays_is_forgotten_and_its_detachment_owed(
+    house: House,
+) -> None:
+    house.points.fail("runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "no"))
+    house.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
+    with pytest.raises(RuntimeCommandError):
+        await house.pods.run_pod_sandbox(pod_config(), "")
+    assert house.pods.list_pod_sandbox() == []
+    # The namespace stays, for the DEL that is still to come.
+    assert sorted(house.leftovers()) == ["attachments", "debts", "files", "namespaces"]
+
+    house.points.heal()
+    house.upkeep.wake()
+    await house.upkeep.pay_debts()
+    assert house.cni.deleted[-1].netns != ""
+    assert house.leftovers() == {}
+
+
+async def test_a_detachment_that_cannot_even_be_noted_keeps_the_sandbox_and_its_namespace(
+    house: House,
+) -> None:
+    house.paths.debts_dir.write_text("in the way")
     house.points.fail("runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "no"))
     house.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
     with pytest.raises(RuntimeCommandError):
@@ -279,8 +306,12 @@ async def test_the_namespace_stays_while_its_networks_are_not_detached(house: Ho
     [sandbox] = house.pods.list_pod_sandbox()
     assert list(house.kernel.namespaces)
     assert sandbox.status.attachments
+    with pytest.raises(CriShimError, match="is owed"):
+        await house.pods.stop_pod_sandbox(sandbox.id)
+    assert sandbox.status.attachments
 
     house.points.heal()
+    house.paths.debts_dir.unlink()
     await house.pods.remove_pod_sandbox(sandbox.id)
     assert house.cni.deleted[-1].netns != ""
     assert house.leftovers() == {}
@@ -399,6 +430,102 @@ async def test_many_pods_at_once_are_all_made(house: House) -> None:
     assert [s.record.metadata.name for s in house.pods.list_pod_sandbox()] == names
 
 
+# --- user namespaces ---------------------------------------------------------------------------------------------
+
+
+def with_users(config: api.PodSandboxConfig) -> api.PodSandboxConfig:
+    """The pod, with a user namespace whose root is who runs the tests: anyone may give files to themselves."""
+    users = config.linux.security_context.namespace_options.userns_options
+    users.mode = api.POD
+    users.uids.add(host_id=os.getuid(), length=100)
+    users.gids.add(host_id=os.getgid(), length=200)
+    return config
+
+
+async def test_everything_of_a_pod_with_users_of_its_own_is_made_in_terms_of_them(
+    house: House,
+) -> None:
+    made = house.points.hold("monitor.create")
+    call = asyncio.ensure_future(house.pods.run_pod_sandbox(with_users(pod_config()), ""))
+    await made.reached.wait()
+    # It is held until the pause container, which joins it, is there.
+    root = (os.getuid(), os.getgid())
+    assert house.kernel.user_namespaces == [(f"0 {root[0]} 100", f"0 {root[1]} 200")]
+    made.release()
+    sandbox = house.pods.find(await call)
+    paths = house.paths.sandbox(sandbox.id)
+    spec = json.loads(paths.spec_file.read_bytes())
+    assert {"type": "user", "path": fd_path(USERNS_FD)} in spec["linux"]["namespaces"]
+    assert house.kernel.user_namespaces == []
+    assert list(house.kernel.netns_fds.values()) == [NETNS_FD]
+    assert house.kernel.mapped == {paths.rootfs_dir}
+    assert house.kernel.owners[paths.shm_dir] == root
+    assert stat.S_IMODE(paths.state_dir.stat().st_mode) == 0o710
+    assert house.points.passed.index("userns.made") < house.points.passed.index("netns.create")
+    container = await house.start(sandbox)
+    assert house.paths.container(container.id).rootfs_dir in house.kernel.mapped
+    await house.pods.remove_pod_sandbox(sandbox.id)
+    assert house.leftovers() == {}
+
+
+async def test_a_pod_with_users_of_its_own_may_be_on_the_nodes_network(house: House) -> None:
+    config = with_users(pod_config(host_network=True))
+    await house.pods.run_pod_sandbox(config, "")
+    assert house.kernel.netns_fds == {}
+    assert house.cni.attached == {}
+
+
+@pytest.mark.parametrize("point", ["userns.make", "userns.made", "netns.created", "monitor.create"])
+async def test_a_creation_with_users_that_fails_leaves_nothing(house: House, point: str) -> None:
+    house.points.fail(point, ResourceExhaustedError("user.max_user_namespaces"))
+    with pytest.raises(ResourceExhaustedError):
+        await house.pods.run_pod_sandbox(with_users(pod_config()), "")
+    await house.settle()
+    assert house.leftovers() == {}
+    assert house.kernel.user_namespaces == []
+
+
+async def test_no_container_is_made_where_the_users_are_gone(house: House) -> None:
+    sandbox = house.pods.find(await house.pods.run_pod_sandbox(with_users(pod_config()), ""))
+    assert sandbox.status.process
+    del house.kernel.processes[sandbox.status.process.pid]  # nobody has noticed yet
+    with pytest.raises(WrongStateError, match="pause process is gone"):
+        await house.create(sandbox)
+    await house.pods.remove_pod_sandbox(sandbox.id)
+    assert house.leftovers() == {}
+
+
+# --- UpdatePodSandboxResources -----------------------------------------------------------------------------------
+
+
+async def test_a_pods_new_size_is_kept_and_shown_also_by_the_next_daemon(house: House) -> None:
+    sandbox = await house.run_pod()
+    resources = api.LinuxContainerResources(cpu_quota=150_000, memory_limit_in_bytes=1 << 30)
+    overhead = api.LinuxContainerResources(cpu_shares=10)
+    await house.pods.update_pod_sandbox_resources(sandbox.id, overhead, resources)
+    expected = {
+        "overhead": {"cpu_shares": "10"},
+        "resources": {"cpu_quota": "150000", "memory_limit_in_bytes": str(1 << 30)},
+    }
+    assert house.pods.verbose_info(sandbox)["resourcesUpdate"] == expected
+    [(_, again)] = house.sandboxes.load()
+    assert not isinstance(again, CriShimError)
+    assert house.pods.verbose_info(again)["resourcesUpdate"] == expected
+
+
+async def test_a_size_that_no_pod_can_have_or_for_no_ready_pod_is_refused(house: House) -> None:
+    sandbox = await house.run_pod()
+    nothing = api.LinuxContainerResources()
+    impossible = api.LinuxContainerResources(cpu_period=1)
+    with pytest.raises(InvalidArgumentError, match=r"linux\.resources\.cpu_period"):
+        await house.pods.update_pod_sandbox_resources(sandbox.id, nothing, impossible)
+    await house.pods.stop_pod_sandbox(sandbox.id)
+    with pytest.raises(WrongStateError, match="stopped"):
+        await house.pods.update_pod_sandbox_resources(sandbox.id, nothing, nothing)
+    with pytest.raises(NotFoundError):
+        await house.pods.update_pod_sandbox_resources("0" * 64, nothing, nothing)
+
+
 # --- StopPodSandbox ----------------------------------------------------------------------------------------------
 
 
@@ -446,22 +573,23 @@ async def test_a_stop_whose_caller_goes_away_goes_on(house: House) -> None:
     await until(lambda: sandbox.status.torn_down)
 
 
-async def test_a_failing_detachment_is_reported_and_the_next_stop_completes_it(
-    house: House,
-) -> None:
+async def test_a_failing_detachment_holds_no_pod_up_and_is_made_good_later(house: House) -> None:
     sandbox = await house.run_pod()
     house.points.fail("cni.del", CniPluginError("bridge", "DEL", "iptables is locked"))
-    with pytest.raises(CniPluginError, match="iptables is locked"):
-        await house.pods.stop_pod_sandbox(sandbox.id)
+    await house.pods.stop_pod_sandbox(sandbox.id)
     assert sandbox.state is SandboxState.NOT_READY
-    assert (sandbox.status.torn_down, len(sandbox.status.attachments)) == (False, 1)
+    assert (sandbox.status.torn_down, len(sandbox.status.attachments)) == (True, 0)
+    await house.pods.remove_pod_sandbox(sandbox.id)
     # Everything else is gone: the namespace alone stays, for the DEL that is still to come.
-    assert sorted(house.leftovers()) == ["attachments", "files", "namespaces", "sandboxes"]
+    assert sorted(house.leftovers()) == ["attachments", "debts", "files", "namespaces"]
+    [debt] = house.debts
+    assert (debt.pod, debt.container_id) == ("default/web", sandbox.id)
+    assert "iptables is locked" in debt.error
 
     house.points.heal()
-    await house.pods.stop_pod_sandbox(sandbox.id)
-    assert (sandbox.status.torn_down, len(sandbox.status.attachments)) == (True, 0)
-    assert sorted(house.leftovers()) == ["files", "sandboxes"]
+    house.upkeep.wake()
+    await house.upkeep.pay_debts()
+    assert house.leftovers() == {}
 
 
 async def test_a_pause_process_that_cannot_be_killed_keeps_no_address(house: House) -> None:
@@ -485,13 +613,13 @@ async def test_of_several_failures_of_a_stop_the_first_is_reported_and_the_rest_
 ) -> None:
     sandbox = await house.run_pod()
     house.points.fail("cgroup.kill", DeadlineError("it hangs in the kernel"))
-    house.points.fail("cni.del", CniPluginError("bridge", "DEL", "iptables is locked"))
+    house.points.fail("netns.remove", OSError(errno.EBUSY, "its namespace is busy"))
     house.points.fail("unmount", OSError(errno.EBUSY, "busy"))
     with capture_logs() as logs, pytest.raises(DeadlineError, match="hangs in the kernel"):
         await house.pods.stop_pod_sandbox(sandbox.id)
     told = [line["error"] for line in logs if line["event"] == "failed as well"]
     assert len(told) == 2
-    assert "iptables is locked" in told[0]
+    assert "its namespace is busy" in told[0]
     assert "busy" in told[1]
 
     house.points.heal()
@@ -548,6 +676,36 @@ async def test_stops_and_removals_may_run_at_once(house: House) -> None:
     )
     await house.settle()
     assert house.leftovers() == {}
+
+
+async def test_ten_callers_at_once_stop_and_remove_a_pod_that_is_being_made(house: House) -> None:
+    hold = house.points.hold("runtime.start")
+    call = asyncio.ensure_future(outcome_of(house.pods.run_pod_sandbox(pod_config(), "")))
+    await hold.reached.wait()
+    [sandbox] = house.sandboxes
+    callers = [
+        asyncio.ensure_future(
+            house.pods.remove_pod_sandbox(sandbox.id)
+            if number % 2
+            else house.pods.stop_pod_sandbox(sandbox.id)
+        )
+        for number in range(10)
+    ]
+    await turn_over()
+    hold.release()
+    await asyncio.gather(*callers)
+    assert isinstance(await call, CriShimError)
+    await house.settle()
+    assert house.leftovers() == {}
+    await house.run_pod()
+
+
+async def test_ten_callers_at_once_remove_a_pod_with_its_containers(house: House) -> None:
+    sandbox = await house.run_pod()
+    await asyncio.gather(*(house.start(sandbox, name) for name in ("one", "two")))
+    await asyncio.gather(*(house.pods.remove_pod_sandbox(sandbox.id) for _ in range(10)))
+    assert house.leftovers() == {}
+    assert house.points.passed.count("cni.del") == 1
 
 
 async def test_a_removal_that_failed_is_finished_by_the_next(house: House) -> None:

@@ -420,7 +420,6 @@ async def test_a_container_that_was_being_made_is_undone(house: House, point: st
 @pytest.mark.parametrize(
     ("effect", "error"),
     [
-        ("cni.del", CniPluginError("bridge", "DEL", "busy")),
         ("cgroup.kill", CriShimError("busy")),
         ("unmount", OSError(errno.EBUSY, "busy")),
         ("unmount", TimeoutError()),
@@ -562,11 +561,35 @@ async def test_what_could_not_be_taken_from_a_damaged_sandbox_is_taken_the_next_
     hurt = await house.run_pod()
     house.paths.sandbox(hurt.id).record_file.write_text("{")
     again = house.restarted()
-    again.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
+    again.points.fail("netns.remove", OSError(errno.EBUSY, "busy"))
     await again.recovery.run()
-    assert again.cni.attached
+    assert again.kernel.namespaces
     again.points.heal()
     third = await recovered(again)
+    assert third.leftovers() == {}
+    await third.close()
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+async def test_a_detachment_that_fails_in_recovery_is_owed_and_survives_the_next_start(
+    house: House, *, damaged: bool
+) -> None:
+    if damaged:
+        hurt = await house.run_pod()
+        house.paths.sandbox(hurt.id).record_file.write_text("{")
+        again = house.restarted()
+    else:
+        again = await house.crashed_at(
+            "runtime.start", house.pods.run_pod_sandbox(pod_config(), "")
+        )
+    again.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
+    await again.recovery.run()
+    assert again.pods.list_pod_sandbox() == []
+    assert sorted(again.leftovers()) == ["attachments", "debts", "files", "namespaces"]
+    again.points.heal()
+    third = await recovered(again)
+    assert [debt.error for debt in third.debts] == ["CNI plugin bridge: DEL: busy"]
+    await third.upkeep.pay_debts()
     assert third.leftovers() == {}
     await third.close()
 

@@ -102,7 +102,7 @@ def test_a_parent_that_the_driver_cannot_use_is_refused(tmp_path: Path) -> None:
 
 def test_the_pause_container_is_built_from_its_record_and_image(node: Node) -> None:
     sandbox = make_sandbox(status=SandboxStatus())
-    spec = node.specs.sandbox_spec(sandbox, node.image(entrypoint=("/pause",), cmd=()))
+    spec = node.specs.sandbox_spec(sandbox, node.image(entrypoint=("/pause",), cmd=()), None)
     assert spec["process"]["args"] == ["/pause"]
     assert spec["root"]["path"] == str(node.paths.sandbox(sandbox.id).rootfs_dir)
     assert spec["linux"]["cgroupsPath"].endswith(sandbox.id)

@@ -16,6 +16,7 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     ContainerMetadata,
     Device,
     HugepageLimit,
+    IDMapping,
     Int64Value,
     KeyValue,
     LinuxContainerConfig,
@@ -28,6 +29,7 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     PodSandboxConfig,
     PodSandboxMetadata,
     SecurityProfile,
+    UserNamespace,
 )
 from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
 from cri_shim.oci.spec.container import build_container_spec
@@ -37,11 +39,13 @@ from cri_shim.oci.spec.inputs import (
     DeviceNode,
     HandlerFacts,
     HandlerKind,
+    IdRange,
     ImageDefaults,
     NodeFacts,
     ResolvedUser,
     SandboxFacts,
     Ulimit,
+    UserMappings,
 )
 from cri_shim.oci.spec.sandbox import build_sandbox_spec
 from cri_shim.oci.spec.seccomp import parse_profile
@@ -64,6 +68,7 @@ class Place:
     rootfs: str = "/run/cri-shim/containers/c0/rootfs"
     cgroups_path: str = "/kubepods/burstable/pod-1/c0"
     netns: str = "/run/netns/cri-5a5a5a5a"
+    userns: str = "/proc/99/fd/7"
     pause_pid: int = 4711
     target_pid: int = 4712
     shm: str = "/run/cri-shim/sandboxes/5a/shm"
@@ -99,6 +104,8 @@ IMAGE = ImageDefaults(
 )
 PAUSE = ImageDefaults(name="cri-shim/pause:1", entrypoint=("/pause", "-P"))
 RUNC = HandlerFacts("runc", recursive_read_only_mounts=True)
+MAPPING_RUNC = replace(RUNC, user_namespaces=True, reads_user_mappings=True)
+MAPPING_CRUN = HandlerFacts("crun", user_namespaces=True)
 FUSE = DeviceNode("/dev/fuse", "c", 10, 229)
 
 
@@ -191,6 +198,27 @@ def _sandbox_host_namespaces(place: Place) -> dict[str, Any]:
     )
     facts = sandbox_facts(place, pause_pid=None, netns_path=None, shm_dir=None)
     return sandbox_spec(pod_config(security_context=context), place, sandbox=facts)
+
+
+USERS = UserMappings(IdRange(200_000, 65_536), IdRange(300_000, 65_536))
+
+
+def user_namespace() -> UserNamespace:
+    return UserNamespace(
+        mode=api_pb2.POD,
+        uids=[IDMapping(host_id=200_000, length=65_536)],
+        gids=[IDMapping(host_id=300_000, length=65_536)],
+    )
+
+
+def _sandbox_user_namespace(place: Place) -> dict[str, Any]:
+    context = LinuxSandboxSecurityContext(
+        namespace_options=NamespaceOption(userns_options=user_namespace())
+    )
+    facts = sandbox_facts(place, pause_pid=None, users=USERS, userns_path=place.userns)
+    return sandbox_spec(
+        pod_config(security_context=context), place, handler=MAPPING_RUNC, sandbox=facts
+    )
 
 
 def _sandbox_privileged(place: Place) -> dict[str, Any]:
@@ -333,8 +361,34 @@ def _container_host_namespaces(place: Place) -> dict[str, Any]:
     context = LinuxContainerSecurityContext(
         namespace_options=NamespaceOption(network=node, pid=node, ipc=node)
     )
-    facts = sandbox_facts(place, netns_path=None, shm_dir=None)
+    facts = sandbox_facts(place, netns_path=None, shm_dir=None, host_ipc=True)
     return container_spec(container_config(context=context), place, sandbox=facts)
+
+
+def _container_user_namespace(place: Place) -> dict[str, Any]:
+    context = LinuxContainerSecurityContext(
+        namespace_options=NamespaceOption(userns_options=user_namespace())
+    )
+    mappings = [IDMapping(host_id=200_000, length=65_536)]
+    volume = Mount(
+        container_path="/data", host_path=place.volume, uidMappings=mappings, gidMappings=mappings
+    )
+    return container_spec(
+        container_config(context=context, mounts=[volume]),
+        place,
+        handler=MAPPING_RUNC,
+        sandbox=sandbox_facts(place, users=USERS),
+    )
+
+
+def _container_user_namespace_host_network(place: Place) -> dict[str, Any]:
+    options = NamespaceOption(network=api_pb2.NODE, userns_options=user_namespace())
+    return container_spec(
+        container_config(context=LinuxContainerSecurityContext(namespace_options=options)),
+        place,
+        handler=MAPPING_CRUN,
+        sandbox=sandbox_facts(place, netns_path=None, users=USERS),
+    )
 
 
 def _container_own_pids(place: Place) -> dict[str, Any]:
@@ -383,6 +437,10 @@ CASES: Mapping[str, Callable[[Place], dict[str, Any]]] = {
     name.removeprefix("_"): build
     for name, build in list(globals().items())
     if name.startswith(("_sandbox_", "_container_"))
+}
+NEEDS_USER_NAMESPACES = {
+    *("sandbox_user_namespace", "container_user_namespace"),
+    "container_user_namespace_host_network",
 }
 NEEDS_CGROUP_V2 = {"container_unified"}
 

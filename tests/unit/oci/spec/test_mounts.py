@@ -169,13 +169,43 @@ def test_recursive_read_only_needs_a_handler_that_can() -> None:
     [
         mount(image=ImageSpec(image="x"), readonly=True),
         mount(image_sub_path="x"),
-        mount(uidMappings=[IDMapping(length=1)]),
-        mount(gidMappings=[IDMapping(length=1)]),
     ],
 )
 def test_mount_of_a_kind_not_built_is_refused(wanted: Mount) -> None:
     with pytest.raises(UnsupportedError, match=r"mounts\[0\]"):
         build(wanted)
+
+
+MAPPED = replace(RUNC, user_namespaces=True)
+MAPPING = IDMapping(host_id=200_000, container_id=0, length=65536)
+
+
+def test_volume_belongs_to_whom_its_mappings_say() -> None:
+    wanted = mount(uidMappings=[MAPPING], gidMappings=[MAPPING])
+    expected = [{"containerID": 0, "hostID": 200_000, "size": 65536}]
+    built = build(wanted, handler=MAPPED)["/data"]
+    assert built["uidMappings"] == built["gidMappings"] == expected
+    assert "uidMappings" not in build(mount(), handler=MAPPED)["/data"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "handler", "field"),
+    [
+        (mount(uidMappings=[MAPPING]), MAPPED, "gidMappings"),
+        (mount(gidMappings=[MAPPING]), MAPPED, "uidMappings"),
+        (mount(uidMappings=[MAPPING], gidMappings=[MAPPING]), RUNC, "uidMappings"),
+        (
+            mount(uidMappings=[MAPPING], gidMappings=[IDMapping()]),
+            MAPPED,
+            r"gidMappings\.length",
+        ),
+    ],
+)
+def test_mappings_that_can_not_be_are_refused(
+    wanted: Mount, handler: HandlerFacts, field: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"mounts\[0\]\.{field}"):
+        build(wanted, handler=handler)
 
 
 def test_image_volume_that_could_be_written_is_malformed() -> None:

@@ -1,15 +1,16 @@
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim._pb.cri.v1.api_pb2 import (
+    IDMapping,
     LinuxSandboxSecurityContext,
     NamespaceOption,
     PodSandboxConfig,
     SecurityProfile,
     SELinuxOption,
+    UserNamespace,
     WindowsPodSandboxConfig,
 )
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
@@ -101,12 +102,51 @@ def test_image_without_a_command_is_refused() -> None:
         sandbox_spec(pod_config(), image=ImageDefaults(name="empty"))
 
 
-@pytest.mark.parametrize("hostname", ["h" * 65, "ä" * 33, "web\n10.0.0.1 evil", "web\x7f"])
-def test_host_name_that_could_forge_a_file_is_refused(hostname: str) -> None:
-    changes: dict[str, Any] = {"sandbox": sandbox_facts(GOLDEN_PLACE, hostname=hostname)}
-    with pytest.raises(InvalidArgumentError, match="hostname"):
-        sandbox_spec(pod_config(), **changes)
+@pytest.mark.parametrize(
+    "hostname",
+    [
+        *("h" * 64, "ä" * 33, "web\n10.0.0.1 evil", "web\x7f", "", "a..b", "-a", "a-", "a_b"),
+        f"{'h' * 60}.abcd",
+    ],
+)
+def test_host_name_that_is_none_is_refused(hostname: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"config\.hostname"):
+        checked_hostname(hostname)
 
 
-def test_host_name_of_64_bytes_is_taken() -> None:
-    assert checked_hostname("h" * 64)
+def test_host_name_has_labels_of_63_bytes_and_64_in_all() -> None:
+    for hostname in ("h" * 63, f"{'h' * 60}.abc", "Web-1.shop"):
+        assert checked_hostname(hostname) == hostname
+
+
+@pytest.mark.parametrize("field", ["overhead", "resources"])
+def test_size_that_no_pod_can_have_is_refused_by_its_field(field: str) -> None:
+    config = pod_config()
+    getattr(config.linux, field).cpu_period = 1
+    with pytest.raises(InvalidArgumentError, match=rf"linux\.{field}\.cpu_period"):
+        check_sandbox_config(config, RUNC, NODE)
+    getattr(config.linux, field).cpu_period = 100_000
+    check_sandbox_config(config, RUNC, NODE)
+
+
+def test_size_of_a_pod_is_not_that_of_its_pause_container() -> None:
+    config = pod_config()
+    config.linux.resources.memory_limit_in_bytes = 1 << 30
+    assert sandbox_spec(config)["linux"]["resources"] == {
+        "devices": [{"allow": False, "access": "rwm"}],
+        "cpu": {"shares": 2},
+    }
+
+
+def test_user_that_the_pods_namespace_does_not_know_is_refused_before_anything_is_built() -> None:
+    mapping = IDMapping(host_id=200_000, length=1000)
+    users = UserNamespace(mode=api_pb2.POD, uids=[mapping], gids=[mapping])
+    for field in ("run_as_user", "run_as_group"):
+        context = LinuxSandboxSecurityContext(
+            namespace_options=NamespaceOption(userns_options=users)
+        )
+        getattr(context, field).value = 1000
+        with pytest.raises(InvalidArgumentError, match="is not mapped"):
+            check_sandbox_config(
+                pod_config(security_context=context), replace(RUNC, user_namespaces=True), NODE
+            )

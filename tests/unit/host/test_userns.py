@@ -1,0 +1,88 @@
+"""The child that makes user namespaces, where it fails; the namespaces themselves need root."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from cri_shim.errors import CommandError, DeadlineError
+from cri_shim.host import userns
+from cri_shim.host.process import Reaper
+from cri_shim.host.userns import fd_path, new_user_namespace, open_user_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest_asyncio.fixture
+async def reaper() -> AsyncIterator[Reaper]:
+    descriptors = set(os.listdir("/proc/self/fd"))
+    opened = Reaper()
+    opened.open()
+    yield opened
+    opened.close()
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.fixture
+def unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The program that is run, for the test to write."""
+    file = tmp_path / "unshare"
+    file.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return file
+
+
+async def make(reaper: Reaper) -> None:
+    async with new_user_namespace(
+        reaper, uid_map="0 0 1", gid_map="0 0 1", with_network=True
+    ) as made:
+        assert made.netns_fd is not None
+
+
+@pytest.mark.asyncio
+async def test_the_kernels_words_are_told(reaper: Reaper, unshare: Path) -> None:
+    unshare.write_text("#!/bin/sh\necho unshare failed: No space left on device >&2\nexit 1\n")
+    with pytest.raises(CommandError, match=r"exited with status 1: .*No space left on device"):
+        await make(reaper)
+
+
+@pytest.mark.asyncio
+async def test_mappings_that_are_refused_are_told(reaper: Reaper, unshare: Path) -> None:
+    unshare.write_text("#!/bin/sh\nexec cat\n")  # in our own namespace, which has its mappings
+    with pytest.raises(CommandError, match="refused its mappings '0 0 1'"):
+        await make(reaper)
+
+
+@pytest.mark.asyncio
+async def test_a_child_that_hangs_is_killed(
+    reaper: Reaper, unshare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(userns, "TIMEOUT_S", 0.1)
+    unshare.write_text(f"#!/bin/sh\necho $$ > {unshare}.pid\nexec sleep 600\n")
+    with pytest.raises(DeadlineError, match="unshare made no user namespace"):
+        await make(reaper)
+    pid = int((unshare.parent / "unshare.pid").read_text())
+    assert open_user_namespace(pid) is None
+
+
+@pytest.mark.asyncio
+async def test_a_program_that_is_not_there_is_told(
+    reaper: Reaper, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CommandError, match="unshare could not be run"):
+        await make(reaper)
+
+
+def test_a_living_process_has_a_user_namespace_and_ours_can_be_named() -> None:
+    fd = open_user_namespace(os.getpid())
+    assert fd is not None
+    try:
+        assert os.readlink(fd_path(fd)) == os.readlink("/proc/self/ns/user")
+    finally:
+        os.close(fd)
