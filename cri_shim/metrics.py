@@ -140,6 +140,18 @@ CONTAINER_OOMS = Counter(
     "Containers that the kernel killed for want of memory.",
     registry=REGISTRY,
 )
+STREAM_SESSIONS = Gauge(
+    "cri_shim_stream_sessions",
+    "Streaming sessions going on now.",
+    ["kind", "protocol"],
+    registry=REGISTRY,
+)
+STREAM_BYTES = Counter(
+    "cri_shim_stream_bytes_total",
+    "Bytes that streaming sessions carried, `in` from clients and `out` to them, without the protocols' own.",
+    ["kind", "direction"],
+    registry=REGISTRY,
+)
 RECOVERED_OBJECTS = Counter(
     "cri_shim_recovered_objects_total",
     "Records found at the start of the daemon, by what became of them.",
@@ -164,10 +176,16 @@ class _Objects(Collector):
         self.sandboxes: Callable[[], Mapping[str, int]] | None = None
         self.containers: Callable[[], Mapping[str, int]] | None = None
         self.images: Callable[[], int] | None = None
+        self.cni_debts: Callable[[], int] | None = None
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         # Registration must not ask for counts: the stores come later.
-        return [_family("sandboxes", "state"), _family("containers", "state"), _family("images")]
+        return [
+            _family("sandboxes", "state"),
+            _family("containers", "state"),
+            _family("images"),
+            _cni_debts(),
+        ]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         for name, count in (("sandboxes", self.sandboxes), ("containers", self.containers)):
@@ -179,11 +197,21 @@ class _Objects(Collector):
         if self.images:
             family.add_metric([], self.images())
         yield family
+        family = _cni_debts()
+        if self.cni_debts:
+            family.add_metric([], self.cni_debts())
+        yield family
 
 
 def _family(name: str, *labels: str) -> GaugeMetricFamily:
     text = f"How many {name} there are" + (", by state." if labels else ".")
     return GaugeMetricFamily(f"cri_shim_{name}", text, labels=labels)
+
+
+def _cni_debts() -> GaugeMetricFamily:
+    return GaugeMetricFamily(
+        "cri_shim_cni_debts", "Network attachments whose DEL failed and is tried again."
+    )
 
 
 _objects = _Objects()
@@ -195,6 +223,7 @@ def watch_objects(
     sandboxes: Callable[[], Mapping[str, int]] | None = None,
     containers: Callable[[], Mapping[str, int]] | None = None,
     images: Callable[[], int] | None = None,
+    cni_debts: Callable[[], int] | None = None,
 ) -> None:
     """Say how to count objects; what isn't given stays as it was.
 
@@ -204,6 +233,7 @@ def watch_objects(
     _objects.sandboxes = sandboxes or _objects.sandboxes
     _objects.containers = containers or _objects.containers
     _objects.images = images or _objects.images
+    _objects.cni_debts = cni_debts or _objects.cni_debts
 
 
 def exposition() -> bytes:

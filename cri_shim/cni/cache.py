@@ -76,11 +76,22 @@ class CacheEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
         )
 
 
+class _EntryNames(msgspec.Struct, rename="camel"):
+    container_id: str
+    if_name: str
+    network_name: str
+
+
 class ResultCache:
     """The directory of entries. Every method raises CriShimError when the disk fails."""
 
     def __init__(self, cache_dir: Path) -> None:
         self._dir = cache_dir
+
+    @property
+    def directory(self) -> Path:
+        """Where the entries are, ours and other runtimes'."""
+        return self._dir
 
     def load(self, attachment: Attachment) -> CacheEntry | None:
         """The entry of an attachment, or None when there is none that can be read."""
@@ -105,20 +116,46 @@ class ResultCache:
 
     def attachments(self, container_id: str) -> tuple[Attachment, ...]:
         """Every attachment of one container that has an entry, whatever networks are configured now."""
-        try:
-            names = sorted(file.name for file in self._dir.iterdir())
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise _disk_error("list", self._dir, error) from error
         found = []
-        for name in names:
+        for name in self._names():
             if name.startswith(".") or f"-{container_id}-" not in name:
                 continue
             entry = self._read(self._dir / name)
             if entry is not None and entry.container_id == container_id:
                 found.append(entry.attachment())
         return tuple(found)
+
+    def attached_to(self, network: str) -> set[tuple[str, str]]:
+        """Container ID and interface of each entry of a network, whoever made it. Touches nothing; blocking.
+
+        A file of a form that is not known here counts by its name, since somebody's attachment it is.
+        """
+        found = set()
+        for name in self._names():
+            if name.startswith("."):
+                continue
+            try:
+                entry = msgspec.json.decode(
+                    read_bounded(self._dir / name, MAX_ENTRY_BYTES), type=_EntryNames
+                )
+            except FileNotFoundError:
+                continue
+            except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+                # A write that is going on, or was cut short, is nobody's attachment yet.
+                if name.startswith(f"{network}-") and not name.endswith(TMP_SUFFIX):
+                    found.add((name.removeprefix(f"{network}-"), ""))
+                continue
+            if entry.network_name == network:
+                found.add((entry.container_id, entry.if_name))
+        return found
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(file.name for file in self._dir.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _disk_error("list", self._dir, error) from error
 
     def _file(self, attachment: Attachment) -> Path:
         return self._dir / f"{attachment.network}-{attachment.container_id}-{attachment.ifname}"

@@ -7,6 +7,8 @@ Rules:
   not when the first pod starts.
 - Every error is a ConfigError that names the file, the plugin by its index, and the field.
 - A plugin type is a bare file name: with a path in it, a configuration could run any executable.
+- A list may be completed by files of a folder beside it that has the network's name; whoever reads the list brings
+  them along. What comes out holds every plugin, so that the result cache needs no folder.
 
 CNI spec 1.1 §1 "Network configuration format" and §3 "Deriving request configuration from plugin configuration".
 """
@@ -23,7 +25,7 @@ from cri_shim.cni.attachment import MAX_NETWORK_NAME, is_network_name
 from cri_shim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MAX_CONF_BYTES = 1 << 20
 """The largest configuration file read."""
@@ -56,17 +58,27 @@ class NetworkList:
     name: str
     cni_version: str
     disable_check: bool
+    disable_gc: bool
     plugins: tuple[PluginConf, ...]
     document: bytes
     """The list as JSON: `parse_conflist` of it gives this object again. The result cache keeps it."""
 
 
+class ListHead(msgspec.Struct, rename={"load_only_inlined": "loadOnlyInlinedPlugins"}, frozen=True):
+    """What must be known of a list before its folder is read."""
+
+    name: str
+    load_only_inlined: bool = False
+
+
 class _ListFields(msgspec.Struct, rename="camel"):
     name: str
-    plugins: list[dict[str, Any]]
+    plugins: list[dict[str, Any]] = []
     cni_version: str = ""
     cni_versions: list[str] = []
     disable_check: bool | str = False
+    disable_gc: bool | str = msgspec.field(name="disableGC", default=False)
+    load_only_inlined_plugins: bool = False
 
 
 class _PluginFields(msgspec.Struct, rename="camel"):
@@ -81,22 +93,44 @@ def is_version_at_least(version: str, floor: str) -> bool:
     return KNOWN_VERSIONS.index(version) >= KNOWN_VERSIONS.index(floor)
 
 
-def parse_conflist(data: bytes, *, source: str) -> NetworkList:
+def parse_list_head(data: bytes, *, source: str) -> ListHead:
+    """The network's name and whether a folder of that name beside the file counts. Raises ConfigError."""
+    head = _convert(_decode_object(data, source=source), ListHead, source=source)
+    return ListHead(_checked_name(head.name, source=source), head.load_only_inlined)
+
+
+def parse_conflist(
+    data: bytes, *, source: str, folder: Sequence[tuple[str, bytes]] = ()
+) -> NetworkList:
     """Read a network configuration list (`.conflist`); `source` names the file in errors.
 
-    Raises ConfigError. Plugins that stand in a folder beside the list are not looked for: all must stand in it.
+    `folder`: name and content of each file of the network's folder, one plugin each, in order; they come last.
+    Raises ConfigError.
     """
-    fields = _convert(_decode_object(data, source=source), _ListFields, source=source)
-    if not fields.plugins:
+    document = _decode_object(data, source=source)
+    fields = _convert(document, _ListFields, source=source)
+    if fields.load_only_inlined_plugins and folder:
+        raise ConfigError(f"{source}: loadOnlyInlinedPlugins: its folder must not be read")
+    plugins = [
+        _plugin(conf, _convert(conf, _PluginFields, source=source, place=place), source, place)
+        for place, conf in ((f"plugins[{i}]", conf) for i, conf in enumerate(fields.plugins))
+    ]
+    for file, content in folder:
+        conf = _decode_object(content, source=file)
+        plugins.append(_plugin(conf, _convert(conf, _PluginFields, source=file), file, ""))
+    if "plugins" not in document and not plugins:
+        raise ConfigError(f"{source}: plugins: is missing")
+    if not plugins:
         raise ConfigError(f"{source}: plugins: the list is empty; a network needs at least one")
+    if folder:
+        document["plugins"] = [plugin.conf for plugin in plugins]
+        data = msgspec.json.encode({**document, "loadOnlyInlinedPlugins": True})
     return NetworkList(
         name=_checked_name(fields.name, source=source),
         cni_version=_checked_version(fields.cni_version, fields.cni_versions, source=source),
-        disable_check=_checked_flag(fields.disable_check, source=source),
-        plugins=tuple(
-            _plugin(conf, _convert(conf, _PluginFields, source=source, place=place), source, place)
-            for place, conf in ((f"plugins[{i}]", conf) for i, conf in enumerate(fields.plugins))
-        ),
+        disable_check=_checked_flag(fields.disable_check, "disableCheck", source=source),
+        disable_gc=_checked_flag(fields.disable_gc, "disableGC", source=source),
+        plugins=tuple(plugins),
         document=data,
     )
 
@@ -119,6 +153,7 @@ def parse_conf(data: bytes, *, source: str) -> NetworkList:
         name=name,
         cni_version=version,
         disable_check=False,
+        disable_gc=False,
         plugins=(_plugin(conf, fields, source, ""),),
         document=msgspec.json.encode(document),
     )
@@ -130,13 +165,15 @@ def build_plugin_config(
     *,
     prev_result: Mapping[str, Any] | None = None,
     capability_args: Mapping[str, object] | None = None,
+    valid_attachments: Sequence[Mapping[str, str]] | None = None,
 ) -> bytes:
     """What one plugin of the chain reads on its standard input.
 
     The list's name and version go to every plugin; of `capability_args` only what this one declares.
+    `valid_attachments` is for GC: what must stay. Names that begin with `cni.dev/` are the specification's own.
     """
     conf: dict[str, object] = {
-        **plugin.conf,
+        **{key: value for key, value in plugin.conf.items() if not key.startswith("cni.dev/")},
         "name": network.name,
         "cniVersion": network.cni_version,
     }
@@ -147,6 +184,8 @@ def build_plugin_config(
         conf["runtimeConfig"] = wanted
     if prev_result is not None:
         conf["prevResult"] = prev_result
+    if valid_attachments is not None:
+        conf["cni.dev/valid-attachments"] = valid_attachments
     return msgspec.json.encode(conf)
 
 
@@ -210,9 +249,9 @@ def _checked_version(version: str, versions: list[str], *, source: str) -> str:
     return max(known, key=KNOWN_VERSIONS.index)
 
 
-def _checked_flag(value: bool | str, *, source: str) -> bool:
+def _checked_flag(value: bool | str, field: str, *, source: str) -> bool:
     if isinstance(value, bool):
         return value
     if value.lower() in ("true", "false"):  # written as text in files of the 0.4.0 days
         return value.lower() == "true"
-    raise ConfigError(f"{source}: disableCheck: {value!r} is neither true nor false")
+    raise ConfigError(f"{source}: {field}: {value!r} is neither true nor false")

@@ -50,6 +50,10 @@ class Verb(StrEnum):
 
     ADD = "ADD"
     DEL = "DEL"
+    CHECK = "CHECK"
+    STATUS = "STATUS"
+    GC = "GC"
+    VERSION = "VERSION"
 
 
 class PluginRunner:
@@ -87,10 +91,18 @@ class PluginRunner:
         return " or ".join(map(str, self.plugin_dirs)) or "any directory: none is configured"
 
     async def run(
-        self, verb: Verb, plugin: str, config: bytes, attachment: Attachment, *, netns: str
+        self,
+        verb: Verb,
+        plugin: str,
+        config: bytes,
+        attachment: Attachment | None = None,
+        *,
+        netns: str = "",
+        timeout_s: float | None = None,
     ) -> bytes:
         """Call `plugin` and return what it printed; `netns` is empty when the namespace is gone.
 
+        The verbs about a network as a whole have no attachment. `timeout_s` may shorten the usual deadline.
         Raises CniPluginError. A cancellation is raised once the plugin has ended, or been killed.
         """
         file = self.find(plugin)
@@ -98,11 +110,12 @@ class PluginRunner:
             raise CniPluginError(
                 plugin, verb, f"no such executable in {self.where()}; install the plugin there"
             )
+        timeout_s = min(self.timeout_s, timeout_s or self.timeout_s)
         try:
             completed = await self._to_its_end(
                 self._reaper.run(
                     [str(file)],
-                    timeout_s=self.timeout_s,
+                    timeout_s=timeout_s,
                     stdin=config,
                     env=self._environment(verb, attachment, netns),
                     max_stdout_bytes=MAX_ANSWER_BYTES,
@@ -110,7 +123,7 @@ class PluginRunner:
             )
         except DeadlineError as error:
             raise CniPluginError(
-                plugin, verb, f"no answer within {self.timeout_s:g} s; it was killed"
+                plugin, verb, f"no answer within {timeout_s:g} s; it was killed"
             ) from error
         except CommandError as error:
             raise CniPluginError(
@@ -122,7 +135,7 @@ class PluginRunner:
             "cni plugin called",
             plugin=plugin,
             verb=str(verb),
-            attachment=str(attachment),
+            attachment=str(attachment or ""),
             ending=completed.ending.describe(),
             seconds=round(completed.seconds, 4),
             stderr=_printable(completed.stderr_tail),
@@ -151,16 +164,20 @@ class PluginRunner:
             raise cancelled
         return task.result()
 
-    def _environment(self, verb: Verb, attachment: Attachment, netns: str) -> dict[str, str]:
-        return {
+    def _environment(self, verb: Verb, attachment: Attachment | None, netns: str) -> dict[str, str]:
+        environment = {
             "PATH": os.environ.get("PATH", _DEFAULT_PATH),
             "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": attachment.container_id,
-            "CNI_NETNS": netns,
-            "CNI_IFNAME": attachment.ifname,
-            "CNI_ARGS": attachment.cni_args,
             "CNI_PATH": os.pathsep.join(map(str, self.plugin_dirs)),
         }
+        if attachment is not None:
+            environment |= {
+                "CNI_CONTAINERID": attachment.container_id,
+                "CNI_NETNS": netns,
+                "CNI_IFNAME": attachment.ifname,
+                "CNI_ARGS": attachment.cni_args,
+            }
+        return environment
 
 
 def _failure(plugin: str, verb: Verb, completed: Completed) -> CniPluginError:

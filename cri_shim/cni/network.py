@@ -1,12 +1,11 @@
-"""Attaching containers to networks and detaching them: chains of plugins, in order, with a memory.
+"""The networks of this node: attaching containers to them and detaching them, whether they are ready, their garbage.
 
 Rules:
-- `add` notes the attachment in the result cache before the first plugin runs and after each one that succeeded. It
-  undoes nothing itself: whoever calls it pushes `delete` on a Rollback first, and `delete` undoes an ADD that
-  failed, hung, was cancelled, or was cut short by the death of this process.
-- `delete` works with the configuration, arguments and result of the ADD, not with today's. It may be called any
-  number of times, with or without the namespace. It forgets the attachment only when every plugin has succeeded.
-- Operations on one container run one after the other, those on different containers side by side.
+- Whoever calls `add` pushes `delete` on a Rollback first (`chain` says what they keep in mind).
+- Operations on one container run one after the other, those on different containers side by side; garbage collection
+  of a network runs alone on it (`turns`).
+- Garbage is collected only on a network that is all ours: where the result cache shows attachments that the caller does
+  not know, another runtime uses it, and what it has would be taken for garbage.
 - An attachment that an earlier process made is left alone while a plugin of that process still works on it.
 - A plugin must never be pointed at the host's own network namespace.
 
@@ -17,49 +16,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
-import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from cri_shim import metrics
-from cri_shim.cni.cache import CacheEntry, ResultCache
-from cri_shim.cni.conf import (
-    NetworkList,
-    build_plugin_config,
-    is_version_at_least,
-    parse_conflist,
-)
+from cri_shim.cni.cache import ResultCache
+from cri_shim.cni.chain import Chains
+from cri_shim.cni.conf import NetworkList, parse_conflist
 from cri_shim.cni.invoke import CANCEL_GRACE_S, PluginRunner, Verb
-from cri_shim.cni.leftover import wait_for_leftover_plugins
-from cri_shim.cni.result import (
-    Result,
-    ResultError,
-    build_result_document,
-    parse_result,
-    parse_result_document,
-)
+from cri_shim.cni.network_verbs import collect_garbage, knows_network_verbs
+from cri_shim.cni.readiness import Readiness
+from cri_shim.cni.turns import Turns
 from cri_shim.cni.watch import CniStatus, NetworkConfigs
-from cri_shim.errors import (
-    AlreadyExistsError,
-    CniPluginError,
-    ConfigError,
-    InvalidArgumentError,
-    NotReadyError,
-)
-from cri_shim.host.namespaces import is_netns
+from cri_shim.errors import NotReadyError, WrongStateError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from cri_shim.cni.attachment import Attachment
+    from cri_shim.cni.result import Result
     from cri_shim.host.process import Reaper
 
-log = structlog.get_logger()
+GC_PATIENCE_S = 30.0
+"""How long a garbage collection waits for a moment without ADD or DEL on its network."""
+
+LOOPBACK = parse_conflist(
+    b'{"cniVersion":"0.4.0","name":"cni-loopback","plugins":[{"type":"loopback"}]}',
+    source="the built-in loopback network",
+)
 
 
 class Cni:
@@ -77,14 +62,20 @@ class Cni:
         cache_dir: Path,
         timeout_s: float,
         cancel_grace_s: float = CANCEL_GRACE_S,
+        loopback_plugin: bool = False,
     ) -> None:
+        """With `loopback_plugin`, `lo` is brought up by the plugin of that name instead of by us."""
         self._runner = PluginRunner(
             reaper, plugin_dirs, timeout_s=timeout_s, cancel_grace_s=cancel_grace_s
         )
-        self._begun: set[tuple[str, str, str]] = set()
-        self._configs = NetworkConfigs(conf_dir)
+        self.loopback: NetworkList | None = LOOPBACK if loopback_plugin else None
+        self._changed: list[Callable[[], None]] = []
+        self._configs = NetworkConfigs(conf_dir, changed=self._note_change)
         self._cache = ResultCache(cache_dir)
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._chains = Chains(self._runner, self._cache, self._known_network)
+        self._turns = Turns()
+        self._readiness = Readiness(self._runner, self._configured_default)
+        self.on_change(self._readiness.wake)
 
     def load(self) -> None:
         """Read the whole configuration again; what is wrong with it stands in `status`."""
@@ -98,10 +89,25 @@ class Cni:
         """Stop following the configuration. Idempotent; running operations are not touched."""
         self._configs.close()
 
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Have `call` called after each change of the configuration; it must not ask back."""
+        self._changed.append(call)
+
+    async def follow_status(self) -> None:
+        """Keep asking the default network's plugins for their STATUS, until cancelled."""
+        await self._readiness.follow()
+
     @property
     def status(self) -> CniStatus:
-        """Whether a pod could join the default network now, and else what to do about it."""
-        return self._configs.status(self._runner)
+        """Whether a pod could join the default network now, and else what to do about it.
+
+        The plugins' own word is that of the last time they were asked, by `follow_status`.
+        """
+        status = self._configs.status(self._runner)
+        network = self._configured_default()
+        if not status.ready or network is None:
+            return status
+        return self._readiness.judge(network) or status
 
     @property
     def networks(self) -> Mapping[str, NetworkList]:
@@ -109,12 +115,34 @@ class Cni:
         return self._configs.networks
 
     def default_network(self) -> NetworkList:
-        """The network that pods join unless told otherwise. Raises NotReadyError with the remedy."""
-        status = self.status
+        """The network that pods join unless told otherwise. Raises NotReadyError with the remedy.
+
+        What its plugins said to STATUS does not count: it may be old, and the ADD tells the truth.
+        """
+        status = self._configs.status(self._runner)
         default = self._configs.default
         if not status.ready or default is None or default.network is None:
             raise NotReadyError(f"pod network is not ready: {status.message}")
         return default.network
+
+    @property
+    def default_file(self) -> Path | None:
+        """The file that defines the default network, if one does."""
+        default = self._configs.default
+        return default.path if default is not None else None
+
+    def network(self, name: str) -> NetworkList:
+        """A network that a pod asks for by its name. Raises NotReadyError with the remedy."""
+        network = self.networks.get(name)
+        if network is None:
+            raise self._unknown(name)
+        missing = sorted({p.type for p in network.plugins if self._runner.find(p.type) is None})
+        if missing:
+            raise NotReadyError(
+                f"CNI network {name!r} needs the plugin {' and '.join(missing)}, not found in "
+                f"{self._runner.where()}: install it there, or add its directory to cni.plugin_dirs"
+            )
+        return network
 
     def attachments(self, container_id: str) -> tuple[Attachment, ...]:
         """What the cache knows to be attached, or half attached, of a container: all that `delete` must undo."""
@@ -122,10 +150,7 @@ class Cni:
 
     def cached_result(self, attachment: Attachment) -> Result | None:
         """The result of the ADD, from the cache; None when there is none or ADD did not get that far."""
-        entry = self._cache.load(attachment)
-        if entry is None or entry.result is None:
-            return None
-        return _cached_result(entry, cni_version="1.0.0")
+        return self._chains.cached_result(attachment)
 
     async def add(self, attachment: Attachment) -> Result:
         """Attach: every plugin of the chain in order, each told what the ones before it made.
@@ -138,9 +163,9 @@ class Cni:
             CniPluginError: a plugin failed, hung or answered garbage; the chain ended there.
             InvalidArgumentError: the namespace is not there, or is the host's.
         """
-        async with self._exclusive(attachment.container_id):
+        async with self._turns.operation(attachment.container_id, attachment.network):
             with _measured(Verb.ADD):
-                return await self._add(attachment)
+                return await self._chains.add(attachment, self._to_join(attachment))
 
     async def delete(self, attachment: Attachment) -> None:
         """Detach: every plugin of the chain in reverse order. Succeeds on what was never attached.
@@ -148,130 +173,76 @@ class Cni:
         Raises CniPluginError when a plugin fails; the plugins before it in the chain have not been called then, the
         attachment stays in the cache, and the next call does the whole chain again.
         """
-        async with self._exclusive(attachment.container_id):
+        async with self._turns.operation(attachment.container_id, attachment.network):
             with _measured(Verb.DEL):
-                await self._delete(attachment)
+                await self._chains.delete(attachment)
 
-    async def _add(self, attachment: Attachment) -> Result:
-        network = self.networks.get(attachment.network)
+    async def check(self, attachment: Attachment) -> None:
+        """Ask each plugin, in the order of ADD, whether what it made is still as it should be.
+
+        Nothing is asked of lists older than 0.4.0, of those that disable it, and where no ADD has succeeded.
+        Raises CniPluginError with the words of the first that found something wrong, InvalidArgumentError where the
+        namespace is gone.
+        """
+        async with self._turns.operation(attachment.container_id, attachment.network):
+            with _measured(Verb.CHECK):
+                await self._chains.check(attachment)
+
+    async def collect_garbage(
+        self,
+        name: str,
+        *,
+        valid: Callable[[], Collection[tuple[str, str]]],
+        known: Callable[[], Collection[tuple[str, str]]],
+    ) -> bool:
+        """GC of a network: its plugins give back what belongs to no attachment of `valid`. False: it can't be done.
+
+        Both are pairs of container ID and interface, asked once nothing else happens on the network. `known` are
+        those that are ours though they may go.
+
+        Raises:
+            WrongStateError: the result cache shows attachments that are neither; nothing was done.
+            TimeoutError: the network did not fall quiet.
+            CniPluginError: what a plugin said, after all were asked.
+        """
+        network = self.networks.get(name)
+        if network is None or network.disable_gc or not knows_network_verbs(network):
+            return False
+        async with self._turns.collection(name, patience_s=GC_PATIENCE_S):
+            kept = sorted(valid())
+            ours = {*kept, *known()}
+            cached = await asyncio.to_thread(self._cache.attached_to, name)
+            if foreign := sorted(cached - ours):
+                raise WrongStateError(
+                    f"network {name!r} is not collected: {self._cache.directory} has attachments of another "
+                    f"runtime ({len(foreign)}, the first of container {foreign[0][0]}); set disableGC there"
+                )
+            with _measured(Verb.GC):
+                await collect_garbage(self._runner, network, kept)
+        return True
+
+    def _to_join(self, attachment: Attachment) -> NetworkList:
+        network = self._known_network(attachment.network)
         if network is None:
-            raise NotReadyError(
-                f"CNI network {attachment.network!r} is not configured in {self._configs.conf_dir}; "
-                f"configured: {', '.join(self.networks) or 'none'}"
-            )
-        if not _is_foreign_netns(attachment.netns):
-            raise InvalidArgumentError(
-                f"CNI ADD of {attachment}: {attachment.netns!r} is not a network namespace other "
-                "than the host's"
-            )
-        if self._cache.load(attachment) is not None:
-            raise AlreadyExistsError(f"CNI ADD of {attachment}: it is attached already; DEL first")
-        self._begun.add(_key(attachment))
-        self._cache.save(CacheEntry.of(attachment, network.document))
-        result: Result | None = None
-        document: dict[str, Any] | None = None
-        for plugin in network.plugins:
-            config = build_plugin_config(
-                network,
-                plugin,
-                prev_result=document,
-                capability_args=attachment.capability_args,
-            )
-            answer = await self._runner.run(
-                Verb.ADD, plugin.type, config, attachment, netns=attachment.netns
-            )
-            try:
-                result = parse_result(answer, cni_version=network.cni_version)
-            except ResultError as error:
-                raise CniPluginError(plugin.type, Verb.ADD, str(error)) from error
-            document = build_result_document(result, cni_version=network.cni_version)
-            # After each plugin, not only the last: should the next one fail, this one's DEL may need its result
-            # to find what it made (the firewall plugin does).
-            self._cache.save(CacheEntry.of(attachment, network.document, document))
-        assert result is not None  # a list has at least one plugin  # noqa: S101
-        log.info(
-            "cni attached",
-            attachment=str(attachment),
-            ips=[str(ip.address) for ip in result.ips],
+            raise self._unknown(attachment.network)
+        return network
+
+    def _unknown(self, name: str) -> NotReadyError:
+        return NotReadyError(
+            f"CNI network {name!r} is not configured in {self._configs.conf_dir}; "
+            f"configured: {', '.join(self.networks) or 'none'}"
         )
-        return result
 
-    async def _delete(self, attachment: Attachment) -> None:
-        entry = self._cache.load(attachment)
-        network = self._network_of(entry, attachment)
-        if network is None:
-            log.info("nothing to detach: neither cached nor configured", attachment=str(attachment))
-            self._cache.remove(attachment)
-            return
-        if _key(attachment) not in self._begun:
-            await wait_for_leftover_plugins(
-                attachment.container_id,
-                self._runner.plugin_dirs,
-                timeout_s=self._runner.timeout_s,
-            )
-        told = entry.attachment() if entry is not None else attachment
-        netns = attachment.netns if _is_foreign_netns(attachment.netns) else ""
-        prev_result = None
-        if entry is not None and is_version_at_least(network.cni_version, "0.4.0"):
-            result = _cached_result(entry, cni_version=network.cni_version)
-            if result is not None:
-                prev_result = build_result_document(result, cni_version=network.cni_version)
-        for plugin in reversed(network.plugins):
-            config = build_plugin_config(
-                network, plugin, prev_result=prev_result, capability_args=told.capability_args
-            )
-            await self._runner.run(Verb.DEL, plugin.type, config, told, netns=netns)
-        self._cache.remove(attachment)
-        self._begun.discard(_key(attachment))
-        log.info("cni detached", attachment=str(attachment), netns_gone=not netns)
+    def _known_network(self, name: str) -> NetworkList | None:
+        return LOOPBACK if name == LOOPBACK.name else self.networks.get(name)
 
-    def _network_of(self, entry: CacheEntry | None, attachment: Attachment) -> NetworkList | None:
-        configured = self.networks.get(attachment.network)
-        if entry is not None and entry.result is None and configured is not None:
-            # Its ADD never succeeded, perhaps for a mistake in the configuration that DEL would stumble over for ever:
-            # what the operator has corrected since counts.
-            return configured
-        if entry is not None:
-            try:
-                return parse_conflist(
-                    entry.config, source=f"the cached configuration of {attachment}"
-                )
-            except ConfigError as error:
-                log.warning(
-                    "cached cni configuration is bad; using the configured one", error=str(error)
-                )
-        return configured
+    def _configured_default(self) -> NetworkList | None:
+        default = self._configs.default
+        return default.network if default is not None else None
 
-    @contextlib.asynccontextmanager
-    async def _exclusive(self, container_id: str) -> AsyncIterator[None]:
-        # The dictionary forgets a lock when nobody holds or awaits it any more.
-        lock = self._locks.get(container_id)
-        if lock is None:
-            lock = self._locks[container_id] = asyncio.Lock()
-        async with lock:
-            yield
-
-
-def _key(attachment: Attachment) -> tuple[str, str, str]:
-    return attachment.network, attachment.container_id, attachment.ifname
-
-
-def _cached_result(entry: CacheEntry, *, cni_version: str) -> Result | None:
-    if entry.result is None:
-        return None
-    try:
-        return parse_result_document(entry.result, cni_version=cni_version)
-    except ResultError as error:
-        log.warning("cached cni result is bad", network=entry.network_name, error=str(error))
-        return None
-
-
-def _is_foreign_netns(path: str) -> bool:
-    """Whether a live network namespace that isn't the host's is at `path`; the bare file of a dead one is none."""
-    try:
-        return is_netns(Path(path)) and not os.path.samefile(path, "/proc/self/ns/net")
-    except OSError:
-        return False
+    def _note_change(self) -> None:
+        for call in self._changed:
+            call()
 
 
 @contextlib.contextmanager

@@ -174,9 +174,9 @@ def build_result_document(result: Result, *, cni_version: str) -> dict[str, Any]
         ips.append(document)
     return {
         "cniVersion": cni_version,
-        "interfaces": [_without_empty(interface) for interface in result.interfaces],
+        "interfaces": [_without_empty(i, "name") for i in result.interfaces],
         "ips": ips,
-        "routes": [_without_empty(route) for route in result.routes],
+        "routes": [_without_empty(route, "dst") for route in result.routes],
         "dns": dns,
     }
 
@@ -222,7 +222,7 @@ def _legacy_ips(result: Result) -> dict[str, object]:
         if key in families:
             continue
         routes = [
-            _without_empty(route)
+            _without_empty(route, "dst")
             for route in result.routes
             if (":" in route.dst) == (ip.address.version == 6)
         ]
@@ -249,5 +249,6 @@ def _address(ip: _Ip, index: int, *, interfaces: int) -> Address:
     return Address(address=address, gateway=ip.gateway or "", interface=interface)
 
 
-def _without_empty(struct: msgspec.Struct) -> dict[str, object]:
-    return {key: value for key, value in msgspec.structs.asdict(struct).items() if value}
+def _without_empty(struct: msgspec.Struct, required: str) -> dict[str, object]:
+    fields = msgspec.structs.asdict(struct)
+    return {key: value for key, value in fields.items() if value or key == required}

@@ -14,15 +14,13 @@ Rules:
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
-from cri_shim.cni.conf import MAX_CONF_BYTES, NetworkList, parse_conf, parse_conflist
-from cri_shim.errors import ConfigError, ResourceExhaustedError
-from cri_shim.host.files import read_bounded
+from cri_shim.cni.conf_files import LoadedFile, Stamp, load_file, scan
+from cri_shim.errors import ResourceExhaustedError
 from cri_shim.host.inotify import (
     IN_CLOSE_WRITE,
     IN_CREATE,
@@ -33,32 +31,19 @@ from cri_shim.host.inotify import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from cri_shim.cni.conf import NetworkList
     from cri_shim.cni.invoke import PluginRunner
 
 log = structlog.get_logger()
 
-MAX_FILES = 200
 NOT_READY = "NetworkPluginNotReady"
 """The reason that kubelet and its users know."""
 
 # Not IN_MODIFY: a file that is being written is read when it is closed. Links are made without being written.
 _CHANGES = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
-_SUFFIXES = (".conflist", ".conf", ".json")
-
-_Stamp = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in ns
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedFile:
-    """One file: the network it last meant, if it ever meant one, and what is wrong with it now."""
-
-    path: Path
-    stamp: _Stamp
-    network: NetworkList | None
-    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +58,10 @@ class CniStatus:
 class NetworkConfigs:
     """Follows one configuration directory; on the loop's thread only."""
 
-    def __init__(self, conf_dir: Path) -> None:
+    def __init__(self, conf_dir: Path, *, changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called after every change that was found; it must not ask back."""
         self.conf_dir = conf_dir
+        self._changed = changed
         self._files: dict[str, LoadedFile] = {}
         self._dir_problem = ""
         self._networks: dict[str, LoadedFile] = {}
@@ -151,8 +138,9 @@ class NetworkConfigs:
     def _reload(self, *, force: bool) -> None:
         if self._watching:
             self._follow_directory()
+        stamps: dict[str, Stamp]
         try:
-            stamps, dir_problem = _scan(self.conf_dir)
+            stamps, dir_problem = scan(self.conf_dir)
         except FileNotFoundError:
             stamps, dir_problem = {}, ""
         except OSError as error:
@@ -162,10 +150,10 @@ class NetworkConfigs:
         files = {}
         for name, stamp in stamps.items():
             known = self._files.get(name)
-            if known is not None and known.stamp == stamp and not force:
+            if known is not None and not force and known.is_current(stamp):
                 files[name] = known
             else:
-                files[name] = _load_file(self.conf_dir / name, stamp, known)
+                files[name] = load_file(self.conf_dir / name, stamp, known)
         self._note(files, dir_problem)
 
     def _note(self, files: dict[str, LoadedFile], dir_problem: str) -> None:
@@ -191,6 +179,7 @@ class NetworkConfigs:
             log.info("cni networks loaded", directory=str(self.conf_dir), networks=list(networks))
         self._files, self._dir_problem = files, dir_problem
         self._networks, self._problems = networks, tuple(problems)
+        self._changed()
 
     def _follow_directory(self) -> None:
         """Have a watch on the directory that is there now; without one, questions still find changes."""
@@ -220,47 +209,3 @@ class NetworkConfigs:
 
     def _on_change(self, _name: str | None) -> None:
         self.refresh()
-
-
-def _scan(directory: Path) -> tuple[dict[str, _Stamp], str]:
-    """The files to read, in order, and what is wrong with the directory as a whole."""
-    with os.scandir(directory) as entries:
-        names = sorted(
-            entry.name
-            for entry in entries
-            if entry.name.endswith(_SUFFIXES) and not entry.name.startswith(".")
-        )
-    stamps: dict[str, _Stamp] = {}
-    for name in names[:MAX_FILES]:
-        try:
-            status = os.stat(directory / name)  # through links: a ConfigMap is mounted as links
-        except FileNotFoundError:
-            continue
-        if not stat.S_ISDIR(status.st_mode):
-            stamps[name] = (
-                status.st_dev,
-                status.st_ino,
-                status.st_size,
-                status.st_mtime_ns,
-                status.st_ctime_ns,
-            )
-    problem = ""
-    if len(names) > MAX_FILES:
-        problem = f"{directory}: {len(names)} configuration files; only the first {MAX_FILES} count"
-    return stamps, problem
-
-
-def _load_file(path: Path, stamp: _Stamp, known: LoadedFile | None) -> LoadedFile:
-    parse = parse_conflist if path.suffix == ".conflist" else parse_conf
-    try:
-        network = parse(read_bounded(path, MAX_CONF_BYTES), source=str(path))
-    except ConfigError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"{path}: can't be read: {error.strerror}"
-    else:
-        return LoadedFile(path, stamp, network, "")
-    kept = known.network if known is not None else None
-    if kept is not None:
-        problem += f" (the earlier configuration of network {kept.name!r} stays in use)"
-    return LoadedFile(path, stamp, kept, problem)

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cri_shim.cni.network import Cni
+    from cri_shim.cni.pod_cidr import PodCidr
     from cri_shim.config import Config
     from cri_shim.daemon.handlers import Handlers
     from cri_shim.oci.conmon import Monitors
+    from cri_shim.sandbox.debts import Debts
 
 
 class NodeState:
@@ -25,6 +27,8 @@ class NodeState:
         self,
         *,
         cni: Cni,
+        debts: Debts,
+        pod_cidr: PodCidr,
         handlers: Handlers,
         monitors: Monitors,
         config: Callable[[], Config],
@@ -32,6 +36,8 @@ class NodeState:
     ) -> None:
         self._monitors = monitors
         self._cni = cni
+        self._debts = debts
+        self._pod_cidr = pod_cidr
         self._handlers = handlers
         self._config = config
         self._systemd = systemd
@@ -48,14 +54,17 @@ class NodeState:
             network=Condition(ok=cni.ready, reason=cni.reason, message=cni.message),
             handlers=[
                 ShownHandler(
-                    name=name,
-                    recursive_read_only_mounts=self._handlers.facts(
-                        name
-                    ).recursive_read_only_mounts,
+                    name=facts.name,
+                    recursive_read_only_mounts=facts.recursive_read_only_mounts,
+                    user_namespaces=facts.user_namespaces,
                 )
-                for name in names
+                for facts in map(self._handlers.facts, names)
             ],
             supplemental_groups_policy=True,
+            user_namespaces_host_network=any(
+                self._handlers.facts(name).user_namespaces for name in names
+            ),
+            mount_options=True,
         )
 
     def _runtime(self) -> Condition:
@@ -68,7 +77,7 @@ class NodeState:
         return Condition(ok=True)
 
     def info(self) -> Mapping[str, object]:
-        """The effective configuration and the last CNI load."""
+        """The effective configuration, the last CNI load, and what plugins are owed."""
         cni = self._cni.status
         return {
             "config": to_tree(self._config()),
@@ -77,8 +86,23 @@ class NodeState:
                 "reason": cni.reason,
                 "message": cni.message,
                 "networks": list(self._cni.networks),
+                "debts": [
+                    {
+                        "pod": debt.pod,
+                        "sandbox": debt.container_id,
+                        "network": debt.network,
+                        "interface": debt.ifname,
+                        "sinceNs": debt.since_ns,
+                        "error": debt.error,
+                    }
+                    for debt in self._debts
+                ],
             },
         }
+
+    def update_pod_cidr(self, pod_cidr: str) -> None:
+        """The kubelet says which addresses the node's pods shall have. Raises as `PodCidr.update`."""
+        self._pod_cidr.update(pod_cidr)
 
     def uses_systemd_cgroups(self) -> bool:
         """Who makes the pods' cgroups: systemd, or we."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -60,9 +61,9 @@ class Parts:
         self.repair()
         daemon.write_conflist(self.conflist("scripted"))
 
-    def conflist(self, plugin: str) -> dict[str, Any]:
+    def conflist(self, plugin: str, version: str = "1.0.0") -> dict[str, Any]:
         plugins = [{"type": plugin, "script_file": str(self.script)}]
-        return {"cniVersion": "1.0.0", "name": self.daemon.name, "plugins": plugins}
+        return {"cniVersion": version, "name": self.daemon.name, "plugins": plugins}
 
     def repair(self) -> None:
         """Everything works again."""
@@ -144,6 +145,19 @@ def network_ready(parts: Parts) -> api.RuntimeCondition:
     return node_condition(parts, "NetworkReady")
 
 
+def debts(parts: Parts) -> list[dict[str, Any]]:
+    info = parts.daemon.client.runtime.Status(api.StatusRequest(verbose=True), timeout=10).info
+    found: list[dict[str, Any]] = json.loads(info["cni"])["debts"]
+    return found
+
+
+def metrics_page(parts: Parts) -> str:
+    address = f"http://127.0.0.1:{parts.daemon.metrics_port}/metrics"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        page: bytes = answer.read()
+    return page.decode()
+
+
 def leases(parts: Parts) -> list[str]:
     return [path.name for path in parts.leases.iterdir()]
 
@@ -198,48 +212,98 @@ def test_pod_can_be_run_once_the_plugin_works_again(
     assert len(leases(parts)) == 1
 
 
-def test_stop_says_why_the_network_stays_and_finishes_when_it_can(
+def test_pod_whose_network_does_not_let_go_ends_all_the_same_and_its_detachment_is_owed(
     parts: Parts, broken: Client, image: str
 ) -> None:
     pod = Pod.run(broken, image)
     container = pod.sleeper()
     parts.plugin(DEL={"do": "fail", "msg": "can't let go", "after_effect": False})
-    for _ in range(2):
-        with refused(grpc.StatusCode.UNAVAILABLE, "scripted", "DEL", "can't let go"):
-            broken.stop_pod(pod.id)
-    # Everything else is gone; what is left is listed, so that somebody calls again.
-    assert broken.status(container).status.state == api.CONTAINER_EXITED
-    assert cgroups_of(pod.id) == []
-    assert [each.state for each in broken.pods()] == [api.SANDBOX_NOTREADY]
-    assert len(leases(parts)) == 1
-    with refused(grpc.StatusCode.UNAVAILABLE, "can't let go"):
-        broken.remove_pod(pod.id)
-    parts.plugin()
     broken.stop_pod(pod.id)
-    assert leases(parts) == []
+    assert broken.status(container).status.state == api.CONTAINER_EXITED
+    assert [each.state for each in broken.pods()] == [api.SANDBOX_NOTREADY]
     broken.remove_pod(pod.id)
-    assert broken.pods() == []
+    assert (broken.pods(), cgroups_of(pod.id)) == ([], [])
+    # What the plugin holds is known, shown, and what it needs to let go is there still.
+    assert (len(leases(parts)), pod.netns.exists()) == (1, True)
+    (debt,) = debts(parts)
+    assert (debt["sandbox"], debt["network"]) == (pod.id, parts.daemon.name)
+    assert "can't let go" in debt["error"]
+    assert "cri_shim_cni_debts 1.0" in metrics_page(parts)
+    assert "can't let go" in parts.daemon.cli("check", check=False).stdout
+    parts.plugin()
+    wait_until(lambda: not debts(parts))
+    wait_until(lambda: not pod.netns.exists())
+    assert leases(parts) == []
+    assert "cri_shim_cni_debts 0.0" in metrics_page(parts)
 
 
-def test_creation_whose_undoing_fails_is_kept_until_it_is_undone(
+def test_what_is_owed_outlives_the_daemon_and_garbage_is_collected_at_its_start(
+    parts: Parts, broken: Client, image: str
+) -> None:
+    parts.daemon.write_conflist(parts.conflist("scripted", version="1.1.0"))
+    pod, stays = Pod.run(broken, image), Pod.run(broken, image)
+    parts.plugin(DEL={"do": "crash", "after_effect": False})
+    broken.remove_pod(pod.id)
+    (parts.leases / "lost-eth0").touch()
+    parts.daemon.kill9()
+    parts.daemon.start()
+    # GC gives back what belongs to no pod; the DEL is owed all the same.
+    wait_until(lambda: leases(parts) == [f"{stays.id}-eth0"])
+    assert [debt["sandbox"] for debt in debts(parts)] == [pod.id]
+    assert broken.pod_status(stays.id).status.state == api.SANDBOX_READY
+    parts.plugin()
+    parts.daemon.reload()
+    wait_until(lambda: not debts(parts))
+    wait_until(lambda: not pod.netns.exists())
+
+
+def test_plugin_that_fails_at_every_verb_in_whatever_way_leaves_nothing_in_the_end(
     parts: Parts, broken: Client
 ) -> None:
-    parts.plugin(
-        ADD={"do": "fail", "msg": "the first cause"}, DEL={"do": "die", "after_effect": False}
-    )
-    config = broken.pod_config()
-    with refused(grpc.StatusCode.UNAVAILABLE, "ADD", "the first cause"):
-        broken.run_pod(config)
-    (left,) = broken.pods()
-    assert left.state == api.SANDBOX_NOTREADY
-    info = json.loads(broken.pod_status(left.id, verbose=True).info["info"])
-    assert "network" in info["reason"]
-    with refused(grpc.StatusCode.ALREADY_EXISTS, left.id):
-        broken.run_pod(config)
+    behaviours: list[dict[str, object]] = [
+        {"do": "fail"},
+        {"do": "crash"},
+        {"do": "flood", "bytes": 2 << 20},
+        {"do": "garbage", "status": 1},
+        {"do": "hang", "helper": True},
+    ]
+    for step in behaviours:
+        never = {**step, "after_effect": False}
+        parts.plugin(ADD=step, DEL=never, CHECK=never, GC=never, STATUS=never)
+        with refused(grpc.StatusCode.UNAVAILABLE, "scripted", "ADD"):
+            broken.run_pod(broken.pod_config())
+        assert broken.pods() == []
+    assert len(debts(parts)) == len(leases(parts)) == len(behaviours)
     parts.plugin()
-    broken.stop_pod(left.id)
-    broken.remove_pod(left.id)
-    assert (broken.pods(), leases(parts)) == ([], [])
+    parts.daemon.reload()
+    wait_until(lambda: not debts(parts))
+    assert leases(parts) == []
+    wait_until(lambda: not processes_running(str(parts.plugin_dir / "scripted")))
+
+
+def test_pod_that_a_slow_plugin_made_late_is_the_answer_to_the_retry(
+    parts: Parts, broken: Client
+) -> None:
+    parts.plugin(ADD={"delay": 0.5})
+    config = broken.pod_config()
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+        broken.runtime.RunPodSandbox(api.RunPodSandboxRequest(config=config), timeout=0.2)
+    pod = broken.run_pod(config)
+    assert broken.run_pod(config) == pod
+    assert [each.id for each in broken.pods()] == [pod]
+    assert leases(parts) == [f"{pod}-eth0"]
+
+
+def test_network_is_as_ready_as_its_plugins_say(parts: Parts, broken: Client) -> None:
+    parts.plugin(STATUS={"do": "fail", "code": 50, "msg": "no addresses left"})
+    parts.daemon.write_conflist(parts.conflist("scripted", version="1.1.0"))
+    wait_until(lambda: "no addresses left" in network_ready(parts).message)
+    condition = network_ready(parts)
+    assert not condition.status
+    assert "code 50" in condition.message
+    assert broken.is_serving()
+    parts.plugin()
+    wait_until(lambda: network_ready(parts).status)
 
 
 def test_without_a_network_configuration_pods_are_refused_until_there_is_one(

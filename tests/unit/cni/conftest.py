@@ -63,7 +63,12 @@ class Node:
         return self.root / "cache"
 
     def configure(
-        self, *, version: str = "1.0.0", name: str = "pods", file: str = "10-pods.conflist"
+        self,
+        *,
+        version: str = "1.0.0",
+        name: str = "pods",
+        file: str = "10-pods.conflist",
+        **more: bool,
     ) -> None:
         plugins = [
             {
@@ -74,12 +79,13 @@ class Node:
             }
             for plugin in ("first", "second")
         ]
-        document = {"cniVersion": version, "name": name, "plugins": plugins}
+        document = {"cniVersion": version, "name": name, "plugins": plugins, **more}
         self.conf_dir.mkdir(exist_ok=True)
         (self.conf_dir / file).write_text(json.dumps(document))
 
     def script(self, plugin: str, **verbs: object) -> None:
         (self.root / f"{plugin}.json").write_text(json.dumps(verbs))
+        (self.root / "bin" / f"{plugin}.json").write_text(json.dumps(verbs))
 
     def leases(self, plugin: str) -> Path:
         directory = self.root / f"leases-{plugin}"
@@ -112,7 +118,9 @@ class Node:
         return self.cache_dir / f"pods-{CONTAINER_ID}-eth0"
 
 
-def make_cni(root: Path, reaper: Reaper, *, timeout_s: float = 20) -> Cni:
+def make_cni(
+    root: Path, reaper: Reaper, *, timeout_s: float = 20, loopback_plugin: bool = False
+) -> Cni:
     return Cni(
         reaper,
         plugin_dirs=[root / "absent", root / "bin"],
@@ -120,6 +128,7 @@ def make_cni(root: Path, reaper: Reaper, *, timeout_s: float = 20) -> Cni:
         cache_dir=root / "cache",
         timeout_s=timeout_s,
         cancel_grace_s=0.2,
+        loopback_plugin=loopback_plugin,
     )
 
 

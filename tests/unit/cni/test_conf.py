@@ -227,3 +227,24 @@ def test_name_and_version_of_the_list_replace_those_of_a_plugin() -> None:
     network = conflist({**LIST, "plugins": [plugin]})
     config = json.loads(build_plugin_config(network, network.plugins[0]))
     assert (config["name"], config["cniVersion"]) == ("pods", "1.0.0")
+
+
+@pytest.mark.parametrize("key", ["disableGC", "disableCheck"])
+@pytest.mark.parametrize(
+    ("value", "means"), [(True, True), ("true", True), ("False", False), (False, False)]
+)
+def test_what_is_disabled_may_be_written_as_text(key: str, value: object, *, means: bool) -> None:
+    network = conflist({**LIST, key: value})
+    assert {"disableGC": network.disable_gc, "disableCheck": network.disable_check}[key] is means
+    with pytest.raises(ConfigError, match=f"{key}: 'maybe' is neither true nor false"):
+        conflist({**LIST, key: "maybe"})
+
+
+def test_keys_of_the_specification_reach_no_plugin_but_by_the_verb_that_has_them() -> None:
+    plugin = {"type": "bridge", "cni.dev/valid-attachments": ["forged"], "cni.dev/other": 1}
+    network = conflist({**LIST, "plugins": [plugin]})
+    told = json.loads(build_plugin_config(network, network.plugins[0]))
+    assert not [key for key in told if key.startswith("cni.dev/")]
+    valid = [{"containerID": "a", "ifname": "eth0"}]
+    told = json.loads(build_plugin_config(network, network.plugins[0], valid_attachments=valid))
+    assert told["cni.dev/valid-attachments"] == valid

@@ -14,11 +14,16 @@ from cri_shim.errors import (
     CniPluginError,
     InvalidArgumentError,
     NotReadyError,
+    WrongStateError,
 )
+from tests.fakes.cni_plugin import install_plugin
 
 from .conftest import CONTAINER_ID, Node, make_cni, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
     from cri_shim.host.process import Reaper
 
 pytestmark = pytest.mark.asyncio
@@ -297,3 +302,124 @@ def sample(suffix: str, operation: str) -> float:
                 if found.name.endswith(suffix) and found.labels.get("operation") == operation:
                     return found.value
     return 0.0
+
+
+# --- CHECK -------------------------------------------------------------------------------------------------------
+
+
+async def test_check_asks_the_chain_in_order_with_the_result_of_add(node: Node) -> None:
+    await node.cni.add(node.attachment())
+    await node.cni.check(node.attachment(args={"OTHER": "1"}))
+    assert node.order()[-2:] == ["CHECK first", "CHECK second"]
+    call = node.calls()[-1]
+    assert call["stdin"]["prevResult"]["ips"][0]["address"] == "10.9.0.2/24"
+    assert call["env"]["CNI_ARGS"] == "K8S_POD_NAME=web"
+    (node.leases("first") / f"{CONTAINER_ID}-eth0").unlink()
+    with pytest.raises(CniPluginError, match=r"first: CHECK: the lease of .* is gone"):
+        await node.cni.check(node.attachment())
+
+
+@pytest.mark.parametrize("conf", [{"version": "0.3.1"}, {"disableCheck": True}])
+async def test_check_is_not_asked_of_lists_that_do_not_have_it(
+    node: Node, conf: dict[str, Any]
+) -> None:
+    node.configure(**conf)
+    await node.cni.check(node.attachment())
+    await node.cni.add(node.attachment())
+    await node.cni.check(node.attachment())
+    assert node.order() == CHAIN_ADD
+
+
+async def test_check_without_the_namespace_is_refused(node: Node) -> None:
+    await node.cni.add(node.attachment())
+    with pytest.raises(InvalidArgumentError, match="is gone"):
+        await node.cni.check(node.attachment(netns="/run/netns/none"))
+
+
+# --- garbage -----------------------------------------------------------------------------------------------------
+
+
+async def collect(
+    node: Node, *valid: tuple[str, str], known: Iterable[tuple[str, str]] = ()
+) -> bool:
+    return await node.cni.collect_garbage("pods", valid=lambda: valid, known=lambda: set(known))
+
+
+async def test_garbage_is_what_belongs_to_no_valid_attachment(node: Node) -> None:
+    node.configure(version="1.1.0")
+    await node.cni.add(node.attachment())
+    (node.leases("first") / "lost-eth0").touch()
+    assert await collect(node, (CONTAINER_ID, "eth0"))
+    assert [lease.name for lease in node.leases("first").iterdir()] == [f"{CONTAINER_ID}-eth0"]
+    # One that is ours, though it may go, keeps nothing from being collected.
+    assert await collect(node, known={(CONTAINER_ID, "eth0")})
+    assert node.held() == []
+
+
+@pytest.mark.parametrize("conf", [{"version": "1.0.0"}, {"version": "1.1.0", "disableGC": True}])
+async def test_networks_that_have_no_gc_are_left_alone(node: Node, conf: dict[str, Any]) -> None:
+    node.configure(**conf)
+    (node.leases("first") / "lost-eth0").touch()
+    assert not await collect(node)
+    assert not await node.cni.collect_garbage("unheard-of", valid=list, known=list)
+    assert node.calls() == []
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_nothing_is_collected_where_another_runtime_has_attachments(
+    node: Node, *, readable: bool
+) -> None:
+    node.configure(version="1.1.0")
+    await node.cni.add(node.attachment())
+    foreign = node.cache_dir / "pods-feed00-eth0"
+    entry = {
+        "kind": "cniCacheV1",
+        "containerId": "feed00",
+        "config": "e30=",
+        "ifName": "eth0",
+        "networkName": "pods",
+        "netns": "/var/run/netns/cni-1",
+        "result": {"cniVersion": "1.0.0"},
+    }
+    foreign.write_text(json.dumps(entry) if readable else "of a later format")
+    elsewhere = node.cache_dir / "storage-feed00-eth1"
+    elsewhere.write_text(json.dumps({**entry, "networkName": "storage", "ifName": "eth1"}))
+    (node.leases("first") / "feed00-eth0").touch()
+    before = {file: file.read_bytes() for file in node.cache_dir.iterdir()}
+    with pytest.raises(WrongStateError, match=r"another runtime .*feed00.*disableGC"):
+        await collect(node, (CONTAINER_ID, "eth0"))
+    assert "GC first" not in node.order()
+    assert {file: file.read_bytes() for file in node.cache_dir.iterdir()} == before
+    # Nor does our DEL touch what is theirs.
+    await node.cni.delete(node.attachment())
+    assert {file.name for file in node.cache_dir.iterdir()} == {foreign.name, elsewhere.name}
+    assert [lease.name for lease in node.leases("first").iterdir()] == ["feed00-eth0"]
+
+
+async def test_garbage_is_never_collected_beside_an_add(node: Node) -> None:
+    node.configure(version="1.1.0")
+    node.script("second", ADD={"delay": 0.2})
+    adding = asyncio.ensure_future(node.cni.add(node.attachment()))
+    await until(lambda: node.held() == ["first"])
+    assert await collect(node, (CONTAINER_ID, "eth0"))
+    assert node.order() == [*CHAIN_ADD, "GC first", "GC second"]
+    await adding
+    assert node.held() == ["first", "second"]
+
+
+# --- loopback ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_loopback_plugin_is_a_network_of_its_own_where_it_is_wanted(
+    node: Node, reaper: Reaper
+) -> None:
+    assert node.cni.loopback is None
+    install_plugin(node.root / "bin", "loopback")
+    cni = make_cni(node.root, reaper, loopback_plugin=True)
+    assert cni.loopback is not None
+    assert cni.loopback.name not in cni.networks
+    attachment = node.attachment(network=cni.loopback.name, ifname="lo")
+    await cni.add(attachment)
+    assert cni.attachments(CONTAINER_ID) == (attachment,)
+    await cni.delete(attachment)
+    assert cni.attachments(CONTAINER_ID) == ()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cri_shim.cni.conf import KNOWN_VERSIONS
 from cri_shim.cni.result import (
     Result,
     ResultError,
@@ -224,3 +225,11 @@ def test_the_early_form_holds_one_address_of_each_family() -> None:
         "ips": [{"address": "10.0.0.2/8"}, {"address": "10.0.0.3/8"}],
     }
     assert build_result_document(parse(document), cni_version="0.2.0")["ip4"]["ip"] == "10.0.0.2/8"
+
+
+def test_an_empty_destination_survives_every_conversion() -> None:
+    data = b'{"cniVersion":"0.2.0","ip4":{"ip":"10.1.0.2/24","routes":[{"dst":""}]}}'
+    result = parse_result(data, cni_version="0.2.0")
+    for version in KNOWN_VERSIONS:
+        document = build_result_document(result, cni_version=version)
+        assert parse_result_document(document, cni_version=version).routes == result.routes

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.cni.conf import MAX_CONF_BYTES
+from cri_shim.cni.conf_files import MAX_FILES
 from cri_shim.cni.invoke import PluginRunner
-from cri_shim.cni.watch import MAX_FILES, NetworkConfigs
+from cri_shim.cni.watch import NetworkConfigs
 from cri_shim.host.process import Reaper
 
 from .conftest import until

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from cri_shim.cni.attachment import Attachment
+from cri_shim.cni.pod_cidr import PodCidr
 from cri_shim.daemon.handlers import Handlers
 from cri_shim.daemon.node_status import NodeState
 from cri_shim.oci.conmon import Monitors
 from cri_shim.paths import Paths
+from cri_shim.sandbox.debts import Debts
 from tests.fakes.networks import FakeCni
 from tests.fakes.points import Points
 
@@ -28,10 +31,13 @@ class Node:
     def __init__(self, config: Config, reaper: Reaper) -> None:
         paths = Paths(config.root, config.state)
         self.cni = FakeCni(Points(), "pods", "storage")
+        self.debts = Debts(paths.debts_dir)
         self.config = config
         self.handlers = Handlers(config.runtime, paths=paths, reaper=reaper, systemd=False)
         self.state = NodeState(
             cni=cast("Cni", self.cni),
+            debts=self.debts,
+            pod_cidr=PodCidr(cast("Cni", self.cni), conf_dir=config.root, template=None),
             handlers=self.handlers,
             monitors=Monitors(
                 reaper, config.runtime.monitor, exits_dir=paths.exits_dir, socket_dir=Path("/run/t")
@@ -89,6 +95,23 @@ async def test_information_holds_the_configuration_and_the_networks(node: Node) 
         "reason": "",
         "message": "",
         "networks": ["pods", "storage"],
+        "debts": [],
+    }
+
+
+async def test_information_names_what_plugins_are_owed(node: Node) -> None:
+    attachment = Attachment(container_id="a1", netns="", ifname="eth0", network="pods")
+    node.debts.owe(attachment, pod="default/web", error="busy")
+    cni = node.state.info()["cni"]
+    assert isinstance(cni, dict)
+    (debt,) = cni["debts"]
+    assert debt.pop("sinceNs") > 0
+    assert debt == {
+        "pod": "default/web",
+        "sandbox": "a1",
+        "network": "pods",
+        "interface": "eth0",
+        "error": "busy",
     }
 
 

@@ -1,0 +1,216 @@
+"""One attachment's chain of plugins: ADD in order, DEL in reverse, CHECK, with a memory.
+
+Rules:
+- `add` notes the attachment in the result cache before the first plugin runs and after each one that succeeded. It
+  undoes nothing itself: `delete` undoes an ADD that failed, hung, was cancelled, or was cut short by the death of this
+  process.
+- `delete` and `check` work with the configuration, arguments and result of the ADD, not with today's. `delete` may be
+  called any number of times, with or without the namespace. It forgets the attachment only when every plugin has
+  succeeded.
+- An attachment that an earlier process made is left alone while a plugin of that process still works on it.
+- A plugin must never be pointed at the host's own network namespace.
+
+CNI spec 1.1 §3 "Execution of Network Configurations".
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.cni.cache import CacheEntry, ResultCache
+from cri_shim.cni.conf import (
+    NetworkList,
+    build_plugin_config,
+    is_version_at_least,
+    parse_conflist,
+)
+from cri_shim.cni.invoke import PluginRunner, Verb
+from cri_shim.cni.leftover import wait_for_leftover_plugins
+from cri_shim.cni.result import (
+    Result,
+    ResultError,
+    build_result_document,
+    parse_result,
+    parse_result_document,
+)
+from cri_shim.errors import (
+    AlreadyExistsError,
+    CniPluginError,
+    ConfigError,
+    InvalidArgumentError,
+)
+from cri_shim.host.namespaces import is_netns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cri_shim.cni.attachment import Attachment
+
+log = structlog.get_logger()
+
+CHECK_TIMEOUT_S = 10.0
+"""For one plugin: the pod's stop waits for it, and nobody waits for the answer."""
+
+
+class Chains:
+    """Runs chains; the caller sees to it that one attachment's operations follow each other."""
+
+    def __init__(
+        self,
+        runner: PluginRunner,
+        cache: ResultCache,
+        configured: Callable[[str], NetworkList | None],
+    ) -> None:
+        """`configured` finds a network by its name, as it is configured now."""
+        self._runner = runner
+        self._cache = cache
+        self._configured = configured
+        self._begun: set[tuple[str, str, str]] = set()
+
+    def cached_result(self, attachment: Attachment) -> Result | None:
+        """The result of the ADD, from the cache; None when there is none or ADD did not get that far."""
+        entry = self._cache.load(attachment)
+        if entry is None or entry.result is None:
+            return None
+        return _cached_result(entry, cni_version="1.0.0")
+
+    async def add(self, attachment: Attachment, network: NetworkList) -> Result:
+        """Every plugin in order, each told what the ones before it made. Raises as `Cni.add`."""
+        if not _is_foreign_netns(attachment.netns):
+            raise InvalidArgumentError(
+                f"CNI ADD of {attachment}: {attachment.netns!r} is not a network namespace other "
+                "than the host's"
+            )
+        if self._cache.load(attachment) is not None:
+            raise AlreadyExistsError(f"CNI ADD of {attachment}: it is attached already; DEL first")
+        self._begun.add(_key(attachment))
+        self._cache.save(CacheEntry.of(attachment, network.document))
+        result: Result | None = None
+        document: dict[str, Any] | None = None
+        for plugin in network.plugins:
+            config = build_plugin_config(
+                network,
+                plugin,
+                prev_result=document,
+                capability_args=attachment.capability_args,
+            )
+            answer = await self._runner.run(
+                Verb.ADD, plugin.type, config, attachment, netns=attachment.netns
+            )
+            try:
+                result = parse_result(answer, cni_version=network.cni_version)
+            except ResultError as error:
+                raise CniPluginError(plugin.type, Verb.ADD, str(error)) from error
+            document = build_result_document(result, cni_version=network.cni_version)
+            # After each plugin, not only the last: should the next one fail, this one's DEL may need its result
+            # to find what it made (the firewall plugin does).
+            self._cache.save(CacheEntry.of(attachment, network.document, document))
+        assert result is not None  # a list has at least one plugin  # noqa: S101
+        log.info(
+            "cni attached",
+            attachment=str(attachment),
+            ips=[str(ip.address) for ip in result.ips],
+        )
+        return result
+
+    async def delete(self, attachment: Attachment) -> None:
+        """Every plugin in reverse order. Raises CniPluginError."""
+        entry = self._cache.load(attachment)
+        network = self._network_of(entry, attachment)
+        if network is None:
+            log.info("nothing to detach: neither cached nor configured", attachment=str(attachment))
+            self._cache.remove(attachment)
+            return
+        if _key(attachment) not in self._begun:
+            await wait_for_leftover_plugins(
+                attachment.container_id,
+                self._runner.plugin_dirs,
+                timeout_s=self._runner.timeout_s,
+            )
+        told = entry.attachment() if entry is not None else attachment
+        netns = attachment.netns if _is_foreign_netns(attachment.netns) else ""
+        prev_result = None
+        if entry is not None and is_version_at_least(network.cni_version, "0.4.0"):
+            result = _cached_result(entry, cni_version=network.cni_version)
+            if result is not None:
+                prev_result = build_result_document(result, cni_version=network.cni_version)
+        for plugin in reversed(network.plugins):
+            config = build_plugin_config(
+                network, plugin, prev_result=prev_result, capability_args=told.capability_args
+            )
+            await self._runner.run(Verb.DEL, plugin.type, config, told, netns=netns)
+        self._cache.remove(attachment)
+        self._begun.discard(_key(attachment))
+        log.info("cni detached", attachment=str(attachment), netns_gone=not netns)
+
+    async def check(self, attachment: Attachment) -> None:
+        """Every plugin in order, where that is asked for. Raises as `Cni.check`."""
+        entry = self._cache.load(attachment)
+        network = self._network_of(entry, attachment)
+        if entry is None or network is None or network.disable_check:
+            return
+        result = _cached_result(entry, cni_version=network.cni_version)
+        if result is None or not is_version_at_least(network.cni_version, "0.4.0"):
+            return
+        if not _is_foreign_netns(attachment.netns):
+            raise InvalidArgumentError(
+                f"CNI CHECK of {attachment}: the network namespace {attachment.netns!r} is gone"
+            )
+        prev_result = build_result_document(result, cni_version=network.cni_version)
+        told = entry.attachment()
+        for plugin in network.plugins:
+            config = build_plugin_config(
+                network, plugin, prev_result=prev_result, capability_args=told.capability_args
+            )
+            await self._runner.run(
+                Verb.CHECK,
+                plugin.type,
+                config,
+                told,
+                netns=attachment.netns,
+                timeout_s=CHECK_TIMEOUT_S,
+            )
+
+    def _network_of(self, entry: CacheEntry | None, attachment: Attachment) -> NetworkList | None:
+        configured = self._configured(attachment.network)
+        if entry is not None and entry.result is None and configured is not None:
+            # Its ADD never succeeded, perhaps for a mistake in the configuration that DEL would stumble over for ever:
+            # what the operator has corrected since counts.
+            return configured
+        if entry is not None:
+            try:
+                return parse_conflist(
+                    entry.config, source=f"the cached configuration of {attachment}"
+                )
+            except ConfigError as error:
+                log.warning(
+                    "cached cni configuration is bad; using the configured one", error=str(error)
+                )
+        return configured
+
+
+def _key(attachment: Attachment) -> tuple[str, str, str]:
+    return attachment.network, attachment.container_id, attachment.ifname
+
+
+def _cached_result(entry: CacheEntry, *, cni_version: str) -> Result | None:
+    if entry.result is None:
+        return None
+    try:
+        return parse_result_document(entry.result, cni_version=cni_version)
+    except ResultError as error:
+        log.warning("cached cni result is bad", network=entry.network_name, error=str(error))
+        return None
+
+
+def _is_foreign_netns(path: str) -> bool:
+    """Whether a live network namespace that isn't the host's is at `path`; the bare file of a dead one is none."""
+    try:
+        return is_netns(Path(path)) and not os.path.samefile(path, "/proc/self/ns/net")
+    except OSError:
+        return False

@@ -1,0 +1,107 @@
+"""The verbs about a network as a whole: STATUS, GC and VERSION, for each plugin of its list.
+
+Rules:
+- STATUS and GC are asked of lists of version 1.1.0 and later only; an older one is ready, and has nothing to collect.
+- A plugin that does not know such a verb, though its list says 1.1.0, is ready and has nothing to collect either,
+  unless its own VERSION says that it could not do an ADD for this list.
+- GC goes to every plugin of the list, also after one has failed.
+- Their deadlines are short: STATUS is asked again soon, and a GC holds up the pods of its network.
+
+CNI spec 1.1 §2 "STATUS", "VERSION", "GC", §3 "Garbage-collecting a network".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim.cni.conf import build_plugin_config, is_version_at_least
+from cri_shim.cni.invoke import PluginRunner, Verb
+from cri_shim.errors import CniPluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cri_shim.cni.conf import NetworkList, PluginConf
+
+STATUS_TIMEOUT_S = 10.0
+GC_TIMEOUT_S = 10.0
+VERSION_TIMEOUT_S = 10.0
+
+LIMITED_CONNECTIVITY = 51
+"""STATUS: not even those that are attached can rely on the network. 50: no more can be attached."""
+
+_UNKNOWN_VERB = (3, 4)
+"""What plugins built on older libraries say: a parameter of ADD is missing, or the command is not known."""
+
+
+class _Versions(msgspec.Struct, rename="camel"):
+    supported_versions: list[str] = []
+
+
+def knows_network_verbs(network: NetworkList) -> bool:
+    """Whether STATUS and GC exist in the version that the list speaks."""
+    return is_version_at_least(network.cni_version, "1.1.0")
+
+
+async def ask_status(runner: PluginRunner, network: NetworkList) -> None:
+    """STATUS of each plugin in order. Raises CniPluginError, with its code and words, of the first that isn't ready."""
+    if not knows_network_verbs(network):
+        return
+    for plugin in network.plugins:
+        config = build_plugin_config(network, plugin)
+        try:
+            await runner.run(Verb.STATUS, plugin.type, config, timeout_s=STATUS_TIMEOUT_S)
+        except CniPluginError as error:
+            if error.code not in _UNKNOWN_VERB:
+                raise
+            await _require_version(runner, network, plugin)
+
+
+async def collect_garbage(
+    runner: PluginRunner, network: NetworkList, valid: Sequence[tuple[str, str]]
+) -> None:
+    """GC of each plugin; `valid`: container ID and interface of each attachment that must stay.
+
+    Raises the first CniPluginError after all were asked.
+    """
+    if network.disable_gc or not knows_network_verbs(network):
+        return
+    kept = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in valid]
+    failures: list[CniPluginError] = []
+    for plugin in network.plugins:
+        config = build_plugin_config(network, plugin, valid_attachments=kept)
+        try:
+            await runner.run(Verb.GC, plugin.type, config, timeout_s=GC_TIMEOUT_S)
+        except CniPluginError as error:
+            if error.code not in _UNKNOWN_VERB:
+                failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+async def supported_versions(
+    runner: PluginRunner, network: NetworkList, plugin: PluginConf
+) -> tuple[str, ...]:
+    """What the plugin answers to VERSION; nothing where it gives no usable answer. Raises CniPluginError."""
+    question = msgspec.json.encode({"cniVersion": network.cni_version})
+    answer = await runner.run(Verb.VERSION, plugin.type, question, timeout_s=VERSION_TIMEOUT_S)
+    try:
+        return tuple(msgspec.json.decode(answer, type=_Versions).supported_versions)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return ()
+
+
+async def _require_version(runner: PluginRunner, network: NetworkList, plugin: PluginConf) -> None:
+    try:
+        versions = await supported_versions(runner, network, plugin)
+    except CniPluginError:
+        return  # it can't say, so its ADD shall
+    if versions and network.cni_version not in versions:
+        raise CniPluginError(
+            plugin.type,
+            Verb.VERSION,
+            f"it supports {', '.join(versions)}, and network {network.name!r} wants "
+            f"{network.cni_version}: set an older cniVersion, or install newer plugins",
+        )

@@ -1,0 +1,207 @@
+"""What pod networks need while no pod asks: owed DELs tried again, garbage collected, checks after a start.
+
+Rules:
+- A debt is tried at once, then with growing pauses; all are tried at once when the configuration changed. A network
+  whose plugins fail again and again is left alone until the next time: others must not wait behind it.
+- A debt ends with a DEL that succeeded, with nothing else. GC gives plugins a chance to let go without it, but GC is no
+  substitute for DEL (the specification says so, and common IPAM plugins do nothing at GC).
+- Valid for GC is what our pods are attached to, attachments being made among it, less what is owed. Only the default
+  network, and networks that our pods or debts name, are collected.
+- Nothing here fails a pod: what goes wrong is logged, counted, and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import CniPluginError, CriShimError, NotReadyError, WrongStateError
+from cri_shim.sandbox.model import SandboxState
+
+if TYPE_CHECKING:
+    from cri_shim.cni.network import Cni
+    from cri_shim.sandbox.debts import Debt, Debts
+    from cri_shim.sandbox.network import PodNetwork
+    from cri_shim.sandbox.store import Sandbox, Store
+
+log = structlog.get_logger()
+
+FIRST_RETRY_S = 1.0
+MAX_RETRY_S = 120.0
+FAILURES_PER_PASS = 3
+"""Of one network, before its other debts wait for their turn in a later pass."""
+PASS_PAUSE_S = 5.0
+"""How long those wait."""
+GC_INTERVAL_S = 3600.0
+NAMESPACE_KEPT_S = 600.0
+"""How long a debt keeps its pod's namespace: plugins can do without it if they must, and memory is not for ever."""
+
+
+class NetworkUpkeep:
+    """One endless task, `run`; on the loop's thread only."""
+
+    def __init__(
+        self,
+        *,
+        cni: Cni,
+        network: PodNetwork,
+        sandboxes: Store[Sandbox],
+        debts: Debts,
+        collects_garbage: bool,
+    ) -> None:
+        self._cni = cni
+        self._network = network
+        self._sandboxes = sandboxes
+        self._debts = debts
+        self._collects_garbage = collects_garbage
+        self._next_try: dict[tuple[str, str, str], tuple[float, float]] = {}
+        self._next_gc = 0.0
+        self._gc_problems: dict[str, str] = {}
+        self._woken = asyncio.Event()
+        debts.owed = self._note_debt
+
+    def _note_debt(self, debt: Debt) -> None:
+        """Its plugin has failed just now: not again at once."""
+        self._next_try[debt.key] = (time.monotonic() + FIRST_RETRY_S, FIRST_RETRY_S * 2)
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Try everything that is owed now: something changed."""
+        self._next_try.clear()
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Work, until cancelled; once recovery is done."""
+        while True:
+            self._woken.clear()
+            try:
+                await self.pay_debts()
+                if self._collects_garbage and time.monotonic() >= self._next_gc:
+                    self._next_gc = time.monotonic() + GC_INTERVAL_S
+                    await self.collect_garbage()
+            except Exception:
+                log.exception("network upkeep failed; it goes on")
+            try:
+                async with asyncio.timeout(self._pause_s()):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    def _pause_s(self) -> float:
+        due = [self._due(debt) for debt in self._debts]
+        if self._collects_garbage:
+            due.append(self._next_gc)
+        return max(min(due, default=time.monotonic() + GC_INTERVAL_S) - time.monotonic(), 0.1)
+
+    # --- debts ---------------------------------------------------------------------------------------------------
+
+    async def pay_debts(self) -> None:
+        """Call DEL for each debt that is due."""
+        due: dict[str, list[Debt]] = {}
+        for debt in self._debts:
+            if self._due(debt) <= time.monotonic():
+                due.setdefault(debt.network, []).append(debt)
+        # Whoever was not tried the last time comes first: three that never succeed must not keep the rest waiting.
+        await asyncio.gather(*(self._pay(sorted(debts, key=self._due)) for debts in due.values()))
+
+    def _due(self, debt: Debt) -> float:
+        return self._next_try.get(debt.key, (0.0, 0.0))[0]
+
+    async def _pay(self, debts: list[Debt]) -> None:
+        failures = 0
+        for debt in debts:
+            _, pause_s = self._next_try.get(debt.key, (0.0, FIRST_RETRY_S))
+            if failures == FAILURES_PER_PASS:
+                self._next_try[debt.key] = (time.monotonic() + PASS_PAUSE_S, pause_s)
+            elif await self._pay_one(debt):
+                self._next_try.pop(debt.key, None)
+            else:
+                failures += 1
+                self._next_try[debt.key] = (
+                    time.monotonic() + pause_s,
+                    min(pause_s * 2, MAX_RETRY_S),
+                )
+
+    async def _pay_one(self, debt: Debt) -> bool:
+        try:
+            if time.time_ns() - debt.since_ns > NAMESPACE_KEPT_S * 1e9:
+                await self._unpin_namespace(debt.container_id)
+            await self._cni.delete(debt.attachment)
+            if not any(d.container_id == debt.container_id for d in self._debts if d != debt):
+                # First: once nothing is owed any more, nobody would come back for it.
+                await self._unpin_namespace(debt.container_id)
+            self._debts.paid(debt)
+            log.info("cni DEL owed is done", attachment=str(debt.attachment), pod=debt.pod)
+        except (CriShimError, OSError) as error:
+            log.info("cni DEL is still owed", attachment=str(debt.attachment), error=str(error))
+            return False
+        return True
+
+    async def _unpin_namespace(self, sandbox_id: str) -> None:
+        """Give up a pod's namespace, unless its own Stop still has a DEL to call, which ends with the same."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or not sandbox.status.attachments:
+            await self._network.unpin_namespace(sandbox_id)
+
+    # --- garbage -------------------------------------------------------------------------------------------------
+
+    async def collect_garbage(self) -> None:
+        """GC of our networks; then whatever is owed is tried again, since a plugin may have let go."""
+        for name in self._our_networks():
+            problem = ""
+            try:
+                if not await self._cni.collect_garbage(
+                    name, valid=partial(self._valid, name), known=partial(self._owed, name)
+                ):
+                    continue
+                log.info("cni garbage collected", network=name)
+                for debt in self._debts:
+                    if debt.network == name:
+                        self._next_try.pop(debt.key, None)
+            except TimeoutError:
+                problem = "pods came and went without a pause; it is tried again later"
+            except (CniPluginError, WrongStateError) as error:
+                problem = str(error)
+            if problem and self._gc_problems.get(name) != problem:
+                log.warning("cni garbage not collected", network=name, problem=problem)
+            self._gc_problems[name] = problem
+
+    def _our_networks(self) -> list[str]:
+        names = {a.network for sandbox in self._sandboxes for a in sandbox.status.attachments}
+        names.update(debt.network for debt in self._debts)
+        try:
+            names.add(self._cni.default_network().name)
+        except NotReadyError:
+            pass
+        return sorted(names)
+
+    def _valid(self, network: str) -> set[tuple[str, str]]:
+        attached = {
+            (sandbox.id, attachment.ifname)
+            for sandbox in self._sandboxes
+            for attachment in sandbox.status.attachments
+            if attachment.network == network
+        }
+        return attached - self._owed(network)
+
+    def _owed(self, network: str) -> set[tuple[str, str]]:
+        return {(debt.container_id, debt.ifname) for debt in self._debts if debt.network == network}
+
+    # --- checks --------------------------------------------------------------------------------------------------
+
+    async def check_attachments(self) -> None:
+        """CHECK of every running pod that a predecessor made; what its plugins find wrong is logged."""
+        for sandbox in list(self._sandboxes):
+            if sandbox.state is SandboxState.READY:
+                try:
+                    await self._network.check(sandbox)
+                except (CriShimError, OSError) as error:
+                    log.warning(
+                        "a running pod's network is not as it was made",
+                        sandbox_id=sandbox.id,
+                        problem=str(error),
+                    )

@@ -1,0 +1,110 @@
+"""The list of attachments whose DEL is owed: written before anything is forgotten, read back by a successor."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from cri_shim.cni.attachment import Attachment
+from cri_shim.errors import CriShimError
+from cri_shim.sandbox.debts import Debt, Debts, read_debts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def attachment(container_id: str = "a1", *, network: str = "pods") -> Attachment:
+    return Attachment(
+        container_id=container_id,
+        netns="/run/netns/cri-a1",
+        ifname="eth0",
+        network=network,
+        args={"K8S_POD_NAME": "web"},
+        capability_args={"portMappings": [{"hostPort": 80}]},
+    )
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "debts"
+
+
+def test_a_debt_survives_with_all_that_its_del_needs(directory: Path) -> None:
+    told: list[Debt] = []
+    debts = Debts(directory)
+    debts.load()
+    debts.owed = told.append
+    debts.owe(attachment(), pod="default/web", error="busy")
+    (debt,) = told
+    (file,) = directory.iterdir()
+    assert file.name == "pods-a1-eth0.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+
+    again = Debts(directory)
+    again.load()
+    (kept,) = again
+    assert kept == debt
+    assert kept.attachment == attachment()
+    assert (kept.pod, kept.error) == ("default/web", "busy")
+    assert (again.holds("a1"), again.holds("a2"), len(again)) == (True, False, 1)
+    again.paid(kept)
+    assert (list(again), list(directory.iterdir())) == ([], [])
+    again.paid(kept)
+
+
+def test_the_first_failure_is_the_one_that_is_kept(directory: Path) -> None:
+    debts = Debts(directory)
+    debts.owe(attachment(), pod="default/web", error="the first cause")
+    debts.owe(attachment(), pod="", error="a later one")
+    assert [debt.error for debt in debts] == ["the first cause"]
+
+
+def test_the_oldest_comes_first(directory: Path) -> None:
+    debts = Debts(directory)
+    for name in ("c", "a", "b"):
+        debts.owe(attachment(name), pod="", error="busy")
+    again = Debts(directory)
+    again.load()
+    assert [debt.container_id for debt in again] == ["c", "a", "b"]
+
+
+def test_a_debt_that_cannot_be_written_is_an_error_and_no_debt(directory: Path) -> None:
+    directory.write_text("in the way")
+    debts = Debts(directory)
+    with pytest.raises(CriShimError, match=r"noting that the DEL of eth0 of a1 .* is owed"):
+        debts.owe(attachment(), pod="", error="busy")
+    assert (len(debts), debts.holds("a1")) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:20],
+        lambda text: json.dumps({**json.loads(text), "network": "storage"}),
+        lambda text: json.dumps({**json.loads(text), "container_id": "../x"}),
+        lambda _: "[" * 10000,
+    ],
+    ids=["torn", "of another attachment", "no name", "deep"],
+)
+def test_a_file_that_cannot_be_read_is_set_aside_and_hurts_no_other(
+    directory: Path, change: object
+) -> None:
+    assert callable(change)
+    debts = Debts(directory)
+    debts.owe(attachment("a1"), pod="", error="busy")
+    debts.owe(attachment("b2"), pod="", error="busy")
+    file = directory / "pods-a1-eth0.json"
+    file.write_text(change(file.read_text()))
+    (directory / "pods-c3-eth0.json.7-0.tmp").write_text("half")
+    assert [debt.container_id for debt in read_debts(directory)] == ["b2"]
+    assert file.exists()
+    again = Debts(directory)
+    with capture_logs() as logs:
+        again.load()
+    assert [debt.container_id for debt in again] == ["b2"]
+    assert not file.exists()
+    assert (directory / ".bad-pods-a1-eth0.json").exists()
+    assert logs[0]["event"] == "a debt can't be read"
