@@ -173,6 +173,12 @@ def sandbox(floor: Floor, example: Example) -> tuple[float, Path, Path, int, Any
     """Seconds for a namespace, then ADD beside {conmon + create, start}; and what is to be taken away."""
     netns = Path(f"/run/netns/bench-{uuid.uuid4().hex[:16]}")
     bundle = floor.bundle(example, netns=netns, pause_pid=None)
+    seconds, pid, result = start_sandbox(floor, bundle, netns)
+    return seconds, bundle, netns, pid, result
+
+
+def start_sandbox(floor: Floor, bundle: Path, netns: Path) -> tuple[float, int, Any]:
+    """The same for a bundle that is there: seconds, the pause process, and what ADD said."""
     results: dict[str, Any] = {}
     started = time.perf_counter()
     create_netns(netns, {})
@@ -184,7 +190,7 @@ def sandbox(floor: Floor, example: Example) -> tuple[float, Path, Path, int, Any
     floor.runc("start", bundle.name)
     adding.join()
     seconds = time.perf_counter() - started
-    return seconds, bundle, netns, pid, results["cni"]
+    return seconds, pid, results["cni"]
 
 
 def remove_sandbox(floor: Floor, bundle: Path, netns: Path, pid: int, result: Any) -> float:

@@ -9,27 +9,45 @@ from typing import TYPE_CHECKING
 from cri_shim.cni.conf import NetworkList, parse_conflist
 from cri_shim.cni.result import Result, parse_result
 from cri_shim.cni.watch import CniStatus
-from cri_shim.errors import NotReadyError
+from cri_shim.errors import CniPluginError, NotReadyError
 from cri_shim.image.builtin import PAUSE_REFERENCE
 from cri_shim.image.manifest import ImageConfig
 from cri_shim.image.model import Image, LayerStack
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Collection
 
     from cri_shim.cni.attachment import Attachment
     from tests.fakes.points import Points
 
 
+CAPABILITIES = (
+    "portMappings",
+    "bandwidth",
+    "dns",
+    "cgroupPath",
+    "io.kubernetes.cri.pod-annotations",
+)
+
+
 class FakeCni:
-    """The surface of `Cni` that use cases touch; attachments are entries in a dictionary."""
+    """The surface of `Cni` that use cases touch; attachments are entries in a dictionary.
+
+    The plugins of its networks declare all `CAPABILITIES`.
+    """
 
     def __init__(self, points: Points, *names: str) -> None:
         self._points = points
         self.networks = {name: _network(name) for name in names or ("pods",)}
         self.ready = True
+        self.loopback: NetworkList | None = None
+        self.refusing: dict[str, CniPluginError] = {}
+        """What ADD of a network says."""
         self.attached: dict[tuple[str, str, str], Attachment] = {}
         self.deleted: list[Attachment] = []
+        self.checked: list[Attachment] = []
+        self.collected: list[tuple[str, set[tuple[str, str]]]] = []
+        """Network, and what was valid, of each GC."""
         self.addresses = {name: f"10.{number}.0.2/24" for number, name in enumerate(self.networks)}
 
     @property
@@ -43,17 +61,49 @@ class FakeCni:
             raise NotReadyError("pod network is not ready: no configuration")
         return next(iter(self.networks.values()))
 
+    def network(self, name: str) -> NetworkList:
+        if name not in self.networks:
+            raise NotReadyError(f"CNI network {name!r} is not configured")
+        return self.networks[name]
+
+    def cached_result(self, attachment: Attachment) -> Result | None:
+        return self._result(attachment) if _key(attachment) in self.attached else None
+
+    async def check(self, attachment: Attachment) -> None:
+        await self._points.pass_by("cni.check")
+        self.checked.append(attachment)
+
+    async def collect_garbage(
+        self,
+        name: str,
+        *,
+        valid: Callable[[], Collection[tuple[str, str]]],
+        known: Callable[[], Collection[tuple[str, str]]],
+    ) -> bool:
+        await self._points.pass_by("cni.gc")
+        known()
+        self.collected.append((name, set(valid())))
+        return True
+
     def attachments(self, container_id: str) -> tuple[Attachment, ...]:
         return tuple(a for a in self.attached.values() if a.container_id == container_id)
 
     async def add(self, attachment: Attachment) -> Result:
         await self._points.pass_by("cni.add")
+        if (error := self.refusing.get(attachment.network)) is not None:
+            raise error
         self.attached[_key(attachment)] = attachment
         await self._points.pass_by("cni.added")
+        return self._result(attachment)
+
+    def _result(self, attachment: Attachment) -> Result:
+        addresses = self.addresses.get(attachment.network, "").split()
         answer = {
             "cniVersion": "1.0.0",
-            "interfaces": [{"name": attachment.ifname, "sandbox": attachment.netns}],
-            "ips": [{"address": self.addresses[attachment.network], "interface": 0}],
+            "interfaces": [
+                {"name": attachment.ifname, "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/x"}
+            ],
+            "ips": [{"address": address, "interface": 0} for address in addresses],
         }
         return parse_result(json.dumps(answer).encode(), cni_version="1.0.0")
 
@@ -69,7 +119,8 @@ def _key(attachment: Attachment) -> tuple[str, str, str]:
 
 
 def _network(name: str) -> NetworkList:
-    document = {"cniVersion": "1.0.0", "name": name, "plugins": [{"type": "bridge"}]}
+    plugin = {"type": "bridge", "capabilities": dict.fromkeys(CAPABILITIES, True)}
+    document = {"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}
     return parse_conflist(json.dumps(document).encode(), source=name)
 
 
@@ -115,8 +166,9 @@ class FakeImages:
         self.pulls.append(reference)
         return self.add(reference)
 
-    async def sweep(self) -> None:
-        self.sweeps += 1
+    async def released(self, image_id: str) -> None:
+        if self.find(image_id) is None:
+            self.sweeps += 1
 
     async def import_archive(self, source: AsyncIterator[bytes], name: str) -> list[Image]:
         self.imports.append(name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import (
@@ -16,16 +17,16 @@ from cri_shim.errors import (
     NotReadyError,
 )
 from cri_shim.paths import netns_file
+from cri_shim.sandbox.bandwidth import INGRESS
 from cri_shim.sandbox.model import NetworkAttachment, PodMetadata, SandboxStatus
-from cri_shim.sandbox.network import HostPort, has_host_network, host_ports
+from cri_shim.sandbox.network import has_host_network
+from cri_shim.sandbox.network_annotations import CNI_ARGS_PREFIX, DISABLE_DEFAULT, NETWORKS
 from tests.fakes.house import House, pod_config
 from tests.fakes.networks import FakeCni
 from tests.unit.sandbox.interruptions import outcome_of
 from tests.unit.sandbox.records import make_sandbox
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from cri_shim.sandbox.store import Sandbox
 
 METADATA = PodMetadata("web", "default", "uid-web", 0)
@@ -75,7 +76,7 @@ async def test_a_pod_that_no_plugin_could_be_told_of_is_refused_beforehand(
 async def test_networks_are_attached_in_order_and_told_who_the_pod_is(joined: House) -> None:
     sandbox = stored(joined)
     await joined.network.create_namespace(sandbox.id, {"net.ipv4.ip_forward": "1"})
-    assert await joined.network.attach(sandbox) == ("10.0.0.2", "10.1.0.2")
+    assert await joined.network.attach(sandbox) == ("10.0.0.2",)
     first, second = joined.cni.attached.values()
     assert (first.ifname, second.ifname) == ("eth0", "net1")
     assert first.netns == str(netns_file(sandbox.id))
@@ -86,11 +87,122 @@ async def test_networks_are_attached_in_order_and_told_who_the_pod_is(joined: Ho
 
 
 @pytest.mark.asyncio
-async def test_an_address_that_two_networks_name_is_shown_once(joined: House) -> None:
-    joined.cni.addresses["storage"] = joined.cni.addresses["pods"]
+async def test_the_pods_addresses_are_those_of_its_first_network_in_the_plugins_order(
+    joined: House,
+) -> None:
+    joined.cni.addresses["pods"] = "fd00::2/64 10.0.0.2/24"
     sandbox = stored(joined)
     await joined.network.create_namespace(sandbox.id, {})
+    assert await joined.network.attach(sandbox) == ("fd00::2", "10.0.0.2")
+
+
+@pytest.mark.asyncio
+async def test_the_loopback_network_comes_first_and_has_no_address_of_the_pod(
+    joined: House,
+) -> None:
+    joined.cni.loopback = joined.cni.networks["storage"]
+    joined.cni.addresses["storage"] = "127.0.0.1/8"
+    planned = joined.network.plan("5" * 64, METADATA, pod_config())
+    assert [a.ifname for a in planned] == ["lo", "eth0"]
+    sandbox = make_sandbox(status=SandboxStatus(attachments=planned))
+    await joined.network.create_namespace(sandbox.id, {})
     assert await joined.network.attach(sandbox) == ("10.0.0.2",)
+
+
+@pytest.mark.asyncio
+async def test_a_pod_joins_the_networks_that_it_names(joined: House) -> None:
+    config = pod_config()
+    config.annotations[NETWORKS] = '[{"name": "storage"}, {"name": "pods", "interface": "more0"}]'
+    assert joined.network.plan("a" * 64, METADATA, config) == (
+        NetworkAttachment("pods", "eth0"),
+        NetworkAttachment("storage", "net1"),
+        NetworkAttachment("pods", "more0"),
+    )
+
+
+@pytest.mark.asyncio
+async def test_without_the_default_network_a_pod_has_only_those_that_it_names(
+    joined: House,
+) -> None:
+    joined.cni.ready = False
+    config = pod_config()
+    config.annotations[DISABLE_DEFAULT] = "true"
+    assert joined.network.plan("a" * 64, METADATA, config) == ()
+    config.annotations[NETWORKS] = '{"name": "storage", "interface": "eth0"}'
+    assert joined.network.plan("a" * 64, METADATA, config) == (
+        NetworkAttachment("storage", "eth0"),
+    )
+
+
+@pytest.mark.asyncio
+async def test_a_network_that_the_node_does_not_have_is_refused_under_the_annotations_name(
+    house: House,
+) -> None:
+    config = pod_config()
+    config.annotations[NETWORKS] = '{"name": "elsewhere"}'
+    before = house.leftovers()
+    with pytest.raises(NotReadyError, match=rf"annotation {NETWORKS}: .*'elsewhere'"):
+        await house.pods.run_pod_sandbox(config, "")
+    assert house.leftovers() == before
+
+
+@pytest.mark.asyncio
+async def test_on_the_nodes_network_annotations_about_networks_say_nothing(house: House) -> None:
+    config = pod_config(host_network=True)
+    config.annotations[NETWORKS] = '{"name": "elsewhere"}'
+    assert house.network.plan("a" * 64, METADATA, config) == ()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        (NETWORKS, "storage"),
+        (DISABLE_DEFAULT, "yes"),
+        (f"{CNI_ARGS_PREFIX}a", "IgnoreUnknown=0"),
+        (INGRESS, "fast"),
+    ],
+)
+async def test_a_wrong_annotation_is_refused_before_anything_is_made(
+    house: House, annotation: str, text: str
+) -> None:
+    config = pod_config()
+    config.annotations[annotation] = text
+    before = house.leftovers()
+    with pytest.raises(InvalidArgumentError, match=annotation):
+        await house.pods.run_pod_sandbox(config, "")
+    assert house.leftovers() == before
+
+
+@pytest.mark.asyncio
+async def test_a_second_network_that_fails_takes_the_first_with_it(joined: House) -> None:
+    config = pod_config()
+    config.annotations[NETWORKS] = '{"name": "storage"}'
+    before = joined.leftovers()
+    joined.cni.refusing["storage"] = CniPluginError("bridge", "ADD", "full")
+    with pytest.raises(CniPluginError, match=r"network storage: .*full"):
+        await joined.pods.run_pod_sandbox(config, "")
+    assert [a.network for a in joined.cni.deleted] == ["storage", "pods"]
+    assert joined.leftovers() == before
+
+
+@pytest.mark.asyncio
+async def test_what_the_plugins_made_is_shown_while_it_is_there(joined: House) -> None:
+    sandbox = stored(joined)
+    await joined.network.create_namespace(sandbox.id, {})
+    assert [n["attached"] for n in joined.network.describe(sandbox)] == [False, False]
+    await joined.network.attach(sandbox)
+    first, second = joined.network.describe(sandbox)
+    assert (first["network"], first["interface"]) == ("pods", "eth0")
+    assert second["interfaces"] == [
+        {
+            "name": "net1",
+            "mac": "02:00:00:00:00:01",
+            "ips": [{"address": "10.1.0.2/24", "gateway": ""}],
+        }
+    ]
+    await joined.network.detach(sandbox)
+    assert joined.network.describe(sandbox) == []
 
 
 @pytest.mark.asyncio
@@ -113,28 +225,35 @@ async def test_what_was_never_attached_is_detached_all_the_same(joined: House) -
 
 
 @pytest.mark.asyncio
-async def test_a_failing_detachment_stops_no_other_and_stays_noted(joined: House) -> None:
+async def test_a_failing_detachment_stops_no_other_and_is_owed(joined: House) -> None:
     sandbox = stored(joined)
     await joined.network.attach(sandbox)
     joined.points.fail("cni.del storage", CniPluginError("bridge", "DEL", "busy"))
-    with pytest.raises(CniPluginError, match="busy"):
-        await joined.network.detach(sandbox)
-    assert list(sandbox.status.attachments) == [TWO[1]]
+    await joined.network.detach(sandbox)
+    assert sandbox.status.attachments == ()
     [(_, again)] = joined.sandboxes.load()
     assert again.status == sandbox.status  # type: ignore[union-attr]
-    joined.points.heal()
-    await joined.network.detach(sandbox)
-    assert list(sandbox.status.attachments) == []
+    (debt,) = joined.debts
+    assert (debt.key, debt.pod) == (("storage", sandbox.id, "net1"), "default/web")
+    assert "busy" in debt.error
+    assert [a.network for a in joined.cni.deleted] == ["pods"]
 
 
 @pytest.mark.asyncio
-async def test_the_first_of_two_failures_is_raised(joined: House) -> None:
-    sandbox = stored(joined)
-    joined.points.fail("cni.del storage", CniPluginError("bridge", "DEL", "first"))
-    joined.points.fail("cni.del pods", CniPluginError("bridge", "DEL", "second"))
-    with pytest.raises(CniPluginError, match="first"):
-        await joined.network.detach(sandbox)
-    assert sandbox.status.attachments == TWO
+async def test_a_port_that_a_former_pod_may_still_have_is_given_with_a_warning(
+    house: House,
+) -> None:
+    first, second = pod_config("first"), pod_config("second")
+    for config in (first, second):
+        config.port_mappings.add(host_port=80, container_port=8080)
+    holder = await house.pods.run_pod_sandbox(first, "")
+    house.points.fail("cni.del", CniPluginError("portmap", "DEL", "busy"))
+    await house.pods.remove_pod_sandbox(holder)
+    house.points.heal()
+    with capture_logs() as said:
+        await house.pods.run_pod_sandbox(second, "")
+    (line,) = (line for line in said if line["log_level"] == "warning")
+    assert line["former"] == ["default/first"]
 
 
 @pytest.mark.asyncio
@@ -149,76 +268,6 @@ async def test_by_the_id_alone_everything_known_to_be_attached_is_detached(joine
 
 
 # --- port mappings -----------------------------------------------------------------------------------------------
-
-
-def with_ports(*mappings: dict[str, Any]) -> api.PodSandboxConfig:
-    return api.PodSandboxConfig(port_mappings=[api.PortMapping(**m) for m in mappings])
-
-
-@pytest.mark.asyncio
-async def test_ports_are_described_as_the_portmap_plugin_wants_them(house: House) -> None:
-    config = with_ports(
-        {"host_port": 80, "container_port": 8080},
-        {"host_port": 53, "container_port": 5353, "protocol": api.UDP, "host_ip": "127.0.0.1"},
-        {"host_port": 1, "container_port": 2, "protocol": api.SCTP, "host_ip": "0.0.0.0"},
-    )
-    sandbox = make_sandbox(config=config)
-    house.sandboxes.create(sandbox)
-    await house.network.attach(sandbox)
-    [attachment] = house.cni.attached.values()
-    assert attachment.capability_args["portMappings"] == [
-        {"hostPort": 80, "containerPort": 8080, "protocol": "tcp"},
-        {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "127.0.0.1"},
-        {"hostPort": 1, "containerPort": 2, "protocol": "sctp"},
-    ]
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("published", [True, False])
-async def test_host_ports_are_left_alone_where_something_else_publishes_them(
-    house: House, *, published: bool
-) -> None:
-    house.publish_ports = published
-    house._wire()
-    config = with_ports({"host_port": 80, "container_port": 8080})
-    sandbox = make_sandbox(config=config)
-    house.sandboxes.create(sandbox)
-    await house.network.attach(sandbox)
-    [attachment] = house.cni.attached.values()
-    assert bool(attachment.capability_args["portMappings"]) is published
-
-
-def test_a_port_without_a_host_port_is_not_forwarded() -> None:
-    assert host_ports(with_ports({"container_port": 80}, {"container_port": 80})) == {}
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "collide"),
-    [
-        (("tcp", 80, ""), ("tcp", 80, ""), True),
-        (("tcp", 80, ""), ("tcp", 80, "10.0.0.1"), True),
-        (("tcp", 80, "10.0.0.1"), ("tcp", 80, "10.0.0.1"), True),
-        (("tcp", 80, "10.0.0.1"), ("tcp", 80, "10.0.0.2"), False),
-        (("tcp", 80, ""), ("udp", 80, ""), False),
-        (("tcp", 80, ""), ("tcp", 81, ""), False),
-    ],
-    ids=str,
-)
-def test_a_port_is_one_of_a_protocol_on_an_address(
-    one: tuple[str, int, str], other: tuple[str, int, str], *, collide: bool
-) -> None:
-    assert HostPort(*one).collides(HostPort(*other)) is collide
-    assert HostPort(*other).collides(HostPort(*one)) is collide
-
-
-def test_a_port_given_twice_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="80/tcp: given twice"):
-        host_ports(
-            with_ports(
-                {"host_port": 80, "container_port": 1},
-                {"host_port": 80, "container_port": 2, "host_ip": "127.0.0.1"},
-            )
-        )
 
 
 @pytest.mark.asyncio
@@ -256,23 +305,6 @@ async def test_ports_that_we_do_not_publish_are_nobodys_here(house: House, how: 
         config = pod_config(name, host_network=how == "host-network")
         config.port_mappings.add(host_port=80, container_port=8080)
         await house.pods.run_pod_sandbox(config, "")
-
-
-@pytest.mark.parametrize(
-    "mapping",
-    [
-        {"host_port": -1, "container_port": 80},
-        {"host_port": 65536, "container_port": 80},
-        {"host_port": 80, "container_port": 0},
-        {"host_port": 80, "container_port": 65536},
-        {"host_port": 80, "container_port": 80, "protocol": 9},
-        {"host_port": 80, "container_port": 80, "host_ip": "localhost"},
-    ],
-    ids=str,
-)
-def test_ports_that_do_not_exist_are_refused(mapping: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"config\.port_mappings"):
-        host_ports(with_ports(mapping))
 
 
 def test_only_the_nodes_network_is_the_hosts() -> None:
