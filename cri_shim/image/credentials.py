@@ -131,16 +131,32 @@ class _AuthFile(msgspec.Struct, frozen=True):
     auths: dict[str, _Entry] = {}
 
 
-def load_auth_file(path: Path, reference: Reference) -> Credentials | None:
-    """What Docker's `config.json` at `path` has for `reference`; the entry with the longest fitting path counts.
+def load_auth_file(
+    path: Path, reference: Reference, *, named_by: str = "images.auth_file"
+) -> Credentials | None:
+    """What Docker's `config.json` at `path` has for `reference`.
 
-    Raises ConfigError when the file can't be read or understood. It does not run credential helpers.
+    Raises ConfigError as `parse_auth_file`, which begins with what named the file.
     """
     try:
-        document = msgspec.json.decode(read_bounded(path, _MAX_AUTH_FILE_BYTES), type=_AuthFile)
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        data = read_bounded(path, _MAX_AUTH_FILE_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{named_by}: {path}: {error}") from error
+    return parse_auth_file(data, path, reference, named_by=named_by)
+
+
+def parse_auth_file(
+    data: bytes, path: Path, reference: Reference, *, named_by: str = "images.auth_file"
+) -> Credentials | None:
+    """What the `config.json` in `data`, read from `path`, has for `reference`; the longest fitting path counts.
+
+    Raises ConfigError when it can't be understood. It does not run credential helpers.
+    """
+    try:
+        document = msgspec.json.decode(data, type=_AuthFile)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         # msgspec tells the place and the type that it found there, never a value.
-        raise ConfigError(f"images.auth_file: {path}: {error}") from error
+        raise ConfigError(f"{named_by}: {path}: {error}") from None
     best: tuple[int, str] | None = None
     for address in document.auths:
         rank = _fits(address, reference)
@@ -159,8 +175,9 @@ def load_auth_file(path: Path, reference: Reference) -> Credentials | None:
             registry_token=entry.registrytoken,
         )
     except InvalidArgumentError:
+        address = "".join(c if c.isprintable() else "?" for c in best[1][:200])
         raise ConfigError(
-            f"images.auth_file: {path}: auths.{best[1]}.auth is not base64 of user:password"
+            f"{named_by}: {path}: auths.{address}.auth is not base64 of user:password"
         ) from None
 
 

@@ -1,7 +1,8 @@
 """What the daemon and the unpacker process say to each other.
 
 Rules: both sides import this, so nothing but structs and constants stands here. A job is one SEQPACKET packet with
-three descriptors: input, directory, result. The result is one msgpack document written to the result descriptor,
+three descriptors: input, directory, result. With a fourth, that is a file that still grows, and the input is a socket
+that tells its size (`growing`). The result is one msgpack document written to the result descriptor,
 which is then closed. It comes from a process that has read hostile bytes: the daemon bounds and checks it.
 """
 
@@ -12,7 +13,9 @@ from enum import StrEnum
 import msgspec
 
 MAX_PACKET_BYTES = 4096
-MAX_RESULT_BYTES = 256 << 20
+MAX_REPORTED_BYTES = 16 << 20
+"""Of paths in one report: a child refuses an input that has more to tell, since the daemon holds it in memory."""
+MAX_RESULT_BYTES = 24 << 20
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
 

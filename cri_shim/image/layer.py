@@ -60,7 +60,6 @@ class LayerUnpacker:
         self._dropped_xattrs = 0
         self._times: dict[bytes, int] = {}
         self._whiteouts: dict[bytes, None] = {}
-        self._opaque: dict[bytes, None] = {}
 
     def unpack(self) -> None:
         """Everything the reader gives. Raises InputError, or OSError of the host (no space)."""
@@ -82,7 +81,7 @@ class LayerUnpacker:
             inflated_bytes=inflated_bytes,
             disk_bytes=self._tree.disk_bytes,
             inodes=self._tree.inodes,
-            opaque_dirs=[path for path in self._opaque if is_directory(path)],
+            opaque_dirs=self._tree.opaque(),
             implied_dirs=self._tree.implied(),
             dropped_xattrs=self._dropped_xattrs,
         )
@@ -170,7 +169,10 @@ class LayerUnpacker:
 
     def _node(self, entry: Entry, real: bytes) -> None:
         path = b"/" + real
-        device = os.makedev(*entry.device)
+        major, minor = entry.device
+        if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
+            raise InputError(f"{show(entry.name)}: device {major}:{minor} can't be on this system")
+        device = os.makedev(major, minor)
         try:
             os.mknod(path, entry.file_type | 0o600, device)
         except FileExistsError:
@@ -235,7 +237,7 @@ class LayerUnpacker:
 
     def _note_whiteout(self, path: bytes, directory: bytes, base: bytes) -> None:
         if base == OPAQUE_MARKER:
-            self._opaque[self._tree.parent(directory, create=True)] = None
+            self._tree.hide_lower(self._tree.parent(directory, create=True))
             return
         if base.startswith(_AUFS_PREFIX):
             return
@@ -252,7 +254,7 @@ class LayerUnpacker:
                 self._tree.count(0)
             except FileExistsError:
                 if is_directory(real):
-                    self._opaque[real] = None
+                    self._tree.hide_lower(real)
             except (FileNotFoundError, NotADirectoryError):
                 pass  # the directory it stood in was replaced later on, and hides all by itself
             except OSError as error:

@@ -15,7 +15,13 @@ from __future__ import annotations
 import os
 import stat
 
-from cri_shim.image.jobs import MAX_NAME_BYTES, MAX_PATH_BYTES, InputError, Limits
+from cri_shim.image.jobs import (
+    MAX_NAME_BYTES,
+    MAX_PATH_BYTES,
+    MAX_REPORTED_BYTES,
+    InputError,
+    Limits,
+)
 from cri_shim.image.tar import show
 
 _MAX_LINKS = 40
@@ -36,14 +42,35 @@ class LayerTree:
         self._directories: set[bytes] = {b""}
         """Real paths known to be directories; forgotten as a whole whenever one of them may have gone."""
         self._implied: dict[bytes, None] = {}
+        self._opaque: dict[bytes, None] = {}
+        self._reported_bytes = 0
 
     def implied(self) -> list[bytes]:
         """The directories that no entry described, parents first."""
         return sorted(path for path in self._implied if is_directory(path))
 
+    def opaque(self) -> list[bytes]:
+        """The directories that hide what lower layers have in them."""
+        return [path for path in self._opaque if is_directory(path)]
+
     def describe(self, real: bytes) -> None:
         """An entry has described this directory after all."""
-        self._implied.pop(real, None)
+        if real in self._implied:
+            del self._implied[real]
+            self._reported_bytes -= len(real)
+
+    def hide_lower(self, real: bytes) -> None:
+        """Note that this directory is opaque. Raises InputError past the bound."""
+        self._note(self._opaque, real)
+
+    def _note(self, kind: dict[bytes, None], real: bytes) -> None:
+        if real not in kind:
+            kind[real] = None
+            self._reported_bytes += len(real)
+            if self._reported_bytes > MAX_REPORTED_BYTES:
+                raise InputError(
+                    "too many long paths of directories that no entry describes, or that are opaque"
+                )
 
     def parent(self, path: bytes, *, create: bool) -> bytes:
         """The real path of the directory `path`, as the kernel would find it from `/`.
@@ -77,7 +104,7 @@ class LayerTree:
                 # A setgid parent would have handed down its group and its bit.
                 os.chown(b"/" + candidate, 0, 0, follow_symlinks=False)
                 os.chmod(b"/" + candidate, _IMPLIED_MODE)
-                self._implied[candidate] = None
+                self._note(self._implied, candidate)
                 real = candidate
                 continue
             if stat.S_ISDIR(mode):

@@ -1,8 +1,8 @@
 """Image documents: manifests, indexes and configurations of the OCI and Docker families, checked.
 
-Rules: pure. Every document is bounded in size before it is decoded, and is taken for what it says inside, never for
-what a registry or archive called it; one that could be read as two kinds is refused (it could pass a scanner as one
-and run as the other). What this program cannot run is refused by name: schema 1, foreign layers, artifacts.
+Rules: pure. A document is taken for what it says inside, never for what a registry or archive called it; one that could
+be read as two kinds is refused, as `document` refuses what is ambiguous otherwise. What this program cannot run is
+refused by name: schema 1, foreign layers, artifacts.
 
 Specs: OCI image-spec 1.1 (manifest, image-index, config), Docker image manifest v2 schema 2.
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from cri_shim.errors import BadArchiveError
+from cri_shim.image.document import decode_document, read_document, shown
+from cri_shim.image.jobs import Limits
 from cri_shim.image.reference import is_digest
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 MAX_MANIFEST_BYTES = 4 << 20
 """The distribution spec's advice to registries: what is larger need not be accepted."""
 MAX_CONFIG_BYTES = 8 << 20
+MAX_LAYER_BYTES = Limits().max_bytes
+"""Of a layer as it is kept: more than it may have when it is unpacked, nobody packs."""
 MAX_LAYERS = 500
 """overlayfs mounts at most 500 lower directories."""
 
@@ -36,6 +40,8 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
+ATTESTATION = "vnd.docker.reference.type"
+"""The annotation of an index entry that says something about another one, and is no image."""
 REF_NAME = "org.opencontainers.image.ref.name"
 """The annotation that names an entry of an OCI layout's index."""
 
@@ -43,6 +49,8 @@ INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 _CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _SCHEMA1_PREFIX = "application/vnd.docker.distribution.manifest.v1+"
+_ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
+_PLATFORMS_SHOWN = 30
 
 
 class Compression(StrEnum):
@@ -69,6 +77,8 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
     os: str = ""
     architecture: str = ""
     variant: str = ""
+    os_features: list[str] = msgspec.field(default_factory=list, name="os.features")
+    """What it needs of the system besides; no feature has a name for Linux yet."""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -125,6 +135,7 @@ class _ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
     os: str = ""
     architecture: str = ""
     variant: str = ""
+    os_features: list[str] | None = msgspec.field(default=None, name="os.features")
     created: str | None = None
     config: _Process | None = None
     rootfs: _RootFs
@@ -144,6 +155,7 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     os: str = ""
     architecture: str = ""
     variant: str = ""
+    os_features: tuple[str, ...] = ()
     created: str = ""
     diff_ids: tuple[str, ...] = ()
 
@@ -153,13 +165,6 @@ class _Kind(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     schema_version: int | None = msgspec.field(default=None, name="schemaVersion")
     media_type: str | None = None
-    manifests: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    layers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    config: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    fs_layers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-T = TypeVar("T")
 
 
 def digest_of(data: bytes) -> str:
@@ -172,31 +177,27 @@ def parse_document(data: bytes, what: str) -> Manifest | Index:
 
     Raises BadArchiveError: too large, malformed, ambiguous, of a kind that can't be run.
     """
-    kind = _decode(data, _Kind, what, MAX_MANIFEST_BYTES)
+    kind, keys = read_document(data, _Kind, what, MAX_MANIFEST_BYTES)
     media_type = kind.media_type or ""
-    if (
-        kind.schema_version == 1
-        or kind.fs_layers is not msgspec.UNSET
-        or media_type.startswith(_SCHEMA1_PREFIX)
-    ):
+    if kind.schema_version == 1 or "fslayers" in keys or media_type.startswith(_SCHEMA1_PREFIX):
         _refuse(what, "it is a Docker schema 1 manifest, obsolete since 2017: push the image anew")
     if kind.schema_version != 2:
         _refuse(what, f"schemaVersion is {kind.schema_version}, not 2")
-    is_index = kind.manifests is not msgspec.UNSET
-    is_manifest = kind.layers is not msgspec.UNSET or kind.config is not msgspec.UNSET
+    is_index = "manifests" in keys
+    is_manifest = "layers" in keys or "config" in keys
     if is_index and is_manifest:
         _refuse(what, "it has both `manifests` and `layers` or `config`: ambiguous")
     if not is_index and not is_manifest:
         _refuse(what, "it has neither `manifests` nor `layers`: not an image")
     allowed = INDEX_TYPES if is_index else MANIFEST_TYPES
     if media_type and media_type not in allowed:
-        _refuse(what, f"mediaType {media_type!r} does not fit its content")
+        _refuse(what, f"mediaType {shown(media_type)} does not fit its content")
     if is_index:
-        index = _decode(data, Index, what, MAX_MANIFEST_BYTES)
+        index = decode_document(data, Index, what, MAX_MANIFEST_BYTES)
         for entry in index.manifests:
             _check_descriptor(entry, what)
         return index
-    manifest = _decode(data, Manifest, what, MAX_MANIFEST_BYTES)
+    manifest = decode_document(data, Manifest, what, MAX_MANIFEST_BYTES)
     _check_manifest(manifest, what)
     return manifest
 
@@ -204,18 +205,23 @@ def parse_document(data: bytes, what: str) -> Manifest | Index:
 def _check_manifest(manifest: Manifest, what: str) -> None:
     _check_descriptor(manifest.config, what)
     if manifest.artifact_type or manifest.config.media_type not in _CONFIG_TYPES:
-        kind = manifest.artifact_type or manifest.config.media_type or "nothing"
-        _refuse(what, f"it holds {kind}, an artifact and not a container image")
+        kind = manifest.artifact_type or manifest.config.media_type
+        _refuse(what, f"it holds {shown(kind)}, an artifact and not a container image")
     if len(manifest.layers) > MAX_LAYERS:
         _refuse(what, f"{len(manifest.layers)} layers; overlayfs takes {MAX_LAYERS}")
     for layer in manifest.layers:
         _check_descriptor(layer, what)
         layer_compression(layer, what)
+        if layer.size > MAX_LAYER_BYTES:
+            _refuse(
+                what,
+                f"layer {layer.digest} has {layer.size} bytes; at most {MAX_LAYER_BYTES} are taken",
+            )
 
 
 def _check_descriptor(descriptor: Descriptor, what: str) -> None:
     if not is_digest(descriptor.digest):
-        _refuse(what, f"digest {descriptor.digest[:100]!r} is not sha256 and 64 hexadecimal digits")
+        _refuse(what, f"digest {shown(descriptor.digest)} is not sha256 and 64 hexadecimal digits")
     if descriptor.size < 0:
         _refuse(what, f"blob {descriptor.digest} has the size {descriptor.size}")
 
@@ -227,20 +233,20 @@ def layer_compression(layer: Descriptor, what: str) -> Compression:
         _refuse(what, f"layer {layer.digest} is foreign (kept outside the registry): not supported")
     compression = _LAYER_TYPES.get(media_type)
     if compression is None:
-        _refuse(what, f"layer {layer.digest} has the unknown media type {media_type[:100]!r}")
+        _refuse(what, f"layer {layer.digest} has the unknown media type {shown(media_type)}")
     return compression
 
 
 def parse_config(data: bytes, what: str) -> ImageConfig:
     """The image configuration in `data`.
 
-    Raises BadArchiveError: too large, malformed, or with layers named by anything but sha256.
+    Raises BadArchiveError: too large, malformed, ambiguous, or with layers named by anything but sha256.
     """
-    document = _decode(data, _ConfigDocument, what, MAX_CONFIG_BYTES)
+    document = decode_document(data, _ConfigDocument, what, MAX_CONFIG_BYTES)
     diff_ids = tuple(document.rootfs.diff_ids or ())
     for diff_id in diff_ids:
         if not is_digest(diff_id):
-            _refuse(what, f"diff id {diff_id[:100]!r} is not sha256 and 64 hexadecimal digits")
+            _refuse(what, f"diff id {shown(diff_id)} is not sha256 and 64 hexadecimal digits")
     if len(diff_ids) > MAX_LAYERS:
         _refuse(what, f"{len(diff_ids)} layers; overlayfs takes {MAX_LAYERS}")
     process = document.config or _Process()
@@ -256,6 +262,7 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
         os=document.os,
         architecture=document.architecture,
         variant=document.variant,
+        os_features=tuple(document.os_features or ()),
         created=document.created or "",
         diff_ids=diff_ids,
     )
@@ -297,12 +304,16 @@ def choose_manifest(index: Index, host: Platform, what: str) -> Descriptor:
     for entry in index.manifests:
         if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
             continue  # an attestation's or another artifact's own type
+        if entry.artifact_type or ATTESTATION in entry.annotations:
+            continue
         rank = _rank(entry.platform, host)
         if rank > best_rank:
             best, best_rank = entry, rank
     if best is None:
         found = sorted({_spell(e.platform) for e in index.manifests if e.platform is not None})
-        _refuse(what, f"nothing for {_spell(host)} in it; it has {', '.join(found) or 'nothing'}")
+        has = ", ".join(found[:_PLATFORMS_SHOWN]) or "nothing"
+        more = ", …" if len(found) > _PLATFORMS_SHOWN else ""
+        _refuse(what, f"nothing for {_spell(host)} in it; it has {has}{more}")
     return best
 
 
@@ -320,6 +331,7 @@ def check_platform(config: ImageConfig, host: Platform, what: str) -> None:
         os=config.os or host.os,
         architecture=config.architecture or host.architecture,
         variant=config.variant,
+        os_features=list(config.os_features),
     )
     if _rank(own, host) == 0:
         _refuse(what, f"the image is for {_spell(own)}, this machine is {_spell(host)}")
@@ -329,36 +341,44 @@ def _rank(platform: Platform | None, host: Platform) -> int:
     """0: can't run here; higher is better."""
     if platform is None:
         return 1
-    if platform.os != host.os or platform.architecture != host.architecture:
+    architecture, variant = _normal(platform)
+    if platform.os != host.os or architecture != host.architecture or platform.os_features:
         return 0
-    if platform.variant == host.variant:
+    if variant == host.variant:
         return 100
     if host.architecture == "arm":
         # An older variant's programs run on a newer machine, the newest of them best.
-        ours, theirs = host.variant.lstrip("v"), (platform.variant or "v7").lstrip("v")
-        if ours.isdigit() and theirs.isdigit() and int(theirs) <= int(ours):
-            return 10 + min(int(theirs), 50)
+        ours, theirs = host.variant.lstrip("v"), (variant or "v7").lstrip("v")
+        if _is_small(ours) and _is_small(theirs) and int(theirs) <= int(ours):
+            return 10 + int(theirs)
         return 0
-    if not platform.variant or (host.architecture == "arm64" and platform.variant == "v8"):
+    if not variant:
         return 50
     # amd64/v2 and higher may use instructions that this machine lacks.
     return 0
+
+
+def _normal(platform: Platform) -> tuple[str, str]:
+    """Architecture and variant as the specs spell them, for what some tools write instead."""
+    architecture = _ALIASES.get(platform.architecture, platform.architecture)
+    variant = platform.variant
+    if (architecture, variant) in (("amd64", "v1"), ("arm64", "8")):
+        variant = "" if architecture == "amd64" else "v8"
+    return architecture, variant
+
+
+def _is_small(number: str) -> bool:
+    return len(number) == 1 and number in "0123456789"
 
 
 def _spell(platform: Platform | None) -> str:
     if platform is None:
         return "any platform"
     variant = f"/{platform.variant}" if platform.variant else ""
-    return f"{platform.os}/{platform.architecture}{variant}"
-
-
-def _decode(data: bytes, kind: type[T], what: str, max_bytes: int) -> T:
-    if len(data) > max_bytes:
-        _refuse(what, f"{len(data)} bytes; at most {max_bytes} are read")
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadArchiveError(f"{what}: not a valid image document: {error}") from error
+    text = f"{platform.os}/{platform.architecture}{variant}"
+    if platform.os_features:
+        text += f" with {', '.join(platform.os_features[:8])}"
+    return text if text.isprintable() and len(text) < 100 else shown(text)
 
 
 def _refuse(what: str, reason: str) -> NoReturn:

@@ -12,7 +12,14 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cri_shim.image.jobs import MAX_PATH_BYTES, InputError, Limits, Member, MembersReport
+from cri_shim.image.jobs import (
+    MAX_PATH_BYTES,
+    MAX_REPORTED_BYTES,
+    InputError,
+    Limits,
+    Member,
+    MembersReport,
+)
 from cri_shim.image.layer_tree import normalise
 from cri_shim.image.tar import show
 
@@ -31,6 +38,7 @@ class MemberSpool:
         self._limits = limits
         self._members: dict[bytes, Member] = {}
         self._count = 0
+        self._reported_bytes = 0
 
     def spool(self) -> None:
         """Everything the reader gives; of two entries with one name the later counts, as tar has it.
@@ -52,6 +60,9 @@ class MemberSpool:
                 self._members[name] = self._keep(name, entry)
             else:
                 raise InputError(f"{show(name)}: an image archive has only files and links")
+            self._reported_bytes += len(name) + len(self._members[name].target)
+            if self._reported_bytes > MAX_REPORTED_BYTES:
+                raise InputError("too many long names: not an image archive")
 
     def report(self, inflated_bytes: int) -> MembersReport:
         """What was kept."""

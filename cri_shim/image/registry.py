@@ -19,6 +19,7 @@ import os
 import random
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
+import aiohttp
 import structlog
 
 from cri_shim.errors import RegistryUnavailableError
@@ -29,9 +30,7 @@ from cri_shim.image.registry_hosts import Capability
 from cri_shim.image.registry_http import RegistryHttp, read_bounded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-
-    import aiohttp
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from cri_shim.image.credentials import Credentials
     from cri_shim.image.manifest import Descriptor
@@ -47,6 +46,8 @@ _MAX_RETRY_AFTER_S = 60.0
 """Who asks for more gets it from kubelet's own pauses between pulls."""
 _SILENCE = 0.25
 """The part of `stall_s` after which a silent connection is given up, for a new one or for another server."""
+_TRAILER_S = 1.0
+"""Until the end of an answer that has brought all of a blob: then its connection can be used again, and not else."""
 _PROGRESS_BYTES = 1 << 20
 """What a connection must bring before it breaks for the tries to be counted anew, which bounds how many there are."""
 _ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
@@ -109,6 +110,8 @@ class Registry:
         self._endpoints = list(endpoints)
         self._last = endpoints[-1]
         self._stall_s = stall_s
+        self._senders: dict[str, set[str]] = {}
+        """Blob -> the servers that have sent the last of it."""
         self._patience_s = stall_s * _SILENCE or None
 
     async def digest(self, wanted: str) -> str | None:
@@ -169,13 +172,11 @@ class Registry:
 
         return await self._ask("fetching its configuration", blob.digest, attempt, kind="blob")
 
-    async def download(self, blob: Descriptor, sink: Sink, *, attempt_number: int = 0) -> str:
+    async def download(self, blob: Descriptor, sink: Sink) -> str:
         """Write the bytes of `blob` to `sink`, exactly as many as its descriptor says; the sink checks the digest.
 
-        Gives the server that sent the last of them, for a message.
-
-        `attempt_number`: how often a whole download had wrong bytes; another server is asked first then.
-        Raises as `manifest`, and what the sink raises.
+        Gives the server that sent the last of them, for a message. Who asks again had no use for what came: servers
+        that sent none of it are asked first then. Raises as `manifest`, and what the sink raises.
         """
 
         async def attempt(endpoint: Endpoint) -> str:
@@ -190,15 +191,17 @@ class Registry:
             except Complaint as complaint:
                 complaint.progressed = sink.received - start >= _PROGRESS_BYTES
                 raise
+            senders.add(endpoint.url)
             return endpoint.origin
 
+        senders = self._senders.setdefault(blob.digest, set())
         watchdog = asyncio.timeout(self._stall_s or None)
         return await self._ask(
             f"fetching layer {blob.digest}",
             blob.digest,
             attempt,
             kind="blob",
-            rotate=attempt_number,
+            distrusted=frozenset(senders),
             watchdog=watchdog,
         )
 
@@ -218,15 +221,7 @@ class Registry:
         ) as response:
             skip = _offset(endpoint, response, start)
             while True:
-                try:
-                    async with asyncio.timeout(self._patience_s):
-                        chunk = await response.content.readany()
-                except TimeoutError:
-                    raise Complaint(
-                        endpoint.origin,
-                        Fault.PASSING,
-                        f"it sent nothing for {self._patience_s:g} s, at {sink.received} of {blob.size} bytes",
-                    ) from None
+                chunk = await self._next_piece(endpoint, response, blob, sink)
                 if not chunk:
                     return
                 if self._stall_s:
@@ -242,6 +237,27 @@ class Registry:
                 if chunk:
                     await sink.write(chunk)
 
+    async def _next_piece(
+        self, endpoint: Endpoint, response: aiohttp.ClientResponse, blob: Descriptor, sink: Sink
+    ) -> bytes:
+        """Empty at the end, however an answer ends that has brought all of the blob. Raises Complaint."""
+        whole = sink.received == blob.size
+        try:
+            async with asyncio.timeout(_TRAILER_S if whole else self._patience_s):
+                return await response.content.readany()
+        except TimeoutError:
+            if whole:
+                return b""
+            raise Complaint(
+                endpoint.origin,
+                Fault.PASSING,
+                f"it sent nothing for {self._patience_s:g} s, at {sink.received} of {blob.size} bytes",
+            ) from None
+        except aiohttp.ClientError:
+            if whole:
+                return b""
+            raise
+
     async def _ask(
         self,
         doing: str,
@@ -249,7 +265,7 @@ class Registry:
         attempt: Callable[[Endpoint], Awaitable[T]],
         *,
         kind: str = "image",
-        rotate: int = 0,
+        distrusted: Collection[str] = (),
         watchdog: asyncio.Timeout | None = None,
     ) -> T:
         """What the first server gives that can. Raises the verdict over all of them."""
@@ -260,9 +276,8 @@ class Registry:
                 f"{self._reference}: hosts.toml for {self._reference.domain} names no host with the capability {need}"
             )
         last = self._last if self._last in candidates else candidates[-1]
-        rotate %= len(candidates)
         missing = (kind, wanted) if kind == "blob" else (kind, str(self._reference))
-        ordered = candidates[rotate:] + candidates[:rotate]
+        ordered = sorted(candidates, key=lambda endpoint: endpoint.url in distrusted)
         asking = _Asking(self, f"{self._reference}: {doing}", missing, ordered, last)
         try:
             async with watchdog or asyncio.timeout(self._stall_s or None):
@@ -304,13 +319,14 @@ class _Asking:
         self._last = last
         self._complaints: dict[str, Complaint] = {}
         self._asked: Endpoint = candidates[0]
+        self._pausing = False
 
     async def run(self, attempt: Callable[[Endpoint], Awaitable[T]]) -> T:
         rounds = 0
         while True:
             pause_s = _MAX_RETRY_AFTER_S + 1
             for endpoint in list(self._candidates):
-                self._asked = endpoint
+                self._asked, self._pausing = endpoint, False
                 try:
                     result = await attempt(endpoint)
                 except Complaint as complaint:
@@ -326,6 +342,7 @@ class _Asking:
                 raise self._verdict()
             # Not all nodes of a cluster in step.
             backoff_s = _FIRST_PAUSE_S * 2 ** (rounds - 1) * random.uniform(0.75, 1.25)  # noqa: S311
+            self._pausing = True
             await asyncio.sleep(max(pause_s, backoff_s))
 
     def _note(self, endpoint: Endpoint, complaint: Complaint) -> None:
@@ -337,10 +354,14 @@ class _Asking:
                 raise self._verdict()
 
     def out_of_time(self, stall_s: float) -> Exception:
-        """Nothing came for so long, from the one that was being asked last."""
-        self._complaints[self._asked.url] = Complaint(
-            self._asked.origin, Fault.PASSING, f"nothing came for {stall_s:g} s"
-        )
+        """Nothing came for so long: from the one being asked, unless they have all said why they don't answer."""
+        nothing_came = f"nothing came for {stall_s:g} s"
+        if self._pausing:
+            self._doing += f": {nothing_came}"
+        else:
+            self._complaints[self._asked.url] = Complaint(
+                self._asked.origin, Fault.PASSING, nothing_came
+            )
         return self._verdict()
 
     def _verdict(self) -> Exception:

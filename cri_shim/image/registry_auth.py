@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cri_shim.image.registry_complaints import Complaint, Fault
-from cri_shim.image.registry_hosts import is_loopback
+from cri_shim.image.registry_hosts import is_host, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,7 +148,7 @@ class Authorizer:
         data = await self._tokens.ask(self._endpoint, self._request(realm, asked))
         try:
             answer = msgspec.json.decode(data, type=_TokenAnswer)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             # The type of what is wrong, and where; never the token.
             raise self._broken(f"the answer of its token server makes no sense: {error}") from None
         token = answer.token or answer.access_token or ""
@@ -174,8 +174,8 @@ class Authorizer:
         own = urlsplit(self._endpoint.url)
         try:
             parts = urlsplit(realm)
-            sound = bool(parts.hostname) and parts.scheme in ("http", "https")
-            sound = sound and parts.username is None and realm.isprintable()
+            sound = parts.scheme in ("http", "https") and is_host(parts.netloc)
+            sound = sound and realm.isprintable()
         except ValueError:
             sound = False
         if not sound:

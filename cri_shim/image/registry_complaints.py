@@ -1,7 +1,8 @@
 """What a registry's server did instead of answering, and what the caller of a pull is told once nobody is left to ask.
 
 Rules: a complaint never leaves the registry client; `verdict` makes the one error out of all of them, naming each
-server that was asked and what it said. A registry's words are untrusted: cut, and without control characters.
+server that was asked and what it said. A server's words are untrusted, those in its status line too: every complaint
+is cut, and has no control characters.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MAX_WORDS = 300
+_MAX_COMPLAINT = 700
 
 
 class Fault(Enum):
@@ -44,7 +46,7 @@ class Complaint(Exception):  # noqa: N818 - it is one server's, and not yet an e
     """One server's failure to answer one request."""
 
     def __init__(self, origin: str, fault: Fault, text: str, *, retry_after_s: float = 0.0) -> None:
-        super().__init__(f"{origin}: {text}")
+        super().__init__(f"{origin}: {_clean(text, _MAX_COMPLAINT)}")
         self.fault = fault
         self.retry_after_s = retry_after_s
         self.progressed = False
@@ -83,7 +85,11 @@ def registry_words(body: bytes) -> str:
     """What the body of an error answer says, for a message; empty when it says nothing (distribution spec, errors)."""
     try:
         found = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
     words = "; ".join(entry.message or entry.code for entry in found.errors) or found.details
-    return "".join(c if c.isprintable() else " " for c in words[:_MAX_WORDS]).strip()
+    return _clean(words, _MAX_WORDS)
+
+
+def _clean(text: str, max_chars: int) -> str:
+    return "".join(c if c.isprintable() else " " for c in text[:max_chars]).strip()

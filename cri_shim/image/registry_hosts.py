@@ -21,6 +21,7 @@ is asked by https, one on the loopback by plain http.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -40,6 +41,13 @@ _HOSTS_FILE = "hosts.toml"
 _DEFAULT_DIR = "_default"
 _MAX_HOSTS_BYTES = 1 << 20
 _DOCKER_HUB_SERVER = "registry-1.docker.io"
+_HOST_AND_PORT = re.compile(
+    r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\])(?::([0-9]{1,5}))?"
+)
+_MAX_PORT = 65535
+_NOT_IN_URL = re.compile(r"[?#\\\s]")
+_SHOWN_CHARS = 200
+_MAX_REASON_CHARS = 1000
 _FORBIDDEN_HEADERS = frozenset(
     {"host", "content-length", "transfer-encoding", "range", "connection"}
 )
@@ -138,7 +146,7 @@ def parse_hosts(data: bytes, path: Path, domain: str) -> list[Endpoint]:
         own.add(urlsplit(server_url).netloc)
     found: dict[str, Endpoint] = {}
     for url, host in [*document.host.items(), (server_url, document)]:
-        key = "server" if host is document else f'host."{url}"'
+        key = "server" if host is document else f'host."{_shown(url)}"'
         endpoint = _endpoint(_checked(url, path, key), host, path, key)
         if endpoint.host in own:
             endpoint = replace(endpoint, is_registry=True)
@@ -157,8 +165,14 @@ def default_server(domain: str) -> str:
     return f"{'http' if is_loopback(domain) else 'https'}://{domain}"
 
 
+def is_host(text: str) -> bool:
+    """Whether `text` is a host, perhaps with a port, that every reader of URLs takes for the same."""
+    match = _HOST_AND_PORT.fullmatch(text)
+    return match is not None and 0 < int(match.group(1) or 1) <= _MAX_PORT
+
+
 def is_loopback(host: str) -> bool:
-    """Whether `host`, with or without a port, is this machine's own."""
+    """Whether `host`, with or without a port, is this machine's own. Raises ValueError for what is no host."""
     name = urlsplit(f"//{host}").hostname or ""
     if name == "localhost":
         return True
@@ -187,15 +201,19 @@ def _endpoint(url: str, host: _Host, path: Path, key: str) -> Endpoint:
 
 
 def _checked(url: str, path: Path, key: str) -> str:
-    if "://" not in url:
-        url = f"{'http' if is_loopback(url.partition('/')[0]) else 'https'}://{url}"
     try:
+        if "://" not in url:
+            url = f"{'http' if is_loopback(url.partition('/')[0]) else 'https'}://{url}"
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        # What is before an @ is told below.
+        sound = parts.scheme in ("http", "https") and is_host(parts.netloc.rpartition("@")[2])
     except ValueError:
         sound = False
-    if not sound or parts.query or parts.fragment or not url.isprintable():
-        _refuse(path, f"{key}: {url!r} is not http:// or https://, a host, and perhaps a path")
+    if not sound or _NOT_IN_URL.search(url) or not url.isprintable():
+        _refuse(
+            path,
+            f"{key}: {_shown(url)!r} is not http:// or https://, a host, and perhaps a path",
+        )
     if parts.username is not None:
         # It would end up in messages; credentials have their own ways.
         _refuse(path, f"{key}: a URL here can't hold credentials")
@@ -203,6 +221,11 @@ def _checked(url: str, path: Path, key: str) -> str:
         # Written so in many a file; what answers there is a web site.
         return url.replace(DEFAULT_DOMAIN, _DOCKER_HUB_SERVER, 1)
     return url
+
+
+def _shown(url: str) -> str:
+    """For a message: bounded, and without what could be credentials."""
+    return url.rpartition("@")[2][:_SHOWN_CHARS]
 
 
 def _api_url(url: str, *, override_path: bool = False) -> str:
@@ -245,4 +268,6 @@ def _listed(value: str | list[T] | None) -> list[T | str]:
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
-    raise ConfigError(f"{path}: {reason}")
+    # The file's own words are in it.
+    text = "".join(c if c.isprintable() else "?" for c in reason[:_MAX_REASON_CHARS])
+    raise ConfigError(f"{path}: {text}")

@@ -2,7 +2,7 @@
 
 Rules:
 - Authorization, a file's headers and client certificates go to the server that they are for and to no other: not along
-  with a redirect to another host, port or scheme.
+  with a redirect to another host, port or scheme. Nor may who is redirected to ask for them: its challenge is ignored.
 - An answer is passed on with its body unread; a body that is a document is read within a bound.
 - Every failure becomes a `Complaint`, in words for an operator. URLs after a redirect are signed: they are never shown.
 - This module imports aiohttp, so it is imported with the first pull.
@@ -27,6 +27,7 @@ from yarl import URL
 from cri_shim import __version__
 from cri_shim.image.registry_auth import Authorizer, TokenRequest, parse_challenges
 from cri_shim.image.registry_complaints import Complaint, Fault, registry_words
+from cri_shim.image.registry_hosts import is_host
 from cri_shim.image.registry_proxy import proxy_for
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class RegistryHttp:
         authorizer = self._authorizer(endpoint)
         shown = authorizer.authorization
         response = await self._follow(endpoint, method, path, headers, shown)
-        if response.status == 401:
+        if response.status == 401 and response.url.origin() == URL(endpoint.url).origin():
             challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
             try:
                 better = await authorizer.answer(challenges, shown)
@@ -191,13 +192,10 @@ class RegistryHttp:
                 return response
             location = response.headers.get("Location", "")
             await _drain(response, endpoint)
-            try:
-                url = url.join(URL(location, encoded=True)).with_user(None).with_fragment(None)
-                sound = bool(location) and url.scheme in ("http", "https") and bool(url.host)
-            except ValueError:
-                sound = False
-            if not sound:
+            target = redirected(url, location)
+            if target is None:
                 raise Complaint(endpoint.origin, Fault.BROKEN, "a redirect to nowhere")
+            url = target
         raise Complaint(endpoint.origin, Fault.BROKEN, f"more than {_MAX_REDIRECTS} redirects")
 
     async def _tls_for(self, endpoint: Endpoint, *, own: bool) -> ssl.SSLContext:
@@ -266,6 +264,16 @@ async def read_bounded(
                 endpoint.origin, Fault.DAMAGED, f"an answer of more than {max_bytes} bytes"
             )
     return bytes(body)
+
+
+def redirected(url: URL, location: str) -> URL | None:
+    """Where a redirect from `url` leads; None where it leads nowhere. Credentials in it are not used."""
+    try:
+        target = url.join(URL(location, encoded=True)).with_user(None).with_fragment(None)
+        sound = target.scheme in ("http", "https") and is_host(target.authority)
+    except (ValueError, IndexError):  # yarl has met a "[::1]:8@" with the latter
+        return None
+    return target if sound and location else None
 
 
 def retry_after_s(value: str, now_s: float) -> float:

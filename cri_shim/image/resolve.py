@@ -86,6 +86,10 @@ async def resolve(
     config_bytes = stored(config.digest, MAX_CONFIG_BYTES)
     if config_bytes is None:
         config_bytes = await registry.document(config, MAX_CONFIG_BYTES)
+    if len(config_bytes) != config.size:
+        raise BadArchiveError(
+            f"{reference}: its manifest promises {config.size} bytes of {config.digest}, which has {len(config_bytes)}"
+        )
     checked = checked_config(config_bytes, found.manifest, platform)
     content_type = found.fetched.content_type
     return PlannedImage(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from cri_shim.errors import (
@@ -21,6 +22,7 @@ from cri_shim.errors import (
     DeadlineError,
     ResourceExhaustedError,
 )
+from cri_shim.image.growing import Growing
 from cri_shim.image.jobs import Failure, Fault, JobKind, LayerReport, Limits, MembersReport
 from cri_shim.image.unpacker_process import UnpackerProcess
 
@@ -34,6 +36,7 @@ MAX_STREAMS = 4
 DEFAULT_TIMEOUT_S = 3600.0
 
 R = TypeVar("R", LayerReport, MembersReport)
+T = TypeVar("T")
 
 
 class Unpacker:
@@ -74,11 +77,12 @@ class Unpacker:
         self._release()
 
     async def unpack_layer(
-        self, source: AsyncIterator[bytes] | int, directory_fd: int, *, what: str
+        self, source: AsyncIterator[bytes] | Growing | int, directory_fd: int, *, what: str
     ) -> LayerReport:
         """Unpack a layer blob into an empty directory; `what` names the blob in errors.
 
-        `source` is a stream, or the descriptor of a file at its beginning (the caller closes it).
+        `source` is a stream, a file that still grows, or the descriptor of a file at its beginning; the caller closes
+        what it opened.
 
         Raises BadArchiveError, ResourceExhaustedError (disk full), DeadlineError, UnavailableError (the unpacker
         can't run), and whatever the stream raises.
@@ -102,7 +106,7 @@ class Unpacker:
     async def _run(
         self,
         kind: JobKind,
-        source: AsyncIterator[bytes] | int,
+        source: AsyncIterator[bytes] | Growing | int,
         directory_fd: int,
         what: str,
         expected: type[R],
@@ -111,7 +115,9 @@ class Unpacker:
             template = self._acquire()
             try:
                 async with asyncio.timeout(self._timeout_s) as deadline:
-                    if not isinstance(source, int):
+                    if isinstance(source, Growing):
+                        source = replace(source, sizes=self._counted_anew(source.sizes, deadline))
+                    elif not isinstance(source, int):
                         source = self._counted_anew(source, deadline)
                     result = await template.run(kind, self._limits, source, directory_fd, what)
             except TimeoutError:
@@ -127,8 +133,8 @@ class Unpacker:
         return result
 
     async def _counted_anew(
-        self, source: AsyncIterator[bytes], deadline: asyncio.Timeout
-    ) -> AsyncIterator[bytes]:
+        self, source: AsyncIterator[T], deadline: asyncio.Timeout
+    ) -> AsyncIterator[T]:
         loop = asyncio.get_running_loop()
         try:
             async for piece in source:
@@ -160,7 +166,8 @@ class Unpacker:
 
 
 def _failure(failure: Failure, what: str) -> CriShimError:
-    reason = failure.reason[:2000]
+    # The child has read hostile bytes, and might be theirs by now.
+    reason = "".join(c if c.isprintable() else " " for c in failure.reason[:2000])
     if failure.fault is Fault.INPUT:
         return BadArchiveError(f"{what}: {reason}")
     if failure.fault is Fault.SPACE:

@@ -1,7 +1,8 @@
 """The unpacker's template process as the daemon sees it: jobs with their descriptors go in, their endings come out.
 
 Rules:
-- Bytes are relayed with backpressure; a file is handed over as a descriptor and not read here at all.
+- Bytes are relayed with backpressure; a file is handed over as a descriptor and not read here at all, also one that
+  still grows: then it is relayed how far it has come.
 - However a job ends, its child is gone before `run` returns or raises.
 """
 
@@ -21,6 +22,7 @@ import structlog
 import cri_shim
 from cri_shim.errors import BadArchiveError, CriShimError, UnavailableError
 from cri_shim.host.process import Child, Ending, Reaper
+from cri_shim.image.growing import Growing, encode_size
 from cri_shim.image.jobs import (
     MAX_PACKET_BYTES,
     MAX_RESULT_BYTES,
@@ -94,7 +96,7 @@ class UnpackerProcess:
         self,
         kind: JobKind,
         limits: Limits,
-        source: AsyncIterator[bytes] | int,
+        source: AsyncIterator[bytes] | Growing | int,
         directory_fd: int,
         what: str,
     ) -> Result:
@@ -111,11 +113,14 @@ class UnpackerProcess:
                     if isinstance(source, int):
                         self._send(job, (source, directory_fd, result_theirs.fileno()))
                     else:
-                        feeding, theirs = socket.socketpair()
+                        growing = (source.fd,) if isinstance(source, Growing) else ()
+                        feeding, theirs = socket.socketpair(
+                            type=socket.SOCK_SEQPACKET if growing else socket.SOCK_STREAM
+                        )
                         with theirs:
                             feeding.setblocking(False)
                             descriptors = (theirs.fileno(), directory_fd, result_theirs.fileno())
-                            self._send(job, descriptors)
+                            self._send(job, descriptors + growing)
                 except BaseException:
                     del self._jobs[number]
                     if feeding is not None:
@@ -134,13 +139,13 @@ class UnpackerProcess:
             raise self._no_answer(status, what)
         try:
             answer: Result = _decode_result(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise CriShimError(f"{what}: the unpacker's answer makes no sense: {error}") from error
         return answer
 
     async def _feed_and_collect(
         self,
-        source: AsyncIterator[bytes],
+        source: AsyncIterator[bytes] | Growing,
         feeding: socket.socket,
         result: socket.socket,
         what: str,
@@ -148,17 +153,21 @@ class UnpackerProcess:
         """Both at once: a child that ends early must not have to wait for a source that has stalled."""
         try:
             async with asyncio.TaskGroup() as group:
-                feed = group.create_task(self._feed(source, feeding))
+                pieces = source.sizes if isinstance(source, Growing) else source
+                feed = group.create_task(self._feed(pieces, feeding))
                 data = await self._collect(result, what)
                 feed.cancel()  # the report is here: nobody wants the rest
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return data
 
-    async def _feed(self, source: AsyncIterator[bytes], feeding: socket.socket) -> None:
+    async def _feed(
+        self, source: AsyncIterator[bytes] | AsyncIterator[int], feeding: socket.socket
+    ) -> None:
         try:
-            async for chunk in source:
-                await self._loop.sock_sendall(feeding, chunk)
+            async for piece in source:
+                data = encode_size(piece) if isinstance(piece, int) else piece
+                await self._loop.sock_sendall(feeding, data)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the child has ended; its report says why
         finally:

@@ -28,7 +28,7 @@ log: {{level: error}}
 storage:
   filesystem: {{rootdirectory: {data}}}
   maintenance: {{uploadpurging: {{enabled: false}}}}
-http: {{addr: "127.0.0.1:{port}"}}
+http: {{addr: "127.0.0.1:{port}"{tls}}}
 """
 
 
@@ -39,8 +39,11 @@ class RegistryError(Exception):
 class DockerRegistry:
     """A running registry."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, data: Path) -> None:
         self.host = f"127.0.0.1:{port}"
+        self.port = port
+        self.data = data
+        """Where the images are; another one may serve them as well."""
 
     def push(self, repository: str, tag: str, *layers: LayerBlob, **config: Any) -> str:
         """Put an image there, `config` as in `tests.images.config_of`; the digest of its manifest."""
@@ -60,10 +63,10 @@ class DockerRegistry:
         return digest_of(manifest)
 
     def is_up(self) -> bool:
-        """Whether it answers."""
+        """Whether it listens."""
         try:
-            self._request("GET", "/v2/")
-        except (OSError, RegistryError):
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
             return False
         return True
 
@@ -96,13 +99,24 @@ class DockerRegistry:
 
 
 @contextmanager
-def docker_registry(directory: Path) -> Iterator[DockerRegistry]:
-    """A registry that keeps its data in `directory`; gone when this closes. Raises: RegistryError."""
+def docker_registry(
+    directory: Path, *, data: Path | None = None, auth: str = "", tls: str = ""
+) -> Iterator[DockerRegistry]:
+    """A registry that keeps its files in `directory`; gone when this closes. Raises: RegistryError.
+
+    `data`: where another one keeps its images, which are this one's too then. `auth` and `tls` are what its
+    configuration has below `auth:` and `http: tls:`, as YAML on one line.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    config = directory / "config.yml"
-    config.write_text(_CONFIG.format(data=directory / "data", port=port))
-    with (directory / "registry.log").open("wb") as log:
+    data = data or directory / "data"
+    config = directory / f"config-{port}.yml"
+    config.write_text(
+        _CONFIG.format(data=data, port=port, tls=f", tls: {tls}" if tls else "")
+        + (f"auth: {auth}\n" if auth else "")
+    )
+    log_file = directory / f"registry-{port}.log"
+    with log_file.open("wb") as log:
         try:
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", PROGRAM, "serve", str(config)],
@@ -112,16 +126,16 @@ def docker_registry(directory: Path) -> Iterator[DockerRegistry]:
             )
         except FileNotFoundError as error:
             raise RegistryError(f"{error.filename}: not found; install {PROGRAM}") from error
-    registry = DockerRegistry(port)
+    registry = DockerRegistry(port, data)
     try:
         deadline = time.monotonic() + _READY_S
         while not registry.is_up():
             if process.poll() is not None or time.monotonic() > deadline:
-                said = (directory / "registry.log").read_text()[-2000:]
+                said = log_file.read_text()[-2000:]
                 raise RegistryError(
                     f"{PROGRAM} did not come up (the package {PROGRAM} has it): {said}"
                 )
-            time.sleep(0.05)
+            time.sleep(0.02)
         yield registry
     finally:
         process.kill()

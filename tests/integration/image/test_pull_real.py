@@ -14,7 +14,6 @@ import pytest
 import pytest_asyncio
 
 import cri_shim
-from cri_shim.config.model import ImageSettings
 from cri_shim.errors import BadArchiveError, RegistryUnavailableError, UnavailableError
 from cri_shim.image.pull import Puller
 from cri_shim.image.store import ImageStore
@@ -22,12 +21,12 @@ from tests import images
 from tests.fakes.registry import Corrupt, Cut, FakeRegistry, Stall
 from tests.harness.registry import docker_registry
 from tests.images import device, directory, fifo, file, hardlink, layer, opaque, symlink, whiteout
+from tests.integration.image.scene import files_of, settings, trees
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from cri_shim.host.process import Reaper
-    from cri_shim.image.model import Image
     from tests.harness.registry import DockerRegistry
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio]
@@ -74,46 +73,6 @@ async def puller(store: ImageStore, tmp_path: Path) -> AsyncIterator[Puller]:
     puller = Puller(store, settings(tmp_path))
     yield puller
     await puller.close(0)
-
-
-def settings(root: Path, stall_s: float = 20.0) -> ImageSettings:
-    return ImageSettings(registry_config=root / "certs.d", pull_progress_timeout_s=stall_s)  # type: ignore[arg-type]
-
-
-def facts(top: Path) -> dict[str, tuple[object, ...]]:
-    """Everything of a tree that an image says something about."""
-    found: dict[str, tuple[object, ...]] = {}
-    for path in [top, *sorted(top.rglob("*"))]:
-        info = path.lstat()
-        content: object = None
-        is_whiteout = stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
-        if stat.S_ISREG(info.st_mode):
-            content = path.read_bytes()
-        elif stat.S_ISLNK(info.st_mode):
-            content = os.readlink(path)
-        found[str(path.relative_to(top))] = (
-            *(info.st_mode, info.st_uid, info.st_gid, info.st_nlink, info.st_rdev),
-            0 if path == top or is_whiteout else info.st_mtime_ns,
-            {n: os.getxattr(path, n, follow_symlinks=False) for n in xattrs(path)},
-            content,
-        )
-    return found
-
-
-def xattrs(path: Path) -> list[str]:
-    return [] if path.is_symlink() else sorted(os.listxattr(path))
-
-
-def trees(store: ImageStore, image: Image) -> list[dict[str, tuple[object, ...]]]:
-    stack = store.layer_stack(image)
-    return [facts(stack.layers_dir / name) for name in stack.lowers]
-
-
-def files_of(tree: Path) -> list[Path]:
-    """What a pull may leave: nothing but the store's two own files."""
-    kept = {"index.json", "oci-layout"}
-    found = [p for d in ("images", "layers") for p in (tree / d).rglob("*") if not p.is_dir()]
-    return [path for path in found if path.name not in kept]
 
 
 async def test_what_a_registry_sends_is_what_an_archive_brings(

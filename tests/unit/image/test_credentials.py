@@ -11,6 +11,7 @@ from cri_shim.image.credentials import (
     Credentials,
     credentials_of,
     load_auth_file,
+    parse_auth_file,
     registry_host,
 )
 from cri_shim.image.reference import parse_reference
@@ -111,6 +112,7 @@ def test_the_entry_of_the_registry_and_the_longest_path_counts(tmp_path: Path) -
         ("{", "config.json"),
         ('{"auths": {"r.example": {"auth": 5}}}', "config.json"),
         ('{"auths": {"r.example": {"auth": "hunter2!"}}}', "auths.r.example.auth"),
+        ('{"auths": {"\\u001b:@r.example": {"auth": "hunter2!"}}}', r"auths\.\?:@r\.example\.auth"),
     ],
 )
 def test_an_unsound_file_is_named_and_not_shown(tmp_path: Path, text: str, said: str) -> None:
@@ -119,6 +121,11 @@ def test_an_unsound_file_is_named_and_not_shown(tmp_path: Path, text: str, said:
     with pytest.raises(ConfigError, match=said) as caught:
         load_auth_file(file, parse_reference("r.example/x"))
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_file_that_is_no_utf8_is_unsound(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="utf-8"):
+        parse_auth_file(b'{"auths":{"\xff":{}}}', tmp_path, parse_reference("r.example/x"))
 
 
 def test_a_missing_file_is_an_error_of_the_configuration(tmp_path: Path) -> None:

@@ -114,6 +114,9 @@ def test_an_index_is_read() -> None:
         (b"[" * 100_000, "not a valid image document"),
         (manifest(manifests=[]), "ambiguous"),
         (manifest(layers=None, manifests=[]), "ambiguous"),
+        (manifest(Manifests=[]), "ambiguous"),
+        (manifest()[:-1] + b',"config":{}}', "'config' stands twice"),
+        (manifest(layers=None, config=None, FSLayers=[]), "schema 1"),
         (manifest(layers=None, config=None), "neither"),
         (manifest(schemaVersion=1), "schema 1"),
         (manifest(fsLayers=[]), "schema 1"),
@@ -125,6 +128,12 @@ def test_an_index_is_read() -> None:
         (manifest(mediaType="application/vnd.oci.image.index.v1+json"), "does not fit"),
         (manifest(mediaType="text/html"), "does not fit"),
         (manifest(artifactType="application/vnd.example.sbom"), "artifact"),
+        (manifest(artifactType="\x1b[2J\n"), r"'\\x1b\[2J\\n', an artifact"),
+        (manifest(artifactType="x" * 9999), "x{100}'…, an artifact"),
+        (
+            manifest(layers=[{"mediaType": LAYER_TYPE, "digest": B, "size": (64 << 30) + 1}]),
+            "at most 68719476736 are taken",
+        ),
         (manifest(config={"mediaType": "application/x", "digest": A, "size": 1}), "artifact"),
         (manifest(config={"mediaType": CONFIG_TYPE, "digest": "md5:1", "size": 1}), "digest"),
         (manifest(config={"mediaType": CONFIG_TYPE, "digest": A, "size": -1}), "size -1"),
@@ -230,6 +239,10 @@ def arm(variant: str) -> Platform:
     return Platform(os="linux", architecture="arm", variant=variant)
 
 
+def needs(feature: str) -> Platform:
+    return Platform(os="linux", architecture="amd64", os_features=[feature])
+
+
 @pytest.mark.parametrize(
     ("machine", "platforms", "chosen"),
     [
@@ -243,6 +256,11 @@ def arm(variant: str) -> Platform:
         ("armv7l", [arm("v5"), arm("v7"), arm("v6")], 1),
         ("armv6l", [arm("v7"), arm("v6")], 1),
         ("armv7l", [arm("v5"), arm("v6")], 1),
+        ("armv7l", [arm("v\u0667"), arm("v66"), arm("v6")], 2),
+        ("x86_64", [Platform(os="linux", architecture="amd64", variant="v1")], 0),
+        ("x86_64", [Platform(os="linux", architecture="x86_64")], 0),
+        ("aarch64", [Platform(os="linux", architecture="aarch64", variant="8")], 0),
+        ("x86_64", [needs("x"), AMD64], 1),
     ],
 )
 def test_the_manifest_that_runs_best_here_is_chosen(
@@ -263,6 +281,33 @@ def test_an_attestation_is_never_chosen() -> None:
     with pytest.raises(BadArchiveError):
         choose_manifest(entries, AMD64, "i")
     assert not is_candidate(entries.manifests[0], AMD64)
+
+
+def test_what_is_marked_as_an_attestation_or_an_artifact_is_never_chosen() -> None:
+    entry: dict[str, Any] = {"media_type": MANIFEST_TYPE, "digest": A, "size": 1}
+    found = Index(
+        schema_version=2,
+        manifests=[
+            Descriptor(**entry, annotations={"vnd.docker.reference.type": "attestation-manifest"}),
+            Descriptor(**entry, artifact_type="application/vnd.example.sbom"),
+        ],
+    )
+    with pytest.raises(BadArchiveError, match="it has nothing"):
+        choose_manifest(found, AMD64, "i")
+
+
+def test_a_feature_that_this_system_does_not_name_is_told() -> None:
+    data = b'{"os":"linux","architecture":"amd64","os.features":["magic"],"rootfs":{"diff_ids":[]}}'
+    with pytest.raises(BadArchiveError, match="linux/amd64 with magic"):
+        check_platform(parse_config(data, "c"), AMD64, "c")
+
+
+def test_a_long_list_of_machines_is_cut() -> None:
+    found = index(*(Platform(os="\n" * 999, architecture=str(number)) for number in range(500)))
+    with pytest.raises(BadArchiveError) as refused:
+        choose_manifest(found, AMD64, "i")
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 8000
 
 
 def test_an_image_for_another_machine_is_refused_by_name() -> None:

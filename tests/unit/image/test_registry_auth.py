@@ -182,6 +182,9 @@ async def test_a_token_that_ran_out_is_replaced_once_for_all_who_ask() -> None:
         ("https://r.example/v2", "https://evil.example\t/", False),
         ("https://r.example/v2", "", False),
         ("https://r.example/v2", "https://[/", False),
+        ("http://127.0.0.1:80/v2", "http://127.0.0.1:80.token", False),
+        ("http://127.0.0.1:80/v2", "http://127.0.0.1:80\\@evil.example/", False),
+        ("https://r.example/v2", "https://a b/", False),
     ],
 )
 @pytest.mark.parametrize("credentials", [ME, None])
@@ -207,6 +210,7 @@ async def test_a_token_server_is_near_or_on_https(
         b"[]",
         b"{}",
         b'{"token": 5}',
+        b'{"token": "\xff"}',
         b'{"token": ""}',
         b'{"token": "a\\r\\nEvil: b"}',
         '{"token": "ü"}'.encode(),

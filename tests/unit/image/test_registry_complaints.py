@@ -45,5 +45,13 @@ def test_a_registrys_words_are_cut_and_cleaned(body: object, words: str) -> None
     assert registry_words(json.dumps(body).encode()) == words
 
 
+def test_a_complaint_is_cut_and_cleaned_whoever_worded_it() -> None:
+    text = str(Complaint("r.example", Fault.BROKEN, "400 \x1b[2J\nreason " + "x" * 5000))
+    assert text.startswith("r.example: 400  [2J reason xxx")
+    assert text.isprintable()
+    assert len(text) < 800
+
+
 def test_a_page_that_is_no_json_says_nothing() -> None:
+    assert registry_words(b'{"errors":[{"message":"\xff\xfe"}]}') == ""
     assert registry_words(b"<html>") == ""

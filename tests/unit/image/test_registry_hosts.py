@@ -124,6 +124,14 @@ def test_a_header_is_not_in_the_repr() -> None:
         ('[host."https://"]', "is not http"),
         ('[host."https://m:99999"]', "is not http"),
         ('[host."https://m?x=1"]', "is not http"),
+        ('[host."https://m?"]', "is not http"),
+        ('[host."https://m#"]', "is not http"),
+        ('[host."https://m/a b"]', "is not http"),
+        ('[host."https://[::1]0:/v2"]', "is not http"),
+        ('[host."["]', "is not http"),
+        ('[host."https://u:p@m?"]', "'m?' is not http"),
+        ('[host."https://u:p@m"]', "can't hold credentials"),
+        ('[host."https://\\u001b[2J"]', 'host."https://?[2J": '),
         ('[host."https://m"]\ncapabilities = ["fly"]', "allowed are pull, resolve, push"),
         ('[host."https://m"]\nskip_verify = "yes"', "Expected `bool`"),
         ('client = [["a", "b", "c"]]', "server: client: 3 names"),
@@ -138,6 +146,7 @@ def test_what_is_wrong_is_named_with_its_file(text: str, said: str) -> None:
     assert str(caught.value).startswith(f"{FILE}: ")
     assert said in str(caught.value)
     assert "u:p@" not in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def test_the_directory_of_a_registry_is_found_in_both_spellings(tmp_path: Path) -> None:

@@ -180,6 +180,23 @@ async def test_a_storage_host_that_refuses_may_be_asked_again(
     assert "s3cret" not in str(failed)
 
 
+@pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
+async def test_who_is_redirected_to_may_not_ask_who_we_are(scheme: str) -> None:
+    async with (
+        FakeRegistry(basic=("me", "hunter2")) as registry,
+        FakeRegistry() as thief,
+        http(ME) as made,
+    ):
+        [digest] = [registry.put_blob("x", b"x")["digest"]]
+        challenge = f'{scheme} realm="{thief.url}/token",service="x"'
+        thief.faults.append(Answer("/blobs/", 9, 401, headers={"WWW-Authenticate": challenge}))
+        registry.blob_redirect = thief.url
+        failed = await complaint(made, endpoint(registry), f"/team/app/blobs/{digest}")
+        assert "where it keeps its blobs: 401" in str(failed)
+        assert thief.count("GET", "/token") == 0
+        assert not any("Authorization" in seen.headers for seen in thief.seen)
+
+
 async def test_a_redirect_on_the_same_host_keeps_the_authorization() -> None:
     async with FakeRegistry(basic=("me", "hunter2")) as registry, http(ME) as made:
         registry.add("team/app", layer(file("a")), tag="1")
@@ -189,7 +206,10 @@ async def test_a_redirect_on_the_same_host_keeps_the_authorization() -> None:
         await get(made, endpoint(registry), "/old")
 
 
-@pytest.mark.parametrize("location", ["", "ftp://x/", "http://[/"])
+@pytest.mark.parametrize(
+    "location",
+    ["", "ftp://x/", "http://[/", "http://a:b@[::1]:8@", "http://x:99999/", "//a,b/"],
+)
 async def test_a_redirect_to_nowhere_is_a_complaint(registry: FakeRegistry, location: str) -> None:
     registry.faults.append(Answer("/1", status=307, headers={"Location": location}))
     async with http() as made:

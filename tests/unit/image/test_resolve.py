@@ -165,6 +165,16 @@ async def test_what_is_called_one_thing_and_is_another_is_refused() -> None:
         await run(documents)
 
 
+async def test_a_configuration_has_the_size_that_its_manifest_promises() -> None:
+    documents = Documents()
+    found = documents.image()
+    document = json.loads(documents.manifests[found["digest"]].data)
+    document["config"]["size"] += 1
+    documents.put(document, OCI_MANIFEST, tag="1")
+    with pytest.raises(BadArchiveError, match=r"promises \d+ bytes of sha256:.*, which has \d+"):
+        await run(documents)
+
+
 async def test_indexes_end() -> None:
     documents = Documents()
     found = documents.image()

@@ -1,0 +1,88 @@
+"""Reading JSON documents that strangers wrote: bounded, and in one way only.
+
+Rules: pure. A document is bounded in bytes and in values before anything is made of it. One that two readers could take
+for different things is refused, since it could pass a scanner as one and run as the other: a key that stands twice, and
+keys that only a reader without regard for case (Go's) takes for the same. A document's own words are cut and cleaned
+before they stand in an error.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TypeVar
+
+import msgspec
+
+from cri_shim.errors import BadArchiveError
+
+MAX_VALUES = 200_000
+"""Keys, strings, numbers and so on in one document: a byte or two can cost a reader a hundred times as much."""
+_DECIDING = frozenset(
+    {
+        *("schemaversion", "mediatype", "manifests", "layers", "config", "fslayers", "rootfs"),
+        *("artifacttype", "digest", "size", "urls", "platform", "os", "architecture", "variant"),
+        *("os.features", "diff_ids", "repotags"),
+    }
+)
+"""In lower case, the keys that decide what a document is and where it leads; labels may differ by case."""
+_SHOWN_CHARS = 100
+
+T = TypeVar("T")
+
+
+def decode_document(data: bytes, kind: type[T], what: str, max_bytes: int) -> T:
+    """`data` as a `kind`; `what` names it in errors.
+
+    Raises BadArchiveError: too large, malformed, ambiguous, not what `kind` wants.
+    """
+    return read_document(data, kind, what, max_bytes)[0]
+
+
+def read_document(
+    data: bytes, kind: type[T], what: str, max_bytes: int
+) -> tuple[T, frozenset[str]]:
+    """As `decode_document`; and the keys of the outermost object in lower case, known to `kind` or not."""
+    if len(data) > max_bytes:
+        raise BadArchiveError(f"{what}: {len(data)} bytes; at most {max_bytes} are read")
+    # Every value but the first follows one of these, and counting is much cheaper than making.
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
+        raise BadArchiveError(f"{what}: more than {MAX_VALUES} values")
+    try:
+        document = msgspec.json.decode(data, type=kind)
+        keys = _keys_of(data)
+    except _AmbiguousError as error:
+        raise BadArchiveError(f"{what}: {error}: ambiguous") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadArchiveError(f"{what}: not a valid image document: {error}") from error
+    return document, keys
+
+
+def shown(text: str) -> str:
+    """A document's own words for an error: quoted, cut, without control characters."""
+    return repr(text[:_SHOWN_CHARS]) + ("…" if len(text) > _SHOWN_CHARS else "")
+
+
+class _AmbiguousError(Exception):
+    """Two readers may understand two things."""
+
+
+def _keys_of(data: bytes) -> frozenset[str]:
+    outermost = frozenset[str]()
+
+    def check(pairs: list[tuple[str, object]]) -> None:
+        nonlocal outermost
+        spellings: dict[str, str] = {}
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _AmbiguousError(f"the key {shown(key)} stands twice in one object")
+            seen.add(key)
+            lower = key.lower()
+            if lower in spellings and lower in _DECIDING:
+                raise _AmbiguousError(f"the keys {shown(spellings[lower])} and {shown(key)}")
+            spellings[lower] = key
+        outermost = frozenset(spellings)  # the outermost object ends last
+
+    # Numbers need no value here: some would take long to make.
+    json.loads(data.decode(), object_pairs_hook=check, parse_int=len, parse_float=len)
+    return outermost

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+import time
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cri_shim.errors import BadArchiveError
+from cri_shim.image.document import MAX_VALUES, decode_document, read_document, shown
+
+
+class Kind(msgspec.Struct):
+    layers: list[str] = []
+
+
+def refuse(data: bytes, words: str, max_bytes: int = 1 << 24) -> None:
+    began = time.monotonic()
+    with pytest.raises(BadArchiveError, match=f"^the document: .*{words}") as refused:
+        decode_document(data, Kind, "the document", max_bytes)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1000
+    assert time.monotonic() - began < 2
+
+
+def test_a_document_comes_with_its_outermost_keys() -> None:
+    found, keys = read_document(b'{"layers":["a"],"Other":{"inner":1}}', Kind, "d", 100)
+    assert found.layers == ["a"]
+    assert keys == {"layers", "other"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"layers":[],"labels":{"A":"1","a":"2","Version":"3","version":"4"}}',
+        b'{"layers":[],"history":[{"a":1},{"a":2}],"n":[1e999,-0.0,12345678901234567890]}',
+        '{"layers":[],"author":"é 漢"}'.encode(),
+    ],
+)
+def test_what_reads_in_one_way_only_is_read(data: bytes) -> None:
+    assert decode_document(data, Kind, "d", 1000).layers == []
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"layers":[],"layers":["a"]}', "'layers' stands twice in one object: ambiguous"),
+        (b'{"a":{"b":1,"c":2,"b":3}}', "'b' stands twice"),
+        (b'{"a":1,"\\u0061":2}', "'a' stands twice"),
+        (b'{"layers":[],"Layers":["a"]}', "'layers' and 'Layers': ambiguous"),
+        (b'{"x":[{"Digest":"a","digest":"b"}]}', "'Digest' and 'digest'"),
+        (b'{"rootfs":{"DIFF_IDS":[],"diff_ids":[]}}', "ambiguous"),
+        (b'{"a":1,"a\\u001b' + b"x" * 5000 + b'":1,"a":2}', "twice"),
+        (b"", "not a valid image document"),
+        (b'{"layers":[1]}', "not a valid image document"),
+        (b'{"a":"\xff"}', "not a valid image document"),
+        (b'\xef\xbb\xbf{"a":1}', "not a valid image document"),
+        (b'{"a":' + b"9" * 100 + b"}x", "not a valid image document"),
+        (b'{"a":' * 60_000, "not a valid image document"),
+        (b'{"a":NaN}', "not a valid image document"),
+        (b" " * 101, "101 bytes; at most 100 are read"),
+        (b"[" * (MAX_VALUES + 1), "more than 200000 values"),
+        (b'{"a":[' + b"1," * MAX_VALUES + b"1]}", "more than 200000 values"),
+    ],
+)
+def test_what_is_ambiguous_malformed_or_too_much_is_refused(data: bytes, words: str) -> None:
+    refuse(data, words, 100 if data.isspace() else 1 << 24)
+
+
+def test_the_most_that_is_taken_is_taken_quickly() -> None:
+    many = json.dumps({"labels": {str(n): "" for n in range(MAX_VALUES - 2)}}).encode()
+    began = time.monotonic()
+    decode_document(many, Kind, "d", 1 << 24)
+    refuse(many[:-2] + b',"0":""}}', "")
+    assert time.monotonic() - began < 3
+
+
+@given(st.text(max_size=300))
+def test_a_documents_words_are_shown_on_one_line(text: str) -> None:
+    assert shown(text).isprintable()
+    assert len(shown(text)) <= 1100
