@@ -34,10 +34,15 @@ from __future__ import annotations
 import errno
 import shlex
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+UNREADABLE_DOCUMENT: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the document they should be."""
 
 
 class CriShimError(Exception):

@@ -22,7 +22,12 @@ import msgspec
 import structlog
 
 from cri_shim.cni.attachment import Attachment
-from cri_shim.errors import CriShimError, InvalidArgumentError, ResourceExhaustedError
+from cri_shim.errors import (
+    UNREADABLE_DOCUMENT,
+    CriShimError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+)
 from cri_shim.host.files import TMP_SUFFIX, read_bounded, write_atomic
 
 if TYPE_CHECKING:
@@ -140,7 +145,7 @@ class ResultCache:
                 )
             except FileNotFoundError:
                 continue
-            except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            except (OSError, *UNREADABLE_DOCUMENT):
                 # A write that is going on, or was cut short, is nobody's attachment yet.
                 if name.startswith(f"{network}-") and not name.endswith(TMP_SUFFIX):
                     found.add((name.removeprefix(f"{network}-"), ""))
@@ -165,13 +170,7 @@ class ResultCache:
             entry = self._decode(file, read_bounded(file, MAX_ENTRY_BYTES))
         except FileNotFoundError:
             return None
-        except (
-            OSError,
-            msgspec.MsgspecError,
-            RecursionError,
-            UnicodeDecodeError,
-            InvalidArgumentError,
-        ) as error:
+        except (OSError, *UNREADABLE_DOCUMENT, InvalidArgumentError) as error:
             self._set_aside(file, str(error))
             return None
         return entry

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from cri_shim.cni.attachment import MAX_NETWORK_NAME, is_network_name
-from cri_shim.errors import ConfigError
+from cri_shim.errors import UNREADABLE_DOCUMENT, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -194,7 +194,7 @@ def _decode_object(data: bytes, *, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source}: larger than {MAX_CONF_BYTES} bytes")
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE_DOCUMENT as error:
         raise ConfigError(f"{source}: not a JSON object: {error}") from error
 
 

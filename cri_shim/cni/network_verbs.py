@@ -18,7 +18,7 @@ import msgspec
 
 from cri_shim.cni.conf import build_plugin_config, is_version_at_least
 from cri_shim.cni.invoke import PluginRunner, Verb
-from cri_shim.errors import CniPluginError
+from cri_shim.errors import UNREADABLE_DOCUMENT, CniPluginError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ async def supported_versions(
     answer = await runner.run(Verb.VERSION, plugin.type, question, timeout_s=VERSION_TIMEOUT_S)
     try:
         return tuple(msgspec.json.decode(answer, type=_Versions).supported_versions)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except UNREADABLE_DOCUMENT:
         return ()
 
 

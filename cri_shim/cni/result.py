@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from cri_shim.cni.conf import KNOWN_VERSIONS, is_version_at_least
+from cri_shim.errors import UNREADABLE_DOCUMENT
 
 
 class ResultError(ValueError):
@@ -112,7 +113,7 @@ def parse_result(data: bytes, *, cni_version: str) -> Result:
         raise ResultError("it printed no result")
     try:
         raw = msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE_DOCUMENT as error:
         raise ResultError(f"its result is not a JSON object: {error}") from error
     return parse_result_document(raw, cni_version=cni_version)
 
@@ -147,7 +148,7 @@ def parse_failure(data: bytes) -> PluginFailure | None:
     """The error document that a failing plugin printed, or None if it printed something else."""
     try:
         failure = msgspec.json.decode(data, type=PluginFailure)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except UNREADABLE_DOCUMENT:
         return None
     return failure if failure.msg or failure.details or failure.code else None
 

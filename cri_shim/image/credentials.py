@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cri_shim.errors import ConfigError, InvalidArgumentError
+from cri_shim.errors import UNREADABLE_DOCUMENT, ConfigError, InvalidArgumentError
 from cri_shim.host.files import read_bounded
 from cri_shim.image.reference import DEFAULT_DOMAIN
 
@@ -154,7 +154,7 @@ def parse_auth_file(
     """
     try:
         document = msgspec.json.decode(data, type=_AuthFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE_DOCUMENT as error:
         # msgspec tells the place and the type that it found there, never a value.
         raise ConfigError(f"{named_by}: {path}: {error}") from None
     best: tuple[int, str] | None = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cri_shim.errors import CorruptStateError
+from cri_shim.errors import UNREADABLE_DOCUMENT, CorruptStateError
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.image.manifest import (
     OCI_INDEX,
@@ -65,7 +65,7 @@ def load_index(layout_dir: Path) -> ImageIndex:
         document = msgspec.json.decode(read_bounded(path, _MAX_INDEX_BYTES), type=Index)
     except FileNotFoundError:
         return ImageIndex()
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+    except (OSError, *UNREADABLE_DOCUMENT) as error:
         raise CorruptStateError(f"image index {path}: {error}") from error
     index = ImageIndex()
     for entry in document.manifests:

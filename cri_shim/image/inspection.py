@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 import cri_shim
-from cri_shim.errors import CriShimError, UnavailableError
+from cri_shim.errors import UNREADABLE_DOCUMENT, CriShimError, UnavailableError
 from cri_shim.image.inspector import Answer, Task
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Inspection:
                 if answer.value or answer.reason:
                     break
                 tell(answer.done_bytes)
-        except (BrokenPipeError, ConnectionResetError, msgspec.MsgspecError) as error:
+        except (BrokenPipeError, ConnectionResetError, *UNREADABLE_DOCUMENT) as error:
             raise CriShimError(
                 f"reading {task.path}: the inspecting process failed: {error}"
             ) from error

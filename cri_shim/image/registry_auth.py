@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from cri_shim.errors import UNREADABLE_DOCUMENT
 from cri_shim.image.registry_complaints import Complaint, Fault
 from cri_shim.image.registry_hosts import is_host, is_loopback
 
@@ -148,7 +149,7 @@ class Authorizer:
         data = await self._tokens.ask(self._endpoint, self._request(realm, asked))
         try:
             answer = msgspec.json.decode(data, type=_TokenAnswer)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE_DOCUMENT as error:
             # The type of what is wrong, and where; never the token.
             raise self._broken(f"the answer of its token server makes no sense: {error}") from None
         token = answer.token or answer.access_token or ""

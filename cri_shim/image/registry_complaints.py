@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cri_shim.errors import (
+    UNREADABLE_DOCUMENT,
     BadArchiveError,
     CriShimError,
     NotFoundError,
@@ -85,7 +86,7 @@ def registry_words(body: bytes) -> str:
     """What the body of an error answer says, for a message; empty when it says nothing (distribution spec, errors)."""
     try:
         found = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE_DOCUMENT:
         return ""
     words = "; ".join(entry.message or entry.code for entry in found.errors) or found.details
     return _clean(words, _MAX_WORDS)

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 import cri_shim
-from cri_shim.errors import BadArchiveError, CriShimError, UnavailableError
+from cri_shim.errors import UNREADABLE_DOCUMENT, BadArchiveError, CriShimError, UnavailableError
 from cri_shim.host.process import Child, Ending, Reaper
 from cri_shim.image.growing import Growing, encode_size
 from cri_shim.image.jobs import (
@@ -139,7 +139,7 @@ class UnpackerProcess:
             raise self._no_answer(status, what)
         try:
             answer: Result = _decode_result(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNREADABLE_DOCUMENT as error:
             raise CriShimError(f"{what}: the unpacker's answer makes no sense: {error}") from error
         return answer
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cri_shim import metrics
-from cri_shim.errors import DeadlineError, NotFoundError, RuntimeCommandError
+from cri_shim.errors import UNREADABLE_DOCUMENT, DeadlineError, NotFoundError, RuntimeCommandError
 from cri_shim.host.files import remove_tree
 from cri_shim.host.mounts import unmount_below
 from cri_shim.oci.complaints import runtime_message, says_not_found, says_not_running
@@ -126,7 +126,7 @@ class CliRuntime:
         if done.ok:
             try:
                 return msgspec.json.decode(done.stdout, type=RuntimeState)
-            except msgspec.MsgspecError as error:
+            except UNREADABLE_DOCUMENT as error:
                 metrics.OCI_COMMAND_FAILURES.labels(self._settings.name, "state").inc()
                 raise RuntimeCommandError(
                     doing, done.argv, "gave an answer that can't be read", str(error)
@@ -161,7 +161,7 @@ class CliRuntime:
             return None
         try:
             return msgspec.json.decode(done.stdout, type=RuntimeFeatures)
-        except msgspec.MsgspecError:
+        except UNREADABLE_DOCUMENT:
             return None
 
     async def version(self) -> RuntimeVersion:

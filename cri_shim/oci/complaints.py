@@ -14,6 +14,8 @@ import re
 
 import msgspec
 
+from cri_shim.errors import UNREADABLE_DOCUMENT
+
 MAX_MESSAGE_CHARS = 2000
 
 _LOGRUS = re.compile(
@@ -80,7 +82,7 @@ def _parse_line(line: str) -> tuple[str, str]:
     if line.startswith("{"):
         try:
             record = msgspec.json.decode(line, type=_JsonLine)
-        except msgspec.MsgspecError:
+        except UNREADABLE_DOCUMENT:
             return "", line
         return record.level, record.msg.strip()
     found = _LOGRUS.match(line)

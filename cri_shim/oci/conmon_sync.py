@@ -16,6 +16,8 @@ import re
 
 import msgspec
 
+from cri_shim.errors import UNREADABLE_DOCUMENT
+
 MAX_REPORT_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 4096
 _CONTROL = re.compile(r"[\x00-\x1f]")
@@ -84,7 +86,7 @@ def parse_report(line: bytes) -> Report | None:
     text = _CONTROL.sub(" ", line.decode("utf-8", "replace"))
     try:
         return msgspec.json.decode(text, type=Report)
-    except msgspec.MsgspecError:
+    except UNREADABLE_DOCUMENT:
         return None
 
 

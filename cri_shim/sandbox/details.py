@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cri_shim.errors import UNREADABLE_DOCUMENT
+
 if TYPE_CHECKING:
     from cri_shim.cni.result import Address, Result
     from cri_shim.paths import ObjectPaths
@@ -102,5 +104,5 @@ def _spec(paths: ObjectPaths) -> object:
     """The runtime-spec; None when the bundle is gone."""
     try:
         return msgspec.json.decode(paths.spec_file.read_bytes())
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNREADABLE_DOCUMENT):
         return None
