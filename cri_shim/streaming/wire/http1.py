@@ -1,0 +1,173 @@
+"""The head of a streaming request, and the plain answers to it.
+
+Rules:
+- One request a connection, without a body: what follows the head belongs to the upgraded protocol (`leftover`).
+- h11 does the grammar (RFC 9112); the size is bounded here before h11 sees the bytes.
+- Answers that are not an upgrade are short texts and close the connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+import h11
+
+from cri_shim.streaming.wire.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cri_shim.streaming.wire.buffers import Buffer
+
+MAX_HEAD_BYTES = 16 << 10
+"""Go's clients send under 1 KiB; ordinary servers allow 8 to 16."""
+MAX_ERROR_BODY_BYTES = 4 << 10
+MAX_QUERY_FIELDS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request head: names in lower case, values as ISO 8859-1."""
+
+    method: str
+    target: str
+    http_version: str
+    headers: tuple[tuple[str, str], ...]
+    path: str = field(default="")
+    query: str = field(default="")
+
+    def headers_named(self, name: str) -> list[str]:
+        """The values of every header of this name (in lower case), in their order."""
+        return [value for key, value in self.headers if key == name]
+
+    def list_named(self, name: str) -> list[str]:
+        """The members of a comma-separated list that may span several headers."""
+        values = (part.strip() for value in self.headers_named(name) for part in value.split(","))
+        return [value for value in values if value]
+
+    def has_token(self, name: str, token: str) -> bool:
+        """Whether such a list has this member, in any case."""
+        return any(member.lower() == token for member in self.list_named(name))
+
+    def parsed_query(self) -> dict[str, list[str]]:
+        """The query's fields, each with all its values.
+
+        Raises: ProtocolError with more fields than any client sends.
+        """
+        try:
+            return parse_qs(self.query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+        except ValueError as e:
+            raise ProtocolError(f"query string: {e}") from e
+
+
+class RequestReader:
+    """Takes the bytes of a connection until the head is complete."""
+
+    def __init__(self) -> None:
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._room = MAX_HEAD_BYTES
+        self.leftover: Buffer = b""
+        """What came behind the head, once there is one."""
+
+    def receive_data(self, data: Buffer) -> Request | None:
+        """The request once its head is complete, None while more is needed.
+
+        Raises: ProtocolError with the status to answer; the connection is of no use after it.
+        """
+        if not data:
+            return None
+        head, behind = data[: self._room], data[self._room :]
+        self._room -= len(head)
+        if head:
+            self._connection.receive_data(bytes(head))
+        event = self._next_event()
+        if not isinstance(event, h11.Request):
+            if behind:
+                raise ProtocolError(
+                    f"request head of more than {MAX_HEAD_BYTES} bytes", http_status=431
+                )
+            return None
+        if _has_body(event) or not isinstance(self._next_event(), h11.EndOfMessage):
+            raise ProtocolError("a request to upgrade the connection can't have a body")
+        self.leftover = self._connection.trailing_data[0] + bytes(behind)
+        return _request(event)
+
+    def receive_eof(self) -> None:
+        """The connection ended before the head did.
+
+        Raises: ProtocolError if part of a head had come; a connection that never spoke is no error.
+        """
+        if self._room < MAX_HEAD_BYTES:
+            raise ProtocolError("the connection ended within the request head")
+
+    def _next_event(self) -> object:
+        try:
+            return self._connection.next_event()
+        except h11.RemoteProtocolError as e:
+            raise ProtocolError(f"bad request: {e}", http_status=e.error_status_hint or 400) from e
+
+
+def _has_body(event: h11.Request) -> bool:
+    """By what it says, so that it doesn't depend on how much of the body has come."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in event.headers
+    )
+
+
+def _request(event: h11.Request) -> Request:
+    http_version = event.http_version.decode("latin-1")
+    if http_version not in ("1.0", "1.1"):
+        raise ProtocolError(f"HTTP/{http_version} is not spoken here", http_status=505)
+    target = event.target.decode("latin-1")
+    path, _, query = target.partition("?")
+    if not path.startswith("/"):
+        # absolute-form: servers must take it (RFC 9112 §3.2.2), though only proxies are sent it
+        scheme, separator, rest = path.partition("://")
+        if not separator or scheme.lower() not in ("http", "https"):
+            raise ProtocolError("the request target must be a path")
+        path = "/" + rest.partition("/")[2]
+    return Request(
+        method=event.method.decode("latin-1"),
+        target=target,
+        http_version=http_version,
+        headers=tuple((k.decode("latin-1"), v.decode("latin-1")) for k, v in event.headers),
+        path=path,
+        query=query,
+    )
+
+
+def error_response(
+    http_status: int, message: str, headers: Sequence[tuple[str, str]] = ()
+) -> bytes:
+    """A whole answer that closes the connection: the message as text, and what `headers` add."""
+    body = message.encode("utf-8", "replace")[:MAX_ERROR_BODY_BYTES] + b"\n"
+    return _head(
+        http_status,
+        [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("X-Content-Type-Options", "nosniff"),  # the text can quote the client
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+            *headers,
+        ],
+    ) + body  # fmt: skip
+
+
+def error_answer(error: ProtocolError) -> bytes:
+    """The answer to a request that was refused."""
+    return error_response(error.http_status, str(error), error.headers)
+
+
+def switching_protocols(protocol: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
+    """The 101 after which the connection speaks `protocol`."""
+    return _head(101, [("Connection", "Upgrade"), ("Upgrade", protocol), *headers])
+
+
+def _head(http_status: int, headers: Sequence[tuple[str, str]]) -> bytes:
+    lines = [f"HTTP/1.1 {http_status} {HTTPStatus(http_status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -1,0 +1,223 @@
+"""Exec and attach over SPDY: the client makes a stream for each of the standard streams.
+
+Rules:
+- A session is ready when every stream is there that the request implies: error, what was asked of stdin, stdout and
+  stderr, and from v3 on a resize stream with a terminal.
+- Streams not expected are replied to, so that no client waits, and closed; a second of one kind is reset.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri_shim.streaming.wire.errors import StreamClosedError
+from cri_shim.streaming.wire.outcome import build_error_document
+from cri_shim.streaming.wire.remotecommand import (
+    Channel,
+    Closed,
+    Ready,
+    RemoteCommandEvent,
+    Resized,
+    StdinData,
+    StdinEnd,
+    Streams,
+    Writable,
+)
+from cri_shim.streaming.wire.spdy import SpdyConnection
+from cri_shim.streaming.wire.spdy_events import (
+    DataReceived,
+    SessionEnded,
+    StreamEnded,
+    StreamOpened,
+    StreamReset,
+    StreamWritable,
+)
+from cri_shim.streaming.wire.spdy_frames import Reset
+from cri_shim.streaming.wire.terminal_size import TerminalSizeReader
+from cri_shim.streaming.wire.upgrade import V3, V4, V5
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cri_shim.streaming.wire.buffers import Buffer
+    from cri_shim.streaming.wire.outcome import Outcome
+    from cri_shim.streaming.wire.spdy_events import SpdyEvent
+
+_WITH_RESIZE = (V3, V4, V5)
+_CHANNELS = {channel.name.lower(): channel for channel in Channel}
+"""By what the `streamtype` header says."""
+
+
+class SpdyRemoteCommand:
+    """Exec or attach over SPDY, versions 1 to 4 (5 is 4 here)."""
+
+    MAX_STREAMS = 16
+    """Five are known; the rest is refused."""
+
+    def __init__(self, protocol: str, streams: Streams) -> None:
+        self._protocol = protocol
+        self._session = SpdyConnection(max_streams=self.MAX_STREAMS)
+        self._wanted = _wanted(protocol, streams)
+        self._ids: dict[Channel, int] = {}
+        self._channels: dict[int, Channel] = {}
+        """The streams in use, both ways round."""
+        self._seen: set[Channel] = set()
+        self._sizes = TerminalSizeReader()
+        self._is_ready = False
+        self._document: Buffer | None = None
+        """What of the error document is still to be sent."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `Ready` was said."""
+        return self._is_ready
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more is to be sent than what `data_to_send` has."""
+        return self._session.has_ended
+
+    @property
+    def missing(self) -> list[str]:
+        """The streams that the client has still to make."""
+        return [channel.name.lower() for channel in sorted(self._wanted - self._seen)]
+
+    def start(self) -> list[RemoteCommandEvent]:
+        """Begin, right behind the 101: the client makes its streams."""
+        return []
+
+    def receive_data(self, data: Buffer) -> list[RemoteCommandEvent]:
+        """What these bytes of the client mean; never raises."""
+        return self._interpret(self._session.receive_data(data))
+
+    def receive_eof(self) -> list[RemoteCommandEvent]:
+        """The client will send no more."""
+        return self._interpret(self._session.receive_eof())
+
+    def data_to_send(self) -> list[Buffer]:
+        """What to send next, in this order; each buffer is given out once."""
+        return self._session.data_to_send()
+
+    def send(self, channel: Channel, data: Buffer) -> int:
+        """Send output; how many bytes were taken. With less than all, wait for `Writable`."""
+        stream_id = self._ids.get(channel)
+        if stream_id is None or self._document is not None:
+            return len(data)
+        try:
+            return self._session.send_data(stream_id, data)
+        except StreamClosedError:
+            return len(data)
+
+    def end(self, channel: Channel) -> None:
+        """There will be no more of this output."""
+        if channel in self._ids:
+            self._session.end(self._ids[channel])
+
+    def consumed(self, n_bytes: int) -> None:
+        """So many bytes of stdin were given to the command."""
+        if Channel.STDIN in self._ids:
+            self._session.consumed(self._ids[Channel.STDIN], n_bytes)
+
+    def ping(self) -> None:
+        """Keep the connection alive where something between would end it."""
+        self._session.ping()
+
+    def finish(self, outcome: Outcome) -> None:
+        """Say how it ended, and end the session."""
+        if self._document is None:
+            self._document = build_error_document(self._protocol, outcome)
+            for channel in (Channel.STDOUT, Channel.STDERR):
+                self.end(channel)
+            self._send_document()
+
+    def _send_document(self) -> None:
+        document = self._document or b""
+        if Channel.ERROR in self._ids and document:
+            try:
+                taken = self._session.send_data(self._ids[Channel.ERROR], document)
+            except StreamClosedError:
+                taken = len(document)
+            self._document = document[taken:]
+            if len(self._document):
+                return  # the client's window is full, and says when it is not
+        for stream_id in self._channels:
+            self._session.end(stream_id)
+        self._session.close()
+
+    def _interpret(self, spdy_events: Iterable[SpdyEvent]) -> list[RemoteCommandEvent]:
+        events: list[RemoteCommandEvent] = []
+        for event in spdy_events:
+            match event:
+                case DataReceived(stream_id, data):
+                    self._take_data(stream_id, data, events)
+                case StreamOpened(stream_id, headers):
+                    self._take_stream(stream_id, headers.get("streamtype", ""), events)
+                case StreamEnded(stream_id):
+                    if self._channels.get(stream_id) is Channel.STDIN:
+                        events.append(StdinEnd())
+                case StreamReset(stream_id, _):
+                    self._drop_stream(stream_id, events)
+                case StreamWritable(stream_id):
+                    self._go_on(stream_id, events)
+                case SessionEnded(error):
+                    events.append(Closed(error))
+                case _:
+                    pass  # pongs; a GOAWAY, behind which clients hang up
+        return events if self._document is None else [e for e in events if isinstance(e, Closed)]
+
+    def _take_stream(
+        self, stream_id: int, stream_type: str, events: list[RemoteCommandEvent]
+    ) -> None:
+        channel = _CHANNELS.get(stream_type.partition("\0")[0])
+        if channel in self._seen:
+            self._session.reset(stream_id, Reset.PROTOCOL_ERROR)
+            return
+        self._session.accept(stream_id)
+        if channel is None or channel not in self._wanted:
+            self._session.end(stream_id)
+            return
+        self._seen.add(channel)
+        self._ids[channel] = stream_id
+        self._channels[stream_id] = channel
+        if not self._is_ready and self._seen == self._wanted:
+            self._is_ready = True
+            events.append(Ready())
+
+    def _take_data(self, stream_id: int, data: Buffer, events: list[RemoteCommandEvent]) -> None:
+        channel = self._channels.get(stream_id)
+        if channel is Channel.STDIN:
+            events.append(StdinData(data))
+            return
+        self._session.consumed(stream_id, len(data))
+        if channel is Channel.RESIZE:
+            size = self._sizes.receive_data(data)
+            if size is not None:
+                events.append(Resized(size.width, size.height))
+
+    def _drop_stream(self, stream_id: int, events: list[RemoteCommandEvent]) -> None:
+        channel = self._channels.pop(stream_id, None)
+        if channel is None:
+            return
+        del self._ids[channel]
+        if channel is Channel.STDIN:
+            events.append(StdinEnd())
+        elif channel in (Channel.STDOUT, Channel.STDERR):
+            events.append(Writable(channel))  # whatever waits to be sent there can go nowhere
+        elif channel is Channel.ERROR and self._document is not None:
+            self._send_document()
+
+    def _go_on(self, stream_id: int, events: list[RemoteCommandEvent]) -> None:
+        channel = self._channels.get(stream_id)
+        if channel is Channel.ERROR:
+            self._send_document()
+        elif channel is not None:
+            events.append(Writable(channel))
+
+
+def _wanted(protocol: str, streams: Streams) -> frozenset[Channel]:
+    wanted = {Channel.ERROR}
+    wanted |= {Channel.STDIN} if streams.stdin else set()
+    wanted |= {Channel.STDOUT} if streams.stdout else set()
+    wanted |= {Channel.STDERR} if streams.stderr else set()
+    wanted |= {Channel.RESIZE} if streams.tty and protocol in _WITH_RESIZE else set()
+    return frozenset(wanted)
