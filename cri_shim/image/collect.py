@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cri_shim.background import uninterrupted
 from cri_shim.host.files import disk_usage
 from cri_shim.image.arrival import storage_error
 from cri_shim.image.findings import Collected
@@ -73,7 +74,7 @@ async def collect(
         # Looked at again: a container may have come, or work may have ended, while the list was written.
         unneeded = holdings.layers.unneeded(holdings.kept_chains(), holdings.in_use())
         trash = holdings.layers.detach(unneeded)
-        holdings.blobs.sweep(kept_blobs)
+        await uninterrupted(holdings.blobs.sweep, kept_blobs)
     await holdings.layers.delete([*trash, *leftovers])
     log.info(
         "collected",

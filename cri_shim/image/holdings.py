@@ -248,14 +248,12 @@ class Holdings:
         return kept
 
     def detach(self, *, among: Collection[str] | None) -> list[Path]:
-        """Take away what nobody needs; what is left of it is for `layers.delete`.
+        """Take away the layers that nobody needs; what is left of them is for `layers.delete`.
 
-        `among`: only layers of these chain ids. The caller has the lock, so that no blob is on its way in.
+        `among`: only layers of these chain ids.
         """
         unneeded = self.layers.unneeded(self.kept_chains(), self.in_use(), among=among)
-        trash = self.layers.detach(unneeded)
-        self.blobs.sweep(self.kept_blobs())
-        return trash
+        return self.layers.detach(unneeded)
 
     # Places to work in
 

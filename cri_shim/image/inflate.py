@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import threading
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 import zstandard
 from isal import igzip_lib
@@ -37,11 +37,29 @@ _REFUSED = {
 }
 
 
+class Source(Protocol):
+    """Where packed bytes come from."""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`, as soon as there are any; empty at the end."""
+
+
+class PlainFile:
+    """A descriptor: a file, a pipe, a socket."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, size: int) -> bytes:
+        """As `Source.read`."""
+        return os.read(self._fd, size)
+
+
 class Inflater:
     """One input on its way to a pipe whose reading end is `output_fd`."""
 
-    def __init__(self, input_fd: int, max_bytes: int) -> None:
-        self._input_fd = input_fd
+    def __init__(self, source: Source, max_bytes: int) -> None:
+        self._source = source
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
         self._error: Exception | None = None
@@ -90,7 +108,7 @@ class Inflater:
 
     def _pieces(self) -> Iterator[bytes]:
         head = b""
-        while len(head) < 6 and (more := os.read(self._input_fd, READ_BYTES)):
+        while len(head) < 6 and (more := self._source.read(READ_BYTES)):
             head += more
         if not head:
             raise InputError("it is empty")
@@ -107,7 +125,7 @@ class Inflater:
         piece = head
         while piece:
             yield piece
-            piece = os.read(self._input_fd, READ_BYTES)
+            piece = self._source.read(READ_BYTES)
 
     def _gzip(self, head: bytes) -> Iterator[bytes]:
         """Members one after the other are one stream; zeros after the last one are padding."""
@@ -116,7 +134,7 @@ class Inflater:
             member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
             while not member.eof:
                 if member.needs_input and not data:
-                    data = os.read(self._input_fd, READ_BYTES)
+                    data = self._source.read(READ_BYTES)
                     if not data:
                         raise InputError("the gzip stream ends too early")
                 try:
@@ -128,7 +146,7 @@ class Inflater:
                     yield piece
             data = member.unused_data
             while not data.lstrip(b"\0"):
-                data = os.read(self._input_fd, READ_BYTES)
+                data = self._source.read(READ_BYTES)
                 if not data:
                     return
             if data[:1] != _GZIP_MAGIC[:1]:
@@ -136,7 +154,7 @@ class Inflater:
 
     def _zstd(self, head: bytes) -> Iterator[bytes]:
         """Frames one after the other, skippable ones among them, are one stream."""
-        source = cast("IO[bytes]", _Replayed(head, self._input_fd))
+        source = cast("IO[bytes]", _Replayed(head, self._source))
         inflater = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
         try:
             with inflater.stream_reader(
@@ -149,18 +167,18 @@ class Inflater:
 
 
 class _Replayed:
-    """A descriptor of which the first bytes were read already, as zstandard wants to read it."""
+    """A source of which the first bytes were read already, as zstandard wants to read it."""
 
-    def __init__(self, head: bytes, fd: int) -> None:
+    def __init__(self, head: bytes, source: Source) -> None:
         self._head = head
-        self._fd = fd
+        self._source = source
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, at most `size`; empty at the end."""
         if self._head:
             head, self._head = self._head, b""
             return head
-        return os.read(self._fd, size if size > 0 else READ_BYTES)
+        return self._source.read(size if size > 0 else READ_BYTES)
 
 
 def _enlarge(pipe_fd: int) -> None:

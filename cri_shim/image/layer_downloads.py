@@ -6,6 +6,7 @@ Rules:
   anyway, and is unpacked from there. Nobody who downloads waits for somebody who unpacks.
 - A layer counts only after its blob's digest was right. When the blob was not, that is what is told, whatever the
   unpacker had to say about its bytes.
+- Names are made and moved in threads: a file system that writes its journal keeps whoever does so waiting.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import structlog
 from cri_shim import metrics
 from cri_shim.background import uninterrupted
 from cri_shim.errors import BadArchiveError, DamagedBlobError
+from cri_shim.image.growing import Growing
 from cri_shim.image.model import PullProgress, PullStep
 from cri_shim.image.transfer import Transfer
 
@@ -40,7 +42,7 @@ _PART_SUFFIX = ".part"
 class BlobSource(Protocol):
     """The part of a registry that has layers; errors are those of `registry.Registry`."""
 
-    async def download(self, blob: Descriptor, sink: Transfer, *, attempt_number: int) -> str:
+    async def download(self, blob: Descriptor, sink: Transfer) -> str:
         """Write the blob to the sink, exactly as many bytes as its descriptor says; which server sent them."""
 
 
@@ -67,7 +69,6 @@ class LayerDownloads:
         self._slots = slots
         self._tell = tell
         self._turns: dict[str, asyncio.Lock] = {}
-        self._tries: dict[str, int] = {}
         self._unpacked: set[int] = set()
         """Identities: an image may have the same layer twice."""
         self.reused = 0
@@ -115,7 +116,8 @@ class LayerDownloads:
         async with contextlib.AsyncExitStack() as slots:
             for slot in self._slots:
                 await slots.enter_async_context(slot)
-            with _new_file(part, self._spool_fd) as fd:
+            await uninterrupted(_make_empty, part, self._spool_fd)
+            with _opened(part, os.O_RDWR, self._spool_fd) as fd:
                 transfer = Transfer(
                     fd,
                     layer.blob,
@@ -134,12 +136,15 @@ class LayerDownloads:
         transfer: Transfer,
         slots: contextlib.AsyncExitStack,
     ) -> LayerReport:
-        # Not a task group: when the unpacker fails, the rest of the blob tells whose fault it was.
-        downloaded, unpacked = await asyncio.gather(
-            self._download(layer, transfer, slots),
-            self._unpacker.unpack_layer(transfer.follow(), directory_fd, what=self._what(layer)),
-            return_exceptions=True,
-        )
+        # Read-only: an unpacker must not be able to write to it.
+        with _opened(layer.file + _PART_SUFFIX, os.O_RDONLY, self._spool_fd) as fd:
+            source = Growing(fd, transfer.follow())
+            # Not a task group: when the unpacker fails, the rest of the blob tells whose fault it was.
+            downloaded, unpacked = await asyncio.gather(
+                self._download(layer, transfer, slots),
+                self._unpacker.unpack_layer(source, directory_fd, what=self._what(layer)),
+                return_exceptions=True,
+            )
         if isinstance(downloaded, BaseException):
             raise downloaded
         if isinstance(unpacked, BaseException):
@@ -149,35 +154,31 @@ class LayerDownloads:
     async def _download(
         self, layer: PlannedLayer, transfer: Transfer, slots: contextlib.AsyncExitStack
     ) -> None:
-        digest = layer.blob.digest
-        number = self._tries[digest] = self._tries.get(digest, -1) + 1
         try:
-            sender = await self._source.download(layer.blob, transfer, attempt_number=number)
+            sender = await self._source.download(layer.blob, transfer)
             transfer.finish(sender)
         except BaseException as error:
             transfer.fail(error)
             raise
         finally:
             await slots.aclose()
-        self._keep(layer)
+        await uninterrupted(self._keep, layer)
         self._say(layer, PullStep.UNPACKING, layer.blob.size)
 
     async def _unpack_file(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         self._say(layer, PullStep.UNPACKING, layer.blob.size)
-        fd = os.open(layer.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._spool_fd)
-        try:
-            return await self._unpacker.unpack_layer(fd, directory_fd, what=self._what(layer))
-        except BadArchiveError:
-            # One that came with an earlier image may have been damaged on disk since.
-            if await uninterrupted(_digest_of_file, fd) != layer.blob.digest:
-                os.unlink(layer.file, dir_fd=self._spool_fd)
-                self._blobs.forget(layer.blob.digest)
-                raise DamagedBlobError(
-                    f"{self._what(layer)}: it was damaged on this node's disk"
-                ) from None
-            raise
-        finally:
-            os.close(fd)
+        with _opened(layer.file, os.O_RDONLY, self._spool_fd) as fd:
+            try:
+                return await self._unpacker.unpack_layer(fd, directory_fd, what=self._what(layer))
+            except BadArchiveError:
+                # One that came with an earlier image may have been damaged on disk since.
+                if await uninterrupted(_digest_of_file, fd) != layer.blob.digest:
+                    os.unlink(layer.file, dir_fd=self._spool_fd)
+                    self._blobs.forget(layer.blob.digest)
+                    raise DamagedBlobError(
+                        f"{self._what(layer)}: it was damaged on this node's disk"
+                    ) from None
+                raise
 
     def _keep(self, layer: PlannedLayer) -> None:
         """The blob is whole."""
@@ -195,11 +196,15 @@ class LayerDownloads:
         self._tell(PullProgress(step, layer.blob.digest, done_bytes, layer.blob.size))
 
 
+def _make_empty(name: str, directory_fd: int) -> None:
+    """An empty file; what an earlier try left of it is gone."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o600, dir_fd=directory_fd))
+
+
 @contextlib.contextmanager
-def _new_file(name: str, directory_fd: int) -> Iterator[int]:
-    """An empty file, for reading and writing; what an earlier try left of it is gone."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, 0o600, dir_fd=directory_fd)
+def _opened(name: str, access: int, directory_fd: int) -> Iterator[int]:
+    fd = os.open(name, access | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         yield fd
     finally:

@@ -33,6 +33,7 @@ from cri_shim.image.layer_downloads import LayerDownloads
 from cri_shim.image.reference import RESERVED_DOMAIN, parse_reference
 from cri_shim.image.registry_hosts import load_endpoints
 from cri_shim.image.resolve import resolve
+from cri_shim.operations import Operations, step
 from cri_shim.single_flight import SingleFlight
 
 if TYPE_CHECKING:
@@ -65,10 +66,14 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 class Puller:
     """Pulls images into a store."""
 
-    def __init__(self, store: ImageStore, settings: ImageSettings) -> None:
+    def __init__(
+        self, store: ImageStore, settings: ImageSettings, operations: Operations | None = None
+    ) -> None:
+        """Each pull is noted among `operations`."""
         self._store = store
         self._settings = settings
-        self._pulls: SingleFlight[Image] = SingleFlight()
+        self._pulls: SingleFlight[Image] = SingleFlight("PullImage")
+        self._operations = operations if operations is not None else Operations()
         self._listeners: dict[str, list[Progress]] = {}
         self._downloads = asyncio.Semaphore(_DOWNLOADS_OF_ALL * settings.max_parallel_downloads)
 
@@ -81,10 +86,12 @@ class Puller:
         image: str,
         credentials: Credentials | None = None,
         progress: Progress | None = None,
+        *,
+        abandon: bool = False,
     ) -> Image:
         """Have the image of that reference here, as its registry has it now.
 
-        `progress` hears of each layer, often.
+        `progress` hears of each layer, often. A pull whose callers all said `abandon` ends with the last of them.
 
         Raises BadImageReferenceError, NotFoundError, RegistryAuthError, RegistryUnavailableError (each names the
         servers asked and what they said), BadArchiveError (what came is no image that can be run here),
@@ -108,7 +115,10 @@ class Puller:
             listeners.append(progress)
         try:
             return await self._pulls.run(
-                key, b"", lambda: self._counted(reference, credentials, key)
+                key,
+                b"",
+                lambda: self._counted(reference, credentials, key),
+                abandon=abandon,
             )
         finally:
             if progress is not None:
@@ -125,7 +135,8 @@ class Puller:
     ) -> Image:
         started = time.monotonic()
         try:
-            image = await self._pull(reference, credentials, key, started)
+            with self._operations.begin("PullImage", str(reference)):
+                image = await self._pull(reference, credentials, key, started)
         except BaseException as error:
             reason = next((name for kind, name in _REASONS if isinstance(error, kind)), "error")
             if isinstance(error, asyncio.CancelledError):
@@ -152,11 +163,13 @@ class Puller:
         async with module.open_registry(
             reference, endpoints, credentials, stall_s=settings.pull_progress_timeout_s
         ) as registry:
-            known = await self._unchanged(registry, reference)
+            with step("asking the registry"):
+                known = await self._unchanged(registry, reference)
             if known is not None:
                 log.info("image is up to date", image=str(reference), id=known.id)
                 return known
-            planned = await resolve(registry, reference, store.platform, self._stored_blob)
+            with step("fetching the manifest"):
+                planned = await resolve(registry, reference, store.platform, self._stored_blob)
             async with store.spool(f"pulling {reference}") as spool_fd:
                 downloads = LayerDownloads(
                     str(reference),
@@ -171,7 +184,8 @@ class Puller:
                     tell=lambda progress: self._tell(key, progress),
                 )
                 await uninterrupted(downloads.borrow, planned.layers)
-                [image] = await store.bring_in([planned], downloads)
+                with step("fetching and unpacking layers"):
+                    [image] = await store.bring_in([planned], downloads)
         log.info(
             "image pulled",
             image=str(reference),
@@ -186,7 +200,7 @@ class Puller:
     async def _unchanged(self, registry: Registry, reference: Reference) -> Image | None:
         """The image that is here under this name, if the registry says that it is what the name still means."""
         known = self._store.find(str(reference))
-        if known is None:
+        if known is None or self._store.is_damaged(known):
             return None
         digest = await registry.digest(reference.digest or reference.tag or "")
         if digest is None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from cri_shim.background import uninterrupted
 from cri_shim.errors import (
     BadImageReferenceError,
     CorruptStateError,
@@ -281,6 +282,8 @@ class ImageStore:
     async def _clear(self, *, among: Collection[str] | None) -> int:
         async with self._holdings.changing:
             trash = self._holdings.detach(among=among)
+            # In a thread: unlinking a large file takes the kernel its time.
+            await uninterrupted(self.blobs.sweep, self._holdings.kept_blobs())
         await self._layers.delete(trash)
         return len(trash)
 

@@ -2,7 +2,8 @@
 
 Rules:
 - Bytes are hashed and written in a thread, in the large pieces in which they come; none are kept in memory. Whoever
-  unpacks reads the file as it grows and is never waited for, so that a slow reader doesn't hold up a server.
+  unpacks reads the file as it grows and is never waited for, so that a slow reader doesn't hold up a server. What it
+  reads does not pass through this process again.
 - A blob counts once its size and digest are right. A reader may have seen bytes that turn out wrong: what it made of
   them must not count before the transfer has ended well.
 """
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from cri_shim.image.manifest import Descriptor
-
-_PIECE_BYTES = 512 << 10
 
 
 class Transfer:
@@ -88,22 +87,20 @@ class Transfer:
         self._error = error
         self._news.set()
 
-    async def follow(self) -> AsyncIterator[bytes]:
-        """The bytes in their order, as they come, to the end. Only one reader at a time.
+    async def follow(self) -> AsyncIterator[int]:
+        """How many bytes are here, each time that some have come, to the end. Only one reader at a time.
 
         Raises the error that ended the transfer.
         """
-        position = 0
+        told = 0
         while True:
             self._news.clear()
-            while position < self._received:
-                size = min(_PIECE_BYTES, self._received - position)
-                piece = await uninterrupted(os.pread, self._fd, size, position)
-                position += len(piece)
-                yield piece
-            if self._error is not None:
+            if told < self._received:
+                told = self._received
+                yield told  # more may come, and the end, while the reader is busy with it
+            elif self._error is not None:
                 raise self._error
-            if self._over:
+            elif self._over:
                 return
-            if position == self._received:
+            else:
                 await self._news.wait()

@@ -16,14 +16,15 @@ import signal
 import socket
 import sys
 import traceback
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from cri_shim.host import confine
 from cri_shim.host.confine import Capability
 from cri_shim.image import tar
-from cri_shim.image.inflate import Inflater
+from cri_shim.image.growing import GrowingFile
+from cri_shim.image.inflate import Inflater, PlainFile
 from cri_shim.image.jobs import (
     MAX_PACKET_BYTES,
     Broken,
@@ -42,6 +43,9 @@ from cri_shim.image.jobs import (
 )
 from cri_shim.image.layer import LayerUnpacker
 from cri_shim.image.members import MemberSpool
+
+if TYPE_CHECKING:
+    from cri_shim.image.inflate import Source
 
 CHILD_CAPABILITIES = (
     Capability.CAP_CHOWN,
@@ -93,7 +97,7 @@ class Template:
 
     def _take(self) -> bool:
         try:
-            packet, descriptors, flags, _ = socket.recv_fds(self._connection, MAX_PACKET_BYTES, 3)
+            packet, descriptors, flags, _ = socket.recv_fds(self._connection, MAX_PACKET_BYTES, 4)
         except ConnectionResetError:  # killed before it had read all that we told it
             return False
         if not packet:
@@ -136,14 +140,15 @@ def _become_child(job: Job, descriptors: list[int], template_pid: int) -> NoRetu
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        input_fd, directory_fd, result_fd = descriptors
+        input_fd, directory_fd, result_fd, *growing = descriptors
         try:
             os.dup2(
                 1, 2
             )  # /dev/null: the template's own words are kept in memory, a child's could fill it
             confine.close_other_descriptors(descriptors)
             _confine(job.limits, directory_fd, template_pid)
-            result: Result = _perform(job, input_fd)
+            source = GrowingFile(growing[0], input_fd) if growing else PlainFile(input_fd)
+            result: Result = _perform(job, source)
         except InputError as error:
             result = Failure(fault=Fault.INPUT, reason=str(error))
         except MemoryError:
@@ -175,8 +180,8 @@ def _confine(limits: Limits, directory_fd: int, template_pid: int) -> None:
     confine.die_with_parent(template_pid)
 
 
-def _perform(job: Job, input_fd: int) -> Result:
-    inflater = Inflater(input_fd, job.limits.max_bytes)
+def _perform(job: Job, source: Source) -> Result:
+    inflater = Inflater(source, job.limits.max_bytes)
     inflater.start()
     try:
         reader = tar.TarReader(inflater.output_fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import zlib
@@ -25,6 +26,8 @@ class FakeUnpacker:
         self.warm = False
         self.streamed: list[str] = []
         self.from_files: list[str] = []
+        self.accesses: set[int] = set()
+        """How the files that it was given were opened: `os.O_RDONLY`, …"""
         self.at_once = 0
 
     def warm_up(self) -> None:
@@ -37,6 +40,9 @@ class FakeUnpacker:
         try:
             (self.from_files if isinstance(source, int) else self.streamed).append(what)
             data = b""
+            if isinstance(source, (Growing, int)):
+                fd = source if isinstance(source, int) else source.fd
+                self.accesses.add(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE)
             if isinstance(source, int):
                 while piece := os.read(source, 1 << 20):
                     data += piece

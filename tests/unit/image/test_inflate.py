@@ -11,7 +11,7 @@ from hashlib import sha256
 import pytest
 import zstandard
 
-from cri_shim.image.inflate import Inflater
+from cri_shim.image.inflate import Inflater, PlainFile
 from cri_shim.image.jobs import InputError
 
 DATA = random.Random(1).randbytes(300_000) + bytes(300_000)
@@ -26,7 +26,7 @@ def inflate(packed: bytes, max_bytes: int = 1 << 30) -> tuple[bytes, str]:
     with tempfile.TemporaryFile() as source:
         source.write(packed)
         source.seek(0)
-        inflater = Inflater(source.fileno(), max_bytes)
+        inflater = Inflater(PlainFile(source.fileno()), max_bytes)
         inflater.start()
         out = bytearray()
         try:

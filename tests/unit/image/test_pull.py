@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -168,6 +169,16 @@ async def test_a_stored_blob_that_was_damaged_is_fetched_again(
     assert path.read_bytes() == BASE.blob
 
 
+@pytest.mark.parametrize("streams", [True, False])
+async def test_an_unpacker_can_not_write_to_what_it_reads(
+    node: Node, registry: FakeRegistry, streams: bool
+) -> None:
+    registry.add("team/app", BASE, tag="1")
+    node.unpacker.stream_free = streams
+    await node.puller.pull(f"{registry.host}/team/app:1")
+    assert node.unpacker.accesses == {os.O_RDONLY}
+
+
 async def test_without_room_for_a_stream_a_layer_goes_over_the_disk(
     node: Node, registry: FakeRegistry
 ) -> None:
@@ -222,6 +233,25 @@ async def test_a_caller_who_goes_away_ends_it_for_nobody(
         await first
     registry.paused.set()
     assert (await second).repo_tags == (name,)
+
+
+async def test_a_pull_that_nobody_keeps_ends_with_its_last_caller_and_leaves_nothing(
+    node: Node, registry: FakeRegistry
+) -> None:
+    registry.add("team/app", BASE, TOP, tag="1")
+    registry.faults.append(Stall(TOP.digest, 99, after_bytes=10))
+    name = f"{registry.host}/team/app:1"
+    before = failures("cancelled")
+    pulling = asyncio.create_task(node.puller.pull(name, abandon=True))
+    await asyncio.sleep(0.2)
+    assert registry.count("GET", TOP.digest) == 1
+    pulling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    await node.puller.close(5)
+    assert failures("cancelled") == before + 1
+    assert node.store.images() == []
+    assert node.leftovers() == []
 
 
 async def test_images_that_share_a_layer_share_its_download(
@@ -458,4 +488,4 @@ async def test_the_unpacker_is_started_for_what_is_not_here(
     node.unpacker.warm = False
     image: Image = await node.puller.pull(f"{registry.host}/team/app:1")
     assert not node.unpacker.warm
-    assert image.size == 4096
+    assert image.size > 4096  # one layer, and its documents

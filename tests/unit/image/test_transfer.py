@@ -28,20 +28,23 @@ def fd(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-async def read(transfer: Transfer) -> bytes:
-    return b"".join([piece async for piece in transfer.follow()])
+async def read(transfer: Transfer, fd: int) -> bytes:
+    data = b""
+    async for size in transfer.follow():
+        data += os.pread(fd, size - len(data), len(data))
+    return data
 
 
 async def test_a_reader_gets_every_byte_whenever_it_begins(fd: int) -> None:
     heard: list[int] = []
     transfer = Transfer(fd, BLOB, what="the layer", tell=heard.append)
-    early = asyncio.create_task(read(transfer))
+    early = asyncio.create_task(read(transfer, fd))
     before = metrics.IMAGE_PULL_BYTES._value.get()
     for start in range(0, len(DATA), 700_000):
         await transfer.write(DATA[start : start + 700_000])
     transfer.finish("r.example")
     assert await early == DATA
-    assert await read(transfer) == DATA
+    assert await read(transfer, fd) == DATA
     assert os.pread(fd, len(DATA), 0) == DATA
     assert heard == sorted(heard)
     assert heard[-1] == transfer.received == len(DATA)
@@ -51,13 +54,24 @@ async def test_a_reader_gets_every_byte_whenever_it_begins(fd: int) -> None:
 async def test_a_reader_waits_for_what_has_not_come(fd: int) -> None:
     transfer = Transfer(fd, BLOB, what="the layer", tell=lambda _: None)
     await transfer.write(DATA[:10])
-    pieces = transfer.follow()
-    assert await anext(pieces) == DATA[:10]
-    following = asyncio.ensure_future(anext(pieces))
+    sizes = transfer.follow()
+    assert await anext(sizes) == 10
+    following = asyncio.ensure_future(anext(sizes))
     await asyncio.sleep(0.01)
     assert not following.done()
     await transfer.write(DATA[10:20])
-    assert await following == DATA[10:20]
+    assert await following == 20
+    assert os.pread(fd, 20, 0) == DATA[:20]
+
+
+async def test_what_comes_with_the_end_while_the_reader_is_busy_is_told(fd: int) -> None:
+    transfer = Transfer(fd, BLOB, what="the layer", tell=lambda _: None)
+    await transfer.write(DATA[:10])
+    sizes = transfer.follow()
+    assert await anext(sizes) == 10
+    await transfer.write(DATA[10:])
+    transfer.finish("r.example")
+    assert [size async for size in sizes] == [len(DATA)]
 
 
 async def test_wrong_bytes_are_found_at_the_end(fd: int) -> None:
@@ -69,12 +83,12 @@ async def test_wrong_bytes_are_found_at_the_end(fd: int) -> None:
         transfer.finish("r.example")
     transfer.fail(caught.value)
     with pytest.raises(DamagedBlobError):
-        await read(transfer)
+        await read(transfer, fd)
 
 
 async def test_a_reader_meets_the_error_of_the_transfer(fd: int) -> None:
     transfer = Transfer(fd, BLOB, what="the layer", tell=lambda _: None)
-    reading = asyncio.create_task(read(transfer))
+    reading = asyncio.create_task(read(transfer, fd))
     await transfer.write(DATA[:10])
     transfer.fail(ConnectionError("gone"))
     with pytest.raises(ConnectionError, match="gone"):
@@ -83,7 +97,7 @@ async def test_a_reader_meets_the_error_of_the_transfer(fd: int) -> None:
 
 async def test_a_cancelled_transfer_is_an_end_for_the_reader(fd: int) -> None:
     transfer = Transfer(fd, BLOB, what="the layer", tell=lambda _: None)
-    reading = asyncio.create_task(read(transfer))
+    reading = asyncio.create_task(read(transfer, fd))
     await transfer.write(DATA[:10])
     transfer.fail(asyncio.CancelledError())
     assert await reading == DATA[:10]
