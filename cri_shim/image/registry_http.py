@@ -125,7 +125,7 @@ class RegistryHttp:
                     data=request.form,
                     headers=headers,
                     allow_redirects=False,
-                    ssl=await self._tls_for(endpoint, own=own),
+                    ssl=await self._tls_for(endpoint, URL(request.url), own=own),
                     proxy=proxy_for(request.url, self._environment),
                 ) as response,
             ):
@@ -185,7 +185,7 @@ class RegistryHttp:
                 url,
                 headers=sent,
                 allow_redirects=False,
-                ssl=await self._tls_for(endpoint, own=own),
+                ssl=await self._tls_for(endpoint, url, own=own),
                 proxy=proxy_for(str(url), self._environment),
             )
             if response.status not in _REDIRECTS:
@@ -198,8 +198,13 @@ class RegistryHttp:
             url = target
         raise Complaint(endpoint.origin, Fault.BROKEN, f"more than {_MAX_REDIRECTS} redirects")
 
-    async def _tls_for(self, endpoint: Endpoint, *, own: bool) -> ssl.SSLContext:
-        """`own`: the endpoint itself; another host sees no client certificate of ours and has to be verified."""
+    async def _tls_for(self, endpoint: Endpoint, url: URL, *, own: bool) -> ssl.SSLContext | bool:
+        """How to speak TLS with `url`; aiohttp's own way, which costs nothing, where there is none to speak.
+
+        `own`: the endpoint itself; another host sees no client certificate of ours and has to be verified.
+        """
+        if url.scheme != "https" and proxy_for(str(url), self._environment) is None:
+            return True
         key = (endpoint.url, own)
         context = self._tls.get(key)
         if context is None:
