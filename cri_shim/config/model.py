@@ -179,30 +179,30 @@ class TracingSettings(Section, frozen=True):
 class StreamingSettings(Section, frozen=True):
     """The HTTP server behind exec, attach and port-forward."""
 
-    address: Annotated[IpAddress, later("Address it listens on.")] = IpAddress("127.0.0.1")
+    address: Annotated[IpAddress, doc("Address it listens on.")] = IpAddress("127.0.0.1")
     port: Annotated[
-        int, later("Port it listens on; 0 for any free one.", minimum=0, maximum=65535)
+        int, doc("Port it listens on; 0 for any free one.", minimum=0, maximum=65535)
     ] = 10350
     base_url: Annotated[
         HttpUrl | None,
-        later(
+        doc(
             'What clients are told to call, when something stands in front; "" for the address above.'
         ),
     ] = None
     token_ttl_s: Annotated[
         Seconds,
-        later(
+        doc(
             "How long the URL of a session may be used, once.", reload=True, minimum=1, maximum=3600
         ),
     ] = field(default=Seconds(60), name="token_ttl")
     idle_timeout_s: Annotated[
-        Seconds, later("A session without traffic for this long is closed.", minimum=1)
+        Seconds, doc("A session without traffic for this long is closed.", minimum=1)
     ] = field(default=Seconds(4 * 3600), name="idle_timeout")
     creation_timeout_s: Annotated[
-        Seconds, later("A client has this long to open the streams of its session.", minimum=1)
+        Seconds, doc("A client has this long to open the streams of its session.", minimum=1)
     ] = field(default=Seconds(30), name="creation_timeout")
     tls: Annotated[
-        TlsSettings, later("TLS for this server; with client_ca, clients need a certificate too.")
+        TlsSettings, doc("TLS for this server; with client_ca, clients need a certificate too.")
     ] = TlsSettings()
 
 
@@ -233,6 +233,13 @@ class HandlerSettings(Section, frozen=True):
     ] = ()
     privileged_without_host_devices: Annotated[
         bool, doc("A privileged container gets no devices of the host.", reload=True)
+    ] = False
+    device_ownership_from_security_context: Annotated[
+        bool,
+        doc(
+            "Devices that a container asks for belong to its user and group, not to whom they belong on the node.",
+            reload=True,
+        ),
     ] = False
     env: Annotated[
         Mapping[EnvName, str],
@@ -316,14 +323,18 @@ class CniSettings(Section, frozen=True):
         default=Seconds(120), name="timeout"
     )
     use_internal_loopback: Annotated[
-        bool, later("Bring `lo` up without calling the loopback plugin.")
+        bool,
+        doc("Bring `lo` up without calling the loopback plugin; false calls it for every pod."),
     ] = True
     gc: Annotated[
-        GcMode, later("auto: give back leftover addresses where the plugins can; off: never.")
+        GcMode,
+        doc(
+            "auto: have plugins of CNI 1.1 give back what belongs to no pod, at start and hourly; off: never."
+        ),
     ] = GcMode.AUTO
     conf_template: Annotated[
         Path | None,
-        later("Filled with the pod CIDR that the kubelet sends, and written to `conf_dir`."),
+        doc("Filled with the pod CIDR that the kubelet sends, and written to `conf_dir`."),
     ] = None
 
 
@@ -352,8 +363,18 @@ class ImageSettings(Section, frozen=True):
     pull_progress_timeout_s: Annotated[
         Seconds, doc("A pull without progress for this long fails; 0s: none ever does.")
     ] = field(default=Seconds(300), name="pull_progress_timeout")
-    pinned: Annotated[tuple[str, ...], doc("Images that the kubelet must not remove.")] = ()
-    discard_blobs: Annotated[bool, doc("Drop compressed layers once they are unpacked.")] = False
+    pinned: Annotated[
+        tuple[str, ...],
+        doc(
+            "Images that neither the kubelet nor `image gc` removes: names, or patterns with `*`; "
+            "the pause image is one.",
+            reload=True,
+        ),
+    ] = ()
+    discard_blobs: Annotated[
+        bool,
+        doc("Drop compressed layers once they are unpacked; such images can't be exported."),
+    ] = False
 
 
 class Ulimit(Section, frozen=True):
@@ -373,11 +394,18 @@ class SecuritySettings(Section, frozen=True):
         Path | None, doc('Profile for RuntimeDefault; "" for the built-in one.')
     ] = None
     apparmor_profile: Annotated[
-        str, later("AppArmor profile for RuntimeDefault, where the kernel has AppArmor.")
+        str,
+        doc(
+            "AppArmor profile for RuntimeDefault, where the kernel has AppArmor. The default one is loaded by the "
+            "daemon; another must be loaded before it starts; unconfined means none."
+        ),
     ] = "cri-shim-default"
-    selinux: Annotated[Switch, later("auto: label containers if the node enforces SELinux.")] = (
-        Switch.AUTO
-    )
+    selinux: Annotated[
+        Switch,
+        doc(
+            "auto: label containers if the node enforces SELinux; on: also if it is permissive; off: never."
+        ),
+    ] = Switch.AUTO
     default_capabilities: Annotated[
         tuple[Capability, ...], doc("Capabilities of containers that are not privileged.")
     ] = tuple(
@@ -395,13 +423,27 @@ class SecuritySettings(Section, frozen=True):
         Mapping[SysctlName, SysctlValue],
         doc("Sysctls of pods, like `net.ipv4.ping_group_range: 0 0`; the pod's own win."),
     ] = field(default_factory=dict)
-    hooks_dirs: Annotated[tuple[Path, ...], later("OCI hook files, format 1.0.0.")] = (
-        Path("/etc/containers/oci/hooks.d"),
-    )
+    hooks_dirs: Annotated[
+        tuple[Path, ...],
+        doc(
+            "Directories of OCI hook files, format 1.0.0, followed. Of two files with one name the later "
+            "directory's counts."
+        ),
+    ] = (Path("/etc/containers/oci/hooks.d"),)
     hook_spec: Annotated[
-        Path | None, later("One file with OCI hooks for every container, in iSulad's form.")
+        Path | None,
+        doc(
+            "One file with OCI hooks for every container, in iSulad's form: lists prestart, poststart and poststop. "
+            "Read at start."
+        ),
     ] = None
-    cdi_dirs: Annotated[tuple[Path, ...], later("Container Device Interface files.")] = (
+    cdi_dirs: Annotated[
+        tuple[Path, ...],
+        doc(
+            "Directories of Container Device Interface files, followed. Of two that describe one device the later "
+            "directory's counts."
+        ),
+    ] = (
         Path("/etc/cdi"),
         Path("/run/cdi"),
     )

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import resource
-import shutil
 from typing import TYPE_CHECKING
 
 from cri_shim.cli.checks.row import Node, Row, failed, ok, warning
+from cri_shim.config.model import Switch
 from cri_shim.config.values import CAPABILITIES
+from cri_shim.errors import ConfigError
+from cri_shim.host.apparmor import PARSER, enabled, loaded_profiles, parser
+from cri_shim.host.selinux import container_contexts, enforcing
+from cri_shim.oci.cdi_registry import CdiRegistry
+from cri_shim.oci.hook_files import HookFiles, untrusted_programs
+from cri_shim.oci.spec.apparmor import DEFAULT_PROFILE, UNCONFINED
+from cri_shim.oci.spec.selinux import parse_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 MIN_NOFILE = 16_384
 """Each container costs the daemon a handful of descriptors; systemd's unit asks for more."""
@@ -52,34 +60,89 @@ def seccomp(node: Node) -> Row:
     return ok("seccomp", f"actions {actions}")
 
 
-def apparmor(node: Node) -> Row:
-    """AppArmor: where the kernel has it, profiles must be loadable."""
-    enabled = node.read("/sys/module/apparmor/parameters/enabled")
-    if enabled != "Y":
-        return ok("apparmor", "not enabled in this kernel, no profile is applied")
-    parser = shutil.which("apparmor_parser")
-    if parser is None:
+def apparmor(node: Node, profile: str = DEFAULT_PROFILE) -> Row:
+    """AppArmor: where the kernel has it, the default profile must be there or loadable."""
+    name = "apparmor"
+    loaded = loaded_profiles(node.root)
+    if loaded is None and enabled(node.root):
         return warning(
-            "apparmor",
-            "enabled, but apparmor_parser is not found: the default profile can't be loaded",
+            name,
+            "enabled, but its list of profiles can't be read: no profile is applied",
+            "mount -t securityfs securityfs /sys/kernel/security",
+        )
+    if loaded is None:
+        return ok(name, "not enabled in this kernel, no profile is applied")
+    if profile == UNCONFINED:
+        return ok(name, "enabled, security.apparmor_profile says unconfined")
+    if profile in loaded:
+        return ok(name, f"enabled, {profile} is loaded")
+    if profile != DEFAULT_PROFILE:
+        return failed(
+            name,
+            f"enabled, but the profile {profile} of security.apparmor_profile is not loaded: the daemon won't start",
+            f"load it with {PARSER}",
+        )
+    if parser() is None:
+        return warning(
+            name,
+            f"enabled, but {PARSER} is not found: the default profile can't be loaded",
             node.install("apparmor", "apparmor-parser"),
         )
-    return ok("apparmor", f"enabled, {parser}")
+    return ok(name, f"enabled, the daemon will load {profile} with {parser()}")
 
 
-def selinux(node: Node) -> Row:
+def selinux(node: Node, switch: Switch = Switch.AUTO) -> Row:
     """SELinux: where it enforces, containers need the labels of a container policy."""
-    enforce = node.read("/sys/fs/selinux/enforce")
-    if enforce is None:
-        return ok("selinux", "not enabled, no label is applied")
-    mode = "enforcing" if enforce == "1" else "permissive"
-    if enforce == "1" and not node.exists("/etc/selinux/targeted/contexts/lxc_contexts"):
-        return warning(
-            "selinux",
-            "enforcing without a container policy: containers run with the daemon's label",
-            "dnf install container-selinux",
+    name = "selinux"
+    mode = enforcing(node.root)
+    if mode is None:
+        detail = "not enabled, no label is applied"
+        if switch is Switch.ON:
+            return failed(
+                name, f"security.selinux is on, but SELinux is {detail}", "set it to auto"
+            )
+        return ok(name, detail)
+    told = "enforcing" if mode else "permissive"
+    if switch is Switch.OFF or (switch is Switch.AUTO and not mode):
+        return ok(name, f"{told}, no label is applied")
+    try:
+        parse_contexts(*container_contexts(node.root))
+    except ConfigError as error:
+        return failed(
+            name,
+            f"{told} without a policy for containers, the daemon won't start: {error}",
+            node.install("selinux-policy-default", "container-selinux"),
         )
-    return ok("selinux", mode)
+    return ok(name, f"{told}, containers are labelled")
+
+
+def oci_hooks(directories: Sequence[Path], hook_list: Path | None) -> Row:
+    """The node's OCI hooks: each file must be usable, each program root's own."""
+    name = "oci hooks"
+    try:
+        hooks = HookFiles(directories, hook_list)
+    except ConfigError as error:
+        return failed(name, f"{error}: the daemon won't start", "correct the file")
+    found = hooks.current()
+    problems = [*hooks.files.problems(), *untrusted_programs(found)]
+    if problems:
+        return warning(name, "; ".join(problems), "correct or remove what is named")
+    return ok(name, f"{len(found)} found" if found else "none")
+
+
+def cdi_devices(directories: Sequence[Path]) -> Row:
+    """CDI: each device file must be usable."""
+    name = "cdi"
+    registry = CdiRegistry(directories)
+    devices = [
+        device.name
+        for file in registry.files.current()
+        if file.value
+        for device in file.value.devices
+    ]
+    if problems := registry.files.problems():
+        return warning(name, "; ".join(problems), "correct or remove what is named")
+    return ok(name, f"{len(devices)} devices" if devices else "no devices")
 
 
 def capabilities(node: Node, defaults: Sequence[str]) -> Row:

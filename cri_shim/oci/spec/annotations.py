@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 _CRI = "io.kubernetes.cri."
 _DOCKER_TYPE = "io.kubernetes.docker.type"
 _SANDBOX_ID = "io.kubernetes.sandbox.id"
-_NEVER = ("org.systemd.property.", _CRI, _DOCKER_TYPE, _SANDBOX_ID)
+_NEVER = (
+    *("org.systemd.property.", _CRI, _DOCKER_TYPE, _SANDBOX_ID),
+    # crun opens files of the node by these, and takes properties and seccomp's answers from elsewhere.
+    *("run.oci.hooks.", "run.oci.systemd.", "run.oci.seccomp"),
+)
 _OF_THE_VM = ("com.github.containers.virtcontainers.", "io.katacontainers.")
 """Sizes of a pod's virtual machine: they concern who creates it, the pause container, alone."""
 

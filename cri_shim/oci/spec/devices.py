@@ -2,7 +2,8 @@
 
 Rules of the file: everything is denied, then what was asked for is allowed; the runtime itself adds /dev/null and
 its kin. What a host path is (a node, or a directory of nodes) was looked up by the caller, who also followed
-links. A privileged container may use every device, and sees the node's unless the handler says otherwise.
+links. A privileged container sees and may use every device of the node, unless the handler says otherwise: then it
+has what any other container has.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from cri_shim.oci.spec.checks import absolute_path, clean_container_path, refuse
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1.api_pb2 import ContainerConfig, Device
-    from cri_shim.oci.spec.inputs import ContainerFacts, DeviceNode, HandlerFacts, NodeFacts, Spec
+    from cri_shim.oci.spec.inputs import (
+        ContainerFacts,
+        DeviceNode,
+        HandlerFacts,
+        NodeFacts,
+        ResolvedUser,
+        Spec,
+    )
 
 
 def host_device_paths(config: ContainerConfig) -> list[str]:
@@ -28,17 +36,24 @@ def host_device_paths(config: ContainerConfig) -> list[str]:
 
 
 def build_devices(
-    config: ContainerConfig, *, container: ContainerFacts, handler: HandlerFacts, node: NodeFacts
+    config: ContainerConfig,
+    *,
+    container: ContainerFacts,
+    handler: HandlerFacts,
+    node: NodeFacts,
+    user: ResolvedUser,
 ) -> tuple[list[Spec], list[Spec]]:
     """The spec's `linux.devices` and its `linux.resources.devices`.
 
     Raises InvalidArgumentError for a device that isn't there, or permissions other than r, w, m.
     """
-    privileged = config.linux.security_context.privileged
+    context = config.linux.security_context
+    every_device = context.privileged and not handler.privileged_without_host_devices
     nodes: dict[str, Spec] = {}
-    rules: list[Spec] = [{"allow": privileged, "access": "rwm"}]
-    if privileged and not handler.privileged_without_host_devices:
+    rules: list[Spec] = [{"allow": every_device, "access": "rwm"}]
+    if every_device:
         nodes.update((device.path, _node(device, device.path)) for device in node.host_devices)
+    owner = _owner(user) if handler.device_ownership_from_security_context else {}
     for index, device in enumerate(config.devices):
         field = f"devices[{index}]"
         found = container.host_devices.get(device.host_path)
@@ -47,7 +62,7 @@ def build_devices(
         access = _access(device, field)
         for host_node in found:
             path = _container_path(device, host_node, field)
-            nodes[path] = _node(host_node, path)
+            nodes[path] = {**_node(host_node, path), **owner}
             rules.append(
                 {
                     "allow": True,
@@ -66,7 +81,15 @@ def _container_path(device: Device, node: DeviceNode, field: str) -> str:
         device.container_path or device.host_path, f"{field}.container_path"
     )
     inside = node.path.removeprefix(device.host_path.rstrip("/"))
-    return base + inside if inside.startswith("/") and inside != node.path else base
+    path = base + inside if inside.startswith("/") and inside != node.path else base
+    if path in ("/", "/dev"):
+        refuse(f"{field}.container_path", path, "is a directory of every container")
+    return path
+
+
+def _owner(user: ResolvedUser) -> Spec:
+    """Whom requested devices belong to: the container's user, where that isn't root."""
+    return {key: own for key, own in (("uid", user.uid), ("gid", user.gid)) if own}
 
 
 def _access(device: Device, field: str) -> str:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim.errors import InvalidArgumentError
-from cri_shim.oci.spec import mounts, namespaces, process, resources, security, sysctls
+from cri_shim.oci.spec import (
+    apparmor,
+    mounts,
+    namespaces,
+    process,
+    resources,
+    security,
+    selinux,
+    sysctls,
+)
 from cri_shim.oci.spec.annotations import build_sandbox_annotations
 from cri_shim.oci.spec.capabilities import build_capabilities
 from cri_shim.oci.spec.checks import refuse
@@ -86,8 +95,12 @@ def build_sandbox_spec(
         "noNewPrivileges": True,
         "oomScoreAdj": resources.oom_score_adj(PAUSE_OOM_SCORE_ADJ, node),
     }
-    if (apparmor := security.sandbox_apparmor(context, node)) is not None:
-        process_spec["apparmorProfile"] = apparmor
+    if (profile := apparmor.sandbox_apparmor(context, node)) is not None:
+        process_spec["apparmorProfile"] = profile
+    if sandbox.labels.process:
+        process_spec["selinuxLabel"] = sandbox.labels.process
+    if sandbox.labels.files:
+        linux["mountLabel"] = sandbox.labels.files
     spec: Spec = {
         "ociVersion": OCI_VERSION,
         "process": process_spec,
@@ -115,8 +128,8 @@ def check_sandbox_config(config: PodSandboxConfig, handler: HandlerFacts, node: 
     )
     if context.supplemental_groups_policy not in (api_pb2.Merge, api_pb2.Strict):
         refuse("supplemental_groups_policy", context.supplemental_groups_policy, "is not known")
-    security.check_selinux(context.selinux_options, node)
-    security.sandbox_apparmor(context, node)
+    selinux.check_options(context.selinux_options)
+    apparmor.sandbox_apparmor(context, node)
     check_sizing(overhead=config.linux.overhead, size=config.linux.resources, node=node)
 
 

@@ -9,7 +9,7 @@ resolving the same one for the same container again is a lookup; what is returne
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -47,12 +47,36 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
 configured, and compiling its part of a filter would cost every creation some milliseconds."""
 
 
+_Action = Literal[
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_TRAP",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
+]
+_Comparison = Literal[
+    "SCMP_CMP_NE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_MASKED_EQ",
+]
+_Errno = Annotated[int, msgspec.Meta(ge=0, le=4095)]
+_MAX_VALUE = 2**64 - 1
+
+
 class Argument(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """A comparison of one system call argument."""
 
-    index: int
+    index: Annotated[int, msgspec.Meta(ge=0, le=5)]
     value: int
-    op: str
+    op: _Comparison
     value_two: int = 0
 
 
@@ -83,10 +107,10 @@ class Condition(msgspec.Struct, frozen=True, rename="camel"):
 class Rule(msgspec.Struct, frozen=True, rename="camel"):
     """What happens to some system calls."""
 
-    action: str
+    action: _Action
     names: tuple[str, ...] = ()
     name: str = ""
-    errno_ret: int | None = None
+    errno_ret: _Errno | None = None
     args: tuple[Argument, ...] | None = None
     includes: Condition | None = None
     excludes: Condition | None = None
@@ -102,8 +126,8 @@ class ArchitectureMap(msgspec.Struct, frozen=True, rename="camel"):
 class Profile(msgspec.Struct, frozen=True, eq=False, rename="camel"):
     """A whole profile."""
 
-    default_action: str
-    default_errno_ret: int | None = None
+    default_action: _Action
+    default_errno_ret: _Errno | None = None
     architectures: tuple[str, ...] | None = None
     arch_map: tuple[ArchitectureMap, ...] | None = None
     flags: tuple[str, ...] | None = None
@@ -125,7 +149,21 @@ def parse_profile(document: bytes, *, name: str) -> Profile:
         raise InvalidArgumentError(
             f"seccomp profile {name}: architectures and archMap exclude each other"
         )
+    architectures = (
+        *(profile.architectures or ()),
+        *(entry.architecture for entry in profile.arch_map or ()),
+    )
+    for architecture in architectures:
+        if not architecture.startswith("SCMP_ARCH_"):
+            raise InvalidArgumentError(
+                f"seccomp profile {name}: {architecture!r} is no architecture (SCMP_ARCH_...)"
+            )
     for rule in profile.syscalls or ():
+        for argument in rule.args or ():
+            if not (0 <= argument.value <= _MAX_VALUE and 0 <= argument.value_two <= _MAX_VALUE):
+                raise InvalidArgumentError(
+                    f"seccomp profile {name}: an argument's value is no number of 64 bits"
+                )
         if bool(rule.name) == bool(rule.names):
             raise InvalidArgumentError(
                 f"seccomp profile {name}: a rule needs either names or name: {rule.action}"

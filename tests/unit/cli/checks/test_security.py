@@ -1,19 +1,20 @@
 from __future__ import annotations
 
+import json
 import resource
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cri_shim.cli.checks import security
-from cri_shim.cli.checks.row import Level
+from cri_shim.cli.checks.row import Level, Node
+from cri_shim.config.model import Switch
 from cri_shim.config.values import CAPABILITIES
+from tests.fakes.apparmor import FakeAppArmor
 from tests.unit.cli.checks.trees import plant
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from cri_shim.cli.checks.row import Node
 
 ALL = (1 << len(CAPABILITIES)) - 1
 
@@ -67,35 +68,68 @@ def test_seccomp(tmp_path: Path) -> None:
 def test_apparmor_needs_its_parser_where_it_is_enabled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    enabled = plant(tmp_path, {"/sys/module/apparmor/parameters/enabled": "Y\n"})
-    assert security.apparmor(enabled).level is Level.WARNING
-    parser = tmp_path / "apparmor_parser"
-    parser.write_text("")
-    parser.chmod(0o755)
-    assert security.apparmor(enabled).level is Level.OK
+    kernel = FakeAppArmor(tmp_path / "on", monkeypatch)
+    monkeypatch.setenv("PATH", str(kernel.root / "bin"))
+    node = Node(kernel.root)
+    assert security.apparmor(node).level is Level.WARNING
+    kernel.install_parser()
+    assert security.apparmor(node).level is Level.OK
+    row = security.apparmor(node, "mine")
+    assert (row.level, "mine" in row.detail) == (Level.FAILED, True)
+    kernel.load("mine")
+    assert security.apparmor(node, "mine").level is Level.OK
+    assert security.apparmor(node, "unconfined").level is Level.OK
+    kernel.list.unlink()
+    assert security.apparmor(node).level is Level.WARNING
     assert security.apparmor(plant(tmp_path / "off", {"/sys/": ""})).level is Level.OK
 
 
+LXC_CONTEXTS = 'process = "u:r:container_t:s0"\nfile = "u:r:container_file_t:s0"'
+
+
 @pytest.mark.parametrize(
-    ("files", "level"),
+    ("files", "switch", "level"),
     [
-        ({"/sys/": ""}, Level.OK),
-        ({"/sys/fs/selinux/enforce": "0"}, Level.OK),
-        ({"/sys/fs/selinux/enforce": "1"}, Level.WARNING),
+        ({"/sys/": ""}, Switch.AUTO, Level.OK),
+        ({"/sys/": ""}, Switch.ON, Level.FAILED),
+        ({"/sys/fs/selinux/enforce": "0"}, Switch.AUTO, Level.OK),
+        ({"/sys/fs/selinux/enforce": "1"}, Switch.AUTO, Level.FAILED),
+        ({"/sys/fs/selinux/enforce": "1"}, Switch.OFF, Level.OK),
         (
             {
                 "/sys/fs/selinux/enforce": "1",
-                "/etc/selinux/targeted/contexts/lxc_contexts": "process = x",
+                "/etc/selinux/targeted/contexts/lxc_contexts": LXC_CONTEXTS,
             },
+            Switch.AUTO,
             Level.OK,
         ),
     ],
 )
-def test_selinux_needs_a_container_policy_where_it_enforces(
-    tmp_path: Path, files: dict[str, str], level: Level
+def test_selinux_needs_a_container_policy_where_containers_are_labelled(
+    tmp_path: Path, files: dict[str, str], switch: Switch, level: Level
 ) -> None:
-    assert security.selinux(plant(tmp_path, files)).level is level
+    assert security.selinux(plant(tmp_path, files), switch).level is level
+
+
+def test_hooks_that_could_not_run_are_a_warning(tmp_path: Path) -> None:
+    assert security.oci_hooks([tmp_path], None).detail == "none"
+    hook = {"version": "1.0.0", "hook": {"path": "/bin/true"}, "stages": ["prestart"]}
+    hook |= {"when": {"always": True}}
+    (tmp_path / "good.json").write_text(json.dumps(hook))
+    assert security.oci_hooks([tmp_path], None).detail == "1 found"
+    (tmp_path / "bad.json").write_text(json.dumps({**hook, "hook": {"path": "/nonexistent"}}))
+    row = security.oci_hooks([tmp_path], None)
+    assert (row.level, "/nonexistent" in row.detail) == (Level.WARNING, True)
+    assert security.oci_hooks([], tmp_path / "none").level is Level.FAILED
+
+
+def test_device_files_that_cannot_be_used_are_a_warning(tmp_path: Path) -> None:
+    assert security.cdi_devices([tmp_path]).detail == "no devices"
+    document = {"cdiVersion": "0.3.0", "kind": "a/b", "devices": [{"name": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    assert security.cdi_devices([tmp_path]).detail == "1 devices"
+    (tmp_path / "b.yaml").write_text("a: [")
+    assert security.cdi_devices([tmp_path]).level is Level.WARNING
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from typing import Any
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim._pb.cri.v1.api_pb2 import (
     Capability,
+    CDIDevice,
     ContainerConfig,
     ContainerMetadata,
     Device,
     HugepageLimit,
     IDMapping,
+    ImageSpec,
     Int64Value,
     KeyValue,
     LinuxContainerConfig,
@@ -32,7 +34,10 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     UserNamespace,
 )
 from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
+from cri_shim.oci.spec.cdi import parse_cdi_spec
+from cri_shim.oci.spec.cdi_edits import PlacedSpec, edits_for
 from cri_shim.oci.spec.container import build_container_spec
+from cri_shim.oci.spec.hooks import parse_hook_file
 from cri_shim.oci.spec.inputs import (
     BindVolume,
     ContainerFacts,
@@ -322,6 +327,48 @@ def _container_mounts(place: Place) -> dict[str, Any]:
     return container_spec(config, place, container=container_facts(place, image_volumes=volumes))
 
 
+def _container_image_mounts(place: Place) -> dict[str, Any]:
+    def image(path: str, **fields: Any) -> Mount:
+        return Mount(container_path=path, image=ImageSpec(image="data"), readonly=True, **fields)
+
+    config = container_config(
+        mounts=[
+            image("/data/deep"),
+            image("/models", mount_options=["noexec"]),
+            image("/part", image_sub_path="a/b"),
+        ]
+    )
+    sources = dict.fromkeys(range(3), place.volume)
+    return container_spec(config, place, container=container_facts(place, mount_sources=sources))
+
+
+def _container_kernel_mounts(place: Place) -> dict[str, Any]:
+    config = container_config(
+        mounts=[
+            Mount(container_path="/sys", host_path="/sys", readonly=True),
+            Mount(container_path="/proc/meminfo", host_path="/proc/meminfo", readonly=True),
+            Mount(container_path="/dev/mqueue", host_path=place.volume),
+        ]
+    )
+    return container_spec(config, place)
+
+
+def _container_strict_groups(place: Place) -> dict[str, Any]:
+    context = LinuxContainerSecurityContext(
+        run_as_user=Int64Value(value=1000),
+        run_as_group=Int64Value(value=77),
+        supplemental_groups=[88],
+        supplemental_groups_policy=api_pb2.Strict,
+    )
+    user = resolve_user(
+        context,
+        image_user="root",
+        passwd=b"app:x:1000:1000::/home/app:/bin/sh\n",
+        group=b"audio:x:29:app\n",
+    )
+    return container_spec(container_config(context=context), place, user=user)
+
+
 def _container_capabilities(place: Place) -> dict[str, Any]:
     context = LinuxContainerSecurityContext(
         capabilities=Capability(
@@ -415,6 +462,48 @@ def _container_devices(place: Place) -> dict[str, Any]:
     )
     found = {"/dev/fuse": (FUSE,), "/dev/net": (DeviceNode("/dev/net/tun", "c", 10, 200),)}
     return container_spec(config, place, container=container_facts(place, host_devices=found))
+
+
+def _container_cdi_and_hooks(place: Place) -> dict[str, Any]:
+    document = {
+        "cdiVersion": "0.7.0",
+        "kind": "vendor.com/gpu",
+        "devices": [
+            {
+                "name": "0",
+                "containerEdits": {
+                    "deviceNodes": [
+                        {"path": "/dev/gpu0", "hostPath": "/dev/null", "permissions": "rw"}
+                    ]
+                },
+            }
+        ],
+        "containerEdits": {
+            "env": ["GPU_VISIBLE=0"],
+            "mounts": [
+                {
+                    "hostPath": place.volume,
+                    "containerPath": "/usr/lib/gpu",
+                    "options": ["ro", "nosuid", "nodev", "rbind"],
+                }
+            ],
+            "hooks": [{"hookName": "createContainer", "path": "/bin/true", "args": ["true"]}],
+            "additionalGids": [44],
+        },
+    }
+    file = PlacedSpec(parse_cdi_spec(document, "gpu.json"), "gpu.json", 0)
+    hook = b"""{"version": "1.0.0", "hook": {"path": "/bin/true", "timeout": 5},
+                "when": {"annotations": {"^gpu$": "."}}, "stages": ["prestart", "poststop"]}"""
+    facts = container_facts(
+        place,
+        cdi_edits=edits_for(["vendor.com/gpu=0"], [file]),
+        host_devices={"/dev/null": (DeviceNode("/dev/null", "c", 1, 3),)},
+        hooks=(parse_hook_file(hook, "hook.json"),),
+    )
+    config = container_config(
+        CDI_devices=[CDIDevice(name="vendor.com/gpu=0")], annotations={"gpu": "yes"}
+    )
+    return container_spec(config, place, container=facts, user=ResolvedUser(uid=1000, gid=1000))
 
 
 def _container_unified(place: Place) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from cri_shim.oci.spec.annotations import build_container_annotations, build_sandbox_annotations
 from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
 from tests.unit.oci.spec.cases import GOLDEN_PLACE, RUNC, SANDBOX_ID, sandbox_facts
@@ -47,6 +49,15 @@ def test_allow_list_lets_matching_keys_through_and_the_containers_win() -> None:
 
 def test_cve_2024_3154_systemd_property_never_passes_however_wide_the_list() -> None:
     evil = {"org.systemd.property.ExecStart": "'/bin/evil'"}
+    assert not evil.keys() & of_container(evil, WIDE_OPEN, evil).keys()
+    assert not evil.keys() & of_sandbox(evil, WIDE_OPEN).keys()
+
+
+@pytest.mark.parametrize(
+    "key", ["run.oci.hooks.stdout", "run.oci.systemd.subgroup", "run.oci.seccomp.receiver"]
+)
+def test_orders_to_the_runtime_about_the_node_never_pass(key: str) -> None:
+    evil = {key: "/etc/cron.d/evil"}
     assert not evil.keys() & of_container(evil, WIDE_OPEN, evil).keys()
     assert not evil.keys() & of_sandbox(evil, WIDE_OPEN).keys()
 

@@ -6,7 +6,7 @@ import pytest
 from cri_shim._pb.cri.v1.api_pb2 import Device, LinuxContainerSecurityContext
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.devices import build_devices, host_device_paths
-from cri_shim.oci.spec.inputs import DeviceNode
+from cri_shim.oci.spec.inputs import DeviceNode, ResolvedUser
 from tests.unit.oci.spec.cases import (
     FUSE,
     GOLDEN_PLACE,
@@ -26,14 +26,20 @@ def build(
     found: dict[str, tuple[DeviceNode, ...]] | None = None,
     privileged: bool = False,
     without_host_devices: bool = False,
+    owned_by_user: bool = False,
 ) -> tuple[list[Any], list[Any]]:
     return build_devices(
         container_config(
             devices=devices, context=LinuxContainerSecurityContext(privileged=privileged)
         ),
         container=container_facts(GOLDEN_PLACE, host_devices=found or {}),
-        handler=replace(RUNC, privileged_without_host_devices=without_host_devices),
+        handler=replace(
+            RUNC,
+            privileged_without_host_devices=without_host_devices,
+            device_ownership_from_security_context=owned_by_user,
+        ),
         node=NODE,
+        user=ResolvedUser(uid=1000, gid=0),
     )
 
 
@@ -85,11 +91,26 @@ def test_missing_device_is_refused() -> None:
         build(Device(host_path="/dev/no"))
 
 
+@pytest.mark.parametrize("path", ["/", "/dev", "/dev/../dev/"])
+def test_device_does_not_take_the_place_of_a_directory_that_all_have(path: str) -> None:
+    device = Device(host_path="/dev/fuse", container_path=path)
+    with pytest.raises(InvalidArgumentError, match=r"devices\[0\].container_path"):
+        build(device, found={"/dev/fuse": (FUSE,)})
+
+
+def test_requested_device_belongs_to_the_containers_user_where_that_is_configured() -> None:
+    device = Device(host_path="/dev/net/tun", permissions="rw")
+    nodes, _ = build(device, found={"/dev/net/tun": (TUN,)}, owned_by_user=True)
+    assert (nodes[0]["uid"], nodes[0]["gid"]) == (1000, 2), "root is nobody to give a device to"
+    nodes, _ = build(device, found={"/dev/net/tun": (TUN,)})
+    assert (nodes[0]["uid"], nodes[0]["gid"]) == (1, 2)
+
+
 def test_privileged_container_has_the_nodes_devices_unless_the_handler_withholds_them() -> None:
     nodes, rules = build(privileged=True)
     assert [node["path"] for node in nodes] == ["/dev/fuse", "/dev/net/tun"]
     assert rules == [ALLOW]
-    assert build(privileged=True, without_host_devices=True) == ([], [ALLOW])
+    assert build(privileged=True, without_host_devices=True) == ([], [DENY])
 
 
 def test_host_paths_to_look_up_are_absolute() -> None:

@@ -11,12 +11,15 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     Mount,
     NamespaceOption,
 )
-from cri_shim.errors import InvalidArgumentError, UnsupportedError
+from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.inputs import BindVolume, HandlerFacts
 from cri_shim.oci.spec.mounts import (
+    ImageMount,
     build_container_mounts,
     build_sandbox_mounts,
+    image_mounts,
     rootfs_propagation,
+    volume_paths,
 )
 from tests.unit.oci.spec.cases import GOLDEN_PLACE, RUNC, container_config, sandbox_facts
 
@@ -41,6 +44,7 @@ def build(
         handler=changes.get("handler", RUNC),
         node=changes.get("node", GOLDEN_PLACE.node),
         volumes=volumes,
+        sources=changes.get("sources", {}),
     )
     by_path = {entry["destination"]: entry for entry in made}
     assert len(by_path) == len(made), "two mounts at one path"
@@ -92,6 +96,79 @@ def test_requested_dev_takes_the_defaults_below_it_away() -> None:
     mounts = build(mount("/dev"), mount("/dev/shm", "/mine"))
     below = {path: entry["source"] for path, entry in mounts.items() if path.startswith("/dev")}
     assert below == {"/dev": "/host", "/dev/shm": "/mine"}
+
+
+def test_requested_sys_takes_the_cgroups_below_it_away() -> None:
+    assert [path for path in build(mount("/sys")) if path.startswith("/sys")] == ["/sys"]
+
+
+def test_what_is_bound_is_what_the_host_path_turned_out_to_be() -> None:
+    assert build(mount(), sources={0: "/real"})["/data"]["source"] == "/real"
+
+
+@pytest.mark.parametrize("path", ["/proc/self", "/proc/sys", "/proc/sysrq-trigger", "/x/../proc/1"])
+def test_nothing_covers_a_part_of_proc(path: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"mounts\[0\]\.container_path"):
+        build(mount(path))
+
+
+def test_lxcfs_may_stand_in_for_what_it_stands_in_for() -> None:
+    assert build(mount("/proc/meminfo"))["/proc/meminfo"]["source"] == "/host"
+
+
+def an_image(**fields: Any) -> Mount:
+    return Mount(container_path="/data", image=ImageSpec(image="x"), readonly=True, **fields)
+
+
+def test_image_is_bound_from_where_it_is_mounted_and_brings_no_rights() -> None:
+    made = build(an_image(mount_options=["noexec"]), sources={0: "/state/images/0"})["/data"]
+    assert made["source"] == "/state/images/0"
+    assert made["options"] == ["rbind", "rprivate", "ro", "noexec", "nosuid", "nodev"]
+    made = build(an_image(), sources={0: "/state/images/0"})["/data"]
+    assert made["options"] == ["rbind", "rprivate", "ro", "nosuid", "nodev"]
+
+
+def test_image_is_not_mapped_twice() -> None:
+    wanted = an_image(uidMappings=[MAPPING], gidMappings=[MAPPING])
+    made = build(wanted, handler=MAPPED, sources={0: "/state/images/0"})["/data"]
+    assert "uidMappings" not in made
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        (mount(image=ImageSpec(image="x")), "readonly"),
+        (mount(image=ImageSpec(image="x"), readonly=True), "host_path"),
+        (an_image(propagation=BIDIRECTIONAL), "propagation"),
+        (Mount(container_path="/data", image=ImageSpec(), readonly=True), r"image\.image"),
+        (mount(image_sub_path="x"), "image_sub_path"),
+    ],
+)
+def test_image_volume_that_can_not_be_is_refused_by_its_field(wanted: Mount, field: str) -> None:
+    for refuse in (build, lambda m: image_mounts(container_config(mounts=[m]))):
+        with pytest.raises(InvalidArgumentError, match=rf"mounts\[0\]\.{field}"):
+            refuse(wanted)
+
+
+def test_images_to_mount_are_known_by_their_place_in_the_request() -> None:
+    config = container_config(mounts=[mount(), an_image(image_sub_path="a/b")])
+    assert image_mounts(config) == [ImageMount(1, "x", "a/b")]
+
+
+def test_volumes_of_an_image_go_where_nothing_is_requested_and_nothing_is_the_kernels() -> None:
+    config = container_config(mounts=[mount("/data/")])
+    declared = [
+        "/data",
+        "db",
+        "/db/",
+        "/a/../../b",
+        "/",
+        "/proc",
+        "/sys/fs/cgroup",
+        "/dev/shm",
+        "/x\0",
+    ]
+    assert list(volume_paths(declared, config)) == ["/db", "/b"]
 
 
 def test_later_of_two_at_one_path_stays() -> None:
@@ -164,18 +241,6 @@ def test_recursive_read_only_needs_a_handler_that_can() -> None:
         build(wanted, handler=HandlerFacts("old"))
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        mount(image=ImageSpec(image="x"), readonly=True),
-        mount(image_sub_path="x"),
-    ],
-)
-def test_mount_of_a_kind_not_built_is_refused(wanted: Mount) -> None:
-    with pytest.raises(UnsupportedError, match=r"mounts\[0\]"):
-        build(wanted)
-
-
 MAPPED = replace(RUNC, user_namespaces=True)
 MAPPING = IDMapping(host_id=200_000, container_id=0, length=65536)
 
@@ -208,15 +273,14 @@ def test_mappings_that_can_not_be_are_refused(
         build(wanted, handler=handler)
 
 
-def test_image_volume_that_could_be_written_is_malformed() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"mounts\[0\]\.readonly"):
-        build(mount(image=ImageSpec(image="x")))
-
-
-def test_relabel_is_refused_only_where_selinux_enforces() -> None:
+def test_relabel_is_refused_for_what_is_the_nodes_where_selinux_enforces() -> None:
     node = replace(GOLDEN_PLACE.node, selinux_enabled=True)
-    with pytest.raises(UnsupportedError, match="selinux_relabel"):
-        build(mount(selinux_relabel=True), node=node)
+    with pytest.raises(InvalidArgumentError, match="selinux_relabel"):
+        build(mount(host="/etc", selinux_relabel=True), node=node)
+    with pytest.raises(InvalidArgumentError, match="selinux_relabel"):
+        build(mount(host="/link", selinux_relabel=True), node=node, sources={0: "/usr"})
+    assert build(mount(selinux_relabel=True), node=node)
+    assert build(mount(host="/etc", selinux_relabel=True))
 
 
 @pytest.mark.parametrize(

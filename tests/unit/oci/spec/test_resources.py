@@ -4,10 +4,12 @@ from typing import Any
 import pytest
 
 from cri_shim._pb.cri.v1.api_pb2 import HugepageLimit, LinuxContainerResources
-from cri_shim.errors import InvalidArgumentError
+from cri_shim.errors import InvalidArgumentError, UnsupportedError
 from cri_shim.oci.spec.resources import (
     build_resources,
     check_files_limit,
+    check_unchangeable,
+    merge_resources,
     oom_score_adj,
     pids_limit,
 )
@@ -58,6 +60,10 @@ def test_cpu_is_mapped(fields: dict[str, Any], cpu: dict[str, Any]) -> None:
         (
             {"memory_limit_in_bytes": -1, "memory_swap_limit_in_bytes": 99},
             "memory_swap_limit_in_bytes",
+        ),
+        (
+            {"memory_swap_limit_in_bytes": 99},
+            "memory_swap_limit_in_bytes: 99: needs memory_limit_in_bytes",
         ),
         ({"hugepage_limits": [HugepageLimit(page_size="2M")]}, "page_size"),
     ],
@@ -147,3 +153,33 @@ def test_oom_score_is_raised_to_what_the_process_may_set() -> None:
     for value in (-1001, 1001):
         with pytest.raises(InvalidArgumentError, match="oom_score_adj"):
             oom_score_adj(value, NODE)
+
+
+def test_update_changes_what_it_sets_and_keeps_the_rest() -> None:
+    now = LinuxContainerResources(
+        cpu_shares=5, cpuset_cpus="0", oom_score_adj=7, unified={"a.b": "1", "c.d": "2"}
+    )
+    wanted = LinuxContainerResources(
+        cpuset_cpus="1", memory_limit_in_bytes=9, oom_score_adj=8, unified={"c.d": "3"}
+    )
+    assert merge_resources(now, wanted) == LinuxContainerResources(
+        cpu_shares=5,
+        cpuset_cpus="1",
+        memory_limit_in_bytes=9,
+        oom_score_adj=7,
+        unified={"a.b": "1", "c.d": "3"},
+    )
+    assert now.cpuset_cpus == "0"
+
+
+def huge(limit: int, size: str = "2MB") -> LinuxContainerResources:
+    return LinuxContainerResources(hugepage_limits=[HugepageLimit(page_size=size, limit=limit)])
+
+
+def test_limits_of_huge_pages_are_repeated_and_not_changed() -> None:
+    node = GOLDEN_PLACE.node
+    check_unchangeable(huge(4), huge(4), node)
+    check_unchangeable(huge(4), huge(8, "64KB"), node)
+    check_unchangeable(LinuxContainerResources(), huge(0), node)
+    with pytest.raises(UnsupportedError, match="hugepage_limits: 2MB"):
+        check_unchangeable(huge(4), huge(8), node)

@@ -13,9 +13,10 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     UserNamespace,
     WindowsPodSandboxConfig,
 )
-from cri_shim.errors import InvalidArgumentError, UnsupportedError
+from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.inputs import ImageDefaults
 from cri_shim.oci.spec.sandbox import check_sandbox_config, checked_hostname, sandbox_sysctls
+from cri_shim.oci.spec.selinux import Labels
 from tests.unit.oci.spec.cases import (
     GOLDEN_PLACE,
     RUNC,
@@ -49,7 +50,7 @@ def test_config_without_a_linux_part_gives_a_whole_spec() -> None:
 def test_named_apparmor_profile_confines_the_pause_where_there_is_apparmor() -> None:
     wanted = SecurityProfile(profile_type=SecurityProfile.Localhost, localhost_ref="mine")
     config = pod_config(security_context=LinuxSandboxSecurityContext(apparmor=wanted))
-    node = replace(NODE, apparmor_default_profile="cri-shim-default")
+    node = replace(NODE, apparmor_profiles=frozenset({"mine"}))
     assert sandbox_spec(config, node=node)["process"]["apparmorProfile"] == "mine"
     with pytest.raises(InvalidArgumentError, match="no AppArmor"):
         sandbox_spec(config)
@@ -83,10 +84,10 @@ def test_parameter_of_a_shared_namespace_is_refused_before_anything_is_built() -
         (
             pod_config(
                 security_context=LinuxSandboxSecurityContext(
-                    selinux_options=SELinuxOption(level="s0")
+                    selinux_options=SELinuxOption(level="top secret")
                 )
             ),
-            UnsupportedError,
+            InvalidArgumentError,
         ),
     ],
 )
@@ -150,3 +151,12 @@ def test_user_that_the_pods_namespace_does_not_know_is_refused_before_anything_i
             check_sandbox_config(
                 pod_config(security_context=context), replace(RUNC, user_namespaces=True), NODE
             )
+
+
+def test_labels_of_the_pod_reach_its_process_and_mounts() -> None:
+    labels = Labels("u:r:container_t:s0:c1,c2", "u:object_r:container_file_t:s0:c1,c2")
+    facts = sandbox_facts(GOLDEN_PLACE, pause_pid=None, labels=labels)
+    spec = sandbox_spec(pod_config(), sandbox=facts)
+    assert spec["process"]["selinuxLabel"] == labels.process
+    assert spec["linux"]["mountLabel"] == labels.files
+    assert "selinuxLabel" not in sandbox_spec(pod_config())["process"]

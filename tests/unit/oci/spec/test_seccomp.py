@@ -93,6 +93,20 @@ def test_same_profile_for_the_same_container_is_resolved_once() -> None:
         b'{"defaultAction": "X", "architectures": ["a"], "archMap": [{"architecture": "a"}]}',
         b'{"defaultAction": "X", "syscalls": [{"action": "A", "name": "a", '
         b'"includes": {"minKernel": "new"}}]}',
+        b'{"defaultAction": "SCMP_ACT_ALLOWED"}',
+        b'{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": -1}',
+        b'{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["x86_64"]}',
+        b'{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"action": "deny", "name": "a"}]}',
+        *(
+            b'{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"action": "SCMP_ACT_LOG", '
+            b'"name": "a", "args": [%b]}]}' % argument
+            for argument in (
+                b'{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}',
+                b'{"index": 0, "value": -1, "op": "SCMP_CMP_EQ"}',
+                b'{"index": 0, "value": 18446744073709551616, "op": "SCMP_CMP_EQ"}',
+                b'{"index": 0, "value": 0, "op": "=="}',
+            )
+        ),
     ],
 )
 def test_what_is_no_profile_is_refused(document: bytes) -> None:

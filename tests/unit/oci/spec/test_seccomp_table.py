@@ -136,3 +136,11 @@ def test_pause_may_do_less_than_a_container() -> None:
     allowed = set(PAUSE_ALWAYS.split())
     assert allowed <= set(" ".join([*ALWAYS.values(), *ON_ARCHITECTURE.values()]).split())
     assert not {"socket", "connect", "ptrace", "unlink", "mkdir", "chown"} & allowed
+
+
+def test_calls_of_newer_kernels_are_decided_one_way_or_the_other() -> None:
+    allowed = rules(*DEFAULT_CAPABILITIES).keys()
+    assert {"file_getattr", "file_setattr", "lsm_get_self_attr", "mseal", "setxattrat"} <= allowed
+    assert not {"open_tree_attr", "io_uring_enter", "quotactl_fd", "kexec_file_load"} & allowed
+    assert {"open_tree_attr"} <= rules("SYS_ADMIN").keys()
+    assert "io_uring_setup" not in rules(*LINUX_CAPABILITIES), "no capability opens it"

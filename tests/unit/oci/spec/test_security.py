@@ -7,28 +7,21 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     LinuxContainerSecurityContext,
     LinuxSandboxSecurityContext,
     SecurityProfile,
-    SELinuxOption,
 )
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
+from cri_shim.oci.spec.profiles import Choice, ProfileReference
 from cri_shim.oci.spec.seccomp import parse_profile
 from cri_shim.oci.spec.security import (
     MASKED_PATHS,
     READONLY_PATHS,
-    Choice,
-    ProfileReference,
-    apparmor_reference,
-    check_selinux,
-    container_apparmor,
     container_paths,
     container_seccomp,
-    sandbox_apparmor,
     sandbox_seccomp,
     seccomp_reference,
 )
 from tests.unit.oci.spec.cases import GOLDEN_PLACE
 
 NODE = GOLDEN_PLACE.node
-WITH_APPARMOR = replace(NODE, apparmor_default_profile="cri-shim-default")
 DEFAULT, UNCONFINED, LOCALHOST = (
     SecurityProfile.RuntimeDefault,
     SecurityProfile.Unconfined,
@@ -49,6 +42,12 @@ def seccomp(wanted: LinuxContainerSecurityContext, node: Any = NODE, **given: An
     return container_seccomp(wanted, node, capabilities=(), localhost=given.get("localhost"))
 
 
+def paths(
+    wanted: LinuxContainerSecurityContext, node: Any = NODE, *, own_users: bool = False
+) -> tuple[list[str], list[str]]:
+    return container_paths(wanted, node, own_users=own_users)
+
+
 @pytest.mark.parametrize(
     ("wanted", "reference"),
     [
@@ -56,6 +55,10 @@ def seccomp(wanted: LinuxContainerSecurityContext, node: Any = NODE, **given: An
         (context(seccomp=profile(DEFAULT)), ProfileReference(Choice.RUNTIME_DEFAULT)),
         (context(seccomp=profile(UNCONFINED)), ProfileReference(Choice.UNCONFINED)),
         (context(seccomp=profile(LOCALHOST, "/p")), ProfileReference(Choice.LOCALHOST, "/p")),
+        (
+            context(seccomp=profile(LOCALHOST, "localhost//p")),
+            ProfileReference(Choice.LOCALHOST, "/p"),
+        ),
         (context(seccomp_profile_path="unconfined"), ProfileReference(Choice.UNCONFINED)),
         (context(seccomp_profile_path="runtime/default"), ProfileReference(Choice.RUNTIME_DEFAULT)),
         (context(seccomp_profile_path="docker/default"), ProfileReference(Choice.RUNTIME_DEFAULT)),
@@ -132,59 +135,8 @@ def test_pause_is_filtered_unless_unconfined_is_asked() -> None:
     assert of(node=replace(NODE, seccomp_available=False)) is None
 
 
-@pytest.mark.parametrize(
-    ("wanted", "name"),
-    [
-        (context(), "cri-shim-default"),
-        (context(apparmor=profile(DEFAULT)), "cri-shim-default"),
-        (context(apparmor=profile(UNCONFINED)), None),
-        (context(apparmor=profile(LOCALHOST, "mine")), "mine"),
-        (context(apparmor=profile(LOCALHOST, "localhost/mine")), "mine"),
-        (context(apparmor_profile="runtime/default"), "cri-shim-default"),
-        (context(apparmor_profile="localhost/mine"), "mine"),
-        (context(apparmor_profile="unconfined"), None),
-        (context(privileged=True), None),
-        (context(privileged=True, apparmor=profile(LOCALHOST, "mine")), "mine"),
-    ],
-)
-def test_apparmor_profile_is_chosen(
-    wanted: LinuxContainerSecurityContext, name: str | None
-) -> None:
-    assert container_apparmor(wanted, WITH_APPARMOR) == name
-
-
-def test_without_apparmor_a_default_is_passed_over_but_a_named_profile_is_refused() -> None:
-    assert container_apparmor(context(), NODE) is None
-    assert container_apparmor(context(apparmor=profile(DEFAULT)), NODE) is None
-    with pytest.raises(InvalidArgumentError, match="no AppArmor"):
-        container_apparmor(context(apparmor=profile(LOCALHOST, "mine")), NODE)
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        context(apparmor=profile(LOCALHOST)),
-        context(apparmor=profile(LOCALHOST, "a\nb")),
-        context(apparmor=profile(DEFAULT, "x")),
-        context(apparmor_profile="mine"),
-        context(apparmor_profile="localhost/"),
-    ],
-)
-def test_malformed_apparmor_profile_is_refused(wanted: LinuxContainerSecurityContext) -> None:
-    with pytest.raises(InvalidArgumentError, match="apparmor"):
-        apparmor_reference(wanted)
-
-
-def test_pause_is_confined_only_by_a_profile_asked_for_by_name() -> None:
-    named = LinuxSandboxSecurityContext(apparmor=profile(LOCALHOST, "mine"))
-    assert sandbox_apparmor(named, WITH_APPARMOR) == "mine"
-    assert sandbox_apparmor(LinuxSandboxSecurityContext(), WITH_APPARMOR) is None
-    with pytest.raises(InvalidArgumentError, match="no AppArmor"):
-        sandbox_apparmor(named, NODE)
-
-
 def test_ghsa_7ww5_4wqc_m92c_power_readings_are_masked_by_default() -> None:
-    masked, readonly = container_paths(context(), NODE)
+    masked, readonly = paths(context())
     assert "/sys/devices/virtual/powercap" in masked
     assert masked == list(MASKED_PATHS)
     assert readonly == list(READONLY_PATHS)
@@ -192,25 +144,23 @@ def test_ghsa_7ww5_4wqc_m92c_power_readings_are_masked_by_default() -> None:
 
 def test_nodes_own_paths_are_masked_as_well() -> None:
     path = "/sys/devices/system/cpu/cpu0/thermal_throttle"
-    masked, _ = container_paths(context(), replace(NODE, extra_masked_paths=(path,)))
+    masked, _ = paths(context(), node=replace(NODE, extra_masked_paths=(path,)))
     assert masked[-1] == path
 
 
 def test_given_paths_replace_the_defaults_each_list_for_itself() -> None:
-    masked, readonly = container_paths(context(masked_paths=["/bin/ls/"]), NODE)
+    masked, readonly = paths(context(masked_paths=["/bin/ls/"]))
     assert masked == ["/bin/ls"]
     assert readonly == list(READONLY_PATHS)
     with pytest.raises(InvalidArgumentError, match=r"readonly_paths\[0\]"):
-        container_paths(context(readonly_paths=["tmp"]), NODE)
+        paths(context(readonly_paths=["tmp"]))
 
 
 def test_privileged_container_has_no_masks() -> None:
-    assert container_paths(context(privileged=True, masked_paths=["/x"]), NODE) == ([], [])
+    assert paths(context(privileged=True, masked_paths=["/x"])) == ([], [])
 
 
-def test_selinux_labels_are_refused_only_where_they_would_count() -> None:
-    check_selinux(SELinuxOption(level="s0:c1,c2"), NODE)
-    enforcing = replace(NODE, selinux_enabled=True)
-    check_selinux(SELinuxOption(), enforcing)
-    with pytest.raises(UnsupportedError, match="selinux"):
-        check_selinux(SELinuxOption(level="s0:c1,c2"), enforcing)
+def test_unmasked_proc_is_for_pods_with_users_of_their_own() -> None:
+    assert paths(context(), own_users=True) == ([], [])
+    assert paths(context(masked_paths=["/proc/kcore"]), own_users=True)[0] == ["/proc/kcore"]
+    assert paths(context(masked_paths=["/proc/kcore"]), own_users=True)[1] == list(READONLY_PATHS)

@@ -9,11 +9,12 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     LinuxSandboxSecurityContext,
 )
 from cri_shim.errors import InvalidArgumentError
-from cri_shim.oci.spec.inputs import ResolvedUser
+from cri_shim.oci.spec.inputs import HandlerFacts, ResolvedUser
 from cri_shim.oci.spec.user import (
     MAX_ID,
     GroupEntry,
     PasswdEntry,
+    check_ids,
     parse_group,
     parse_id,
     parse_passwd,
@@ -200,3 +201,16 @@ def test_sandbox_user_is_numbers_only_and_may_be_a_group_alone() -> None:
 def test_sandbox_ids_are_bounded_as_well(context: LinuxSandboxSecurityContext) -> None:
     with pytest.raises(InvalidArgumentError):
         resolve_sandbox_user(context)
+
+
+def test_runtime_with_a_lower_bound_than_the_kernels_is_told_no_higher_id() -> None:
+    runc = HandlerFacts("runc", max_user_id=2**31 - 1)
+    for user, field in (
+        (ResolvedUser(uid=2**31), "user"),
+        (ResolvedUser(gid=2**31), "group"),
+        (ResolvedUser(additional_gids=(0, 2**31)), "supplemental_groups"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"^{field}: 2147483648: .*'runc'"):
+            check_ids(user, runc)
+        check_ids(user, HandlerFacts("crun"))
+    check_ids(ResolvedUser(uid=2**31 - 1), runc)

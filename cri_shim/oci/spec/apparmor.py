@@ -1,0 +1,143 @@
+"""AppArmor: which profile a process gets, and the text of our own.
+
+Rules of the file:
+- No profile asked for means the default one, as Kubernetes documents. Privileged means none, unless one is asked for
+  by its name.
+- On a kernel without AppArmor a default means nothing, as CRI's callers send it unasked; a profile asked for by
+  name is refused. With AppArmor, whatever is asked for is there or the request is refused.
+- Both generations of the field may be sent, as kubelet does, but must mean the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import UnavailableError
+from cri_shim.oci.spec.checks import has_control_characters, refuse
+from cri_shim.oci.spec.profiles import (
+    Choice,
+    ProfileReference,
+    deprecated_reference,
+    profile_reference,
+)
+
+if TYPE_CHECKING:
+    from cri_shim._pb.cri.v1.api_pb2 import (
+        LinuxContainerSecurityContext,
+        LinuxSandboxSecurityContext,
+    )
+    from cri_shim.oci.spec.inputs import NodeFacts
+
+DEFAULT_PROFILE = "cri-shim-default"
+"""The profile that is ours: written and loaded by the daemon."""
+UNCONFINED = "unconfined"
+"""In place of a default profile: there is none."""
+
+_MONITORS_AND_RUNTIMES = "unconfined,conmon,runc,crun"
+"""Who may signal a container: the daemon, or a runtime that a distribution confines under its own name."""
+
+
+def default_profile_text() -> str:
+    """Our profile in AppArmor's language (apparmor.d(5)), in what parsers know since version 2.13.
+
+    It stands behind the read-only and masked paths, which vanish with a mount namespace: the node's settings can't be
+    written, its memory and firmware not read, nothing mounted, and no process traced or signalled but its own kind:
+    also one that bears the profile stacked on another, as crun has it with no_new_privs where crun has one itself.
+    """
+    name = DEFAULT_PROFILE
+    return f"""# Written by cri-shim at each start: changes are lost. One of your own: see security.apparmor_profile.
+profile {name} flags=(attach_disconnected,mediate_deleted) {{
+  capability,
+  dbus,
+  file,
+  network,
+  umount,
+  unix,
+
+  deny mount,
+
+  signal (receive) peer={{{_MONITORS_AND_RUNTIMES}}},
+  signal (send,receive) peer={name},
+  signal (send,receive) peer={name}//&*,
+  ptrace (trace,read,tracedby,readby) peer={name},
+  ptrace (trace,read,tracedby,readby) peer={name}//&*,
+
+  # Settings and events of the node. What is a pod's own in /proc/sys is net.
+  deny /proc/sys/{{abi,crypto,debug,dev,fs,kernel,sunrpc,user,vm}}/** wkl,
+  deny /proc/{{acpi,asound,bus,driver,fs,irq,scsi,tty}}/** wkl,
+  deny /proc/{{kcore,kmem,kpagecgroup,kpagecount,kpageflags,mem,sysrq-trigger}} rwklx,
+
+  # The node's devices and file systems. Cgroups are the one part of /sys that containers may own.
+  deny /sys/{{block,bus,class,dev,devices,firmware,hypervisor,kernel,module,power}}/** wklx,
+  deny /sys/fs/[^c]** wklx,
+  deny /sys/firmware/** r,
+  deny /sys/kernel/{{debug,security,tracing}}/** r,
+  deny /sys/devices/virtual/powercap/** r,
+}}
+"""
+
+
+def apparmor_reference(
+    context: LinuxContainerSecurityContext | LinuxSandboxSecurityContext,
+) -> ProfileReference:
+    """Which AppArmor profile is asked for.
+
+    Raises InvalidArgumentError, also where the two generations of the field disagree.
+    """
+    # Only the message for containers ever had the older field.
+    older = deprecated_reference(getattr(context, "apparmor_profile", ""), "apparmor_profile")
+    reference = older
+    if context.HasField("apparmor"):
+        reference = profile_reference(context.apparmor, "apparmor")
+        if older.choice is not Choice.UNSET and older != reference:
+            refuse(
+                "apparmor_profile",
+                getattr(context, "apparmor_profile", ""),
+                "contradicts the field apparmor",
+            )
+    if reference.choice is Choice.LOCALHOST and (
+        not reference.name or has_control_characters(reference.name)
+    ):
+        refuse("apparmor localhost profile", reference.name, "is not the name of a profile")
+    return reference
+
+
+def container_apparmor(context: LinuxContainerSecurityContext, node: NodeFacts) -> str | None:
+    """The container's AppArmor profile; None: unconfined.
+
+    Raises InvalidArgumentError for a profile that is not loaded or a kernel without AppArmor, UnavailableError for
+    a default that could not be loaded.
+    """
+    return _chosen(apparmor_reference(context), node, privileged=context.privileged)
+
+
+def sandbox_apparmor(context: LinuxSandboxSecurityContext, node: NodeFacts) -> str | None:
+    """The pause container's AppArmor profile; None: unconfined. Raises as for a container."""
+    return _chosen(apparmor_reference(context), node, privileged=context.privileged)
+
+
+def _chosen(reference: ProfileReference, node: NodeFacts, *, privileged: bool) -> str | None:
+    loaded = node.apparmor_profiles
+    if reference.choice is Choice.LOCALHOST:
+        if loaded is None:
+            refuse("apparmor", reference.name, "this node's kernel has no AppArmor")
+        if reference.name not in loaded:
+            refuse(
+                "apparmor",
+                reference.name,
+                "no profile of this name is loaded on this node: load it with apparmor_parser",
+            )
+        return reference.name
+    if loaded is None or privileged or reference.choice is Choice.UNCONFINED:
+        return None
+    default = node.apparmor_default_profile
+    if default == UNCONFINED:
+        return None
+    if default in loaded:
+        return default
+    if reference.choice is Choice.RUNTIME_DEFAULT:
+        raise UnavailableError(
+            f"apparmor: RuntimeDefault is asked for, but the profile {default!r} is not loaded on this node: "
+            "install apparmor_parser, or load it by hand"
+        )
+    return None
