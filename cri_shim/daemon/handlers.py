@@ -11,13 +11,13 @@ from cri_shim.errors import CriShimError
 from cri_shim.host.mounts import can_map_ids, has_mount_setattr
 from cri_shim.host.userns import new_user_namespace
 from cri_shim.oci.cli import CliRuntime
-from cri_shim.oci.runtime import HandlerSettings, RuntimeKind, Runtimes
+from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeKind, Runtimes
 from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
 
 if TYPE_CHECKING:
     from cri_shim.config.model import RuntimeSettings
     from cri_shim.host.process import Reaper
-    from cri_shim.oci.runtime import Runtime, RuntimeFeatures
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
 
 log = structlog.get_logger()
@@ -60,6 +60,7 @@ class Handlers:
             pod_annotations=tuple(settings.pod_annotations),
             container_annotations=tuple(settings.container_annotations),
             privileged_without_host_devices=settings.privileged_without_host_devices,
+            device_ownership_from_security_context=settings.device_ownership_from_security_context,
             recursive_read_only_mounts=features is not None
             and features.recursive_read_only_mounts
             and has_mount_setattr(),
@@ -67,6 +68,7 @@ class Handlers:
             and features.user_namespaces
             and self._maps_ids
             and settings.kind == "oci",
+            max_user_id=RuntimeFeatures().max_user_id if features is None else features.max_user_id,
             reads_user_mappings=features is not None and features.reads_user_mappings,
         )
 

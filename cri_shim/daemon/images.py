@@ -61,7 +61,7 @@ def pinned(config: Config) -> tuple[str, ...]:
 
 def layers_of(objects: Iterable[Sandbox | Container]) -> set[str]:
     """Names of the layers that these stand on."""
-    return {layer for item in objects for layer in item.record.layers}
+    return {layer for item in objects for layer in item.record.layers_in_use}
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -19,8 +18,10 @@ from cri_shim import metrics
 from cri_shim.errors import UNREADABLE_DOCUMENT, DeadlineError, NotFoundError, RuntimeCommandError
 from cri_shim.host.files import remove_tree
 from cri_shim.host.mounts import unmount_below
+from cri_shim.kernel_call import in_time
 from cri_shim.oci.complaints import runtime_message, says_not_found, says_not_running
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeState, RuntimeVersion
+from cri_shim.operations import step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,6 +101,16 @@ class CliRuntime:
             return False
         raise self._failure("kill", doing, done)
 
+    async def update(self, container_id: str, resources_file: Path) -> None:
+        """Set a container's limits: the file has the spec's `linux.resources`. What it leaves out stays as it is.
+
+        Raises RuntimeCommandError, DeadlineError.
+        """
+        doing = self._doing("changing the resources of", container_id)
+        done = await self._run("update", ["--resources", str(resources_file), container_id], doing)
+        if not done.ok:
+            raise self._failure("update", doing, done)
+
     async def delete(self, container_id: str, *, force: bool = False) -> None:
         """Forget a stopped container, with `force` kill and forget any; success when it is not there.
 
@@ -114,7 +125,7 @@ class CliRuntime:
             raise self._failure("delete", doing, done)
         leftover = self._settings.root_dir / container_id
         if force and container_id and leftover.is_dir():
-            await asyncio.to_thread(_clear, leftover)
+            await in_time("clearing what the runtime left", _clear, leftover)
 
     async def state(self, container_id: str) -> RuntimeState | None:
         """What the runtime thinks of the container; None when it is not there.
@@ -195,7 +206,10 @@ class CliRuntime:
         handler = self._settings.name
         argv = [*self.command_prefix(), command, *args]
         try:
-            with metrics.OCI_COMMAND_SECONDS.labels(handler, command).time():
+            with (
+                step(f"{handler} {command}"),
+                metrics.OCI_COMMAND_SECONDS.labels(handler, command).time(),
+            ):
                 return await self._reaper.run(
                     argv, timeout_s=self._timeout_s, env=self.environment()
                 )

@@ -73,6 +73,14 @@ def says_not_running(message: str, container_id: str) -> bool:
     )
 
 
+def says_too_little_memory(message: str) -> bool:
+    """Whether the container's memory limit is too small even for the runtime's own process in its cgroup."""
+    return (
+        re.search(r"unable to set memory limit to \d+|OOM-killed \(memory limit too low", message)
+        is not None
+    )
+
+
 def _matches(message: str, *patterns: str) -> bool:
     return any(re.fullmatch(pattern, message, re.IGNORECASE) for pattern in patterns)
 

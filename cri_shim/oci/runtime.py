@@ -99,6 +99,15 @@ class RuntimeFeatures(msgspec.Struct, frozen=True, rename="camel"):
     def reads_user_mappings(self) -> bool:
         """Whether the mappings of a user namespace that is joined are read there: runc's 1.2 and newer, the first
         with ID-mapped mounts, warn of those in the spec; others need them."""
+        return self._is_runc
+
+    @property
+    def max_user_id(self) -> int:
+        """The highest user or group of a process: runc has a bound of its own below the kernel's."""
+        return 2**31 - 1 if self._is_runc else 2**32 - 2
+
+    @property
+    def _is_runc(self) -> bool:
         return "org.opencontainers.runc.version" in (self.annotations or {})
 
     @property
@@ -151,6 +160,10 @@ class Runtime(Protocol):
 
         With `all_processes` runtimes call it a success, too, when there was nobody left.
         """
+        ...
+
+    async def update(self, container_id: str, resources_file: Path) -> None:
+        """Set a container's limits: the file has the spec's `linux.resources`."""
         ...
 
     async def delete(self, container_id: str, *, force: bool = False) -> None:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.rpc.translate_pods import has_labels
+from cri_shim.sandbox.container_resources import resources_in_force
 from cri_shim.sandbox.model import ContainerState
 
 if TYPE_CHECKING:
@@ -79,8 +80,11 @@ def container_status(container: Container) -> api.ContainerStatus:
         log_path=record.log_path,
         stop_signal=stop_signal(record.stop_signal),
     )
-    if config.linux.HasField("resources"):
-        message.resources.linux.CopyFrom(config.linux.resources)
+    resources = resources_in_force(container)
+    if config.linux.HasField("resources") or resources.ListFields():
+        message.resources.linux.CopyFrom(resources)
+    for volume in record.image_volumes:
+        message.mounts[volume.index].image.image_ref = volume.image_id
     if status.user is not None:
         user = message.user.linux
         user.uid, user.gid = status.user.uid, status.user.gid

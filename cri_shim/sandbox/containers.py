@@ -3,7 +3,7 @@
 Rules:
 - A creation's work belongs to the server (see `pods`); so do a stop and a removal.
 - A container's lock is held while its state is decided, never across a grace period or a removal's waiting.
-- How a container ends, by itself or by a stop, is in `endings`.
+- How a container is made is in `creation`, how it ends, by itself or by a stop, in `endings`.
 """
 
 from __future__ import annotations
@@ -13,48 +13,36 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
-from cri_shim.errors import (
-    AlreadyExistsError,
-    CriShimError,
-    NotFoundError,
-    RuntimeCommandError,
-    WrongStateError,
-)
-from cri_shim.ids import new_id
-from cri_shim.rollback import Rollback
-from cri_shim.sandbox.container_log import log_path, make_log_directory
+from cri_shim.errors import CriShimError, NotFoundError, WrongStateError
+from cri_shim.operations import documents, step
+from cri_shim.sandbox.container_resources import ContainerResources
+from cri_shim.sandbox.creation import Creation
 from cri_shim.sandbox.details import container_details
 from cri_shim.sandbox.endings import Endings
-from cri_shim.sandbox.launch import Launch, Launcher
-from cri_shim.sandbox.model import (
-    ContainerMetadata,
-    ContainerRecord,
-    ContainerState,
-    ContainerStatus,
-    User,
-)
+from cri_shim.sandbox.model import ContainerMetadata, ContainerState
 from cri_shim.sandbox.pods import request_digest, require_ready
-from cri_shim.sandbox.store import Container, Sandbox, Store, as_json
 from cri_shim.single_flight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
     from cri_shim.background import Background
     from cri_shim.host.cgroups.tree import Cgroups
-    from cri_shim.image.model import Image
     from cri_shim.image.store import ImageStore
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.operations import Operations
     from cri_shim.paths import Paths
-    from cri_shim.sandbox.container_io import ExecResult, Execs
+    from cri_shim.sandbox.attach import Attachments
+    from cri_shim.sandbox.exec_sync import ExecResult, Execs
     from cri_shim.sandbox.exits import ExitWatch
+    from cri_shim.sandbox.launch import Launcher
     from cri_shim.sandbox.release import Release
     from cri_shim.sandbox.specs import Specs
+    from cri_shim.sandbox.store import Container, Sandbox, Store
 
 log = structlog.get_logger()
 
@@ -78,6 +66,8 @@ class Containers:
         release: Release,
         exits: ExitWatch,
         background: Background,
+        attachments: Attachments,
+        operations: Operations,
         boot_id: str,
     ) -> None:
         self._paths = paths
@@ -87,11 +77,21 @@ class Containers:
         self._runtime_of = runtime_of
         self._monitors = monitors
         self._execs = execs
-        self._launcher = launcher
-        self._specs = specs
         self._release = release
         self._exits = exits
-        self._boot_id = boot_id
+        self._attachments = attachments
+        self._operations = operations
+        self._creation = Creation(
+            paths=paths,
+            store=store,
+            images=images,
+            runtime_of=runtime_of,
+            launcher=launcher,
+            specs=specs,
+            release=release,
+            exits=exits,
+            boot_id=boot_id,
+        )
         self.endings = Endings(
             paths=paths,
             store=store,
@@ -99,11 +99,20 @@ class Containers:
             release=release,
             exits=exits,
             background=background,
+            operations=operations,
             place=specs.place,
         )
-        self._creations: SingleFlight[str] = SingleFlight()
-        self._starts: SingleFlight[None] = SingleFlight()
-        self._removals: SingleFlight[None] = SingleFlight()
+        self._resources = ContainerResources(
+            paths=paths,
+            store=store,
+            runtime_of=runtime_of,
+            specs=specs,
+            cgroups=cgroups,
+            cgroup_dir=self.endings.cgroup_dir,
+        )
+        self._creations: SingleFlight[str] = SingleFlight("CreateContainer", operations)
+        self._starts: SingleFlight[None] = SingleFlight("StartContainer", operations)
+        self._removals: SingleFlight[None] = SingleFlight("RemoveContainer", operations)
 
     # --- CreateContainer -----------------------------------------------------------------------------------------
 
@@ -124,130 +133,12 @@ class Containers:
         return await self._creations.run(
             metadata.reserved_name(sandbox.id),
             digest.encode(),
-            lambda: self._create(sandbox, config, metadata, digest),
+            lambda: self._creation.create(sandbox, config, metadata, digest),
         )
-
-    async def _create(
-        self,
-        sandbox: Sandbox,
-        config: api.ContainerConfig,
-        metadata: ContainerMetadata,
-        digest: str,
-    ) -> str:
-        name = metadata.reserved_name(sandbox.id)
-        holder = self._store.by_name(name)
-        if holder is not None:
-            if holder.record.digest == digest and holder.state is ContainerState.CREATED:
-                return holder.id
-            raise AlreadyExistsError(
-                f"container name {name} is held by container {holder.id} ({holder.state}): "
-                "remove that one or raise the attempt"
-            )
-        require_ready(sandbox)
-        container, launch, image = self._plan(sandbox, config, metadata, digest)
-        rollback = Rollback(f"container {container.id}")
-        async with rollback:
-            # 1. The record, before any effect.
-            rollback.push("record", lambda: self._forget_failed(container, rollback))
-            self._store.create(container)
-            make_log_directory(sandbox.config.log_directory, launch.log_file)
-            # 2. The root file system: the user is looked up in it.
-            await self._launcher.mount_rootfs(launch, rollback)
-            # 3. The spec, and the process that waits for its start.
-            spec, user = await self._specs.container_spec(sandbox, container, image)
-            try:
-                created = await self._launcher.create(launch, spec, rollback)
-            except RuntimeCommandError:
-                require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
-                raise
-            # 4. Complete, unless the pod was stopped meanwhile.
-            require_ready(sandbox)
-            container.process_spec = spec["process"]
-            self._store.commit(
-                container,
-                container.status.committed(
-                    time.time_ns(),
-                    created.process,
-                    created.monitor,
-                    User(user.uid, user.gid, user.additional_gids),
-                ),
-            )
-            rollback.commit()
-        self._exits.watch(container.id, created.process, created.monitor)
-        log.info("container created", container_id=container.id, sandbox_id=sandbox.id)
-        return container.id
-
-    def _plan(
-        self,
-        sandbox: Sandbox,
-        config: api.ContainerConfig,
-        metadata: ContainerMetadata,
-        digest: str,
-    ) -> tuple[Container, Launch, Image]:
-        """Everything that can be refused is refused here, before the first effect."""
-        image = self._images.find(config.image.image)
-        if image is None:
-            raise NotFoundError("image", config.image.image, "pull or import it first")
-        container_id = new_id()
-        paths = self._paths.container(container_id)
-        layers = self._images.layer_stack(image).lowers
-        log_file = log_path(sandbox.config.log_directory, config.log_path)
-        record = ContainerRecord(
-            id=container_id,
-            sandbox_id=sandbox.id,
-            metadata=metadata,
-            handler=sandbox.record.handler,
-            digest=digest,
-            created_at_ns=time.time_ns(),
-            boot_id=self._boot_id,
-            cgroup_parent=sandbox.record.cgroup_parent,
-            image_id=image.id,
-            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
-            layers=tuple(layers),
-            log_path=str(log_file) if log_file else "",
-            stop_signal=self._specs.stop_signal(config, image),
-            config=as_json(config),
-        )
-        launch = Launch(
-            object_id=container_id,
-            paths=paths,
-            runtime=self._runtime_of(record.handler),
-            place=self._specs.place(record.cgroup_parent, container_id),
-            layers=layers,
-            log_file=log_file,
-            terminal=config.tty,
-            stdin=config.stdin,
-            stdin_once=config.stdin_once,
-        )
-        return Container(record, ContainerStatus(), config), launch, image
-
-    async def _forget_failed(self, container: Container, rollback: Rollback) -> None:
-        if not rollback.failed:
-            try:
-                await self._release.root_files(self._paths.container(container.id))
-            except OSError:
-                rollback.failed.append("record")
-                log.exception("record not removed", container_id=container.id)
-        if rollback.failed:
-            self.give_up_creating(container, f"the undoing failed of: {', '.join(rollback.failed)}")
-            return
-        self._store.forget(container)
 
     def give_up_creating(self, container: Container, message: str) -> None:
         """Show what could not be undone, as exited, so that the kubelet's Remove finishes the work."""
-        now = time.time_ns()
-        self._store.update(
-            container,
-            msgspec.structs.replace(
-                container.status,
-                committed_at_ns=now,
-                finished_at_ns=now,
-                exit_code=128,
-                reason="CreateContainerError",
-                message=message,
-            ),
-        )
-        container.ended.set()
+        self._creation.give_up(container, message)
 
     # --- StartContainer ------------------------------------------------------------------------------------------
 
@@ -290,6 +181,7 @@ class Containers:
             container = self._store.find(container_id)
         except NotFoundError:
             return
+        self._attachments.unblock(container.id)
         await self.endings.stop(container, timeout_s)
 
     async def stop_all(self, sandbox_id: str) -> None:
@@ -323,15 +215,26 @@ class Containers:
         await self._release.state_files(paths)
         await self._release.root_files(paths)
         self._store.forget(container)
-        if self._images.find(container.record.image_id) is None:
-            # The image was removed while this container still stood on its layers.
-            await self._images.sweep()
+        volumes = (volume.image_id for volume in container.record.image_volumes)
+        for image_id in dict.fromkeys((container.record.image_id, *volumes)):
+            await self._images.released(image_id)
 
     async def remove_all(self, sandbox_id: str) -> None:
         """Remove every container of a sandbox."""
         for container in self._of_sandbox(sandbox_id):
             if _is_complete(container):
                 await self.remove_container(container.id)
+
+    # --- UpdateContainerResources --------------------------------------------------------------------------------
+
+    async def update_container_resources(
+        self,
+        container_id: str,
+        resources: api.LinuxContainerResources,
+        annotations: Mapping[str, str],
+    ) -> None:
+        """Change what is set in `resources`; see `container_resources`."""
+        await self._resources.update(self.find(container_id), resources, annotations)
 
     # --- looking, and small things -------------------------------------------------------------------------------
 
@@ -349,8 +252,10 @@ class Containers:
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
     ) -> ExecResult:
-        """Run a command in a running container; see `container_io`."""
-        return await self._execs.exec_sync(self.find(container_id), command, timeout_s)
+        """Run a command in a running container; see `exec_sync`."""
+        container = self.find(container_id)
+        with self._operations.begin("ExecSync", container.id), step("waiting for the command"):
+            return await self._execs.exec_sync(container, command, timeout_s)
 
     async def reopen_container_log(self, container_id: str) -> None:
         """Make the monitor open the log file anew, after a rotation; returns once the new file exists.
@@ -362,6 +267,7 @@ class Containers:
             raise WrongStateError(f"container {container.id} is {container.state}, not running")
         if not container.record.log_path:
             raise WrongStateError(f"container {container.id} keeps no log: its log_path is empty")
+        self._attachments.unblock(container.id)
         await self._monitors.reopen_log(
             self._paths.container(container.id).bundle_dir, Path(container.record.log_path)
         )
@@ -369,7 +275,12 @@ class Containers:
     def verbose_info(self, container: Container) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""
         paths = self._paths.container(container.id)
-        return container_details(container, paths, cgroup=self.endings.cgroup_dir(container))
+        details = container_details(container, paths, cgroup=self.endings.cgroup_dir(container))
+        return details | {"operations": documents(self._operations.under_way(container.id))}
+
+    async def end_creations(self, grace_s: float) -> None:
+        """Let what is being made become complete within `grace_s` seconds, else undo it."""
+        await self._creations.end_all(grace_s)
 
     async def close(self, grace_s: float) -> None:
         """Let running work end, at most `grace_s` seconds, then undo it."""

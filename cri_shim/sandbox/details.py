@@ -84,8 +84,8 @@ def _address(ip: Address) -> dict[str, str]:
 def container_details(
     container: Container, paths: ObjectPaths, *, cgroup: str
 ) -> dict[str, object]:
-    """Processes, root file system, runtime-spec and request of a container."""
-    status = container.status
+    """Processes, root file system, volumes, limits, runtime-spec and request of a container."""
+    status, spec = container.status, _spec(paths)
     return {
         "sandboxID": container.sandbox_id,
         "pid": status.process.pid if status.process and not status.finished_at_ns else 0,
@@ -93,9 +93,12 @@ def container_details(
         "runtimeHandler": container.record.handler,
         "image": container.record.image_id,
         "snapshot": {"layers": list(container.record.layers), "upper": str(paths.upper_dir)},
+        "mounts": spec.get("mounts", []) if isinstance(spec, dict) else [],
+        "imageVolumes": [msgspec.to_builtins(each) for each in container.record.image_volumes],
         "cgroup": cgroup,
+        "resourcesUpdate": msgspec.json.decode(status.resources),
         "rootDirectory": str(paths.root_dir),
-        "runtimeSpec": _spec(paths),
+        "runtimeSpec": spec,
         "config": msgspec.json.decode(container.record.config),
     }
 

@@ -11,13 +11,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cri_shim.background import uninterrupted
-from cri_shim.errors import DeadlineError, host_step
+from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import write_atomic
 from cri_shim.host.mounts import mount_overlay
 from cri_shim.host.process import start_time_ticks
+from cri_shim.host.procstat import process_entry
+from cri_shim.kernel_call import in_time
 from cri_shim.oci.conmon import MonitorRequest
+from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.oci.spec.container import encode_spec
+from cri_shim.operations import step
 from cri_shim.sandbox.model import Process
 from cri_shim.sandbox.release import note_monitor
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.host.cgroups.placement import CgroupPlace
+    from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.inputs import Spec
@@ -45,6 +49,8 @@ class Launch:
     place: CgroupPlace
     layers: Sequence[str]
     """Short names, topmost first."""
+    label: str = ""
+    """SELinux: of the root file system's files."""
     log_file: Path | None = None
     terminal: bool = False
     stdin: bool = False
@@ -68,12 +74,14 @@ class Launcher:
         paths: Paths,
         monitors: Monitors,
         release: Release,
+        cgroups: Cgroups,
         start_timeout_s: float,
         max_parallel: int,
     ) -> None:
         self._paths = paths
         self._monitors = monitors
         self._release = release
+        self._cgroups = cgroups
         self._start_timeout_s = start_timeout_s
         self._slots = asyncio.Semaphore(max_parallel)
 
@@ -101,7 +109,8 @@ class Launcher:
             if users is not None:
                 os.chown(paths.upper_dir, *users.root)
             rollback.push("rootfs", lambda: self._release.mounts(paths))
-            await uninterrupted(
+            await in_time(
+                "mounting the root file system",
                 mount_overlay,
                 paths.rootfs_dir,
                 layers_dir=self._paths.layers_dir,
@@ -109,6 +118,24 @@ class Launcher:
                 upper=paths.upper_dir,
                 work=paths.work_dir,
                 userns_fd=None if users is None else users.fd,
+                label=launch.label,
+            )
+
+    def _check_cgroup(self, launch: Launch, pid: int) -> None:
+        """A process in another cgroup would run without its limits (CVE-2025-47291); where it is, it stays for good.
+
+        A runtime with a kernel of its own has its processes where it likes.
+        """
+        if launch.runtime.settings.kind is not RuntimeKind.OCI:
+            return
+        found, wanted = self._cgroups.cgroup_of(pid), launch.place.relative_dir
+        if found is not None and f"{found}/".startswith(f"{wanted}/"):
+            return
+        entry = process_entry(pid)
+        if entry is not None and not entry.zombie:  # what has ended is in no cgroup any more
+            raise CriShimError(
+                f"{launch.object_id}: the OCI runtime put process {pid} in the cgroup {found!r}, not in {wanted!r}: "
+                "its limits would not hold"
             )
 
     async def create(self, launch: Launch, spec: Spec, rollback: Rollback) -> Created:
@@ -135,7 +162,9 @@ class Launcher:
             stdin=launch.stdin,
             stdin_once=launch.stdin_once,
         )
-        async with self._slots:
+        with step("waiting for one of runtime.max_parallel_creates"):
+            await self._slots.acquire()
+        try:
             monitored = await self._monitors.create(
                 request,
                 launch.runtime,
@@ -144,11 +173,14 @@ class Launcher:
                     paths, Process(monitor.pid, monitor.start_time_ticks)
                 ),
             )
+        finally:
+            self._slots.release()
         started = start_time_ticks(monitored.container_pid)
         if started is None:
             raise DeadlineError(
                 f"{launch.object_id}: process {monitored.container_pid} ended before it was started"
             )
+        self._check_cgroup(launch, monitored.container_pid)
         return Created(
             process=Process(monitored.container_pid, started),
             monitor=Process(monitored.monitor.pid, monitored.monitor.start_time_ticks),

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from cri_shim.errors import WrongStateError
+from cri_shim.oci.spec.selinux import Labels
 
 RECORD_FORMAT: Final = 1
 """Raised when an older daemon could misread what a newer one writes."""
@@ -116,6 +117,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     image_id: str
     layers: tuple[str, ...]
     """Short names of the pause image's layers, topmost first: they stay on disk while this sandbox is."""
+    labels: Labels = Labels()
+    """SELinux: of its processes and files. The level is taken while this record is."""
     config: msgspec.Raw
     """CRI's PodSandboxConfig as protobuf's JSON."""
 
@@ -123,6 +126,20 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The reserved name."""
         return self.metadata.reserved_name
+
+    @property
+    def layers_in_use(self) -> tuple[str, ...]:
+        """Those that must stay on disk."""
+        return self.layers
+
+
+class ImageVolumeRecord(msgspec.Struct, frozen=True):
+    """An image that a container mounts as a volume."""
+
+    index: int
+    """The mount's place in the request."""
+    image_id: str
+    layers: tuple[str, ...]
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,9 +159,13 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A name of the image that clients may show: `repo@sha256:…`, else the image's ID."""
     layers: tuple[str, ...]
     """Short names of the image's layers, topmost first: they stay on disk while this container is."""
+    image_volumes: tuple[ImageVolumeRecord, ...] = ()
+    """Their layers stay as well."""
     log_path: str
     """Absolute; empty where the pod keeps no logs."""
     stop_signal: int
+    labels: Labels = Labels()
+    """SELinux: of its processes and files."""
     config: msgspec.Raw
     """CRI's ContainerConfig as protobuf's JSON."""
 
@@ -152,6 +173,11 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The reserved name."""
         return self.metadata.reserved_name(self.sandbox_id)
+
+    @property
+    def layers_in_use(self) -> tuple[str, ...]:
+        """Those that must stay on disk."""
+        return (*self.layers, *(layer for each in self.image_volumes for layer in each.layers))
 
 
 class User(msgspec.Struct, frozen=True):
@@ -223,6 +249,10 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     process: Process | None = None
     monitor: Process | None = None
     user: User | None = None
+    resources: msgspec.Raw = msgspec.Raw(b"{}")
+    """CRI's LinuxContainerResources in force, as protobuf's JSON, once an update changed the request's; else {}."""
+    pids_limit: int = 0
+    """What the last update made of it; 0 if none did."""
     released: bool = False
     """Whether the runtime's own state and the cgroup are gone, after the exit."""
 
@@ -247,7 +277,8 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     def started(self, at_ns: int) -> ContainerStatus:
         """Its process runs."""
         _require_container(self.state, Step.START)
-        return msgspec.structs.replace(self, started_at_ns=at_ns)
+        # A clock set back must not show a start before the creation.
+        return msgspec.structs.replace(self, started_at_ns=max(at_ns, self.committed_at_ns))
 
     def exited(
         self, at_ns: int, exit_code: int, *, reason: str, message: str = ""

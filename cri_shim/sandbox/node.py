@@ -53,8 +53,11 @@ def read_node_facts(
         min_oom_score_adj=_min_oom_score_adj(settings, status, root),
         seccomp_available="Seccomp" in status,
         default_seccomp=_default_seccomp(settings.seccomp_default_profile),
+        apparmor_default_profile=settings.apparmor_profile,
         swap_accounting=_has_swap_accounting(root, cgroup_v2=cgroup_v2),
-        hugepage_sizes=_hugepage_sizes(root) if "hugetlb" in cgroups.controllers else frozenset(),
+        hugepage_sizes=_hugepage_sizes(root)
+        if "hugetlb" in cgroups.limiting_controllers
+        else frozenset(),
         extra_masked_paths=tuple(
             f"/{path.relative_to(root)}"
             for path in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle"))
@@ -69,32 +72,44 @@ def boot_id(root: Path = Path("/")) -> str:
 
 def host_devices(dev_dir: Path = Path("/dev")) -> tuple[DeviceNode, ...]:
     """Every device node of the host, for a privileged container."""
-    return tuple(_nodes_below(dev_dir))
+    return tuple(_nodes_below(str(dev_dir), shown_as=str(dev_dir)))
 
 
 def device_nodes(path: str) -> tuple[DeviceNode, ...]:
-    """What a requested host path is: one node, those of a directory, or nothing; links of the host are followed."""
-    real = Path(os.path.realpath(path))
-    if real.is_dir():
-        return tuple(_nodes_below(real))
-    node = _node(real, shown_as=path)
-    return (node,) if node else ()
+    """What a requested host path is: one node, those of a directory, or nothing.
+
+    A link of that name is followed, as the mount of a volume would; below a directory none is. The path is resolved
+    once: what is looked at afterwards is the thing itself.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return ()
+    try:
+        info = os.fstat(fd)
+        if stat.S_ISDIR(info.st_mode):
+            return tuple(_nodes_below(f"/proc/self/fd/{fd}/", shown_as=path.rstrip("/")))
+        node = _node(info, shown_as=path)
+        return (node,) if node else ()
+    finally:
+        os.close(fd)
 
 
-def _nodes_below(directory: Path) -> Iterator[DeviceNode]:
-    for folder, folders, files in os.walk(directory):
-        folders[:] = [f for f in folders if f"{folder}/{f}" not in _PERSONAL_DEVICES]
+def _nodes_below(directory: str, *, shown_as: str) -> Iterator[DeviceNode]:
+    for folder, folders, files, fd in os.fwalk(directory):
+        shown_folder = os.path.normpath(f"{shown_as}/{folder[len(directory) :]}")
+        folders[:] = [f for f in folders if f"{shown_folder}/{f}" not in _PERSONAL_DEVICES]
         for name in files:
-            path = Path(folder) / name
-            if (node := _node(path, shown_as=str(path))) is not None and name != "console":
+            try:
+                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except OSError:
+                continue
+            node = _node(info, shown_as=f"{shown_folder}/{name}")
+            if node is not None and name != "console":
                 yield node
 
 
-def _node(path: Path, *, shown_as: str) -> DeviceNode | None:
-    try:
-        info = path.lstat()
-    except OSError:
-        return None
+def _node(info: os.stat_result, *, shown_as: str) -> DeviceNode | None:
     kind = "c" if stat.S_ISCHR(info.st_mode) else "b" if stat.S_ISBLK(info.st_mode) else ""
     if not kind:
         return None

@@ -6,7 +6,6 @@ looked up here. Nothing in a container's root file system is followed by name.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +13,18 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.background import uninterrupted
 from cri_shim.errors import InvalidArgumentError, WrongStateError
 from cri_shim.host.cgroups.placement import CgroupPlace, parent_directory, place
 from cri_shim.host.files import read_bounded, read_in_root
+from cri_shim.oci.hook_files import check_programs
+from cri_shim.oci.spec.cdi_edits import device_paths, requested_devices
 from cri_shim.oci.spec.container import build_container_spec
 from cri_shim.oci.spec.devices import host_device_paths
 from cri_shim.oci.spec.inputs import ContainerFacts, ImageDefaults, SandboxFacts
 from cri_shim.oci.spec.process import undecodable_env
+from cri_shim.oci.spec.profiles import Choice
+from cri_shim.oci.spec.resources import build_resources, check_unchangeable
 from cri_shim.oci.spec.sandbox import (
     build_sandbox_spec,
     check_sandbox_config,
@@ -28,12 +32,20 @@ from cri_shim.oci.spec.sandbox import (
     sandbox_sysctls,
 )
 from cri_shim.oci.spec.seccomp import parse_profile
-from cri_shim.oci.spec.security import Choice, seccomp_reference
+from cri_shim.oci.spec.security import seccomp_reference
+from cri_shim.oci.spec.selinux import Labels
 from cri_shim.oci.spec.stop_signal import stop_signal
 from cri_shim.oci.spec.user import resolve_sandbox_user, resolve_user
+from cri_shim.sandbox.host_paths import (
+    check_destinations,
+    make_missing,
+    make_working_directory,
+    resolve_host_paths,
+)
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.sandbox.node import MAX_PROFILE_BYTES, device_nodes, host_devices
-from cri_shim.sandbox.pod_users import mappings_of
+from cri_shim.sandbox.pod_users import mappings_of, root_of
+from cri_shim.sandbox.provisions import Provisions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +56,7 @@ if TYPE_CHECKING:
     from cri_shim.paths import Paths
     from cri_shim.sandbox.pod_users import PodUsers
     from cri_shim.sandbox.store import Container, Sandbox, Store
+    from cri_shim.sandbox.volumes import Volumes
 
 log = structlog.get_logger()
 MAX_ACCOUNT_FILE_BYTES = 10 << 20
@@ -62,9 +75,11 @@ class Specs:
         containers: Store[Container],
         systemd: bool,
         default_parent: str,
+        provisions: Provisions | None = None,
     ) -> None:
         self._paths = paths
-        self._node = node
+        self._provisions = provisions = provisions or Provisions()
+        self._node = dataclasses.replace(node, selinux_enabled=provisions.selinux is not None)
         self._handler_facts = handler_facts
         self._containers = containers
         self._systemd = systemd
@@ -87,7 +102,11 @@ class Specs:
     def check_sandbox(self, config: api.PodSandboxConfig, handler: str) -> None:
         """Raises InvalidArgumentError or UnsupportedError for what no sandbox can be."""
         facts = self._handler_facts(handler)
-        check_sandbox_config(config, facts, self._node)
+        apparmor = self._provisions.apparmor
+        node = dataclasses.replace(
+            self._node, apparmor_profiles=apparmor.promised() if apparmor else None
+        )
+        check_sandbox_config(config, facts, node)
         sandbox_sysctls(config, node=self._node, handler=facts)
         resolve_sandbox_user(config.linux.security_context)
 
@@ -103,12 +122,17 @@ class Specs:
             config, node=self._node, handler=self._handler_facts(handler)
         ).network
 
-    def sandbox_spec(self, sandbox: Sandbox, image: Image, users: PodUsers | None) -> Spec:
+    def sandbox_labels(self, config: api.PodSandboxConfig) -> Labels:
+        """A new pod's SELinux labels. Raises InvalidArgumentError."""
+        selinux = self._provisions.selinux
+        return selinux.labels_of_sandbox(config) if selinux else Labels()
+
+    async def sandbox_spec(self, sandbox: Sandbox, image: Image, users: PodUsers | None) -> Spec:
         """The pause container's runtime-spec, which joins the pod's `users` where it has a namespace for them."""
         place_ = self.place(sandbox.record.cgroup_parent, sandbox.id)
         return build_sandbox_spec(
             sandbox.config,
-            node=self._node,
+            node=await self._current_node(),
             handler=self._handler_facts(sandbox.record.handler),
             sandbox=dataclasses.replace(
                 self._sandbox_facts(sandbox), userns_path=users.path if users else None
@@ -119,6 +143,19 @@ class Specs:
             localhost_seccomp=localhost_profile(sandbox.config.linux.security_context),
         )
 
+    def update_document(self, resources: api.LinuxContainerResources, pids_limit: int) -> Spec:
+        """What an OCI runtime's update is told. Raises InvalidArgumentError naming the field."""
+        document = build_resources(resources, self._node)
+        if pids_limit:
+            document["pids"] = {"limit": pids_limit}
+        return document
+
+    def check_unchangeable(
+        self, now: api.LinuxContainerResources, wanted: api.LinuxContainerResources
+    ) -> None:
+        """Raises UnsupportedError for a change that no runtime can make."""
+        check_unchangeable(now, wanted, self._node)
+
     # --- containers ----------------------------------------------------------------------------------------------
 
     def stop_signal(self, config: api.ContainerConfig, image: Image) -> int:
@@ -126,13 +163,35 @@ class Specs:
         return stop_signal(config, image_defaults(image, ""))
 
     async def container_spec(
-        self, sandbox: Sandbox, container: Container, image: Image
+        self, sandbox: Sandbox, container: Container, image: Image, volumes: Volumes
     ) -> tuple[Spec, ResolvedUser]:
-        """A container's runtime-spec and whom it runs as; its root file system must be mounted."""
-        return await asyncio.to_thread(self._container_spec, sandbox, container, image)
+        """A container's runtime-spec and whom it runs as; its root file system and `volumes` must be mounted.
+
+        Directories that the request names and that are not there are made: its working directory, its host paths.
+        """
+        self._provisions.follow()
+        node = await self._current_node()
+        return await uninterrupted(self._container_spec, sandbox, container, image, volumes, node)
+
+    def container_labels(self, sandbox: Sandbox, config: api.ContainerConfig) -> Labels:
+        """A new container's SELinux labels. Raises InvalidArgumentError."""
+        selinux = self._provisions.selinux
+        return selinux.labels_of_container(config, sandbox.record.labels) if selinux else Labels()
+
+    async def _current_node(self) -> NodeFacts:
+        """The node with the AppArmor profiles that it has now."""
+        apparmor = self._provisions.apparmor
+        if apparmor is None:
+            return self._node
+        return dataclasses.replace(self._node, apparmor_profiles=await apparmor.current())
 
     def _container_spec(
-        self, sandbox: Sandbox, container: Container, image: Image
+        self,
+        sandbox: Sandbox,
+        container: Container,
+        image: Image,
+        volumes: Volumes,
+        node: NodeFacts,
     ) -> tuple[Spec, ResolvedUser]:
         config = container.config
         context = config.linux.security_context
@@ -144,16 +203,28 @@ class Specs:
             passwd=_account_file(rootfs_dir, "etc/passwd"),
             group=_account_file(rootfs_dir, "etc/group"),
         )
-        node = self._node
         if context.privileged:
             node = dataclasses.replace(node, host_devices=host_devices())
+        host_paths = resolve_host_paths(config)
+        cdi_edits = self._provisions.cdi.edits_for(requested_devices(config))
         facts = ContainerFacts(
             id=container.id,
             rootfs_path=str(rootfs_dir),
             cgroups_path=self.place(container.record.cgroup_parent, container.id).spec_path,
             target_pid=self._target_pid(sandbox, context.namespace_options),
-            host_devices={path: device_nodes(path) for path in host_device_paths(config)},
+            image_volumes=volumes.declared,
+            mount_sources={
+                **{index: each.path for index, each in host_paths.items()},
+                **{index: str(path) for index, path in volumes.images.items()},
+            },
+            host_devices={
+                path: device_nodes(path)
+                for path in (*host_device_paths(config), *device_paths(cdi_edits))
+            },
             localhost_seccomp=localhost_profile(context),
+            cdi_edits=cdi_edits,
+            hooks=self._provisions.hooks.current(),
+            labels=container.record.labels,
         )
         if changed := undecodable_env(config):
             log.warning(
@@ -168,6 +239,21 @@ class Specs:
             user=user,
             container=facts,
         )
+        check_programs(spec)
+        check_destinations(
+            config,
+            {
+                **{index: each.is_directory for index, each in host_paths.items()},
+                **{index: path.is_dir() for index, path in volumes.images.items()},
+            },
+            rootfs_dir,
+        )
+        make_working_directory(
+            spec, rootfs_dir, root_of(sandbox), "working_dir" if config.working_dir else "WORKDIR"
+        )
+        make_missing(host_paths)
+        if self._provisions.selinux is not None:
+            self._provisions.selinux.relabel_volumes(config, container.record.labels.files)
         return spec, user
 
     def _target_pid(self, sandbox: Sandbox, options: api.NamespaceOption) -> int | None:
@@ -204,6 +290,7 @@ class Specs:
             hosts_file=str(paths.etc_dir / "hosts"),
             resolv_conf_file=str(paths.etc_dir / "resolv.conf"),
             annotations=dict(sandbox.config.annotations),
+            labels=record.labels,
         )
 
 

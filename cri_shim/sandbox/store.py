@@ -28,10 +28,9 @@ from cri_shim.errors import (
     host_step,
 )
 from cri_shim.host.files import read_bounded, write_atomic
-from cri_shim.host.tree import remove_tree
 from cri_shim.ids import is_id, is_id_prefix
+from cri_shim.sandbox.formats import in_this_format
 from cri_shim.sandbox.model import (
-    RECORD_FORMAT,
     ContainerRecord,
     ContainerState,
     ContainerStatus,
@@ -117,6 +116,7 @@ class Container:
 
 
 ObjectT = TypeVar("ObjectT", Sandbox, Container)
+ConfigT = TypeVar("ConfigT", api.PodSandboxConfig, api.ContainerConfig)
 
 
 class Store(Generic[ObjectT]):
@@ -185,7 +185,7 @@ class Store(Generic[ObjectT]):
                 write_atomic(paths.status_file, msgspec.json.encode(item.status))
                 write_atomic(paths.record_file, msgspec.json.encode(item.record))
             except OSError:
-                remove_tree(paths.root_dir)
+                _take_back(paths)
                 raise
         self.adopt(item)
 
@@ -250,37 +250,50 @@ class Store(Generic[ObjectT]):
         try:
             record = read_bounded(paths.record_file, MAX_RECORD_BYTES)
             status = read_bounded(paths.status_file, MAX_RECORD_BYTES)
-            item = self._read(record, status)
+            item = self._read(in_this_format(record), in_this_format(status))
         except FileNotFoundError as error:
             return CorruptStateError(f"{self.kind} {object_id}: {error.filename} is missing")
+        except CorruptStateError as error:
+            return CorruptStateError(f"{self.kind} {object_id}: {error}")
         except (OSError, msgspec.MsgspecError, json_format.ParseError, ValueError) as error:
             return CorruptStateError(f"{self.kind} {object_id}: unreadable record: {error}")
         if item.record.id != object_id:
             return CorruptStateError(f"{self.kind} {object_id}: its record says {item.record.id}")
-        newest = max(item.record.format, item.status.format)
-        if newest > RECORD_FORMAT:
-            return CorruptStateError(
-                f"{self.kind} {object_id}: written by a newer cri-shim (format {newest})"
-            )
         return item
+
+
+def _take_back(paths: ObjectPaths) -> None:
+    """Remove what `create` had begun, without a descriptor: it may be those that are lacking."""
+    for file in (paths.record_file, paths.status_file):
+        file.unlink(missing_ok=True)
+    if paths.root_dir.exists():
+        paths.root_dir.rmdir()
 
 
 def read_sandbox(record: bytes, status: bytes) -> Sandbox:
     """A sandbox from its two files."""
     parsed = msgspec.json.decode(record, type=SandboxRecord)
-    config = json_format.Parse(bytes(parsed.config), api.PodSandboxConfig())
+    config = _read_config(parsed.config, api.PodSandboxConfig())
     return Sandbox(parsed, msgspec.json.decode(status, type=SandboxStatus), config)
 
 
 def read_container(record: bytes, status: bytes) -> Container:
     """A container from its two files."""
     parsed = msgspec.json.decode(record, type=ContainerRecord)
-    config = json_format.Parse(bytes(parsed.config), api.ContainerConfig())
+    config = _read_config(parsed.config, api.ContainerConfig())
     return Container(parsed, msgspec.json.decode(status, type=ContainerStatus), config)
 
 
+def _read_config(text: msgspec.Raw, empty: ConfigT) -> ConfigT:
+    # What a later version's API added to a request is passed over, as are a later version's own keys.
+    return json_format.Parse(bytes(text), empty, ignore_unknown_fields=True)
+
+
 def as_json(
-    message: api.PodSandboxConfig | api.LinuxPodSandboxConfig | api.ContainerConfig,
+    message: api.PodSandboxConfig
+    | api.LinuxPodSandboxConfig
+    | api.ContainerConfig
+    | api.LinuxContainerResources,
 ) -> msgspec.Raw:
     """A CRI message as the record keeps it, readable by an operator."""
     text = json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)

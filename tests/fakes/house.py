@@ -12,10 +12,14 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import Background
 from cri_shim.oci.runtime import RuntimeKind, Runtimes
 from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts
+from cri_shim.operations import Operations
 from cri_shim.paths import Paths
-from cri_shim.sandbox.container_io import Execs
+from cri_shim.sandbox.attach import Attachments
 from cri_shim.sandbox.containers import Containers
+from cri_shim.sandbox.debris import Debris
 from cri_shim.sandbox.debts import Debts
+from cri_shim.sandbox.exec_process import ExecProcesses
+from cri_shim.sandbox.exec_sync import Execs
 from cri_shim.sandbox.exits import Exit, ExitWatch
 from cri_shim.sandbox.launch import Launcher
 from cri_shim.sandbox.network import PodNetwork
@@ -123,6 +127,7 @@ class House:
         ):
             directory.mkdir(parents=True, exist_ok=True)
         self.background = Background()
+        self.operations = Operations()
         self.sandboxes: Store[Sandbox] = Store(
             "sandbox", self.paths.sandboxes_dir, self.paths.sandbox, read_sandbox
         )
@@ -168,6 +173,7 @@ class House:
             paths=self.paths,
             monitors=monitors,
             release=self.release,
+            cgroups=self.cgroups,
             start_timeout_s=10,
             max_parallel=2,
         )
@@ -181,6 +187,7 @@ class House:
             network=self.network,
             sandboxes=self.sandboxes,
             debts=self.debts,
+            operations=self.operations,
             collects_garbage=True,
         )
         self.containers = Containers(
@@ -191,9 +198,9 @@ class House:
             runtime_of=self.runtime_of,
             monitors=monitors,
             execs=Execs(
-                paths=self.paths,
-                runtime_of=self.runtime_of,
-                reaper=cast("Reaper", None),
+                ExecProcesses(
+                    paths=self.paths, runtime_of=self.runtime_of, reaper=cast("Reaper", None)
+                ),
                 background=self.background,
                 max_output_bytes=4096,
                 max_answer_bytes=6000,
@@ -204,6 +211,10 @@ class House:
             release=self.release,
             exits=self.exits,
             background=self.background,
+            operations=self.operations,
+            attachments=Attachments(
+                paths=self.paths, monitors=monitors, background=self.background
+            ),
             boot_id=self.boot_id,
         )
         self.pods = Pods(
@@ -218,9 +229,17 @@ class House:
             release=self.release,
             exits=self.exits,
             reaper=cast("Reaper", None),
+            operations=self.operations,
             boot_id=self.boot_id,
             stop_containers=self.containers.stop_all,
             remove_containers=self.containers.remove_all,
+        )
+        self.debris = Debris(
+            paths=self.paths,
+            release=self.release,
+            network=self.network,
+            monitors=monitors,
+            runtimes=lambda: Runtimes(self.runtimes.values(), default_handler="runc"),
         )
         self.recovery = Recovery(
             paths=self.paths,
@@ -228,11 +247,13 @@ class House:
             containers=self.stored,
             pods=self.pods,
             container_cases=self.containers,
-            network=self.network,
+            debris=self.debris,
             runtimes=lambda: Runtimes(self.runtimes.values(), default_handler="runc"),
             cgroups=self.cgroups,
             release=self.release,
             exits=self.exits,
+            background=self.background,
+            operations=self.operations,
             boot_id=self.boot_id,
         )
 

@@ -120,6 +120,10 @@ class Kernel:
             return None
         return ProcessEntry(pid, process.parent, process.pid, process.start_ticks, zombie=False)
 
+    def pid_namespace_depth(self, pid: int) -> int:
+        process = self.processes.get(pid)
+        return 1 if process and process.cgroup else 0
+
     def start_time_ticks(self, pid: int) -> int | None:
         process = self.processes.get(pid)
         return process.start_ticks if process else None
@@ -150,12 +154,18 @@ class Kernel:
         upper: Path | None,
         work: Path | None,
         userns_fd: int | None = None,
+        label: str = "",
     ) -> None:
         assert lowers
         assert layers_dir.is_absolute()
         self._mount("overlay", [p for p in (target, upper, work) if p], target)
         if userns_fd is not None:
             self.mapped.add(target)
+
+    def bind(
+        self, source: Path, target: Path, *, readonly: bool = False, recursive: bool = False
+    ) -> None:
+        self._mount("bind", [source], target)
 
     def mount_tmpfs(
         self,
@@ -165,6 +175,7 @@ class Kernel:
         mode: int = 0o1777,
         noexec: bool = True,
         owner: tuple[int, int] = (0, 0),
+        label: str = "",
     ) -> None:
         self._mount("tmpfs", [target], target)
         self.owners[target] = owner
@@ -238,7 +249,15 @@ class Kernel:
             name: getattr(self, name)
             for name in (
                 *("kill_process", "process_entry", "start_time_ticks", "process_table"),
-                *("kill_family", "mount_overlay", "mount_tmpfs", "unmount_below", "remove_tree"),
+                "pid_namespace_depth",
+                *(
+                    "kill_family",
+                    "mount_overlay",
+                    "mount_tmpfs",
+                    "bind",
+                    "unmount_below",
+                    "remove_tree",
+                ),
                 *("create_netns", "remove_netns", "read_in_root"),
                 *("new_user_namespace", "open_user_namespace"),
             )
@@ -288,15 +307,21 @@ class FakeCgroups:
         self.ooms: dict[str, int] = {}
         self.stats: dict[str, CgroupStats] = {}
         self.counts_ooms = True
+        self.misplaced = ""
+        """Where processes are instead of in the cgroup they were to be in."""
         self.mode = "v1"
         self.controllers = frozenset({"memory", "cpu", "pids"})
+
+    @property
+    def limiting_controllers(self) -> frozenset[str]:
+        return self.controllers
 
     def pids(self, relative_dir: str) -> list[int]:
         return sorted(p.pid for p in self._kernel.processes.values() if p.cgroup == relative_dir)
 
     def cgroup_of(self, pid: int) -> str | None:
         process = self._kernel.processes.get(pid)
-        return process.cgroup or None if process else None
+        return self.misplaced or process.cgroup or None if process else None
 
     async def kill_all(self, relative_dir: str, timeout_s: float) -> None:
         await self._kernel.points.pass_by("cgroup.kill")
@@ -310,6 +335,13 @@ class FakeCgroups:
         if self.pids(relative_dir):
             raise CriShimError(f"cgroup /{relative_dir} is busy")
         self.dirs.discard(relative_dir)
+
+    def find(self, container_id: str) -> set[str]:
+        return {each for each in self.dirs if each.rpartition("/")[2] == container_id}
+
+    def remove_if_empty(self, relative_dir: str) -> None:
+        if not any(each.startswith(relative_dir + "/") for each in self.dirs):
+            self.dirs.discard(relative_dir)
 
     def oom_kills(self, relative_dir: str) -> int | None:
         return self.ooms.get(relative_dir, 0) if self.counts_ooms else None

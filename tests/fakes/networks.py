@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.cni.conf import NetworkList, parse_conflist
 from cri_shim.cni.result import Result, parse_result
 from cri_shim.cni.watch import CniStatus
-from cri_shim.errors import CniPluginError, NotReadyError
+from cri_shim.errors import CniPluginError, NotFoundError, NotReadyError
 from cri_shim.image.builtin import PAUSE_REFERENCE
 from cri_shim.image.manifest import ImageConfig
 from cri_shim.image.model import Image, LayerStack
+from cri_shim.image.volume import ImageVolume
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
@@ -130,6 +132,8 @@ class FakeImages:
     def __init__(self) -> None:
         self._by_name: dict[str, Image] = {}
         self.sweeps = 0
+        self.held: list[str] = []
+        """Images whose layers are held for volumes."""
         self.imports: list[str] = []
         self.pulls: list[str] = []
         self.add(PAUSE_REFERENCE, ImageConfig(entrypoint=("/pause",)))
@@ -160,6 +164,19 @@ class FakeImages:
 
     def layer_stack(self, image: Image) -> LayerStack:
         return LayerStack(Path("/layers"), (f"top-{image.id[-4:]}", "base"))
+
+    @asynccontextmanager
+    async def volume(self, text: str, sub_path: str = "") -> AsyncIterator[ImageVolume]:
+        image = self.find(text)
+        if image is None:
+            raise NotFoundError("image", text)
+        stack = self.layer_stack(image)
+        lowers = (*stack.lowers, ".empty/0")
+        self.held.append(text)
+        try:
+            yield ImageVolume(image, stack.layers_dir, lowers, stack.lowers, sub_path)
+        finally:
+            self.held.remove(text)
 
     async def pull(self, reference: str) -> Image:
         """As a registry's client."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cri_shim.errors import NotFoundError, RuntimeCommandError
 from cri_shim.oci.conmon import Monitored, MonitorIdentity, MonitorRequest
@@ -45,6 +45,10 @@ class FakeRuntime:
         )
         self.containers: dict[str, Entry] = {}
         self.supports: RuntimeFeatures | None = RuntimeFeatures(mount_options=["rro"])
+        self.updates: list[tuple[str, dict[str, Any]]] = []
+        """What limits containers were given after their creation."""
+        self.refuses_updates = ""
+        """In these words."""
         self.on_start: Callable[[FakeProcess], None] | None = None
         """Called when a container's process has begun to run."""
 
@@ -79,6 +83,12 @@ class FakeRuntime:
         if entry is None:
             return False
         return self._kernel.kill_process(entry.process.pid, None, signal_number)
+
+    async def update(self, container_id: str, resources_file: Path) -> None:
+        await self._points.pass_by("runtime.update")
+        if self.refuses_updates:
+            raise RuntimeCommandError("changing", ["runc"], "failed", self.refuses_updates)
+        self.updates.append((container_id, json.loads(resources_file.read_bytes())))
 
     async def delete(self, container_id: str, *, force: bool = False) -> None:
         await self._points.pass_by("runtime.delete")

@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cri_shim.image.volume import EMPTY_DIR
 from tests.harness import packet_rules, procs
+from tests.harness.slowness import SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-SETTLE_S = 2.0
+SETTLE_S = 2.0 * SLOWNESS
 NETNS_DIR = Path("/run/netns")
 CNI_DIR = Path("/var/lib/cni")
 SHARED_DIRS = (Path("/run"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
@@ -36,6 +38,8 @@ FILE_KINDS = ("file", "lease", "CNI result")
 OWN_DESCRIPTORS = "descriptor of the test process"
 _FOREIGN_HELPERS = ("conmon", "runc", "crun")
 _HOST_LOCAL_FURNITURE = ("last_reserved_ip.", "lock")
+_CRUN_FURNITURE = ".cache"
+"""Below its root crun keeps the seccomp filters that it has compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,8 @@ def _files(trees: Collection[Path], mount_points: Collection[str]) -> Iterator[t
         for path, is_dir in _walk(str(tree), mount_points):
             parts = path.split("/")
             name = parts[-1]
+            if _CRUN_FURNITURE in parts:
+                continue
             if "results" in parts or "cache" in parts:
                 kind = "CNI result"
             elif "networks" in parts or "leases" in parts:
@@ -200,6 +206,8 @@ def _files(trees: Collection[Path], mount_points: Collection[str]) -> Iterator[t
 
 
 def _is_objects_own(parts: list[str]) -> bool:
+    if parts[-1] == EMPTY_DIR:  # made by the first image volume of a root, for all of them
+        return False
     return parts[-2] in ("layers", ".ingest") or any(len(part) >= 32 for part in parts)
 
 

@@ -156,10 +156,10 @@ def test_sysctl_of_a_network_that_is_the_nodes_is_refused(client: Client) -> Non
         client.run_pod(config)
 
 
-def test_user_namespace_is_not_served_and_says_so(client: Client) -> None:
+def test_user_namespace_without_mappings_is_refused(client: Client) -> None:
     config = client.pod_config()
     config.linux.security_context.namespace_options.userns_options.mode = api.POD
-    with refused(grpc.StatusCode.UNIMPLEMENTED, "user namespaces"):
+    with refused(INVALID, "userns_options"):
         client.run_pod(config)
 
 
@@ -228,10 +228,10 @@ BAD_CONTAINERS: dict[str, tuple[Change, grpc.StatusCode, tuple[str, ...]]] = {
         INVALID,
         ("mounts[0].host_path", "usr"),
     ),
-    "mount of a path that is not there": (
-        mount(container_path="/mnt", host_path="/no/such/directory"),
-        grpc.StatusCode.INTERNAL,
-        ("creating container", "/no/such/directory"),
+    "mount of a path that can not be there": (
+        mount(container_path="/mnt", host_path="/etc/passwd/directory"),
+        INVALID,
+        ("mounts[0].host_path", "/etc/passwd/directory"),
     ),
     "recursive read-only without read-only": (
         mount(container_path="/mnt", host_path="/usr", recursive_read_only=True),
@@ -259,8 +259,8 @@ BAD_CONTAINERS: dict[str, tuple[Change, grpc.StatusCode, tuple[str, ...]]] = {
     ),
     "working directory that is a file": (
         field("working_dir", "/etc/passwd"),
-        grpc.StatusCode.INTERNAL,
-        ("creating container", "/etc/passwd: not a directory"),
+        INVALID,
+        ("working_dir", "/etc/passwd"),
     ),
     "processor that the node does not have": (
         field("linux.resources.cpuset_cpus", "4000"),
@@ -269,8 +269,8 @@ BAD_CONTAINERS: dict[str, tuple[Change, grpc.StatusCode, tuple[str, ...]]] = {
     ),
     "memory limit below what a process needs": (
         field("linux.resources.memory_limit_in_bytes", 4096),
-        grpc.StatusCode.INTERNAL,
-        ("creating container",),
+        INVALID,
+        ("memory_limit_in_bytes", "4096"),
     ),
     "command that is a NUL": (field("command", ["a\0b"]), INVALID, ("command",)),
 }

@@ -75,6 +75,17 @@ class Layout:
         )
 
     @property
+    def limiting_controllers(self) -> frozenset[str]:
+        """Those that OCI runtimes can set limits with: on a hybrid node the v1 part's alone."""
+        version = 2 if self.mode is CgroupMode.V2 else 1
+        return frozenset(
+            name
+            for tree in self.hierarchies
+            if tree.version == version
+            for name in tree.controllers
+        )
+
+    @property
     def unified(self) -> Hierarchy | None:
         """The v2 tree."""
         first = self.hierarchies[0]

@@ -47,6 +47,11 @@ def place(parent: str, container_id: str, *, systemd: bool) -> CgroupPlace:
     return CgroupPlace(spec_path=f"/{relative_dir}", relative_dir=relative_dir)
 
 
+def is_named_after(name: str, container_id: str) -> bool:
+    """Whether a cgroup's directory of that name is what either driver makes for the container."""
+    return name in (container_id, f"{SCOPE_PREFIX}-{container_id}.scope")
+
+
 def parent_directory(parent: str, *, systemd: bool) -> str:
     """The directory of a pod's `cgroup_parent` in each hierarchy, "" for the root.
 

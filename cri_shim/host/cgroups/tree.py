@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import time
@@ -23,6 +24,7 @@ import structlog
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.host.cgroups import usage
 from cri_shim.host.cgroups.layout import detect_layout, parse_proc_cgroup
+from cri_shim.host.cgroups.placement import is_named_after
 from cri_shim.host.process import kill_pidfd, open_pidfd
 
 if TYPE_CHECKING:
@@ -64,6 +66,11 @@ class Cgroups:
     def controllers(self) -> frozenset[str]:
         """What this node can account and limit."""
         return self.layout.controllers
+
+    @property
+    def limiting_controllers(self) -> frozenset[str]:
+        """What OCI runtimes can limit on this node."""
+        return self.layout.limiting_controllers
 
     def cgroup_of(self, pid: int, *, controller: str | None = None) -> str | None:
         """Where a process is: its cgroup for `controller`, by default for the one whose limits matter most.
@@ -163,6 +170,22 @@ class Cgroups:
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def remove_if_empty(self, relative_dir: str) -> None:
+        """Remove the cgroup wherever it holds neither processes nor other cgroups; no harm where it does."""
+        _refuse_root(relative_dir)
+        for tree in self.layout.hierarchies:
+            with contextlib.suppress(OSError):
+                tree.directory(relative_dir).rmdir()
+
+    def find(self, container_id: str) -> set[str]:
+        """Every cgroup named after a container, wherever its parent was. Synchronous: a look at all there are."""
+        return {
+            str(directory.relative_to(tree.mount_point))
+            for tree in self.layout.hierarchies
+            for directory in _subtree(tree.mount_point)
+            if is_named_after(directory.name, container_id)
+        }
 
     def read_stats(self, relative_dir: str) -> CgroupStats:
         """What the cgroup uses, in one pass. Synchronous: some six small files."""

@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cri_shim.errors import InvalidArgumentError, UnsupportedError
+from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec import (
+    apparmor,
     capabilities,
+    cdi_edits,
     devices,
+    hooks,
     mounts,
     namespaces,
     process,
     resources,
     security,
+    selinux,
 )
 from cri_shim.oci.spec.annotations import build_container_annotations
+from cri_shim.oci.spec.user import check_ids
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1.api_pb2 import ContainerConfig
@@ -35,7 +40,6 @@ if TYPE_CHECKING:
     )
 
 OCI_VERSION = "1.0.2"
-_CDI_ANNOTATION = "cdi.k8s.io/"
 
 
 def build_container_spec(
@@ -61,17 +65,18 @@ def build_container_spec(
         raise InvalidArgumentError(
             f"privileged: the sandbox {sandbox.id} is not privileged, so its containers can't be"
         )
-    security.check_selinux(context.selinux_options, node)
+    selinux.check_options(context.selinux_options)
     resources.check_files_limit(config.annotations)
     bounding, ambient = capabilities.container_capabilities(context, node)
-    apparmor = security.container_apparmor(context, node)
+    apparmor_profile = apparmor.container_apparmor(context, node)
     seccomp = security.container_seccomp(
         context, node, capabilities=bounding, localhost=container.localhost_seccomp
     )
-    masked, readonly = security.container_paths(context, node)
+    masked, readonly = security.container_paths(context, node, own_users=sandbox.users is not None)
     namespaces.check_mapped(user, sandbox.users)
+    check_ids(user, handler)
     nodes, device_rules = devices.build_devices(
-        config, container=container, handler=handler, node=node
+        config, container=container, handler=handler, node=node, user=user
     )
     limits = resources.build_resources(config.linux.resources, node)
     limits["devices"] = device_rules
@@ -111,15 +116,24 @@ def build_container_spec(
     }
     if node.default_ulimits:
         process_spec["rlimits"] = process.build_rlimits(node.default_ulimits)
-    if apparmor is not None:
-        process_spec["apparmorProfile"] = apparmor
+    if apparmor_profile is not None:
+        process_spec["apparmorProfile"] = apparmor_profile
+    if container.labels.process:
+        process_spec["selinuxLabel"] = container.labels.process
+    if container.labels.files:
+        linux["mountLabel"] = container.labels.files
 
-    return {
+    spec: Spec = {
         "ociVersion": OCI_VERSION,
         "process": process_spec,
         "root": {"path": container.rootfs_path, "readonly": context.readonly_rootfs},
         "mounts": mounts.build_container_mounts(
-            config, sandbox=sandbox, handler=handler, node=node, volumes=container.image_volumes
+            config,
+            sandbox=sandbox,
+            handler=handler,
+            node=node,
+            volumes=container.image_volumes,
+            sources=container.mount_sources,
         ),
         "annotations": build_container_annotations(
             config.annotations,
@@ -130,6 +144,16 @@ def build_container_spec(
         ),
         "linux": linux,
     }
+    if cdi_edits.requested_devices(config) and not container.cdi_edits:
+        raise InvalidArgumentError("CDI_devices: no such device on this node")
+    cdi_edits.apply_edits(spec, container.cdi_edits, container.host_devices)
+    hooks.add_matching_hooks(
+        spec,
+        container.hooks,
+        annotations={**config.annotations, **sandbox.annotations},
+        has_bind_mounts=bool(config.mounts),
+    )
+    return spec
 
 
 def build_user(user: ResolvedUser, node: NodeFacts) -> Spec:
@@ -153,5 +177,3 @@ def _check_supported(config: ContainerConfig, handler: HandlerFacts) -> None:
     )
     if config.HasField("windows"):
         raise InvalidArgumentError("windows: this node runs Linux")
-    if config.CDI_devices or any(key.startswith(_CDI_ANNOTATION) for key in config.annotations):
-        raise UnsupportedError("CDI_devices: CDI devices are not supported yet")

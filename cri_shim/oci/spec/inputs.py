@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from cri_shim.oci.spec.selinux import Labels
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cri_shim.oci.spec.cdi import ContainerEdits
+    from cri_shim.oci.spec.hooks import ConditionalHook
     from cri_shim.oci.spec.seccomp import Profile
 
 Spec = dict[str, Any]
@@ -95,9 +99,12 @@ class NodeFacts:
     seccomp_available: bool = True
     default_seccomp: Profile | None = None
     """The operator's own RuntimeDefault; None: the built-in one."""
-    apparmor_default_profile: str | None = None
-    """The loaded profile that RuntimeDefault means; None: this kernel has no AppArmor."""
+    apparmor_profiles: frozenset[str] | None = None
+    """The profiles that are loaded now; None: this kernel has no AppArmor."""
+    apparmor_default_profile: str = ""
+    """The profile that RuntimeDefault means."""
     selinux_enabled: bool = False
+    """Whether containers are labelled."""
     swap_accounting: bool = False
     """Whether memory.swap limits can be set at all."""
     hugepage_sizes: frozenset[str] = frozenset()
@@ -119,10 +126,14 @@ class HandlerFacts:
     container_annotations: tuple[str, ...] = ()
     """The same for container annotations."""
     privileged_without_host_devices: bool = False
+    device_ownership_from_security_context: bool = False
+    """Whether requested devices belong to the container's user rather than to whom they belong on the node."""
     recursive_read_only_mounts: bool = False
     """Whether the runtime knows the mount option `rro`, and the kernel mount_setattr."""
     user_namespaces: bool = False
     """Whether runtime, kernel and the layers' file system know ID-mapped mounts."""
+    max_user_id: int = 2**32 - 2
+    """The highest user or group that the runtime takes."""
     reads_user_mappings: bool = False
     """Whether the runtime wants no mappings in the spec beside the path of a user namespace to join."""
 
@@ -153,6 +164,8 @@ class SandboxFacts:
     resolv_conf_file: str | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     """The pod's annotations as given; only what the handler's allow-list names goes further."""
+    labels: Labels = field(default_factory=Labels)
+    """SELinux."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +214,16 @@ class ContainerFacts:
     target_pid: int | None = None
     """The process whose PID namespace is joined when the request says TARGET."""
     image_volumes: tuple[BindVolume, ...] = ()
+    """For the VOLUMEs that the image declares."""
+    mount_sources: Mapping[int, str] = field(default_factory=dict)
+    """What is bound for a requested mount, by its place in the request; its host_path as given where none is here."""
     host_devices: Mapping[str, tuple[DeviceNode, ...]] = field(default_factory=dict)
-    """What each requested device's host_path turned out to be; a directory holds several."""
+    """What each requested device's host_path turned out to be; a directory holds several. CDI's devices, too."""
     localhost_seccomp: Profile | None = None
     """The parsed file, when the request names a Localhost seccomp profile."""
+    cdi_edits: tuple[ContainerEdits, ...] = ()
+    """What the requested CDI devices bring."""
+    hooks: tuple[ConditionalHook, ...] = ()
+    """The node's OCI hooks, in the order in which they run."""
+    labels: Labels = field(default_factory=Labels)
+    """SELinux."""

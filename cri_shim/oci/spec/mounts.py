@@ -1,24 +1,33 @@
 """Mounts: the kernel's file systems, the pod's generated files, the image's volumes, the request's mounts.
 
 Rules of the file:
-- A requested mount replaces a default one at the same path, and one at /dev the defaults below it; of two
+- A requested mount replaces a default one at the same path, and one at /dev or /sys the defaults below it; of two
   requested at one path the later one stays. Shallow paths come first, so that a mount never hides a deeper one.
-- Host paths are passed as given: the kernel follows a symbolic link there, as CRI asks. Inside the container the
-  runtime resolves.
+- What is bound for a requested mount was found out before (`mount_sources`). Inside the container the runtime
+  resolves.
 - No `rw` option is written: it would make some runtimes remount and so lose the volume's own nosuid or noexec.
+- /proc must be what it says (CVE-2019-16884): nothing is bound below it but the files that lxcfs stands in for, and
+  an image's VOLUME can't cover it, /sys or /dev.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2
-from cri_shim.errors import InvalidArgumentError, UnsupportedError
-from cri_shim.oci.spec.checks import absolute_path, clean_container_path, refuse
+from cri_shim.errors import InvalidArgumentError
+from cri_shim.oci.spec.checks import (
+    MAX_PATH_BYTES,
+    absolute_path,
+    clean_container_path,
+    refuse,
+)
 from cri_shim.oci.spec.namespaces import check_mapping
+from cri_shim.oci.spec.selinux import check_relabel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cri_shim._pb.cri.v1.api_pb2 import ContainerConfig, Mount
     from cri_shim.oci.spec.inputs import BindVolume, HandlerFacts, NodeFacts, SandboxFacts, Spec
@@ -29,9 +38,77 @@ _PROPAGATION = {
     api_pb2.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
 _MOUNT_OPTIONS = frozenset({"noexec", "nodev", "nosuid"})
+_IMAGE_OPTIONS = ("ro", "nosuid", "nodev")
+"""Of an image as a volume: a stranger made it, and may bring programs, but neither rights nor devices."""
+_PROC_FILES = frozenset(
+    f"/proc/{name}"
+    for name in (
+        *("cpuinfo", "diskstats", "loadavg", "meminfo", "net/dev", "slabinfo", "stat", "swaps"),
+        *("sys/crypto/fips_enabled", "sys/kernel/ns_last_pid", "uptime"),
+    )
+)
+"""What runtimes let a mount stand in for below /proc."""
+_KERNELS = ("/dev", "/proc", "/sys")
 _TTY_GROUP = 5
 """In every distribution."""
 HOST_SHM = "/dev/shm"  # noqa: S108 - the node's, for a pod that shares its IPC
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMount:
+    """A requested mount of an image."""
+
+    index: int
+    """Its place in the request."""
+    image: str
+    sub_path: str
+    """Not checked yet."""
+
+
+def image_mounts(config: ContainerConfig) -> list[ImageMount]:
+    """The requested mounts of images.
+
+    Raises InvalidArgumentError naming the field for one that could be written, or that names a host path as well.
+    """
+    found = []
+    for index, mount in enumerate(config.mounts):
+        field = f"mounts[{index}]"
+        if not mount.HasField("image"):
+            if mount.image_sub_path:
+                refuse(f"{field}.image_sub_path", mount.image_sub_path, "there is no image")
+            continue
+        if not mount.readonly:
+            refuse(f"{field}.readonly", mount.readonly, "must be true: image volumes are read-only")
+        if mount.host_path:
+            refuse(f"{field}.host_path", mount.host_path, "must be empty where an image is mounted")
+        if not mount.image.image:
+            raise InvalidArgumentError(f"{field}.image.image: missing")
+        if mount.propagation == api_pb2.PROPAGATION_BIDIRECTIONAL:
+            raise InvalidArgumentError(
+                f"{field}.propagation: an image can't carry mounts of the container to the node"
+            )
+        found.append(ImageMount(index, mount.image.image, mount.image_sub_path))
+    return found
+
+
+def volume_paths(declared: Iterable[str], config: ContainerConfig) -> Iterator[str]:
+    """Where an image's VOLUMEs go, each once: those that the request mounts nothing at, and that can be volumes.
+
+    The root, and what is the kernel's, can't: images that declare such a one run without that volume.
+    """
+    taken = {
+        clean_container_path(mount.container_path, "container_path")
+        for mount in config.mounts
+        if mount.container_path.startswith("/")
+    }
+    for path in declared:
+        if "\0" in path or len(path.encode()) > MAX_PATH_BYTES:
+            continue
+        destination = clean_container_path(f"/{path}", "image VOLUME")
+        kernels = any(_at_or_below(destination, place) for place in _KERNELS)
+        if destination not in taken and destination != "/" and not kernels:
+            taken.add(destination)
+            yield destination
 
 
 def build_sandbox_mounts(sandbox: SandboxFacts, *, host_ipc: bool) -> list[Spec]:
@@ -56,19 +133,21 @@ def build_container_mounts(
     handler: HandlerFacts,
     node: NodeFacts,
     volumes: Sequence[BindVolume],
+    sources: Mapping[int, str],
 ) -> list[Spec]:
     """Every mount of a container, in the order the runtime must make them.
 
-    Raises InvalidArgumentError naming the mount and field, UnsupportedError for kinds not built.
+    `sources`: see `ContainerFacts.mount_sources`; those of images must be there.
+
+    Raises InvalidArgumentError naming the mount and field.
     """
     context = config.linux.security_context
-    requested = {
-        mount["destination"]: mount
-        for mount in (
-            _requested_mount(mount, f"mounts[{index}]", handler=handler, node=node)
-            for index, mount in enumerate(config.mounts)
-        )
-    }
+    image_mounts(config)
+    requested = {}
+    for index, mount in enumerate(config.mounts):
+        field = f"mounts[{index}]"
+        made = _requested_mount(mount, field, sources.get(index), handler=handler, node=node)
+        requested[made["destination"]] = made
     defaults = _default_mounts(
         sandbox,
         read_only_files=context.readonly_rootfs,
@@ -79,8 +158,9 @@ def build_container_mounts(
         path = clean_container_path(volume.container_path, "image VOLUME")
         defaults.append(_bind(volume.host_dir, path, ["rprivate"]))
     mounts = {mount["destination"]: mount for mount in defaults}
-    if "/dev" in requested:
-        mounts = {path: mount for path, mount in mounts.items() if not path.startswith("/dev/")}
+    for place in ("/dev", "/sys"):
+        if place in requested:
+            mounts = {path: m for path, m in mounts.items() if not path.startswith(f"{place}/")}
     mounts.update(requested)
     return sorted(mounts.values(), key=_depth)
 
@@ -95,18 +175,20 @@ def rootfs_propagation(config: ContainerConfig) -> str | None:
     return None
 
 
-def _requested_mount(mount: Mount, field: str, *, handler: HandlerFacts, node: NodeFacts) -> Spec:
-    if mount.HasField("image") and not mount.readonly:
-        refuse(f"{field}.readonly", mount.readonly, "must be true: image volumes are read-only")
-    if mount.HasField("image") or mount.image_sub_path:
-        raise UnsupportedError(f"{field}.image: image volumes are not supported yet")
+def _requested_mount(
+    mount: Mount, field: str, source: str | None, *, handler: HandlerFacts, node: NodeFacts
+) -> Spec:
     id_mappings = _id_mappings(mount, field, handler)
-    if mount.selinux_relabel and node.selinux_enabled:
-        raise UnsupportedError(f"{field}.selinux_relabel: SELinux labels are not supported yet")
     destination = clean_container_path(mount.container_path, f"{field}.container_path")
     if destination == "/":
         refuse(f"{field}.container_path", mount.container_path, "can't cover the root itself")
-    source = absolute_path(mount.host_path, f"{field}.host_path")
+    if destination.startswith("/proc/") and destination not in _PROC_FILES:
+        refuse(f"{field}.container_path", mount.container_path, "nothing can be mounted there")
+    if source is None or not mount.HasField("image"):
+        host_path = absolute_path(mount.host_path, f"{field}.host_path")
+        source = source or host_path
+        if mount.selinux_relabel and node.selinux_enabled:
+            check_relabel(source, f"{field}.selinux_relabel")
     if mount.propagation not in _PROPAGATION:
         refuse(f"{field}.propagation", mount.propagation, "is not a propagation of CRI")
     options = [_PROPAGATION[mount.propagation]]
@@ -120,6 +202,9 @@ def _requested_mount(mount: Mount, field: str, *, handler: HandlerFacts, node: N
             refuse(f"{field}.mount_options", option, "must be noexec, nodev or nosuid")
         if option not in options:
             options.append(option)
+    if mount.HasField("image"):
+        # Mounted in terms of the pod's users as a whole: mapping it once more would be wrong.
+        return _bind(source, destination, list(dict.fromkeys((*options, *_IMAGE_OPTIONS))))
     return {**_bind(source, destination, options), **id_mappings}
 
 
@@ -248,6 +333,10 @@ def _sys(sandbox: SandboxFacts, *, read_only: bool) -> Spec:
         "source": "sysfs",
         "options": ["nosuid", "noexec", "nodev", "ro" if read_only else "rw"],
     }
+
+
+def _at_or_below(path: str, place: str) -> bool:
+    return path == place or path.startswith(f"{place}/")
 
 
 def _depth(mount: Spec) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import InvalidArgumentError
+from cri_shim.errors import InvalidArgumentError, UnsupportedError
 from cri_shim.oci.spec.checks import in_range, refuse
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _UNIFIED_KEY = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+")
 _UNIFIED_VALUE = re.compile(r"[\x20-\x7e\t\n]{0,4096}")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
+_KEPT = ("oom_score_adj", "hugepage_limits")
 _PIDS_LIMIT_ANNOTATIONS = ("cri-shim.io/pids-limit", "cgroup.pids.max")
 _FILES_LIMIT_ANNOTATION = "cri-shim.io/files-limit"
 
@@ -47,6 +48,39 @@ def build_resources(resources: LinuxContainerResources, node: NodeFacts) -> Spec
     if resources.unified:
         result["unified"] = _unified(resources.unified, node)
     return result
+
+
+def merge_resources(
+    now: LinuxContainerResources, wanted: LinuxContainerResources
+) -> LinuxContainerResources:
+    """What is in force after an update: what `wanted` sets, and what else there is.
+
+    The OOM score stays: it belongs to processes that run already. So do huge pages, see `check_unchangeable`.
+    """
+    merged = type(now)()
+    merged.CopyFrom(now)
+    for descriptor, value in wanted.ListFields():
+        if descriptor.name == "unified":
+            merged.unified.update(value)
+        elif descriptor.name not in _KEPT:
+            setattr(merged, descriptor.name, value)
+    return merged
+
+
+def check_unchangeable(
+    now: LinuxContainerResources, wanted: LinuxContainerResources, node: NodeFacts
+) -> None:
+    """Refuse to change what no OCI runtime changes: limits of huge pages.
+
+    Callers repeat them, so only another limit is refused. Raises InvalidArgumentError (malformed), UnsupportedError.
+    """
+    in_range(wanted.oom_score_adj, "oom_score_adj", low=-1000, high=1000)
+    limits = {each["pageSize"]: each["limit"] for each in _hugepages(now, node)}
+    for each in _hugepages(wanted, node):
+        if each["limit"] != limits.get(each["pageSize"], 0):
+            raise UnsupportedError(
+                f"hugepage_limits: {each['pageSize']}: the limit can't be changed once the container is created"
+            )
 
 
 def pids_limit(annotations: Mapping[str, str]) -> int | None:
@@ -121,7 +155,11 @@ def _memory(resources: LinuxContainerResources, node: NodeFacts) -> Spec:
     if node.swap_accounting and (swap or limit):
         # The spec's swap counts memory and swap together: equal to the limit, the container can't swap.
         memory["swap"] = swap or limit
-        if 0 < memory["swap"] < limit or (limit == -1 and memory["swap"] > 0):
+        if swap > 0 and limit <= 0:
+            refuse(
+                "memory_swap_limit_in_bytes", swap, "needs memory_limit_in_bytes: it counts both"
+            )
+        if 0 < memory["swap"] < limit:
             raise InvalidArgumentError(
                 f"memory_swap_limit_in_bytes: {swap}: must not be below memory_limit_in_bytes ({limit}), "
                 "since it counts both"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         LinuxContainerSecurityContext,
         LinuxSandboxSecurityContext,
     )
+    from cri_shim.oci.spec.inputs import HandlerFacts
 
 MAX_ID = 2**32 - 2
 MAX_GROUPS = 65536
@@ -126,6 +127,21 @@ def resolve_user(
         username=entry.name.decode("utf-8", "backslashreplace"),
         home=entry.home.decode("utf-8", "backslashreplace") or "/",
     )
+
+
+def check_ids(user: ResolvedUser, handler: HandlerFacts) -> None:
+    """Raises InvalidArgumentError for an ID that the kernel takes and the handler's runtime does not."""
+    for field, ids in (
+        ("user", (user.uid,)),
+        ("group", (user.gid,)),
+        ("supplemental_groups", user.additional_gids),
+    ):
+        if (highest := max(ids, default=0)) > handler.max_user_id:
+            refuse(
+                field,
+                highest,
+                f"the runtime handler {handler.name!r} takes none above {handler.max_user_id}",
+            )
 
 
 def resolve_sandbox_user(context: LinuxSandboxSecurityContext) -> ResolvedUser:

@@ -187,3 +187,14 @@ def test_versions_of_all_runtimes_are_read(
 @pytest.mark.parametrize("script", ["echo unknown command >&2; exit 1", "echo not json"])
 def test_runtime_without_features_says_nothing(tmp_path: Path, script: str) -> None:
     assert _with_runtime(tmp_path, script, lambda runtime: runtime.features()) is None
+
+
+def test_update_names_the_file_with_the_new_limits(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    file = tmp_path / "resources.json"
+    _with_runtime(tmp_path, f'echo "$@" > {said}', lambda runtime: runtime.update(ID, file))
+    assert said.read_text() == f"--root {tmp_path}/root update --resources {file} {ID}\n"
+    with pytest.raises(RuntimeCommandError, match=r"changing the resources of container .*: busy"):
+        _with_runtime(
+            tmp_path, "echo busy >&2; exit 1", lambda runtime: runtime.update(ID, tmp_path / "x")
+        )

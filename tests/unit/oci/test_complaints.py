@@ -9,6 +9,7 @@ from cri_shim.oci.complaints import (
     runtime_message,
     says_not_found,
     says_not_running,
+    says_too_little_memory,
 )
 
 ID = "ab12" * 16
@@ -120,3 +121,12 @@ def test_every_runtimes_not_running_is_understood(message: str) -> None:
 def test_other_failures_are_never_taken_for_not_running() -> None:
     assert not says_not_running("permission denied", ID)
     assert not says_not_running("the container `another` is not running", ID)
+
+
+def test_limit_too_small_for_the_runtime_itself_is_told_from_other_failures() -> None:
+    for words in (
+        "error setting cgroup config: unable to set memory limit to 1 (current usage: 2, peak usage: 3)",
+        "runc create failed: container init was OOM-killed (memory limit too low?)",
+    ):
+        assert says_too_little_memory(words)
+    assert not says_too_little_memory("unable to start container process: no such file: memory")

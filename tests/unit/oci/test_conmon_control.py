@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.errors import DeadlineError, WrongStateError
-from cri_shim.oci.conmon_control import reopen_log
+from cri_shim.oci.conmon_control import reopen_log, resize_terminal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,3 +85,19 @@ def test_monitor_that_dies_while_it_is_asked_is_noticed_at_once(tmp_path: Path) 
 
     with pytest.raises(WrongStateError, match="monitor is gone"):
         asyncio.run(main())
+
+
+def test_sizes_are_told_one_line_at_a_time(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ctl")
+    control = os.open(tmp_path / "ctl", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        asyncio.run(resize_terminal(tmp_path, 80, 25, timeout_s=1))
+        with pytest.raises(DeadlineError, match="does not read its control pipe"):
+            asyncio.run(resize_terminal(tmp_path, 1, 2, timeout_s=0.05))
+        assert os.read(control, 100) == b"1 25 80\n"
+        asyncio.run(resize_terminal(tmp_path, 1, 2, timeout_s=1))
+        assert os.read(control, 100) == b"1 2 1\n"
+    finally:
+        os.close(control)
+    with pytest.raises(WrongStateError, match="monitor is gone"):
+        asyncio.run(resize_terminal(tmp_path, 80, 25, timeout_s=1))

@@ -57,3 +57,9 @@ def test_features_tell_what_kubelet_asks_for() -> None:
     assert not new.reads_user_mappings
     runc = RuntimeFeatures(annotations={"org.opencontainers.runc.version": "1.3.0"})
     assert runc.reads_user_mappings
+
+
+def test_runc_takes_no_user_beyond_31_bits() -> None:
+    runc = RuntimeFeatures(annotations={"org.opencontainers.runc.version": "1.1.5"})
+    assert runc.max_user_id == 2**31 - 1
+    assert RuntimeFeatures().max_user_id == 2**32 - 2

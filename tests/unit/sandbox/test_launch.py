@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -128,3 +129,20 @@ async def test_a_process_that_is_gone_before_it_was_looked_at_is_an_error(
     monkeypatch.setattr("cri_shim.sandbox.launch.start_time_ticks", lambda _pid: None)
     with pytest.raises(DeadlineError, match="ended before it was started"):
         await launch_it(house, a_launch(house))
+
+
+async def test_a_process_in_another_cgroup_than_its_own_is_ended(house: House) -> None:
+    launch = a_launch(house)
+    house.kernel.cgroups.misplaced = "elsewhere"
+    with pytest.raises(CriShimError, match="'elsewhere', not in 'pods/c"):
+        await launch_it(house, launch)
+    assert house.kernel.processes == {}
+    assert house.kernel.mounts == set()
+
+
+async def test_a_process_below_its_cgroup_or_of_a_vm_is_where_it_should_be(house: House) -> None:
+    below = a_launch(house)
+    house.kernel.cgroups.misplaced = f"{below.place.relative_dir}/container"
+    await launch_it(house, below)
+    house.kernel.cgroups.misplaced = "sandboxes"
+    await launch_it(house, replace(a_launch(house, "d"), runtime=house.runtimes["kata"]))

@@ -202,6 +202,17 @@ def test_what_is_no_device_is_nothing(tmp_path: Path) -> None:
     assert device_nodes(str(tmp_path)) == ()
 
 
+def test_a_directory_of_devices_is_looked_at_without_following_its_links(tmp_path: Path) -> None:
+    directory = tmp_path / "cards"
+    (directory / "by-path").mkdir(parents=True)
+    (directory / "link").symlink_to("/dev/null")
+    os.mknod(directory / "by-path" / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    (tmp_path / "moved").symlink_to(directory)
+    for path in (str(directory), f"{directory}/", str(tmp_path / "moved")):
+        [found] = device_nodes(path)
+        assert (found.path, found.minor) == (f"{path.rstrip('/')}/by-path/null", 3)
+
+
 def test_a_privileged_container_sees_the_hosts_devices_but_not_its_terminals() -> None:
     paths = {device.path for device in host_devices()}
     assert {"/dev/null", "/dev/zero", "/dev/urandom"} <= paths

@@ -368,6 +368,15 @@ async def test_after_a_reboot_everything_has_ended_and_can_be_removed(house: Hou
     await again.close()
 
 
+async def test_pods_of_before_a_reboot_are_taken_off_their_networks_unasked(house: House) -> None:
+    pods = [await house.run_pod(name) for name in ("one", "two", "three")]
+    again = await recovered(house, boot_id="another")
+    assert {s.state for s in again.pods.list_pod_sandbox()} == {SandboxState.NOT_READY}
+    await until(lambda: again.cni.attached == {})
+    await until(lambda: all(again.pods.find(pod.id).status.torn_down for pod in pods))
+    await again.close()
+
+
 async def test_an_exit_that_was_written_before_the_reboot_counts(house: House) -> None:
     container = await house.start(await house.run_pod())
     house.exits.close()
@@ -514,17 +523,24 @@ async def test_commands_of_the_former_daemon_are_killed(house: House) -> None:
     container = await house.start(await house.run_pod())
     exec_dir = house.paths.container(container.id).exec_dir
     cgroup = house.containers.endings.cgroup_dir(container)
-    command = house.kernel.spawn(("probe",), cgroup=cgroup, start_ticks=1)
-    stranger = house.kernel.spawn(("stranger",), start_ticks=1)
-    later = house.kernel.spawn(("later",), cgroup=cgroup, start_ticks=1 << 40)
-    for process in (command, stranger, later):
+    [pause] = house.pods.list_pod_sandbox()
+    assert container.status.monitor
+    assert pause.status.process
+    command = house.kernel.spawn(("probe",), cgroup=cgroup)
+    stranger = house.kernel.spawn(("stranger",))
+    # Numbers that were given again meanwhile, to what the container itself has started.
+    own = [
+        house.kernel.spawn(("own",), cgroup=cgroup, parent=parent)
+        for parent in (pid_of(container), container.status.monitor.pid, pause.status.process.pid)
+    ]
+    for process in (command, stranger, house.kernel.processes[pid_of(container)], *own):
         (exec_dir / f"{process.pid}.pid").write_text(str(process.pid))
     (exec_dir / "torn.pid").write_text("")
     (exec_dir / "1.json").write_text("{}")
     again = await recovered(house)
     alive = set(house.kernel.processes)
     assert command.pid not in alive
-    assert {stranger.pid, later.pid, pid_of(container)} <= alive
+    assert {stranger.pid, pid_of(container), *(process.pid for process in own)} <= alive
     assert list(exec_dir.iterdir()) == []
     await again.close()
 
@@ -665,6 +681,37 @@ async def test_an_object_that_hangs_does_not_hold_the_rest_up(
     assert again.pods.find(fine.id).state is SandboxState.READY
     assert counted("sandbox", "failed") == failed + 1
     hold.release()
+    await again.close()
+
+
+async def test_objects_that_hang_are_waited_for_side_by_side(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery_module, "OBJECT_TIMEOUT_S", 0.2)
+    for number in range(recovery_module.AT_ONCE):
+        letters = f"{number:064x}"
+        house.sandboxes.create(make_sandbox(letters, name=letters, created_at_ns=number))
+    again = house.restarted()
+    hold = again.points.hold("cni.del")
+    began = asyncio.get_running_loop().time()
+    await again.recovery.run()
+    assert asyncio.get_running_loop().time() - began < 2 * 0.2
+    hold.release()
+    await again.close()
+
+
+async def test_what_became_of_the_objects_is_logged_in_sum(house: House) -> None:
+    sandbox = await house.run_pod()
+    await house.start(sandbox)
+    house.stored.create(make_container("d" * 64, name="unfinished", sandbox_id=sandbox.id))
+    with capture_logs() as logs:
+        again = await recovered(house)
+    [line] = [line for line in logs if line["event"] == "recovered"]
+    assert line["outcomes"] == {
+        "container running": 1,
+        "container undone": 1,
+        "sandbox running": 1,
+    }
     await again.close()
 
 

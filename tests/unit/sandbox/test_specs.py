@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.errors import InvalidArgumentError, NotFoundError, WrongStateError
+from cri_shim.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+    WrongStateError,
+)
 from cri_shim.host.files import read_in_root
 from cri_shim.image.manifest import ImageConfig
+from cri_shim.oci.cdi_registry import CdiRegistry
+from cri_shim.oci.hook_files import HookFiles
 from cri_shim.oci.spec.inputs import HandlerFacts
+from cri_shim.oci.spec.selinux import parse_contexts
 from cri_shim.paths import Paths
 from cri_shim.sandbox import specs as specs_module
-from cri_shim.sandbox.model import ContainerStatus, Process, SandboxStatus
+from cri_shim.sandbox.apparmor import AppArmor
+from cri_shim.sandbox.model import ContainerRecord, ContainerStatus, Process, SandboxStatus
+from cri_shim.sandbox.provisions import Provisions
+from cri_shim.sandbox.selinux import SELinux
 from cri_shim.sandbox.specs import Specs, image_defaults, localhost_profile
 from cri_shim.sandbox.store import Container, Store, read_container
+from cri_shim.sandbox.volumes import Volumes
+from tests.fakes.apparmor import FakeAppArmor
 from tests.fakes.house import container_config, node_facts, pod_config
 from tests.fakes.networks import FakeImages
 from tests.unit.sandbox.records import make_container, make_sandbox
@@ -26,10 +41,12 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from cri_shim.host.process import Reaper
     from cri_shim.image.store import Image
     from cri_shim.sandbox.store import Sandbox
 
 READY = SandboxStatus(ready_at_ns=1, process=Process(4242, 1), monitor=Process(4241, 1))
+NO_VOLUMES = Volumes(images={}, declared=())
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2, process=Process(777, 1))
 
 
@@ -66,7 +83,7 @@ class Node:
     ) -> tuple[dict[str, Any], Any]:
         self.paths.container(container.id).rootfs_dir.mkdir(parents=True, exist_ok=True)
         return await self.specs.container_spec(
-            sandbox or make_sandbox(status=READY), container, image or self.image()
+            sandbox or make_sandbox(status=READY), container, image or self.image(), NO_VOLUMES
         )
 
 
@@ -100,9 +117,10 @@ def test_a_parent_that_the_driver_cannot_use_is_refused(tmp_path: Path) -> None:
 # --- sandboxes ---------------------------------------------------------------------------------------------------
 
 
-def test_the_pause_container_is_built_from_its_record_and_image(node: Node) -> None:
+@pytest.mark.asyncio
+async def test_the_pause_container_is_built_from_its_record_and_image(node: Node) -> None:
     sandbox = make_sandbox(status=SandboxStatus())
-    spec = node.specs.sandbox_spec(sandbox, node.image(entrypoint=("/pause",), cmd=()), None)
+    spec = await node.specs.sandbox_spec(sandbox, node.image(entrypoint=("/pause",), cmd=()), None)
     assert spec["process"]["args"] == ["/pause"]
     assert spec["root"]["path"] == str(node.paths.sandbox(sandbox.id).rootfs_dir)
     assert spec["linux"]["cgroupsPath"].endswith(sandbox.id)
@@ -318,3 +336,92 @@ def test_everything_an_image_asks_for_is_passed_on(node: Node) -> None:
     assert (defaults.name, defaults.entrypoint, defaults.cmd) == ("name", ("/e",), ("c",))
     assert (defaults.env, defaults.working_dir) == (("A=1",), "/w")
     assert (defaults.user, defaults.stop_signal) == ("u", "9")
+
+
+# --- what the node provides --------------------------------------------------------------------------------------
+
+
+def providing(node: Node, **provisions: Any) -> None:
+    node.specs = Specs(
+        paths=node.paths,
+        node=node_facts(),
+        handler_facts=HandlerFacts,
+        containers=node.store,
+        systemd=False,
+        default_parent="",
+        provisions=Provisions(**provisions),
+    )
+
+
+@pytest.mark.asyncio
+async def test_cdi_devices_are_found_in_the_nodes_files_and_looked_at(
+    node: Node, tmp_path: Path
+) -> None:
+    edits = {"deviceNodes": [{"path": "/dev/gpu0", "hostPath": "/dev/null"}]}
+    document = {
+        "cdiVersion": "0.5.0",
+        "kind": "vendor.com/gpu",
+        "devices": [{"name": "0", "containerEdits": edits}],
+    }
+    (tmp_path / "gpu.json").write_text(json.dumps(document))
+    providing(node, cdi=CdiRegistry([tmp_path]))
+    config = container_config()
+    config.CDI_devices.add(name="vendor.com/gpu=0")
+    spec, _ = await node.spec(make_container(config=config))
+    [device] = [d for d in spec["linux"]["devices"] if d["path"] == "/dev/gpu0"]
+    assert (device["type"], device["major"], device["minor"]) == ("c", 1, 3)
+
+
+@pytest.mark.asyncio
+async def test_hooks_are_those_of_the_nodes_files_and_their_programs_must_be_fit(
+    node: Node, tmp_path: Path
+) -> None:
+    hook = {"version": "1.0.0", "when": {"always": True}, "stages": ["prestart"]}
+    file = tmp_path / "hook.json"
+    file.write_text(json.dumps({**hook, "hook": {"path": "/bin/true"}}))
+    providing(node, hooks=HookFiles([tmp_path]))
+    spec, _ = await node.spec(make_container())
+    assert spec["hooks"]["prestart"] == [{"path": "/bin/true"}]
+    file.write_text(json.dumps({**hook, "hook": {"path": "/nonexistent"}}))
+    with pytest.raises(UnavailableError, match="/nonexistent"):
+        await node.spec(make_container("d" * 64))
+
+
+@pytest.mark.asyncio
+async def test_labels_are_given_out_recorded_and_used(node: Node, tmp_path: Path) -> None:
+    contexts = parse_contexts("process = u:r:container_t:s0\nfile = u:r:file_t:s0", "test")
+    providing(node, selinux=SELinux(contexts, lambda: ()))
+    pod = node.specs.sandbox_labels(pod_config())
+    sandbox = make_sandbox(status=READY)
+    sandbox.record = structs.replace(sandbox.record, labels=pod)
+    container = make_container()
+    labels = node.specs.container_labels(sandbox, container.config)
+    assert labels == pod
+    container.record = structs.replace(container.record, labels=labels)
+    read = msgspec.json.decode(msgspec.json.encode(container.record), type=ContainerRecord)
+    assert read.labels == pod, "a restart keeps them"
+    spec, _ = await node.spec(container, sandbox)
+    assert spec["process"]["selinuxLabel"] == pod.process
+    assert spec["linux"]["mountLabel"] == pod.files
+
+
+@pytest.mark.asyncio
+async def test_profiles_are_those_that_are_loaded_now(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = FakeAppArmor(tmp_path / "kernel", monkeypatch, "mine")
+    apparmor = AppArmor(cast("Reaper", None), "mine", tmp_path / "file", root=kernel.root)
+    providing(node, apparmor=apparmor)
+    config = container_config()
+    profile = api.SecurityProfile(profile_type=api.SecurityProfile.Localhost, localhost_ref="mine")
+    config.linux.security_context.apparmor.CopyFrom(profile)
+    spec, _ = await node.spec(make_container(config=config))
+    assert spec["process"]["apparmorProfile"] == "mine"
+    pod = pod_config()
+    pod.linux.security_context.apparmor.CopyFrom(profile)
+    node.specs.check_sandbox(pod, "runc")
+    kernel.forget()
+    with pytest.raises(InvalidArgumentError, match="'mine'"):
+        node.specs.check_sandbox(pod, "runc")
+    with pytest.raises(InvalidArgumentError, match="'mine'"):
+        await node.spec(make_container("d" * 64, config=config))

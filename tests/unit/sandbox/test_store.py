@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,9 +22,6 @@ from cri_shim.sandbox.model import RECORD_FORMAT, ContainerStatus, SandboxStatus
 from cri_shim.sandbox.store import Container, Sandbox, Store, read_container, read_sandbox
 from tests.fakes.house import container_config, pod_config
 from tests.unit.sandbox.records import make_container, make_sandbox
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -360,5 +357,32 @@ def test_unknown_keys_of_a_later_minor_version_are_ignored(
     document = json.loads(path.read_bytes())
     document["later"] = True
     path.write_text(json.dumps(document))
+    record = paths.container(container.id).record_file
+    document = json.loads(record.read_bytes())
+    document["config"]["added_to_the_api_later"] = {"x": 1}
+    record.write_text(json.dumps(document))
     [(_, again)] = containers.load()
     assert isinstance(again, Container)
+    assert again.config == container.config
+
+
+def version_state(version: str) -> Path:
+    """The records that a released version wrote: a pod with a container of each kind of end."""
+    return Path(__file__).parents[2] / "data" / "state" / version
+
+
+@pytest.mark.parametrize("version", ["0.1.0"])
+def test_records_of_every_released_version_are_read(version: str) -> None:
+    paths = Paths(version_state(version), version_state(version))
+    sandboxes = Store("sandbox", paths.sandboxes_dir, paths.sandbox, read_sandbox)
+    containers = Store("container", paths.containers_dir, paths.container, read_container)
+    read = [item for store in (sandboxes, containers) for _, item in store.load()]
+    errors = [item for item in read if isinstance(item, CorruptStateError)]
+    assert errors == []
+    objects = [item for item in read if not isinstance(item, CorruptStateError)]
+    states = sorted(str(item.state) for item in objects)
+    assert states == ["created", "exited", "ready", "ready", "running"]
+    for item in objects:
+        assert item.config.metadata.name == item.record.metadata.name
+        assert item.status.process
+        assert item.status.monitor

@@ -252,6 +252,7 @@ async def test_garbage_is_collected_at_the_start_and_again_where_that_is_wanted(
         network=house.network,
         sandboxes=house.sandboxes,
         debts=house.debts,
+        operations=house.operations,
         collects_garbage=False,
     )
     async with running(house):
@@ -281,3 +282,17 @@ async def test_a_mistake_in_the_program_does_not_end_the_upkeep(house: House) ->
         house.points.heal()
         house.upkeep.wake()
         await until(lambda: not len(house.debts))
+
+
+async def test_all_debts_are_tried_when_that_is_wanted_due_or_not(house: House) -> None:
+    house.points.fail("cni.del", CniPluginError("bridge", "DEL", "no way"))
+    for number in range(12):
+        sandbox_id = await house.pods.run_pod_sandbox(pod_config(f"web-{number}"), "")
+        await house.pods.remove_pod_sandbox(sandbox_id)
+    assert len(house.debts) == 12
+    house.points.passed.clear()
+    await house.upkeep.pay_all()
+    assert house.points.passed.count("cni.del") == len(house.debts) == 12
+    house.points.heal()
+    await house.upkeep.pay_all()
+    assert len(house.debts) == 0

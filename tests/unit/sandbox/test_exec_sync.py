@@ -10,12 +10,11 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
-from cri_shim.background import Background
 from cri_shim.errors import (
     CriShimError,
     DeadlineError,
@@ -24,105 +23,22 @@ from cri_shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from cri_shim.host.process import Reaper, parent_pid
-from cri_shim.host.proctree import process_table
-from cri_shim.oci.runtime import HandlerSettings
-from cri_shim.paths import Paths
-from cri_shim.sandbox import container_io
-from cri_shim.sandbox.container_io import ExecResult, Execs, cut_to_fit
+from cri_shim.host.process import parent_pid
+from cri_shim.sandbox import exec_process
+from cri_shim.sandbox.exec_sync import ExecResult, cut_to_fit
 from cri_shim.sandbox.model import ContainerStatus
 from tests.fakes import exec_runtime
 from tests.fakes.house import until
-from tests.unit.sandbox.records import make_container
+from tests.unit.sandbox.exec_node import MAX_ANSWER, MAX_OUTPUT, Node, exec_node, is_alive, pid_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from cri_shim.oci.runtime import Runtime
-
-RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
-MAX_OUTPUT, MAX_ANSWER = 4096, 6000
-
-
-class ExecRuntime:
-    """What exec asks of a `Runtime`."""
-
-    def __init__(self, root_dir: Path) -> None:
-        self.program = [sys.executable, "-SE", exec_runtime.__file__]
-        self.settings = HandlerSettings(name="runc", path="runc", root_dir=root_dir)
-
-    def exec_detached_argv(
-        self, container_id: str, *, process_file: Path, pid_file: Path
-    ) -> list[str]:
-        files = ["--process", str(process_file), "--pid-file", str(pid_file)]
-        return [*self.program, "exec", "--detach", *files, container_id]
-
-    def environment(self) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"]}
-
-
-class Node:
-    """A running container to run commands in."""
-
-    def __init__(self, base: Path) -> None:
-        self.paths = Paths(base / "root", base / "state")
-        self.reaper = Reaper()
-        self.background = Background()
-        self.runtime = ExecRuntime(base)
-        self.container = make_container(status=RUNNING)
-        self.container.process_spec = {"args": ["sh"], "env": [], "cwd": "/"}
-        self.exec_dir = self.paths.container(self.container.id).exec_dir
-        self.exec_dir.mkdir(parents=True)
-        self.execs = Execs(
-            paths=self.paths,
-            runtime_of=lambda _handler: cast("Runtime", self.runtime),
-            reaper=self.reaper,
-            background=self.background,
-            max_output_bytes=MAX_OUTPUT,
-            max_answer_bytes=MAX_ANSWER,
-        )
-
-    async def run(self, *command: str, timeout_s: float = 0) -> ExecResult:
-        return await self.execs.exec_sync(self.container, command, cast("int", timeout_s))
-
-    async def sh(self, script: str, timeout_s: float = 0) -> ExecResult:
-        return await self.run("sh", "-c", script, timeout_s=timeout_s)
-
-    def runtimes(self) -> list[int]:
-        """Commands of the runtime that go on."""
-        mine = f"\0{self.exec_dir}/".encode()
-        return [pid for pid in process_table() if is_alive(pid) and mine in command_line(pid)]
-
 
 @pytest_asyncio.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    made = Node(tmp_path)
-    made.reaper.open()
-    yield made
-    await made.background.close(5)
-    made.reaper.close()
-    assert list(made.exec_dir.iterdir()) == []
-    assert made.runtimes() == []
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-async def pid_in(path: Path) -> int:
-    """The pid that a command writes into a file as soon as it runs."""
-    await until(lambda: path.exists() and path.read_text().strip())
-    return int(path.read_text())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    async with exec_node(tmp_path) as made:
+        yield made
 
 
 # --- commands that run -------------------------------------------------------------------------------------------
@@ -145,7 +61,13 @@ async def test_it_is_the_containers_own_process_with_other_arguments(node: Node)
     seen = []
     before = node.runtime.exec_detached_argv
 
-    def look(container_id: str, *, process_file: Path, pid_file: Path) -> list[str]:
+    def look(
+        container_id: str,
+        *,
+        process_file: Path,
+        pid_file: Path,
+        console_socket: Path | None = None,
+    ) -> list[str]:
         asyncio.get_running_loop().call_soon(
             lambda: seen.append(json.loads(process_file.read_bytes()))
         )
@@ -296,7 +218,7 @@ async def test_a_runtime_that_does_not_answer_is_dead_when_its_caller_hears_of_t
 async def test_a_runtime_that_does_not_answer_is_killed_without_a_deadline_too(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(container_io, "RUNTIME_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(exec_process, "RUNTIME_TIMEOUT_S", 0.1)
     for timeout_s in (0, 300):
         with pytest.raises(DeadlineError, match=r"did not start 'hang' within 0\.1 s"):
             await node.run("hang", timeout_s=timeout_s)
@@ -383,7 +305,7 @@ async def test_a_caller_that_goes_away_at_the_end_kills_nobody(
         killed.append(pid)
         return True
 
-    monkeypatch.setattr(container_io, "kill_family", note)
+    monkeypatch.setattr(exec_process, "kill_family", note)
     call = asyncio.ensure_future(node.run("true"))
     await until(lambda: node.background._tasks)
     [work] = node.background._tasks
@@ -409,3 +331,35 @@ async def test_while_it_runs_a_file_names_the_command_for_recovery(
     assert int(named.read_text()) == pid
     go.touch()
     assert (await call).exit_code == 0
+
+
+@pytest.mark.asyncio
+async def test_a_bounded_number_is_started_at_a_time_and_who_waits_too_long_is_told(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.execs._processes, "_starts", asyncio.Semaphore(2))
+    hanging = [asyncio.ensure_future(node.run("hang", timeout_s=0.5)) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineError, match="others are being started"):
+        await node.run("true", timeout_s=0.1)
+    waits = asyncio.ensure_future(node.run("true", timeout_s=20))
+    for call in hanging:
+        with pytest.raises(DeadlineError):
+            await call
+    assert (await waits).exit_code == 0
+
+
+@pytest.mark.asyncio
+async def test_one_who_goes_away_while_it_waits_for_its_turn_starts_nothing(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = asyncio.Semaphore(0)
+    monkeypatch.setattr(node.execs._processes, "_starts", turns)
+    call = asyncio.ensure_future(node.sh(f"touch {tmp_path}/ran"))
+    await asyncio.sleep(0.02)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    turns.release()
+    await node.background.close(5)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,134 @@
+"""UpdateContainerResources: new limits for a container, in the kernel and in its record.
+
+Rules:
+- What a request leaves unset stays as it is: the kubelet's CPU manager sends CPUs alone. What is in force is always
+  the whole set, kept in the status, shown by ContainerStatus, and told to the runtime as a whole.
+- A created or running container's cgroup is changed by the OCI runtime; an exited one has none, and only remembers.
+- A limit that can't be had is an error, and what was in force stays in force.
+- `oom_score_adj` belongs to processes, not to the cgroup: it is set at the start, and an update leaves it alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from google.protobuf import json_format
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import RuntimeCommandError, WrongStateError, host_step
+from cri_shim.host.files import write_atomic
+from cri_shim.oci.spec.resources import merge_resources, pids_limit
+from cri_shim.sandbox.model import ContainerState
+from cri_shim.sandbox.release import running
+from cri_shim.sandbox.store import as_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.spec.inputs import Spec
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.specs import Specs
+    from cri_shim.sandbox.store import Container, Store
+
+log = structlog.get_logger()
+
+
+class ContainerResources:
+    """Changes the limits of containers."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        store: Store[Container],
+        runtime_of: Callable[[str], Runtime],
+        specs: Specs,
+        cgroups: Cgroups,
+        cgroup_dir: Callable[[Container], str],
+    ) -> None:
+        self._paths = paths
+        self._store = store
+        self._runtime_of = runtime_of
+        self._specs = specs
+        self._cgroups = cgroups
+        self._cgroup_dir = cgroup_dir
+
+    async def update(
+        self,
+        container: Container,
+        wanted: api.LinuxContainerResources,
+        annotations: Mapping[str, str],
+    ) -> None:
+        """Set what is set in `wanted`, and a limit of processes that `annotations` name.
+
+        Raises InvalidArgumentError and UnsupportedError naming the field, WrongStateError for memory that is in use,
+        RuntimeCommandError with the runtime's own words.
+        """
+        async with container.lock:
+            now = resources_in_force(container)
+            self._specs.check_unchangeable(now, wanted)
+            resources = merge_resources(now, wanted)
+            pids = pids_limit(annotations) or _pids_in_force(container)
+            document = self._specs.update_document(resources, pids)
+            if container.state is not ContainerState.EXITED:
+                self._check_memory(container, wanted.memory_limit_in_bytes)
+                await self._tell_runtime(container, document)
+            self._store.update(
+                container,
+                msgspec.structs.replace(
+                    container.status, resources=as_json(resources), pids_limit=pids
+                ),
+            )
+        log.info("container resources updated", container_id=container.id)
+
+    async def _tell_runtime(self, container: Container, document: Spec) -> None:
+        file = self._paths.container(container.id).resources_file
+        with host_step(f"container {container.id}: writing its new resources"):
+            write_atomic(file, msgspec.json.encode(document))
+        try:
+            await self._runtime_of(container.record.handler).update(container.id, file)
+        except RuntimeCommandError as error:
+            if not running(container.status.process):
+                return  # its end is about to be noted: there is nothing left to limit
+            limit, used = (
+                document.get("memory", {}).get("limit", -1),
+                self._memory_in_use(container),
+            )
+            if used is not None and 0 < limit < used:
+                raise _in_use(container, limit, used, f": {error.stderr_tail.strip()}") from error
+            raise
+        finally:
+            file.unlink(missing_ok=True)
+
+    def _check_memory(self, container: Container, limit: int) -> None:
+        """cgroup v2 would make room by killing; v1 refuses by itself, after it has reclaimed what it can."""
+        if limit <= 0 or self._cgroups.mode != "v2":
+            return
+        used = self._cgroups.read_stats(self._cgroup_dir(container)).working_set_bytes
+        if used is not None and limit < used:
+            raise _in_use(container, limit, used)
+
+    def _memory_in_use(self, container: Container) -> int | None:
+        return self._cgroups.read_stats(self._cgroup_dir(container)).memory_usage_bytes
+
+
+def resources_in_force(container: Container) -> api.LinuxContainerResources:
+    """What limits a container now: its request, and what updates have made of it."""
+    kept = bytes(container.status.resources)
+    if kept == b"{}":
+        return container.config.linux.resources
+    return json_format.Parse(kept, api.LinuxContainerResources())
+
+
+def _pids_in_force(container: Container) -> int:
+    return container.status.pids_limit or pids_limit(container.config.annotations) or 0
+
+
+def _in_use(container: Container, limit: int, used: int, words: str = "") -> WrongStateError:
+    return WrongStateError(
+        f"container {container.id}: memory_limit_in_bytes: {limit} is less than the {used} bytes in use{words}"
+    )

@@ -1,0 +1,256 @@
+"""How a container is made: from a request to a created process that waits for its start, or to nothing at all.
+
+Rules:
+- What can be refused is refused before the first effect; the rest, which shows only in the image, is undone.
+- Every effect is pushed on the `Rollback` first, and undone by `release`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from cri_shim.background import uninterrupted
+from cri_shim.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    RuntimeCommandError,
+)
+from cri_shim.ids import new_id
+from cri_shim.oci.complaints import says_too_little_memory
+from cri_shim.oci.spec.mounts import volume_paths
+from cri_shim.rollback import Rollback
+from cri_shim.sandbox.container_log import log_path, make_log_directory
+from cri_shim.sandbox.launch import Launch, Launcher
+from cri_shim.sandbox.model import (
+    ContainerMetadata,
+    ContainerRecord,
+    ContainerState,
+    ContainerStatus,
+    User,
+)
+from cri_shim.sandbox.pod_users import root_of, users_of
+from cri_shim.sandbox.pods import require_ready
+from cri_shim.sandbox.store import Container, Sandbox, Store, as_json
+from cri_shim.sandbox.volumes import (
+    Volumes,
+    hold_image_volumes,
+    make_volumes,
+    mount_images,
+    volume_records,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.image.model import Image
+    from cri_shim.image.store import ImageStore
+    from cri_shim.image.volume import ImageVolume
+    from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.spec.inputs import BindVolume
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.exits import ExitWatch
+    from cri_shim.sandbox.release import Release
+    from cri_shim.sandbox.specs import Specs
+
+log = structlog.get_logger()
+
+
+class Creation:
+    """CreateContainer's work. Calls for one name come one after the other."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        store: Store[Container],
+        images: ImageStore,
+        runtime_of: Callable[[str], Runtime],
+        launcher: Launcher,
+        specs: Specs,
+        release: Release,
+        exits: ExitWatch,
+        boot_id: str,
+    ) -> None:
+        self._paths = paths
+        self._store = store
+        self._images = images
+        self._runtime_of = runtime_of
+        self._launcher = launcher
+        self._specs = specs
+        self._release = release
+        self._exits = exits
+        self._boot_id = boot_id
+
+    async def create(
+        self,
+        sandbox: Sandbox,
+        config: api.ContainerConfig,
+        metadata: ContainerMetadata,
+        digest: str,
+    ) -> str:
+        """Make a container in a sandbox, or find what the same request has made before; its ID.
+
+        Raises NotFoundError (image), WrongStateError (sandbox not ready), InvalidArgumentError, AlreadyExistsError,
+        and what the runtime says.
+        """
+        name = metadata.reserved_name(sandbox.id)
+        holder = self._store.by_name(name)
+        if holder is not None:
+            if holder.record.digest == digest and holder.state is ContainerState.CREATED:
+                return holder.id
+            raise AlreadyExistsError(
+                f"container name {name} is held by container {holder.id} ({holder.state}): "
+                "remove that one or raise the attempt"
+            )
+        require_ready(sandbox)
+        async with AsyncExitStack() as held:
+            volumes = await hold_image_volumes(self._images, config, held)
+            container, launch, image = self._plan(sandbox, config, metadata, digest, volumes)
+            await self._make(sandbox, container, launch, image, volumes)
+        log.info("container created", container_id=container.id, sandbox_id=sandbox.id)
+        return container.id
+
+    async def _make(
+        self,
+        sandbox: Sandbox,
+        container: Container,
+        launch: Launch,
+        image: Image,
+        image_volumes: Mapping[int, ImageVolume],
+    ) -> None:
+        config, paths = container.config, launch.paths
+        rollback = Rollback(f"container {container.id}")
+        async with rollback:
+            # 1. The record, before any effect.
+            rollback.push("record", lambda: self._forget_failed(container, rollback))
+            self._store.create(container)
+            make_log_directory(sandbox.config.log_directory, launch.log_file)
+            # 2. The root file system, where the user is looked up, and the volumes made of images.
+            with users_of(sandbox) as users:
+                await self._launcher.mount_rootfs(launch, rollback, users)
+                mounted: Mapping[int, Path] = {}
+                if image_volumes:
+                    rollback.push("image volumes", lambda: self._release.mounts(paths))
+                    mounted = await uninterrupted(
+                        mount_images,
+                        paths,
+                        image_volumes,
+                        userns_fd=users.fd if users else None,
+                        label=launch.label,
+                    )
+            declared = list(volume_paths(image.config.volumes, config))
+            made: tuple[BindVolume, ...] = ()
+            if declared:
+                made = await uninterrupted(make_volumes, paths, declared, root_of(sandbox))
+            # 3. The spec, and the process that waits for its start.
+            spec, user = await self._specs.container_spec(
+                sandbox, container, image, Volumes(mounted, made)
+            )
+            try:
+                created = await self._launcher.create(launch, spec, rollback)
+            except RuntimeCommandError as error:
+                require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
+                if says_too_little_memory(str(error)):
+                    limit = config.linux.resources.memory_limit_in_bytes
+                    raise InvalidArgumentError(
+                        f"memory_limit_in_bytes: {limit}: too little for a container to start: {error}"
+                    ) from error
+                raise
+            # 4. Complete, unless the pod was stopped meanwhile.
+            require_ready(sandbox)
+            container.process_spec = spec["process"]
+            self._store.commit(
+                container,
+                container.status.committed(
+                    time.time_ns(),
+                    created.process,
+                    created.monitor,
+                    User(user.uid, user.gid, user.additional_gids),
+                ),
+            )
+            rollback.commit()
+        self._exits.watch(container.id, created.process, created.monitor)
+
+    def _plan(
+        self,
+        sandbox: Sandbox,
+        config: api.ContainerConfig,
+        metadata: ContainerMetadata,
+        digest: str,
+        volumes: Mapping[int, ImageVolume],
+    ) -> tuple[Container, Launch, Image]:
+        """Everything that can be refused is refused here, before the first effect."""
+        image = self._images.find(config.image.image)
+        if image is None:
+            raise NotFoundError("image", config.image.image, "pull or import it first")
+        container_id = new_id()
+        paths = self._paths.container(container_id)
+        layers = self._images.layer_stack(image).lowers
+        log_file = log_path(sandbox.config.log_directory, config.log_path)
+        record = ContainerRecord(
+            id=container_id,
+            sandbox_id=sandbox.id,
+            metadata=metadata,
+            handler=sandbox.record.handler,
+            digest=digest,
+            created_at_ns=time.time_ns(),
+            boot_id=self._boot_id,
+            cgroup_parent=sandbox.record.cgroup_parent,
+            image_id=image.id,
+            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            layers=tuple(layers),
+            image_volumes=volume_records(volumes),
+            log_path=str(log_file) if log_file else "",
+            stop_signal=self._specs.stop_signal(config, image),
+            labels=self._specs.container_labels(sandbox, config),
+            config=as_json(config),
+        )
+        launch = Launch(
+            object_id=container_id,
+            paths=paths,
+            runtime=self._runtime_of(record.handler),
+            place=self._specs.place(record.cgroup_parent, container_id),
+            layers=layers,
+            label=record.labels.files,
+            log_file=log_file,
+            terminal=config.tty,
+            stdin=config.stdin,
+            stdin_once=config.stdin_once,
+        )
+        return Container(record, ContainerStatus(), config), launch, image
+
+    async def _forget_failed(self, container: Container, rollback: Rollback) -> None:
+        if not rollback.failed:
+            try:
+                await self._release.root_files(self._paths.container(container.id))
+            except OSError:
+                rollback.failed.append("record")
+                log.exception("record not removed", container_id=container.id)
+        if rollback.failed:
+            self.give_up(container, f"the undoing failed of: {', '.join(rollback.failed)}")
+            return
+        self._store.forget(container)
+
+    def give_up(self, container: Container, message: str) -> None:
+        """Show what could not be undone, as exited, so that the kubelet's Remove finishes the work."""
+        now = time.time_ns()
+        self._store.update(
+            container,
+            msgspec.structs.replace(
+                container.status,
+                committed_at_ns=now,
+                finished_at_ns=now,
+                exit_code=128,
+                reason="CreateContainerError",
+                message=message,
+            ),
+        )
+        container.ended.set()

@@ -1,0 +1,125 @@
+"""A running container to run commands in: a real reaper, and a small program in the runtime's place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from cri_shim.background import Background
+from cri_shim.host.process import Reaper
+from cri_shim.host.proctree import process_table
+from cri_shim.oci.runtime import HandlerSettings
+from cri_shim.paths import Paths
+from cri_shim.sandbox.exec_process import ExecProcesses
+from cri_shim.sandbox.exec_session import ExecSessions
+from cri_shim.sandbox.exec_sync import ExecResult, Execs
+from cri_shim.sandbox.model import ContainerStatus
+from tests.fakes import exec_runtime
+from tests.fakes.house import until
+from tests.unit.sandbox.records import make_container
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from cri_shim.oci.runtime import Runtime
+
+RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
+MAX_OUTPUT, MAX_ANSWER = 4096, 6000
+
+
+class ExecRuntime:
+    """What exec asks of a `Runtime`."""
+
+    def __init__(self, root_dir: Path) -> None:
+        self.program = [sys.executable, "-SE", exec_runtime.__file__]
+        self.settings = HandlerSettings(name="runc", path="runc", root_dir=root_dir)
+
+    def exec_detached_argv(
+        self,
+        container_id: str,
+        *,
+        process_file: Path,
+        pid_file: Path,
+        console_socket: Path | None = None,
+    ) -> list[str]:
+        files = ["--process", str(process_file), "--pid-file", str(pid_file)]
+        if console_socket is not None:
+            files += ["--console-socket", str(console_socket)]
+        return [*self.program, "exec", "--detach", *files, container_id]
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"]}
+
+
+class Node:
+    """A running container to run commands in."""
+
+    def __init__(self, base: Path) -> None:
+        self.paths = Paths(base / "root", base / "state")
+        self.reaper = Reaper()
+        self.background = Background()
+        self.runtime = ExecRuntime(base)
+        self.container = make_container(status=RUNNING)
+        self.container.process_spec = {"args": ["sh"], "env": [], "cwd": "/"}
+        self.exec_dir = self.paths.container(self.container.id).exec_dir
+        self.exec_dir.mkdir(parents=True)
+        self.paths.console_dir.mkdir(parents=True)
+        processes = ExecProcesses(
+            paths=self.paths,
+            runtime_of=lambda _handler: cast("Runtime", self.runtime),
+            reaper=self.reaper,
+        )
+        self.sessions = ExecSessions(processes, paths=self.paths, background=self.background)
+        self.execs = Execs(
+            processes,
+            background=self.background,
+            max_output_bytes=MAX_OUTPUT,
+            max_answer_bytes=MAX_ANSWER,
+        )
+
+    async def run(self, *command: str, timeout_s: float = 0) -> ExecResult:
+        return await self.execs.exec_sync(self.container, command, cast("int", timeout_s))
+
+    async def sh(self, script: str, timeout_s: float = 0) -> ExecResult:
+        return await self.run("sh", "-c", script, timeout_s=timeout_s)
+
+    def runtimes(self) -> list[int]:
+        """Commands of the runtime that go on."""
+        mine = f"\0{self.exec_dir}/".encode()
+        return [pid for pid in process_table() if is_alive(pid) and mine in command_line(pid)]
+
+
+@asynccontextmanager
+async def exec_node(tmp_path: Path) -> AsyncIterator[Node]:
+    """One, looked after: nothing of its execs is left."""
+    made = Node(tmp_path)
+    made.reaper.open()
+    yield made
+    await made.background.close(5)
+    made.reaper.close()
+    assert list(made.exec_dir.iterdir()) == []
+    assert list(made.paths.console_dir.iterdir()) == []
+    assert made.runtimes() == []
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+async def pid_in(path: Path) -> int:
+    """The pid that a command writes into a file as soon as it runs."""
+    await until(lambda: path.exists() and path.read_text().strip())
+    return int(path.read_text())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

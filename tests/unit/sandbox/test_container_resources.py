@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import (
+    CriShimError,
+    InvalidArgumentError,
+    RuntimeCommandError,
+    WrongStateError,
+)
+from cri_shim.host.cgroups.usage import CgroupStats
+from cri_shim.rpc.translate_containers import container_status
+from cri_shim.sandbox.container_resources import resources_in_force
+from tests.fakes.house import container_config
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cri_shim.sandbox.store import Container
+    from tests.fakes.house import House
+
+pytestmark = pytest.mark.asyncio
+
+MIB = 1 << 20
+
+
+async def limited(house: House) -> Container:
+    """A created container with limits."""
+    sandbox = await house.run_pod()
+    config = container_config()
+    config.annotations["cgroup.pids.max"] = "50"
+    config.linux.resources.CopyFrom(
+        api.LinuxContainerResources(
+            memory_limit_in_bytes=64 * MIB, cpu_quota=5000, cpu_period=10_000, oom_score_adj=7
+        )
+    )
+    created = await house.containers.create_container(sandbox.id, config, sandbox.config)
+    return house.containers.find(created)
+
+
+async def update(
+    house: House, container: Container, annotations: dict[str, str] | None = None, **fields: Any
+) -> None:
+    resources = api.LinuxContainerResources(**fields)
+    await house.containers.update_container_resources(container.id, resources, annotations or {})
+
+
+async def test_runtime_is_told_the_whole_set_of_which_the_request_is_a_part(house: House) -> None:
+    container = await limited(house)
+    await update(house, container, cpuset_cpus="0-1", cpu_quota=-1)
+    [(told, document)] = house.runtime.updates
+    assert told == container.id
+    assert document == {
+        "cpu": {"quota": -1, "period": 10_000, "cpus": "0-1"},
+        "memory": {"limit": 64 * MIB},
+        "pids": {"limit": 50},
+    }
+    assert not house.paths.container(container.id).resources_file.exists()
+
+
+async def test_status_shows_what_is_in_force_and_so_does_the_next_daemons(house: House) -> None:
+    container = await limited(house)
+    await update(house, container, {"cgroup.pids.max": "-1"}, cpu_shares=9, oom_score_adj=900)
+    expected = api.LinuxContainerResources(
+        memory_limit_in_bytes=64 * MIB,
+        cpu_quota=5000,
+        cpu_period=10_000,
+        cpu_shares=9,
+        oom_score_adj=7,
+    )
+    assert container_status(container).resources.linux == expected
+    [(_, again)] = house.stored.load()
+    assert not isinstance(again, CriShimError)
+    assert resources_in_force(again) == expected
+    await update(house, container, cpu_shares=10)
+    assert house.runtime.updates[-1][1]["pids"] == {"limit": -1}
+
+
+async def test_exited_container_only_remembers(house: House) -> None:
+    container = await limited(house)
+    await house.containers.start_container(container.id)
+    await house.containers.stop_container(container.id, 0)
+    await update(house, container, cpu_shares=9)
+    assert house.runtime.updates == []
+    assert resources_in_force(container).cpu_shares == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"cpu_period": 7}, "cpu_period"),
+        ({"cpuset_mems": "x"}, "cpuset_mems"),
+        ({"memory_limit_in_bytes": -2}, "memory_limit_in_bytes"),
+        ({"unified": {"memory.high": "1"}}, "unified"),
+        ({"oom_score_adj": 1001}, "oom_score_adj"),
+        ({"hugepage_limits": [{"page_size": "big"}]}, r"hugepage_limits\.page_size"),
+    ],
+)
+async def test_what_can_not_be_is_refused_by_its_field_and_changes_nothing(
+    house: House, fields: dict[str, Any], says: str
+) -> None:
+    container = await limited(house)
+    before = resources_in_force(container)
+    with pytest.raises(InvalidArgumentError, match=says):
+        await update(house, container, **fields)
+    with pytest.raises(InvalidArgumentError, match=r"cgroup\.pids\.max"):
+        await update(house, container, {"cgroup.pids.max": "many"})
+    assert resources_in_force(container) == before
+    assert house.runtime.updates == []
+
+
+def uses(house: House, container: Container, used: int, *, working_set: int | None = None) -> None:
+    directory = house.containers.endings.cgroup_dir(container)
+    house.kernel.cgroups.stats[directory] = CgroupStats(
+        read_at_ns=1,
+        memory_usage_bytes=used,
+        working_set_bytes=used if working_set is None else working_set,
+    )
+
+
+async def test_memory_in_use_is_named_when_the_kernel_refuses_to_take_it(house: House) -> None:
+    container = await limited(house)
+    uses(house, container, 40 * MIB)
+    house.runtime.refuses_updates = "device or resource busy"
+    words = f"memory_limit_in_bytes: {8 * MIB} is less than the {40 * MIB} bytes in use: device"
+    with pytest.raises(WrongStateError, match=words):
+        await update(house, container, memory_limit_in_bytes=8 * MIB)
+    with pytest.raises(RuntimeCommandError, match="busy"):
+        await update(house, container, memory_limit_in_bytes=50 * MIB)
+    assert resources_in_force(container).memory_limit_in_bytes == 64 * MIB
+
+
+async def test_memory_in_use_is_not_taken_where_the_kernel_would_kill_for_it(house: House) -> None:
+    container = await limited(house)
+    house.kernel.cgroups.mode = "v2"
+    uses(house, container, 60 * MIB, working_set=10 * MIB)
+    with pytest.raises(WrongStateError, match="in use"):
+        await update(house, container, memory_limit_in_bytes=8 * MIB)
+    await update(house, container, memory_limit_in_bytes=20 * MIB)
+    assert len(house.runtime.updates) == 1
+
+
+async def test_end_that_is_about_to_be_noted_leaves_nothing_to_limit(house: House) -> None:
+    container = await limited(house)
+    assert container.status.process is not None
+    house.monitors.write_exit_files = False
+    house.kernel.processes[container.status.process.pid].on_end = None
+    house.kernel.watches.clear()
+    house.kernel.end(container.status.process.pid)
+    house.runtime.refuses_updates = "container not running"
+    await update(house, container, cpu_shares=9)
+    assert resources_in_force(container).cpu_shares == 9
