@@ -17,11 +17,32 @@ if TYPE_CHECKING:
 _READ_BYTES = 65536  # a pipe's default capacity
 
 
+class Allowance:
+    """What several captures may keep together: whoever comes first has it, and gives it back when it closes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    def take(self, n_bytes: int) -> int:
+        """How many of these bytes may be kept."""
+        granted = min(n_bytes, self._left)
+        self._left -= granted
+        return granted
+
+    def give_back(self, n_bytes: int) -> None:
+        """So many are no longer kept."""
+        self._left += n_bytes
+
+
 class Capture:
     """One pipe: the first `max_bytes` of what comes, or with `tail` the last ones."""
 
-    def __init__(self, max_bytes: int, *, tail: bool = False) -> None:
+    def __init__(
+        self, max_bytes: int, *, tail: bool = False, allowance: Allowance | None = None
+    ) -> None:
+        """`allowance` bounds what is kept besides; not for a tail."""
         self._max_bytes = max_bytes
+        self._allowance = allowance
         self._tail = tail
         self._buffer = bytearray()
         self._on_overflow: Callable[[], None] | None = None
@@ -62,9 +83,12 @@ class Capture:
         return self.data().decode("utf-8", "replace")
 
     def close(self) -> None:
-        """Close both ends; idempotent."""
+        """Close both ends, and forget what an allowance was used for; idempotent."""
         self._close_write_fd()
         self._close_read_fd()
+        if self._allowance is not None:
+            self._allowance.give_back(len(self._buffer))
+            self._buffer.clear()
 
     def _read_some(self) -> int:
         if self._read_fd < 0:
@@ -86,6 +110,8 @@ class Capture:
                 del self._buffer[: -self._max_bytes]
             return
         room = self._max_bytes - len(self._buffer)
+        if self._allowance is not None:
+            room = self._allowance.take(min(room, len(chunk)))
         self._buffer += chunk[:room]
         if len(chunk) > room and not self.overflowed:
             self.overflowed = True

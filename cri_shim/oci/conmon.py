@@ -42,6 +42,7 @@ from cri_shim.host.pidfd import parent_pid, start_time_ticks
 from cri_shim.oci import conmon_control
 from cri_shim.oci.complaints import runtime_message
 from cri_shim.oci.conmon_sync import MAX_REPORT_BYTES, Pipe, own_words, parse_report, read_line
+from cri_shim.operations import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,7 +134,7 @@ class Monitors:
         handler = runtime.settings.name
         started = time.monotonic()
         try:
-            with self._console_dir(request) as console_dir:
+            with step(f"conmon and {handler} create"), self._console_dir(request) as console_dir:
                 monitored = await self._create(request, runtime, console_dir, timeout_s, on_spawn)
         except (RuntimeCommandError, MonitorError, DeadlineError):
             metrics.OCI_COMMAND_FAILURES.labels(handler, "create").inc()
@@ -147,6 +148,15 @@ class Monitors:
         Raises WrongStateError when the monitor is gone, DeadlineError when it doesn't answer.
         """
         await conmon_control.reopen_log(bundle_dir, log_file, timeout_s=timeout_s)
+
+    async def resize_terminal(
+        self, bundle_dir: Path, width: int, height: int, *, timeout_s: float = 5.0
+    ) -> None:
+        """Give the container's terminal a size, in characters; see `conmon_control`.
+
+        Raises WrongStateError when the monitor is gone, DeadlineError when it doesn't listen.
+        """
+        await conmon_control.resize_terminal(bundle_dir, width, height, timeout_s=timeout_s)
 
     async def version(self, *, timeout_s: float = 10.0) -> str:
         """conmon's version number.

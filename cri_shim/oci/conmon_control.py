@@ -1,7 +1,8 @@
-"""Telling a running conmon to reopen its log, over the control pipe in its bundle.
+"""Telling a running conmon to reopen its log, or the size of a terminal, over the control pipe in its bundle.
 
-Rules: `ctl` is a FIFO that conmon reads lines of three numbers from; `2 0 0` reopens the log. conmon opens a new file
-beside it and renames that over the log's name, so the name's inode changes when it is done. Nothing here blocks.
+Rules: `ctl` is a FIFO that conmon reads lines from (`attach_wire`), one at a time: whoever writes waits until the last
+one is read, and on the daemon's loop nothing comes between. conmon opens a new log beside the old one and renames it
+over the name, so the name's inode changes when it is done. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import time
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import DeadlineError, WrongStateError
+from cri_shim.oci.attach_wire import REOPEN_LINE, resize_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_REOPEN = b"2 0 0\n"
 _PAUSE_S = 0.002
 
 
@@ -44,9 +45,26 @@ async def reopen_log(bundle_dir: Path, log_file: Path, *, timeout_s: float) -> N
         while _unread_bytes(fd):
             await _pause(fd, give_up_at, what, "does not read its control pipe")
         if _is_read(fd):
-            os.write(fd, _REOPEN)
+            os.write(fd, REOPEN_LINE)
         while (after := _inode(log_file)) is None or after == before:
             await _pause(fd, give_up_at, what, "has not opened a new file")
+    finally:
+        os.close(fd)
+
+
+async def resize_terminal(bundle_dir: Path, width: int, height: int, *, timeout_s: float) -> None:
+    """Give the container's terminal a size, in characters.
+
+    Raises WrongStateError when the monitor is gone, DeadlineError when it doesn't listen.
+    """
+    give_up_at = time.monotonic() + timeout_s
+    what = f"resizing the terminal at {bundle_dir}"
+    fd = _open_control(bundle_dir, what)
+    try:
+        while _unread_bytes(fd):
+            await _pause(fd, give_up_at, what, "does not read its control pipe")
+        if _is_read(fd):
+            os.write(fd, resize_line(width, height))
     finally:
         os.close(fd)
 

@@ -1,5 +1,7 @@
 """RuntimeService: one short method per RPC that checks fields, calls the use case and encodes the answer.
 
+It is as long as the list of RPCs.
+
 Rules:
 - No decision about pods or containers is taken here, and no state is kept.
 - An RPC without a method here is answered UNIMPLEMENTED by `handlers`.
@@ -21,12 +23,13 @@ from cri_shim.errors import InvalidArgumentError, NotFoundError
 from cri_shim.rpc import translate_containers as containers_
 from cri_shim.rpc import translate_pods as pods_
 from cri_shim.rpc.fields import require
+from cri_shim.rpc.pieces import send_in_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from cri_shim.rpc.use_cases import Containers, Pods, Stats
+    from cri_shim.rpc.use_cases import Containers, Pods, Stats, Streams
     from cri_shim.sandbox.stats import ContainerUsage
 
 log = structlog.get_logger()
@@ -64,6 +67,8 @@ class NodeStatus:
     handlers: Sequence[HandlerFacts] = ()
     """The default handler first: it is shown under its own name and as "", which is how pods ask for it."""
     supplemental_groups_policy: bool = False
+    user_namespaces_host_network: bool = False
+    mount_options: bool = False
 
 
 class Node(Protocol):
@@ -74,6 +79,9 @@ class Node(Protocol):
 
     def info(self) -> Mapping[str, object]:
         """Documents by name for Status(verbose): the effective configuration, the last CNI load, …"""
+
+    def update_pod_cidr(self, pod_cidr: str) -> None:
+        """Which addresses the node's pods shall have: ranges, separated by commas."""
 
     def uses_systemd_cgroups(self) -> bool:
         """Who makes the pods' cgroups: systemd, or we."""
@@ -86,6 +94,7 @@ class RuntimeService:
     pods: Pods
     containers: Containers
     stats: Stats
+    streams: Streams
     node: Node
     layers_mountpoint: Path
     """What clients are told holds the writable layers; ImageFsInfo says the same."""
@@ -113,7 +122,9 @@ class RuntimeService:
                 ]
             ),
             features=api.RuntimeFeatures(
-                supplemental_groups_policy=status.supplemental_groups_policy
+                supplemental_groups_policy=status.supplemental_groups_policy,
+                user_namespaces_host_network=status.user_namespaces_host_network,
+                mount_options=status.mount_options,
             ),
         )
         names = ["", *(handler.name for handler in status.handlers)]
@@ -138,9 +149,8 @@ class RuntimeService:
     async def update_runtime_config(
         self, request: api.UpdateRuntimeConfigRequest
     ) -> api.UpdateRuntimeConfigResponse:
-        """Take note of the node's pod addresses; networks are configured by who installs CNI plugins."""
-        pod_cidr = request.runtime_config.network_config.pod_cidr
-        log.info("kubelet told the pod addresses of this node", pod_cidr=pod_cidr)
+        """Take note of the node's pod addresses."""
+        self.node.update_pod_cidr(request.runtime_config.network_config.pod_cidr)
         return api.UpdateRuntimeConfigResponse()
 
     # --- sandboxes -----------------------------------------------------------------------------------------------
@@ -174,6 +184,16 @@ class RuntimeService:
         await self.pods.remove_pod_sandbox(request.pod_sandbox_id)
         return api.RemovePodSandboxResponse()
 
+    async def update_pod_sandbox_resources(
+        self, request: api.UpdatePodSandboxResourcesRequest
+    ) -> api.UpdatePodSandboxResourcesResponse:
+        """Take note of a pod's new size."""
+        require(request, "pod_sandbox_id")
+        await self.pods.update_pod_sandbox_resources(
+            request.pod_sandbox_id, request.overhead, request.resources
+        )
+        return api.UpdatePodSandboxResourcesResponse()
+
     async def pod_sandbox_status(
         self, request: api.PodSandboxStatusRequest
     ) -> api.PodSandboxStatusResponse:
@@ -201,6 +221,19 @@ class RuntimeService:
         chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
         response.items.extend(map(pods_.pod_sandbox, chosen))
         return response
+
+    async def stream_pod_sandboxes(
+        self,
+        request: api.StreamPodSandboxesRequest,
+        send: Callable[[api.StreamPodSandboxesResponse], Awaitable[None]],
+    ) -> None:
+        """The same in pieces: for more sandboxes than one message can hold."""
+        chosen = list(pods_.selected(self.pods.list_pod_sandbox(), request.filter))
+        await send_in_pieces(
+            map(pods_.pod_sandbox, chosen),
+            lambda piece: api.StreamPodSandboxesResponse(pod_sandboxes=piece),
+            send,
+        )
 
     # --- containers ----------------------------------------------------------------------------------------------
 
@@ -255,6 +288,19 @@ class RuntimeService:
         response.containers.extend(map(containers_.container_entry, chosen))
         return response
 
+    async def stream_containers(
+        self,
+        request: api.StreamContainersRequest,
+        send: Callable[[api.StreamContainersResponse], Awaitable[None]],
+    ) -> None:
+        """The same in pieces: for more containers than one message can hold."""
+        chosen = list(containers_.selected(self.containers.list_containers(), request.filter))
+        await send_in_pieces(
+            map(containers_.container_entry, chosen),
+            lambda piece: api.StreamContainersResponse(containers=piece),
+            send,
+        )
+
     async def container_status(
         self, request: api.ContainerStatusRequest
     ) -> api.ContainerStatusResponse:
@@ -265,6 +311,18 @@ class RuntimeService:
         if request.verbose:
             response.info["info"] = json_text(self.containers.verbose_info(container))
         return response
+
+    async def update_container_resources(
+        self, request: api.UpdateContainerResourcesRequest
+    ) -> api.UpdateContainerResourcesResponse:
+        """Change a container's limits."""
+        require(request, "container_id")
+        if request.HasField("windows"):
+            raise InvalidArgumentError("windows: this node runs Linux")
+        await self.containers.update_container_resources(
+            request.container_id, request.linux, request.annotations
+        )
+        return api.UpdateContainerResourcesResponse()
 
     async def exec_sync(self, request: api.ExecSyncRequest) -> api.ExecSyncResponse:
         """Run a command in a container and wait for it."""
@@ -288,6 +346,39 @@ class RuntimeService:
         await self.containers.reopen_container_log(request.container_id)
         return api.ReopenContainerLogResponse()
 
+    # --- streams -------------------------------------------------------------------------------------------------
+
+    async def exec(self, request: api.ExecRequest) -> api.ExecResponse:
+        """Where a client can run a command in a container."""
+        require(request, "container_id", "cmd")
+        url = self.streams.exec(
+            request.container_id,
+            list(request.cmd),
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            tty=request.tty,
+        )
+        return api.ExecResponse(url=url)
+
+    async def attach(self, request: api.AttachRequest) -> api.AttachResponse:
+        """Where a client can join a container's streams."""
+        require(request, "container_id")
+        url = self.streams.attach(
+            request.container_id,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            tty=request.tty,
+        )
+        return api.AttachResponse(url=url)
+
+    async def port_forward(self, request: api.PortForwardRequest) -> api.PortForwardResponse:
+        """Where a client can connect to a pod's ports."""
+        require(request, "pod_sandbox_id")
+        url = self.streams.port_forward(request.pod_sandbox_id, list(request.port))
+        return api.PortForwardResponse(url=url)
+
     # --- statistics ----------------------------------------------------------------------------------------------
 
     async def container_stats(
@@ -308,6 +399,20 @@ class RuntimeService:
         chosen = list(containers_.selected(self.containers.list_containers(), request.filter))
         usages = await self.stats.container_stats(chosen)
         return api.ListContainerStatsResponse(stats=map(self._encoded, usages))
+
+    async def stream_container_stats(
+        self,
+        request: api.StreamContainerStatsRequest,
+        send: Callable[[api.StreamContainerStatsResponse], Awaitable[None]],
+    ) -> None:
+        """The same in pieces."""
+        chosen = list(containers_.selected(self.containers.list_containers(), request.filter))
+        usages = await self.stats.container_stats(chosen)
+        await send_in_pieces(
+            map(self._encoded, usages),
+            lambda piece: api.StreamContainerStatsResponse(container_stats=piece),
+            send,
+        )
 
     def _encoded(self, usage: ContainerUsage) -> api.ContainerStats:
         return containers_.container_stats(usage, mountpoint=str(self.layers_mountpoint))

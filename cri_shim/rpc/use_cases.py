@@ -40,6 +40,14 @@ class Pods(Protocol):
     async def remove_pod_sandbox(self, sandbox_id: str) -> None:
         """Take it away."""
 
+    async def update_pod_sandbox_resources(
+        self,
+        sandbox_id: str,
+        overhead: api.LinuxContainerResources,
+        resources: api.LinuxContainerResources,
+    ) -> None:
+        """Take note of its new size."""
+
     def find(self, id_or_prefix: str) -> Sandbox:
         """The one with this ID."""
 
@@ -67,6 +75,14 @@ class Containers(Protocol):
     async def remove_container(self, container_id: str) -> None:
         """Take it away."""
 
+    async def update_container_resources(
+        self,
+        container_id: str,
+        resources: api.LinuxContainerResources,
+        annotations: Mapping[str, str],
+    ) -> None:
+        """Change its limits."""
+
     def find(self, id_or_prefix: str) -> Container:
         """The one with this ID."""
 
@@ -90,3 +106,27 @@ class Stats(Protocol):
 
     async def container_stats(self, containers: Sequence[Container]) -> Sequence[ContainerUsage]:
         """Usage of each of these that still is there."""
+
+
+class Streams(Protocol):
+    """Where clients can have streams; each returns a URL for one use."""
+
+    def exec(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        tty: bool,
+    ) -> str:
+        """To run a command."""
+
+    def attach(
+        self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool, tty: bool
+    ) -> str:
+        """To join a container."""
+
+    def port_forward(self, sandbox_id: str, ports: Sequence[int]) -> str:
+        """To connect to ports of a pod."""

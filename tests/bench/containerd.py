@@ -1,4 +1,4 @@
-"""Debian's containerd, as it is installed, in directories of its own: what the pull benchmark compares with."""
+"""Debian's containerd, as it is installed, in directories of its own: what benchmarks compare with."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ state = "{work}/state"
 
 
 @contextmanager
-def containerd(work: Path) -> Iterator[tuple[int, Path]]:
-    """Its process ID and socket; ended when this closes. Raises: RuntimeError with its log when it does not come up."""
+def containerd(work: Path, *, config: str = "") -> Iterator[tuple[int, Path]]:
+    """Its process ID and socket; ended when this closes. `config` is what its configuration has besides, in TOML.
+
+    Raises: RuntimeError with its log when it does not come up.
+    """
     work.mkdir(exist_ok=True)
     socket = work / "c.sock"
-    config = work / "config.toml"
-    config.write_text(_CONFIG.format(work=work, socket=socket))
+    config_file = work / "config.toml"
+    config_file.write_text(_CONFIG.format(work=work, socket=socket) + config)
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "containerd", "--config", str(config)],
+            ["setpriv", "--pdeathsig", "KILL", "containerd", "--config", str(config_file)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
+import signal
 import subprocess
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from tests.harness import node
 from tests.harness.daemon import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 COMMAND_TIMEOUT_S = 60
+WORDS_TIMEOUT_S = 15
 REMEDIES: Mapping[str, str] = {
     command: f"put {command} of cri-tools v1.36 or newer on PATH"
     for command in ("crictl", "critest")
@@ -23,6 +29,30 @@ REMEDIES: Mapping[str, str] = {
 
 class CrictlError(AssertionError):
     """A command did not do what the test expects."""
+
+
+class Going:
+    """A command under way."""
+
+    def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
+        self.process = process
+        self.fd = fd
+        """The terminal, or the reading end of what it writes."""
+        self.said = ""
+
+    def until(self, words: str) -> None:
+        """Read until it has said these words. Raises: CrictlError when it doesn't."""
+        deadline = time.monotonic() + WORDS_TIMEOUT_S
+        while words not in self.said:
+            if time.monotonic() > deadline:
+                raise CrictlError(f"it never said {words!r}:\n{self.said}")
+            time.sleep(0.01)
+            with suppress(BlockingIOError, OSError):  # EIO: it has ended
+                self.said += os.read(self.fd, 1 << 16).decode(errors="replace")
+
+    def type(self, text: str) -> None:
+        """As on a keyboard."""
+        os.write(self.fd, text.encode())
 
 
 class Crictl:
@@ -74,6 +104,32 @@ class Crictl:
         path = self._scratch / f"{self._files}.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         return str(path)
+
+    @contextmanager
+    def going(
+        self, *arguments: str, terminal: bool = False, stdin: int | None = None
+    ) -> Iterator[Going]:
+        """A command that goes on, on a terminal or with pipes; killed at the end."""
+        reading, writing = pty.openpty() if terminal else os.pipe()
+        process = subprocess.Popen(
+            # `setsid -c` makes the terminal its own: only then crictl is told of new sizes.
+            [*(["setsid", "-c", "-w"] * terminal), "crictl", "--timeout", "30s", *arguments],
+            env=self._environment,
+            cwd=self._scratch,
+            stdin=writing if terminal else subprocess.DEVNULL if stdin is None else stdin,
+            stdout=writing,
+            stderr=writing,
+            start_new_session=True,
+        )
+        os.close(writing)
+        os.set_blocking(reading, False)
+        try:
+            yield Going(process, reading)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            os.close(reading)
 
     def _run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

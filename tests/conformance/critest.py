@@ -1,7 +1,7 @@
 """critest against the real daemon, whole: random order, no retries, judged by `skips.toml` and `passed.txt`.
 
-    python -m tests.conformance.critest [--runs N] [--seed N] [--focus REGEX] [--runtime FILE] [--accept]
-        [--reports DIR]
+    python -m tests.conformance.critest [--runs N] [--seed N] [--focus REGEX] [--websocket] [--runtime FILE]
+        [--accept] [--reports DIR]
 
 Each run has a daemon of its own, on the isolated node of the integration tests; what it leaves behind is a failure like
 any other. The report, critest's output and the daemon's log of each run stay in the reports directory if one failed or
@@ -68,7 +68,13 @@ def main() -> int:
         with Mirror(reports / "registries", files) as mirror:
             for number in range(1, options.runs + 1):
                 seed = options.seed + number - 1
-                run = _Run(reports / f"run-{number:02d}", seed, options.focus, options.runtime)
+                run = _Run(
+                    reports / f"run-{number:02d}",
+                    seed,
+                    options.focus,
+                    options.runtime,
+                    websocket=options.websocket,
+                )
                 passed = PASSED_FILE.read_text().splitlines()
                 print(f"run {number} of {options.runs}, seed {seed}", flush=True)
                 try:
@@ -98,11 +104,14 @@ def main() -> int:
 class _Run:
     """One run, and the directory of what it leaves to read."""
 
-    def __init__(self, directory: Path, seed: int, focus: str, runtime: str) -> None:
+    def __init__(
+        self, directory: Path, seed: int, focus: str, runtime: str, *, websocket: bool
+    ) -> None:
         self._directory = directory
         self._seed = seed
         self._focus = focus
         self._runtime = runtime
+        self._websocket = websocket
         directory.mkdir(parents=True)
 
     def specs(self, daemons: Daemons, mirror: Mirror) -> list[Spec]:
@@ -133,6 +142,8 @@ class _Run:
             f"-ginkgo.json-report={self._directory / 'report.json'}",
             "-ginkgo.no-color",
         ]
+        if self._websocket:
+            command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
         if self._focus:
             command.append(f"-ginkgo.focus={self._focus}")
         with (
@@ -195,6 +206,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of the first run's order, the next has the next; default random",
     )
     parser.add_argument("--focus", default="", metavar="REGEX", help="only specs whose names match")
+    parser.add_argument(
+        "--websocket", action="store_true", help="stream over WebSocket instead of SPDY"
+    )
     parser.add_argument(
         "--runtime", default="", metavar="FILE", help="the handler runc's executable; default runc"
     )

@@ -9,6 +9,7 @@
 #   --runs N         critest N times, each time with another order and a new daemon
 #   --seed N         of the first order; each run prints its own
 #   --focus REGEX    only specs of critest whose names match
+#   --websocket      critest's streams over WebSocket instead of SPDY; without --focus they are tested so besides
 #   --runtime FILE   the handler runc's executable for critest, e.g. a runc that knows ID-mapped mounts
 #   --accept         add what passed in every run to passed.txt
 #   --reports DIR    keep critest's reports and outputs and the daemon's logs here; without it only those of failures
@@ -23,14 +24,15 @@ checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 . "$checkout/tests/prepare.sh"
 
 main() {
-    local scripts=1 critest=1 options=() status=0
+    local scripts=1 critest=1 whole=1 options=() status=0
     while [ $# -gt 0 ]; do
         case $1 in
         --scripts) critest=0 ;;
         --critest) scripts=0 ;;
-        --accept) options+=("$1") ;;
+        --accept | --websocket) options+=("$1") ;;
         --runs | --seed | --focus | --runtime | --reports)
             [ $# -ge 2 ] || usage
+            [ "$1" != --focus ] || whole=0
             options+=("$1" "$2")
             shift
             ;;
@@ -52,13 +54,17 @@ main() {
     if [ "$critest" -eq 1 ]; then
         say "critest"
         python -m tests.conformance.critest "${options[@]}" 9<&- || status=1
+        if [ "$whole" -eq 1 ]; then
+            say "critest's streams over WebSocket"
+            python -m tests.conformance.critest --focus Streaming --websocket 9<&- || status=1
+        fi
     fi
     return "$status"
 }
 
 usage() {
-    echo "usage: tests/conformance/run.sh [--scripts] [--critest] [--runs N] [--seed N] [--focus REGEX] [--runtime FILE]" \
-        "[--accept] [--reports DIR]" >&2
+    echo "usage: tests/conformance/run.sh [--scripts] [--critest] [--runs N] [--seed N] [--focus REGEX] [--websocket]" \
+        "[--runtime FILE] [--accept] [--reports DIR]" >&2
     exit 2
 }
 

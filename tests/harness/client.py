@@ -19,12 +19,13 @@ from cri_shim._pb.admin.v1.admin_pb2_grpc import AdminStub
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim._pb.cri.v1.api_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from cri_shim._pb.cri.v1alpha2 import api_pb2_grpc as v1alpha2
+from tests.harness.slowness import SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-CALL_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 60.0 * SLOWNESS
 CHUNK_BYTES = 1 << 20
 _MESSAGE_BYTES = 16 << 20
 _numbers = itertools.count(1)
@@ -222,9 +223,49 @@ class Client:
         request = api.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout_s)
         return self.runtime.ExecSync(request, timeout=CALL_TIMEOUT_S + timeout_s)
 
+    def exec_url(
+        self,
+        container: str,
+        *command: str,
+        stdin: bool = False,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool = False,
+    ) -> str:
+        """Exec: where a streaming client can run a command."""
+        request = api.ExecRequest(
+            container_id=container,
+            cmd=command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr and not tty,
+            tty=tty,
+        )
+        return self.runtime.Exec(request, timeout=CALL_TIMEOUT_S).url
+
+    def attach_url(
+        self,
+        container: str,
+        *,
+        stdin: bool = False,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool = False,
+    ) -> str:
+        """Attach: where a streaming client can join a container's own streams."""
+        request = api.AttachRequest(
+            container_id=container, stdin=stdin, stdout=stdout, stderr=stderr and not tty, tty=tty
+        )
+        return self.runtime.Attach(request, timeout=CALL_TIMEOUT_S).url
+
+    def port_forward_url(self, pod: str, *ports: int) -> str:
+        """PortForward: where a streaming client can connect to a pod's ports."""
+        request = api.PortForwardRequest(pod_sandbox_id=pod, port=ports)
+        return self.runtime.PortForward(request, timeout=CALL_TIMEOUT_S).url
+
     def wait_exited(self, container: str, *, timeout_s: float = 10.0) -> api.ContainerStatus:
         """Wait for the container's end. Raises: TimeoutError."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * SLOWNESS
         while True:
             status = self.status(container).status
             if status.state == api.CONTAINER_EXITED:

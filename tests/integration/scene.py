@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import grpc
 import pytest
 
+from tests.harness.slowness import SLOWNESS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -154,7 +156,7 @@ def refused(code: grpc.StatusCode, *words: str) -> Iterator[None]:
 
 def wait_until(condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
     """Wait until `condition` holds. Raises: TimeoutError."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * SLOWNESS
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout_s} s")

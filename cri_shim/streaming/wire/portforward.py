@@ -8,10 +8,12 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from cri_shim.streaming.wire.buffers import Buffer
 
 MAX_ERROR_CHARACTERS = 4 << 10
@@ -30,6 +32,8 @@ class ConnectionOpened:
 
     connection_id: int
     port: int
+    request_id: str = field(default="", compare=False)
+    """Of the `PairBegun` that this pair began with: nothing of it is waited for any more."""
 
 
 @dataclass(slots=True)
@@ -85,6 +89,10 @@ class PortForward(Protocol):
     @property
     def open_connections(self) -> int:
         """Connections that aren't over."""
+
+    @property
+    def half_open(self) -> Collection[str]:
+        """The request ids of pairs that are not whole."""
 
     @property
     def is_finished(self) -> bool:

@@ -25,7 +25,7 @@ from cri_shim.streaming.wire.portforward import (
 from cri_shim.streaming.wire.upgrade import V4_BASE64
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from cri_shim.streaming.wire.buffers import Buffer
     from cri_shim.streaming.wire.channels import ChannelEvent
@@ -54,6 +54,11 @@ class ChannelPortForward:
     def open_connections(self) -> int:
         """Connections that aren't over."""
         return len(self._open)
+
+    @property
+    def half_open(self) -> Collection[str]:
+        """None: all channels are there from the start."""
+        return ()
 
     @property
     def is_finished(self) -> bool:

@@ -37,7 +37,7 @@ from cri_shim.streaming.wire.spdy_events import (
 from cri_shim.streaming.wire.spdy_frames import Reset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from cri_shim.streaming.wire.buffers import Buffer
     from cri_shim.streaming.wire.spdy import SpdyConnection
@@ -79,6 +79,11 @@ class SpdyPortForward:
     def open_connections(self) -> int:
         """Connections that aren't over."""
         return len(self._connections)
+
+    @property
+    def half_open(self) -> Collection[str]:
+        """The request ids of pairs that are not whole."""
+        return self._pairs.keys()
 
     @property
     def is_finished(self) -> bool:
@@ -214,7 +219,7 @@ class SpdyPortForward:
     def _open(self, pair: _Pair, data_id: int, events: list[PortForwardEvent]) -> None:
         del self._pairs[pair.request_id]
         self._connections[data_id] = pair
-        events.append(ConnectionOpened(data_id, pair.port))
+        events.append(ConnectionOpened(data_id, pair.port, pair.request_id))
         if pair.early:
             self._early_bytes -= len(pair.early)
             events.append(ConnectionData(data_id, bytes(pair.early)))

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cri_shim.host.capture import Capture
+from cri_shim.host.capture import Allowance, Capture
 
 pytestmark = pytest.mark.asyncio
 
@@ -89,3 +89,24 @@ async def test_drain_does_not_wait_for_a_pipe_that_is_held() -> None:
     os.close(writer)
     capture.close()
     assert capture.eof.done()
+
+
+@pytest.mark.asyncio
+async def test_captures_that_share_an_allowance_keep_no_more_than_that_together() -> None:
+    allowance = Allowance(10)
+    first, second = (Capture(8, allowance=allowance) for _ in range(2))
+    for capture, data in ((first, b"12345678"), (second, b"abcdefgh")):
+        os.write(capture.write_fd, data)
+        capture.start()
+        capture.drain()
+    assert (first.data(), second.data()) == (b"12345678", b"ab")
+    assert (first.overflowed, second.overflowed) == (False, True)
+    first.close()
+    first.close()
+    third = Capture(100, allowance=allowance)
+    os.write(third.write_fd, b"x" * 50)
+    third.start()
+    third.drain()
+    assert third.data() == b"x" * 8
+    second.close()
+    third.close()

@@ -27,6 +27,7 @@ from cri_shim.image.findings import (
 )
 from cri_shim.image.manifest import ImageConfig
 from cri_shim.image.model import Image, ImportProgress, PullProgress
+from cri_shim.operations import Operations
 from cri_shim.rpc.admin_service import AdminService, DaemonInfo
 from cri_shim.rpc.gate import Gate
 from cri_shim.rpc.handlers import admin_service, cri_services
@@ -43,6 +44,7 @@ from cri_shim.sandbox.model import (
     User,
 )
 from cri_shim.sandbox.store import Container, Sandbox
+from cri_shim.sandbox.wipe import Wiped
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -209,6 +211,14 @@ class FakeContainers:
         self.calls.append(("stop", container_id, timeout_s))
         container = self.find(container_id)
         container.status = container.status.exited(CREATED_AT_NS + 3, 137, reason="Error")
+
+    async def update_container_resources(
+        self,
+        container_id: str,
+        resources: api.LinuxContainerResources,
+        annotations: Mapping[str, str],
+    ) -> None:
+        self.calls.append(("update resources", container_id, resources, dict(annotations)))
 
     async def remove_container(self, container_id: str) -> None:
         self.calls.append(("remove", container_id))
@@ -462,6 +472,52 @@ async def describe() -> DaemonInfo:
     )
 
 
+class FakeStreams:
+    """Gives out URLs that say what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    def exec(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        tty: bool,
+    ) -> str:
+        self.asked.append(("exec", container_id, list(command), stdin, stdout, stderr, tty))
+        return "http://node/exec/1"
+
+    def attach(
+        self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool, tty: bool
+    ) -> str:
+        self.asked.append(("attach", container_id, stdin, stdout, stderr, tty))
+        return "http://node/attach/1"
+
+    def port_forward(self, sandbox_id: str, ports: Sequence[int]) -> str:
+        self.asked.append(("port_forward", sandbox_id, list(ports)))
+        return "http://node/portforward/1"
+
+
+class FakeWipe:
+    """Everything of a node: takes away what it is told, as soon as it may."""
+
+    def __init__(self) -> None:
+        self.wiped = Wiped(sandboxes=2, containers=3)
+        self.asked: list[bool] = []
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def run(self, *, images: bool, tell: Callable[[str, int, int], None]) -> Wiped:
+        self.asked.append(images)
+        tell("removing pods", 1, 2)
+        await self.may_end.wait()
+        return self.wiped
+
+
 class Daemon:
     """A server with fakes behind it, and clients of each kind."""
 
@@ -477,9 +533,12 @@ class Daemon:
         self.pods = FakePods()
         self.containers = FakeContainers()
         self.stats = FakeStats()
+        self.streams = FakeStreams()
         self.node = FakeNode()
         self.images = FakeImages()
         self.gate = Gate()
+        self.operations = Operations()
+        self.everything = FakeWipe()
         self.listeners = Listeners(
             [ListenUrl(url) for url in ([f"unix://{self.socket_path}"] if urls is None else urls)],
             [
@@ -488,6 +547,7 @@ class Daemon:
                         self.pods,
                         self.containers,
                         self.stats,
+                        self.streams,
                         self.node,
                         Path("/var/lib/cri-shim"),
                         api_version=version,
@@ -496,7 +556,16 @@ class Daemon:
                         self.images, self.images, self.images, Path("/var/lib/cri-shim")
                     ),
                 ),
-                admin_service(AdminService(self.images, self.images, describe)),
+                admin_service(
+                    AdminService(
+                        self.images,
+                        self.images,
+                        describe,
+                        running=self.operations,
+                        everything=self.everything,
+                        gate=self.gate,
+                    )
+                ),
             ],
             gate=self.gate,
             socket=SocketSettings(group=GroupName(""), mode=FileMode(0o600)),

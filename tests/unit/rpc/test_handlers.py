@@ -16,7 +16,8 @@ SERVED = {
         *("PodSandboxStatus", "ListPodSandbox", "StreamPodSandboxes"),
         *("CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"),
         *("ListContainers", "StreamContainers", "ContainerStatus"),
-        *("ExecSync", "ReopenContainerLog"),
+        *("ExecSync", "Exec", "Attach", "PortForward"),
+        *("ReopenContainerLog", "UpdateContainerResources"),
         *("ContainerStats", "ListContainerStats", "StreamContainerStats"),
     },
     "ImageService": {
@@ -24,6 +25,7 @@ SERVED = {
     },
     "Admin": {
         *("ImportImage", "PullImage", "ExportImage", "CheckImages", "CollectImages", "Info"),
+        *("Operations", "Wipe"),
     },
 }
 

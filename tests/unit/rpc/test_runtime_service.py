@@ -200,10 +200,15 @@ META = v1.PodSandboxMetadata(name="n", namespace="ns", uid="u")
         ("StopContainer", v1.StopContainerRequest(timeout=3), "container_id"),
         ("RemoveContainer", v1.RemoveContainerRequest(), "container_id"),
         ("ContainerStatus", v1.ContainerStatusRequest(), "container_id"),
+        ("UpdateContainerResources", v1.UpdateContainerResourcesRequest(), "container_id"),
         ("ContainerStats", v1.ContainerStatsRequest(), "container_id"),
         ("ReopenContainerLog", v1.ReopenContainerLogRequest(), "container_id"),
         ("ExecSync", v1.ExecSyncRequest(cmd=["ls"]), "container_id"),
         ("ExecSync", v1.ExecSyncRequest(container_id="1"), "cmd"),
+        ("Exec", v1.ExecRequest(cmd=["ls"]), "container_id"),
+        ("Exec", v1.ExecRequest(container_id="1"), "cmd"),
+        ("Attach", v1.AttachRequest(), "container_id"),
+        ("PortForward", v1.PortForwardRequest(), "pod_sandbox_id"),
     ],
 )
 async def test_a_missing_field_is_named(
@@ -243,6 +248,29 @@ async def test_a_negative_exec_timeout_is_refused(tmp_path: Path) -> None:
         )
     assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "timeout is -1 s" in (failure.details() or "")
+
+
+async def test_streams_are_asked_for_as_the_request_has_it_and_answered_with_a_url(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        exec_ = await clients.runtime.Exec(
+            v1.ExecRequest(container_id="a", cmd=["sh", "-c"], tty=True, stdin=True, stdout=True)
+        )
+        attach = await clients.runtime.Attach(
+            v1.AttachRequest(container_id="a", stdout=True, stderr=True)
+        )
+        forward = await clients.runtime.PortForward(
+            v1.PortForwardRequest(pod_sandbox_id="p", port=[80, 443])
+        )
+    assert exec_.url == "http://node/exec/1"
+    assert attach.url == "http://node/attach/1"
+    assert forward.url == "http://node/portforward/1"
+    assert daemon.streams.asked == [
+        ("exec", "a", ["sh", "-c"], True, True, False, True),
+        ("attach", "a", False, True, True, False),
+        ("port_forward", "p", [80, 443]),
+    ]
 
 
 async def test_a_sandbox_status_brings_its_containers_and_a_document(tmp_path: Path) -> None:
@@ -351,3 +379,19 @@ async def _fill(daemon: Daemon) -> None:
 async def _stats(clients: Clients, filter_: v1.ContainerStatsFilter) -> Any:
     answer = await clients.runtime.ListContainerStats(v1.ListContainerStatsRequest(filter=filter_))
     return answer.stats
+
+
+async def test_new_limits_are_passed_on_and_those_of_another_system_refused(tmp_path: Path) -> None:
+    limits = v1.LinuxContainerResources(cpu_shares=7)
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.containers.containers = [make_container("a" * 64)]
+        await clients.runtime.UpdateContainerResources(
+            v1.UpdateContainerResourcesRequest(
+                container_id="a" * 64, linux=limits, annotations={"k": "v"}
+            )
+        )
+        assert daemon.containers.calls == [("update resources", "a" * 64, limits, {"k": "v"})]
+        request = v1.UpdateContainerResourcesRequest(container_id="a" * 64)
+        request.windows.SetInParent()
+        failure = await failure_of(clients.runtime.UpdateContainerResources(request))
+    assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT

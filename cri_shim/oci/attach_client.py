@@ -1,0 +1,317 @@
+"""The daemon's one connection to a container's monitor, shared by all who are attached.
+
+Rules:
+- A client of conmon that doesn't read freezes the container's output, its log and the record of its exit. So conmon has
+  this client only, which always reads: what a member's pipe doesn't take at once ends that member's session, with the
+  reason. Nobody is ever waited for.
+- Input is passed on as conmon takes it; meanwhile the members' own pipes fill up, and their clients wait.
+- With `stdin_once` the end of the first member's input is the container's. conmon takes any end of the connection for
+  that, so the connection then stays until it.
+- Used on one loop; `has_unread`, `packets_read` and `break_off` may be asked from another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import termios
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import ResourceExhaustedError, WrongStateError, host_step
+from cri_shim.oci.attach_wire import (
+    MAX_INPUT_PACKET_BYTES,
+    MAX_OUTPUT_PACKET_BYTES,
+    Source,
+    split_packets,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+log = structlog.get_logger()
+
+MEMBER_BYTES = 1 << 20
+"""How far a member may be behind: what its pipe holds."""
+PACKETS_AT_ONCE = 32
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """One who is attached: its ends of the pipes, which it closes, and what it waits for."""
+
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+    ended: asyncio.Future[int] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """0 when the container's streams have ended. A CriShimError when this member was dropped. Cancelled by the member
+    to leave."""
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """Our ends of a member's pipes."""
+
+    member: Member
+    outputs: dict[Source, int] = field(default_factory=dict)
+    stdin: int | None = None
+
+
+class AttachClient:
+    """The connection, while somebody is attached: `open` it, then `join`."""
+
+    def __init__(
+        self,
+        container_id: str,
+        bundle_dir: Path,
+        *,
+        stdin: bool,
+        stdin_once: bool,
+        on_end: Callable[[], None],
+    ) -> None:
+        """`stdin`: whether the container has one. `on_end` is called once there is nobody, or nothing, left."""
+        self._container_id = container_id
+        self._bundle_dir = bundle_dir
+        self._has_stdin = stdin
+        self._stdin_once = stdin_once
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._places: set[_Place] = set()
+        self._packet = b""
+        """Input that conmon doesn't take yet."""
+        self._closing_stdin = False
+        self._ended = False
+        self.packets_read = 0
+
+    def open(self) -> None:
+        """Connect. Raises WrongStateError when the monitor is gone, CriShimError for anything else."""
+        try:
+            with host_step(f"container {self._container_id}: attach"):
+                directory = os.open(self._bundle_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    self._socket.setblocking(False)
+                    # A socket's path has 108 bytes, the bundle's may have more.
+                    self._socket.connect(f"/proc/self/fd/{directory}/attach")
+                except (ConnectionRefusedError, FileNotFoundError):
+                    raise WrongStateError(
+                        f"container {self._container_id}: attach: its monitor is gone"
+                    ) from None
+                finally:
+                    os.close(directory)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._loop.add_reader(self._socket, self._read)
+
+    def join(self, *, stdin: bool, stdout: bool, stderr: bool) -> Member:
+        """Attach one more. Raises CriShimError (ResourceExhaustedError) without descriptors."""
+        place = _Place(Member())
+        try:
+            with host_step(f"container {self._container_id}: attach: making its pipes"):
+                if stdout:
+                    place.outputs[Source.STDOUT], place.member.stdout = _pipe()[::-1]
+                if stderr:
+                    place.outputs[Source.STDERR], place.member.stderr = _pipe()[::-1]
+                if stdin and self._has_stdin and not self._closing_stdin:
+                    place.stdin, place.member.stdin = _pipe()
+        except BaseException:
+            for fd in (place.member.stdout, place.member.stderr, place.member.stdin):
+                if fd is not None:
+                    os.close(fd)
+            self._close_place(place)
+            self._end_if_deserted()
+            raise
+        self._places.add(place)
+        if place.stdin is not None and not self._packet:
+            self._loop.add_reader(place.stdin, self._pass_input, place)
+        place.member.ended.add_done_callback(lambda _: self._leave(place))
+        return place.member
+
+    # --- from other threads
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether conmon waits for us to read, or may have to."""
+        try:
+            answer = fcntl.ioctl(self._socket, termios.FIONREAD, b"\0" * 4)
+        except (OSError, ValueError):  # closed
+            return False
+        return bool(struct.unpack("i", answer)[0])
+
+    def break_off(self) -> None:
+        """Make conmon forget us: it goes on at once. Members are told as at the container's end."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    # --- output
+
+    def _read(self) -> None:
+        packets: list[bytes] = []
+        over = False
+        try:
+            while len(packets) < PACKETS_AT_ONCE:
+                packet = self._socket.recv(MAX_OUTPUT_PACKET_BYTES)
+                if not packet:
+                    over = True
+                    break
+                packets.append(packet)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:  # it died
+            over = True
+        self.packets_read += len(packets)
+        for source, pieces in split_packets(packets).items():
+            size = sum(map(len, pieces))
+            for place in list(self._places):
+                fd = place.outputs.get(source)
+                if fd is not None:
+                    self._deliver(place, fd, pieces, size)
+        if over:
+            self._end()
+
+    def _deliver(self, place: _Place, fd: int, pieces: list[memoryview], size: int) -> None:
+        try:
+            written = os.writev(fd, pieces)
+        except (BlockingIOError, InterruptedError):
+            written = 0
+        except OSError:  # nobody reads it any more
+            self._leave(place)
+            return
+        if written < size and not place.member.ended.done():
+            place.member.ended.set_exception(
+                ResourceExhaustedError(
+                    f"container {self._container_id}: this client fell more than {MEMBER_BYTES >> 20} MiB behind the "
+                    "container's output and was detached; the log has all of it"
+                )
+            )
+            self._leave(place)
+
+    # --- input
+
+    def _pass_input(self, place: _Place) -> None:
+        assert place.stdin is not None  # noqa: S101 - without it nothing calls this
+        try:
+            data = os.read(place.stdin, MAX_INPUT_PACKET_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        if not data:
+            self._input_ended(place)
+            return
+        self._packet = data
+        if not self._send():
+            self._loop.add_writer(self._socket, self._on_writable)
+            self._pause_inputs()
+
+    def _send(self) -> bool:
+        """Whether the packet was taken, or nobody will ever take it."""
+        try:
+            self._socket.send(self._packet)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:  # reading tells
+            pass
+        self._packet = b""
+        return True
+
+    def _on_writable(self) -> None:
+        if not self._send():
+            return
+        self._loop.remove_writer(self._socket)
+        if self._closing_stdin:
+            self._close_stdin()
+        for place in self._places:
+            if place.stdin is not None:
+                self._loop.add_reader(place.stdin, self._pass_input, place)
+        self._end_if_deserted()
+
+    def _pause_inputs(self) -> None:
+        for place in list(self._places):
+            if place.member.ended.done():
+                self._input_ended(place)  # who has left isn't waited for
+            elif place.stdin is not None:
+                self._loop.remove_reader(place.stdin)
+
+    def _input_ended(self, place: _Place) -> None:
+        if place.stdin is not None:
+            self._loop.remove_reader(place.stdin)
+            os.close(place.stdin)
+            place.stdin = None
+        if place.member.ended.done():
+            self._places.discard(place)
+        if self._stdin_once and not self._closing_stdin:
+            self._closing_stdin = True
+            for other in list(self._places):
+                self._input_ended(other)
+            if not self._packet:
+                self._close_stdin()
+        self._end_if_deserted()
+
+    def _close_stdin(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        self._end_if_deserted()
+
+    # --- ends
+
+    def _leave(self, place: _Place) -> None:
+        if place not in self._places:
+            return
+        for fd in place.outputs.values():
+            os.close(fd)
+        place.outputs.clear()
+        if place.stdin is None:
+            self._places.discard(place)
+            self._end_if_deserted()
+        elif self._packet:
+            self._input_ended(place)
+        # Else what it had said is passed on up to its end, which is soon: it closes its pipe.
+
+    def _end_if_deserted(self) -> None:
+        keeps_stdin = self._has_stdin and self._stdin_once and not self._closing_stdin
+        if not self._places and not self._packet and not keeps_stdin:
+            self._end()
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        places, self._places = self._places, set()
+        for place in places:
+            self._close_place(place)
+            if not place.member.ended.done():
+                place.member.ended.set_result(0)
+        self._on_end()
+
+    def _close_place(self, place: _Place) -> None:
+        if place.stdin is not None:
+            self._loop.remove_reader(place.stdin)
+            os.close(place.stdin)
+            place.stdin = None
+        for fd in place.outputs.values():
+            os.close(fd)
+        place.outputs.clear()
+
+
+def _pipe() -> tuple[int, int]:
+    """The reading and the writing end, neither of which blocks, with room for `MEMBER_BYTES`."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, MEMBER_BYTES)
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        raise
+    return reading, writing

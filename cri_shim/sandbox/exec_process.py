@@ -1,0 +1,237 @@
+"""A command in a container: started detached, owned, and killed with all that it started.
+
+The OCI runtime is asked for a *detached* exec with our pipes, or a terminal, as the process's standard streams. The
+process becomes our child (we are the subreaper), so its exit status and its end come to us directly; an attached exec
+would instead hold the call until every grandchild closes the pipe, and keep the runtime's memory while it runs. Rules:
+- A pid file means that the process ran; none means that the runtime refused, whatever its exit status.
+- What re-parented to the container's own init belongs to the container.
+- While an exec runs its pid file stands in the container's exec directory: recovery kills what that names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from cri_shim import metrics
+from cri_shim.errors import (
+    DeadlineError,
+    InvalidArgumentError,
+    RuntimeCommandError,
+    UnsupportedError,
+    WrongStateError,
+    host_step,
+)
+from cri_shim.host.files import write_atomic
+from cri_shim.host.proctree import kill_family
+from cri_shim.oci.complaints import runtime_message
+from cri_shim.oci.spec.process import build_exec_process
+from cri_shim.sandbox.model import ContainerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cri_shim.host.process import Child, Reaper
+    from cri_shim.oci.runtime import Runtime
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.store import Container
+
+KILL_TIMEOUT_S = 5.0
+MAX_ERROR_TEXT = 4096
+MAX_STARTS = 32
+"""Runtimes that enter containers at one time: each takes some 10 MB, and hundreds of probes may come at once."""
+RUNTIME_TIMEOUT_S = 30.0
+"""For the runtime to enter the container; the command's own time comes with the call."""
+
+
+class Streams(Protocol):
+    """What the command, and the runtime before it, gets as standard streams."""
+
+    @property
+    def stdin(self) -> int | None:
+        """None: /dev/null."""
+
+    @property
+    def stdout(self) -> int | None:
+        """None: /dev/null."""
+
+    @property
+    def stderr(self) -> int:
+        """Where the runtime complains, too."""
+
+    @property
+    def console_socket(self) -> Path | None:
+        """Where the runtime is to send a terminal, which then is all three of the command's streams."""
+
+    def given(self) -> None:
+        """The runtime has them: ours can be closed."""
+
+    def complaint(self) -> str:
+        """What the runtime wrote, now that it has ended."""
+
+
+@dataclass(eq=False, slots=True)
+class ExecCall:
+    """One exec under way."""
+
+    container: Container
+    command: list[str]
+    abandoned: bool = False
+    """Its caller went away before the command had started."""
+    child: Child | None = None
+    """What runs of it: the runtime's command, then the command itself."""
+
+    @property
+    def what(self) -> str:
+        """The beginning of a message about it."""
+        return f"container {self.container.id}: exec {self.command[0]!r}"
+
+
+class ExecProcesses:
+    """Starts and kills commands in running containers."""
+
+    def __init__(
+        self, *, paths: Paths, runtime_of: Callable[[str], Runtime], reaper: Reaper
+    ) -> None:
+        self._paths = paths
+        self._runtime_of = runtime_of
+        self._reaper = reaper
+        self._starts = asyncio.Semaphore(MAX_STARTS)
+
+    def plan(self, container: Container, command: Sequence[str]) -> ExecCall:
+        """Everything that can be refused is refused here. Raises WrongStateError, InvalidArgumentError."""
+        if container.state is not ContainerState.RUNNING:
+            raise WrongStateError(f"container {container.id} is {container.state}, not running")
+        if not command:
+            raise InvalidArgumentError("cmd: at least one word is needed")
+        return ExecCall(container, list(command))
+
+    def files(self, container: Container) -> tuple[Path, Path]:
+        """Where an exec's process and pid go, under a name that is new; the caller removes them at its end."""
+        exec_dir = self._paths.container(container.id).exec_dir
+        exec_id = secrets.token_hex(8)
+        return exec_dir / f"{exec_id}.json", exec_dir / f"{exec_id}.pid"
+
+    async def start(
+        self,
+        call: ExecCall,
+        files: tuple[Path, Path],
+        streams: Streams,
+        *,
+        timeout_s: float,
+    ) -> Child:
+        """Have the runtime start it, when its turn comes; the process, now our child.
+
+        Raises RuntimeCommandError with the runtime's words, DeadlineError after `timeout_s` with everything dead,
+        UnsupportedError for a runtime whose processes don't come to us.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._starts.acquire()
+        except TimeoutError:
+            raise DeadlineError(
+                f"{call.what} was not started within {timeout_s:g} s: {MAX_STARTS} others are being started"
+            ) from None
+        try:
+            if call.abandoned:
+                raise DeadlineError(f"{call.what}: its caller has gone")
+            return await self._start(
+                call, files, streams, timeout_s=timeout_s, left_s=give_up_at - loop.time()
+            )
+        finally:
+            self._starts.release()
+
+    async def _start(
+        self,
+        call: ExecCall,
+        files: tuple[Path, Path],
+        streams: Streams,
+        *,
+        timeout_s: float,
+        left_s: float,
+    ) -> Child:
+        container, (spec_file, pid_file) = call.container, files
+        runtime = self._runtime_of(container.record.handler)
+        name = runtime.settings.name
+        tty = streams.console_socket is not None
+        argv = runtime.exec_detached_argv(
+            container.id,
+            process_file=spec_file,
+            pid_file=pid_file,
+            console_socket=streams.console_socket,
+        )
+        with host_step(f"container {container.id}: exec: writing its process"):
+            process = self._process_spec(container, call.command, tty=tty)
+            write_atomic(spec_file, msgspec.json.encode(process))
+        with (
+            self._reaper.awaiting_orphans(),
+            metrics.OCI_COMMAND_SECONDS.labels(name, "exec").time(),
+        ):
+            try:
+                starter = self._reaper.spawn(
+                    argv,
+                    stdin=streams.stdin,
+                    stdout=streams.stdout,
+                    stderr=streams.stderr,
+                    env=runtime.environment(),
+                )
+            except OSError as error:
+                raise RuntimeCommandError(
+                    f"container {container.id}: exec", argv, "could not be run", str(error)
+                ) from error
+            call.child = starter
+            streams.given()
+            ending = await starter.wait_at_most(max(left_s, 0))
+            if ending is None:
+                await self.kill(starter)
+            # Also after a kill: the runtime may have come as far as starting the command.
+            pid = _read_pid(pid_file)
+            child = None if pid is None else self._reaper.claim(pid)
+            if ending is None:
+                if child is not None:
+                    await self.kill(child)
+                metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
+                raise DeadlineError(
+                    f"container {container.id}: {name} did not start {call.command[0]!r} within "
+                    f"{timeout_s:g} s and was killed"
+                )
+            if pid is None:
+                metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
+                said = runtime_message(streams.complaint()[-MAX_ERROR_TEXT:])
+                raise RuntimeCommandError(call.what, argv, ending.describe(), said)
+            if child is None:
+                raise UnsupportedError(
+                    f"container {container.id}: exec: {name} does not hand its processes to us"
+                )
+            call.child = child
+            return child
+
+    async def kill(self, child: Child) -> None:
+        """Kill the process, its session and its descendants, and wait for its end."""
+        if child.ending is not None:
+            return  # collected: its number may be somebody else's by now
+        await kill_family(child.pid, None, timeout_s=KILL_TIMEOUT_S)
+        await child.wait_at_most(KILL_TIMEOUT_S)
+
+    def _process_spec(
+        self, container: Container, command: Sequence[str], *, tty: bool
+    ) -> dict[str, object]:
+        base = container.process_spec
+        if base is None:
+            spec_file = self._paths.container(container.id).spec_file
+            base = container.process_spec = msgspec.json.decode(spec_file.read_bytes())["process"]
+        return build_exec_process(base, command, tty=tty)
+
+
+def _read_pid(pid_file: Path) -> int | None:
+    try:
+        return int(pid_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,198 @@
+"""The two ways between a process's descriptor and a session: output read, input written, both without blocking.
+
+Rules:
+- One read and one write for each turn of the loop, of 256 KiB at most.
+- Once the process has ended, output is what is in the pipe by then: a child of it that holds the pipe holds nobody up.
+- Input that nobody reads any more is dropped, as a shell does whose next command has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+from cri_shim.streaming.connection import CHUNK_BYTES, MAX_BUFFERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.streaming.wire.buffers import Buffer
+
+TERMINAL_BYTES = 64 << 10
+"""More than a terminal keeps for its reader."""
+
+
+class Output:
+    """Reads a pipe or terminal to its end, except while paused."""
+
+    def __init__(
+        self, fd: int, on_data: Callable[[bytes], None], on_end: Callable[[], None]
+    ) -> None:
+        """`fd` becomes ours. Begins paused."""
+        self._loop = asyncio.get_running_loop()
+        self._fd = fd
+        self._on_data = on_data
+        self._on_end = on_end
+        self._running = False
+        self._left: int | None = None
+        """Once the process has ended: how much of what comes can still be its own."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the end was reached, or `close` called."""
+        return self._fd < 0
+
+    def resume(self) -> None:
+        """Read."""
+        if not self._running and self._fd >= 0:
+            self._running = True
+            if self._left is None:
+                self._loop.add_reader(self._fd, self._read)
+            else:
+                self._loop.call_soon(self._read)
+
+    def pause(self) -> None:
+        """Leave it in the pipe, and the process waiting once that is full."""
+        if self._running:
+            self._running = False
+            if self._left is None:
+                self._loop.remove_reader(self._fd)
+
+    def expect_end(self) -> None:
+        """The process has ended: what is in the pipe now is all that is waited for."""
+        if self._fd < 0 or self._left is not None:
+            return
+        running = self._running
+        self.pause()
+        try:
+            self._left = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ)
+        except OSError:
+            self._left = TERMINAL_BYTES
+        if running:
+            self.resume()
+
+    def close(self) -> None:
+        """Read no more; the process's next write there fails. Idempotent."""
+        self.pause()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read(self) -> None:
+        if not self._running:
+            return
+        try:
+            data = os.read(self._fd, CHUNK_BYTES)
+        except (BlockingIOError, InterruptedError):
+            if self._left is not None:
+                self._end()
+            return
+        except OSError:  # EIO: a terminal that nobody has open any more
+            data = b""
+        if not data:
+            self._end()
+            return
+        if self._left is not None:
+            self._left -= len(data)
+        self._on_data(data)
+        if self._left is None:
+            return
+        # No reader is registered by now, and an empty pipe that somebody holds would never wake one.
+        if self._left <= 0:
+            self._end()
+        elif self._running:
+            self._loop.call_soon(self._read)
+
+    def _end(self) -> None:
+        if self._fd >= 0:
+            self.close()
+            self._on_end()
+
+
+class Input:
+    """Writes to a pipe or terminal what comes in, in its order."""
+
+    def __init__(self, on_taken: Callable[[int], None]) -> None:
+        """`on_taken` hears how many bytes went, or will never go. What comes before `open` is kept."""
+        self._loop = asyncio.get_running_loop()
+        self._on_taken = on_taken
+        self._queue: deque[Buffer] = deque()
+        self._fd: int | None = None
+        self._ends = self._writing = self._broken = False
+        self.pending = 0
+        """Bytes that wait."""
+
+    def open(self, fd: int | None) -> None:
+        """Write there from now on; None: nobody reads. `fd` becomes ours."""
+        self._fd = fd
+        self._broken = fd is None
+        self._write()
+
+    def write(self, data: Buffer) -> None:
+        """More of it."""
+        self._queue.append(data)
+        self.pending += len(data)
+        if not self._writing and (self._fd is not None or self._broken):
+            self._write()
+
+    def end(self) -> None:
+        """The end of it, behind what waits."""
+        self._ends = True
+        if not self._queue and self._fd is not None:
+            self.close()
+
+    def close(self) -> None:
+        """The end of it, now. Idempotent."""
+        if self._fd is not None:
+            if self._writing:
+                self._loop.remove_writer(self._fd)
+                self._writing = False
+            os.close(self._fd)
+            self._fd = None
+        self._broken = True
+        self._queue.clear()
+        self.pending = 0
+
+    def _write(self) -> None:
+        taken = 0
+        if self._fd is not None and self._queue:
+            try:
+                taken = os.writev(
+                    self._fd,
+                    self._queue
+                    if len(self._queue) <= MAX_BUFFERS
+                    else [self._queue[i] for i in range(MAX_BUFFERS)],
+                )
+            except (BlockingIOError, InterruptedError):
+                taken = 0
+            except OSError:  # EPIPE: it reads no more; EIO: the terminal is gone
+                taken = self.pending
+                self.close()
+        if self._broken and self._queue:
+            taken += self.pending
+            self._queue.clear()
+        self._forget(taken)
+        if self._queue and not self._writing and self._fd is not None:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._write)
+        elif not self._queue and self._fd is not None:
+            if self._writing:
+                self._writing = False
+                self._loop.remove_writer(self._fd)
+            if self._ends:
+                self.close()
+        if taken:
+            self._on_taken(taken)
+
+    def _forget(self, taken: int) -> None:
+        self.pending = max(self.pending - taken, 0)
+        while taken and self._queue:
+            head = self._queue[0]
+            if taken < len(head):
+                self._queue[0] = memoryview(head)[taken:]
+                return
+            taken -= len(head)
+            self._queue.popleft()

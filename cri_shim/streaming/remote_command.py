@@ -1,0 +1,238 @@
+"""One exec or attach: a client, and a process whose streams are ours.
+
+Rules:
+- The process is started when the client has all its streams, and is then nobody's but its own: it waits for its output
+  to be taken, and never does anything else wait for the client.
+- A client that vanishes takes the descriptors along: the process reads the end of its input and can write no more; a
+  terminal is hung up. It is not killed: that is what peers do, and what a process that minds does by itself.
+- The session is over when the process has ended and what it wrote is sent; a child of it that goes on isn't waited for.
+- With a terminal, the end of the input is nothing: a terminal has none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import CriShimError
+from cri_shim.streaming.pumps import Input, Output
+from cri_shim.streaming.session import MAX_INPUT_BYTES, MAX_UNSENT_BYTES, STALL_S, Session
+from cri_shim.streaming.wire.outcome import Exited, Failed
+from cri_shim.streaming.wire.remotecommand import (
+    Channel,
+    Closed,
+    Ready,
+    Resized,
+    StdinData,
+    StdinEnd,
+    Writable,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from cri_shim.streaming.backend import Command
+    from cri_shim.streaming.connection import Connection
+    from cri_shim.streaming.session import Limits, Traffic
+    from cri_shim.streaming.wire.buffers import Buffer
+    from cri_shim.streaming.wire.outcome import Outcome
+    from cri_shim.streaming.wire.remotecommand import RemoteCommand, RemoteCommandEvent
+
+log = structlog.get_logger()
+
+
+class _Source:
+    """One output of the process, and what a client that counts has not yet made room for."""
+
+    def __init__(self, session: RemoteCommandSession, channel: Channel, fd: int) -> None:
+        self.channel = channel
+        self._session = session
+        self.output = Output(fd, self._take, self._end)
+        self.held: Buffer = b""
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        return self._ended and not self.held
+
+    def go_on(self) -> None:
+        """The client has room again."""
+        if self.held:
+            self.held = self.held[self._session.send(self.channel, self.held) :]
+        if self.over:
+            self._session.source_over(self.channel)
+
+    def _take(self, data: bytes) -> None:
+        taken = self._session.send(self.channel, data)
+        if taken < len(data):
+            self.held = memoryview(data)[taken:]
+        self._session.throttle()
+
+    def _end(self) -> None:
+        self._ended = True
+        if self.over:
+            self._session.source_over(self.channel)
+
+
+class RemoteCommandSession(Session):
+    """One exec or attach, from the 101 to the hang-up: `run` it."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        machine: RemoteCommand,
+        limits: Limits,
+        traffic: Traffic,
+        *,
+        tty: bool,
+    ) -> None:
+        super().__init__(connection, machine, limits, traffic)
+        self._commands = machine
+        self._tty = tty
+        self._input = Input(self._input_taken)
+        self._sources: dict[Channel, _Source] = {}
+        self._size: tuple[int, int] | None = None
+        self._command: Command | None = None
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._all_sent: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self, leftover: Buffer, start: Callable[[], Awaitable[Command]]) -> None:
+        """Serve it whole; `leftover` is what the client sent behind its request."""
+        try:
+            self._handle(self._commands.start())
+            self._handle(self._commands.receive_data(leftover))
+            self._connection.start(self)
+            self.throttle()
+            outcome = await self._follow(start)
+            self._release_command()
+            self._commands.finish(outcome)
+            await self._say_the_end()
+        finally:
+            self._release_command()
+            self._release()
+
+    async def _follow(self, start: Callable[[], Awaitable[Command]]) -> Outcome:
+        timeout_s = self._limits.creation_timeout_s
+        if not await self._until_any(self._ready, timeout_s=timeout_s):
+            missing = ", ".join(self._commands.missing)
+            return Failed(f"the client did not open its streams within {timeout_s:g} s: {missing}")
+        if not self._ready.done():
+            return self._ended_early()
+        try:
+            self._open(await start())
+        except CriShimError as error:
+            return Failed(str(error))
+        assert self._command is not None  # noqa: S101 - it was opened
+        ended = self._command.ended
+        await self._until_any(ended)
+        if not ended.done():
+            return self._ended_early()
+        try:
+            outcome = Exited(ended.result())
+        except CriShimError as error:
+            return Failed(str(error))
+        for source in list(self._sources.values()):
+            source.output.expect_end()
+        before = -1
+        while self._connection.sent_total > before and not self._all_sent.done():
+            before = self._connection.sent_total
+            await self._until_any(self._all_sent, timeout_s=STALL_S)
+            if self._gone.done() or self._stopped.done():
+                break
+        return outcome
+
+    def _ended_early(self) -> Outcome:
+        if self._gone.done():
+            log.debug("streaming client is gone", error=self._gone.result())
+            return Failed("the client is gone")
+        return Failed(self._stopped.result())
+
+    def _open(self, command: Command) -> None:
+        self._command = command
+        if self._size is not None:
+            command.resize(*self._size)
+        self._input.open(command.stdin)
+        for channel, fd in ((Channel.STDOUT, command.stdout), (Channel.STDERR, command.stderr)):
+            if fd is not None:
+                self._sources[channel] = _Source(self, channel, fd)
+        if not self._sources:
+            self._all_sent.set_result(None)
+        self.throttle()
+
+    def _release_command(self) -> None:
+        self._input.close()
+        for source in self._sources.values():
+            source.output.close()
+        if self._command is not None and not self._command.ended.done():
+            self._command.ended.cancel()  # nobody asks any more
+
+    # --- what the client says
+
+    def data_received(self, data: bytes) -> None:
+        """From the connection."""
+        self._handle(self._commands.receive_data(data))
+        self.throttle()
+
+    def _handle(self, events: Iterable[RemoteCommandEvent]) -> None:
+        for event in events:
+            match event:
+                case StdinData(data):
+                    self._traffic.received(len(data))
+                    self._input.write(data)
+                case StdinEnd():
+                    if not self._tty:
+                        self._input.end()
+                case Resized(width, height):
+                    self._size = width, height
+                    if self._command is not None:
+                        self._command.resize(width, height)
+                case Ready():
+                    self._ready.set_result(None)
+                case Writable(channel):
+                    if (source := self._sources.get(channel)) is not None:
+                        source.go_on()
+                case Closed(error):
+                    self._client_gone(error)
+        self._flush()
+
+    # --- what the process says
+
+    def send(self, channel: Channel, data: Buffer) -> int:
+        """A source's: how much of it was taken."""
+        taken = self._commands.send(channel, data)
+        self._traffic.sent(taken)
+        self._flush()
+        return taken
+
+    def source_over(self, channel: Channel) -> None:
+        """A source's: there will be no more of it."""
+        self._commands.end(channel)
+        self._flush()
+        if not self._all_sent.done() and all(s.over for s in self._sources.values()):
+            self._all_sent.set_result(None)
+
+    # --- who waits for whom
+
+    def drained(self) -> None:
+        """From the connection."""
+        self.throttle()
+
+    def _input_taken(self, n_bytes: int) -> None:
+        self._commands.consumed(n_bytes)
+        self._flush()
+        self.throttle()
+
+    def throttle(self) -> None:
+        """Let everyone go on who may."""
+        unsent = self._connection.unsent
+        if self._input.pending >= MAX_INPUT_BYTES or unsent >= MAX_UNSENT_BYTES:
+            self._connection.pause_reading()
+        else:
+            self._connection.resume_reading()
+        for source in self._sources.values():
+            if unsent or source.held:
+                source.output.pause()
+            else:
+                source.output.resume()

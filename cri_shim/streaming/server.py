@@ -1,0 +1,312 @@
+"""The streaming server: a socket, requests that carry a ticket, and the sessions that come of them.
+
+Rules:
+- A client has ten seconds to say what it wants, in 16 KiB; of those that have not yet, a bounded number is waited for,
+  and the oldest makes room. Nothing costs anything before a ticket was redeemed.
+- Protocols are negotiated before the ticket is used up: a client may try another one with the same URL.
+- Tokens are never logged.
+- Everything here runs on one loop, which needs not be the daemon's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.background import Background
+from cri_shim.errors import ConfigError, CriShimError
+from cri_shim.streaming.backend import AttachRequest, ExecRequest, PortForwardRequest
+from cri_shim.streaming.connection import Connection
+from cri_shim.streaming.port_forward import PortForwardSession
+from cri_shim.streaming.remote_command import RemoteCommandSession
+from cri_shim.streaming.session import Limits, Traffic
+from cri_shim.streaming.wire.errors import ProtocolError
+from cri_shim.streaming.wire.http1 import RequestReader, error_answer, error_response
+from cri_shim.streaming.wire.machines import port_forward, remote_command
+from cri_shim.streaming.wire.portforward_spdy import parse_port
+from cri_shim.streaming.wire.remotecommand import Streams
+from cri_shim.streaming.wire.upgrade import negotiate_port_forward, negotiate_remote_command
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cri_shim.streaming.backend import Backend, Command, Request
+    from cri_shim.streaming.session import Session
+    from cri_shim.streaming.tickets import Tickets
+    from cri_shim.streaming.tls import ServerTls
+    from cri_shim.streaming.wire.http1 import Request as HttpRequest
+    from cri_shim.streaming.wire.upgrade import Upgrade
+
+log = structlog.get_logger()
+
+HEAD_TIMEOUT_S = 10.0
+MAX_HEADS = 256
+"""Connections that haven't said yet what they want."""
+BACKLOG = 512
+ACCEPTS_AT_ONCE = 32
+PAUSE_S = 0.5
+"""Without descriptors, accepting again at once would only burn the processor."""
+REFUSAL_STALL_S = 2.0
+KEEPALIVE_S = 30
+KEEPALIVE_TRIES = 4
+"""A client whose machine is gone is noticed after two and a half minutes."""
+KINDS: dict[str, type[Request]] = {
+    "exec": ExecRequest,
+    "attach": AttachRequest,
+    "portforward": PortForwardRequest,
+}
+"""By the first part of a URL's path."""
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that may be served."""
+
+    request: Request
+    http: HttpRequest
+    upgrade: Upgrade
+    leftover: bytes
+
+
+class StreamingServer:
+    """Serves the holders of tickets. `start` and `stop` it once."""
+
+    def __init__(
+        self,
+        tickets: Tickets,
+        backend: Backend,
+        limits: Limits,
+        *,
+        tls: ServerTls | None = None,
+        path_prefix: str = "",
+    ) -> None:
+        """`path_prefix` is what a URL's path may begin with, for a proxy in front that leaves its own part in."""
+        self._tickets = tickets
+        self._backend = backend
+        self._limits = limits
+        self._tls = tls
+        self._prefix = path_prefix.rstrip("/")
+        self._socket: socket.socket | None = None
+        self._background = Background()
+        self._heads: dict[Connection, None] = {}
+        self._sessions: set[Session] = set()
+
+    @property
+    def port(self) -> int:
+        """Where it listens, once started."""
+        assert self._socket is not None  # noqa: S101 - see above
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    async def start(self, address: str, port: int) -> None:
+        """Listen; port 0 is any free one. Raises ConfigError."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            # A wildcard of IPv6 takes IPv4 as well.
+            self._socket = socket.create_server(
+                (address, port),
+                family=family,
+                backlog=BACKLOG,
+                dualstack_ipv6=address == "::" and socket.has_dualstack_ipv6(),
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"streaming.address, streaming.port: cannot listen on {address} port {port}: "
+                f"{error.strerror}; see whether something else does"
+            ) from error
+        self._socket.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._socket, self._accept)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more clients, tell those there are, and end within about `grace_s` seconds."""
+        self._stop_accepting()
+        for connection in list(self._heads):
+            connection.close()
+        for session in list(self._sessions):
+            session.stop("the container runtime is shutting down")
+        await self._background.close(grace_s)
+
+    # --- clients that come
+
+    def _accept(self) -> None:
+        listener = self._socket
+        if listener is None:
+            return
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                sock, _address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    log.error("streaming clients have to wait", error=error.strerror)
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(listener)
+                    loop.call_later(PAUSE_S, self._accept_again)
+                return
+            self._background.start("streaming client", self._serve(sock))
+
+    def _accept_again(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept)
+
+    def _stop_accepting(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    async def _serve(self, sock: socket.socket) -> None:
+        try:
+            _prepare(sock)
+            connection = Connection(sock, None if self._tls is None else self._tls.context())
+        except OSError:  # gone already
+            sock.close()
+            return
+        try:
+            asked = await self._hear(connection)
+            if asked is not None:
+                await self._run(connection, asked)
+        finally:
+            connection.close()
+
+    async def _hear(self, connection: Connection) -> _Asked | None:
+        """What the client wants, or None once it was told why not."""
+        if len(self._heads) >= MAX_HEADS:
+            oldest = next(iter(self._heads))
+            del self._heads[oldest]
+            oldest.close()
+        self._heads[connection] = None
+        reader = RequestReader()
+        try:
+            async with asyncio.timeout(HEAD_TIMEOUT_S):
+                await connection.open()
+                while (request := reader.receive_data(data := await connection.receive())) is None:
+                    if not data:
+                        reader.receive_eof()
+                        return None
+            return self._redeem(request, bytes(reader.leftover))
+        except ProtocolError as error:
+            await _refuse(connection, error_answer(error))
+        except TimeoutError:
+            await _refuse(connection, error_response(408, "no request came in time"))
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # the TLS handshake failed, or it hung up, or was made to
+            log.debug("streaming client went away before its request", error=str(error))
+        finally:
+            self._heads.pop(connection, None)
+        return None
+
+    def _redeem(self, request: HttpRequest, leftover: bytes) -> _Asked:
+        """Raises ProtocolError with the answer."""
+        path = request.path
+        if self._prefix and path.startswith(self._prefix + "/"):
+            path = path.removeprefix(self._prefix)
+        kind, _, token = path.removeprefix("/").partition("/")
+        if kind not in KINDS:
+            raise ProtocolError("there is nothing here", http_status=404)
+        negotiate = negotiate_port_forward if kind == "portforward" else negotiate_remote_command
+        upgrade = negotiate(request)
+        redeemed = self._tickets.redeem(token, KINDS[kind])
+        if redeemed is None:
+            raise ProtocolError(
+                "this URL was used already, is too old, or never was given out: ask for a new one",
+                http_status=404,
+            )
+        return _Asked(redeemed, request, upgrade, leftover)
+
+    # --- sessions
+
+    async def _run(self, connection: Connection, asked: _Asked) -> None:
+        request, upgrade = asked.request, asked.upgrade
+        protocol = f"{upgrade.framing}/{upgrade.protocol}"
+        if isinstance(request, PortForwardRequest):
+            await self._run_port_forward(connection, asked, request, protocol)
+            return
+        streams = Streams(request.stdin, request.stdout, request.stderr, request.tty)
+        machine = remote_command(upgrade, streams)
+        start: Callable[[], Awaitable[Command]]
+        if isinstance(request, ExecRequest):
+            kind, start = "exec", partial(self._backend.exec, request)
+        else:
+            kind, start = "attach", partial(self._backend.attach, request)
+        connection.send([upgrade.response])
+        session = RemoteCommandSession(
+            connection, machine, self._limits, Traffic(kind, protocol), tty=request.tty
+        )
+        log.debug("streaming session", kind=kind, protocol=protocol, id=request.container_id)
+        self._sessions.add(session)
+        try:
+            await session.run(asked.leftover, start)
+        finally:
+            self._sessions.discard(session)
+
+    async def _run_port_forward(
+        self, connection: Connection, asked: _Asked, request: PortForwardRequest, protocol: str
+    ) -> None:
+        try:
+            machine = port_forward(asked.upgrade, request.ports or _ports_in(asked.http))
+            dialer = await self._backend.port_forward(request)
+        except ProtocolError as error:
+            await _refuse(connection, error_answer(error))
+            return
+        except CriShimError as error:
+            await _refuse(connection, error_response(409, str(error)))
+            return
+        connection.send([asked.upgrade.response])
+        session = PortForwardSession(
+            connection,
+            machine,
+            self._limits,
+            Traffic("port_forward", protocol),
+            background=self._background,
+            ports=request.ports,
+        )
+        log.debug(
+            "streaming session", kind="port_forward", protocol=protocol, id=request.sandbox_id
+        )
+        self._sessions.add(session)
+        try:
+            await session.run(asked.leftover, dialer)
+        finally:
+            self._sessions.discard(session)
+
+
+def _prepare(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, KEEPALIVE_S),
+        (socket.TCP_KEEPINTVL, KEEPALIVE_S),
+        (socket.TCP_KEEPCNT, KEEPALIVE_TRIES),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _refuse(connection: Connection, answer: bytes) -> None:
+    connection.send([answer])
+    await connection.finish(REFUSAL_STALL_S)
+
+
+def _ports_in(request: HttpRequest) -> tuple[int, ...]:
+    """The ports that a URL's query names, for a request of CRI that named none."""
+    texts = [
+        text
+        for name in ("port", "ports")
+        for value in request.parsed_query().get(name, ())
+        for text in value.split(",")
+    ]
+    ports = tuple(port for text in texts if (port := parse_port(text)) is not None)
+    if len(ports) < len(texts):
+        raise ProtocolError("query: port must be numbers from 1 to 65535")
+    return ports

@@ -1,0 +1,287 @@
+"""Port-forwards through a real server to listeners of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim.streaming import port_forward
+from cri_shim.streaming.session import Limits
+from tests.harness.streaming_client import ChannelPairsClient, PortForwardClient, RefusedError
+from tests.unit.streaming.site import site, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BOTH = pytest.mark.parametrize("transport", ["spdy", "websocket"])
+
+
+@contextlib.contextmanager
+def listener(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Serves each connection in a thread; the port."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    threads: list[threading.Thread] = []
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listening.accept()
+                threads.append(threading.Thread(target=one, args=(sock,)))
+                threads[-1].start()
+
+    def one(sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            serve(sock)
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        accepting.join()
+        for thread in threads:
+            thread.join(10)
+
+
+def digest_of_all(sock: socket.socket) -> None:
+    """Reads to the end, and only then answers."""
+    digest = hashlib.sha256()
+    while data := sock.recv(65536):
+        digest.update(data)
+    sock.sendall(digest.digest())
+
+
+def echo(sock: socket.socket) -> None:
+    while data := sock.recv(65536):
+        sock.sendall(data)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@BOTH
+def test_both_halves_of_a_connection_end_on_their_own(transport: str) -> None:
+    sent = os.urandom(2_000_000)
+    with site() as node, listener(digest_of_all) as port, node.forward(transport=transport) as c:
+        assert c.ask(port, sent) == hashlib.sha256(sent).digest()
+        assert c.ask(port, b"") == hashlib.sha256().digest()  # the session goes on
+
+
+@BOTH
+def test_a_target_that_ends_first_is_still_heard(transport: str) -> None:
+    def speak(sock: socket.socket) -> None:
+        sock.sendall(b"x" * 1_000_000)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(10) == b"thanks"
+
+    with site() as node, listener(speak) as port, node.forward(transport=transport) as client:
+        connection = client.connect(port)
+        client.until(lambda: connection in client.ended)
+        assert len(client.received[connection]) == 1_000_000
+        client.write(connection, b"thanks")
+        client.end(connection)
+        assert client.ask(port, b"thanks") == b"x" * 1_000_000
+
+
+def test_where_nobody_listens_the_error_stream_says_so_and_the_others_live() -> None:
+    with site() as node, listener(echo) as port, node.forward() as client:
+        lives = client.connect(port)
+        dead = client.connect(free_port())
+        client.until(lambda: client.is_over(dead))
+        assert b"refused" in client.errors[dead]
+        client.write(lives, b"still")
+        client.until(lambda: client.received[lives] == b"still")
+        assert client.errors[lives] == b""
+
+
+def test_a_reset_by_the_target_is_a_reset_without_words() -> None:
+    def reset(sock: socket.socket) -> None:
+        sock.recv(10)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with site() as node, listener(reset) as bad, listener(echo) as good, node.forward() as client:
+        lives, dies = client.connect(good), client.connect(bad)
+        client.write(dies, b"please")
+        client.until(lambda: client.is_over(dies))
+        assert dies in client.reset
+        assert client.errors[dies] == b""
+        client.write(lives, b"hello")
+        client.until(lambda: client.received[lives] == b"hello")
+
+
+def test_a_reset_by_the_client_drops_that_connection_only() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def note(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while sock.recv(100):
+                begun.set()
+        ended.set()
+
+    with site() as node, listener(note) as port, listener(echo) as good, node.forward() as client:
+        lives, dies = client.connect(good), client.connect(port)
+        client.write(dies, b"x")
+        assert begun.wait(5)
+        client.give_up(dies)
+        assert ended.wait(5)
+        client.write(lives, b"hello")
+        client.until(lambda: client.received[lives] == b"hello")
+
+
+@BOTH
+def test_hundreds_of_short_connections_some_of_them_reset(transport: str) -> None:
+    with site() as node, listener(digest_of_all) as port, node.forward(transport=transport) as c:
+        asked: dict[int, bytes] = {}
+        for number in range(300):
+            connection = c.connect(port)
+            data = b"%d" % number * 50
+            c.write(connection, data)
+            if number % 7 == 3:
+                c.give_up(connection)
+            else:
+                c.end(connection)
+                asked[connection] = hashlib.sha256(data).digest()
+        c.until(lambda: all(map(c.is_over, asked)))
+        assert all(c.received[connection] == asked[connection] for connection in asked)
+        [session] = node.server._sessions
+        until(lambda: not session._targets)  # type: ignore[attr-defined]
+
+
+def test_a_client_that_does_not_read_is_waited_for_without_hoarding() -> None:
+    def flood(sock: socket.socket) -> None:
+        while True:
+            sock.sendall(bytes(1 << 20))
+
+    with site() as node, listener(flood) as port, node.forward() as client:
+        connections = [client.connect(port) for _ in range(4)]
+        time.sleep(0.5)
+        [session] = node.server._sessions
+        assert session._connection.unsent < 2 << 20
+        client.until(lambda: all(len(client.received[c]) > 1 << 20 for c in connections))
+
+
+def test_a_target_that_takes_nothing_is_given_up_so_that_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(port_forward, "TARGET_STALL_S", 0.3)
+    release = threading.Event()
+
+    def hold(_sock: socket.socket) -> None:
+        release.wait(10)
+
+    with site() as node, listener(echo) as good, node.forward() as client:
+        with listener(hold) as port:
+            stuck = client.connect(port)
+            lives = client.connect(good)
+            client.write(stuck, bytes(16 << 20))
+            client.write(lives, b"hello")
+            client.until(lambda: client.received[lives] == b"hello")
+            assert stuck in client.reset
+            release.set()
+
+
+def test_only_the_ports_of_the_request_can_be_reached() -> None:
+    with site() as node, listener(echo) as port, listener(echo) as other:
+        with node.forward(port) as client:
+            refused = client.connect(other)
+            client.until(lambda: client.is_over(refused))
+            assert b"was not asked for" in client.errors[refused]
+            lives = client.connect(port)
+            client.write(lives, b"hello")
+            client.until(lambda: client.received[lives] == b"hello")
+
+
+def test_pairs_of_channels_carry_the_ports_of_the_request() -> None:
+    with site() as node, listener(echo) as port, listener(echo) as other:
+        with ChannelPairsClient(node.forward_url(port, other)) as client:
+            client.write(0, b"one")
+            client.write(2, b"two")
+            wanted = {0: b"one", 2: b"two"}
+            client.until(
+                lambda: all(client.received.get(c, b"")[2:] == data for c, data in wanted.items())
+            )
+            assert client.received[0][:2] == port.to_bytes(2, "little")
+
+
+def test_pairs_of_channels_take_their_ports_from_the_url_when_the_request_has_none() -> None:
+    with site() as node, listener(echo) as port:
+        with ChannelPairsClient(f"{node.forward_url()}?port={port}") as client:
+            client.write(0, b"one")
+            client.until(lambda: client.received.get(0, b"")[2:] == b"one")
+        for query in ("", "?port=0", "?ports=x"):
+            with pytest.raises(RefusedError) as refused:
+                ChannelPairsClient(node.forward_url() + query)
+            assert refused.value.status == 400
+
+
+def test_a_session_of_channels_ends_with_its_last_connection() -> None:
+    def hello(sock: socket.socket) -> None:
+        sock.sendall(b"hello")
+
+    with site() as node, listener(hello) as port:
+        with ChannelPairsClient(node.forward_url(port)) as client:
+            client.until_closed()
+            assert client.received[0][2:] == b"hello"
+        until(lambda: node.sessions == 0)
+
+
+def test_half_of_a_pair_is_not_waited_for_forever() -> None:
+    with site(limits=Limits(0.2, 60)) as node, node.forward() as client:
+        stream = client.machine.open_stream({"streamtype": "data", "port": "1", "requestid": "9"})
+        client.received[stream] = bytearray()
+        client.flush()
+        client.until(lambda: client.is_over(stream))
+
+
+def test_a_pod_that_is_gone_is_an_answer_with_words() -> None:
+    with site() as node, pytest.raises(RefusedError, match="sandbox 'gone' not found"):
+        PortForwardClient(node.forward_url(sandbox="gone"))
+
+
+def test_a_client_that_leaves_takes_its_connections_along() -> None:
+    ended = threading.Event()
+
+    def note(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while sock.recv(100):
+                pass
+        ended.set()
+
+    with site() as node, listener(note) as port:
+        with node.forward() as client:
+            client.write(client.connect(port), b"x")
+            until(lambda: node.backend.dialers)
+        assert ended.wait(5)
+        until(lambda: node.backend.dialers[0].closed)
+
+
+def test_a_connection_that_its_client_gives_up_while_it_is_made_is_closed() -> None:
+    with site() as node, listener(echo) as port:
+        node.backend.dial_delay_s = 0.2
+        with node.forward() as client:
+            connection = client.connect(port)
+            client.give_up(connection)
+            assert client.ask(port, b"next") == b"next"
+
+
+def test_idle_sessions_end_and_busy_ones_do_not() -> None:
+    with site(limits=Limits(5, 0.3)) as node, listener(echo) as port, node.forward() as client:
+        connection = client.connect(port)
+        for _ in range(4):
+            time.sleep(0.15)
+            client.write(connection, b"x")
+        assert not client.closed
+        client.until_closed()

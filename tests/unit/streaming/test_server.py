@@ -1,0 +1,283 @@
+"""Who gets in, with which words others are sent away, and what they can't do to the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim.errors import ConfigError
+from cri_shim.streaming import server
+from cri_shim.streaming.session import Limits
+from cri_shim.streaming.tls import ServerTls
+from tests.harness.streaming_client import (
+    V4,
+    PortForwardClient,
+    RefusedError,
+    RemoteCommandClient,
+    dial,
+    spdy_headers,
+    websocket_headers,
+)
+from tests.unit.streaming.site import Site, site, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def refusal(url: str, headers: dict[str, str], method: str = "POST") -> RefusedError:
+    with pytest.raises(RefusedError) as refused:
+        dial(url, headers, method=method)
+    return refused.value
+
+
+def test_a_ticket_is_for_one_use() -> None:
+    with site() as node:
+        url = node.exec_url("true")
+        with RemoteCommandClient(url) as client:
+            assert client.until_closed().exit_code == 0
+        assert refusal(url, spdy_headers(V4)).status == 404
+
+
+def test_a_ticket_is_for_one_kind_and_keeps_after_the_wrong_one() -> None:
+    with site() as node:
+        url = node.exec_url("true")
+        assert refusal(url.replace("/exec/", "/attach/"), spdy_headers(V4)).status == 404
+        with RemoteCommandClient(url) as client:
+            assert client.until_closed().exit_code == 0
+
+
+def test_a_client_may_try_another_protocol_with_the_same_ticket() -> None:
+    with site() as node:
+        url = node.exec_url("true")
+        refused = refusal(url, websocket_headers("v9.channel.k8s.io"), "GET")
+        assert refused.status == 403
+        assert "v4.channel.k8s.io" in refused.text
+        with RemoteCommandClient(url) as client:
+            assert client.until_closed().exit_code == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/exec", "/exec/", "/exec/none", "/healthz", "/x/exec/a"])
+def test_what_is_not_there_is_not_found(path: str) -> None:
+    with site() as node:
+        assert refusal(node.base + path, spdy_headers(V4)).status == 404
+
+
+def test_a_request_that_wants_no_upgrade_is_told_what_is_missing() -> None:
+    with site() as node:
+        assert "Upgrade" in refusal(node.exec_url("true"), {}).text
+
+
+def test_a_head_that_is_too_long_is_refused() -> None:
+    with site() as node:
+        assert refusal(node.base + "/exec/" + "x" * 70_000, {}).status in (414, 431)
+
+
+def test_a_client_that_says_nothing_is_told_that_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
+    with site() as node:
+        with socket.create_connection(("127.0.0.1", node.server.port), timeout=5) as sock:
+            sock.sendall(b"GET / HT")
+            assert b"408" in sock.recv(1000)
+        until(lambda: not node.server._heads)
+
+
+def wait_for_heads(node: Site, count: int) -> None:
+    until(lambda: len(node.server._heads) == count)
+
+
+def test_the_oldest_silent_client_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_HEADS", 3)
+    with site() as node:
+        silent = []
+        for number in range(5):
+            silent.append(socket.create_connection(("127.0.0.1", node.server.port), timeout=5))
+            wait_for_heads(node, min(number + 1, 3))
+        assert silent[0].recv(10) == b""
+        assert silent[1].recv(10) == b""
+        with RemoteCommandClient(node.exec_url("true")) as client:
+            assert client.until_closed().exit_code == 0
+        for sock in silent:
+            sock.close()
+        until(lambda: not node.server._heads)
+
+
+def test_a_proxys_part_of_the_path_may_stay() -> None:
+    with site(prefix="/node-1/stream/") as node:
+        url = node.exec_url("true").replace("stream//", "stream/")
+        assert "/node-1/stream/exec/" in url
+        with RemoteCommandClient(url) as client:
+            assert client.until_closed().exit_code == 0
+        with RemoteCommandClient(node.exec_url("true").replace("/node-1/stream//", "/")) as client:
+            assert client.until_closed().exit_code == 0
+
+
+def test_it_listens_on_ipv6_as_well() -> None:
+    with site(address="::1") as node, RemoteCommandClient(node.exec_url("true")) as client:
+        assert client.until_closed().exit_code == 0
+
+
+def test_the_wildcard_of_ipv6_takes_ipv4_too() -> None:
+    with site(address="::") as node:
+        for host in ("127.0.0.1", "[::1]"):
+            url = node.exec_url("true").replace("[::]", host)
+            with RemoteCommandClient(url) as client:
+                assert client.until_closed().exit_code == 0
+
+
+def test_an_address_that_is_taken_is_named() -> None:
+    with site() as node:
+        other = Site(Limits(1, 1), None, "127.0.0.1", "").server
+        with pytest.raises(
+            ConfigError, match=r"streaming\.address, streaming\.port: cannot listen"
+        ):
+            node.await_(other.start("127.0.0.1", node.server.port))
+
+
+def test_many_clients_at_once_are_all_served() -> None:
+    with site() as node:
+        clients = [node.exec("echo", str(number)) for number in range(40)]
+        for number, client in enumerate(clients):
+            with client:
+                assert client.until_closed().stdout == b"%d\n" % number
+
+
+# --- TLS -----------------------------------------------------------------------------------------------------------
+
+
+def openssl(directory: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.fail("openssl is not on PATH")
+    directory = tmp_path_factory.mktemp("certificates")
+    san = "subjectAltName=IP:127.0.0.1"
+    for name in ("server", "renewed", "client"):
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        openssl(
+            directory,
+            *("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.crt"),
+            *("-days", "2", "-subj", f"/CN={name}", "-addext", san),
+        )
+    return directory
+
+
+def trusting(certificates: Path, name: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificates / f"{name}.crt"))
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_sessions_over_tls_carry_many_megabytes_both_ways(
+    certificates: Path, transport: str
+) -> None:
+    tls = ServerTls(certificates / "server.crt", certificates / "server.key", None)
+    trust = trusting(certificates, "server")
+    sent = os.urandom(1_000_000)
+    with site(tls=tls) as node:
+        url = node.exec_url("cat", stdin=True)
+        with RemoteCommandClient(
+            url, transport, protocol="v5.channel.k8s.io", stdin=True, tls=trust
+        ) as client:
+            for start in range(0, len(sent), 50_000):
+                client.write(sent[start : start + 50_000])
+                while len(client.stdout) + 200_000 < start:
+                    client.receive()
+            client.end_stdin()
+            assert client.until_closed().exit_code == 0
+            assert client.stdout == sent
+        with PortForwardClient(node.forward_url(), transport, tls=trust) as forward:
+            with socket.create_server(("127.0.0.1", 0)) as listening:
+                connection = forward.connect(listening.getsockname()[1])
+                accepted, _ = listening.accept()
+                with accepted:
+                    accepted.sendall(b"hello")
+                    forward.until(lambda: forward.received[connection] == b"hello")
+
+
+def test_with_a_client_ca_only_its_clients_get_in(certificates: Path) -> None:
+    tls = ServerTls(
+        certificates / "server.crt", certificates / "server.key", certificates / "client.crt"
+    )
+    with site(tls=tls) as node:
+        known = trusting(certificates, "server")
+        known.load_cert_chain(certificates / "client.crt", certificates / "client.key")
+        with RemoteCommandClient(node.exec_url("true"), tls=known) as client:
+            assert client.until_closed().exit_code == 0
+        url = node.exec_url("true")
+        with pytest.raises((ssl.SSLError, ConnectionError, RefusedError)):
+            RemoteCommandClient(url, tls=trusting(certificates, "server"))
+        assert len(node.tickets) == 1
+
+
+def test_a_client_without_tls_costs_nothing_but_its_connection(certificates: Path) -> None:
+    tls = ServerTls(certificates / "server.crt", certificates / "server.key", None)
+    with site(tls=tls) as node:
+        with socket.create_connection(("127.0.0.1", node.server.port), timeout=5) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                while sock.recv(100):
+                    pass
+        until(lambda: not node.server._heads)
+
+
+def test_a_renewed_certificate_is_used_from_the_next_connection_on(
+    certificates: Path, tmp_path: Path
+) -> None:
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+
+    def install(name: str) -> None:
+        for suffix, file in (("crt", cert), ("key", key)):
+            fresh = file.with_suffix(".new")
+            shutil.copy(certificates / f"{name}.{suffix}", fresh)
+            fresh.rename(file)
+
+    install("server")
+    with site(tls=ServerTls(cert, key, None)) as node:
+        install("renewed")
+        with RemoteCommandClient(
+            node.exec_url("true"), tls=trusting(certificates, "renewed")
+        ) as client:
+            assert client.until_closed().exit_code == 0
+        cert.write_text("nonsense")
+        with RemoteCommandClient(
+            node.exec_url("true"), tls=trusting(certificates, "renewed")
+        ) as client:
+            assert client.until_closed().exit_code == 0
+
+
+@pytest.mark.parametrize("broken", ["cert", "client_ca"])
+def test_certificates_that_cannot_be_used_are_named(
+    certificates: Path, tmp_path: Path, broken: str
+) -> None:
+    bad = tmp_path / "bad.pem"
+    bad.write_text("nonsense")
+    cert = bad if broken == "cert" else certificates / "server.crt"
+    client_ca = bad if broken == "client_ca" else None
+    with pytest.raises(ConfigError, match=r"streaming\.tls.*bad\.pem"):
+        ServerTls(cert, certificates / "server.key", client_ca)
+
+
+def test_stopping_ends_also_those_that_have_said_nothing() -> None:
+    with site() as node:
+        port = node.server.port
+        sock = socket.create_connection(("127.0.0.1", port), timeout=5)
+        until(lambda: node.server._heads)
+        started = time.monotonic()
+        node.await_(node.server.stop(3))
+        assert time.monotonic() - started < 1
+        with sock:
+            assert sock.recv(10) == b""
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=1)
