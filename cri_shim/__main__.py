@@ -44,6 +44,10 @@ COMMANDS = {
     ),
     "demo": Command("cri_shim.cli.demo", "run a pod from creation to removal, against the daemon"),
     "image": Command("cri_shim.cli.image", "pull, import, export, list, check and remove images"),
+    "status": Command(
+        "cri_shim.cli.status", "show pods and containers, and what each is waiting for"
+    ),
+    "wipe": Command("cri_shim.cli.wipe", "take away every pod and container of this root"),
     "version": Command(
         "cri_shim.cli.version", "versions of this program, conmon and the OCI runtimes"
     ),

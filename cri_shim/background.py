@@ -1,18 +1,21 @@
 """Owning work: tasks that nobody waits for, two things side by side, and effects that a cancellation must not split.
 
 A thread can't be cancelled. Whoever gives an effect to one (a mount, a removal) and goes away would let an undo run
-before the effect has happened; `uninterrupted` keeps the caller until the thread is done.
+before the effect has happened; `uninterrupted` keeps the caller until the thread is done. For what may hang in the
+kernel there is `kernel_call`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import structlog
 
 from cri_shim.errors import CriShimError
+from cri_shim.operations import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -35,7 +38,9 @@ class Background:
 
     def keep(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run `work`, which has no end of its own or a late one, until `close`, which cancels it at once."""
-        self._endless.add(self._own(name, work))
+        task = self._own(name, work)
+        self._endless.add(task)
+        task.add_done_callback(self._endless.discard)
 
     async def owned(self, name: str, work: Coroutine[object, object, T]) -> T:
         """Run `work` in a task of its own and return what it does; cancelling the caller leaves the work alone."""
@@ -92,7 +97,8 @@ async def until_done(
                 log.error("failed, will be tried again", what=what, error=last)
         else:
             return
-        await asyncio.sleep(pause_s)
+        with step("waiting to try again what failed"):
+            await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, 30.0)
 
 
@@ -110,7 +116,8 @@ async def side_by_side(
     except BaseExceptionGroup as errors:
         for extra in errors.exceptions[1:]:
             log.warning("failed as well", error=str(extra))
-        raise errors.exceptions[0] from None
+        first_error = errors.exceptions[0]
+        raise first_error from first_error.__cause__  # its own cause, not the group
     return result.result()
 
 
@@ -118,7 +125,7 @@ async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     """Run a blocking effect in a thread and return what it does; a cancellation is raised only after its end."""
     loop = asyncio.get_running_loop()
     working = loop.run_in_executor(None, partial(function, *args, **kwargs))
-    cancelled = await _end_of(working)
+    cancelled = await end_of(working)
     if cancelled is not None:
         working.exception()  # looked at: the cancellation is what the caller hears of
         raise cancelled
@@ -128,7 +135,7 @@ async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 async def undivided(effect: Callable[[], None], then: Callable[[], None]) -> None:
     """As `uninterrupted`, with what follows the effect here, on the loop, unless the effect fails."""
     working = asyncio.get_running_loop().run_in_executor(None, effect)
-    cancelled = await _end_of(working)
+    cancelled = await end_of(working)
     if working.exception() is None:
         then()
     if cancelled is not None:
@@ -136,12 +143,18 @@ async def undivided(effect: Callable[[], None], then: Callable[[], None]) -> Non
     working.result()
 
 
-async def _end_of(working: asyncio.Future[T]) -> asyncio.CancelledError | None:
-    """Wait for the end whatever happens; the cancellation that came meanwhile."""
+async def end_of(
+    working: asyncio.Future[T], timeout_s: float | None = None
+) -> asyncio.CancelledError | None:
+    """Wait for the end whatever happens, or for `timeout_s`; the cancellation that came meanwhile."""
     cancelled: asyncio.CancelledError | None = None
+    give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
     while not working.done():
+        left = None if give_up_at is None else give_up_at - time.monotonic()
+        if left is not None and left <= 0:
+            break
         try:
-            await asyncio.wait([working])
+            await asyncio.wait([working], timeout=left)
         except asyncio.CancelledError as late:
             cancelled = late
     return cancelled

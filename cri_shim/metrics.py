@@ -177,6 +177,7 @@ class _Objects(Collector):
         self.containers: Callable[[], Mapping[str, int]] | None = None
         self.images: Callable[[], int] | None = None
         self.cni_debts: Callable[[], int] | None = None
+        self.slow_operations: Callable[[], Mapping[str, int]] | None = None
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         # Registration must not ask for counts: the stores come later.
@@ -185,6 +186,7 @@ class _Objects(Collector):
             _family("containers", "state"),
             _family("images"),
             _cni_debts(),
+            _slow_operations(),
         ]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
@@ -201,6 +203,10 @@ class _Objects(Collector):
         if self.cni_debts:
             family.add_metric([], self.cni_debts())
         yield family
+        family = _slow_operations()
+        for step, number in (self.slow_operations() if self.slow_operations else {}).items():
+            family.add_metric([step], number)
+        yield family
 
 
 def _family(name: str, *labels: str) -> GaugeMetricFamily:
@@ -214,6 +220,14 @@ def _cni_debts() -> GaugeMetricFamily:
     )
 
 
+def _slow_operations() -> GaugeMetricFamily:
+    return GaugeMetricFamily(
+        "cri_shim_slow_operations",
+        "Operations under way for more than a minute, by the step at which they stand.",
+        labels=["step"],
+    )
+
+
 _objects = _Objects()
 REGISTRY.register(_objects)
 
@@ -224,6 +238,7 @@ def watch_objects(
     containers: Callable[[], Mapping[str, int]] | None = None,
     images: Callable[[], int] | None = None,
     cni_debts: Callable[[], int] | None = None,
+    slow_operations: Callable[[], Mapping[str, int]] | None = None,
 ) -> None:
     """Say how to count objects; what isn't given stays as it was.
 
@@ -234,6 +249,7 @@ def watch_objects(
     _objects.containers = containers or _objects.containers
     _objects.images = images or _objects.images
     _objects.cni_debts = cni_debts or _objects.cni_debts
+    _objects.slow_operations = slow_operations or _objects.slow_operations
 
 
 def exposition() -> bytes:

@@ -52,6 +52,16 @@ class ObjectPaths:
         return self.root_dir / "etc"
 
     @property
+    def volumes_dir(self) -> Path:
+        """A directory for each VOLUME that the image declares, with what the image has there."""
+        return self.root_dir / "volumes"
+
+    @property
+    def images_dir(self) -> Path:
+        """Where images that the container mounts as volumes are mounted, each under its place in the request."""
+        return self.state_dir / "images"
+
+    @property
     def shm_dir(self) -> Path:
         """The sandbox's /dev/shm: a tmpfs of its own."""
         return self.state_dir / "shm"
@@ -70,6 +80,11 @@ class ObjectPaths:
     def spec_file(self) -> Path:
         """The runtime-spec."""
         return self.state_dir / "config.json"
+
+    @property
+    def resources_file(self) -> Path:
+        """New limits on their way to the OCI runtime."""
+        return self.state_dir / "resources.json"
 
     @property
     def pid_file(self) -> Path:
@@ -108,6 +123,21 @@ class Paths:
     def containers_dir(self) -> Path:
         """One directory per container."""
         return self.root / "containers"
+
+    @property
+    def apparmor_file(self) -> Path:
+        """Our AppArmor profile, as it was loaded."""
+        return self.state / "apparmor" / "cri-shim-default"
+
+    @property
+    def debts_dir(self) -> Path:
+        """One file per network attachment whose DEL failed and is still owed."""
+        return self.root / "debts"
+
+    @property
+    def damaged_dir(self) -> Path:
+        """Objects whose record could not be read: `<ID>-<time>`, for whoever wants to look."""
+        return self.root / "damaged"
 
     @property
     def images_dir(self) -> Path:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from cri_shim.operations import concerns, reached, step
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
@@ -33,7 +35,9 @@ class Rollback:
     """Told (what, step) at each push and at `commit`; fault campaigns set it to stop or kill there."""
 
     def __init__(self, what: str) -> None:
+        """`what` is a kind and an ID."""
         self._what = what
+        concerns(what.rpartition(" ")[2])
         self._steps: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._committed = False
         self.failed: list[str] = []
@@ -41,6 +45,7 @@ class Rollback:
     def push(self, name: str, undo: Callable[[], Awaitable[None]]) -> None:
         """Note how to undo the effect that comes next."""
         self._steps.append((name, undo))
+        reached(name)
         self._observe(name)
 
     def commit(self) -> None:
@@ -80,7 +85,8 @@ class Rollback:
         while self._steps:
             name, undo = self._steps.pop()
             try:
-                await undo()
+                with step(f"undoing {name}"):
+                    await undo()
             except Exception as error:  # noqa: BLE001 - one failing undo must not stop the others
                 self.failed.append(name)
                 log.error("undo failed", what=self._what, step=name, error=str(error))

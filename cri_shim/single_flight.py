@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import structlog
 
 from cri_shim.errors import UnavailableError
+from cri_shim.operations import Operations, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -39,7 +40,10 @@ class _Flight(Generic[T]):
 class SingleFlight(Generic[T]):
     """At most one task per key; callers share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, operation: str = "work", operations: Operations | None = None) -> None:
+        """Each task is an operation of that name among `operations`, and its key what it is about."""
+        self._operation = operation
+        self._operations = operations if operations is not None else Operations()
         self._flights: dict[str, _Flight[T]] = {}
         self._closing = False
 
@@ -69,15 +73,19 @@ class SingleFlight(Generic[T]):
             if not flight.abandoned:
                 log.info("a different request replaces the one in flight", key=key)
                 flight.task.cancel()
-            await asyncio.wait([flight.task])
+            with step(f"waiting for the end of another {self._operation}"):
+                await asyncio.wait([flight.task])
         if flight is None:
-            flight = _Flight(digest, asyncio.create_task(start(), name=f"flight {key}"))
+            flight = _Flight(
+                digest, asyncio.create_task(self._fly(key, start), name=f"flight {key}")
+            )
             self._flights[key] = flight
             flight.task.add_done_callback(lambda task: self._landed(key, task))
         flight.waiters += 1
         flight.kept = flight.kept or not abandon
         try:
-            return await asyncio.shield(flight.task)
+            with step(f"waiting for {self._operation}"):
+                return await asyncio.shield(flight.task)
         except asyncio.CancelledError:
             if flight.task.cancelled() and not _being_cancelled():
                 # Not cancelled by our own client.
@@ -91,6 +99,10 @@ class SingleFlight(Generic[T]):
                 flight.abandoned = True
                 flight.task.cancel()
 
+    async def _fly(self, key: str, start: Callable[[], Coroutine[object, object, T]]) -> T:
+        with self._operations.begin(self._operation, key):
+            return await start()
+
     def _landed(self, key: str, task: asyncio.Task[T]) -> None:
         flight = self._flights.pop(key)
         if not task.cancelled() and (error := task.exception()) and flight.waiters == 0:
@@ -99,6 +111,10 @@ class SingleFlight(Generic[T]):
     async def close(self, grace_s: float) -> None:
         """Let what is under way end within `grace_s`, then cancel it and wait for its undoing."""
         self._closing = True
+        await self.end_all(grace_s)
+
+    async def end_all(self, grace_s: float) -> None:
+        """As `close`, for now: work that is asked for afterwards is done."""
         tasks = [flight.task for flight in self._flights.values()]
         if not tasks:
             return

@@ -8,7 +8,8 @@ import textwrap
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
-from cri_shim.cli.checks import cgroups, kernel, network, resources, runtimes, security
+from cri_shim import log
+from cri_shim.cli.checks import cgroups, daemon, kernel, network, resources, runtimes, security
 from cri_shim.cli.checks.row import Level, Node, Row
 from cri_shim.cli.output import json_text, paint, printable, wants_colour
 from cri_shim.cli.parser import add_config_options
@@ -37,7 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a row per requirement; 1 if one failed. Raises ConfigError."""
-    rows = asyncio.run(collect(load_config(args.config, args.set)))
+    config = load_config(args.config, args.set)
+    log.configure(level="error", format=config.log.format)  # what is wrong stands in the rows
+    rows = asyncio.run(collect(config))
     counts = {level: sum(row.level is level for row in rows) for level in Level}
     if args.json:
         document = {
@@ -89,14 +92,17 @@ async def collect(config: Config, node: Node | None = None) -> list[Row]:
             network.cni_debts(config.root),
             packet_filter,
             security.seccomp(node),
-            security.apparmor(node),
-            security.selinux(node),
+            security.apparmor(node, config.security.apparmor_profile),
+            security.selinux(node, config.security.selinux),
+            security.oci_hooks(config.security.hooks_dirs, config.security.hook_spec),
+            security.cdi_devices(config.security.cdi_dirs),
             security.capabilities(node, config.security.default_capabilities),
             security.open_files(),
             resources.directories(config.root, config.state),
             resources.disk_space(config.root),
             *resources.sysctls(node),
             *listeners(config, node),
+            await asyncio.to_thread(daemon.operations, config),
         ]
     finally:
         reaper.close()

@@ -27,6 +27,7 @@ import structlog
 
 from cri_shim.cni.result import parse_failure
 from cri_shim.errors import CniPluginError, CommandError, DeadlineError
+from cri_shim.operations import step
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -112,15 +113,16 @@ class PluginRunner:
             )
         timeout_s = min(self.timeout_s, timeout_s or self.timeout_s)
         try:
-            completed = await self._to_its_end(
-                self._reaper.run(
-                    [str(file)],
-                    timeout_s=timeout_s,
-                    stdin=config,
-                    env=self._environment(verb, attachment, netns),
-                    max_stdout_bytes=MAX_ANSWER_BYTES,
+            with step(f"cni {verb} {plugin}"):
+                completed = await self._to_its_end(
+                    self._reaper.run(
+                        [str(file)],
+                        timeout_s=timeout_s,
+                        stdin=config,
+                        env=self._environment(verb, attachment, netns),
+                        max_stdout_bytes=MAX_ANSWER_BYTES,
+                    )
                 )
-            )
         except DeadlineError as error:
             raise CniPluginError(
                 plugin, verb, f"no answer within {timeout_s:g} s; it was killed"

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cri_shim.errors import DeadlineError
 from cri_shim.host.process import kill_process, start_time_ticks
+from cri_shim.kernel_call import in_time
+from cri_shim.operations import step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,19 +27,33 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _POLL_S = 0.02
+KILL_GRACE_S = 5.0
+WAITING = "waiting for plugins that a former daemon called"
 _PROGRAM_WORDS = 4  # an interpreter, its flags, the script
 
 
 async def wait_for_leftover_plugins(
     container_id: str, plugin_dirs: Sequence[Path], *, timeout_s: float
 ) -> None:
-    """Return once no plugin works for this container; call it while nobody here starts one for it."""
-    give_up_at = time.monotonic() + timeout_s
+    """Return once no plugin works for this container; call it while nobody here starts one for it.
+
+    Raises DeadlineError for one that outlives being killed.
+    """
+    with step(WAITING):
+        await _wait(container_id, plugin_dirs, time.monotonic() + timeout_s)
+
+
+async def _wait(container_id: str, plugin_dirs: Sequence[Path], give_up_at: float) -> None:
     told = False
-    while left := await asyncio.to_thread(leftover_plugins, container_id, plugin_dirs):
+    while left := await in_time(WAITING, leftover_plugins, container_id, plugin_dirs):
         if not told:
             log.info("waiting for plugins that an earlier process called", pids=sorted(left))
             told = True
+        if time.monotonic() >= give_up_at + KILL_GRACE_S:
+            raise DeadlineError(
+                f"container {container_id}: CNI plugins of a former daemon, {sorted(left)}, still run "
+                f"{KILL_GRACE_S:g} s after SIGKILL: they hang in the kernel (see /proc/PID/stack)"
+            )
         if time.monotonic() >= give_up_at:
             log.warning("killing plugins that an earlier process called", pids=sorted(left))
             for pid, started in left.items():

@@ -16,6 +16,8 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from cri_shim.operations import step
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -38,9 +40,12 @@ class Turns:
         lock = self._containers.get(container_id)
         if lock is None:
             lock = self._containers[container_id] = asyncio.Lock()
-        async with lock:
+        with step("waiting for another cni operation"):
+            await lock.acquire()
+        try:
             while (collected := self._collected.get(network)) is not None:
-                await collected.wait()
+                with step("waiting for cni GC"):
+                    await collected.wait()
             self._running[network] += 1
             try:
                 yield
@@ -50,6 +55,8 @@ class Turns:
                     del self._running[network]
                     if (quiet := self._quiet.get(network)) is not None:
                         quiet.set()
+        finally:
+            lock.release()
 
     @contextlib.asynccontextmanager
     async def collection(self, network: str, *, patience_s: float) -> AsyncIterator[None]:

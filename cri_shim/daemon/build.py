@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.background import Background
 from cri_shim.cni.network import Cni
+from cri_shim.config.model import GcMode
 from cri_shim.daemon.handlers import Handlers
+from cri_shim.daemon.images import layers_of, open_store
+from cri_shim.daemon.provisions import provide
+from cri_shim.daemon.streaming import Streaming
 from cri_shim.host.cgroups.layout import effective_driver
+from cri_shim.host.cgroups.placement import parent_directory
 from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.image.pull import Puller
-from cri_shim.image.store import ImageStore
 from cri_shim.oci.conmon import Monitors
-from cri_shim.sandbox.container_io import Execs
+from cri_shim.operations import Operations
+from cri_shim.sandbox.attach import Attachments
 from cri_shim.sandbox.containers import Containers
+from cri_shim.sandbox.debris import Debris
+from cri_shim.sandbox.debts import Debts
+from cri_shim.sandbox.exec_process import ExecProcesses
+from cri_shim.sandbox.exec_session import ExecSessions
+from cri_shim.sandbox.exec_sync import Execs
 from cri_shim.sandbox.exits import Exit, ExitWatch
 from cri_shim.sandbox.launch import Launcher
 from cri_shim.sandbox.network import PodNetwork
@@ -28,13 +39,19 @@ from cri_shim.sandbox.release import Release
 from cri_shim.sandbox.specs import Specs
 from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.store import Container, Sandbox, Store, read_container, read_sandbox
+from cri_shim.sandbox.stream_backend import StreamBackend
+from cri_shim.sandbox.streams import Streams
+from cri_shim.sandbox.upkeep import NetworkUpkeep
+from cri_shim.sandbox.wipe import Wipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.config import Config
     from cri_shim.host.process import Reaper
+    from cri_shim.image.store import ImageStore
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.provisions import Provisions
 
 CREATES_PER_CORE = 4
 ANSWER_HEADROOM_BYTES = 64 << 10
@@ -48,11 +65,14 @@ class Parts:
     paths: Paths
     reaper: Reaper
     background: Background
+    operations: Operations
     cgroups: Cgroups
     systemd: bool
     handlers: Handlers
     monitors: Monitors
     cni: Cni
+    debts: Debts
+    upkeep: NetworkUpkeep
     images: ImageStore
     puller: Puller
     exits: ExitWatch
@@ -62,14 +82,27 @@ class Parts:
     container_cases: Containers
     stats: Stats
     recovery: Recovery
+    wipe: Wipe
+    provisions: Provisions
+    streaming: Streaming
+    stream_backend: StreamBackend
+    streams: Streams
 
 
-async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: Path) -> Parts:
-    """Everything below the gRPC edge, not yet started.
+async def build(
+    config: Config,
+    *,
+    paths: Paths,
+    reaper: Reaper,
+    cni_cache_dir: Path,
+    provisions: Provisions | None = None,
+) -> Parts:
+    """Everything below the gRPC edge, not yet started; `provisions` are for who makes no containers.
 
     Raises ConfigError for what only this node shows to be impossible.
     """
     background = Background()
+    operations = Operations()
     cgroups = Cgroups.detect()
     systemd = effective_driver(config.cgroup_driver, cgroups.layout) == "systemd"
     handlers = Handlers(config.runtime, paths=paths, reaper=reaper, systemd=systemd)
@@ -82,26 +115,21 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         conf_dir=config.cni.conf_dir,
         cache_dir=cni_cache_dir,
         timeout_s=config.cni.timeout_s,
+        loopback_plugin=not config.cni.use_internal_loopback,
     )
     sandboxes = Store("sandbox", paths.sandboxes_dir, paths.sandbox, read_sandbox)
     containers = Store("container", paths.containers_dir, paths.container, read_container)
-    images = await ImageStore.open(
-        images_dir=paths.images_dir,
-        layers_dir=paths.layers_dir,
-        reaper=reaper,
-        in_use=lambda: {
-            layer
-            for store in (containers, sandboxes)
-            for item in store
-            for layer in item.record.layers
-        },
-        pinned=config.images.pinned,
-        discard_blobs=config.images.discard_blobs,
+    images = await open_store(
+        config, paths, reaper, lambda: layers_of(containers) | layers_of(sandboxes)
     )
-    puller = Puller(images, config.images)
+    puller = Puller(images, config.images, operations)
     release = Release(paths=paths, cgroups=cgroups, monitors=monitors, runtime_of=handlers.get)
+    provisions = provisions or await provide(
+        config.security, paths=paths, reaper=reaper, sandboxes=sandboxes, containers=containers
+    )
     specs = Specs(
         paths=paths,
+        provisions=provisions,
         node=read_node_facts(config.security, cgroups),
         handler_facts=handlers.facts,
         containers=containers,
@@ -112,11 +140,22 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         paths=paths,
         monitors=monitors,
         release=release,
+        cgroups=cgroups,
         start_timeout_s=config.runtime.start_timeout_s,
         max_parallel=config.runtime.max_parallel_creates
         or CREATES_PER_CORE * len(os.sched_getaffinity(0)),
     )
-    network = PodNetwork(cni, sandboxes, publish_ports=config.sandbox.hostport)
+    debts = Debts(paths.debts_dir)
+    network = PodNetwork(cni, sandboxes, debts, publish_ports=config.sandbox.hostport)
+    upkeep = NetworkUpkeep(
+        cni=cni,
+        network=network,
+        sandboxes=sandboxes,
+        debts=debts,
+        operations=operations,
+        collects_garbage=config.cni.gc is GcMode.AUTO,
+    )
+    cni.on_change(upkeep.wake)
     this_boot = boot_id()
 
     def on_exit(object_id: str, exit_: Exit) -> None:
@@ -126,6 +165,8 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
             pods.on_exit(sandbox, exit_)
 
     exits = ExitWatch(paths.exits_dir, on_exit)
+    attachments = Attachments(paths=paths, monitors=monitors, background=background)
+    exec_processes = ExecProcesses(paths=paths, runtime_of=handlers.get, reaper=reaper)
     container_cases = Containers(
         paths=paths,
         store=containers,
@@ -134,9 +175,7 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         runtime_of=handlers.get,
         monitors=monitors,
         execs=Execs(
-            paths=paths,
-            runtime_of=handlers.get,
-            reaper=reaper,
+            exec_processes,
             background=background,
             max_output_bytes=config.limits.exec_sync_output_bytes,
             max_answer_bytes=config.limits.grpc_message_bytes - ANSWER_HEADROOM_BYTES,
@@ -147,6 +186,8 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         release=release,
         exits=exits,
         background=background,
+        attachments=attachments,
+        operations=operations,
         boot_id=this_boot,
     )
     pods = Pods(
@@ -160,9 +201,18 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         specs=specs,
         release=release,
         exits=exits,
+        reaper=reaper,
+        operations=operations,
         boot_id=this_boot,
         stop_containers=container_cases.stop_all,
         remove_containers=container_cases.remove_all,
+    )
+    debris = Debris(
+        paths=paths,
+        release=release,
+        network=network,
+        monitors=monitors,
+        runtimes=lambda: handlers.runtimes,
     )
     recovery = Recovery(
         paths=paths,
@@ -170,12 +220,31 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         containers=containers,
         pods=pods,
         container_cases=container_cases,
-        network=network,
+        debris=debris,
         runtimes=lambda: handlers.runtimes,
         cgroups=cgroups,
         release=release,
         exits=exits,
+        background=background,
+        operations=operations,
         boot_id=this_boot,
+    )
+    wipe = Wipe(
+        sandboxes=sandboxes,
+        containers=containers,
+        pods=pods,
+        container_cases=container_cases,
+        debris=debris,
+        network=network,
+        debts=debts,
+        upkeep=upkeep,
+        cgroups=cgroups,
+        # A slice is systemd's to remove.
+        own_cgroup=""
+        if systemd
+        else parent_directory(config.sandbox.cgroup_parent or "", systemd=False),
+        images=images,
+        puller=puller,
     )
     stats = Stats(
         paths=paths,
@@ -184,15 +253,19 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         cgroup_dir=container_cases.endings.cgroup_dir,
         cache_s=config.stats.cache_s,
     )
+    streaming = Streaming(config.streaming)
     return Parts(
         paths=paths,
         reaper=reaper,
         background=background,
+        operations=operations,
         cgroups=cgroups,
         systemd=systemd,
         handlers=handlers,
         monitors=monitors,
         cni=cni,
+        debts=debts,
+        upkeep=upkeep,
         images=images,
         puller=puller,
         exits=exits,
@@ -202,4 +275,15 @@ async def build(config: Config, *, paths: Paths, reaper: Reaper, cni_cache_dir: 
         container_cases=container_cases,
         stats=stats,
         recovery=recovery,
+        wipe=wipe,
+        provisions=provisions,
+        streaming=streaming,
+        stream_backend=StreamBackend(
+            daemon_loop=asyncio.get_running_loop(),
+            containers=container_cases,
+            pods=pods,
+            execs=ExecSessions(exec_processes, paths=paths, background=background),
+            attachments=attachments,
+        ),
+        streams=Streams(container_cases, pods, streaming.tickets, streaming.base_url),
     )

@@ -74,15 +74,18 @@ class Handlers:
 
     async def discover(self) -> None:
         """Ask every handler that can be run what it supports; the others are said once."""
-        for runtime in self.runtimes:
-            name = runtime.settings.name
-            try:
-                self._features[name] = await runtime.features()
-            except CriShimError as error:
-                self._features[name] = None
-                log.warning("runtime handler can't be used now", handler=name, error=str(error))
+        # At once: one that hangs must not add its deadline to the others'.
+        await asyncio.gather(*map(self._ask, self.runtimes))
         if any(found is not None and found.user_namespaces for found in self._features.values()):
             self._maps_ids = await self._can_map_ids()
+
+    async def _ask(self, runtime: Runtime) -> None:
+        name = runtime.settings.name
+        try:
+            self._features[name] = await runtime.features()
+        except CriShimError as error:
+            self._features[name] = None
+            log.warning("runtime handler can't be used now", handler=name, error=str(error))
 
     async def _can_map_ids(self) -> bool:
         """Whether containers' root file systems can be mounted in terms of a user namespace: tried, not guessed."""

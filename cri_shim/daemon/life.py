@@ -8,6 +8,7 @@ end, then take the sockets down.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -20,15 +21,20 @@ import structlog
 import cri_shim
 from cri_shim import log as logging_setup
 from cri_shim import metrics
+from cri_shim.cni.pod_cidr import PodCidr
 from cri_shim.config import reloadable_changes, without_effect
 from cri_shim.config.render import to_tree
 from cri_shim.daemon.build import Parts, build
+from cri_shim.daemon.directories import prepare_directories
+from cri_shim.daemon.images import pinned
+from cri_shim.daemon.locks import daemon_locks
 from cri_shim.daemon.node_status import NodeState
-from cri_shim.errors import ConfigError, CriShimError
-from cri_shim.host.locks import FileLock
-from cri_shim.host.notify import notify
+from cri_shim.daemon.watchdog import ask_for_patience, feed_watchdog
+from cri_shim.errors import CriShimError
+from cri_shim.host.notify import READY, STOPPING, notify, reloading, status
 from cri_shim.host.process import Reaper
-from cri_shim.paths import NETNS_DIR, Paths
+from cri_shim.image.pins import Pins
+from cri_shim.paths import Paths
 from cri_shim.rpc.admin_service import AdminService, DaemonInfo
 from cri_shim.rpc.gate import Gate, Phase
 from cri_shim.rpc.handlers import admin_service, cri_services
@@ -47,6 +53,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 CALLS_GRACE_S = 20.0
 """For the calls under way when the daemon is told to stop: a CNI ADD, an image import."""
+STREAMS_GRACE_S = 3.0
+"""For clients of execs and their like to take what they are still sent."""
 WORK_GRACE_S = 5.0
 """For work whose caller has gone; what does not end is undone."""
 TIDY_INTERVAL_S = 5.0
@@ -72,9 +80,9 @@ class Daemon:
         if unheeded := without_effect(self._config):
             log.warning("configuration keys without effect in this version", keys=unheeded)
         async with AsyncExitStack() as stack:
-            for lock in self._locks():
+            for lock in daemon_locks(self._config, self._paths):
                 stack.enter_context(lock)
-            self._prepare_directories()
+            prepare_directories(self._paths)
             reaper = Reaper()
             reaper.open()
             stack.callback(reaper.close)
@@ -93,14 +101,29 @@ class Daemon:
             stack.push_async_callback(self._stop, parts, listeners)
             await self._start_metrics(parts, gate, stack)
             self._handle_signals(parts)
+            ready = asyncio.Event()
+            parts.background.keep("start", ask_for_patience(ready))
             parts.cni.load()
             parts.cni.watch()
             stack.callback(parts.cni.close)
+            parts.background.keep("cni status", parts.cni.follow_status())
+            parts.provisions.watch(parts.background)
+            stack.callback(parts.provisions.close)
+            parts.debts.load()
             await parts.handlers.discover()
             await parts.recovery.run()
+            parts.background.keep("network upkeep", parts.upkeep.run())
+            parts.background.keep("network checks", parts.upkeep.check_attachments())
             await parts.images.sweep()
+            await parts.streaming.start(parts.stream_backend)
+            # What is here now stays. Looking through it for garbage would stop every call for some 20 ms each time.
+            gc.collect()
+            gc.freeze()
             await listeners.set_ready()
-            notify("READY=1")
+            ready.set()
+            notify(READY, status("serving"))
+            unix = [url.socket_path for url in self._config.listen if url.socket_path is not None]
+            parts.background.keep("watchdog", feed_watchdog(unix[0] if unix else None))
             log.info(
                 "ready",
                 version=cri_shim.__version__,
@@ -111,7 +134,7 @@ class Daemon:
                 seconds=round(time.monotonic() - started, 3),
             )
             await self._serve(parts)
-            notify("STOPPING=1")
+            notify(STOPPING, status("stopping; containers go on"))
 
     async def _serve(self, parts: Parts) -> None:
         while not self._stopping.is_set():
@@ -125,6 +148,7 @@ class Daemon:
     async def _stop(self, parts: Parts, listeners: Listeners) -> None:
         log.info("stopping; containers go on")
         await listeners.stop(CALLS_GRACE_S)
+        await parts.streaming.stop(STREAMS_GRACE_S)
         await parts.puller.close(WORK_GRACE_S)
         await parts.pods.close(WORK_GRACE_S)
         await parts.container_cases.close(WORK_GRACE_S)
@@ -133,45 +157,15 @@ class Daemon:
 
     # --- start ---------------------------------------------------------------------------------------------------
 
-    def _locks(self) -> Iterable[FileLock]:
-        """One daemon per root, per state directory and per socket."""
-        for name, directory in (("root", self._paths.root), ("state", self._paths.state)):
-            try:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(
-                    f"{name}: {directory}: can't be made: {error.strerror}"
-                ) from error
-            yield FileLock(directory / "lock", protects=f"{name} directory {directory}")
-        for url in self._config.listen:
-            if url.socket_path is not None:
-                path = url.socket_path
-                yield FileLock(path.with_name(f"{path.name}.lock"), protects=f"socket {path}")
-
-    def _prepare_directories(self) -> None:
-        paths = self._paths
-        try:
-            # Others must not look into containers' files, nor into their state (CVE-2021-41103): what is below `state`
-            # is closed, but the socket in it must be reachable for its group.
-            paths.root.chmod(0o700)
-            paths.state.chmod(0o711)
-            for directory in (
-                paths.sandboxes_dir,
-                paths.containers_dir,
-                paths.exits_dir,
-                paths.console_dir,
-                paths.state / "sandboxes",
-                paths.state / "containers",
-                paths.state / "runtime",
-            ):
-                directory.mkdir(mode=0o700, exist_ok=True)
-            NETNS_DIR.mkdir(mode=0o755, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{error.filename}: can't be made: {error.strerror}") from error
-
     def _listeners(self, parts: Parts, gate: Gate) -> Listeners:
         node = NodeState(
             cni=parts.cni,
+            debts=parts.debts,
+            pod_cidr=PodCidr(
+                parts.cni,
+                conf_dir=self._config.cni.conf_dir,
+                template=self._config.cni.conf_template,
+            ),
             handlers=parts.handlers,
             monitors=parts.monitors,
             config=lambda: self._config,
@@ -185,6 +179,7 @@ class Daemon:
                         pods=parts.pods,
                         containers=parts.container_cases,
                         stats=parts.stats,
+                        streams=parts.streams,
                         node=node,
                         layers_mountpoint=self._paths.root,
                         api_version=version,
@@ -197,7 +192,14 @@ class Daemon:
                     ),
                 ),
                 admin_service(
-                    AdminService(images=parts.images, describe=lambda: self._describe(parts))
+                    AdminService(
+                        images=parts.images,
+                        pulls=parts.puller,
+                        describe=lambda: self._describe(parts),
+                        running=parts.operations,
+                        everything=parts.wipe,
+                        gate=gate,
+                    )
                 ),
             ],
             gate=gate,
@@ -227,6 +229,8 @@ class Daemon:
             sandboxes=lambda: _count(SandboxState, (s.state for s in parts.sandboxes)),
             containers=lambda: _count(ContainerState, (c.state for c in parts.containers)),
             images=lambda: len(parts.images.images()),
+            cni_debts=lambda: len(parts.debts),
+            slow_operations=parts.operations.slow_by_step,
         )
         if self._config.metrics.address is not None:
             server = MetricsServer(
@@ -248,16 +252,27 @@ class Daemon:
 
     async def _reload(self, parts: Parts) -> None:
         """Apply what can be applied; what is wrong leaves everything as it is."""
+        notify(reloading())
+        try:
+            await self._apply(parts)
+        finally:
+            notify(READY)
+
+    async def _apply(self, parts: Parts) -> None:
         try:
             plan = reloadable_changes(self._config, self._reread())
+            pins = Pins(pinned(plan.config))
             parts.handlers.replace(plan.config.runtime)
         except CriShimError as error:
             log.error("configuration not reloaded, the old one stays", error=str(error))
             return
         self._config = plan.config
         parts.puller.reconfigure(plan.config.images)
+        parts.streaming.reconfigure(plan.config.streaming)
+        parts.images.pin(pins)
         logging_setup.set_level(plan.config.log.level)
         parts.cni.load()
+        parts.upkeep.wake()
         await parts.handlers.discover()
         log.info("reloaded", applied=plan.applied, needs_restart=plan.needs_restart)
 

@@ -48,6 +48,7 @@ def mount_overlay(
     upper: Path | None,
     work: Path | None,
     userns_fd: int | None = None,
+    label: str = "",
 ) -> None:
     """Mount layers, top layer first and named relative to `layers_dir`, with `upper` above them; blocking.
 
@@ -55,6 +56,7 @@ def mount_overlay(
     named first: what it would add lower down is covered by itself. With `userns_fd` the layers' files belong to
     those whom that user namespace maps their owners to; `upper`, which holds the mapped owners, is given to the
     namespace's root by the caller. That needs Linux 5.19, and layers on a file system that knows ID-mapped mounts.
+    With `label` every file bears this SELinux label.
 
     Raises:
         ValueError: no layer, a name that leaves `layers_dir`, only one of `upper` and `work`.
@@ -78,10 +80,14 @@ def mount_overlay(
         return
 
     target = target.absolute()
+    context = f',context="{label}"' if label else ""
     options = build_overlay_options(names, upper and upper.absolute(), work and work.absolute())
+    options += context
     _check_fits(options, len(names), target)
     if userns_fd is not None:
-        _mount_mapped(target, layers_dir, names, upper and upper.absolute(), work, userns_fd)
+        _mount_mapped(
+            target, layers_dir, names, upper and upper.absolute(), work, userns_fd, context
+        )
         return
 
     def make() -> None:
@@ -100,6 +106,7 @@ def _mount_mapped(
     upper: Path | None,
     work: Path | None,
     userns_fd: int,
+    context: str,
 ) -> None:
     """An overlay of ID-mapped clones of the layers.
 
@@ -108,7 +115,7 @@ def _mount_mapped(
     nothing else can stay.
     """
     clones = [str(number) for number in range(len(names))]
-    options = build_overlay_options(clones, upper, work and work.absolute())
+    options = build_overlay_options(clones, upper, work and work.absolute()) + context
 
     def make() -> int:
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -244,15 +251,18 @@ def mount_tmpfs(
     mode: int = 0o1777,
     noexec: bool = True,
     owner: tuple[int, int] = (0, 0),
+    label: str = "",
 ) -> None:
     """Mount an empty tmpfs, nosuid and nodev, of user and group `owner`; blocking.
 
-    Without `size_bytes` it is half of the memory.
+    Without `size_bytes` it is half of the memory. With `label` every file bears this SELinux label.
     """
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | (syscalls.MS_NOEXEC if noexec else 0)
     options = f"mode={mode:o},uid={owner[0]},gid={owner[1]}"
     if size_bytes is not None:
         options += f",size={size_bytes}"
+    if label:
+        options += f',context="{label}"'
     syscalls.mount("tmpfs", target, "tmpfs", flags, options)
 
 

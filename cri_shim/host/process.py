@@ -35,6 +35,7 @@ from cri_shim.host.pidfd import (
     parent_pid,
     start_time_ticks,
 )
+from cri_shim.host.proctree import descendants, process_table, session_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +58,8 @@ log = structlog.get_logger()
 STDERR_TAIL_BYTES = 4096
 PIPE_GRACE_S = 0.5
 """How long a pipe that a grandchild still holds is read after the child itself has ended."""
+TERM_GRACE_S = 1.0
+"""How long a command that is late may take to end by itself."""
 KILL_GRACE_S = 5.0
 """How long a killed child may take to go: one stuck in the kernel must not take its caller with it."""
 MAX_KEPT_ENDINGS = 4096
@@ -156,7 +159,7 @@ class Reaper:
 
         Raises:
             OSError: the program can't be started.
-            DeadlineError: it took longer than `timeout_s`; its process group has been killed.
+            DeadlineError: it took longer than `timeout_s`; it and all that it had started have been killed.
             CommandError: it wrote more than `max_stdout_bytes`; its process group has been killed.
             CancelledError: only after the process group has been killed and the child collected.
         """
@@ -183,6 +186,8 @@ class Reaper:
                 stdout.start(on_overflow=child.kill_group)
                 stderr.start()
                 ending = await child.wait_at_most(timeout_s)
+                if ending is None:
+                    await _ask_to_end(child)
             finally:
                 # Whatever ended the wait, the command doesn't go on.
                 await _kill_and_collect(child)
@@ -272,6 +277,18 @@ class Reaper:
                     del self._kept[next(iter(self._kept))]
             else:
                 log.debug("collected an unknown child", pid=pid, ending=ending.describe())
+
+
+async def _ask_to_end(child: Child) -> None:
+    """SIGTERM, for whoever can put its things in order; then SIGKILL for all that it had started."""
+    table = process_table()
+    family = [table[pid] for pid in descendants(table, child.pid) | session_of(table, child.pid)]
+    child.kill_group(signal.SIGTERM)
+    await child.wait_at_most(TERM_GRACE_S)
+    child.kill_group()
+    # Of a group whose leader has ended only those are told apart from others that were seen before.
+    for entry in family:
+        kill_process(entry.pid, entry.start_ticks)
 
 
 async def _kill_and_collect(child: Child) -> None:

@@ -1,4 +1,4 @@
-"""One process as /proc/PID/stat tells of it (proc(5)).
+"""One process as /proc/PID/stat and status tell of it (proc(5)).
 
 Rules: the command's name stands in parentheses and may itself hold anything, so fields count from the last one; a
 process that is gone is an answer, not an error.
@@ -41,3 +41,15 @@ def process_entry(pid: int) -> ProcessEntry | None:
         return parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def pid_namespace_depth(pid: int) -> int | None:
+    """How many PID namespaces below ours it lives: 0 for one beside us; None when the process is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    numbers = next(
+        (line for line in status.splitlines() if line.startswith(b"NSpid:")), b"NSpid: 0"
+    )
+    return len(numbers.split()) - 2

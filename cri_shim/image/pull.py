@@ -126,6 +126,10 @@ class Puller:
             if not listeners and self._listeners.get(key) is listeners:
                 del self._listeners[key]
 
+    async def end_all(self, grace_s: float) -> None:
+        """As `close`, for those under way now."""
+        await self._pulls.end_all(grace_s)
+
     async def close(self, grace_s: float) -> None:
         """Let pulls end within `grace_s` seconds, then cancel them; nothing of those is left."""
         await self._pulls.close(grace_s)

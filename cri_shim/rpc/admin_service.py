@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING
 import cri_shim
 from cri_shim._pb.admin.v1 import admin_pb2 as admin
 from cri_shim.rpc.admin_images import ImageCalls
+from cri_shim.rpc.admin_wipe import answer_wipe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from cri_shim.operations import Operations
+    from cri_shim.rpc.admin_wipe import Wipe
+    from cri_shim.rpc.gate import Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,9 @@ class AdminService(ImageCalls):
     """The RPCs of `cri_shim.admin.v1.Admin`."""
 
     describe: Callable[[], Awaitable[DaemonInfo]]
+    running: Operations
+    everything: Wipe
+    gate: Gate
 
     async def info(self, request: admin.InfoRequest) -> admin.InfoResponse:
         """What this daemon is."""
@@ -50,3 +58,28 @@ class AdminService(ImageCalls):
                 admin.HandlerInfo(name=name, version=version) for name, version in facts.handlers
             ],
         )
+
+    async def operations(self, request: admin.OperationsRequest) -> admin.OperationsResponse:
+        """What is under way."""
+        return admin.OperationsResponse(
+            operations=[
+                admin.Operation(
+                    operation=view.name,
+                    object=view.object_id,
+                    subject=view.subject,
+                    seconds=view.seconds,
+                    steps=[
+                        admin.OperationStep(step=each.name, seconds=each.seconds)
+                        for each in view.steps
+                    ],
+                )
+                for view in self.running.under_way()
+            ]
+        )
+
+    async def wipe(
+        self, request: admin.WipeRequest, send: Callable[[admin.WipeResponse], Awaitable[None]]
+    ) -> None:
+        """Take everything away, alone."""
+        with self.gate.only_looking("everything on this node is being wiped"):
+            await answer_wipe(self.everything, request, send)

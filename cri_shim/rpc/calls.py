@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 _QUIET_PREFIXES: Final = ("List", "Stream", "Get")
 _QUIET_SUFFIXES: Final = ("Status", "Stats", "Info", "Reflection")
-_QUIET_NAMES: Final = frozenset({"Version", "RuntimeConfig", "ExecSync", "Check", "Watch"})
+_QUIET_NAMES: Final = frozenset(
+    {"Version", "Operations", "RuntimeConfig", "ExecSync", "Check", "Watch"}
+)
 _ABOUT_THE_SERVER: Final = ("grpc.health.", "grpc.reflection.")
+_ALWAYS_ANSWERED: Final = frozenset({"Version", "Operations"})
 _OURS: Final = frozenset(
     {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN}
 )
@@ -52,7 +55,12 @@ class MethodName(NamedTuple):
     @property
     def is_about_the_server(self) -> bool:
         """Whether it is answered before recovery is done and while the server stops."""
-        return self.service.startswith(_ABOUT_THE_SERVER) or self.method == "Version"
+        return self.service.startswith(_ABOUT_THE_SERVER) or self.method in _ALWAYS_ANSWERED
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether it changes nothing."""
+        return self.is_quiet and self.method != "ExecSync"
 
     @property
     def is_quiet(self) -> bool:

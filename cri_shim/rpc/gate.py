@@ -3,7 +3,8 @@
     recovering ──open──> open ──drain──> closed
          └────────────────drain────────────^
 
-Calls that are about the server itself (Version, health, reflection) pass in every phase and are not waited for.
+Calls that are about the server itself (Version, Operations, health, reflection) pass in every phase and are not waited
+for. While something has the server to itself (`only_looking`), of the others those pass that change nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Gate:
     def __init__(self) -> None:
         self._phase = Phase.RECOVERING
         self._inside = 0
+        self._busy_with = ""
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -52,10 +54,27 @@ class Gate:
             self._phase = Phase.OPEN
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Be inside for as long as the block runs.
+    def only_looking(self, why: str) -> Iterator[None]:
+        """Turn away what would change something, for as long as the block runs; `why` is the answer.
 
-        Raises: NotReadyError before `open`, UnavailableError after `drain`.
+        Raises UnavailableError while another such block runs.
+        """
+        self._refuse_if_busy()
+        self._busy_with = why
+        try:
+            yield
+        finally:
+            self._busy_with = ""
+
+    def _refuse_if_busy(self) -> None:
+        if self._busy_with:
+            raise UnavailableError(f"{self._busy_with}; retry when that is over")
+
+    @contextmanager
+    def admitted(self, *, only_looks: bool = False) -> Iterator[None]:
+        """Be inside for as long as the block runs; `only_looks` for a call that changes nothing.
+
+        Raises: NotReadyError before `open`, UnavailableError after `drain` and during `only_looking`.
         """
         if self._phase is Phase.RECOVERING:
             raise NotReadyError(
@@ -63,6 +82,8 @@ class Gate:
             )
         if self._phase is Phase.CLOSED:
             raise UnavailableError("cri-shim is stopping; retry when it is up again")
+        if not only_looks:
+            self._refuse_if_busy()
         self._inside += 1
         self._empty.clear()
         try:

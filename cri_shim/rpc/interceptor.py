@@ -116,7 +116,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _running(self, name: MethodName, context: Context) -> AsyncIterator[Call]:
         """One call from admission to its log line; what is raised inside becomes its status."""
         call = Call(name)
-        admission = nullcontext() if name.is_about_the_server else self._gate.admitted()
+        admission = (
+            nullcontext()
+            if name.is_about_the_server
+            else self._gate.admitted(only_looks=name.only_looks)
+        )
         with (
             log_context(request_id=call.id),
             metrics.GRPC_REQUESTS_IN_FLIGHT.track_inprogress(),

@@ -4,7 +4,9 @@ Rules:
 - The class decides the code, looked up along its MRO, so that a new error class needs no row of its own.
 - Redact, then convert, in one expression: a text that was not redacted can't reach a client. (A peer redacted after
   converting, and registry tokens reached the events of pods.)
-- What is not a `CriShimError` is a bug: its text goes to the log, with its traceback, and the client gets only the
+- What the host lacks (descriptors, memory, threads) may show at any system call: wherever it does, it is
+  RESOURCE_EXHAUSTED.
+- What else is not a `CriShimError` is a bug: its text goes to the log, with its traceback, and the client gets only the
   request id to find it there.
 - `asyncio.CancelledError` is no `Exception`, so it never comes here.
 """
@@ -36,6 +38,9 @@ CODES: Final[dict[type, grpc.StatusCode]] = {
     errors.CommandError: grpc.StatusCode.INTERNAL,
     errors.CorruptStateError: grpc.StatusCode.DATA_LOSS,
 }
+
+_THE_HOSTS: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE})
+"""Codes behind which a lack of the host may stand: a child that could not be started."""
 
 MAX_TEXT_BYTES: Final = 2400
 """A status travels percent-encoded, up to three bytes for one, in headers of which many clients take 8 KiB."""
@@ -73,7 +78,13 @@ class Answer(NamedTuple):
 def answer_to(error: Exception, request_id: str) -> Answer:
     """The status for `error`; one that is not ours is logged with its traceback and answered without detail."""
     if isinstance(error, errors.CriShimError):
-        return Answer(_code(type(error)), _bounded(redacted_text(str(error))))
+        code = _code(type(error))
+        if code in _THE_HOSTS and _stands_for_a_lack(error):
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        return Answer(code, _bounded(redacted_text(str(error))))
+    if errors.is_lack(error):
+        text = f"the node is out of something: {error or repr(error)}: {errors.remedy(error)}"
+        return Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, _bounded(redacted_text(text)))
     log.error(
         "unexpected error: please report it",
         exception=redacted_text("".join(traceback.format_exception(error))),
@@ -89,6 +100,11 @@ def redacted_text(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def _stands_for_a_lack(error: BaseException) -> bool:
+    cause = error.__cause__
+    return cause is not None and (errors.is_lack(cause) or _stands_for_a_lack(cause))
 
 
 def _code(kind: type) -> grpc.StatusCode:

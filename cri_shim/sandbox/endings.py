@@ -22,6 +22,7 @@ from cri_shim import metrics
 from cri_shim.background import until_done
 from cri_shim.errors import DeadlineError
 from cri_shim.host.pidfd import kill_process
+from cri_shim.operations import step
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.sandbox.release import running
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cri_shim.background import Background
     from cri_shim.host.cgroups.placement import CgroupPlace
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.operations import Operations
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.release import Release
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 KILL_TIMEOUT_S = 10.0
 """After SIGKILL: what has not ended by then sits in the kernel, and the caller is told."""
+RELEASES_AT_ONCE = 8
+"""After a start a thousand containers may have ended: not as many runtimes at once. Stop and Remove don't wait here."""
 KILLED = 128 + signal.SIGKILL
 
 
@@ -73,6 +77,7 @@ class Endings:
         release: Release,
         exits: ExitWatch,
         background: Background,
+        operations: Operations,
         place: Callable[[str, str], CgroupPlace],
     ) -> None:
         self._paths = paths
@@ -81,9 +86,11 @@ class Endings:
         self._release = release
         self._exits = exits
         self._background = background
+        self._operations = operations
         self._place = place
-        self._stopping: SingleFlight[None] = SingleFlight()
+        self._stopping: SingleFlight[None] = SingleFlight("StopContainer", operations)
         self._stops: dict[str, _Stop] = {}
+        self._turns = asyncio.Semaphore(RELEASES_AT_ONCE)
 
     # --- exits ---------------------------------------------------------------------------------------------------
 
@@ -95,6 +102,11 @@ class Endings:
         self, container: Container, exit_: Exit, *, reason: str | None = None
     ) -> None:
         """Make an exit known and begin to release what it held. `reason` is for a cause that is known better."""
+        with self._operations.begin("noting an exit", container.id):
+            await self._note_exit(container, exit_, reason)
+        self.release_exited(container)
+
+    async def _note_exit(self, container: Container, exit_: Exit, reason: str | None) -> None:
         code, at_ns, message = exit_.code, exit_.at_ns or time.time_ns(), ""
         if code is None:
             # Nobody will ever know the real code; a container that nobody watches must not go on.
@@ -107,7 +119,6 @@ class Endings:
             code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
         async with container.lock:  # a start under way comes first
             self.finish(container, code, at_ns, reason or self._explain(container, code), message)
-        self.release_exited(container)
 
     def _explain(self, container: Container, code: int) -> str:
         if code == 0:
@@ -146,8 +157,22 @@ class Endings:
 
     def release_exited(self, container: Container) -> None:
         """Begin to `release_process`, tried again until it succeeds; nobody waits for it."""
+        if container.status.released:
+            return
         what = f"releasing container {container.id}"
-        self._background.start(what, until_done(what, lambda: self.release_process(container)))
+        self._background.start(what, self._release_exited(what, container))
+
+    async def _release_exited(self, what: str, container: Container) -> None:
+        with self._operations.begin("releasing what ended", container.id):
+            await until_done(what, lambda: self._release_in_turn(container))
+
+    async def _release_in_turn(self, container: Container) -> None:
+        with step("waiting for other releases"):
+            await self._turns.acquire()
+        try:
+            await self.release_process(container)
+        finally:
+            self._turns.release()
 
     async def release_process(self, container: Container) -> None:
         """Take away what the runtime and the kernel still hold of a container; what runs of it is killed."""
@@ -185,14 +210,19 @@ class Endings:
         try:
             if process is not None and stop.deadline > asyncio.get_running_loop().time():
                 kill_process(process.pid, process.start_ticks, container.record.stop_signal)
-                await _wait_for_end(container, stop)
+                with step("waiting for the exit"):
+                    await _wait_for_end(container, stop)
             if not container.ended.is_set():
                 stop.killing = True
                 if process is not None:
                     kill_process(process.pid, process.start_ticks)
-                await self._cgroups.kill_all(self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S)
+                with step("killing the cgroup"):
+                    await self._cgroups.kill_all(
+                        self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S
+                    )
                 stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
-                await _wait_for_end(container, stop)
+                with step("waiting for the exit"):
+                    await _wait_for_end(container, stop)
             if not container.ended.is_set() and not running(process):
                 # Its end was missed, whatever the reason: it must not keep the container from being removed.
                 exit_ = self._exits.read(container.id) or Exit(None, 0)

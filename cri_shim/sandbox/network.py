@@ -15,7 +15,6 @@ import msgspec
 import structlog
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.background import uninterrupted
 from cri_shim.cni.result import pod_ips
 from cri_shim.errors import (
     AlreadyExistsError,
@@ -25,6 +24,7 @@ from cri_shim.errors import (
     host_step,
 )
 from cri_shim.host.namespaces import create_netns, remove_netns
+from cri_shim.kernel_call import in_time
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.attachments import PodAttachments
 from cri_shim.sandbox.details import network_details
@@ -124,7 +124,13 @@ class PodNetwork:
         Raises InvalidArgumentError for a sysctl that the kernel refuses, ResourceExhaustedError when it has no room.
         """
         with host_step(f"sandbox {sandbox_id}: making its network namespace"):
-            await uninterrupted(create_netns, netns_file(sandbox_id), sysctls, netns_fd)
+            await in_time(
+                "making the network namespace",
+                create_netns,
+                netns_file(sandbox_id),
+                sysctls,
+                netns_fd,
+            )
 
     async def remove_namespace(self, sandbox_id: str) -> None:
         """Unpin the namespace, unless a DEL is still owed: plugins find what to take away through it."""
@@ -133,7 +139,7 @@ class PodNetwork:
 
     async def unpin_namespace(self, sandbox_id: str) -> None:
         """Unpin the namespace; it ends with the last process in it."""
-        await uninterrupted(remove_netns, netns_file(sandbox_id))
+        await in_time("removing the network namespace", remove_netns, netns_file(sandbox_id))
 
     async def attach(self, sandbox: Sandbox) -> tuple[str, ...]:
         """CNI ADD of every planned network, in order; the addresses of the primary one, in its plugins' order.

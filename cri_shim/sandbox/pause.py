@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cri_shim.background import uninterrupted
 from cri_shim.errors import host_step
 from cri_shim.host.mounts import mount_tmpfs
+from cri_shim.kernel_call import in_time
 from cri_shim.sandbox.launch import Created, Launch, Launcher
 
 if TYPE_CHECKING:
@@ -52,19 +52,22 @@ class PauseContainers:
             runtime=runtime,
             place=self._specs.place(sandbox.record.cgroup_parent, sandbox.id),
             layers=sandbox.record.layers,
+            label=sandbox.record.labels.files,
         )
         await self._launcher.mount_rootfs(launch, rollback, users)
         with host_step(f"sandbox {sandbox.id}: making its /dev/shm"):
             paths.shm_dir.mkdir(mode=0o700)
-            await uninterrupted(
+            await in_time(
+                "mounting /dev/shm",
                 mount_tmpfs,
                 paths.shm_dir,
                 size_bytes=SHM_BYTES,
                 mode=0o1777,
                 noexec=True,
                 owner=users.root if users else (0, 0),
+                label=launch.label,
             )
-        spec = self._specs.sandbox_spec(sandbox, image, users)
+        spec = await self._specs.sandbox_spec(sandbox, image, users)
         created = await self._launcher.create(launch, spec, rollback)
         await runtime.start(sandbox.id)
         return created

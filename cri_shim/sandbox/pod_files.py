@@ -17,6 +17,7 @@ from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.oci.spec.sandbox import checked_hostname
 from cri_shim.sandbox.network import has_host_network
 from cri_shim.sandbox.pod_users import root_of
+from cri_shim.sandbox.selinux import label_files
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1 import api_pb2 as api
@@ -77,6 +78,7 @@ class PodFiles:
                 write_atomic(etc_dir / name, content, mode=0o644)
                 if owner is not None:
                     os.chown(etc_dir / name, *owner)
+                label_files([etc_dir / name], sandbox.record.labels.files)
             if sandbox.config.log_directory:
                 Path(sandbox.config.log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
 

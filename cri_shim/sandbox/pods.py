@@ -30,6 +30,7 @@ from cri_shim.errors import (
 )
 from cri_shim.ids import new_id
 from cri_shim.oci.runtime import RuntimeKind
+from cri_shim.operations import documents, step
 from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.details import sandbox_details
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
     from cri_shim.image.model import Image
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.operations import Operations
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import Exit, ExitWatch
     from cri_shim.sandbox.launch import Launcher
@@ -82,6 +84,7 @@ class Pods:
         release: Release,
         exits: ExitWatch,
         reaper: Reaper,
+        operations: Operations,
         boot_id: str,
         remove_containers: Callable[[str], Awaitable[None]],
         stop_containers: Callable[[str], Awaitable[None]],
@@ -97,12 +100,13 @@ class Pods:
         self._release = release
         self._exits = exits
         self._reaper = reaper
+        self._operations = operations
         self._boot_id = boot_id
         self._remove_containers = remove_containers
         self._stop_containers = stop_containers
-        self._creations: SingleFlight[str] = SingleFlight()
-        self._stops: SingleFlight[None] = SingleFlight()
-        self._removals: SingleFlight[None] = SingleFlight()
+        self._creations: SingleFlight[str] = SingleFlight("RunPodSandbox", operations)
+        self._stops: SingleFlight[None] = SingleFlight("StopPodSandbox", operations)
+        self._removals: SingleFlight[None] = SingleFlight("RemovePodSandbox", operations)
 
     # --- RunPodSandbox -------------------------------------------------------------------------------------------
 
@@ -143,7 +147,8 @@ class Pods:
                 f"sandbox name {metadata.reserved_name} is held by sandbox {holder.id} ({holder.state}): "
                 "remove that one or raise the attempt"
             )
-        image = await self._pause_image.get()
+        with step("waiting for the pause image"):
+            image = await self._pause_image.get()
         sandbox = self._plan(config, metadata, runtime, digest, image)
         rollback = Rollback(f"sandbox {sandbox.id}")
         async with rollback:
@@ -200,6 +205,7 @@ class Pods:
             hostname=hostname,
             image_id=image.id,
             layers=self._pause_image.layers(image),
+            labels=self._specs.sandbox_labels(config),
             config=as_json(config),
         )
         return Sandbox(record, SandboxStatus(attachments=attachments), config)
@@ -273,9 +279,9 @@ class Pods:
             lambda: self._release.mounts(paths),
         ]
         failures: list[Exception] = []
-        for step in steps:
+        for take_away in steps:
             try:
-                await step()
+                await take_away()
             except (CriShimError, OSError) as error:
                 failures.append(error)
         if failures:
@@ -364,7 +370,11 @@ class Pods:
             self._paths.sandbox(sandbox.id),
             self._network.describe(sandbox),
             cgroup=self._specs.place(sandbox.record.cgroup_parent, sandbox.id).relative_dir,
-        )
+        ) | {"operations": documents(self._operations.under_way(sandbox.id))}
+
+    async def end_creations(self, grace_s: float) -> None:
+        """Let what is being made become complete within `grace_s` seconds, else undo it."""
+        await self._creations.end_all(grace_s)
 
     async def close(self, grace_s: float) -> None:
         """Let running work end, at most `grace_s` seconds, then undo it."""

@@ -9,7 +9,6 @@ Rollback, Stop, Remove and recovery all call these. Rules:
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,10 +21,13 @@ from cri_shim.host.mounts import unmount_below
 from cri_shim.host.procstat import process_entry
 from cri_shim.host.proctree import descendants, kill_family, process_table
 from cri_shim.host.tree import remove_tree
+from cri_shim.kernel_call import in_time
+from cri_shim.operations import step
 from cri_shim.sandbox.model import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.oci.conmon import Monitors
@@ -59,11 +61,21 @@ class Release:
         Raises DeadlineError naming what can't be killed.
         """
         await self._kill_monitors(object_id, await self._monitors_of(object_id, paths))
-        await self._cgroups.kill_all(cgroup_dir, timeout_s=KILL_TIMEOUT_S)
+        await self._kill_cgroup(cgroup_dir)
+
+    async def _kill_cgroup(self, cgroup_dir: str) -> None:
+        with step("killing the cgroup"):
+            await self._cgroups.kill_all(cgroup_dir, timeout_s=KILL_TIMEOUT_S)
+
+    async def _remove_cgroup(self, cgroup_dir: str) -> None:
+        with step("removing the cgroup"):
+            await self._cgroups.remove(cgroup_dir)
 
     async def _kill_monitors(self, object_id: str, monitors: Sequence[Process]) -> None:
         for monitor in monitors:
-            if not await kill_family(monitor.pid, monitor.start_ticks, timeout_s=KILL_TIMEOUT_S):
+            with step("killing the monitor's processes"):
+                gone = await kill_family(monitor.pid, monitor.start_ticks, timeout_s=KILL_TIMEOUT_S)
+            if not gone:
                 raise DeadlineError(
                     f"{object_id}: processes below monitor {monitor.pid} can't be killed"
                 )
@@ -73,24 +85,25 @@ class Release:
         if noted is not None:
             return [noted]
         # A daemon killed between a monitor's start and its note leaves one that only its command line names.
-        found = await asyncio.to_thread(self._monitors.find_monitors)
+        found = await in_time("looking for monitors", self._monitors.find_monitors)
         return [Process(m.pid, m.start_time_ticks) for m in found.get(object_id, ())]
 
     async def process_without_record(
         self, object_id: str, handlers: Iterable[str], paths: ObjectPaths
     ) -> None:
-        """As `process`, where nothing but the ID is known: its cgroups are those its processes are found in."""
+        """As `process`, where nothing but the ID is known: its cgroups are those that are named after it."""
         monitors = await self._monitors_of(object_id, paths)
-        table = await asyncio.to_thread(process_table)
+        table = await in_time("looking at processes", process_table)
         family = {pid for monitor in monitors for pid in descendants(table, monitor.pid)}
         places = {self._cgroups.cgroup_of(pid) for pid in family}
+        places |= await in_time("looking for cgroups", self._cgroups.find, object_id)
         await self._kill_monitors(object_id, monitors)
         for handler in handlers:
             await self.forget_in_runtime(object_id, handler)
         for cgroup_dir in places:
             if cgroup_dir is not None and object_id in cgroup_dir.rpartition("/")[2]:
-                await self._cgroups.kill_all(cgroup_dir, timeout_s=KILL_TIMEOUT_S)
-                await self._cgroups.remove(cgroup_dir)
+                await self._kill_cgroup(cgroup_dir)
+                await self._remove_cgroup(cgroup_dir)
 
     async def forget_in_runtime(self, object_id: str, handler: str) -> None:
         """Make the OCI runtime forget the container."""
@@ -99,7 +112,9 @@ class Release:
         except CriShimError as error:
             # A handler that left the configuration, a damaged state directory: what it kept is files.
             log.warning("runtime delete failed", id=object_id, error=str(error))
-            await uninterrupted(remove_tree, self._paths.runtime_root(handler) / object_id)
+            left = self._paths.runtime_root(handler) / object_id
+            await in_time("unmounting", unmount_below, left)
+            await _remove(left)
 
     async def process(
         self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
@@ -107,11 +122,11 @@ class Release:
         """A container's process side: monitor, processes, runtime state, cgroup."""
         await self.kill_processes(object_id, cgroup_dir, paths)
         await self.forget_in_runtime(object_id, handler)
-        await self._cgroups.remove(cgroup_dir)
+        await self._remove_cgroup(cgroup_dir)
 
     async def mounts(self, paths: ObjectPaths) -> None:
         """Every mount below the object's volatile directory: root file system, /dev/shm."""
-        await uninterrupted(unmount_below, paths.state_dir)
+        await in_time("unmounting", unmount_below, paths.state_dir)
 
     async def state_files(self, paths: ObjectPaths) -> None:
         """The volatile directory, its mounts first, and what the monitor left outside it.
@@ -119,7 +134,7 @@ class Release:
         The exit file stays until now: should the status that was made of it be lost, recovery needs it again.
         """
         await self.mounts(paths)
-        await uninterrupted(remove_tree, paths.state_dir)
+        await _remove(paths.state_dir)
         object_id = paths.state_dir.name
         (self._paths.exits_dir / object_id).unlink(missing_ok=True)
         self._monitors.discard(object_id)
@@ -127,7 +142,13 @@ class Release:
     async def root_files(self, paths: ObjectPaths) -> None:
         """The persistent directory: the record goes first, so that a half-removed object is not an object."""
         paths.record_file.unlink(missing_ok=True)
-        await uninterrupted(remove_tree, paths.root_dir)
+        await _remove(paths.root_dir)
+
+
+async def _remove(directory: Path) -> None:
+    # Without a deadline: a writable layer of millions of files takes its time.
+    with step("removing files"):
+        await uninterrupted(remove_tree, directory)
 
 
 def note_monitor(paths: ObjectPaths, monitor: Process) -> None:

@@ -24,6 +24,7 @@ from cri_shim.sandbox.model import SandboxState
 
 if TYPE_CHECKING:
     from cri_shim.cni.network import Cni
+    from cri_shim.operations import Operations
     from cri_shim.sandbox.debts import Debt, Debts
     from cri_shim.sandbox.network import PodNetwork
     from cri_shim.sandbox.store import Sandbox, Store
@@ -36,6 +37,8 @@ FAILURES_PER_PASS = 3
 """Of one network, before its other debts wait for their turn in a later pass."""
 PASS_PAUSE_S = 5.0
 """How long those wait."""
+PAID_AT_ONCE = 8
+"""Where all are wanted now: a plugin that hangs takes its deadline for each."""
 GC_INTERVAL_S = 3600.0
 NAMESPACE_KEPT_S = 600.0
 """How long a debt keeps its pod's namespace: plugins can do without it if they must, and memory is not for ever."""
@@ -51,12 +54,14 @@ class NetworkUpkeep:
         network: PodNetwork,
         sandboxes: Store[Sandbox],
         debts: Debts,
+        operations: Operations,
         collects_garbage: bool,
     ) -> None:
         self._cni = cni
         self._network = network
         self._sandboxes = sandboxes
         self._debts = debts
+        self._operations = operations
         self._collects_garbage = collects_garbage
         self._next_try: dict[tuple[str, str, str], tuple[float, float]] = {}
         self._next_gc = 0.0
@@ -108,6 +113,17 @@ class NetworkUpkeep:
         # Whoever was not tried the last time comes first: three that never succeed must not keep the rest waiting.
         await asyncio.gather(*(self._pay(sorted(debts, key=self._due)) for debts in due.values()))
 
+    async def pay_all(self) -> None:
+        """Call DEL once for every debt, whether it is due or not."""
+        left = iter(self._debts)
+
+        async def take() -> None:
+            for debt in left:
+                if await self._pay_in_turn(debt):
+                    self._next_try.pop(debt.key, None)
+
+        await asyncio.gather(*(take() for _ in range(PAID_AT_ONCE)))
+
     def _due(self, debt: Debt) -> float:
         return self._next_try.get(debt.key, (0.0, 0.0))[0]
 
@@ -117,7 +133,7 @@ class NetworkUpkeep:
             _, pause_s = self._next_try.get(debt.key, (0.0, FIRST_RETRY_S))
             if failures == FAILURES_PER_PASS:
                 self._next_try[debt.key] = (time.monotonic() + PASS_PAUSE_S, pause_s)
-            elif await self._pay_one(debt):
+            elif await self._pay_in_turn(debt):
                 self._next_try.pop(debt.key, None)
             else:
                 failures += 1
@@ -125,6 +141,10 @@ class NetworkUpkeep:
                     time.monotonic() + pause_s,
                     min(pause_s * 2, MAX_RETRY_S),
                 )
+
+    async def _pay_in_turn(self, debt: Debt) -> bool:
+        with self._operations.begin("owed cni DEL", debt.container_id):
+            return await self._pay_one(debt)
 
     async def _pay_one(self, debt: Debt) -> bool:
         try:
@@ -154,9 +174,11 @@ class NetworkUpkeep:
         for name in self._our_networks():
             problem = ""
             try:
-                if not await self._cni.collect_garbage(
-                    name, valid=partial(self._valid, name), known=partial(self._owed, name)
-                ):
+                with self._operations.begin("cni GC", name):
+                    done = await self._cni.collect_garbage(
+                        name, valid=partial(self._valid, name), known=partial(self._owed, name)
+                    )
+                if not done:
                     continue
                 log.info("cni garbage collected", network=name)
                 for debt in self._debts:

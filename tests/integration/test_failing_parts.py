@@ -7,9 +7,13 @@ and its monitor are programs that a test may replace. `leak_guard` is around eve
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -502,6 +506,63 @@ def test_monitor_that_does_not_do_its_part_is_ended_and_quoted(
     with refused(code, "creating container", *words):
         broken.run_pod(broken.pod_config())
     assert (broken.pods(), processes_running(SECONDS), leases(parts)) == ([], [], [])
+
+
+# --- what hangs --------------------------------------------------------------------------------------------------
+
+
+def steps_of(info: str) -> list[str]:
+    """The steps at which an object's operations stand, by its verbose status."""
+    operations = json.loads(info)["operations"]
+    return [step["step"] for operation in operations for step in operation["steps"]]
+
+
+def test_what_hangs_is_shown_with_its_step_and_holds_nobody_up(
+    parts: Parts, broken: Client, image: str
+) -> None:
+    pod = Pod.run(broken, image)
+    container, other = pod.create(pod.container("sleep", SECONDS)), pod.sleeper()
+
+    def container_steps() -> list[str]:
+        return steps_of(broken.status(container, verbose=True).info["info"])
+
+    with ThreadPoolExecutor() as calls:
+        # The runtime hangs, then hangs again when it is asked what became of that.
+        parts.runtime_at("start", f"exec sleep {SECONDS}")
+        parts.runtime_at("state", f"exec sleep {SECONDS}")
+        starting = calls.submit(broken.start, container)
+        wait_until(lambda: container_steps() == ["runc start"])
+        for look in (broken.pods, broken.containers, partial(broken.status, other)):
+            began = time.monotonic()
+            look()
+            assert time.monotonic() - began < 0.3, look
+        shown = json.loads(parts.daemon.cli("status", "--json").stdout)
+        [shown_pod] = shown["pods"]
+        [waiting, idle] = shown_pod["containers"]
+        assert (waiting["id"], waiting["state"], idle["state"]) == (container, "created", "running")
+        assert [each["operation"] for each in waiting["operations"]] == ["StartContainer"]
+        assert idle["memoryBytes"] > 0
+        wait_until(lambda: container_steps() == ["runc state"])
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "starting container", container):
+            starting.result()
+        assert broken.status(container).status.reason == "StartError"
+        parts.repair()
+        # A monitor that hangs, and a plugin that does: the pod goes all the same.
+        pod_info = json.loads(broken.pod_status(pod.id, verbose=True).info["info"])
+        os.kill(pod_info["monitorPid"], signal.SIGSTOP)
+        parts.plugin(DEL={"do": "hang", "helper": True, "after_effect": False})
+        stopping = calls.submit(broken.remove_pod, pod.id)
+        wait_until(
+            lambda: (
+                "cni DEL scripted" in steps_of(broken.pod_status(pod.id, verbose=True).info["info"])
+            )
+        )
+        stopping.result()
+    assert (broken.pods(), broken.containers(), cgroups_of(pod.id)) == ([], [], [])
+    wait_until(lambda: not processes_running(SECONDS))
+    parts.plugin()
+    parts.daemon.reload()
+    wait_until(lambda: not debts(parts))
 
 
 def test_daemon_still_serves_after_all_of_this(parts: Parts, broken: Client, image: str) -> None:

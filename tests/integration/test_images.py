@@ -209,7 +209,7 @@ def test_bad_names_are_refused_with_what_is_wrong(store: Client) -> None:
 def test_verbose_status_tells_more(store: Client, image: str) -> None:
     request = api.ImageStatusRequest(image=api.ImageSpec(image=image), verbose=True)
     info = store.images.ImageStatus(request, timeout=10).info["info"]
-    assert '"imageConfig"' in info
+    assert '"imageSpec"' in info
     assert '"layers"' in info
 
 

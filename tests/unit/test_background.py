@@ -11,7 +11,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from cri_shim import background as background_module
-from cri_shim.background import Background, side_by_side, uninterrupted, until_done
+from cri_shim.background import (
+    Background,
+    side_by_side,
+    undivided,
+    uninterrupted,
+    until_done,
+)
 from cri_shim.errors import CriShimError, DeadlineError
 
 
@@ -27,6 +33,18 @@ async def test_side_by_side_runs_both_and_returns_the_second() -> None:
         return 7
 
     assert await side_by_side(first(), second()) == 7
+
+
+@pytest.mark.asyncio
+async def test_an_error_of_side_by_side_keeps_its_cause() -> None:
+    cause = OSError("full")
+
+    async def failing() -> None:
+        raise CriShimError("doing") from cause
+
+    with pytest.raises(CriShimError) as raised:
+        await side_by_side(asyncio.sleep(9), failing())
+    assert raised.value.__cause__ is cause
 
 
 @pytest.mark.asyncio
@@ -303,3 +321,64 @@ async def test_a_failure_of_the_effect_after_a_cancellation_is_no_news() -> None
     del task
     gc.collect()
     assert complaints == []
+
+
+@pytest.mark.asyncio
+async def test_what_has_no_end_is_ended_at_once_by_close_and_its_mistakes_are_logged() -> None:
+    background = Background()
+    ended = asyncio.Event()
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def broken() -> None:
+        raise ValueError("typo")
+
+    background.keep("endless", endless())
+    with capture_logs() as logs:
+        background.keep("broken", broken())
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            await background.close(60)
+    assert ended.is_set()
+    assert [line["work"] for line in logs] == ["broken"]
+
+
+@pytest.mark.asyncio
+async def test_a_cancellation_waits_for_the_work_and_for_what_follows() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(10)
+        done.append("work")
+
+    task = asyncio.get_running_loop().create_task(undivided(work, lambda: done.append("then")))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["work", "then"]
+
+
+@pytest.mark.asyncio
+async def test_what_follows_is_left_out_when_the_work_fails() -> None:
+    followed = False
+
+    def follow() -> None:
+        nonlocal followed
+        followed = True
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        await undivided(fail, follow)
+    assert not followed

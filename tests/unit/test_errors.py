@@ -87,6 +87,12 @@ def test_a_host_out_of_something_says_what_was_done_and_what_to_do(number: int) 
             raise OSError(number, "full", "/file")
 
 
+def test_a_read_only_disk_has_a_remedy_of_its_own() -> None:
+    with pytest.raises(ResourceExhaustedError, match="writable"):
+        with host_step("writing it"):
+            raise OSError(errno.EROFS, "Read-only file system", "/file")
+
+
 def test_any_other_failure_of_the_host_keeps_its_cause() -> None:
     cause = PermissionError(errno.EACCES, "Permission denied", "/file")
     with pytest.raises(CriShimError, match=r"writing it: Permission denied \(/file\)") as caught:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def nothing_watched() -> Iterator[None]:
     yield
-    metrics.watch_objects(sandboxes=dict, containers=dict, images=lambda: 0)
+    metrics.watch_objects(sandboxes=dict, containers=dict, images=lambda: 0, cni_debts=lambda: 0)
 
 
 def samples() -> dict[str, float]:
@@ -74,6 +74,8 @@ def test_objects_are_counted_when_the_page_is_asked_for() -> None:
         sandboxes=lambda: {"ready": 2, "notready": 0},
         containers=lambda: {"running": running},
         images=lambda: 7,
+        cni_debts=lambda: 5,
+        slow_operations=lambda: {"runc start": 4},
     )
     running = 3
     found = samples()
@@ -81,6 +83,8 @@ def test_objects_are_counted_when_the_page_is_asked_for() -> None:
     assert found["cri_shim_sandboxes,state=notready"] == 0
     assert found["cri_shim_containers,state=running"] == 3
     assert found["cri_shim_images"] == 7
+    assert found["cri_shim_cni_debts"] == 5
+    assert found["cri_shim_slow_operations,step=runc start"] == 4
 
 
 def test_watching_one_kind_leaves_the_others() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cri_shim.operations import Operations
 from cri_shim.rollback import Rollback
 
 if TYPE_CHECKING:
@@ -186,3 +187,22 @@ async def test_a_failure_that_is_being_undone_is_not_replaced_by_a_cancellation(
     with pytest.raises(ExceptionGroup) as caught:
         await cancel_in_the_middle()
     assert [str(error) for error in caught.value.exceptions] == ["the cause"]
+
+
+@pytest.mark.asyncio
+async def test_the_operation_under_way_says_which_effect_was_begun_and_which_is_undone() -> None:
+    operations = Operations()
+    seen: list[str] = []
+
+    def look() -> None:
+        [view] = operations.under_way("1a")
+        seen.extend(each.name for each in view.steps)
+
+    async def undo() -> None:
+        look()
+
+    with operations.begin("RunPodSandbox", "web"):
+        async with Rollback("sandbox 1a") as rollback:
+            rollback.push("netns", undo)
+            look()
+    assert seen == ["netns", "undoing netns"]

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import stat
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,8 @@ from cri_shim.errors import ResourceExhaustedError
 from cri_shim.host.files import disk_usage, read_in_root, remove_tree
 from cri_shim.host.mounts import (
     bind,
+    can_map_ids,
+    has_mount_setattr,
     mount_overlay,
     mount_tmpfs,
     mounts_below,
@@ -23,7 +27,6 @@ from cri_shim.host.mounts import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.integration
 
@@ -236,3 +239,79 @@ def test_device_in_a_root_is_not_opened(place: Path) -> None:
     os.mknod(place / "passwd", stat.S_IFCHR | 0o666, os.makedev(10, 130))  # /dev/watchdog
     with pytest.raises(OSError, match="not a regular file"):
         read_in_root(place, "/passwd", 100)
+
+
+# --- ID-mapped ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def userns_fd() -> Iterator[int]:
+    """A user namespace whose users are 200000 and on."""
+    argv = ["unshare", "--user", "sh", "-c", "echo; exec sleep 60"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text("0 200000 65536")
+        fd = os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        process.kill()
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("names", [["b", "a"], ["a"]])
+def test_layers_belong_to_the_users_of_a_namespace_and_stay_as_they_were(
+    place: Path, userns_fd: int, names: list[str], *, writable: bool
+) -> None:
+    overlay = Overlay(place, names)
+    lowest = overlay.layers_dir / "a"
+    os.chown(lowest / "only-a", 7, 8)
+    if writable:
+        os.chown(overlay.upper, 200_000, 200_000)
+    mount_overlay(
+        overlay.target,
+        layers_dir=overlay.layers_dir,
+        lowers=names,
+        upper=overlay.upper if writable else None,
+        work=overlay.work if writable else None,
+        userns_fd=userns_fd,
+    )
+    try:
+        seen = (overlay.target / "only-a").stat()
+        assert (seen.st_uid, seen.st_gid) == (200_007, 200_008)
+        assert overlay.target.stat().st_uid == 200_000
+        assert (overlay.target / "top").read_text() == names[0]
+        assert mounts_below(place) == [overlay.target], "the clones are gone"
+        if writable:
+            (overlay.target / "only-a").chmod(0o600)
+            copied = (overlay.upper / "only-a").stat()
+            assert (copied.st_uid, copied.st_gid) == (200_007, 200_008)
+        else:
+            with pytest.raises(OSError, match="Read-only"):
+                (overlay.target / "new").touch()
+    finally:
+        unmount(overlay.target)
+    kept = (lowest / "only-a").stat()
+    assert (kept.st_uid, kept.st_gid) == (7, 8)
+
+
+def test_mapped_overlay_that_fails_leaves_no_mount(place: Path, userns_fd: int) -> None:
+    overlay = Overlay(place, ["b", "a"])
+    overlay.work.rmdir()
+    with pytest.raises(OSError, match="No such file"):
+        mount_overlay(
+            overlay.target,
+            layers_dir=overlay.layers_dir,
+            lowers=overlay.names,
+            upper=overlay.upper,
+            work=overlay.work,
+            userns_fd=userns_fd,
+        )
+
+
+def test_what_can_be_mapped_is_tried(place: Path, userns_fd: int) -> None:
+    assert can_map_ids(place, userns_fd)
+    assert not can_map_ids(place / "nowhere", userns_fd)
+    assert not can_map_ids(Path("/proc"), userns_fd)
+    assert has_mount_setattr()

@@ -87,10 +87,10 @@ def compile_with_comments(proto: str, output: Path) -> FileDescriptorProto:
             sys.executable,
             "-m",
             "grpc_tools.protoc",
-            "--proto_path=.",
+            "--proto_path=cri_shim/_pb=.",  # as api/generate.sh maps it: protos import each other by these names
             "--include_source_info",
             f"--descriptor_set_out={output}",
-            proto,
+            f"cri_shim/_pb/{proto}",
         ],
         cwd=ROOT / "api",
         check=True,

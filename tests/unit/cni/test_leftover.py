@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cri_shim.cni import leftover
 from cri_shim.cni.cache import CacheEntry, ResultCache
 from cri_shim.cni.conf import build_plugin_config
 from cri_shim.cni.leftover import leftover_plugins
+from cri_shim.errors import DeadlineError
 
 from .conftest import CONTAINER_ID, Node, make_cni, until
 
@@ -70,3 +72,18 @@ def start_orphan(node: Node, reaper: Reaper) -> Child:
                 "CNI_NETNS": node.netns,
             },
         )
+
+
+async def test_one_that_outlives_being_killed_is_given_up(
+    node: Node, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.script("first", ADD={"do": "hang"})
+    orphan = start_orphan(node, reaper)
+    await until(lambda: node.held() == ["first"])
+    # It sits in the kernel, as far as a signal is concerned.
+    monkeypatch.setattr(leftover, "kill_process", lambda *_: False)
+    monkeypatch.setattr(leftover, "KILL_GRACE_S", 0.1)
+    with pytest.raises(DeadlineError, match=rf"{orphan.pid}.*hang in the kernel"):
+        await leftover.wait_for_leftover_plugins(CONTAINER_ID, [node.root / "bin"], timeout_s=0.05)
+    orphan.kill()
+    await orphan.wait()

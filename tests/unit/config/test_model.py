@@ -71,6 +71,7 @@ HANDLER_DEFAULTS = {
     "pod_annotations": [],
     "container_annotations": [],
     "privileged_without_host_devices": False,
+    "device_ownership_from_security_context": False,
     "env": {},
 }
 

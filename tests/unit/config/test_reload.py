@@ -57,7 +57,7 @@ def test_keys_that_nothing_heeds_yet_are_named_only_when_they_were_set() -> None
     assert without_effect(Config()) == ()
     config = load_config(
         None,
-        ["cni.gc=off", "streaming.port=10400", "log.level=debug"],
+        ["tracing.endpoint=http://127.0.0.1:4317", "streaming.port=10400", "log.level=debug"],
         default_file=Path("/nonexistent"),
     )
-    assert set(without_effect(config)) == {"cni.gc", "streaming.port"}
+    assert set(without_effect(config)) == {"tracing.endpoint"}

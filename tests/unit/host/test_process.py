@@ -395,3 +395,24 @@ async def test_child_that_can_not_be_owned_does_not_run(
     with pytest.raises(OSError, match="Too many"):
         reaper.spawn(["sleep", "60"])
     await wait_gone(int((tmp_path / "pid").read_text()))
+
+
+async def test_at_the_deadline_a_command_may_put_its_things_in_order(
+    reaper: Reaper, tmp_path: Path
+) -> None:
+    script = f"trap 'echo tidy >{tmp_path}/done; exit' TERM; sleep 60 & wait"
+    with pytest.raises(DeadlineError):
+        await reaper.run(["/bin/sh", "-c", script], timeout_s=0.2)
+    assert (tmp_path / "done").read_text() == "tidy\n"
+
+
+async def test_at_the_deadline_what_left_the_group_dies_too(reaper: Reaper, tmp_path: Path) -> None:
+    script = f"setsid sleep 60 & echo $! >{tmp_path}/pid; wait"
+    with pytest.raises(DeadlineError):
+        await reaper.run(["/bin/sh", "-c", script], timeout_s=0.3)
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if start_time_ticks(pid) is None:
+            break
+        await asyncio.sleep(0.01)
+    assert start_time_ticks(pid) is None

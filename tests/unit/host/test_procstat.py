@@ -6,7 +6,12 @@ import os
 
 import pytest
 
-from cri_shim.host.procstat import ProcessEntry, parse_stat, process_entry
+from cri_shim.host.procstat import (
+    ProcessEntry,
+    parse_stat,
+    pid_namespace_depth,
+    process_entry,
+)
 
 
 @pytest.mark.parametrize("name", ["sh", "a b", "a) R 1 (b", ")", "", "((", "ü"])
@@ -29,3 +34,9 @@ def test_this_very_process_is_read_and_one_that_is_not_there_is_none() -> None:
     assert me is not None
     assert (me.parent_pid, me.session) == (os.getppid(), os.getsid(0))
     assert process_entry(2**22 + 1) is None
+
+
+def test_a_process_beside_us_is_in_no_deeper_pid_namespace() -> None:
+    assert pid_namespace_depth(os.getpid()) == 0
+    assert pid_namespace_depth(1) == 0
+    assert pid_namespace_depth(2**22 + 1) is None

@@ -25,7 +25,7 @@ def copied(source: Path, tmp_path: Path) -> Path:
 
 def described(top: Path) -> dict[str, tuple[object, ...]]:
     """Every entry below a directory, by what a program in the container could see of it."""
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for folder, folders, files in os.walk(top):
         for name in (".", *folders, *files):
             path = os.path.join(folder, name)

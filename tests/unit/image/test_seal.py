@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cri_shim.host.tree import remove_tree
 from cri_shim.image.seal import seal_of
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def test_neither_depth_nor_links_lead_it_astray(tmp_path: Path) -> None:
     before = seal_of(root, quiet)
     (tmp_path / "outside").write_text("changed")
     assert seal_of(root, quiet) == before
+    remove_tree(root)  # nobody else can: it is deeper than Python's own removal goes
 
 
 def test_it_tells_what_it_has_read(tmp_path: Path) -> None:

@@ -53,3 +53,23 @@ async def test_draining_an_idle_gate_returns_at_once() -> None:
     assert await gate.drain(30) == 0
     gate.open()
     assert gate.phase is Phase.CLOSED
+
+
+async def test_while_something_has_the_server_to_itself_others_may_look() -> None:
+    gate = Gate()
+    gate.open()
+    with gate.only_looking("it is being wiped"):
+        with gate.admitted(only_looks=True):
+            assert gate.inside == 1
+        with (
+            pytest.raises(UnavailableError, match=r"^it is being wiped; retry when that is over$"),
+            gate.admitted(),
+        ):
+            pass
+        with (
+            pytest.raises(UnavailableError, match="it is being wiped"),
+            gate.only_looking("a second time"),
+        ):
+            pass
+    with gate.admitted():
+        assert gate.inside == 1

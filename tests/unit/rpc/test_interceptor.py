@@ -269,9 +269,11 @@ async def _health(stub: Any) -> Any:
 
 async def test_an_rpc_that_is_not_served_yet_says_so(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, clients):
-        unary = await failure_of(clients.runtime.PortForward(api.PortForwardRequest()))
+        unary = await failure_of(
+            clients.runtime.CheckpointContainer(api.CheckpointContainerRequest())
+        )
         stream = await failure_of(_first(clients))
-    for failure, name in ((unary, "PortForward"), (stream, "GetContainerEvents")):
+    for failure, name in ((unary, "CheckpointContainer"), (stream, "GetContainerEvents")):
         assert failure.code() is grpc.StatusCode.UNIMPLEMENTED
         assert f"RuntimeService.{name} is a part of the API" in (failure.details() or "")
 

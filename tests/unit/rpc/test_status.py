@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING
 
 import grpc
@@ -9,7 +10,7 @@ from structlog.testing import capture_logs
 
 import cri_shim.rpc.client  # noqa: F401 - defines subclasses that must resolve too
 from cri_shim import errors
-from cri_shim.errors import CriShimError
+from cri_shim.errors import CniPluginError, CriShimError
 from cri_shim.rpc.status import MAX_TEXT_BYTES, answer_to, redacted_text
 
 if TYPE_CHECKING:
@@ -72,6 +73,39 @@ def test_a_bug_is_answered_with_the_request_id_only_and_logged_with_its_tracebac
     assert logs[0]["log_level"] == "error"
     assert "private detail" in logs[0]["exception"]
     assert "test_status.py" in logs[0]["exception"]
+
+
+LACKS = [
+    OSError(errno.EMFILE, "Too many open files", "/proc/1"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    OSError(errno.EROFS, "Read-only file system"),
+    MemoryError(),
+    RuntimeError("can't start new thread"),
+]
+
+
+@pytest.mark.parametrize("lack", LACKS, ids=repr)
+def test_a_lack_of_the_host_is_no_bug_wherever_it_shows(lack: Exception) -> None:
+    with capture_logs() as logs:
+        code, text = answer_to(lack, "r1")
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "try again" in text
+    assert logs == []
+    try:
+        raise CniPluginError("bridge", "ADD", "can't be run") from lack
+    except CniPluginError as error:
+        code, text = answer_to(error, "r1")
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert text == "CNI plugin bridge: ADD: can't be run"
+
+
+def test_a_cause_of_another_kind_leaves_the_code_alone() -> None:
+    error = CriShimError("disk")
+    error.__cause__ = PermissionError(errno.EACCES, "Permission denied")
+    assert answer_to(error, "r1").code is grpc.StatusCode.INTERNAL
+    error = errors.NotFoundError("image", "x")
+    error.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert answer_to(error, "r1").code is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_logged_traceback_is_redacted_too() -> None:

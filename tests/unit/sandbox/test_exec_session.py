@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,7 +84,10 @@ async def test_with_a_terminal_there_is_one_stream(node: Node) -> None:
 
 
 async def test_letting_go_of_a_terminal_hangs_it_up(node: Node) -> None:
-    streams = await opened(node, "sleep", "600", tty=True)
+    streams = await opened(node, "sh", "-c", "echo on; exec sleep 600", tty=True)
+    assert streams.stdout is not None
+    terminal = streams.stdout
+    await until(lambda: select.select([terminal], [], [], 0)[0])  # it has become the command's own
     close_streams(streams)
     assert (await streams.child.wait()).exit_code == 129
 

@@ -724,3 +724,257 @@ class HandlerInfo(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HandlerInfo: _TypeAlias = HandlerInfo  # noqa: Y015
+
+@_typing.final
+class OperationsRequest(_message.Message):
+    """---- Operations ----
+
+    Nothing to choose.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationsRequest: _TypeAlias = OperationsRequest  # noqa: Y015
+
+@_typing.final
+class OperationsResponse(_message.Message):
+    """The oldest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]: ...
+    def __init__(
+        self,
+        *,
+        operations: _abc.Iterable[Global___Operation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operations", b"operations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationsResponse: _TypeAlias = OperationsResponse  # noqa: Y015
+
+@_typing.final
+class Operation(_message.Message):
+    """One operation. It belongs to the daemon: the call that asked for it may have gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    operation: _builtins.str
+    """the RPC, or the daemon's own work in a few words"""
+    object: _builtins.str
+    """ID of the sandbox or container; empty where it has none, or none yet"""
+    subject: _builtins.str
+    """what was asked for: an ID, an image, or a reserved name as a JSON list of its parts"""
+    seconds: _builtins.float
+    """since it began, by the monotonic clock"""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationStep]:
+        """at least one; more where it does things side by side"""
+
+    def __init__(
+        self,
+        *,
+        operation: _builtins.str = ...,
+        object: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+        steps: _abc.Iterable[Global___OperationStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "operation", b"operation", "seconds", b"seconds", "steps", b"steps", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class OperationStep(_message.Message):
+    """What an operation does now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """"runc create", "cni ADD bridge", "waiting for the exit" """
+    seconds: _builtins.float
+    """since it began"""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationStep: _TypeAlias = OperationStep  # noqa: Y015
+
+@_typing.final
+class WipeRequest(_message.Message):
+    """---- Wipe ----
+
+    What goes beside pods and containers.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    images: _builtins.bool
+    """all images, pinned ones included"""
+    def __init__(
+        self,
+        *,
+        images: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WipeRequest: _TypeAlias = WipeRequest  # noqa: Y015
+
+@_typing.final
+class WipeResponse(_message.Message):
+    """Progress any number of times, then what is left, one by one, then the sums, once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___WipeProgress: ...
+    @_builtins.property
+    def left(self) -> Global___WipeLeft: ...
+    @_builtins.property
+    def sums(self) -> Global___WipeSums: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___WipeProgress | None = ...,
+        left: Global___WipeLeft | None = ...,
+        sums: Global___WipeSums | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "left", b"left", "progress", b"progress", "sums", b"sums"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "left", b"left", "progress", b"progress", "sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "left", "sums"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WipeResponse: _TypeAlias = WipeResponse  # noqa: Y015
+
+@_typing.final
+class WipeProgress(_message.Message):
+    """How far the step that runs now has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """a few words for a person"""
+    done: _builtins.int
+    total: _builtins.int
+    """0 if there is nothing to count"""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "step", b"step", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WipeProgress: _TypeAlias = WipeProgress  # noqa: Y015
+
+@_typing.final
+class WipeLeft(_message.Message):
+    """One thing that could not be taken away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    """"sandbox ID (namespace/name)", "attachment of …" """
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["what", b"what", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WipeLeft: _TypeAlias = WipeLeft  # noqa: Y015
+
+@_typing.final
+class WipeSums(_message.Message):
+    """What went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOXES_FIELD_NUMBER: _builtins.int
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    LEFTOVERS_FIELD_NUMBER: _builtins.int
+    ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    sandboxes: _builtins.int
+    containers: _builtins.int
+    leftovers: _builtins.int
+    """objects of which no readable record was left"""
+    attachments: _builtins.int
+    """network attachments that had been owed their DEL"""
+    images: _builtins.int
+    def __init__(
+        self,
+        *,
+        sandboxes: _builtins.int = ...,
+        containers: _builtins.int = ...,
+        leftovers: _builtins.int = ...,
+        attachments: _builtins.int = ...,
+        images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "containers", b"containers", "images", b"images", "leftovers", b"leftovers", "sandboxes", b"sandboxes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WipeSums: _TypeAlias = WipeSums  # noqa: Y015

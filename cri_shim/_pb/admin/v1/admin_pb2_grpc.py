@@ -65,6 +65,16 @@ class AdminStub:
                 request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.InfoRequest.SerializeToString,
                 response_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.InfoResponse.FromString,
                 _registered_method=True)
+        self.Operations = channel.unary_unary(
+                '/cri_shim.admin.v1.Admin/Operations',
+                request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.OperationsRequest.SerializeToString,
+                response_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.OperationsResponse.FromString,
+                _registered_method=True)
+        self.Wipe = channel.unary_stream(
+                '/cri_shim.admin.v1.Admin/Wipe',
+                request_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.WipeRequest.SerializeToString,
+                response_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.WipeResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -131,6 +141,24 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Operations(self, request, context):
+        """What is under way now, at which step it stands, and since when. Answered always, also while the daemon recovers or
+        stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Wipe(self, request, context):
+        """Takes away every pod and container of this root with all that they hold: processes, mounts, namespaces, cgroups,
+        network attachments, leftovers without a record; on request the images, too. Calls that would change something
+        are refused meanwhile with UNAVAILABLE. Answers progress as it goes and, last, what could not be taken away and
+        the sums; may be repeated, and cut off at any time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +191,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Info,
                     request_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.InfoRequest.FromString,
                     response_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.InfoResponse.SerializeToString,
+            ),
+            'Operations': grpc.unary_unary_rpc_method_handler(
+                    servicer.Operations,
+                    request_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.OperationsRequest.FromString,
+                    response_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.OperationsResponse.SerializeToString,
+            ),
+            'Wipe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Wipe,
+                    request_deserializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.WipeRequest.FromString,
+                    response_serializer=cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.WipeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -328,6 +366,60 @@ class Admin:
             '/cri_shim.admin.v1.Admin/Info',
             cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.InfoRequest.SerializeToString,
             cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.InfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Operations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cri_shim.admin.v1.Admin/Operations',
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.OperationsRequest.SerializeToString,
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.OperationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wipe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cri_shim.admin.v1.Admin/Wipe',
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.WipeRequest.SerializeToString,
+            cri__shim_dot___pb_dot_admin_dot_v1_dot_admin__pb2.WipeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -75,6 +75,16 @@ class AdminStub:
     """
     Info: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InfoRequest, _admin_pb2.InfoResponse]
     """What this daemon is, where it keeps things and what it runs containers with."""
+    Operations: _grpc.UnaryUnaryMultiCallable[_admin_pb2.OperationsRequest, _admin_pb2.OperationsResponse]
+    """What is under way now, at which step it stands, and since when. Answered always, also while the daemon recovers or
+    stops.
+    """
+    Wipe: _grpc.UnaryStreamMultiCallable[_admin_pb2.WipeRequest, _admin_pb2.WipeResponse]
+    """Takes away every pod and container of this root with all that they hold: processes, mounts, namespaces, cgroups,
+    network attachments, leftovers without a record; on request the images, too. Calls that would change something
+    are refused meanwhile with UNAVAILABLE. Answers progress as it goes and, last, what could not be taken away and
+    the sums; may be repeated, and cut off at any time.
+    """
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -116,6 +126,16 @@ class AdminAsyncStub(AdminStub):
     """
     Info: _aio.UnaryUnaryMultiCallable[_admin_pb2.InfoRequest, _admin_pb2.InfoResponse]  # type: ignore[assignment]
     """What this daemon is, where it keeps things and what it runs containers with."""
+    Operations: _aio.UnaryUnaryMultiCallable[_admin_pb2.OperationsRequest, _admin_pb2.OperationsResponse]  # type: ignore[assignment]
+    """What is under way now, at which step it stands, and since when. Answered always, also while the daemon recovers or
+    stops.
+    """
+    Wipe: _aio.UnaryStreamMultiCallable[_admin_pb2.WipeRequest, _admin_pb2.WipeResponse]  # type: ignore[assignment]
+    """Takes away every pod and container of this root with all that they hold: processes, mounts, namespaces, cgroups,
+    network attachments, leftovers without a record; on request the images, too. Calls that would change something
+    are refused meanwhile with UNAVAILABLE. Answers progress as it goes and, last, what could not be taken away and
+    the sums; may be repeated, and cut off at any time.
+    """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Calls for the operator of one node."""
@@ -190,5 +210,27 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.InfoResponse, _abc.Awaitable[_admin_pb2.InfoResponse]]:
         """What this daemon is, where it keeps things and what it runs containers with."""
+
+    @_abc_1.abstractmethod
+    def Operations(
+        self,
+        request: _admin_pb2.OperationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.OperationsResponse, _abc.Awaitable[_admin_pb2.OperationsResponse]]:
+        """What is under way now, at which step it stands, and since when. Answered always, also while the daemon recovers or
+        stops.
+        """
+
+    @_abc_1.abstractmethod
+    def Wipe(
+        self,
+        request: _admin_pb2.WipeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.WipeResponse], _abc.AsyncIterator[_admin_pb2.WipeResponse]]:
+        """Takes away every pod and container of this root with all that they hold: processes, mounts, namespaces, cgroups,
+        network attachments, leftovers without a record; on request the images, too. Calls that would change something
+        are refused meanwhile with UNAVAILABLE. Answers progress as it goes and, last, what could not be taken away and
+        the sums; may be repeated, and cut off at any time.
+        """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -62,6 +62,15 @@ def test_hierarchies_mounted_elsewhere_again_do_not_count(tmp_path: Path) -> Non
         detect_layout(tmp_path)
 
 
+def test_runtimes_of_a_hybrid_node_limit_by_its_older_part_alone() -> None:
+    hybrid = detect_layout(NODES / "hybrid")
+    assert "hugetlb" in hybrid.controllers
+    assert "hugetlb" not in hybrid.limiting_controllers
+    assert "memory" in hybrid.limiting_controllers
+    for node in ("v1", "v2"):
+        assert "memory" in detect_layout(NODES / node).limiting_controllers
+
+
 @pytest.mark.parametrize(("node", "expected"), [("v2", "systemd"), ("hybrid", "cgroupfs")])
 def test_auto_follows_what_runs_the_node(node: str, expected: str) -> None:
     assert effective_driver("auto", detect_layout(NODES / node), NODES / node) == expected

@@ -110,3 +110,25 @@ def test_busy_cgroup_is_named_when_it_cannot_be_removed(tmp_path: Path) -> None:
         asyncio.run(Cgroups.detect(tmp_path).remove("a", timeout_s=0.01))
 
     assert tree.is_dir()
+
+
+def test_cgroups_named_after_a_container_are_found_wherever_they_are(tmp_path: Path) -> None:
+    tree = _v2_node(tmp_path)
+    (tree / "a/b/12ab").mkdir()
+    (tree / "x.slice/cri-shim-12ab.scope/inner").mkdir(parents=True)
+    (tree / "other-12ab").mkdir()
+    cgroups = Cgroups.detect(tmp_path)
+    assert cgroups.find("12ab") == {"a/b/12ab", "x.slice/cri-shim-12ab.scope"}
+    assert cgroups.find("ffff") == set()
+
+
+def test_a_cgroup_is_removed_only_where_nothing_is_in_it(tmp_path: Path) -> None:
+    tree = _v2_node(tmp_path)
+    (tree / "ours/theirs").mkdir(parents=True)
+    cgroups = Cgroups.detect(tmp_path)
+    cgroups.remove_if_empty("ours")
+    assert (tree / "ours/theirs").is_dir()
+    (tree / "ours/theirs").rmdir()
+    cgroups.remove_if_empty("ours")
+    cgroups.remove_if_empty("ours")
+    assert not (tree / "ours").exists()

@@ -1,0 +1,139 @@
+"""`cri-shim wipe`: everything that this root owns is taken away, by the daemon, or without one."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from cri_shim._pb.admin.v1 import admin_pb2 as admin
+from cri_shim.cli import daemon_address
+from cri_shim.cli.output import counted, is_screen, printable
+from cri_shim.cli.progress import Progress
+from cri_shim.config import load_config
+from cri_shim.errors import UnavailableError
+from cri_shim.paths import Paths
+from cri_shim.rpc.client import errors_of
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from cri_shim.config import Config
+
+    Tell = Callable[[admin.WipeResponse], None]
+
+EXIT_LEFT = 1
+DOING = "cannot wipe"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--yes", action="store_true", help="don't ask")
+    parser.add_argument(
+        "--images", action="store_true", help="take the images away as well, pinned ones included"
+    )
+    daemon_address.add_options(parser)
+    parser.description = (
+        "Take away every pod and container of this root with all they hold: processes, mounts, network\n"
+        "namespaces, cgroups, network attachments, and what a crash left of others."
+    )
+    parser.epilog = (
+        "For a drained node, or before the daemon is uninstalled: a kubelet that runs makes its pods anew.\n"
+        "A running daemon does it and goes on serving; without one the command does it alone. Other runtimes\n"
+        "and other roots of the node are left alone, and so are the pods' log files. May be repeated.\n"
+        "Exit code 1 and a line for each thing that could not be taken away."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, wipe, and say what is left; 1 if anything is."""
+    config = load_config(arguments.config, arguments.set)
+    if not arguments.yes and not _agreed(question(config, images=arguments.images)):
+        print("nothing was taken away")
+        return EXIT_LEFT
+    screen = is_screen(sys.stdout)
+    progress = Progress(sys.stdout, keeps_steps=not screen)
+    left: list[admin.WipeLeft] = []
+    sums = admin.WipeSums()
+
+    def tell(answer: admin.WipeResponse) -> None:
+        if answer.HasField("progress"):
+            progress.show(step_text(answer.progress) if screen else answer.progress.step)
+        elif answer.HasField("left"):
+            left.append(answer.left)
+        else:
+            sums.CopyFrom(answer.sums)
+
+    try:
+        _wipe(arguments, config, admin.WipeRequest(images=arguments.images), tell)
+    finally:
+        progress.close()
+    for line in report(sums, left):
+        progress.say(line)
+    return EXIT_LEFT if left else 0
+
+
+def _wipe(
+    arguments: argparse.Namespace, config: Config, request: admin.WipeRequest, tell: Tell
+) -> None:
+    """By the daemon; where nothing listens, and no other socket was asked for, alone.
+
+    Raises UnavailableError where neither way is open, and what the call is answered with.
+    """
+    try:
+        client = daemon_address.connect(arguments)
+    except UnavailableError as error:
+        if arguments.socket is not None:
+            raise
+        # What opens a root is imported only where it is needed.
+        from cri_shim.cli.wipe_local import wipe_alone
+
+        wipe_alone(config, request, tell, no_daemon=str(error))
+        return
+    with client, errors_of(DOING):
+        for answer in client.admin.Wipe(request):
+            tell(answer)
+
+
+def question(config: Config, *, images: bool) -> str:
+    """What is about to go; counted by the directories, which are there with and without a daemon."""
+    paths = Paths(config.root, config.state)
+    pods, containers = (
+        sum(1 for _ in directory.iterdir()) if directory.is_dir() else 0
+        for directory in (paths.sandboxes_dir, paths.containers_dir)
+    )
+    what = f"{counted(pods, 'pod')} and {counted(containers, 'container')}"
+    return f"Take away everything in {config.root}: {what}{', and all images' if images else ''}? [y/N] "
+
+
+def _agreed(text: str) -> bool:
+    print(text, end="", flush=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        print()
+    return answer.strip().lower() in ("y", "yes")
+
+
+def step_text(progress: admin.WipeProgress) -> str:
+    """A step in words, as far as it has come."""
+    if not progress.total:
+        return progress.step
+    return f"{progress.step}: {progress.done} of {progress.total}"
+
+
+def report(sums: admin.WipeSums, left: Sequence[admin.WipeLeft]) -> list[str]:
+    """What went, what did not, and what to do then."""
+    gone = [
+        counted(sums.sandboxes, "pod"),
+        counted(sums.containers, "container"),
+        *([counted(sums.leftovers, "leftover")] if sums.leftovers else []),
+        *([counted(sums.attachments, "owed network attachment")] if sums.attachments else []),
+        *([counted(sums.images, "image")] if sums.images else []),
+    ]
+    lines = [f"left: {printable(each.what)}: {printable(each.why)}" for each in left]
+    lines.append(f"taken away: {', '.join(gone)}")
+    if left:
+        lines.append(
+            f"{counted(len(left), 'thing')} could not be taken away: remedy that and run `cri-shim wipe` again"
+        )
+    return lines

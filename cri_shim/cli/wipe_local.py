@@ -1,0 +1,59 @@
+"""A wipe where no daemon runs: its root is opened in this process, with its locks.
+
+Rules: Ctrl-C cancels it between two things or after the one under way; another wipe does the rest. Logging is for what
+a person must know; what is left is the command's to tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from cri_shim import log
+from cri_shim._pb.admin.v1 import admin_pb2 as admin
+from cri_shim.cli.serve import CNI_CACHE_DIR
+from cri_shim.daemon.alone import open_to_wipe
+from cri_shim.errors import AlreadyExistsError, UnavailableError
+from cri_shim.rpc.admin_wipe import answer_wipe
+from cri_shim.rpc.client import local_errors_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.config import Config
+
+
+def wipe_alone(
+    config: Config,
+    request: admin.WipeRequest,
+    tell: Callable[[admin.WipeResponse], None],
+    *,
+    no_daemon: str,
+) -> None:
+    """Wipe the configured root; `no_daemon` says why the daemon was not asked.
+
+    Raises UnavailableError where another process has it, what `open_to_wipe` raises else.
+    """
+    log.configure(level="error", format=config.log.format)
+    step = admin.WipeProgress(step="no daemon runs: taking over what it left")
+    tell(admin.WipeResponse(progress=step))
+    try:
+        asyncio.run(_wipe(config, request, tell))
+    except AlreadyExistsError as error:
+        raise UnavailableError(
+            f"{no_daemon}; and nothing can be wiped without it: {error}. If that is the daemon, it starts, stops or "
+            "hangs: try again, and look at its log"
+        ) from error
+
+
+async def _wipe(
+    config: Config,
+    request: admin.WipeRequest,
+    tell: Callable[[admin.WipeResponse], None],
+) -> None:
+    async def send(answer: admin.WipeResponse) -> None:
+        tell(answer)
+
+    async with open_to_wipe(config, cni_cache_dir=CNI_CACHE_DIR) as wipe:
+        with local_errors_of("cannot wipe"):
+            await answer_wipe(wipe, request, send)
