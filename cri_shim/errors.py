@@ -175,21 +175,48 @@ class CorruptStateError(CriShimError):
 
 
 _OUT_OF_SOMETHING = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EAGAIN,
+        errno.EROFS,
+    }
 )
+
+
+def is_lack(error: BaseException) -> bool:
+    """Whether the host is out of something: room, memory, descriptors, processes, a disk that can be written to."""
+    match error:
+        case OSError():
+            return error.errno in _OUT_OF_SOMETHING
+        case RuntimeError():
+            # What Python makes of the kernel's refusal.
+            return str(error) == "can't start new thread"
+        case _:
+            return isinstance(error, MemoryError)
+
+
+def remedy(error: BaseException) -> str:
+    """What a person can do about a lack."""
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return "make the file system writable and try again"
+    return "make room on the node and try again"
 
 
 @contextmanager
 def host_step(doing: str) -> Iterator[None]:
     """Turn an OSError of the block into an error of ours that says what was being done.
 
-    Raises ResourceExhaustedError where the host is out of disk, memory or descriptors, else CriShimError.
+    Raises ResourceExhaustedError where the host is out of disk, memory or descriptors (`is_lack`), else CriShimError.
     """
     try:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         text = f"{doing}: {error.strerror or error}{where}"
-        if error.errno in _OUT_OF_SOMETHING:
-            raise ResourceExhaustedError(f"{text}: make room on the node and try again") from error
+        if is_lack(error):
+            raise ResourceExhaustedError(f"{text}: {remedy(error)}") from error
         raise CriShimError(text) from error

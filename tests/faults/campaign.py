@@ -2,10 +2,14 @@
 
     python -m tests.faults.campaign [--seed N] [--kills 200] [--clients 4]
 
-Each client drives one pod after the other through its life: run, create, start, execs, wait or stop, remove; between
-them it pulls and removes images, from a registry that this process serves, and makes containers of them. Every call is
-repeated until it is answered, over as many deaths of the daemon as it takes. Whatever the daemon has acknowledged is
-noted in a ledger before the next call. After each start everything in the ledger must be there, in the state that was
+The daemon dies at a moment of chance, or at a step of a creation: of all that creations note, the one it has died at
+least often (see `every_step`). A long campaign must have met every step that the source has.
+
+Each client drives one pod after the other through its life: run, create, start, execs, wait or stop, remove; some pods
+are on two networks, and some containers have an image for a volume. Between them it pulls and removes images, from a
+registry that this process serves, and makes containers of them. Every call is repeated until it is answered, over as
+many deaths of the daemon as it takes. Whatever the daemon has acknowledged is noted in a ledger before the next call.
+After each start everything in the ledger must be there, in the state that was
 told; a pull that was not acknowledged has left the whole image or nothing; in the end nothing at all may be left.
 What happened otherwise is a violation, told with the seed.
 The seed decides what clients do and when the daemon dies; which call a death meets is up to the machine.
@@ -14,6 +18,8 @@ The seed decides what clients do and when the daemon dies; which call a death me
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import random
 import secrets
 import sys
@@ -25,12 +31,15 @@ from typing import TYPE_CHECKING
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.image.builtin import busybox_archive
 from tests.faults.churn import IMAGE, Churn
+from tests.faults.every_step import EveryStep, declared_steps
 from tests.faults.ledger import Ledger
 from tests.faults.served_images import kept_on_disk, serve_images
 from tests.harness import isolation, leaks
-from tests.harness.daemon import Daemons
+from tests.harness.daemon import DaemonError, Daemons
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.faults.ledger import Acknowledged
     from tests.harness.daemon import Daemon
 
@@ -38,26 +47,83 @@ UP_S = (0.05, 1.5)
 """A daemon lives at least and at most so long."""
 GRACEFUL_SHARE = 0.15
 """Of the deaths, those by request."""
+AT_A_STEP_SHARE = 0.35
+"""And those at a step of a creation."""
+STEP_WAIT_S = 3.0
+"""How long a creation is waited for to come to that step; after that any moment will do."""
+LONG_KILLS = 100
+"""So many deaths must have met every step."""
 SETTLE_S = 5.0
 
 
-def run(daemon: Daemon, *, kills: int, clients: int, seed: int) -> Ledger:
-    """Churn on a running, warm daemon until it has died `kills` times; the ledger says what went wrong."""
+def run(daemon: Daemon, directory: Path, *, kills: int, clients: int, seed: int) -> Ledger:
+    """Churn on a warm daemon until it has died `kills` times; the ledger says what went wrong.
+
+    `directory` is empty, and for notes about steps.
+    """
+    steps = EveryStep(daemon, directory, "kill")
+    daemon.restart()
+    try:
+        with second_network(daemon) as network:
+            ledger = _churn(daemon, steps, network, kills=kills, clients=clients, seed=seed)
+    finally:
+        steps.end()
+    ledger.steps.update(steps.met())
+    if kills >= LONG_KILLS and not ledger.violations:
+        if missed := declared_steps() - {name.partition(" ")[2] for name in ledger.steps}:
+            ledger.violated(f"no death at a step named {', '.join(sorted(missed))}")
+        if missed := steps.seen() - set(ledger.steps):
+            ledger.violated(f"no death at {', '.join(sorted(missed))}")
+    return ledger
+
+
+@contextlib.contextmanager
+def second_network(daemon: Daemon) -> Iterator[str]:
+    """A network beside the default one, without anything that its plugins would keep; its name."""
+    name = f"{daemon.name}-p"
+    file = daemon.conf_dir / "20-second.conflist"
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(daemon.lease_dir),
+        "ranges": [[{"subnet": "192.0.2.0/24"}]],
+    }
+    plugins = [{"type": "ptp", "ipam": ipam}]
+    file.write_text(json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": plugins}))
+    try:
+        yield name
+    finally:
+        file.unlink()
+
+
+def _die(daemon: Daemon, steps: EveryStep, moments: random.Random) -> None:
+    chance = moments.random()
+    if chance < GRACEFUL_SHARE:
+        daemon.stop()
+        return
+    if chance < GRACEFUL_SHARE + AT_A_STEP_SHARE and (seen := sorted(steps.seen())):
+        met = steps.met()
+        steps.arm(min(seen, key=met.count))
+        with contextlib.suppress(DaemonError):
+            daemon.wait_ended(timeout_s=STEP_WAIT_S)
+        steps.disarm()
+    daemon.kill9()
+
+
+def _churn(
+    daemon: Daemon, steps: EveryStep, network: str, *, kills: int, clients: int, seed: int
+) -> Ledger:
     ledger = Ledger()
     moments = random.Random(seed)
     kept = kept_on_disk(daemon.root)
     names = _image_names(daemon)
     with serve_images(clients) as served:
-        churns = [Churn(number, daemon, ledger, served, seed) for number in range(clients)]
+        churns = [Churn(number, daemon, ledger, served, network, seed) for number in range(clients)]
         for churn in churns:
             churn.start()
         try:
             for _ in range(kills):
                 time.sleep(moments.uniform(*UP_S))
-                if moments.random() < GRACEFUL_SHARE:
-                    daemon.stop()
-                else:
-                    daemon.kill9()
+                _die(daemon, steps, moments)
                 ledger.deaths += 1
                 acknowledged = ledger.snapshot()
                 daemon.start()
@@ -135,9 +201,16 @@ def main() -> int:
             archive.write_bytes(busybox_archive(IMAGE))
             daemons = Daemons(session.token, session.namespaces)
             with daemons.without_leaks(archives=[archive]) as daemon:
+                notes = Path(directory, "steps")
+                notes.mkdir()
                 ledger = run(
-                    daemon, kills=options.kills, clients=options.clients, seed=options.seed
+                    daemon,
+                    notes,
+                    kills=options.kills,
+                    clients=options.clients,
+                    seed=options.seed,
                 )
+                daemon.restart()
             left = "nothing left behind"
     except leaks.LeakError as error:
         ledger.violated(str(error))
@@ -152,6 +225,8 @@ def main() -> int:
 def report(ledger: Ledger) -> None:
     """What was called how often, how often a death came between, and what was violated."""
     print(f"deaths: {ledger.deaths}")
+    met = ", ".join(f"{name} {count}" for name, count in sorted(ledger.steps.items()))
+    print(f"of these at a step: {met or 'none'}")
     print(f"pulls without an answer whose image was there: {ledger.pulls_found_whole}")
     for name, count in sorted(ledger.calls.items()):
         interrupted, cut_off = ledger.interrupted[name], ledger.cut_off[name]

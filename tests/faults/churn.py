@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.sandbox.network_annotations import NETWORKS
 from tests.faults.ledger import ViolationError
 from tests.faults.served_images import WHOLE
 from tests.harness.client import Client
@@ -37,7 +39,13 @@ class Churn:
     """One client: a thread with a connection and random choices of its own."""
 
     def __init__(
-        self, number: int, daemon: Daemon, ledger: Ledger, served: ServedImages, seed: int
+        self,
+        number: int,
+        daemon: Daemon,
+        ledger: Ledger,
+        served: ServedImages,
+        network: str,
+        seed: int,
     ) -> None:
         self._client = Client(
             daemon.socket, log_dir=daemon.pod_log_dir, cgroup_parent=daemon.cgroup_parent
@@ -47,6 +55,7 @@ class Churn:
         self._random = random.Random(f"{seed}/{number}")
         self._enough = threading.Event()
         self._pods = 0
+        self._network = network
         self._own = served.own[number]
         self._contended = served.contended
         self._pulled: dict[str, str] = {}
@@ -84,6 +93,8 @@ class Churn:
         config.linux.security_context.namespace_options.network = (
             api.NODE if self._random.random() < 0.2 else api.POD
         )
+        if not config.linux.security_context.namespace_options.network and self._chance(0.3):
+            config.annotations[NETWORKS] = json.dumps([{"name": self._network}])
         pod = self._repeat("RunPodSandbox", lambda: self._client.run_pod(config))
         with self._ledger.changed():
             self._ledger.pods.add(pod)
@@ -108,6 +119,12 @@ class Churn:
             image, ["sh", "-c", script if image == IMAGE else WHOLE + script]
         )
 
+        if self._chance(0.3):
+            volume = api.Mount(
+                container_path="/volume", image=api.ImageSpec(image=IMAGE), readonly=True
+            )
+            wanted.mounts.append(volume)
+
         def create() -> str | None:
             try:
                 return self._client.create(pod, wanted, config)
@@ -120,6 +137,9 @@ class Churn:
         container = self._repeat("CreateContainer", create)
         if container is not None:
             self._use_container(container, code, image)
+
+    def _chance(self, share: float) -> bool:
+        return self._random.random() < share
 
     def _use_container(self, container: str, code: int | None, image: str) -> None:
         self._repeat("StartContainer", lambda: self._start(container))

@@ -27,9 +27,29 @@ class SmallDisk:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._ballast = directory / "ballast"
+        self._objects = [directory / "sandboxes", directory / "containers"]
+        self._frozen = False
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         options = f"size={SIZE},nr_inodes={INODES},mode=700"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", str(directory)], check=True)
+
+    def freeze(self) -> None:
+        """Let nothing be written to what objects have there, as after an error of a disk."""
+        for directory in map(str, self._objects):
+            # A mount of its own: the kernel refuses to freeze one through which files are open for writing.
+            for options in (
+                ("--rbind", directory),
+                ("--make-rprivate",),
+                ("-o", "remount,bind,ro"),
+            ):
+                subprocess.run(["mount", *options, directory], check=True)
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """Let it be written again."""
+        if self._frozen:
+            subprocess.run(["umount", "--lazy", *map(str, self._objects)], check=True)
+        self._frozen = False
 
     def fill(self) -> None:
         """Take every free byte."""

@@ -5,17 +5,20 @@
 Once DIRECTORY holds a file `armed`, the first step that a rollback notes and that DIRECTORY/met does not name yet takes
 the file away, is written to `met` as `KIND STEP`, and then ACTION happens: `kill` (SIGKILL, as a crash), `raise` (an
 error of our own) or `bug` (an error that nobody expects). `met` outlives the daemon: so the steps are met one by one,
-over as many lives as there are steps, and the list in the end is that of the running code.
+over as many lives as there are steps, and the list in the end is that of the running code. Where `armed` names a step,
+it is that one, met before or not. DIRECTORY/seen has all that were noted, and `declared_steps` what the source has.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cri_shim
 from cri_shim.__main__ import main
 from cri_shim.errors import UnavailableError
 from cri_shim.rollback import Rollback
@@ -24,6 +27,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.harness.daemon import Daemon
+
+
+def declared_steps() -> set[str]:
+    """The names of all steps that the source pushes on a rollback, and `commit`."""
+    found = {"commit"}
+    for file in Path(cri_shim.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="rollback"), attr="push"),
+                    args=[ast.Constant(value=str(step)), *_],
+                ):
+                    found.add(step)
+    return found
 
 
 class EveryStep:
@@ -42,9 +59,11 @@ class EveryStep:
         module = "tests.faults.every_step"
         return [sys.executable, "-m", module, str(self._directory), self._action, *serve]
 
-    def arm(self) -> None:
-        """The next new step is the one."""
-        (self._directory / "armed").touch()
+    def arm(self, step: str = "") -> None:
+        """The next new step is the one; or the next `step`, as `KIND STEP`."""
+        unfinished = self._directory / "armed.unfinished"
+        unfinished.write_text(step)
+        unfinished.rename(self._directory / "armed")
 
     def disarm(self) -> None:
         """No step is, met or not."""
@@ -52,10 +71,11 @@ class EveryStep:
 
     def met(self) -> list[str]:
         """`KIND STEP` of each step met, in order."""
-        try:
-            return (self._directory / "met").read_text().splitlines()
-        except FileNotFoundError:
-            return []
+        return _lines(self._directory / "met")
+
+    def seen(self) -> set[str]:
+        """`KIND STEP` of each step that any creation has noted."""
+        return set(_lines(self._directory / "seen"))
 
     def end(self) -> None:
         """From its next start on, the daemon is an ordinary one."""
@@ -68,17 +88,24 @@ class Observer:
     def __init__(self, directory: Path, action: str) -> None:
         self._armed = directory / "armed"
         self._met = directory / "met"
+        self._seen_file = directory / "seen"
+        self._seen: set[str] = set()
         self._action = action
 
     def __call__(self, what: str, step: str) -> None:
         """Note one step."""
-        if not self._armed.exists():
-            return
         name = f"{what.split()[0]} {step}"
-        with self._met.open("a+") as file:
-            file.seek(0)
-            if name in file.read().splitlines():
-                return
+        if name not in self._seen:
+            self._seen.add(name)
+            with self._seen_file.open("a") as file:
+                file.write(f"{name}\n")
+        try:
+            wanted = self._armed.read_text()
+        except FileNotFoundError:
+            return
+        if wanted not in ("", name) or (not wanted and name in _lines(self._met)):
+            return
+        with self._met.open("a") as file:
             file.write(f"{name}\n")
         self._armed.unlink()
         os.write(2, f"{self._action} at {name}\n".encode())
@@ -87,6 +114,13 @@ class Observer:
         if self._action == "bug":
             raise ZeroDivisionError(f"made to fail at {name}")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def run(arguments: Sequence[str]) -> int:

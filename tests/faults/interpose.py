@@ -1,8 +1,8 @@
-"""Programs in place of the helpers, which end the daemon in the middle of a helper's work and go on without it.
+"""Programs in place of the helpers, which fail, hang or die in the middle of their work, or end the daemon there.
 
 Each stands for one program (conmon, the OCI runtime, a CNI plugin) and normally becomes it. Armed for a verb, `before`
-or `after` the program's work, it kills the daemon there, waits until the daemon's successor has started (or waits for
-it), and only then goes on: so the orphan works beside the successor.
+or `after` the program's work, it misbehaves there, once. One that kills the daemon waits until the daemon's successor
+has started, and only then goes on: so the orphan works beside the successor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LINGER_S = 0.6
 """Longer than a daemon's start takes; a successor that has recovered ends the wait."""
 
 _SCRIPT = """#!/bin/sh
-# {program}: NAME.VERB.MOMENT in {plans} holds the pid to kill; it works once.
+# {program}: NAME.VERB.MOMENT in {plans} holds `fail`, `hang`, `die` or the pid to kill; it works once.
 verb=$CNI_COMMAND
 if [ -z "$verb" ]; then
     verb=run
@@ -33,6 +33,11 @@ if [ -z "$verb" ]; then
 fi
 strike() {{
     mv "{plans}/{name}.$verb.$1" "{plans}/struck" 2>/dev/null || return 0
+    case $(cat "{plans}/struck") in
+    fail) echo "made to fail" >&2; exit 1 ;;
+    hang) exec sleep 600 ;;
+    die) kill -KILL $$ ;;
+    esac
     echo $$ > "{plans}/orphan"
     kill -KILL "$(cat "{plans}/struck")"
     left={turns}
@@ -79,8 +84,12 @@ class Interposers:
         """Let program `name` kill the daemon at `moment` of its next `verb`."""
         (self._plans / f"{name}.{verb}.{moment}").write_text(str(daemon.pid))
 
+    def arm_to(self, ending: str, name: str, verb: str, moment: str) -> None:
+        """Let program `name` `fail`, `hang` or `die` at `moment` of its next `verb`."""
+        (self._plans / f"{name}.{verb}.{moment}").write_text(ending)
+
     def struck(self) -> bool:
-        """Whether what was armed has killed."""
+        """Whether what was armed has happened."""
         return (self._plans / "struck").exists()
 
     def let_go(self) -> None:

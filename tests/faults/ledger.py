@@ -34,6 +34,8 @@ class Ledger:
     images: set[tuple[str, str]] = field(default_factory=set)
     """Reference and ID of images that were pulled."""
     deaths: int = 0
+    steps: Counter[str] = field(default_factory=Counter)
+    """How often at which step of a creation."""
     pulls_found_whole: int = 0
     """Pulls without an answer whose image was there."""
     violations: list[str] = field(default_factory=list)

@@ -80,7 +80,8 @@ def kept_on_disk(root: Path) -> set[str]:
     kept = {str(path) for path in (root / "images").rglob("*") if not path.is_dir()}
     for directory in (root / "layers", root / "layers/.ingest", root / "images/.ingest"):
         kept.update(str(path) for path in directory.iterdir())
-    return kept
+    # The lower layer of every image volume: made once, empty, and kept.
+    return kept - {str(root / "layers/.empty")}
 
 
 def _is_news(record: logging.LogRecord) -> bool:

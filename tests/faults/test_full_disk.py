@@ -1,4 +1,4 @@
-"""The disk is full: creations are refused with ResourceExhausted and leave nothing; what runs can go.
+"""The disk is full, or read-only: creations are refused with ResourceExhausted and leave nothing; what runs can go.
 
 `root` holds records and writable layers, `state` bundles, exit files and what the runtime keeps. Either may be full, of
 bytes or of inodes, from the start or in the middle of a creation.
@@ -40,6 +40,7 @@ def cramped(
 def daemon(cramped: tuple[Daemon, SmallDisk], leak_guard: None) -> Iterator[Daemon]:
     daemon, disk = cramped
     yield daemon
+    disk.thaw()
     disk.free()
     if daemon.pid is None:
         daemon.start()
@@ -52,11 +53,11 @@ def disk(cramped: tuple[Daemon, SmallDisk], daemon: Daemon) -> SmallDisk:
 
 
 @contextmanager
-def refused() -> Iterator[None]:
+def refused(why: str = "no space left") -> Iterator[None]:
     with pytest.raises(grpc.RpcError) as refusal:
         yield
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, refusal.value.details()
-    assert "no space left" in (refusal.value.details() or "").lower()
+    assert why in (refusal.value.details() or "").lower()
 
 
 @pytest.mark.parametrize("fill", FILLINGS)
@@ -102,6 +103,37 @@ def test_what_runs_on_a_full_disk_is_used_stopped_and_removed(
     client.stop_pod(pod)
     client.remove_pod(pod)
     assert client.pods() == client.containers() == []
+
+
+def test_disk_that_can_only_be_read_changes_nothing_and_hinders_nobody_afterwards(
+    daemon: Daemon, disk: SmallDisk, image: str, leak_scope: leaks.Scope
+) -> None:
+    client = daemon.client
+    config = client.pod_config()
+    pod = client.run_pod(config)
+    container = client.run(pod, client.container_config(image, ["sleep", "600"]), config)
+    wanted = client.container_config(image, ["sleep", "600"])
+    another = client.pod_config()
+    disk.freeze()
+    before = leaks.Snapshot.take(leak_scope)
+    with refused("read-only file system"):
+        client.run_pod(another)
+    with refused("read-only file system"):
+        client.create(pod, wanted, config)
+    assert_nothing_new(leak_scope, before, "after the refusals")
+    assert [item.id for item in client.pods()] == [pod]
+    assert [item.id for item in client.containers()] == [container]
+    client.stop(container)
+    assert client.status(container).status.exit_code == 137
+    for remove in (client.remove, client.remove_pod):
+        with pytest.raises(grpc.RpcError) as refusal:
+            remove(container if remove == client.remove else pod)
+        assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    disk.thaw()
+    client.remove(container)
+    client.remove_pod(pod)
+    assert client.pods() == client.containers() == []
+    client.run_pod(another)
 
 
 def test_daemon_starts_on_a_full_disk_and_finds_its_pods(
