@@ -186,9 +186,10 @@ class Containers:
 
     async def stop_all(self, sandbox_id: str) -> None:
         """End every container of a sandbox at once, without grace."""
-        await asyncio.gather(
-            *(self.endings.stop(c, 0) for c in self._of_sandbox(sandbox_id) if _is_complete(c))
-        )
+        containers = [c for c in self._of_sandbox(sandbox_id) if _is_complete(c)]
+        for container in containers:
+            self._attachments.unblock(container.id)
+        await asyncio.gather(*(self.endings.stop(c, 0) for c in containers))
 
     # --- RemoveContainer -----------------------------------------------------------------------------------------
 
@@ -203,6 +204,7 @@ class Containers:
     async def _remove(self, container: Container) -> None:
         if container.state is ContainerState.CREATING:
             raise WrongStateError(f"container {container.id} is still being created: call again")
+        self._attachments.unblock(container.id)
         await self.endings.stop(container, 0)
         await self.destroy(container)
         log.info("container removed", container_id=container.id)
@@ -234,7 +236,9 @@ class Containers:
         annotations: Mapping[str, str],
     ) -> None:
         """Change what is set in `resources`; see `container_resources`."""
-        await self._resources.update(self.find(container_id), resources, annotations)
+        container = self.find(container_id)
+        with self._operations.begin("UpdateContainerResources", container.id):
+            await self._resources.update(container, resources, annotations)
 
     # --- looking, and small things -------------------------------------------------------------------------------
 

@@ -23,13 +23,14 @@ import yaml
 
 from tests.harness import isolation, leaks, node
 from tests.harness.client import Client
+from tests.harness.slowness import SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 CHECKOUT = Path(__file__).parents[2]
-READY_S = 30.0
-STOP_S = 30.0
+READY_S = 30.0 * SLOWNESS
+STOP_S = 30.0 * SLOWNESS
 LOG_TAIL_LINES = 40
 _numbers = itertools.count(1)
 
@@ -61,7 +62,8 @@ class Daemon:
         self.conf_dir = self.tree / "net.d"
         self.lease_dir = self.tree / "leases"
         self.bridge = self.name
-        self.cgroup_parent = f"/{self.name}"
+        by_systemd = (settings or {}).get("cgroup_driver") == "systemd"
+        self.cgroup_parent = f"{self.name}.slice" if by_systemd else f"/{self.name}"
         self.metrics_port = _free_port()
         self.subnet = f"10.{64 + number // 256 % 64}.{number % 256}.0/24"
         self._process: subprocess.Popen[bytes] | None = None
@@ -190,9 +192,11 @@ class Daemon:
 
     def is_own_house(self, leak: leaks.Leak) -> bool:
         """Whether this is what the first pod brings for good: the bridge, and the cgroup that pods are put under."""
-        return (leak.kind == "link" and leak.name == self.bridge) or (
-            leak.kind == "cgroup" and leak.name.endswith(self.cgroup_parent)
-        )
+        if leak.kind == "cgroup":
+            last = leak.name.rpartition("/")[2]
+            above = last.endswith(".slice") and self.name.startswith(last.removesuffix(".slice"))
+            return above or leak.name.endswith(self.cgroup_parent)
+        return leak.kind == "link" and leak.name == self.bridge
 
     def destroy(self) -> None:
         """Kill it and take away everything it ever had, whatever state that is in."""
