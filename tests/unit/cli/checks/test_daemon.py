@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,8 +53,10 @@ async def test_without_a_daemon_nothing_hangs(tmp_path: Path) -> None:
 async def test_a_daemon_that_does_not_answer_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "ANSWER_S", 0.0)
-    async with serving(tmp_path):
+    monkeypatch.setattr(checks, "ANSWER_S", 0.3)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{tmp_path}/cri.sock")
+        silent.listen()
         row = await asyncio.to_thread(checks.operations, config(tmp_path))
     assert row.level is Level.WARNING
     assert row.detail.startswith("asking the daemon: ")
