@@ -29,6 +29,7 @@ readonly PACKAGES=(
     linux-image-cloud-amd64 systemd-sysv dbus apparmor kmod udev
     runc crun conmon containernetworking-plugins catatonit busybox-static
     iptables nftables iproute2 libarchive13t64 ca-certificates python3 python3-venv procps util-linux e2fsprogs
+    sudo # critest loads AppArmor profiles with it
 )
 
 main() {

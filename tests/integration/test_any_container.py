@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 FEW_OR_MANY = [
-    pytest.param(25, id="few"),
+    pytest.param(12, id="few"),
     pytest.param(500, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
 ]
 ACCEPTED_AT_LEAST = 0.95
