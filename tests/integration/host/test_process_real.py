@@ -102,4 +102,6 @@ async def test_run_costs_little_beyond_fork_and_exec() -> None:
         await reaper.run(["/bin/true"], timeout_s=20)
         ours.append(time.perf_counter() - started)
     reaper.close()
-    assert statistics.median(ours) - statistics.median(floors) < 0.002
+    # The quickest tenth: what it costs, and not what else the machine does meanwhile.
+    cost = statistics.quantiles(ours, n=10)[0] - statistics.quantiles(floors, n=10)[0]
+    assert cost < 0.002
