@@ -148,8 +148,8 @@ UNIT
     printf '%s\n' overlay br_netfilter >"$root/etc/modules-load.d/pods.conf"
 }
 
-# With qemu 7.2, two emulated CPUs on threads of their own don't last: a kernel that patches its code on one, as for the
-# first cpuset, panics on the other; and CMPXCHG16B (cx16) spoils the flags, and the kernel's allocator with them.
+# With qemu 7.2, emulated CPUs on threads of their own don't last: the guest's kernel panicked in its allocator after ten
+# minutes, why is not known. With cx16 it did so at once: the flags after CMPXCHG16B were not what they should be.
 # The console (kernel, systemd) goes to a file that is shown if the guest dies; the command's output has a line of its own.
 boot() {
     local status
