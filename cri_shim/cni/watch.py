@@ -21,14 +21,7 @@ import structlog
 
 from cri_shim.cni.conf_files import LoadedFile, Stamp, load_file, scan
 from cri_shim.errors import ResourceExhaustedError
-from cri_shim.host.inotify import (
-    IN_CLOSE_WRITE,
-    IN_CREATE,
-    IN_DELETE,
-    IN_MOVED_FROM,
-    IN_MOVED_TO,
-    DirectoryWatch,
-)
+from cri_shim.host.inotify import FILES_CHANGED, DirectoryWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,9 +34,6 @@ log = structlog.get_logger()
 
 NOT_READY = "NetworkPluginNotReady"
 """The reason that kubelet and its users know."""
-
-# Not IN_MODIFY: a file that is being written is read when it is closed. Links are made without being written.
-_CHANGES = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +183,7 @@ class NetworkConfigs:
             return
         self._unwatch()
         try:
-            self._watch = DirectoryWatch(self.conf_dir, _CHANGES, self._on_change)
+            self._watch = DirectoryWatch(self.conf_dir, FILES_CHANGED, self._on_change)
         except (OSError, ResourceExhaustedError) as error:
             log.warning(
                 "can't watch the cni configuration directory; changes count at the next question",

@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import structlog
 
 from cri_shim.errors import ConfigError, CriShimError, ResourceExhaustedError
-from cri_shim.host.inotify import (
-    IN_CLOSE_WRITE,
-    IN_CREATE,
-    IN_DELETE,
-    IN_MOVED_FROM,
-    IN_MOVED_TO,
-    DirectoryWatch,
-)
+from cri_shim.host.inotify import FILES_CHANGED, DirectoryWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +32,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 MAX_FILES = 1000
 """Of one directory: more is no configuration."""
-_CHANGES = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
 _Stamp = tuple[int, int, int, int, int]
 T = TypeVar("T")
 
@@ -117,7 +109,7 @@ class DropIns(Generic[T]):
             self._unwatch(directory)
             watch: DirectoryWatch | None = None
             try:
-                watch = DirectoryWatch(directory, _CHANGES, lambda _name: self._look())
+                watch = DirectoryWatch(directory, FILES_CHANGED, lambda _name: self._look())
             except (OSError, ResourceExhaustedError) as error:
                 log.warning(
                     "can't watch a directory; changes count at the next question",

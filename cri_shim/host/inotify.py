@@ -34,6 +34,10 @@ IN_Q_OVERFLOW = 0x00004000
 IN_IGNORED = 0x00008000
 IN_ONLYDIR = 0x01000000
 
+FILES_CHANGED = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
+"""What files of a directory can mean something else after. Not IN_MODIFY: a file that is being written is read when it
+is closed. Links are made without being written."""
+
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 65536
 _LOST = IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT | IN_IGNORED

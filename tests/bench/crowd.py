@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -21,14 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cri_shim.host.syscalls import set_child_subreaper
-from cri_shim.image.builtin import busybox_archive
 from tests.bench.floor import Example, Floor, remove_sandbox, start_sandbox
-from tests.bench.pod import IMAGE, examples
-from tests.harness.daemon import Daemon
+from tests.bench.pod import beside_floor, examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from tests.harness.daemon import Daemon
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -89,27 +87,10 @@ def main() -> int:
     parser.add_argument("--pods", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    set_child_subreaper(enabled=True)
-    daemon = Daemon("crib", settings={"log": {"level": "info"}})
-    with tempfile.TemporaryDirectory(prefix="cri-bench-") as directory:
-        work_dir = Path(directory)
-        (work_dir / "exits").mkdir()
-        archive = work_dir / "image.tar"
-        archive.write_bytes(busybox_archive(IMAGE))
-        network = json.loads((daemon.conf_dir / "10-net.conflist").read_text())
-        floor = Floor(work_dir, network, (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
-        try:
-            daemon.start()
-            daemon.client.import_image(archive)
-            pause, _ = examples(daemon)
-            ours = crowd(daemon, options.pods)
-            least = floor_crowd(floor, pause, options.pods)
-        finally:
-            # Also after a failure: outside the tests' own namespaces nothing else takes the pods' networks away.
-            if daemon.pid is not None:
-                daemon.client.remove_all_pods()
-                daemon.stop()
-            daemon.destroy()
+    with beside_floor() as (daemon, floor):
+        pause, _ = examples(daemon)
+        ours = crowd(daemon, options.pods)
+        least = floor_crowd(floor, pause, options.pods)
     rows = [
         {"step": step, "ms": round(ms, 1), "floor_ms": round(low, 1), "ratio": round(ms / low, 2)}
         for step, ms, low in zip(("made", "removed"), ours, least, strict=True)

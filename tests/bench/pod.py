@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from tests.bench.floor import Example, Floor, exec_true, remove_sandbox, sandbox
 from tests.harness.daemon import Daemon
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 IMAGE = "localhost/bench:1"
 BUDGETS = {"RunPodSandbox": 1.3, "ExecSync": 1.25}
@@ -51,6 +52,30 @@ class Times:
     def median_ms(self, name: str) -> float:
         """In milliseconds."""
         return statistics.median(self.seconds[name]) * 1000
+
+
+@contextmanager
+def beside_floor() -> Iterator[tuple[Daemon, Floor]]:
+    """A daemon of the benchmark's own that has the image, and the floor on the same network, as long as the block."""
+    set_child_subreaper(enabled=True)
+    daemon = Daemon("crib", settings={"log": {"level": "info"}})
+    with tempfile.TemporaryDirectory(prefix="cri-bench-") as directory:
+        work_dir = Path(directory)
+        (work_dir / "exits").mkdir()
+        archive = work_dir / "image.tar"
+        archive.write_bytes(busybox_archive(IMAGE))
+        network = json.loads((daemon.conf_dir / "10-net.conflist").read_text())
+        floor = Floor(work_dir, network, (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
+        try:
+            daemon.start()
+            daemon.client.import_image(archive)
+            yield daemon, floor
+        finally:
+            # Also after a failure: outside the tests' own namespaces nothing else takes the pods' networks away.
+            if daemon.pid is not None:
+                daemon.client.remove_all_pods()
+                daemon.stop()
+            daemon.destroy()
 
 
 def life(daemon: Daemon, times: Times) -> None:
@@ -116,29 +141,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    set_child_subreaper(enabled=True)
-    daemon = Daemon("crib", settings={"log": {"level": "info"}})
     ours, floor_times = Times(), Times()
-    with tempfile.TemporaryDirectory(prefix="cri-bench-") as directory:
-        work_dir = Path(directory)
-        (work_dir / "exits").mkdir()
-        archive = work_dir / "image.tar"
-        archive.write_bytes(busybox_archive(IMAGE))
-        network = json.loads((daemon.conf_dir / "10-net.conflist").read_text())
-        floor = Floor(work_dir, network, (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
-        try:
-            daemon.start()
-            daemon.client.import_image(archive)
-            pause, ordinary = examples(daemon)
-            for _ in range(options.rounds):
-                life(daemon, ours)
-                floor_life(floor, pause, ordinary, floor_times)
-        finally:
-            # Also after a failure: outside the tests' own namespaces nothing else takes the pods' networks away.
-            if daemon.pid is not None:
-                daemon.client.remove_all_pods()
-                daemon.stop()
-            daemon.destroy()
+    with beside_floor() as (daemon, floor):
+        pause, ordinary = examples(daemon)
+        for _ in range(options.rounds):
+            life(daemon, ours)
+            floor_life(floor, pause, ordinary, floor_times)
     rows = report(ours, floor_times)
     if options.json:
         print(json.dumps(rows, indent=1))

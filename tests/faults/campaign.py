@@ -23,22 +23,21 @@ import json
 import random
 import secrets
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.image.builtin import busybox_archive
 from tests.faults.churn import IMAGE, Churn
 from tests.faults.every_step import EveryStep, declared_steps
 from tests.faults.ledger import Ledger
+from tests.faults.own_node import daemon_of_its_own
 from tests.faults.served_images import kept_on_disk, serve_images
-from tests.harness import isolation, leaks
-from tests.harness.daemon import DaemonError, Daemons
+from tests.harness import leaks
+from tests.harness.daemon import DaemonError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.faults.ledger import Acknowledged
     from tests.harness.daemon import Daemon
@@ -192,31 +191,20 @@ def main() -> int:
     print(f"seed {options.seed}, {options.clients} clients", flush=True)
     ledger = Ledger()
     left = "not asked"
-    session = isolation.Session()
-    session.claim()
     try:
-        session.enter()
-        with tempfile.TemporaryDirectory() as directory:
-            archive = Path(directory, "busybox.tar")
-            archive.write_bytes(busybox_archive(IMAGE))
-            daemons = Daemons(session.token, session.namespaces)
-            with daemons.without_leaks(archives=[archive]) as daemon:
-                notes = Path(directory, "steps")
-                notes.mkdir()
-                ledger = run(
-                    daemon,
-                    notes,
-                    kills=options.kills,
-                    clients=options.clients,
-                    seed=options.seed,
-                )
-                daemon.restart()
-            left = "nothing left behind"
+        with daemon_of_its_own(IMAGE) as (daemon, notes):
+            ledger = run(
+                daemon,
+                notes,
+                kills=options.kills,
+                clients=options.clients,
+                seed=options.seed,
+            )
+            daemon.restart()
+        left = "nothing left behind"
     except leaks.LeakError as error:
         ledger.violated(str(error))
         left = "something left behind"
-    finally:
-        session.release()
     report(ledger)
     print(f"leak guard: {left}")
     return 1 if ledger.violations else 0

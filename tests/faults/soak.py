@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import astuple, dataclass, fields
@@ -24,15 +23,13 @@ from typing import TYPE_CHECKING
 import grpc
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.image.builtin import busybox_archive
 from tests.faults.campaign import report, second_network
 from tests.faults.churn import IMAGE, Churn
 from tests.faults.counted_tasks import CountedTasks
 from tests.faults.ledger import Ledger
+from tests.faults.own_node import daemon_of_its_own
 from tests.faults.served_images import kept_on_disk, serve_images
-from tests.harness import isolation
 from tests.harness.client import Client
-from tests.harness.daemon import Daemons
 
 if TYPE_CHECKING:
     from tests.harness.daemon import Daemon
@@ -180,22 +177,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31))
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.minutes:g} minutes", flush=True)
-    session = isolation.Session()
-    session.claim()
-    try:
-        session.enter()
-        with tempfile.TemporaryDirectory() as directory:
-            archive = Path(directory, "busybox.tar")
-            archive.write_bytes(busybox_archive(IMAGE))
-            daemons = Daemons(session.token, session.namespaces)
-            with daemons.without_leaks(archives=[archive]) as daemon:
-                notes = Path(directory, "notes")
-                notes.mkdir()
-                soak = Soak(daemon, notes, seed=options.seed)
-                soak.run(options.minutes * 60)
-                daemon.restart()
-    finally:
-        session.release()
+    with daemon_of_its_own(IMAGE) as (daemon, notes):
+        soak = Soak(daemon, notes, seed=options.seed)
+        soak.run(options.minutes * 60)
+        daemon.restart()
     report(soak.ledger)
     soak.tell()
     grown = soak.grown()
