@@ -26,16 +26,21 @@ def write_text(file: Path, size: int, seed: int) -> None:
 
 
 def joined(files: Iterable[Path], stream: str) -> bytes:
-    """What went to `stream`, from the log files in the order they were written: parts joined, full lines ended."""
+    """What went to `stream`, from the log files in the order they were written: parts joined, full lines ended.
+
+    A last line whose own end is not there was cut short in the middle of a write: of it comes what it has.
+    """
     pieces = []
     wanted = stream.encode()
     for file in files:
-        for line in file.read_bytes().split(b"\n"):
-            if not line:
-                continue
+        *lines, cut_short = file.read_bytes().split(b"\n")
+        for line in lines:
             _, name, tag, text = line.split(b" ", 3)
             if name == wanted:
                 pieces.append(text)
                 if tag == b"F":
                     pieces.append(b"\n")
+        match cut_short.split(b" ", 3):
+            case [_, name, _, text] if name == wanted:
+                pieces.append(text)
     return b"".join(pieces)
