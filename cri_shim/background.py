@@ -32,9 +32,9 @@ class Background:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._endless: set[asyncio.Task[Any]] = set()
 
-    def start(self, name: str, work: Coroutine[object, object, None]) -> None:
-        """Run `work` on its own; whatever it raises is logged under `name`."""
-        self._own(name, work)
+    def start(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Run `work` on its own; whatever it raises is logged under `name`. The task is for who may cancel it."""
+        return self._own(name, work)
 
     def keep(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run `work`, which has no end of its own or a late one, until `close`, which cancels it at once."""

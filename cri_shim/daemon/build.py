@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,7 +38,7 @@ from cri_shim.sandbox.release import Release
 from cri_shim.sandbox.specs import Specs
 from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.store import Container, Sandbox, Store, read_container, read_sandbox
-from cri_shim.sandbox.stream_backend import StreamBackend
+from cri_shim.sandbox.stream_desk import StreamDesk
 from cri_shim.sandbox.streams import Streams
 from cri_shim.sandbox.upkeep import NetworkUpkeep
 from cri_shim.sandbox.wipe import Wipe
@@ -85,7 +84,7 @@ class Parts:
     wipe: Wipe
     provisions: Provisions
     streaming: Streaming
-    stream_backend: StreamBackend
+    stream_desk: StreamDesk
     streams: Streams
 
 
@@ -253,7 +252,7 @@ async def build(
         cgroup_dir=container_cases.endings.cgroup_dir,
         cache_s=config.stats.cache_s,
     )
-    streaming = Streaming(config.streaming)
+    streaming = Streaming(config.streaming, config.log, reaper=reaper, background=background)
     return Parts(
         paths=paths,
         reaper=reaper,
@@ -278,12 +277,13 @@ async def build(
         wipe=wipe,
         provisions=provisions,
         streaming=streaming,
-        stream_backend=StreamBackend(
-            daemon_loop=asyncio.get_running_loop(),
+        stream_desk=StreamDesk(
+            tickets=streaming.tickets,
             containers=container_cases,
             pods=pods,
             execs=ExecSessions(exec_processes, paths=paths, background=background),
             attachments=attachments,
+            background=background,
         ),
         streams=Streams(container_cases, pods, streaming.tickets, streaming.base_url),
     )

@@ -115,7 +115,7 @@ class Daemon:
             parts.background.keep("network upkeep", parts.upkeep.run())
             parts.background.keep("network checks", parts.upkeep.check_attachments())
             await parts.images.sweep()
-            await parts.streaming.start(parts.stream_backend)
+            await parts.streaming.start(parts.stream_desk)
             # What is here now stays. Looking through it for garbage would stop every call for some 20 ms each time.
             gc.collect()
             gc.freeze()
@@ -268,7 +268,7 @@ class Daemon:
             return
         self._config = plan.config
         parts.puller.reconfigure(plan.config.images)
-        parts.streaming.reconfigure(plan.config.streaming)
+        parts.streaming.reconfigure(plan.config.streaming, plan.config.log)
         parts.images.pin(pins)
         logging_setup.set_level(plan.config.log.level)
         parts.cni.load()

@@ -36,6 +36,7 @@ class Capability(IntEnum):
 
     CAP_CHOWN = 0
     CAP_DAC_OVERRIDE = 1
+    CAP_DAC_READ_SEARCH = 2
     CAP_FOWNER = 3
     CAP_FSETID = 4
     CAP_SETPCAP = 8

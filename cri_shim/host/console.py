@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from typing import TYPE_CHECKING, Self
+
+from cri_shim.host.packets import receive_packet
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
 MAX_NAME_BYTES = 4096
-_FD = struct.Struct("i")
 
 
 class ConsoleSocket:
@@ -55,15 +55,10 @@ class ConsoleSocket:
         with connected:
             connected.setblocking(False)
             try:
-                # Not `socket.recv_fds`, which forgets its flags: the descriptor would be everyone's.
-                _name, beside, _flags, _sender = connected.recvmsg(
-                    MAX_NAME_BYTES, socket.CMSG_LEN(_FD.size), socket.MSG_CMSG_CLOEXEC
-                )
+                _name, descriptors = receive_packet(connected, MAX_NAME_BYTES, 1)
             except BlockingIOError:
                 return None
-        for level, kind, data in beside:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) >= _FD.size:
-                fd: int = _FD.unpack_from(data)[0]
-                os.set_blocking(fd, False)
-                return fd
+        for fd in descriptors:
+            os.set_blocking(fd, False)
+            return fd
         return None

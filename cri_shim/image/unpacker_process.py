@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-import cri_shim
 from cri_shim.errors import UNREADABLE_DOCUMENT, BadArchiveError, CriShimError, UnavailableError
+from cri_shim.host.own_program import spawn_own_program
 from cri_shim.host.process import Child, Ending, Reaper
 from cri_shim.image.growing import Growing, encode_size
 from cri_shim.image.jobs import (
@@ -67,19 +65,14 @@ class UnpackerProcess:
         with theirs:
             ours.setblocking(False)
             self._connection = ours
-            # -P -s: nothing is imported from the working directory or a user's site.
-            argv = [
-                sys.executable,
-                *("-P", "-s", "-m", "cri_shim.image.unpacker"),
-                str(theirs.fileno()),
-            ]
             try:
-                self._child: Child = reaper.spawn(
-                    argv,
+                self._child: Child = spawn_own_program(
+                    reaper,
+                    "cri_shim.image.unpacker",
+                    theirs.fileno(),
                     stderr=self._stderr,
-                    env=_environment(),
-                    cwd="/",
-                    pass_fds=(theirs.fileno(),),
+                    # Naming libarchive spares it running ldconfig and a compiler to find it.
+                    env={"LIBARCHIVE": "libarchive.so.13"},
                 )
             except OSError as error:
                 ours.close()
@@ -269,16 +262,3 @@ class UnpackerProcess:
         except TimeoutError:
             self._child.kill()
             await self._child.wait()
-
-
-def _environment() -> dict[str, str]:
-    """What the template sees. Naming libarchive spares it running ldconfig and a compiler to find it."""
-    return {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        "PYTHONPATH": str(Path(cri_shim.__file__).parent.parent),
-        "PYTHONUTF8": "0",
-        "PYTHONCOERCECLOCALE": "0",
-        "LC_ALL": "C",
-        "LIBARCHIVE": "libarchive.so.13",
-        "MALLOC_ARENA_MAX": "2",
-    }

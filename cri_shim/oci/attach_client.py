@@ -1,4 +1,4 @@
-"""The daemon's one connection to a container's monitor, shared by all who are attached.
+"""The one connection to a container's monitor, shared by all who are attached.
 
 Rules:
 - A client of conmon that doesn't read freezes the container's output, its log and the record of its exit. So conmon has
@@ -7,24 +7,20 @@ Rules:
 - Input is passed on as conmon takes it; meanwhile the members' own pipes fill up, and their clients wait.
 - With `stdin_once` the end of the first member's input is the container's. conmon takes any end of the connection for
   that, so the connection then stays until it.
-- Used on one loop; `has_unread`, `packets_read` and `break_off` may be asked from another thread.
+- Connection and pipes are made elsewhere, by who may. Whoever made the connection may have kept a descriptor of it to
+  break it off, so an end is told to conmon, not left to the closing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
-import struct
-import termios
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import structlog
-
-from cri_shim.errors import ResourceExhaustedError, WrongStateError, host_step
+from cri_shim.errors import ResourceExhaustedError
 from cri_shim.oci.attach_wire import (
     MAX_INPUT_PACKET_BYTES,
     MAX_OUTPUT_PACKET_BYTES,
@@ -34,13 +30,25 @@ from cri_shim.oci.attach_wire import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-log = structlog.get_logger()
 
 MEMBER_BYTES = 1 << 20
 """How far a member may be behind: what its pipe holds."""
 PACKETS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pipes:
+    """For a new member: the reading and the writing end of each stream it wants, none of which blocks."""
+
+    stdin: tuple[int, int] | None = None
+    stdout: tuple[int, int] | None = None
+    stderr: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        """All of them."""
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            for fd in pipe or ():
+                os.close(fd)
 
 
 @dataclass(eq=False, slots=True)
@@ -67,91 +75,51 @@ class _Place:
 
 
 class AttachClient:
-    """The connection, while somebody is attached: `open` it, then `join`."""
+    """The connection, from now on and while somebody is attached: `join` it."""
 
     def __init__(
         self,
         container_id: str,
-        bundle_dir: Path,
+        connection: socket.socket,
         *,
         stdin: bool,
         stdin_once: bool,
         on_end: Callable[[], None],
     ) -> None:
         """`stdin`: whether the container has one. `on_end` is called once there is nobody, or nothing, left."""
+        connection.setblocking(False)
         self._container_id = container_id
-        self._bundle_dir = bundle_dir
         self._has_stdin = stdin
         self._stdin_once = stdin_once
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = connection
         self._places: set[_Place] = set()
         self._packet = b""
         """Input that conmon doesn't take yet."""
         self._closing_stdin = False
         self._ended = False
         self.packets_read = 0
-
-    def open(self) -> None:
-        """Connect. Raises WrongStateError when the monitor is gone, CriShimError for anything else."""
-        try:
-            with host_step(f"container {self._container_id}: attach"):
-                directory = os.open(self._bundle_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    self._socket.setblocking(False)
-                    # A socket's path has 108 bytes, the bundle's may have more.
-                    self._socket.connect(f"/proc/self/fd/{directory}/attach")
-                except (ConnectionRefusedError, FileNotFoundError):
-                    raise WrongStateError(
-                        f"container {self._container_id}: attach: its monitor is gone"
-                    ) from None
-                finally:
-                    os.close(directory)
-        except BaseException:
-            self._socket.close()
-            raise
         self._loop.add_reader(self._socket, self._read)
 
-    def join(self, *, stdin: bool, stdout: bool, stderr: bool) -> Member:
-        """Attach one more. Raises CriShimError (ResourceExhaustedError) without descriptors."""
+    def join(self, pipes: Pipes) -> Member:
+        """Attach one more, which gets its ends of the pipes."""
         place = _Place(Member())
-        try:
-            with host_step(f"container {self._container_id}: attach: making its pipes"):
-                if stdout:
-                    place.outputs[Source.STDOUT], place.member.stdout = _pipe()[::-1]
-                if stderr:
-                    place.outputs[Source.STDERR], place.member.stderr = _pipe()[::-1]
-                if stdin and self._has_stdin and not self._closing_stdin:
-                    place.stdin, place.member.stdin = _pipe()
-        except BaseException:
-            for fd in (place.member.stdout, place.member.stderr, place.member.stdin):
-                if fd is not None:
+        if pipes.stdout is not None:
+            place.member.stdout, place.outputs[Source.STDOUT] = pipes.stdout
+        if pipes.stderr is not None:
+            place.member.stderr, place.outputs[Source.STDERR] = pipes.stderr
+        if pipes.stdin is not None:
+            if self._has_stdin and not self._closing_stdin:
+                place.stdin, place.member.stdin = pipes.stdin
+            else:
+                for fd in pipes.stdin:
                     os.close(fd)
-            self._close_place(place)
-            self._end_if_deserted()
-            raise
         self._places.add(place)
         if place.stdin is not None and not self._packet:
             self._loop.add_reader(place.stdin, self._pass_input, place)
         place.member.ended.add_done_callback(lambda _: self._leave(place))
         return place.member
-
-    # --- from other threads
-
-    @property
-    def has_unread(self) -> bool:
-        """Whether conmon waits for us to read, or may have to."""
-        try:
-            answer = fcntl.ioctl(self._socket, termios.FIONREAD, b"\0" * 4)
-        except (OSError, ValueError):  # closed
-            return False
-        return bool(struct.unpack("i", answer)[0])
-
-    def break_off(self) -> None:
-        """Make conmon forget us: it goes on at once. Members are told as at the container's end."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
 
     # --- output
 
@@ -287,6 +255,8 @@ class AttachClient:
         self._ended = True
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
+        with contextlib.suppress(OSError):  # conmon may be gone
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         places, self._places = self._places, set()
         for place in places:
@@ -303,15 +273,3 @@ class AttachClient:
         for fd in place.outputs.values():
             os.close(fd)
         place.outputs.clear()
-
-
-def _pipe() -> tuple[int, int]:
-    """The reading and the writing end, neither of which blocks, with room for `MEMBER_BYTES`."""
-    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, MEMBER_BYTES)
-    except OSError:
-        os.close(reading)
-        os.close(writing)
-        raise
-    return reading, writing

@@ -45,6 +45,7 @@ from cri_shim.oci.conmon_sync import MAX_REPORT_BYTES, Pipe, own_words, parse_re
 from cri_shim.operations import step
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from cri_shim.host.process import Child, Reaper
@@ -157,6 +158,13 @@ class Monitors:
         Raises WrongStateError when the monitor is gone, DeadlineError when it doesn't listen.
         """
         await conmon_control.resize_terminal(bundle_dir, width, height, timeout_s=timeout_s)
+
+    def connect_attach(self, bundle_dir: Path) -> socket.socket:
+        """A connection for one who attaches; see `conmon_control`.
+
+        Raises WrongStateError when the monitor is gone, OSError.
+        """
+        return conmon_control.connect_attach(bundle_dir)
 
     async def version(self, *, timeout_s: float = 10.0) -> str:
         """conmon's version number.

@@ -1,4 +1,4 @@
-"""Telling a running conmon to reopen its log, or the size of a terminal, over the control pipe in its bundle.
+"""Reaching a running conmon: its attach socket, and the control pipe for its log and the size of its terminal.
 
 Rules: `ctl` is a FIFO that conmon reads lines from (`attach_wire`), one at a time: whoever writes waits until the last
 one is read, and on the daemon's loop nothing comes between. conmon opens a new log beside the old one and renames it
@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import select
+import socket
 import stat
 import struct
 import termios
@@ -67,6 +68,28 @@ async def resize_terminal(bundle_dir: Path, width: int, height: int, *, timeout_
             os.write(fd, resize_line(width, height))
     finally:
         os.close(fd)
+
+
+def connect_attach(bundle_dir: Path) -> socket.socket:
+    """Connect to the monitor's attach socket. Raises WrongStateError when the monitor is gone, OSError."""
+    gone = WrongStateError(f"attaching at {bundle_dir}: the container's monitor is gone")
+    try:
+        directory = os.open(bundle_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise gone from None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.setblocking(False)
+        # A socket's path has 108 bytes, the bundle's may have more.
+        connection.connect(f"/proc/self/fd/{directory}/attach")
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+            raise gone from None
+        raise
+    finally:
+        os.close(directory)
+    return connection
 
 
 async def _pause(fd: int, give_up_at: float, what: str, late: str) -> None:

@@ -1,29 +1,37 @@
-"""Attach: clients join a container's own streams, through the daemon's one connection to its monitor.
+"""Attach: what the streaming process needs to join a container's own streams, and what the daemon keeps of it.
 
 Rules:
-- One `AttachClient` for each container while somebody is attached, on the streaming server's loop.
+- The streaming process has one connection to a container's monitor, shared by all who are attached. It is made here,
+  and the daemon keeps a descriptor of it, never reading.
 - Stop and ReopenContainerLog need the monitor, which waits for whoever doesn't read. A connection that isn't read for a
-  second is broken off for them: looked at from the daemon's loop, since the other one may be what hangs.
-- The size of a terminal goes through the monitor too, the last one asked for: those between are nobody's any more.
+  second, by the streaming process's own count, is broken off for them: it may be that process that hangs.
+- Pipes are made here, too: how much they may hold is bounded for those who may do less than the daemon.
+- The size of a terminal goes through the monitor, the last one asked for: those between are nobody's any more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import termios
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
-from cri_shim.errors import CriShimError, WrongStateError
-from cri_shim.oci.attach_client import AttachClient
+from cri_shim.errors import CriShimError, WrongStateError, host_step
+from cri_shim.oci.attach_client import MEMBER_BYTES, Pipes
 from cri_shim.sandbox.model import ContainerState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cri_shim.background import Background
-    from cri_shim.oci.attach_client import Member
     from cri_shim.oci.conmon import Monitors
     from cri_shim.paths import Paths
     from cri_shim.sandbox.store import Container
@@ -46,18 +54,40 @@ class Attachable:
     stdin_once: bool
 
 
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """Ours of the one that the streaming process reads."""
+
+    socket: socket.socket
+    packets_read: int = 0
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the monitor waits for somebody to read, or may have to."""
+        try:
+            answer = fcntl.ioctl(self.socket, termios.FIONREAD, b"\0" * 4)
+        except (OSError, ValueError):  # closed
+            return False
+        return bool(struct.unpack("i", answer)[0])
+
+    def break_off(self) -> None:
+        """Make the monitor forget it: that goes on at once. Who is attached is told as at the container's end."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
 class Attachments:
-    """Who is attached to what."""
+    """Which containers the streaming process is attached to."""
 
     def __init__(self, *, paths: Paths, monitors: Monitors, background: Background) -> None:
         self._paths = paths
         self._monitors = monitors
         self._background = background
-        self._clients: dict[str, AttachClient] = {}
+        self._connections: dict[str, _Connection] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self._looked_after: set[str] = set()
-
-    # --- on the daemon's loop
+        self.ask_how_far: Callable[[str], None] = lambda _container_id: None
+        """How the streaming process is asked how far it has read; it answers by `read_so_far`."""
 
     def attachable(self, container: Container) -> Attachable:
         """Raises WrongStateError unless the container runs."""
@@ -72,8 +102,45 @@ class Attachments:
             config.stdin_once,
         )
 
+    # --- for the streaming process
+
+    def connect(self, target: Attachable) -> int:
+        """A descriptor of a new connection to the monitor, for the streaming process.
+
+        Raises WrongStateError when the monitor is gone, CriShimError.
+        """
+        self.disconnected(target.container_id)  # it knows better than we do
+        with host_step(f"container {target.container_id}: attach"):
+            connection = self._monitors.connect_attach(target.bundle_dir)
+            try:
+                given = os.dup(connection.fileno())
+            except OSError:
+                connection.close()
+                raise
+        self._connections[target.container_id] = _Connection(connection)
+        return given
+
+    def disconnected(self, container_id: str) -> None:
+        """The streaming process reads it no more."""
+        connection = self._connections.pop(container_id, None)
+        if connection is not None:
+            connection.break_off()
+            connection.socket.close()
+
+    def all_disconnected(self) -> None:
+        """The streaming process is gone."""
+        for container_id in list(self._connections):
+            self.disconnected(container_id)
+
+    def read_so_far(self, container_id: str, packets: int) -> None:
+        """The streaming process's word."""
+        if (connection := self._connections.get(container_id)) is not None:
+            connection.packets_read = packets
+
     def resize(self, target: Attachable, width: int, height: int) -> None:
         """Give the container's terminal a size, soon."""
+        if not target.terminal:
+            return
         busy = target.container_id in self._sizes
         self._sizes[target.container_id] = width, height
         if not busy:
@@ -92,50 +159,57 @@ class Attachments:
         finally:
             del self._sizes[target.container_id]
 
+    # --- for whoever needs the monitor
+
     def unblock(self, container_id: str) -> None:
         """Somebody needs the monitor: see to it that it doesn't wait for us."""
-        client = self._clients.get(container_id)
-        if client is not None and container_id not in self._looked_after:
+        connection = self._connections.get(container_id)
+        if connection is not None and container_id not in self._looked_after:
             self._looked_after.add(container_id)
             self._background.keep(
-                f"unblock the monitor of {container_id}", self._unblock(container_id, client)
+                f"unblock the monitor of {container_id}", self._unblock(container_id, connection)
             )
 
-    async def _unblock(self, container_id: str, client: AttachClient) -> None:
+    async def _unblock(self, container_id: str, connection: _Connection) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + LOOKED_AFTER_S
-        before, since = client.packets_read, loop.time()
+        before, since = connection.packets_read, loop.time()
         try:
-            while self._clients.get(container_id) is client and loop.time() < until:
+            while self._connections.get(container_id) is connection and loop.time() < until:
+                self.ask_how_far(container_id)
                 await asyncio.sleep(LOOK_S)
-                if client.packets_read != before or not client.has_unread:
-                    before, since = client.packets_read, loop.time()
+                if connection.packets_read != before or not connection.has_unread:
+                    before, since = connection.packets_read, loop.time()
                 elif loop.time() - since >= STUCK_S:
                     log.warning(
                         "attached clients are cut off: their output is not read",
                         container_id=container_id,
                     )
-                    client.break_off()
+                    connection.break_off()
                     return
         finally:
             self._looked_after.discard(container_id)
 
-    # --- on the server's loop
 
-    def join(self, target: Attachable, *, stdin: bool, stdout: bool, stderr: bool) -> Member:
-        """Attach one more client. Raises WrongStateError when the monitor is gone, CriShimError."""
-        client = self._clients.get(target.container_id)
-        if client is None:
-            client = AttachClient(
-                target.container_id,
-                target.bundle_dir,
-                stdin=target.stdin,
-                stdin_once=target.stdin_once,
-                on_end=lambda: self._forget(target.container_id),
+def make_pipes(target: Attachable, *, stdin: bool, stdout: bool, stderr: bool) -> Pipes:
+    """For one who joins and wants these. Raises CriShimError (ResourceExhaustedError) without descriptors."""
+    made: list[tuple[int, int]] = []
+
+    def pipe(wanted: bool) -> tuple[int, int] | None:
+        if not wanted:
+            return None
+        made.append(os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        fcntl.fcntl(made[-1][1], fcntl.F_SETPIPE_SZ, MEMBER_BYTES)
+        return made[-1]
+
+    try:
+        with host_step(f"container {target.container_id}: attach: making its pipes"):
+            # A terminal has one output.
+            return Pipes(
+                pipe(stdin and target.stdin), pipe(stdout), pipe(stderr and not target.terminal)
             )
-            client.open()
-            self._clients[target.container_id] = client
-        return client.join(stdin=stdin, stdout=stdout, stderr=stderr and not target.terminal)
-
-    def _forget(self, container_id: str) -> None:
-        self._clients.pop(container_id, None)
+    except BaseException:
+        for ends in made:
+            for fd in ends:
+                os.close(fd)
+        raise

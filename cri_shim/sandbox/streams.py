@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cri_shim.streaming.tickets import Tickets
 
 MAX_PORT = 0xFFFF
+MAX_PORTS = 1000
+"""Of one request; kubectl asks for those on its command line."""
 
 
 class Streams:
@@ -75,6 +77,10 @@ class Streams:
 
     def port_forward(self, sandbox_id: str, ports: Sequence[int]) -> str:
         """The URL of a port-forward; no ports: any. Raises as `exec` does, WrongStateError unless the pod is ready."""
+        if len(ports) > MAX_PORTS:
+            raise InvalidArgumentError(
+                f"PortForwardRequest: port: {len(ports)} ports; at most {MAX_PORTS} in one request"
+            )
         for port in ports:
             if not 0 < port <= MAX_PORT:
                 raise InvalidArgumentError(

@@ -1,15 +1,18 @@
-"""What the streaming server asks of the node: three methods, which is all that would have to cross to another process.
+"""What the streaming server asks of the node, which is another process.
 
 Rules:
-- What goes back and forth is descriptors and a future, never bytes: the server pumps, the backend hands out.
+- What goes back and forth is descriptors and a future, never bytes: the server pumps, the node hands out.
 - All of it is called on the server's loop. A descriptor that was handed out belongs to the server, which closes it.
-- A request is the one that CRI was asked, whole: nothing that a streaming client says can change it.
+- A request is the one that CRI was asked, whole, and stays with the node: the server gets a grant, which says what it
+  has to know of it. Nothing that a streaming client says, nor a server that went astray, can change what is done.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,6 +53,29 @@ class PortForwardRequest:
 
 Request = ExecRequest | AttachRequest | PortForwardRequest
 
+KINDS: Final[dict[str, type[Request]]] = {
+    "exec": ExecRequest,
+    "attach": AttachRequest,
+    "portforward": PortForwardRequest,
+}
+"""By the first part of a URL's path."""
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A ticket that was redeemed: one session may begin."""
+
+    session: int
+    """Its number, by which the node remembers the request until `leave`."""
+    kind: str
+    """A key of `KINDS`."""
+    object_id: str
+    """Of the container or the sandbox, for the log."""
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+    tty: bool = False
+    ports: tuple[int, ...] = ()
+
 
 @dataclass(slots=True, eq=False)
 class Command:
@@ -83,11 +109,17 @@ class Dialer(Protocol):
 class Backend(Protocol):
     """The node."""
 
-    async def exec(self, request: ExecRequest) -> Command:
+    async def redeem(self, token: str, kind: str) -> Grant | None:
+        """What the ticket is good for, and it is gone; None for one that isn't there, is late, or of another kind."""
+
+    async def exec(self, grant: Grant) -> Command:
         """Start the command. Raises CriShimError, with the runtime's own words where it refused."""
 
-    async def attach(self, request: AttachRequest) -> Command:
-        """Join a container. Raises CriShimError."""
+    async def attach(self, grant: Grant) -> Command:
+        """Join the container. Raises CriShimError."""
 
-    async def port_forward(self, request: PortForwardRequest) -> Dialer:
+    async def port_forward(self, grant: Grant) -> Dialer:
         """A way into the pod. Raises CriShimError."""
+
+    def leave(self, grant: Grant) -> None:
+        """The session is over."""

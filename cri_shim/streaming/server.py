@@ -5,7 +5,7 @@ Rules:
   and the oldest makes room. Nothing costs anything before a ticket was redeemed.
 - Protocols are negotiated before the ticket is used up: a client may try another one with the same URL.
 - Tokens are never logged.
-- Everything here runs on one loop, which needs not be the daemon's.
+- The socket to listen on is given, and so can outlive the server.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim.background import Background
-from cri_shim.errors import ConfigError, CriShimError
-from cri_shim.streaming.backend import AttachRequest, ExecRequest, PortForwardRequest
+from cri_shim.errors import CriShimError
+from cri_shim.streaming.backend import KINDS
 from cri_shim.streaming.connection import Connection
 from cri_shim.streaming.port_forward import PortForwardSession
 from cri_shim.streaming.remote_command import RemoteCommandSession
@@ -34,11 +35,11 @@ from cri_shim.streaming.wire.remotecommand import Streams
 from cri_shim.streaming.wire.upgrade import negotiate_port_forward, negotiate_remote_command
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
-    from cri_shim.streaming.backend import Backend, Command, Request
+    from cri_shim.streaming.backend import Backend, Command, Grant
+    from cri_shim.streaming.meter import Meter
     from cri_shim.streaming.session import Session
-    from cri_shim.streaming.tickets import Tickets
     from cri_shim.streaming.tls import ServerTls
     from cri_shim.streaming.wire.http1 import Request as HttpRequest
     from cri_shim.streaming.wire.upgrade import Upgrade
@@ -48,7 +49,6 @@ log = structlog.get_logger()
 HEAD_TIMEOUT_S = 10.0
 MAX_HEADS = 256
 """Connections that haven't said yet what they want."""
-BACKLOG = 512
 ACCEPTS_AT_ONCE = 32
 PAUSE_S = 0.5
 """Without descriptors, accepting again at once would only burn the processor."""
@@ -56,12 +56,6 @@ REFUSAL_STALL_S = 2.0
 KEEPALIVE_S = 30
 KEEPALIVE_TRIES = 4
 """A client whose machine is gone is noticed after two and a half minutes."""
-KINDS: dict[str, type[Request]] = {
-    "exec": ExecRequest,
-    "attach": AttachRequest,
-    "portforward": PortForwardRequest,
-}
-"""By the first part of a URL's path."""
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -69,7 +63,7 @@ _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class _Asked:
     """A request that may be served."""
 
-    request: Request
+    grant: Grant
     http: HttpRequest
     upgrade: Upgrade
     leftover: bytes
@@ -80,17 +74,17 @@ class StreamingServer:
 
     def __init__(
         self,
-        tickets: Tickets,
         backend: Backend,
         limits: Limits,
+        meter: Meter,
         *,
         tls: ServerTls | None = None,
         path_prefix: str = "",
     ) -> None:
         """`path_prefix` is what a URL's path may begin with, for a proxy in front that leaves its own part in."""
-        self._tickets = tickets
         self._backend = backend
         self._limits = limits
+        self._meter = meter
         self._tls = tls
         self._prefix = path_prefix.rstrip("/")
         self._socket: socket.socket | None = None
@@ -98,31 +92,11 @@ class StreamingServer:
         self._heads: dict[Connection, None] = {}
         self._sessions: set[Session] = set()
 
-    @property
-    def port(self) -> int:
-        """Where it listens, once started."""
-        assert self._socket is not None  # noqa: S101 - see above
-        port: int = self._socket.getsockname()[1]
-        return port
-
-    async def start(self, address: str, port: int) -> None:
-        """Listen; port 0 is any free one. Raises ConfigError."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            # A wildcard of IPv6 takes IPv4 as well.
-            self._socket = socket.create_server(
-                (address, port),
-                family=family,
-                backlog=BACKLOG,
-                dualstack_ipv6=address == "::" and socket.has_dualstack_ipv6(),
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"streaming.address, streaming.port: cannot listen on {address} port {port}: "
-                f"{error.strerror}; see whether something else does"
-            ) from error
-        self._socket.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._socket, self._accept)
+    def start(self, listener: socket.socket) -> None:
+        """Take clients from `listener`, which now belongs to the server."""
+        listener.setblocking(False)
+        self._socket = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept)
 
     async def stop(self, grace_s: float) -> None:
         """Take no more clients, tell those there are, and end within about `grace_s` seconds."""
@@ -192,7 +166,7 @@ class StreamingServer:
                     if not data:
                         reader.receive_eof()
                         return None
-            return self._redeem(request, bytes(reader.leftover))
+                return await self._redeem(request, bytes(reader.leftover))
         except ProtocolError as error:
             await _refuse(connection, error_answer(error))
         except TimeoutError:
@@ -206,7 +180,7 @@ class StreamingServer:
             self._heads.pop(connection, None)
         return None
 
-    def _redeem(self, request: HttpRequest, leftover: bytes) -> _Asked:
+    async def _redeem(self, request: HttpRequest, leftover: bytes) -> _Asked:
         """Raises ProtocolError with the answer."""
         path = request.path
         if self._prefix and path.startswith(self._prefix + "/"):
@@ -216,46 +190,44 @@ class StreamingServer:
             raise ProtocolError("there is nothing here", http_status=404)
         negotiate = negotiate_port_forward if kind == "portforward" else negotiate_remote_command
         upgrade = negotiate(request)
-        redeemed = self._tickets.redeem(token, KINDS[kind])
-        if redeemed is None:
+        grant = await self._backend.redeem(token, kind)
+        if grant is None:
             raise ProtocolError(
                 "this URL was used already, is too old, or never was given out: ask for a new one",
                 http_status=404,
             )
-        return _Asked(redeemed, request, upgrade, leftover)
+        return _Asked(grant, request, upgrade, leftover)
 
     # --- sessions
 
     async def _run(self, connection: Connection, asked: _Asked) -> None:
-        request, upgrade = asked.request, asked.upgrade
-        protocol = f"{upgrade.framing}/{upgrade.protocol}"
-        if isinstance(request, PortForwardRequest):
-            await self._run_port_forward(connection, asked, request, protocol)
-            return
-        streams = Streams(request.stdin, request.stdout, request.stderr, request.tty)
-        machine = remote_command(upgrade, streams)
-        start: Callable[[], Awaitable[Command]]
-        if isinstance(request, ExecRequest):
-            kind, start = "exec", partial(self._backend.exec, request)
-        else:
-            kind, start = "attach", partial(self._backend.attach, request)
-        connection.send([upgrade.response])
-        session = RemoteCommandSession(
-            connection, machine, self._limits, Traffic(kind, protocol), tty=request.tty
-        )
-        log.debug("streaming session", kind=kind, protocol=protocol, id=request.container_id)
-        self._sessions.add(session)
         try:
-            await session.run(asked.leftover, start)
+            if asked.grant.kind == "portforward":
+                await self._run_port_forward(connection, asked)
+            else:
+                await self._run_remote_command(connection, asked)
         finally:
-            self._sessions.discard(session)
+            self._backend.leave(asked.grant)
 
-    async def _run_port_forward(
-        self, connection: Connection, asked: _Asked, request: PortForwardRequest, protocol: str
-    ) -> None:
+    async def _run_remote_command(self, connection: Connection, asked: _Asked) -> None:
+        grant = asked.grant
+        machine = remote_command(
+            asked.upgrade, Streams(grant.stdin, grant.stdout, grant.stderr, grant.tty)
+        )
+        start: Callable[[Grant], Awaitable[Command]]
+        start = self._backend.exec if grant.kind == "exec" else self._backend.attach
+        connection.send([asked.upgrade.response])
+        session = RemoteCommandSession(
+            connection, machine, self._limits, self._traffic(grant.kind, asked), tty=grant.tty
+        )
+        with self._listed(session):
+            await session.run(asked.leftover, partial(start, grant))
+
+    async def _run_port_forward(self, connection: Connection, asked: _Asked) -> None:
+        grant = asked.grant
         try:
-            machine = port_forward(asked.upgrade, request.ports or _ports_in(asked.http))
-            dialer = await self._backend.port_forward(request)
+            machine = port_forward(asked.upgrade, grant.ports or _ports_in(asked.http))
+            dialer = await self._backend.port_forward(grant)
         except ProtocolError as error:
             await _refuse(connection, error_answer(error))
             return
@@ -267,16 +239,23 @@ class StreamingServer:
             connection,
             machine,
             self._limits,
-            Traffic("port_forward", protocol),
+            self._traffic("port_forward", asked),
             background=self._background,
-            ports=request.ports,
+            ports=grant.ports,
         )
-        log.debug(
-            "streaming session", kind="port_forward", protocol=protocol, id=request.sandbox_id
-        )
+        with self._listed(session):
+            await session.run(asked.leftover, dialer)
+
+    def _traffic(self, kind: str, asked: _Asked) -> Traffic:
+        protocol = f"{asked.upgrade.framing}/{asked.upgrade.protocol}"
+        log.debug("streaming session", kind=kind, protocol=protocol, id=asked.grant.object_id)
+        return Traffic(self._meter, kind, protocol)
+
+    @contextmanager
+    def _listed(self, session: Session) -> Iterator[None]:
         self._sessions.add(session)
         try:
-            await session.run(asked.leftover, dialer)
+            yield
         finally:
             self._sessions.discard(session)
 

@@ -13,10 +13,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cri_shim import metrics
-
 if TYPE_CHECKING:
     from cri_shim.streaming.connection import Connection
+    from cri_shim.streaming.meter import Meter
     from cri_shim.streaming.wire.buffers import Buffer
 
 MAX_INPUT_BYTES = 256 << 10
@@ -40,28 +39,27 @@ class Limits:
 class Traffic:
     """Counts one session and its bytes."""
 
-    def __init__(self, kind: str, protocol: str) -> None:
-        self._sessions = metrics.STREAM_SESSIONS.labels(kind, protocol)
-        self._in = metrics.STREAM_BYTES.labels(kind, "in")
-        self._out = metrics.STREAM_BYTES.labels(kind, "out")
+    def __init__(self, meter: Meter, kind: str, protocol: str) -> None:
+        self._meter = meter
+        self._kind, self._protocol = kind, protocol
         self._loop = asyncio.get_running_loop()
         self.last_at = self._loop.time()
         """When there was any."""
-        self._sessions.inc()
+        meter.begun(kind, protocol)
 
     def received(self, n_bytes: int) -> None:
         """Payload from the client."""
-        self._in.inc(n_bytes)
+        self._meter.carried(self._kind, "in", n_bytes)
         self.last_at = self._loop.time()
 
     def sent(self, n_bytes: int) -> None:
         """Payload to the client."""
-        self._out.inc(n_bytes)
+        self._meter.carried(self._kind, "out", n_bytes)
         self.last_at = self._loop.time()
 
     def over(self) -> None:
         """The session is."""
-        self._sessions.dec()
+        self._meter.ended(self._kind, self._protocol)
 
 
 class Machine(Protocol):

@@ -12,29 +12,49 @@ import termios
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import NotFoundError, UnavailableError
-from cri_shim.streaming.backend import Command
+from cri_shim.streaming.backend import KINDS, Command, ExecRequest, Grant, PortForwardRequest
 
 if TYPE_CHECKING:
-    from cri_shim.streaming.backend import AttachRequest, ExecRequest, PortForwardRequest
+    from cri_shim.streaming.backend import Request
+    from cri_shim.streaming.tickets import Tickets
 
 
 class LocalBackend:
-    """Runs what it is asked to, and remembers it."""
+    """Runs what tickets are for, and remembers it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tickets: Tickets) -> None:
+        self._tickets = tickets
+        self._granted: dict[int, Request] = {}
+        self.left: list[int] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self.commands: list[Command] = []
         self.dialers: list[LocalDialer] = []
         self.dial_delay_s = 0.0
 
-    async def exec(self, request: ExecRequest) -> Command:
+    async def redeem(self, token: str, kind: str) -> Grant | None:
+        request = self._tickets.redeem(token, KINDS[kind])
+        if request is None:
+            return None
+        session = len(self._granted) + 1
+        self._granted[session] = request
+        if isinstance(request, PortForwardRequest):
+            return Grant(session, kind, request.sandbox_id, ports=request.ports)
+        streams = (request.stdin, request.stdout, request.stderr, request.tty)
+        return Grant(session, kind, request.container_id, *streams)
+
+    def leave(self, grant: Grant) -> None:
+        self.left.append(grant.session)
+
+    async def exec(self, grant: Grant) -> Command:
+        request = self._granted[grant.session]
+        assert isinstance(request, ExecRequest)
         if request.container_id == "gone":
             raise NotFoundError("container", "gone")
         command = self._in_terminal(request) if request.tty else self._with_pipes(request)
         self.commands.append(command)
         return command
 
-    async def attach(self, request: AttachRequest) -> Command:
+    async def attach(self, grant: Grant) -> Command:
         """Joins something that says hello and is over."""
         reading, writing = os.pipe()
         os.write(writing, b"hello")
@@ -44,8 +64,8 @@ class LocalBackend:
         ended.set_result(0)
         return Command(None, reading, None, ended, lambda _width, _height: None)
 
-    async def port_forward(self, request: PortForwardRequest) -> LocalDialer:
-        if request.sandbox_id == "gone":
+    async def port_forward(self, grant: Grant) -> LocalDialer:
+        if grant.object_id == "gone":
             raise NotFoundError("sandbox", "gone")
         dialer = LocalDialer(self.dial_delay_s)
         self.dialers.append(dialer)

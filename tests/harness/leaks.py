@@ -99,7 +99,9 @@ class Snapshot:
             "temporary file": Counter(_temporary_files(scope.token, trees)),
         }
         for name, pid in scope.daemons().items():
-            counts[f"descriptor of daemon {name}"] = Counter(procs.descriptors(str(pid)))
+            both = (pid, *procs.streamers_of([pid]))
+            found = (each for one in both for each in procs.descriptors(str(one)))
+            counts[f"descriptor of daemon {name}"] = Counter(found)
         points = {point for point, _ in mounts}
         for kind, path in _files([*trees, CNI_DIR], points):
             counts.setdefault(kind, Counter())[path] += 1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 PROC = Path("/proc")
+STREAMER = "cri_shim.daemon.streamer"
 PF_KTHREAD = 0x00200000
 _INODE = re.compile(r"^([a-z_]+):\[\d+\]$")
 
@@ -39,7 +40,7 @@ class Process:
 def processes_of(
     token: str, daemons: Collection[int], namespaces: frozenset[str] = frozenset()
 ) -> list[Process]:
-    """Our processes, zombies included; not this one, and not the daemons themselves.
+    """Our processes, zombies included; not this one, and not the daemons themselves with their streaming processes.
 
     A zombie of process 1 is not ours any more: that collects it in its own time, on some machines seconds later.
     """
@@ -54,8 +55,13 @@ def processes_of(
         children = {p.pid for p in everyone.values() if p.parent in ours} - ours
         ours |= children
         grown = bool(children)
-    found = [everyone[pid] for pid in ours - roots if pid in everyone]
+    found = [everyone[pid] for pid in ours - roots - streamers_of(daemons) if pid in everyone]
     return [process for process in found if not (process.zombie and process.parent == 1)]
+
+
+def streamers_of(daemons: Collection[int]) -> set[int]:
+    """The streaming processes of these daemons; one that outlived its daemon is not among them."""
+    return {p.pid for p in _processes() if p.parent in daemons and STREAMER in p.command}
 
 
 def processes_naming(token: str) -> list[Process]:

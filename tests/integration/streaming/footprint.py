@@ -1,4 +1,4 @@
-"""What a daemon holds, seen from outside: descriptors, threads, processes, memory, sessions by its own count."""
+"""What a daemon and its streaming process hold, from outside: descriptors, threads, processes, memory, sessions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SETTLE_S = 10.0
 """Endings are asynchronous, and process 1 collects orphans late."""
 POOL_THREADS = 2 * min(32, (os.cpu_count() or 1) + 4)
-"""The pools of the daemon's two loops, which fill up as they are needed and then stay as they are."""
+"""The pools of the two loops, which fill up as they are needed and then stay as they are."""
 _SESSIONS = re.compile(r"^cri_shim_stream_sessions\{.*\} (\S+)$", re.MULTILINE)
 _MEMORY = re.compile(r"^RssAnon:\s+(\d+) kB$", re.MULTILINE)
 
@@ -39,13 +39,14 @@ class Footprint:
         """As it is now."""
         pid = daemon.pid
         assert pid is not None
-        [memory] = _MEMORY.findall(Path(f"/proc/{pid}/status").read_text())
+        both = (pid, *procs.streamers_of([pid]))
+        memory = [_MEMORY.findall(Path(f"/proc/{one}/status").read_text()) for one in both]
         return cls(
-            descriptors=Counter(procs.descriptors(str(pid))),
-            threads=len(list(Path(f"/proc/{pid}/task").iterdir())),
-            processes=len(procs.processes_of(daemon.name, {pid})),
+            descriptors=Counter(each for one in both for each in procs.descriptors(str(one))),
+            threads=sum(len(list(Path(f"/proc/{one}/task").iterdir())) for one in both),
+            processes=len(procs.processes_of(daemon.name, {pid})) + len(both),
             sessions=sessions(daemon),
-            memory_mib=int(memory) / 1024,
+            memory_mib=sum(int(kib) for [kib] in memory) / 1024,
         )
 
     def more_in(self, other: Footprint) -> list[str]:

@@ -154,7 +154,7 @@ def test_clients_that_dawdle_over_their_request_are_few_and_hold_up_no_other(
         with dial(url) as client:
             client.sendall(request_head(url, SPDY))
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 101 ")
-            assert sessions(daemon) == before.sessions + 1
+            wait_until(lambda: sessions(daemon) == before.sessions + 1)
         held = Footprint.of(daemon).descriptors["socket"] - before.descriptors["socket"]
         assert held <= 258, "the oldest make room"
         assert is_hung_up(dawdlers[0])

@@ -1,75 +1,112 @@
-"""The server in its thread, as the daemon has it."""
+"""The real streaming process, as the daemon has it, with this machine behind it instead of containers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
+import signal
 import socket
-import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from msgspec.structs import replace
 
-from cri_shim.config.model import StreamingSettings
+from cri_shim.background import Background
+from cri_shim.config.model import LogLevel, LogSettings, StreamingSettings, TlsSettings
 from cri_shim.config.values import HttpUrl, IpAddress, Seconds
 from cri_shim.daemon import streaming as module
 from cri_shim.daemon.streaming import Streaming
-from cri_shim.errors import ConfigError
-from cri_shim.streaming.backend import ExecRequest
-from tests.fakes.stream_backend import LocalBackend
-from tests.harness.streaming_client import RemoteCommandClient
+from cri_shim.errors import ConfigError, UnavailableError
+from cri_shim.host.own_program import spawn_own_program
+from cri_shim.host.process import Reaper
+from cri_shim.streaming import link
+from cri_shim.streaming.backend import ExecRequest, PortForwardRequest
+from tests.fakes.house import until
+from tests.fakes.stream_desk import LocalDesk, descriptors_of
+from tests.harness.streaming_client import PortForwardClient, RemoteCommandClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-import contextlib
-
 pytestmark = pytest.mark.asyncio
 ANY_PORT = StreamingSettings(port=0)
-ECHO = ExecRequest("c", ("echo", "hello"), stdin=False, stdout=True, stderr=True, tty=False)
+
+
+class Node:
+    def __init__(self, settings: StreamingSettings) -> None:
+        self.reaper = Reaper()
+        self.background = Background()
+        self.streaming = Streaming(
+            settings, LogSettings(), reaper=self.reaper, background=self.background
+        )
+        self.desk = LocalDesk(self.streaming.tickets)
+
+    @contextlib.asynccontextmanager
+    async def reaping(self) -> AsyncIterator[None]:
+        self.reaper.open()
+        try:
+            yield
+        finally:
+            await self.streaming.stop(1)
+            await self.background.close(1)
+            self.desk.backend.close()
+            self.reaper.close()
+
+    @property
+    def pid(self) -> int:
+        assert self.streaming.pid is not None
+        return self.streaming.pid
+
+    def url(self, *command: str) -> str:
+        request = ExecRequest("c", command, stdin=False, stdout=True, stderr=True, tty=False)
+        return f"{self.streaming.base_url()}/exec/{self.streaming.tickets.issue(request)}"
+
+    async def run(self, *command: str) -> bytes:
+        url = self.url(*command)
+
+        def call() -> bytes:
+            with RemoteCommandClient(url) as client:
+                return client.until_closed().stdout
+
+        return await asyncio.to_thread(call)
 
 
 @contextlib.asynccontextmanager
-async def started(settings: StreamingSettings) -> AsyncIterator[Streaming]:
-    streaming = Streaming(settings)
-    backend = LocalBackend()
-    await streaming.start(backend)
-    try:
-        yield streaming
-    finally:
-        await streaming.stop(1)
-        backend.close()
-        assert "streaming" not in {thread.name for thread in threading.enumerate()}
-
-
-def run_echo(streaming: Streaming, base: str | None) -> bytes:
-    with RemoteCommandClient(f"{base}/exec/{streaming.tickets.issue(ECHO)}") as client:
-        return client.until_closed().stdout
+async def started(settings: StreamingSettings = ANY_PORT) -> AsyncIterator[Node]:
+    node = Node(settings)
+    async with node.reaping():
+        await node.streaming.start(node.desk)
+        pid = node.pid
+        yield node
+    assert not Path(f"/proc/{pid}").exists()
 
 
 async def test_the_url_is_where_it_listens() -> None:
-    async with started(ANY_PORT) as streaming:
-        base = streaming.base_url()
+    async with started() as node:
+        base = node.streaming.base_url()
         assert base is not None
         assert base.startswith("http://127.0.0.1:")
-        assert await asyncio.to_thread(run_echo, streaming, base) == b"hello\n"
-    assert streaming.base_url() is None
-    await streaming.stop(1)
+        assert await node.run("echo", "hello") == b"hello\n"
+    assert node.streaming.base_url() is None
+    await node.streaming.stop(1)
 
 
 async def test_what_stands_in_front_is_what_clients_are_told() -> None:
     settings = replace(ANY_PORT, base_url=HttpUrl("https://proxy.example/node-1/"))
-    async with started(settings) as streaming:
-        assert streaming.base_url() == "https://proxy.example/node-1"
+    async with started(settings) as node:
+        assert node.streaming.base_url() == "https://proxy.example/node-1"
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::"])
 async def test_for_a_wildcard_clients_are_told_an_address_they_can_reach(address: str) -> None:
-    async with started(replace(ANY_PORT, address=IpAddress(address))) as streaming:
-        base = streaming.base_url()
+    async with started(replace(ANY_PORT, address=IpAddress(address))) as node:
+        base = node.streaming.base_url()
         assert base is not None
         assert address not in base.split("//")[1].split(":")[0]
-        assert await asyncio.to_thread(run_echo, streaming, base) == b"hello\n"
+        assert await node.run("echo", "hello") == b"hello\n"
 
 
 async def test_without_a_way_out_the_wildcard_is_reached_over_loopback(
@@ -83,14 +120,159 @@ async def test_without_a_way_out_the_wildcard_is_reached_over_loopback(
 async def test_a_port_that_is_taken_is_the_configurations_fault() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        streaming = Streaming(replace(ANY_PORT, port=port))
-        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}"):
-            await streaming.start(LocalBackend())
-    assert streaming.base_url() is None
-    await streaming.stop(1)
+        node = Node(replace(ANY_PORT, port=port))
+        async with node.reaping():
+            with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}"):
+                await node.streaming.start(node.desk)
+    assert node.streaming.base_url() is None
 
 
-async def test_a_reload_changes_the_time_of_new_tickets() -> None:
-    streaming = Streaming(ANY_PORT)
-    streaming.reconfigure(replace(ANY_PORT, token_ttl_s=Seconds(5)))
-    assert streaming.tickets.ttl_s == 5
+async def test_what_its_process_cannot_serve_with_is_the_configurations_fault(
+    tmp_path: Path,
+) -> None:
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text("nonsense")
+    tls = TlsSettings(cert=tmp_path / "cert", key=tmp_path / "key")
+    node = Node(replace(ANY_PORT, tls=tls))
+    async with node.reaping():
+        with pytest.raises(ConfigError, match=r"streaming\.tls: .*cert"):
+            await node.streaming.start(node.desk)
+        assert node.streaming.pid is None
+        assert node.desk.closed == node.desk.opened == 1
+
+
+async def test_a_process_that_cannot_be_started_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spawn(*_args: object, **_kwargs: object) -> None:
+        raise OSError(11, "no more processes")
+
+    monkeypatch.setattr(module, "spawn_own_program", spawn)
+    node = Node(ANY_PORT)
+    async with node.reaping():
+        with pytest.raises(UnavailableError, match=r"starting the streaming process: .*processes"):
+            await node.streaming.start(node.desk)
+
+
+async def test_it_has_no_capability_and_nothing_of_ours() -> None:
+    async with started() as node:
+        status = Path(f"/proc/{node.pid}/status").read_text()
+        if os.geteuid() == 0:
+            for kind in ("Prm", "Eff", "Inh", "Amb"):
+                assert re.search(rf"^Cap{kind}:\s+0+$", status, re.MULTILINE), kind
+            assert "NoNewPrivs:\t1" in status
+        # Standard streams, the link, the listening socket, and what a loop has.
+        assert descriptors_of(node.pid) <= 9
+        environment = Path(f"/proc/{node.pid}/environ").read_bytes()
+        assert b"HOME=" not in environment
+
+
+async def test_another_takes_the_place_of_one_that_died_and_tickets_are_still_good() -> None:
+    async with started() as node:
+        base, pid = node.streaming.base_url(), node.pid
+        url = node.url("echo", "still good")
+        os.kill(pid, signal.SIGKILL)
+        # The client comes before the new one is there, and waits.
+        with await asyncio.to_thread(RemoteCommandClient, url) as client:
+            done = await asyncio.to_thread(client.until_closed)
+        assert done.stdout == b"still good\n"
+        assert node.streaming.base_url() == base
+        assert node.pid != pid
+        assert (node.desk.opened, node.desk.closed) == (2, 1)
+
+
+async def test_one_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PING_INTERVAL_S", 0.05)
+    async with started() as node:
+        await asyncio.sleep(0.3)
+        pid = node.pid
+        assert node.desk.opened == 1  # it answers
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: node.pid != pid)
+        assert await node.run("echo", "hello") == b"hello\n"
+
+
+async def test_one_that_makes_no_sense_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started() as node:
+        pid = node.pid
+        process = node.streaming._process
+        assert process is not None
+        process._heard(b"nonsense", [])
+        await until(lambda: node.pid != pid)
+        assert await node.run("echo", "hello") == b"hello\n"
+
+
+async def test_it_is_tried_again_until_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    real, failures = spawn_own_program, iter(range(3))
+
+    def spawn(*args: object, **kwargs: object) -> object:
+        if next(failures, None) is not None:
+            raise OSError(11, "no more processes")
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    async with started() as node:
+        pid = node.pid
+        monkeypatch.setattr(module, "spawn_own_program", spawn)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: node.pid != pid)
+        assert await node.run("echo", "hello") == b"hello\n"
+        assert next(failures, None) is None
+
+
+async def test_stopping_while_there_is_none_ends_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+
+    async with started() as node:
+
+        def spawn(*_args: object, **_kwargs: object) -> None:
+            raise OSError(11, "no more processes")
+
+        monkeypatch.setattr(module, "spawn_own_program", spawn)
+        os.kill(node.pid, signal.SIGKILL)
+        await until(lambda: node.desk.closed)
+        await node.streaming.stop(1)
+        assert node.streaming.base_url() is None
+        await node.background.close(1)
+        assert node.desk.opened == 1
+
+
+async def test_its_clients_are_told_at_the_end_and_one_that_hangs_is_killed() -> None:
+    async with started() as node:
+        url = node.url("sleep", "60")
+        with await asyncio.to_thread(RemoteCommandClient, url) as client:
+            await until(lambda: node.desk.backend.processes)
+            await node.streaming.stop(1)
+            done = await asyncio.to_thread(client.until_closed)
+        assert "shutting down" in done.status["message"]
+    async with started() as node:
+        os.kill(node.pid, signal.SIGSTOP)
+        await node.streaming.stop(0.1)
+
+
+async def test_a_port_forward_gets_its_sockets_from_the_node() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        port = target.getsockname()[1]
+        async with started() as node:
+            token = node.streaming.tickets.issue(PortForwardRequest("s", (port,)))
+            url = f"{node.streaming.base_url()}/portforward/{token}"
+
+            def talk() -> bytes:
+                with PortForwardClient(url) as client:
+                    connection = client.connect(port)
+                    served, _ = target.accept()
+                    with served:
+                        served.sendall(b"from the pod")
+                        client.until(lambda: client.received[connection])
+                        return bytes(client.received[connection])
+
+            assert await asyncio.to_thread(talk) == b"from the pod"
+            await until(lambda: any(isinstance(a, link.Leave) for a in node.desk.heard_all))
+            asked = [a for a in node.desk.heard_all if isinstance(a, link.MakeSockets)]
+            assert asked[0].family == socket.AF_INET
+
+
+async def test_a_reload_changes_the_time_of_new_tickets_and_the_level() -> None:
+    async with started() as node:
+        log_settings = LogSettings(level=LogLevel.DEBUG)
+        node.streaming.reconfigure(replace(ANY_PORT, token_ttl_s=Seconds(5)), log_settings)
+        assert node.streaming.tickets.ttl_s == 5
+        assert await node.run("echo", "hello") == b"hello\n"

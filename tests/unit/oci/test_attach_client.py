@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from cri_shim.errors import ResourceExhaustedError, WrongStateError
+from cri_shim.errors import ResourceExhaustedError
 from cri_shim.oci import attach_client as module
-from cri_shim.oci.attach_client import AttachClient, Member
+from cri_shim.oci.attach_client import AttachClient, Member, Pipes
+from cri_shim.oci.conmon_control import connect_attach
 from tests.fakes.house import until
 
 if TYPE_CHECKING:
@@ -36,9 +38,12 @@ class Monitor:
 
     def client(self, *, stdin: bool = True, stdin_once: bool = False) -> AttachClient:
         client = AttachClient(
-            "c1", self.bundle_dir, stdin=stdin, stdin_once=stdin_once, on_end=self._end
+            "c1",
+            connect_attach(self.bundle_dir),
+            stdin=stdin,
+            stdin_once=stdin_once,
+            on_end=self._end,
         )
-        client.open()
         self.sock, _ = self._listening.accept()
         self.sock.setblocking(False)
         return client
@@ -74,6 +79,12 @@ async def monitor(tmp_path: Path) -> AsyncIterator[Monitor]:
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+def pipe() -> tuple[int, int]:
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, module.MEMBER_BYTES)
+    return reading, writing
+
+
 class Attached:
     """A member, as a session uses it."""
 
@@ -82,7 +93,9 @@ class Attached:
 
     @classmethod
     def join(cls, client: AttachClient, *, stdin: bool = True, stderr: bool = True) -> Attached:
-        return cls(client.join(stdin=stdin, stdout=True, stderr=stderr))
+        return cls(
+            client.join(Pipes(pipe() if stdin else None, pipe(), pipe() if stderr else None))
+        )
 
     def read(self, fd: int | None) -> bytes | None:
         assert fd is not None
@@ -252,27 +265,21 @@ async def test_a_container_without_input_takes_none(monitor: Monitor) -> None:
     await until(lambda: monitor.ends)
 
 
-async def test_a_connection_can_be_broken_off_for_whoever_needs_the_monitor(
+async def test_its_end_is_told_to_a_monitor_whose_connection_somebody_else_holds(
     monitor: Monitor,
 ) -> None:
     client = monitor.client()
-    member = Attached.join(client)
-    before = client.has_unread
-    monitor.says(2, b"x")
-    assert (before, client.has_unread) == (False, True)
-    client.break_off()
-    assert await member.member.ended == 0
-    assert monitor.hears() == b""
-    assert not client.has_unread
-    client.break_off()
+    with client._socket.dup():
+        member = Attached.join(client)
+        member.leave()
+        await until(lambda: monitor.ends)
+        assert monitor.hears() == b""
+
+
+async def test_a_connection_that_somebody_breaks_off_ends_for_its_members(monitor: Monitor) -> None:
+    client = monitor.client()
+    with client._socket.dup() as other:
+        member = Attached.join(client)
+        other.shutdown(socket.SHUT_RDWR)
+        assert await member.member.ended == 0
     member.leave()
-
-
-@pytest.mark.parametrize("there", [False, True], ids=["no socket", "nobody listens"])
-async def test_a_monitor_that_is_gone_is_said(tmp_path: Path, *, there: bool) -> None:
-    if there:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
-            dead.bind(str(tmp_path / "attach"))
-    client = AttachClient("c1", tmp_path, stdin=True, stdin_once=False, on_end=lambda: None)
-    with pytest.raises(WrongStateError, match="its monitor is gone"):
-        client.open()

@@ -8,7 +8,7 @@ import pytest
 
 from cri_shim.errors import InvalidArgumentError, NotFoundError, NotReadyError, WrongStateError
 from cri_shim.sandbox.model import ContainerStatus, SandboxStatus
-from cri_shim.sandbox.streams import Streams
+from cri_shim.sandbox.streams import MAX_PORTS, Streams
 from cri_shim.streaming.backend import AttachRequest, ExecRequest, PortForwardRequest
 from cri_shim.streaming.tickets import Tickets
 from tests.unit.sandbox.records import make_container, make_sandbox
@@ -92,6 +92,13 @@ def test_what_is_no_port_is_refused(port: int) -> None:
     node = Node()
     with pytest.raises(InvalidArgumentError, match="is no port"):
         node.streams.port_forward(node.sandbox.id, [80, port])
+
+
+def test_more_ports_than_anybody_needs_are_refused() -> None:
+    node = Node()
+    assert node.streams.port_forward(node.sandbox.id, range(1, MAX_PORTS + 1))
+    with pytest.raises(InvalidArgumentError, match="1001 ports; at most 1000"):
+        node.streams.port_forward(node.sandbox.id, range(1, MAX_PORTS + 2))
 
 
 def test_only_what_runs_can_be_reached() -> None:

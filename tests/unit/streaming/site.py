@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cri_shim.host.loop_thread import LoopThread
 from cri_shim.streaming.backend import AttachRequest, ExecRequest, PortForwardRequest
+from cri_shim.streaming.meter import Meter
 from cri_shim.streaming.server import StreamingServer
 from cri_shim.streaming.session import Limits
 from cri_shim.streaming.tickets import Tickets
@@ -21,19 +23,51 @@ if TYPE_CHECKING:
     from cri_shim.streaming.tls import ServerTls
 
 
+class LoopThread:
+    """A thread with an event loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="streaming")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+
 class Site:
     """What a test sees of it."""
 
     def __init__(self, limits: Limits, tls: ServerTls | None, address: str, prefix: str) -> None:
         self.tickets = Tickets(60)
-        self.backend = LocalBackend()
-        self.thread = LoopThread("streaming")
+        self.backend = LocalBackend(self.tickets)
+        self.thread = LoopThread()
+        self.told: list[tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]] = []
         self.server = StreamingServer(
-            self.tickets, self.backend, limits, tls=tls, path_prefix=prefix
+            self.backend,
+            limits,
+            Meter(lambda now, more: self.told.append((now, more))),
+            tls=tls,
+            path_prefix=prefix,
         )
+        # A wildcard of IPv6 takes IPv4 as well.
+        self.listener = socket.create_server(
+            (address, 0),
+            family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+            dualstack_ipv6=address == "::",
+        )
+        self.port: int = self.listener.getsockname()[1]
         self._scheme = "http" if tls is None else "https"
         self._host = f"[{address}]" if ":" in address else address
         self._prefix = prefix
+
+    async def start(self) -> None:
+        self.server.start(self.listener)
 
     def await_(self, work: Coroutine[object, object, None], timeout_s: float = 10.0) -> None:
         """Do it on the server's loop."""
@@ -41,7 +75,7 @@ class Site:
 
     @property
     def base(self) -> str:
-        return f"{self._scheme}://{self._host}:{self.server.port}{self._prefix}"
+        return f"{self._scheme}://{self._host}:{self.port}{self._prefix}"
 
     def exec_url(
         self,
@@ -92,12 +126,12 @@ def site(
     made = Site(limits or Limits(10, 3600), tls, address, prefix)
     made.thread.start()
     try:
-        made.await_(made.server.start(address, 0))
+        made.await_(made.start())
         yield made
     finally:
         made.await_(made.server.stop(1.0))
         made.backend.close()
-        asyncio.run(made.thread.stop())
+        made.thread.stop()
 
 
 def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:

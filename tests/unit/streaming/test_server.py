@@ -15,7 +15,6 @@ import pytest
 
 from cri_shim.errors import ConfigError
 from cri_shim.streaming import server
-from cri_shim.streaming.session import Limits
 from cri_shim.streaming.tls import ServerTls
 from tests.harness.streaming_client import (
     V4,
@@ -85,7 +84,7 @@ def test_a_client_that_says_nothing_is_told_that_its_time_is_over(
 ) -> None:
     monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
     with site() as node:
-        with socket.create_connection(("127.0.0.1", node.server.port), timeout=5) as sock:
+        with socket.create_connection(("127.0.0.1", node.port), timeout=5) as sock:
             sock.sendall(b"GET / HT")
             assert b"408" in sock.recv(1000)
         until(lambda: not node.server._heads)
@@ -100,7 +99,7 @@ def test_the_oldest_silent_client_makes_room(monkeypatch: pytest.MonkeyPatch) ->
     with site() as node:
         silent = []
         for number in range(5):
-            silent.append(socket.create_connection(("127.0.0.1", node.server.port), timeout=5))
+            silent.append(socket.create_connection(("127.0.0.1", node.port), timeout=5))
             wait_for_heads(node, min(number + 1, 3))
         assert silent[0].recv(10) == b""
         assert silent[1].recv(10) == b""
@@ -132,15 +131,6 @@ def test_the_wildcard_of_ipv6_takes_ipv4_too() -> None:
             url = node.exec_url("true").replace("[::]", host)
             with RemoteCommandClient(url) as client:
                 assert client.until_closed().exit_code == 0
-
-
-def test_an_address_that_is_taken_is_named() -> None:
-    with site() as node:
-        other = Site(Limits(1, 1), None, "127.0.0.1", "").server
-        with pytest.raises(
-            ConfigError, match=r"streaming\.address, streaming\.port: cannot listen"
-        ):
-            node.await_(other.start("127.0.0.1", node.server.port))
 
 
 def test_many_clients_at_once_are_all_served() -> None:
@@ -224,7 +214,7 @@ def test_with_a_client_ca_only_its_clients_get_in(certificates: Path) -> None:
 def test_a_client_without_tls_costs_nothing_but_its_connection(certificates: Path) -> None:
     tls = ServerTls(certificates / "server.crt", certificates / "server.key", None)
     with site(tls=tls) as node:
-        with socket.create_connection(("127.0.0.1", node.server.port), timeout=5) as sock:
+        with socket.create_connection(("127.0.0.1", node.port), timeout=5) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
                 while sock.recv(100):
@@ -271,7 +261,7 @@ def test_certificates_that_cannot_be_used_are_named(
 
 def test_stopping_ends_also_those_that_have_said_nothing() -> None:
     with site() as node:
-        port = node.server.port
+        port = node.port
         sock = socket.create_connection(("127.0.0.1", port), timeout=5)
         until(lambda: node.server._heads)
         started = time.monotonic()

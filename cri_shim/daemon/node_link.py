@@ -1,0 +1,235 @@
+"""The node, as the streaming process has it: what the server asks goes to the daemon as packets, and comes back so.
+
+Rules:
+- A call that nobody waits for any more is still answered: what the answer brings is given back.
+- One connection to a container's monitor, made by the daemon, serves all who are attached to it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import termios
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from cri_shim.errors import CriShimError, ResourceExhaustedError, host_step
+from cri_shim.host.packets import close_all
+from cri_shim.oci.attach_client import AttachClient, Pipes
+from cri_shim.streaming import link
+from cri_shim.streaming.backend import Command
+from cri_shim.streaming.dialer import PodDialer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.streaming.backend import Grant
+
+A = TypeVar("A", bound=link.Answer)
+Answered = tuple[link.Answer, list[int]]
+
+
+class NodeLink:
+    """A `streaming.backend.Backend` whose node is at the other end of a link."""
+
+    def __init__(self, say: Callable[[link.Asked], None]) -> None:
+        self._say = say
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[Answered]] = {}
+        self._commands: dict[int, asyncio.Future[int]] = {}
+        """The exit codes that are waited for, by session."""
+        self._clients: dict[str, AttachClient] = {}
+        self._attaching = asyncio.Lock()
+
+    # --- what the server asks
+
+    async def redeem(self, token: str, kind: str) -> Grant | None:
+        """What the ticket is good for."""
+        call = next(self._numbers)
+        answer, _ = await self._call(link.Redeem(call=call, token=token, kind=kind), link.Granted)
+        return answer.grant
+
+    async def exec(self, grant: Grant) -> Command:
+        """Start the command."""
+        # Before the call: the ending may be on its way behind the answer.
+        ended = self._commands[grant.session] = self._loop.create_future()
+        try:
+            answer, given = await self._call(self._begin(grant), link.Started)
+            stdin, stdout, stderr = _each(given, answer.stdin, answer.stdout, answer.stderr)
+            try:
+                resize: Callable[[int, int], None] = _no_terminal
+                if grant.tty and stdout is not None:
+                    resize = _resizer(stdout, ended)
+            except CriShimError:
+                close_all(given)
+                raise
+        except BaseException:
+            ended.cancel()
+            del self._commands[grant.session]
+            raise
+        return Command(stdin, stdout, stderr, ended, resize)
+
+    async def attach(self, grant: Grant) -> Command:
+        """Join the container."""
+        async with self._attaching:  # so that two don't make a connection each
+            client = None
+            while client is None:
+                # The one there is may end while the daemon answers: then it is asked for another.
+                attached = grant.object_id in self._clients
+                answer, given = await self._call(self._begin(grant, attached=attached), link.Joined)
+                client, pipes = self._joined(answer, given)
+            member = client.join(pipes)
+
+        def resize(width: int, height: int) -> None:
+            self._say(link.Resize(session=grant.session, width=width, height=height))
+
+        return Command(member.stdin, member.stdout, member.stderr, member.ended, resize)
+
+    async def port_forward(self, grant: Grant) -> PodDialer:
+        """A way into the pod."""
+        await self._call(self._begin(grant), link.Done)
+        return PodDialer(grant.object_id, partial(self._sockets, grant.session))
+
+    def leave(self, grant: Grant) -> None:
+        """The session is over."""
+        self._commands.pop(grant.session, None)
+        self._say(link.Leave(session=grant.session))
+
+    # --- what the daemon says
+
+    def heard(self, told: link.Told, descriptors: list[int]) -> None:
+        """An answer, or news; the descriptors are ours."""
+        match told:
+            case link.Granted() | link.Started() | link.Joined() | link.Done() | link.Failed():
+                future = self._calls.pop(told.call, None)
+                if future is not None and not future.done():
+                    future.set_result((told, descriptors))
+                    return
+                if isinstance(told, link.Granted) and told.grant is not None:
+                    self.leave(told.grant)
+                elif isinstance(told, link.Joined) and told.connection:
+                    self._say(link.Detached(container_id=told.container_id))
+            case link.Ended(session=session, exit_code=exit_code):
+                ended = self._commands.pop(session, None)
+                if ended is not None and not ended.done():
+                    ended.set_result(exit_code)
+            case link.HowFar(container_id=container_id):
+                if (client := self._clients.get(container_id)) is not None:
+                    packets = client.packets_read
+                    self._say(link.ReadSoFar(container_id=container_id, packets=packets))
+            case _:
+                pass  # for the process, not for its sessions
+        close_all(descriptors)
+
+    # --- calls
+
+    def _begin(self, grant: Grant, *, attached: bool = False) -> link.Begin:
+        return link.Begin(call=next(self._numbers), session=grant.session, attached=attached)
+
+    async def _call(
+        self, asked: link.Redeem | link.Begin | link.MakeSockets, kind: type[A]
+    ) -> tuple[A, list[int]]:
+        """Raises CriShimError with the daemon's words."""
+        future = self._calls[asked.call] = self._loop.create_future()
+        self._say(asked)
+        # Cancelled, it stays in the table: the answer has to be given back.
+        answer, descriptors = await future
+        if isinstance(answer, link.Failed):
+            number = answer.errno
+            raise CriShimError(answer.reason) from (OSError(number, "") if number else None)
+        if not isinstance(answer, kind):
+            close_all(descriptors)
+            raise CriShimError(
+                f"the daemon answered {type(answer).__name__} where no such was asked"
+            )
+        return answer, descriptors
+
+    async def _sockets(self, session: int, family: int, count: int) -> list[socket.socket]:
+        asked = link.MakeSockets(
+            call=next(self._numbers), session=session, family=family, count=count
+        )
+        _, given = await self._call(asked, link.Done)
+        if not given:
+            raise _lack()
+        return [socket.socket(fileno=fd) for fd in given]
+
+    def _joined(self, answer: link.Joined, given: list[int]) -> tuple[AttachClient | None, Pipes]:
+        """The client of the container's monitor, if there is one, and a new member's pipes.
+
+        Raises ResourceExhaustedError when they didn't come.
+        """
+        streams = [each for each in (answer.stdin, answer.stdout, answer.stderr) for _ in range(2)]
+        try:
+            connection, *ends = _each(given, answer.connection, *streams)
+        except CriShimError:
+            if answer.connection:
+                self._say(link.Detached(container_id=answer.container_id))
+            raise
+        pairs = [
+            (reading, writing) if reading is not None and writing is not None else None
+            for reading, writing in zip(ends[::2], ends[1::2], strict=True)
+        ]
+        pipes = Pipes(*pairs)
+        if connection is not None:
+            return self._connected(answer, connection), pipes
+        client = self._clients.get(answer.container_id)
+        if client is None:
+            pipes.close()
+        return client, pipes
+
+    def _connected(self, answer: link.Joined, connection: int) -> AttachClient:
+        container_id = answer.container_id
+
+        def forget() -> None:
+            if self._clients.get(container_id) is client:
+                del self._clients[container_id]
+                self._say(link.Detached(container_id=container_id))
+
+        client = self._clients[container_id] = AttachClient(
+            container_id,
+            socket.socket(fileno=connection),
+            stdin=answer.has_stdin,
+            stdin_once=answer.stdin_once,
+            on_end=forget,
+        )
+        return client
+
+
+def _each(given: list[int], *there: bool) -> list[int | None]:
+    """Each descriptor in its place. Raises ResourceExhaustedError when they didn't come."""
+    if len(given) != sum(there):
+        close_all(given)
+        raise _lack()
+    left = iter(given)
+    return [next(left) if each else None for each in there]
+
+
+def _lack() -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        "the streaming process may have no more descriptors: raise LimitNOFILE"
+    )
+
+
+def _no_terminal(_width: int, _height: int) -> None:
+    """There is nothing to tell."""
+
+
+def _resizer(terminal: int, ended: asyncio.Future[int]) -> Callable[[int, int], None]:
+    """Sets a terminal's size, through a descriptor of its own that lasts as long as the process or its session.
+
+    Raises CriShimError without descriptors.
+    """
+    with host_step("exec: its terminal"):
+        fd = os.dup(terminal)
+    ended.add_done_callback(lambda _: os.close(fd))
+
+    def resize(width: int, height: int) -> None:
+        if not ended.done():
+            with contextlib.suppress(OSError):  # hung up
+                termios.tcsetwinsize(fd, (height, width))
+
+    return resize

@@ -1,0 +1,123 @@
+"""The streaming process: the server that clients of Exec, Attach and PortForward talk to, apart from the daemon.
+
+    python -m cri_shim.daemon.streamer SOCKET_FD
+
+Rules:
+- Apart, because streams at their full rate must not hold up who asks the daemon for a list, and because what strangers
+  send is parsed here: by a process that has no capability left, and can ask the daemon for nothing but what tickets are
+  for (`streaming/link`).
+- It lives and dies with the daemon, and does what that says: `Setup` first, `Stop` last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim import log as logging_setup
+from cri_shim.daemon.node_link import NodeLink
+from cri_shim.errors import CriShimError
+from cri_shim.host import confine
+from cri_shim.host.confine import Capability
+from cri_shim.host.packets import Packets, close_all
+from cri_shim.streaming import link
+from cri_shim.streaming.meter import Meter
+from cri_shim.streaming.server import StreamingServer
+from cri_shim.streaming.session import Limits
+from cri_shim.streaming.tls import ServerTls
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = structlog.get_logger()
+
+
+class Streamer:
+    """The process's one object: `run` it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._packets = Packets(connection, self._heard, self._daemon_gone)
+        self._node = NodeLink(self._say)
+        self._server: StreamingServer | None = None
+        self._stopped: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Serve until the daemon says stop, or is gone."""
+        grace_s = await self._stopped
+        if self._server is not None:
+            await self._server.stop(grace_s)
+        self._packets.close()
+
+    def _say(self, asked: link.Asked) -> None:
+        self._packets.send(link.encode(asked))
+
+    def _heard(self, packet: bytes, descriptors: list[int]) -> None:
+        told = link.decode_told(packet)
+        match told:
+            case link.Setup():
+                self._set_up(told, descriptors)
+            case link.LogLevel(level=level):
+                logging_setup.set_level(level)
+            case link.Ping():
+                self._say(link.Pong())
+            case link.Stop(grace_s=grace_s):
+                self._end(grace_s)
+            case _:
+                self._node.heard(told, descriptors)
+
+    def _daemon_gone(self) -> None:
+        self._end(0.0)
+
+    def _end(self, grace_s: float) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(grace_s)
+
+    def _set_up(self, setup: link.Setup, descriptors: Sequence[int]) -> None:
+        logging_setup.configure(level=setup.log_level, format=setup.log_format)
+        try:
+            tls = None
+            if setup.tls_cert:
+                client_ca = Path(setup.tls_client_ca) if setup.tls_client_ca else None
+                tls = ServerTls(Path(setup.tls_cert), Path(setup.tls_key), client_ca)
+            _confine(reads_keys=tls is not None)
+        except (CriShimError, OSError) as error:
+            close_all(descriptors)
+            self._say(link.Broken(reason=link.bounded(str(error))))
+            self._end(0.0)
+            return
+        self._server = StreamingServer(
+            self._node,
+            Limits(setup.creation_timeout_s, setup.idle_timeout_s),
+            Meter(lambda now, more: self._say(link.Counted(sessions=now, carried=more))),
+            tls=tls,
+            path_prefix=setup.path_prefix,
+        )
+        [listener] = descriptors
+        self._server.start(socket.socket(fileno=listener))
+        # What is here now stays: looking through it for garbage again and again would only cost time.
+        gc.collect()
+        gc.freeze()
+        self._say(link.Ready())
+
+
+def _confine(*, reads_keys: bool) -> None:
+    """Give up what root could do; keys that belong to somebody else have to be read again when they change."""
+    if os.geteuid() == 0:
+        kept = (Capability.CAP_DAC_READ_SEARCH,) if reads_keys else ()
+        confine.keep_capabilities(kept)
+    confine.die_with_parent(os.getppid())
+
+
+async def _main(connection: socket.socket) -> None:
+    await Streamer(connection).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(socket.socket(fileno=int(sys.argv[1]))))
