@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 INITIAL_WINDOW = 64 << 10
 """Of each stream, and of the session."""
 MAX_WINDOW = 0x7FFFFFFF
-GRANT_BYTES = 1 << 20
-"""What a peer that counts is granted at a time."""
+GRANT_BYTES = 192 << 10
+"""What a peer that counts is granted at a time: less than a session holds before it stops listening, since the peer's
+own grants would be behind what is not listened to, and each could wait for the other."""
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ import pytest
 
 from tests.harness.slowness import SLOWNESS
 from tests.harness.streaming_sessions import PORT_FORWARD, SPDY, WEBSOCKET, request_head
+from tests.integration.scene import wait_until
 from tests.integration.streaming.footprint import Footprint, assert_no_growth, sessions
 
 if TYPE_CHECKING:

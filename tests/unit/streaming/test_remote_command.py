@@ -9,7 +9,8 @@ import time
 import pytest
 
 from cri_shim.streaming import connection, remote_command
-from cri_shim.streaming.session import Limits
+from cri_shim.streaming.session import MAX_INPUT_BYTES, Limits
+from cri_shim.streaming.wire.spdy_flow import GRANT_BYTES, INITIAL_WINDOW
 from tests.harness.streaming_client import V4, V5, RemoteCommandClient, dial, spdy_headers
 from tests.unit.streaming.site import site, until
 
@@ -297,3 +298,34 @@ def test_a_half_open_socket_is_not_waited_for() -> None:
         until(lambda: node.backend.processes)
         client.sock.shutdown(socket.SHUT_WR)
         until(lambda: node.sessions == 0)
+
+
+def test_a_client_that_makes_no_room_for_output_is_still_heard_when_it_does() -> None:
+    with site() as node, node.exec("cat", stdin=True) as client:
+        stdin, stdout = client._ids["stdin"], client._ids["stdout"]
+        client.write(bytes(INITIAL_WINDOW))
+        client.until(lambda: len(client.stdout) == INITIAL_WINDOW)
+        client.machine.consumed(stdout, INITIAL_WINDOW)  # now the server knows that it counts
+        sent = INITIAL_WINDOW
+        # As much as the server takes, until the command waits for its output to be taken.
+        while True:
+            taken = client.machine.send_data(stdin, bytes(1 << 16))
+            sent += taken
+            client.flush()
+            if not taken:
+                try:
+                    client.receive(timeout_s=0.3)
+                except TimeoutError:
+                    break
+        assert sent > 2 * INITIAL_WINDOW
+        consumed = INITIAL_WINDOW
+        while len(client.stdout) < sent:
+            client.machine.consumed(stdout, len(client.stdout) - consumed)
+            consumed = len(client.stdout)
+            client.flush()
+            client.receive()
+
+
+def test_what_a_client_that_counts_may_send_is_always_listened_to() -> None:
+    # Else its word that there is room for output would be behind what is not read.
+    assert GRANT_BYTES < MAX_INPUT_BYTES
