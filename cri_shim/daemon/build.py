@@ -163,8 +163,8 @@ async def build(
         elif (sandbox := sandboxes.get(object_id)) is not None:
             pods.on_exit(sandbox, exit_)
 
-    exits = ExitWatch(paths.exits_dir, on_exit)
     attachments = Attachments(paths=paths, monitors=monitors, background=background)
+    exits = ExitWatch(paths.exits_dir, on_exit, needs_monitor=attachments.unblock)
     exec_processes = ExecProcesses(paths=paths, runtime_of=handlers.get, reaper=reaper)
     container_cases = Containers(
         paths=paths,

@@ -36,8 +36,8 @@ BACKLOG = 512
 START_TIMEOUT_S = 30.0
 END_GRACE_S = 2.0
 """Beyond the grace that its clients get."""
-PING_INTERVAL_S = 15.0
-PINGS_UNANSWERED = 2
+PING_INTERVAL_S = 5.0
+PINGS_UNANSWERED = 3
 """So many in a row, and the process is taken to hang."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
 """Before a process that ended is replaced; the pauses grow unless it had lived for the longest."""

@@ -3,8 +3,8 @@
 Rules:
 - The streaming process has one connection to a container's monitor, shared by all who are attached. It is made here,
   and the daemon keeps a descriptor of it, never reading.
-- Stop and ReopenContainerLog need the monitor, which waits for whoever doesn't read. A connection that isn't read for a
-  second, by the streaming process's own count, is broken off for them: it may be that process that hangs.
+- Stop, ReopenContainerLog and an exit need the monitor, which waits for whoever doesn't read. A connection that isn't
+  read for a second, by the streaming process's own count, is broken off for them: that process may be what hangs.
 - Pipes are made here, too: how much they may hold is bounded for those who may do less than the daemon.
 - The size of a terminal goes through the monitor, the last one asked for: those between are nobody's any more.
 """

@@ -4,7 +4,8 @@ The monitor drops `<id>` with the exit code into one directory; the file arrives
 time of the exit. Rules:
 - One inotify watch on that directory, for all.
 - A pidfd on each container process fires a moment earlier. A monitor drains the output before it writes the file: one
-  that is slow (a stalled log disk) is waited for as long as it lives, up to `HUNG_MONITOR_S`.
+  that is slow (a stalled log disk) is waited for as long as it lives, up to `HUNG_MONITOR_S`, and whoever may hold it
+  up is told that it is needed.
 - A pidfd on each monitor: if it ends without having left the file, the exit code can't be had any more, and that is
   reported as `code=None`; who receives it kills the container.
 - Events are only hints to look: what counts is the file.
@@ -55,9 +56,17 @@ class _Watched:
 class ExitWatch:
     """Calls `on_exit(object_id, Exit)` once for each watched object whose process ended."""
 
-    def __init__(self, exits_dir: Path, on_exit: Callable[[str, Exit], None]) -> None:
+    def __init__(
+        self,
+        exits_dir: Path,
+        on_exit: Callable[[str, Exit], None],
+        *,
+        needs_monitor: Callable[[str], None] = lambda _object_id: None,
+    ) -> None:
+        """`needs_monitor` is called when an object's process has ended and its monitor has still to say how."""
         self._exits_dir = exits_dir
         self._on_exit = on_exit
+        self._needs_monitor = needs_monitor
         self._watched: dict[str, _Watched] = {}
         self._pids = PidWatch()
         self._directory: DirectoryWatch | None = None
@@ -123,6 +132,7 @@ class ExitWatch:
         watched = self._watched.get(object_id)
         if watched is None or self._look(object_id):
             return
+        self._needs_monitor(object_id)
         loop = asyncio.get_running_loop()
         if watched.patience_s is not None:
             watched.timer = loop.call_later(watched.patience_s, self._give_up, object_id)

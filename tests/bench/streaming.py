@@ -167,9 +167,11 @@ def forwarding(server: Server, transport: str, port: int) -> Iterator[int]:
     ) as process:
         try:
             assert process.stdout is not None
-            line = process.stdout.readline()
-            if b"Forwarding from" not in line:
-                raise BenchError(f"{server.name}: {transport}: {line.decode()}")
+            said = b""
+            while b"Forwarding from" not in said:  # after warnings, perhaps
+                if not (line := process.stdout.readline()):
+                    raise BenchError(f"{server.name}: {transport}: {said.decode()}")
+                said += line
             yield local
         finally:
             process.terminate()

@@ -32,7 +32,15 @@ class Node:
         self.kernel = Kernel(Points())
         self.directory = directory
         self.reported: list[tuple[str, Exit]] = []
-        self.watch = ExitWatch(directory, lambda i, e: self.reported.append((i, e)))
+        self.needed: list[str] = []
+        self.watch = self.make_watch()
+
+    def make_watch(self) -> ExitWatch:
+        return ExitWatch(
+            self.directory,
+            lambda i, e: self.reported.append((i, e)),
+            needs_monitor=self.needed.append,
+        )
 
     def begin(
         self, object_id: str = ID, *, patience_s: float | None = None
@@ -55,7 +63,7 @@ def _named(process: FakeProcess) -> Process:
 async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
     made = Node(tmp_path)
     made.kernel.install(monkeypatch, tmp_path)
-    made.watch = ExitWatch(tmp_path, lambda i, e: made.reported.append((i, e)))
+    made.watch = made.make_watch()
     made.watch.open()
     yield made
     made.watch.close()
@@ -90,6 +98,7 @@ async def test_a_file_that_is_there_when_the_process_ends_is_taken_without_waiti
     node.kernel.end(process.pid)
     await turn_over(3)
     assert node.codes() == [(ID, 4)]
+    assert node.needed == []
 
 
 @pytest.mark.asyncio
@@ -98,6 +107,7 @@ async def test_a_process_that_ends_first_is_reported_when_its_file_comes(node: N
     node.kernel.end(process.pid)
     await turn_over()
     assert node.reported == []
+    assert node.needed == [ID]  # whoever holds the monitor up hears of it
     leave_exit_file(node.directory, ID, 5)
     await until(lambda: node.reported)
     assert node.codes() == [(ID, 5)]
