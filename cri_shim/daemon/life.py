@@ -21,6 +21,7 @@ import structlog
 import cri_shim
 from cri_shim import log as logging_setup
 from cri_shim import metrics
+from cri_shim.background import side_by_side
 from cri_shim.cni.pod_cidr import PodCidr
 from cri_shim.config import reloadable_changes, without_effect
 from cri_shim.config.render import to_tree
@@ -111,11 +112,10 @@ class Daemon:
             stack.callback(parts.provisions.close)
             parts.debts.load()
             await parts.handlers.discover()
-            await parts.recovery.run()
+            await side_by_side(parts.recovery.run(), parts.streaming.start(parts.stream_desk))
             parts.background.keep("network upkeep", parts.upkeep.run())
             parts.background.keep("network checks", parts.upkeep.check_attachments())
             await parts.images.sweep()
-            await parts.streaming.start(parts.stream_desk)
             # What is here now stays. Looking through it for garbage would stop every call for some 20 ms each time.
             gc.collect()
             gc.freeze()
