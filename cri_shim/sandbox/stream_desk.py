@@ -245,8 +245,7 @@ class StreamDesk:
         sandbox = self._pods.find(request.sandbox_id)
         require_ready(sandbox)
         netns = Path(sandbox.record.netns) if sandbox.record.netns else None
-        count = min(asked.count, link.SOCKETS_AT_ONCE)
-        made = await pod_sockets(sandbox.id, netns, asked.family, count)
+        made = await pod_sockets(sandbox.id, netns, asked.family, asked.count)
         return link.Done(call=asked.call), [each.detach() for each in made]
 
 

@@ -2,7 +2,7 @@
 
 Rules:
 - The streaming process reads strangers' bytes, so it has no say: it names tickets, which are what the daemon gave out,
-  and sessions, which are what it granted. It can't ask for anything that no ticket is for.
+  and sessions, which are what it granted. It can't ask for anything that no ticket is for, and numbers are bounded.
 - A call has a number, and is answered once, by a packet with that number; the rest is told and not answered.
   Descriptors are beside the packet (`host/packets`), in the order that the answer says.
 - Words that go to a client are bounded, so that every packet fits.
@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -18,6 +18,11 @@ from cri_shim.streaming.backend import Grant  # noqa: TC001 - msgspec reads the 
 
 MAX_REASON_CHARACTERS = 8192
 SOCKETS_AT_ONCE = 32
+
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Side = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+"""Of a terminal, in characters."""
 
 
 class _Packet(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -59,16 +64,16 @@ class MakeSockets(_Packet, frozen=True):
 
     call: int
     session: int
-    family: int
-    count: int
+    family: Natural
+    count: Annotated[int, msgspec.Meta(ge=1, le=SOCKETS_AT_ONCE)]
 
 
 class Resize(_Packet, frozen=True):
     """The terminal of an attached container has this size now."""
 
     session: int
-    width: int
-    height: int
+    width: Side
+    height: Side
 
 
 class Leave(_Packet, frozen=True):
@@ -87,14 +92,14 @@ class ReadSoFar(_Packet, frozen=True):
     """Answers `HowFar`: packets of that container's monitor that were read."""
 
     container_id: str
-    packets: int
+    packets: Natural
 
 
 class Counted(_Packet, frozen=True):
     """For the metrics, as `meter` tells it."""
 
-    sessions: list[tuple[str, str, int]]
-    carried: list[tuple[str, str, int]]
+    sessions: list[tuple[str, str, Natural]]
+    carried: list[tuple[str, str, Natural]]
 
 
 class Pong(_Packet, frozen=True):

@@ -50,6 +50,23 @@ def test_neither_side_takes_the_others_words_or_nonsense() -> None:
         link.decode_told(link.encode(link.Ready()))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        link.MakeSockets(call=1, session=1, family=2, count=link.SOCKETS_AT_ONCE + 1),
+        link.MakeSockets(call=1, session=1, family=2, count=0),
+        link.MakeSockets(call=1, session=1, family=-1, count=1),
+        link.Resize(session=1, width=-1, height=1),
+        link.Resize(session=1, width=1, height=65536),
+        link.ReadSoFar(container_id="c", packets=-1),
+        link.Counted(sessions=[], carried=[("exec", "in", -1)]),
+    ],
+)
+def test_numbers_that_nobody_means_are_no_packet(asked: link.Asked) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        link.decode_asked(link.encode(asked))
+
+
 def test_the_longest_packets_fit() -> None:
     reason = link.bounded("\N{GRINNING FACE}" * 1_000_000)
     assert len(link.encode(link.Failed(call=2**40, reason=reason))) < MAX_PACKET_BYTES
