@@ -1,10 +1,9 @@
-"""The cgroups of containers: made, emptied and taken away in every hierarchy at once.
+"""The cgroups of containers: found, emptied and taken away in every hierarchy at once. Runtimes make them.
 
 Rules:
 - A cgroup is named by its path relative to the mount points. On v1 the same path stands for a directory in each
   hierarchy, and only when all of them are gone is it gone: runtimes forget some when they are killed half-way.
-- Making, emptying and removing never touch the root cgroup, whatever they are told.
-- Emptying and removing are idempotent, and bounded in time.
+- Emptying and removing never touch the root cgroup, whatever they are told; they are idempotent, and bounded in time.
 - Processes die by pidfd and only while the cgroup still lists them, so that a reused pid is never hit.
 - File reads and writes here are synchronous and short; only what has to wait for the kernel is a coroutine.
 """
@@ -19,8 +18,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import structlog
-
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.host.cgroups import usage
 from cri_shim.host.cgroups.layout import detect_layout, parse_proc_cgroup
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
 
     from cri_shim.host.cgroups.layout import CgroupMode, Layout
     from cri_shim.host.cgroups.usage import CgroupStats
-
-log = structlog.get_logger()
 
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.05
@@ -94,25 +89,6 @@ class Cgroups:
     def exists(self, relative_dir: str) -> bool:
         """Whether any hierarchy has the cgroup."""
         return any(tree.directory(relative_dir).is_dir() for tree in self.layout.hierarchies)
-
-    def create(self, relative_dir: str) -> None:
-        """Make the cgroup, and those above it, in every hierarchy; no harm where they are.
-
-        Children of v1's cpuset start without CPUs or memory nodes and can't hold a process: they get the parent's.
-        On v2 controllers are switched on along the way, as far as the kernel allows it.
-
-        Raises OSError when a directory can't be made.
-        """
-        _refuse_root(relative_dir)
-        for hierarchy in self.layout.hierarchies:
-            directory = hierarchy.mount_point
-            for name in relative_dir.split("/"):
-                if hierarchy.version == 2:
-                    _enable_controllers(directory, hierarchy.controllers)
-                directory = directory / name
-                directory.mkdir(exist_ok=True)
-                if hierarchy.version == 1 and "cpuset" in hierarchy.controllers:
-                    _inherit_cpuset(directory)
 
     def pids(self, relative_dir: str) -> list[int]:
         """The processes in the cgroup and below it, in any hierarchy."""
@@ -297,22 +273,6 @@ def _remove_subtree(top: Path) -> Path | None:
             if error.errno not in _VANISHED:
                 raise
     return None
-
-
-def _inherit_cpuset(directory: Path) -> None:
-    for name in ("cpuset.cpus", "cpuset.mems"):
-        if not (directory / name).read_bytes().strip():
-            (directory / name).write_bytes((directory.parent / name).read_bytes())
-
-
-def _enable_controllers(directory: Path, controllers: frozenset[str]) -> None:
-    control = directory / "cgroup.subtree_control"
-    missing = sorted(controllers.difference(control.read_text("ascii").split()))
-    if not missing or _write(control, " ".join(f"+{name}" for name in missing)):
-        return
-    # One that can't be had (in use by v1, or processes in an inner cgroup) must not keep the others away.
-    refused = [name for name in missing if not _write(control, f"+{name}")]
-    log.debug("cgroup controllers not enabled", cgroup=str(directory), controllers=refused)
 
 
 def _write(path: Path, text: str) -> bool:

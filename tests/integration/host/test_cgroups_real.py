@@ -40,6 +40,23 @@ def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
         process.wait()
 
 
+def _make(cgroups: Cgroups, relative_dir: str) -> None:
+    """Make a cgroup in every hierarchy, and those above it, as runtimes do; no harm where they are."""
+    for tree in cgroups.layout.hierarchies:
+        # v2: a cgroup that hands controllers down can't have processes itself, so that only these two do.
+        above = (tree.mount_point, tree.directory(TOP))
+        directory = tree.mount_point
+        for name in relative_dir.split("/"):
+            parent, directory = directory, directory / name
+            if tree.version == 2 and "memory" in tree.controllers and parent in above:
+                (parent / "cgroup.subtree_control").write_text("+memory +pids", encoding="ascii")
+            directory.mkdir(exist_ok=True)
+            # v1: a new one has neither CPUs nor memory nodes, and nothing may enter it.
+            if tree.version == 1 and "cpuset" in tree.controllers:
+                for file in ("cpuset.cpus", "cpuset.mems"):
+                    (directory / file).write_bytes((parent / file).read_bytes())
+
+
 def _enter(cgroups: Cgroups, relative_dir: str, pid: int) -> None:
     for tree in cgroups.layout.hierarchies:
         (tree.directory(relative_dir) / "cgroup.procs").write_text(str(pid), encoding="ascii")
@@ -54,8 +71,8 @@ def _sleep_in(cgroups: Cgroups, relative_dir: str) -> subprocess.Popen[bytes]:
 def test_cgroup_is_made_in_every_hierarchy_and_can_hold_processes(
     cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
-    cgroups.create(f"{TOP}/pod/one")
-    cgroups.create(f"{TOP}/pod/one")
+    _make(cgroups, f"{TOP}/pod/one")
+    _make(cgroups, f"{TOP}/pod/one")
     sleepers.append(_sleep_in(cgroups, f"{TOP}/pod/one"))
 
     for tree in cgroups.layout.hierarchies:
@@ -68,7 +85,7 @@ def test_everything_below_is_killed_and_the_tree_removed_children_first(
     cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
     for name in ("one", "one/inner", "two"):
-        cgroups.create(f"{TOP}/pod/{name}")
+        _make(cgroups, f"{TOP}/pod/{name}")
         sleepers.extend(_sleep_in(cgroups, f"{TOP}/pod/{name}") for _ in range(3))
 
     asyncio.run(cgroups.kill_all(f"{TOP}/pod", 5.0))
@@ -82,12 +99,16 @@ def test_everything_below_is_killed_and_the_tree_removed_children_first(
 def test_frozen_processes_die_too(
     cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
-    freezer = cgroups.layout.of_controller("freezer")
-    if freezer is None:
-        pytest.skip("this node has no v1 freezer: v2's lets SIGKILL through by itself")
-    cgroups.create(f"{TOP}/frozen")
+    _make(cgroups, f"{TOP}/frozen")
     sleepers.append(_sleep_in(cgroups, f"{TOP}/frozen"))
-    (freezer.directory(f"{TOP}/frozen") / "freezer.state").write_text("FROZEN", encoding="ascii")
+    freezer = cgroups.layout.of_controller("freezer")
+    if freezer is not None:
+        state = freezer.directory(f"{TOP}/frozen") / "freezer.state"
+        state.write_text("FROZEN", encoding="ascii")
+    else:
+        assert cgroups.layout.unified is not None
+        state = cgroups.layout.unified.directory(f"{TOP}/frozen") / "cgroup.freeze"
+        state.write_text("1", encoding="ascii")
 
     asyncio.run(cgroups.kill_all(f"{TOP}/frozen", 5.0))
 
@@ -95,7 +116,7 @@ def test_frozen_processes_die_too(
 
 
 def test_process_that_forks_as_fast_as_it_can_is_killed(cgroups: Cgroups) -> None:
-    cgroups.create(f"{TOP}/bomb")
+    _make(cgroups, f"{TOP}/bomb")
     pids = cgroups.layout.of_controller("pids")
     assert pids is not None
     (pids.directory(f"{TOP}/bomb") / "pids.max").write_text("50", encoding="ascii")
@@ -115,7 +136,7 @@ def test_process_that_forks_as_fast_as_it_can_is_killed(cgroups: Cgroups) -> Non
 def test_busy_cgroup_is_not_removed_and_says_who_is_in_it(
     cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
-    cgroups.create(f"{TOP}/busy")
+    _make(cgroups, f"{TOP}/busy")
     sleepers.append(_sleep_in(cgroups, f"{TOP}/busy"))
 
     with pytest.raises(CriShimError, match=rf"busy with 1 process\(es\) {sleepers[0].pid} \(sleep"):
@@ -127,8 +148,8 @@ def test_kill_gives_up_at_its_deadline_and_names_what_is_left(
 ) -> None:
     freezer = cgroups.layout.of_controller("freezer")
     if freezer is None:
-        pytest.skip("this node has no v1 freezer to hold a SIGKILL back with")
-    cgroups.create(f"{TOP}/stuck")
+        pytest.skip("v2's freezer lets SIGKILL through: nothing outlives one here")
+    _make(cgroups, f"{TOP}/stuck")
     sleepers.append(_sleep_in(cgroups, f"{TOP}/stuck"))
     # Frozen from above, out of reach of who kills below: as good as a process stuck in the kernel.
     state = freezer.directory(TOP) / "freezer.state"
@@ -143,7 +164,7 @@ def test_kill_gives_up_at_its_deadline_and_names_what_is_left(
 
 
 def test_usage_grows_and_limit_is_seen(cgroups: Cgroups) -> None:
-    cgroups.create(f"{TOP}/busy")
+    _make(cgroups, f"{TOP}/busy")
     memory = cgroups.layout.of_controller("memory")
     assert memory is not None
     limit = "memory.limit_in_bytes" if memory.version == 1 else "memory.max"
@@ -170,7 +191,7 @@ def test_usage_grows_and_limit_is_seen(cgroups: Cgroups) -> None:
 
 
 def test_kernel_oom_kills_are_counted(cgroups: Cgroups) -> None:
-    cgroups.create(f"{TOP}/oom")
+    _make(cgroups, f"{TOP}/oom")
     memory = cgroups.layout.of_controller("memory")
     assert memory is not None
     limit = "memory.limit_in_bytes" if memory.version == 1 else "memory.max"
