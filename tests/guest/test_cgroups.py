@@ -7,7 +7,6 @@ With the systemd driver, crun puts processes into a cgroup of its own inside the
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 import time
@@ -28,6 +27,7 @@ from tests.integration.scene import (
     cgroups_of,
     container_info,
     processes_running,
+    shares_as_weight,
     unique_seconds,
     wait_until,
 )
@@ -97,13 +97,6 @@ def update(pod: Pod, container: str, resources: api.LinuxContainerResources) -> 
 def stats_of(pod: Pod, container: str) -> api.ContainerStats:
     request = api.ContainerStatsRequest(container_id=container)
     return pod.client.runtime.ContainerStats(request, timeout=60).stats
-
-
-def shares_as_weight(shares: int) -> set[str]:
-    """The two conversions in use: a straight line, and newer, one on which 1024 and 100, the defaults, meet."""
-    straight = 1 + (shares - 2) * 9999 // 262142
-    power = math.log2(shares)
-    return {str(straight), str(math.ceil(10 ** ((power**2 + 125 * power) / 612 - 7 / 34)))}
 
 
 def test_runtime_config_and_status_say_which_driver(client: Client, driver: str) -> None:

@@ -62,10 +62,9 @@ def _enter(cgroups: Cgroups, relative_dir: str, pid: int) -> None:
         (tree.directory(relative_dir) / "cgroup.procs").write_text(str(pid), encoding="ascii")
 
 
-def _sleep_in(cgroups: Cgroups, relative_dir: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(["sleep", "60"])
-    _enter(cgroups, relative_dir, process.pid)
-    return process
+def _sleep_in(cgroups: Cgroups, relative_dir: str, sleepers: list[subprocess.Popen[bytes]]) -> None:
+    sleepers.append(subprocess.Popen(["sleep", "60"]))
+    _enter(cgroups, relative_dir, sleepers[-1].pid)
 
 
 def test_cgroup_is_made_in_every_hierarchy_and_can_hold_processes(
@@ -73,7 +72,7 @@ def test_cgroup_is_made_in_every_hierarchy_and_can_hold_processes(
 ) -> None:
     _make(cgroups, f"{TOP}/pod/one")
     _make(cgroups, f"{TOP}/pod/one")
-    sleepers.append(_sleep_in(cgroups, f"{TOP}/pod/one"))
+    _sleep_in(cgroups, f"{TOP}/pod/one", sleepers)
 
     for tree in cgroups.layout.hierarchies:
         assert tree.directory(f"{TOP}/pod/one").is_dir()
@@ -86,7 +85,8 @@ def test_everything_below_is_killed_and_the_tree_removed_children_first(
 ) -> None:
     for name in ("one", "one/inner", "two"):
         _make(cgroups, f"{TOP}/pod/{name}")
-        sleepers.extend(_sleep_in(cgroups, f"{TOP}/pod/{name}") for _ in range(3))
+        for _ in range(3):
+            _sleep_in(cgroups, f"{TOP}/pod/{name}", sleepers)
 
     asyncio.run(cgroups.kill_all(f"{TOP}/pod", 5.0))
     asyncio.run(cgroups.remove(f"{TOP}/pod"))
@@ -100,7 +100,7 @@ def test_frozen_processes_die_too(
     cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
     _make(cgroups, f"{TOP}/frozen")
-    sleepers.append(_sleep_in(cgroups, f"{TOP}/frozen"))
+    _sleep_in(cgroups, f"{TOP}/frozen", sleepers)
     freezer = cgroups.layout.of_controller("freezer")
     if freezer is not None:
         state = freezer.directory(f"{TOP}/frozen") / "freezer.state"
@@ -137,7 +137,7 @@ def test_busy_cgroup_is_not_removed_and_says_who_is_in_it(
     cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
     _make(cgroups, f"{TOP}/busy")
-    sleepers.append(_sleep_in(cgroups, f"{TOP}/busy"))
+    _sleep_in(cgroups, f"{TOP}/busy", sleepers)
 
     with pytest.raises(CriShimError, match=rf"busy with 1 process\(es\) {sleepers[0].pid} \(sleep"):
         asyncio.run(cgroups.remove(f"{TOP}/busy", timeout_s=0.02))
@@ -150,7 +150,7 @@ def test_kill_gives_up_at_its_deadline_and_names_what_is_left(
     if freezer is None:
         pytest.skip("v2's freezer lets SIGKILL through: nothing outlives one here")
     _make(cgroups, f"{TOP}/stuck")
-    sleepers.append(_sleep_in(cgroups, f"{TOP}/stuck"))
+    _sleep_in(cgroups, f"{TOP}/stuck", sleepers)
     # Frozen from above, out of reach of who kills below: as good as a process stuck in the kernel.
     state = freezer.directory(TOP) / "freezer.state"
     state.write_text("FROZEN", encoding="ascii")

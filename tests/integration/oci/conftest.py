@@ -19,6 +19,7 @@ from cri_shim.host.process import Reaper
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.conmon import Monitored, MonitorIdentity, MonitorRequest, Monitors
 from cri_shim.oci.runtime import HandlerSettings
+from tests.harness.slowness import SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -29,7 +30,7 @@ CGROUP_TOP = f"cri-shim-test-{os.getpid()}"
 
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
     """Another process makes it true, so there is nothing to be woken by."""
-    async with asyncio.timeout(timeout_s):
+    async with asyncio.timeout(timeout_s * SLOWNESS):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -145,7 +146,7 @@ class Host:
 
     async def logged(self, made: Made, count: int = 1) -> list[list[str]]:
         """The log's lines once there are `count`, each as time, stream, tag, text."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(10 * SLOWNESS):
             while True:
                 text = made.log_file.read_text(encoding="utf-8") if made.log_file.exists() else ""
                 if text.count("\n") >= count:
