@@ -145,6 +145,9 @@ def test_profile_of_the_nodes_own_is_in_force_where_it_is_asked_for(
     older = pod.container()
     older.linux.security_context.apparmor_profile = f"localhost/{localhost_profile}"
     assert pod.says(SAY, older) == f"{localhost_profile} (enforce)\n"
+    both = asking(pod, api.SecurityProfile.Localhost, localhost_profile)
+    both.linux.security_context.apparmor_profile = "localhost/cri-test-not-there"
+    assert pod.says(SAY, both) == f"{localhost_profile} (enforce)\n"
 
 
 def test_unconfined_and_privileged_are_not_confined(

@@ -5,7 +5,7 @@ Rules of the file:
   by its name.
 - On a kernel without AppArmor a default means nothing, as CRI's callers send it unasked; a profile asked for by
   name is refused. With AppArmor, whatever is asked for is there or the request is refused.
-- Both generations of the field may be sent, as kubelet does, but must mean the same.
+- Both generations of the field may be sent, as kubelet does: the newer one counts, whatever the other says.
 """
 
 from __future__ import annotations
@@ -80,21 +80,13 @@ profile {name} flags=(attach_disconnected,mediate_deleted) {{
 def apparmor_reference(
     context: LinuxContainerSecurityContext | LinuxSandboxSecurityContext,
 ) -> ProfileReference:
-    """Which AppArmor profile is asked for.
-
-    Raises InvalidArgumentError, also where the two generations of the field disagree.
-    """
-    # Only the message for containers ever had the older field.
-    older = deprecated_reference(getattr(context, "apparmor_profile", ""), "apparmor_profile")
-    reference = older
+    """Which AppArmor profile is asked for. Raises InvalidArgumentError."""
     if context.HasField("apparmor"):
         reference = profile_reference(context.apparmor, "apparmor")
-        if older.choice is not Choice.UNSET and older != reference:
-            refuse(
-                "apparmor_profile",
-                getattr(context, "apparmor_profile", ""),
-                "contradicts the field apparmor",
-            )
+    else:
+        # Only the message for containers ever had the older field.
+        older = getattr(context, "apparmor_profile", "")
+        reference = deprecated_reference(older, "apparmor_profile")
     if reference.choice is Choice.LOCALHOST and (
         not reference.name or has_control_characters(reference.name)
     ):

@@ -51,9 +51,10 @@ def profile(kind: Any, name: str = "") -> SecurityProfile:
         (context(privileged=True, apparmor=profile(DEFAULT)), None),
         (context(privileged=True, apparmor=profile(LOCALHOST, "mine")), "mine"),
         (
-            context(apparmor=profile(LOCALHOST, "mine"), apparmor_profile="localhost/mine"),
+            context(apparmor=profile(LOCALHOST, "mine"), apparmor_profile="localhost/other"),
             "mine",
         ),
+        (context(apparmor=profile(DEFAULT), apparmor_profile="unconfined"), DEFAULT_PROFILE),
     ],
 )
 def test_profile_is_chosen(wanted: LinuxContainerSecurityContext, name: str | None) -> None:
@@ -65,12 +66,6 @@ def test_operator_may_want_no_default() -> None:
     assert container_apparmor(context(), node) is None
     assert container_apparmor(context(apparmor=profile(DEFAULT)), node) is None
     assert container_apparmor(context(apparmor=profile(LOCALHOST, "mine")), node) == "mine"
-
-
-def test_two_fields_that_disagree_are_refused() -> None:
-    wanted = context(apparmor=profile(DEFAULT), apparmor_profile="unconfined")
-    with pytest.raises(InvalidArgumentError, match="apparmor_profile: 'unconfined': contradicts"):
-        container_apparmor(wanted, WITH_APPARMOR)
 
 
 def test_without_apparmor_a_default_is_passed_over_but_a_named_profile_is_refused() -> None:
