@@ -1,7 +1,7 @@
 """critest against the real daemon, whole: random order, no retries, judged by `skips.toml` and `passed.txt`.
 
     python -m tests.conformance.critest [--runs N] [--seed N] [--focus REGEX] [--websocket] [--runtime FILE]
-        [--accept] [--reports DIR]
+        [--no-skips] [--accept] [--reports DIR]
 
 Each run has a daemon of its own, on the isolated node of the integration tests; what it leaves behind is a failure like
 any other. The report, critest's output and the daemon's log of each run stay in the reports directory if one failed or
@@ -80,6 +80,12 @@ def main() -> int:
                 try:
                     specs = run.specs(daemons, mirror)
                     verdict = judge(specs, skips, passed, whole=not options.focus)
+                    if options.no_skips:
+                        verdict.complaints += [
+                            f"skipped, and --no-skips says that none may be: {spec.name}"
+                            for spec in specs
+                            if spec.outcome is Outcome.SKIPPED
+                        ]
                     _print_groups(specs)
                     newly = set(verdict.new_passes)
                     passed_always = newly if passed_always is None else passed_always & newly
@@ -211,6 +217,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--runtime", default="", metavar="FILE", help="the handler runc's executable; default runc"
+    )
+    parser.add_argument(
+        "--no-skips",
+        action="store_true",
+        help="a skipped spec is a failure: this machine has it all",
     )
     parser.add_argument(
         "--accept", action="store_true", help="add what passed in every run to passed.txt"
