@@ -6,7 +6,7 @@
 # Makes a Debian 13 root file system with debootstrap (kept in the user's cache), copies this checkout and a virtual
 # environment into it, and boots it with qemu. COMMAND runs there as root, in the checkout, with the environment's
 # programs first on PATH; default: tests/guest/inside.sh. Its output is shown as it comes, its status is this script's.
-# The guest has no network. Some 20 minutes with the default on 2 idle cores, 3 more when the root is made.
+# The guest has no network. Some 20 minutes with the default on 2 idle cores, 35 on busy ones; 3 more for a new root.
 #
 #   GUEST_SUITE       Debian release, default trixie
 #   GUEST_MIRROR      package mirror
