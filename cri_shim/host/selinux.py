@@ -3,7 +3,8 @@
 Rules of labelling:
 - What a container may have written is hostile: directories are opened from their parent's descriptor without following
   links, and a link is labelled itself, not what it points to.
-- The start is opened once. What it really is, not how it was called, decides whether it may be relabelled.
+- The start is opened once, through no link. What it really is, not how it was called, decides whether it may be
+  relabelled.
 - What has the label already is left alone, so that a read-only file system that fits is no error; a file system without
   labels is passed over. What went away meanwhile is nobody's concern.
 - Blocking, for as long as the tree is large; `root` stands in for / in tests.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError, InvalidArgumentError
 from cri_shim.host.files import read_bounded
+from cri_shim.host.syscalls import RESOLVE_NO_SYMLINKS, openat2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,9 +67,17 @@ def container_contexts(root: Path = Path("/")) -> tuple[str, str]:
 def relabel(path: str, label: str, *, untouchable: Iterable[str]) -> None:
     """Give a volume, and all below it, this label; mounts below it belong to it. Blocking.
 
-    Raises InvalidArgumentError when it really is one of the `untouchable` directories, OSError.
+    `path` is what links were resolved to. Raises InvalidArgumentError when it really is one of the `untouchable`
+    directories, or when a link has come into it since; OSError.
     """
-    start = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        start = openat2(-1, os.path.abspath(path), os.O_PATH, resolve=RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InvalidArgumentError(
+            f"selinux_relabel: {path!r}: a symbolic link has taken the place of what was looked at: it is not followed"
+        ) from error
     try:
         real = os.readlink(f"/proc/self/fd/{start}")
         if real in untouchable or _identity(start) in _identities(untouchable):

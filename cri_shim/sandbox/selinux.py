@@ -25,7 +25,9 @@ from cri_shim.oci.spec.selinux import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
+
+    from cri_shim.sandbox.host_paths import HostPath
 
 
 class SELinux:
@@ -56,15 +58,19 @@ class SELinux:
             context.selinux_options, pod, self._contexts, privileged=context.privileged
         )
 
-    def relabel_volumes(self, config: api.ContainerConfig, label: str) -> None:
+    def relabel_volumes(
+        self, config: api.ContainerConfig, host_paths: Mapping[int, HostPath], label: str
+    ) -> None:
         """Label the volumes that ask for it as the container's files; blocks, for as long as they are large.
 
-        Raises InvalidArgumentError for a directory of the node.
+        What is labelled is what is mounted, the resolved path: a link that changed meanwhile leads nowhere else. Raises
+        InvalidArgumentError for a directory of the node, and for a link in the place of what was looked at.
         """
         for index, mount in enumerate(config.mounts):
-            if mount.selinux_relabel and mount.host_path:
-                with host_step(f"mounts[{index}]: labelling {mount.host_path}"):
-                    relabel(mount.host_path, label, untouchable=UNTOUCHABLE)
+            if mount.selinux_relabel and index in host_paths:
+                path = host_paths[index].path
+                with host_step(f"mounts[{index}].selinux_relabel: labelling {path}"):
+                    relabel(path, label, untouchable=UNTOUCHABLE)
 
 
 def label_files(files: Iterable[Path], label: str) -> None:

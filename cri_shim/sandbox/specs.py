@@ -253,7 +253,9 @@ class Specs:
         )
         make_missing(host_paths)
         if self._provisions.selinux is not None:
-            self._provisions.selinux.relabel_volumes(config, container.record.labels.files)
+            self._provisions.selinux.relabel_volumes(
+                config, host_paths, container.record.labels.files
+            )
         return spec, user
 
     def _target_pid(self, sandbox: Sandbox, options: api.NamespaceOption) -> int | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +10,7 @@ from cri_shim.config.model import Switch
 from cri_shim.errors import ConfigError, InvalidArgumentError
 from cri_shim.oci.spec.selinux import level_of
 from cri_shim.sandbox import selinux as selinux_module
+from cri_shim.sandbox.host_paths import HostPath, resolve_host_paths
 from cri_shim.sandbox.selinux import SELinux, label_files, open_selinux
 from tests.fakes.house import container_config, pod_config
 
@@ -94,8 +96,13 @@ def test_only_volumes_that_ask_are_relabelled(
     config = container_config()
     config.mounts.add(host_path="/data/a", container_path="/a", selinux_relabel=True)
     config.mounts.add(host_path="/data/b", container_path="/etc/hosts")
-    opened(tmp_path).relabel_volumes(config, "label")
-    assert relabelled == ["/data/a"]
+    config.mounts.add(image=api.ImageSpec(image="i"), container_path="/i", selinux_relabel=True)
+    resolved = {
+        index: HostPath(path, missing=False, is_directory=True)
+        for index, path in enumerate(("/disk/a", "/disk/b"))
+    }
+    opened(tmp_path).relabel_volumes(config, resolved, "label")
+    assert relabelled == ["/disk/a"]
 
 
 def test_volume_that_is_a_directory_of_the_node_is_refused(tmp_path: Path) -> None:
@@ -103,7 +110,36 @@ def test_volume_that_is_a_directory_of_the_node_is_refused(tmp_path: Path) -> No
     config = container_config()
     config.mounts.add(host_path=str(tmp_path / "link"), container_path="/a", selinux_relabel=True)
     with pytest.raises(InvalidArgumentError, match="/etc"):
-        opened(tmp_path / "node").relabel_volumes(config, "label")
+        opened(tmp_path / "node").relabel_volumes(config, resolve_host_paths(config), "label")
+
+
+@pytest.mark.parametrize("swapped", ["link", "data", "data/volume"])
+def test_cve_2021_43816_link_that_is_swapped_in_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    """Between the look at a volume and its relabelling whoever may write there puts another link."""
+    (tmp_path / "data/volume").mkdir(parents=True)
+    (tmp_path / "other/volume").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("data/volume")
+    labelled: list[str] = []
+
+    def note(path: str, _name: str, _value: bytes, **_options: object) -> None:
+        labelled.append(os.readlink(path) if path.startswith("/proc/") else path)
+
+    monkeypatch.setattr("os.setxattr", note)
+    config = container_config()
+    config.mounts.add(host_path=str(tmp_path / "link"), container_path="/a", selinux_relabel=True)
+    resolved = resolve_host_paths(config)
+    (tmp_path / swapped).rename(tmp_path / "away")
+    (tmp_path / swapped).symlink_to(tmp_path / "other")
+    selinux = opened(tmp_path / "node")
+    if swapped == "link":
+        selinux.relabel_volumes(config, resolved, "label")
+        assert labelled == [str(tmp_path / "data/volume")]
+    else:
+        with pytest.raises(InvalidArgumentError, match="a symbolic link has taken the place"):
+            selinux.relabel_volumes(config, resolved, "label")
+        assert labelled == []
 
 
 def test_without_a_label_our_files_are_left_alone(tmp_path: Path) -> None:
