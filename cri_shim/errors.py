@@ -14,6 +14,7 @@
     ├─ PermissionRefusedError       PERMISSION_DENIED
     │  └─ RegistryAuthError                              a registry wants other credentials, or any
     ├─ ResourceExhaustedError       RESOURCE_EXHAUSTED   disk full, too many of something
+    │  └─ TooManyFilesError                              a container has more open than it may
     ├─ UnavailableError             UNAVAILABLE          try again later
     │  ├─ NotReadyError                                  still recovering, no network configuration
     │  ├─ RegistryUnavailableError                       no registry answered as it should
@@ -104,6 +105,10 @@ class RegistryAuthError(PermissionRefusedError):
 
 class ResourceExhaustedError(CriShimError):
     """Out of disk, memory, descriptors or a configured bound."""
+
+
+class TooManyFilesError(ResourceExhaustedError):
+    """A process has more files open than its container's limit leaves it."""
 
 
 class UnavailableError(CriShimError):

@@ -27,6 +27,7 @@ from cri_shim.sandbox.exec_process import ExecProcesses
 from cri_shim.sandbox.exec_session import ExecSessions
 from cri_shim.sandbox.exec_sync import Execs
 from cri_shim.sandbox.exits import Exit, ExitWatch
+from cri_shim.sandbox.files_limits import FilesLimits
 from cri_shim.sandbox.launch import Launcher
 from cri_shim.sandbox.network import PodNetwork
 from cri_shim.sandbox.node import boot_id, read_node_facts
@@ -165,7 +166,12 @@ async def build(
 
     attachments = Attachments(paths=paths, monitors=monitors, background=background)
     exits = ExitWatch(paths.exits_dir, on_exit, needs_monitor=attachments.unblock)
-    exec_processes = ExecProcesses(paths=paths, runtime_of=handlers.get, reaper=reaper)
+    exec_processes = ExecProcesses(
+        paths=paths,
+        runtime_of=handlers.get,
+        reaper=reaper,
+        files_limits=FilesLimits(cgroups, specs.place),
+    )
     container_cases = Containers(
         paths=paths,
         store=containers,

@@ -17,9 +17,15 @@ import structlog
 from google.protobuf import json_format
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.errors import RuntimeCommandError, WrongStateError, host_step
+from cri_shim.errors import (
+    CriShimError,
+    RuntimeCommandError,
+    TooManyFilesError,
+    WrongStateError,
+    host_step,
+)
 from cri_shim.host.files import write_atomic
-from cri_shim.oci.spec.resources import merge_resources, pids_limit
+from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION, merge_resources, pids_limit
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.sandbox.release import running
 from cri_shim.sandbox.store import as_json
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.inputs import Spec
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.files_limits import FilesLimits
     from cri_shim.sandbox.specs import Specs
     from cri_shim.sandbox.store import Container, Store
 
@@ -49,6 +56,7 @@ class ContainerResources:
         specs: Specs,
         cgroups: Cgroups,
         cgroup_dir: Callable[[Container], str],
+        files_limits: FilesLimits,
     ) -> None:
         self._paths = paths
         self._store = store
@@ -56,6 +64,7 @@ class ContainerResources:
         self._specs = specs
         self._cgroups = cgroups
         self._cgroup_dir = cgroup_dir
+        self._files_limits = files_limits
 
     async def update(
         self,
@@ -63,20 +72,27 @@ class ContainerResources:
         wanted: api.LinuxContainerResources,
         annotations: Mapping[str, str],
     ) -> None:
-        """Set what is set in `wanted`, and a limit of processes that `annotations` name.
+        """Set what is set in `wanted`, and the limits of processes and of open files that `annotations` name.
 
-        Raises InvalidArgumentError and UnsupportedError naming the field, WrongStateError for memory that is in use,
-        RuntimeCommandError with the runtime's own words.
+        Raises InvalidArgumentError and UnsupportedError naming the field, WrongStateError for memory or files that are
+        in use, RuntimeCommandError with the runtime's own words.
         """
         async with container.lock:
             now = resources_in_force(container)
             self._specs.check_unchangeable(now, wanted)
             resources = merge_resources(now, wanted)
             pids = pids_limit(annotations) or _pids_in_force(container)
+            files = self._specs.files_limit(annotations, container.record.handler)
             document = self._specs.update_document(resources, pids)
             if container.state is not ContainerState.EXITED:
                 self._check_memory(container, wanted.memory_limit_in_bytes)
-                await self._tell_runtime(container, document)
+                former = None if files is None else await self._limit_files(container, files)
+                try:
+                    await self._tell_runtime(container, document)
+                except CriShimError:
+                    if former is not None:
+                        await self._limit_files(container, former)
+                    raise
             self._store.update(
                 container,
                 msgspec.structs.replace(
@@ -84,6 +100,15 @@ class ContainerResources:
                 ),
             )
         log.info("container resources updated", container_id=container.id)
+
+    async def _limit_files(self, container: Container, limit: int) -> int:
+        try:
+            return await self._files_limits.change(container, limit)
+        except TooManyFilesError as error:
+            raise WrongStateError(
+                f"container {container.id}: annotations[{FILES_LIMIT_ANNOTATION!r}]: {limit} is less than are open: "
+                f"{error}"
+            ) from error
 
     async def _tell_runtime(self, container: Container, document: Spec) -> None:
         file = self._paths.container(container.id).resources_file

@@ -21,6 +21,7 @@ from cri_shim.sandbox.container_resources import ContainerResources
 from cri_shim.sandbox.creation import Creation
 from cri_shim.sandbox.details import container_details
 from cri_shim.sandbox.endings import Endings
+from cri_shim.sandbox.files_limits import FilesLimits
 from cri_shim.sandbox.model import ContainerMetadata, ContainerState
 from cri_shim.sandbox.pods import request_digest, require_ready
 from cri_shim.single_flight import SingleFlight
@@ -109,6 +110,7 @@ class Containers:
             specs=specs,
             cgroups=cgroups,
             cgroup_dir=self.endings.cgroup_dir,
+            files_limits=FilesLimits(cgroups, specs.place),
         )
         self._creations: SingleFlight[str] = SingleFlight("CreateContainer", operations)
         self._starts: SingleFlight[None] = SingleFlight("StartContainer", operations)

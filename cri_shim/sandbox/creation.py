@@ -20,10 +20,12 @@ from cri_shim.errors import (
     InvalidArgumentError,
     NotFoundError,
     RuntimeCommandError,
+    TooManyFilesError,
 )
 from cri_shim.ids import new_id
 from cri_shim.oci.complaints import says_too_little_memory
 from cri_shim.oci.spec.mounts import volume_paths
+from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.container_log import log_path, make_log_directory
 from cri_shim.sandbox.launch import Launch, Launcher
@@ -164,6 +166,11 @@ class Creation:
                         f"memory_limit_in_bytes: {limit}: too little for a container to start: {error}"
                     ) from error
                 raise
+            except TooManyFilesError as error:
+                raise InvalidArgumentError(
+                    f"annotations[{FILES_LIMIT_ANNOTATION!r}]: {launch.files_limit}: too few for a container to start: "
+                    f"{error}"
+                ) from error
             # 4. Complete, unless the pod was stopped meanwhile.
             require_ready(sandbox)
             container.process_spec = spec["process"]
@@ -220,6 +227,7 @@ class Creation:
             place=self._specs.place(record.cgroup_parent, container_id),
             layers=layers,
             label=record.labels.files,
+            files_limit=self._specs.files_limit(config.annotations, record.handler),
             log_file=log_file,
             terminal=config.tty,
             stdin=config.stdin,

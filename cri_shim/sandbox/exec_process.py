@@ -19,6 +19,7 @@ import msgspec
 
 from cri_shim import metrics
 from cri_shim.errors import (
+    CriShimError,
     DeadlineError,
     InvalidArgumentError,
     RuntimeCommandError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Child, Reaper
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.files_limits import FilesLimits
     from cri_shim.sandbox.store import Container
 
 KILL_TIMEOUT_S = 5.0
@@ -96,11 +98,17 @@ class ExecProcesses:
     """Starts and kills commands in running containers."""
 
     def __init__(
-        self, *, paths: Paths, runtime_of: Callable[[str], Runtime], reaper: Reaper
+        self,
+        *,
+        paths: Paths,
+        runtime_of: Callable[[str], Runtime],
+        reaper: Reaper,
+        files_limits: FilesLimits,
     ) -> None:
         self._paths = paths
         self._runtime_of = runtime_of
         self._reaper = reaper
+        self._files_limits = files_limits
         self._starts = asyncio.Semaphore(MAX_STARTS)
 
     def plan(self, container: Container, command: Sequence[str]) -> ExecCall:
@@ -128,7 +136,7 @@ class ExecProcesses:
         """Have the runtime start it, when its turn comes; the process, now our child.
 
         Raises RuntimeCommandError with the runtime's words, DeadlineError after `timeout_s` with everything dead,
-        UnsupportedError for a runtime whose processes don't come to us.
+        UnsupportedError for a runtime whose processes don't come to us, TooManyFilesError.
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
@@ -211,7 +219,12 @@ class ExecProcesses:
                     f"container {container.id}: exec: {name} does not hand its processes to us"
                 )
             call.child = child
-            return child
+        try:
+            await self._files_limits.hold(container)
+        except CriShimError:
+            await self.kill(child)
+            raise
+        return child
 
     async def kill(self, child: Child) -> None:
         """Kill the process, its session and its descendants, and wait for its end."""

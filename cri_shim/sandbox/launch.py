@@ -21,6 +21,7 @@ from cri_shim.oci.conmon import MonitorRequest
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.oci.spec.container import encode_spec
 from cri_shim.operations import step
+from cri_shim.sandbox.files_limits import limit_files
 from cri_shim.sandbox.model import Process
 from cri_shim.sandbox.release import note_monitor
 
@@ -51,6 +52,8 @@ class Launch:
     """Short names, topmost first."""
     label: str = ""
     """SELinux: of the root file system's files."""
+    files_limit: int | None = None
+    """How many files it may have open at once; None or -1: any number."""
     log_file: Path | None = None
     terminal: bool = False
     stdin: bool = False
@@ -141,7 +144,8 @@ class Launcher:
     async def create(self, launch: Launch, spec: Spec, rollback: Rollback) -> Created:
         """Write the bundle, start the monitor and have it create the container.
 
-        Raises RuntimeCommandError with the runtime's own words, MonitorError, or DeadlineError after `start_timeout`.
+        Raises RuntimeCommandError with the runtime's own words, MonitorError, DeadlineError after `start_timeout`, or
+        TooManyFilesError.
         """
         paths = launch.paths
         with host_step(f"{launch.object_id}: writing its runtime-spec"):
@@ -181,6 +185,10 @@ class Launcher:
                 f"{launch.object_id}: process {monitored.container_pid} ended before it was started"
             )
         self._check_cgroup(launch, monitored.container_pid)
+        if launch.files_limit is not None and launch.files_limit > 0:
+            await limit_files(
+                self._cgroups, launch.object_id, launch.place.relative_dir, launch.files_limit
+            )
         return Created(
             process=Process(monitored.container_pid, started),
             monitor=Process(monitored.monitor.pid, monitored.monitor.start_time_ticks),

@@ -58,6 +58,7 @@ def read_node_facts(
         hugepage_sizes=_hugepage_sizes(root)
         if "hugetlb" in cgroups.limiting_controllers
         else frozenset(),
+        lack_of_files_limits=cgroups.lack_of_files_limits,
         extra_masked_paths=tuple(
             f"/{path.relative_to(root)}"
             for path in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle"))

@@ -24,7 +24,7 @@ from cri_shim.oci.spec.devices import host_device_paths
 from cri_shim.oci.spec.inputs import ContainerFacts, ImageDefaults, SandboxFacts
 from cri_shim.oci.spec.process import undecodable_env
 from cri_shim.oci.spec.profiles import Choice
-from cri_shim.oci.spec.resources import build_resources, check_unchangeable
+from cri_shim.oci.spec.resources import build_resources, check_unchangeable, files_limit
 from cri_shim.oci.spec.sandbox import (
     build_sandbox_spec,
     check_sandbox_config,
@@ -48,7 +48,7 @@ from cri_shim.sandbox.pod_users import mappings_of, root_of
 from cri_shim.sandbox.provisions import Provisions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from cri_shim.image.model import Image
     from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, ResolvedUser, Spec
@@ -155,6 +155,10 @@ class Specs:
     ) -> None:
         """Raises UnsupportedError for a change that no runtime can make."""
         check_unchangeable(now, wanted, self._node)
+
+    def files_limit(self, annotations: Mapping[str, str], handler: str) -> int | None:
+        """How many files a container may have open at once; None unset, -1 any number. Raises InvalidArgumentError."""
+        return files_limit(annotations, self._node, self._handler_facts(handler))
 
     # --- containers ----------------------------------------------------------------------------------------------
 

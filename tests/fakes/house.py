@@ -21,6 +21,7 @@ from cri_shim.sandbox.debts import Debts
 from cri_shim.sandbox.exec_process import ExecProcesses
 from cri_shim.sandbox.exec_sync import Execs
 from cri_shim.sandbox.exits import Exit, ExitWatch
+from cri_shim.sandbox.files_limits import FilesLimits
 from cri_shim.sandbox.launch import Launcher
 from cri_shim.sandbox.network import PodNetwork
 from cri_shim.sandbox.pod_files import PodFiles
@@ -163,7 +164,9 @@ class House:
         )
         self.specs = Specs(
             paths=self.paths,
-            node=node_facts(),
+            node=replace(
+                node_facts(), lack_of_files_limits=self.kernel.cgroups.lack_of_files_limits
+            ),
             handler_facts=lambda name: HandlerFacts(name or "runc", user_namespaces=True),
             containers=self.stored,
             systemd=False,
@@ -199,7 +202,10 @@ class House:
             monitors=monitors,
             execs=Execs(
                 ExecProcesses(
-                    paths=self.paths, runtime_of=self.runtime_of, reaper=cast("Reaper", None)
+                    paths=self.paths,
+                    runtime_of=self.runtime_of,
+                    reaper=cast("Reaper", None),
+                    files_limits=FilesLimits(self.cgroups, self.specs.place),
                 ),
                 background=self.background,
                 max_output_bytes=4096,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.errors import CriShimError, DeadlineError, TooManyFilesError
 from cri_shim.host import tree
 from cri_shim.host.procstat import ProcessEntry
 from cri_shim.host.userns import UserNamespace
@@ -311,6 +311,12 @@ class FakeCgroups:
         """Where processes are instead of in the cgroup they were to be in."""
         self.mode = "v1"
         self.controllers = frozenset({"memory", "cpu", "pids"})
+        self.lack_of_files_limits = ""
+        self.files_limits: dict[str, int] = {}
+        self.limited_files: set[int] = set()
+        """Processes that such a limit holds for."""
+        self.open_files = 3
+        """That each process has."""
 
     @property
     def limiting_controllers(self) -> frozenset[str]:
@@ -335,6 +341,25 @@ class FakeCgroups:
         if self.pids(relative_dir):
             raise CriShimError(f"cgroup /{relative_dir} is busy")
         self.dirs.discard(relative_dir)
+        self.files_limits.pop(relative_dir, None)
+
+    def files_limit(self, relative_dir: str) -> int | None:
+        return self.files_limits.get(relative_dir)
+
+    def limit_files(self, relative_dir: str, limit: int) -> None:
+        self._kernel.points.pass_in_thread("files.limit")
+        self.dirs.add(relative_dir)
+        self.files_limits[relative_dir] = limit
+        self.gather_files(relative_dir)
+        self._kernel.points.pass_in_thread("files.limited")
+
+    def gather_files(self, relative_dir: str) -> None:
+        limit = self.files_limits.get(relative_dir)
+        if limit is None:
+            return
+        if 0 <= limit < self.open_files * len(self.pids(relative_dir)):
+            raise TooManyFilesError(f"cgroup /{relative_dir}: more files are open")
+        self.limited_files |= set(self.pids(relative_dir))
 
     def find(self, container_id: str) -> set[str]:
         return {each for each in self.dirs if each.rpartition("/")[2] == container_id}

@@ -21,7 +21,7 @@ CGROUP_DIR = "/sys/fs/cgroup"
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _V1_CONTROLLERS = frozenset(
     {
-        *("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory"),
+        *("blkio", "cpu", "cpuacct", "cpuset", "devices", "files", "freezer", "hugetlb", "memory"),
         *("misc", "net_cls", "net_prio", "perf_event", "pids", "rdma"),
     }
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cri_shim.errors import CriShimError, DeadlineError
-from cri_shim.host.cgroups import usage
+from cri_shim.host.cgroups import open_files, usage
 from cri_shim.host.cgroups.layout import detect_layout, parse_proc_cgroup
 from cri_shim.host.cgroups.placement import is_named_after
 from cri_shim.host.process import kill_pidfd, open_pidfd
@@ -137,6 +137,8 @@ class Cgroups:
                 if (directory := _remove_subtree(tree.directory(relative_dir))) is not None
             ]
             if not busy:
+                if (files := open_files.hierarchy_of_files(self.layout)) is not None:
+                    open_files.prune(files, relative_dir)
                 return
             if time.monotonic() >= give_up_at:
                 left = self.pids(relative_dir)
@@ -170,6 +172,46 @@ class Cgroups:
     def oom_kills(self, relative_dir: str) -> int | None:
         """How many of its processes the kernel killed for want of memory; None when that can't be told."""
         return usage.oom_kills(self.layout, relative_dir)
+
+    # --- open files ----------------------------------------------------------------------------------------------
+
+    @property
+    def lack_of_files_limits(self) -> str:
+        """Why the number of open files can't be limited on this node; "" where it can be."""
+        return open_files.lack_of_files_limits(self.layout)
+
+    def files_limit(self, relative_dir: str) -> int | None:
+        """How many files the cgroup's processes may have open, -1 for any number; None where that was never said."""
+        files = open_files.hierarchy_of_files(self.layout)
+        return None if files is None else open_files.limit_in_force(files, relative_dir)
+
+    def limit_files(self, relative_dir: str, limit: int) -> None:
+        """Bound the files that the cgroup's processes have open at once; -1 is no bound.
+
+        Raises TooManyFilesError when they have more open already, OSError, CriShimError.
+        """
+        _refuse_root(relative_dir)
+        files = open_files.hierarchy_of_files(self.layout)
+        if files is None:
+            raise CriShimError(f"cgroup /{relative_dir}: files: {self.lack_of_files_limits}")
+        open_files.set_limit(files, relative_dir, limit)
+        self.gather_files(relative_dir)
+
+    def gather_files(self, relative_dir: str) -> None:
+        """Have the cgroup's limit of open files hold for processes that a runtime has put into it since.
+
+        Nothing where there is no such limit. Raises OSError as `limit_files`.
+        """
+        files = open_files.hierarchy_of_files(self.layout)
+        if files is None or not files.directory(relative_dir).is_dir():
+            return
+        below = files.directory(relative_dir)
+        open_files.gather(
+            files,
+            relative_dir,
+            everywhere=lambda: self.pids(relative_dir),
+            inside=lambda: (pid for each in _subtree(below) for pid in _processes(each)),
+        )
 
     def _forbid_forks(self, relative_dir: str) -> None:
         # What forks faster than we kill stops growing here. The cgroup is about to go, so nothing is put back.

@@ -66,7 +66,7 @@ def build_container_spec(
             f"privileged: the sandbox {sandbox.id} is not privileged, so its containers can't be"
         )
     selinux.check_options(context.selinux_options)
-    resources.check_files_limit(config.annotations)
+    resources.files_limit(config.annotations, node, handler)  # not the runtime's to set
     bounding, ambient = capabilities.container_capabilities(context, node)
     apparmor_profile = apparmor.container_apparmor(context, node)
     seccomp = security.container_seccomp(

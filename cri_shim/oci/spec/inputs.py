@@ -109,6 +109,8 @@ class NodeFacts:
     """Whether memory.swap limits can be set at all."""
     hugepage_sizes: frozenset[str] = frozenset()
     """Page sizes the hugetlb controller limits, as `2MB`; empty where the controller is absent."""
+    lack_of_files_limits: str = "this node has no cgroup controller for open files"
+    """Why the number of open files can't be limited; "" where it can be."""
     host_devices: tuple[DeviceNode, ...] = ()
     """Every device node of the host: what a privileged container sees."""
     extra_masked_paths: tuple[str, ...] = ()

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
 from cri_shim.oci.spec.checks import in_range, refuse
+from cri_shim.oci.spec.inputs import HandlerKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cri_shim._pb.cri.v1.api_pb2 import LinuxContainerResources
-    from cri_shim.oci.spec.inputs import NodeFacts, Spec
+    from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, Spec
 
 _MAX_INT64 = 2**63 - 1
 _MAX_PIDS = 4194304
@@ -30,7 +31,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 _KEPT = ("oom_score_adj", "hugepage_limits")
 _PIDS_LIMIT_ANNOTATIONS = ("cri-shim.io/pids-limit", "cgroup.pids.max")
-_FILES_LIMIT_ANNOTATION = "cri-shim.io/files-limit"
+FILES_LIMIT_ANNOTATION = "cri-shim.io/files-limit"
 
 
 def build_resources(resources: LinuxContainerResources, node: NodeFacts) -> Spec:
@@ -97,20 +98,29 @@ def pids_limit(annotations: Mapping[str, str]) -> int | None:
     return None
 
 
-def check_files_limit(annotations: Mapping[str, str]) -> None:
-    """Refuse a files limit: it needs a cgroup controller that only some distributions' kernels have.
+def files_limit(
+    annotations: Mapping[str, str], node: NodeFacts, handler: HandlerFacts
+) -> int | None:
+    """How many files a container may have open at once, as its annotations ask: None unset, -1 any number.
 
-    0 and negative numbers mean "no limit" and are accepted. Raises InvalidArgumentError.
+    It is no part of the runtime-spec, whose runtimes don't know it; see `host/cgroups/open_files`. Raises
+    InvalidArgumentError for what is no number, and for a limit that would not hold here.
     """
-    if _FILES_LIMIT_ANNOTATION not in annotations:
-        return
-    limit = _annotation_number(annotations, _FILES_LIMIT_ANNOTATION)
-    if limit > 0:
+    if FILES_LIMIT_ANNOTATION not in annotations:
+        return None
+    limit = _annotation_number(annotations, FILES_LIMIT_ANNOTATION)
+    if limit <= 0:
+        return -1
+    lack = node.lack_of_files_limits
+    if handler.kind is HandlerKind.VM:
+        lack = f"the processes of the handler {handler.name} have a kernel of their own"
+    if lack:
         refuse(
-            f"annotations[{_FILES_LIMIT_ANNOTATION!r}]",
+            f"annotations[{FILES_LIMIT_ANNOTATION!r}]",
             limit,
-            "this kernel has no cgroup controller for files; remove the annotation",
+            f"{lack}; remove the annotation, or set it to -1",
         )
+    return limit
 
 
 def oom_score_adj(wanted: int, node: NodeFacts) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.host.cgroups import open_files
 from cri_shim.host.cgroups.tree import Cgroups
 
 if TYPE_CHECKING:
@@ -213,3 +214,35 @@ def test_this_process_is_found_where_proc_says() -> None:
 
     assert found is not None
     assert f"/{found}" in Path("/proc/self/cgroup").read_text(encoding="ascii")
+
+
+def test_hierarchy_that_no_runtime_knows_is_filled_from_the_others_and_pruned(
+    cgroups: Cgroups, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    """As for `files`, which this kernel need not have: another hierarchy stands in for it."""
+    pids, stand_in = (cgroups.layout.of_controller(name) for name in ("pids", "freezer"))
+    assert pids is not None
+    if stand_in is None or stand_in.version != 1:
+        return  # version 2 has one hierarchy: there is nothing to gather
+    one = f"{TOP}/pod/one"
+    for tree in (pids, stand_in):
+        tree.directory(one).mkdir(parents=True)
+    for _ in range(3):
+        sleepers.append(subprocess.Popen(["sleep", "60"]))
+        (pids.directory(one) / "cgroup.procs").write_text(str(sleepers[-1].pid))
+    listed = stand_in.directory(one) / "cgroup.procs"
+
+    def inside() -> list[int]:
+        return [int(pid) for pid in listed.read_text().split()]
+
+    open_files.gather(stand_in, one, everywhere=lambda: cgroups.pids(one), inside=inside)
+    assert sorted(inside()) == sorted(process.pid for process in sleepers)
+
+    for process in sleepers:
+        process.kill()
+        process.wait()
+    asyncio.run(cgroups.remove(one))
+    assert stand_in.directory(TOP).is_dir()
+    open_files.prune(stand_in, one)
+    assert not stand_in.directory(TOP).exists()
+    assert pids.directory(TOP).is_dir()

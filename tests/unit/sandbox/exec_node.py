@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cri_shim.background import Background
+from cri_shim.errors import TooManyFilesError
+from cri_shim.host.cgroups.placement import CgroupPlace, place
 from cri_shim.host.process import Reaper
 from cri_shim.host.proctree import process_table
 from cri_shim.oci.runtime import HandlerSettings
@@ -16,6 +18,7 @@ from cri_shim.paths import Paths
 from cri_shim.sandbox.exec_process import ExecProcesses
 from cri_shim.sandbox.exec_session import ExecSessions
 from cri_shim.sandbox.exec_sync import ExecResult, Execs
+from cri_shim.sandbox.files_limits import FilesLimits
 from cri_shim.sandbox.model import ContainerStatus
 from tests.fakes import exec_runtime
 from tests.fakes.house import until
@@ -24,6 +27,7 @@ from tests.unit.sandbox.records import make_container
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.oci.runtime import Runtime
 
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
@@ -54,6 +58,20 @@ class ExecRuntime:
         return {"PATH": os.environ["PATH"]}
 
 
+class NoCgroups:
+    """What exec asks of `Cgroups`, on a node whose kernel counts open files."""
+
+    def __init__(self) -> None:
+        self.lack_of_files_limits = ""
+        self.gathered: list[str] = []
+        self.refuses = False
+
+    def gather_files(self, relative_dir: str) -> None:
+        self.gathered.append(relative_dir)
+        if self.refuses:
+            raise TooManyFilesError(f"cgroup /{relative_dir}: more files are open")
+
+
 class Node:
     """A running container to run commands in."""
 
@@ -67,10 +85,12 @@ class Node:
         self.exec_dir = self.paths.container(self.container.id).exec_dir
         self.exec_dir.mkdir(parents=True)
         self.paths.console_dir.mkdir(parents=True)
+        self.cgroups = NoCgroups()
         processes = ExecProcesses(
             paths=self.paths,
             runtime_of=lambda _handler: cast("Runtime", self.runtime),
             reaper=self.reaper,
+            files_limits=FilesLimits(cast("Cgroups", self.cgroups), self._place),
         )
         self.sessions = ExecSessions(processes, paths=self.paths, background=self.background)
         self.execs = Execs(
@@ -79,6 +99,9 @@ class Node:
             max_output_bytes=MAX_OUTPUT,
             max_answer_bytes=MAX_ANSWER,
         )
+
+    def _place(self, parent: str, object_id: str) -> CgroupPlace:
+        return place(parent, object_id, systemd=False)
 
     async def run(self, *command: str, timeout_s: float = 0) -> ExecResult:
         return await self.execs.exec_sync(self.container, command, cast("int", timeout_s))

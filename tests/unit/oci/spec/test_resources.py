@@ -5,10 +5,11 @@ import pytest
 
 from cri_shim._pb.cri.v1.api_pb2 import HugepageLimit, LinuxContainerResources
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
+from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
 from cri_shim.oci.spec.resources import (
     build_resources,
-    check_files_limit,
     check_unchangeable,
+    files_limit,
     merge_resources,
     oom_score_adj,
     pids_limit,
@@ -138,12 +139,35 @@ def test_pids_limit_that_is_no_number_is_refused(text: str) -> None:
         pids_limit({"cgroup.pids.max": text})
 
 
-def test_files_limit_is_refused_unless_it_means_none() -> None:
-    check_files_limit({})
-    check_files_limit({"cri-shim.io/files-limit": "-1"})
-    for text in ("100", "x"):
-        with pytest.raises(InvalidArgumentError, match="files-limit"):
-            check_files_limit({"cri-shim.io/files-limit": text})
+FILES = "cri-shim.io/files-limit"
+COUNTS_FILES = replace(NODE, lack_of_files_limits="")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "limit"),
+    [({}, None), ({FILES: "1"}, 1), ({FILES: "500000"}, 500000), ({FILES: "0"}, -1)]
+    + [({FILES: text}, -1) for text in ("-1", "-7")],
+)
+def test_files_limit_comes_from_the_annotation(
+    annotations: dict[str, str], limit: int | None
+) -> None:
+    assert files_limit(annotations, COUNTS_FILES, HandlerFacts("runc")) == limit
+
+
+@pytest.mark.parametrize("text", ["", "max", "1.5", "\u0661", " 1", "1\n", "1\0", "9" * 30])
+def test_files_limit_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"files-limit.*must be an integer"):
+        files_limit({FILES: text}, COUNTS_FILES, HandlerFacts("runc"))
+
+
+def test_files_limit_is_refused_where_it_would_not_hold() -> None:
+    lacking = replace(NODE, lack_of_files_limits="this node has none")
+    with pytest.raises(InvalidArgumentError, match=r"files-limit.*this node has none"):
+        files_limit({FILES: "100"}, lacking, HandlerFacts("runc"))
+    vm = HandlerFacts("kata", kind=HandlerKind.VM)
+    with pytest.raises(InvalidArgumentError, match=r"files-limit.*kata have a kernel of their own"):
+        files_limit({FILES: "100"}, COUNTS_FILES, vm)
+    assert files_limit({FILES: "-1"}, lacking, vm) == -1
 
 
 def test_oom_score_is_raised_to_what_the_process_may_set() -> None:
