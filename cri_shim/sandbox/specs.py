@@ -253,7 +253,10 @@ class Specs:
             rootfs_dir,
         )
         make_working_directory(
-            spec, rootfs_dir, root_of(sandbox), "working_dir" if config.working_dir else "WORKDIR"
+            spec,
+            rootfs_dir,
+            root_of(sandbox),
+            "working_dir" if config.working_dir else "image WORKDIR",
         )
         make_missing(host_paths)
         if self._provisions.selinux is not None:
@@ -335,9 +338,10 @@ def localhost_profile(
         return None
     try:
         return parse_profile(
-            read_bounded(Path(reference.name), MAX_PROFILE_BYTES), name=reference.name
+            read_bounded(Path(reference.name), MAX_PROFILE_BYTES),
+            name=f"{reference.name} ({reference.said_in})",
         )
     except OSError as error:
         raise InvalidArgumentError(
-            f"seccomp localhost profile {reference.name}: {error.strerror}"
+            f"{reference.said_in}: {reference.name!r}: {error.strerror}"
         ) from error

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from tests.integration.scene import Pod
-from tests.unit.oci.spec.test_arbitrary import messages
+from tests.unit.oci.spec.test_arbitrary import messages, names_a_field_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,7 +228,7 @@ def test_any_request_is_started_or_refused_and_never_our_mistake(
     def judge(config: api.ContainerConfig, error: Any) -> None:
         if error is not None:
             assert error.code() in REFUSALS, f"{error.code()}: {error.details()}\n{short(config)}"
-            assert error.details()
+            assert names_a_field_of(config, error.details()), f"{error.details()}\n{short(config)}"
 
     tried(pod, messages(api.ContainerConfig.DESCRIPTOR).map(harmless), count, judge)
     assert os.listdir(base)

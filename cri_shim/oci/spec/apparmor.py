@@ -90,7 +90,7 @@ def apparmor_reference(
     if reference.choice is Choice.LOCALHOST and (
         not reference.name or has_control_characters(reference.name)
     ):
-        refuse("apparmor localhost profile", reference.name, "is not the name of a profile")
+        refuse(reference.said_in, reference.name, "is not the name of a profile")
     return reference
 
 
@@ -112,10 +112,10 @@ def _chosen(reference: ProfileReference, node: NodeFacts, *, privileged: bool) -
     loaded = node.apparmor_profiles
     if reference.choice is Choice.LOCALHOST:
         if loaded is None:
-            refuse("apparmor", reference.name, "this node's kernel has no AppArmor")
+            refuse(reference.said_in, reference.name, "this node's kernel has no AppArmor")
         if reference.name not in loaded:
             refuse(
-                "apparmor",
+                reference.said_in,
                 reference.name,
                 "no profile of this name is loaded on this node: load it with apparmor_parser",
             )
@@ -129,7 +129,7 @@ def _chosen(reference: ProfileReference, node: NodeFacts, *, privileged: bool) -
         return default
     if reference.choice is Choice.RUNTIME_DEFAULT:
         raise UnavailableError(
-            f"apparmor: RuntimeDefault is asked for, but the profile {default!r} is not loaded on this node: "
-            "install apparmor_parser, or load it by hand"
+            f"{reference.said_in}: RuntimeDefault is asked for, but the profile {default!r} is not loaded on this "
+            "node: install apparmor_parser, or load it by hand"
         )
     return None

@@ -195,6 +195,9 @@ class ResolvedUser:
     username: str = ""
     """The name in the container's passwd file, if it has one for this uid."""
     home: str = "/"
+    user_field: str = field(default="run_as_user", compare=False)
+    """The field, the request's or the image's, that says so: for refusals."""
+    group_field: str = field(default="run_as_group", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

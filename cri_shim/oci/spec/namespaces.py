@@ -139,14 +139,14 @@ def check_mapped(user: ResolvedUser, users: UserMappings | None) -> None:
         return
     if user.uid >= users.uids.length:
         refuse(
-            "user",
+            user.user_field,
             user.uid,
             f"is not mapped: the pod's user namespace has {users.uids.length} users",
         )
     for gid in user.additional_gids:
         if gid >= users.gids.length:
             refuse(
-                "group",
+                user.group_field if gid == user.gid else "supplemental_groups",
                 gid,
                 f"is not mapped: the pod's user namespace has {users.gids.length} groups",
             )

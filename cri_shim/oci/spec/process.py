@@ -32,6 +32,9 @@ def build_args(config: ContainerConfig, image: ImageDefaults) -> list[str]:
 
     Raises InvalidArgumentError when nothing is left to run.
     """
+    for field, words in (("command", config.command), ("args", config.args)):
+        for index, word in enumerate(words):
+            no_nul(word, f"{field}[{index}]")
     args = [*config.command, *config.args]
     if not config.command:
         args = [*image.entrypoint, *(config.args or image.cmd)]
@@ -41,9 +44,12 @@ def build_args(config: ContainerConfig, image: ImageDefaults) -> list[str]:
             "set command or args"
         )
     if not args[0]:
-        raise InvalidArgumentError("command: the first word is empty: there is nothing to run")
+        field = "command" if config.command else "image ENTRYPOINT"
+        if not config.command and not image.entrypoint:
+            field = "args" if config.args else "image CMD"
+        raise InvalidArgumentError(f"{field}: the first word is empty: there is nothing to run")
     for arg in args:
-        no_nul(arg, "command")
+        no_nul(arg, "image ENTRYPOINT or CMD")
     return args
 
 
@@ -66,14 +72,25 @@ def build_env(
         # Whoever wrote the image could not have meant these; they must not keep the container from starting.
         if name and separator and "\0" not in entry:
             env[name] = value
-    for pair in config.envs:
+    for index, pair in enumerate(config.envs):
+        field = f"envs[{index}]"
         if not pair.key or "=" in pair.key or "\0" in pair.key:
-            refuse("envs", pair.key, "is not a name an environment variable can have")
-        env[pair.key] = no_nul(pair.value.decode("utf-8", "replace"), f"envs[{pair.key!r}]")
+            refuse(f"{field}.key", pair.key, "is not a name an environment variable can have")
+        if b"\0" in pair.value:  # a value may be a secret: it is not repeated
+            raise InvalidArgumentError(f"{field}.value: that of {pair.key!r} contains a NUL byte")
+        env[pair.key] = pair.value.decode("utf-8", "replace")
     home = env.setdefault("HOME", user.home or "/")
     if has_control_characters(home):
-        refuse("HOME", home, "contains control characters")
+        refuse(_source_of_home(config, image), home, "contains control characters")
     return [f"{name}={value}" for name, value in env.items()]
+
+
+def _source_of_home(config: ContainerConfig, image: ImageDefaults) -> str:
+    if any(pair.key == "HOME" for pair in config.envs):
+        return "envs: HOME"
+    if any(entry.startswith("HOME=") for entry in image.env):
+        return "image ENV: HOME"
+    return "image /etc/passwd: HOME"
 
 
 def undecodable_env(config: ContainerConfig) -> list[str]:

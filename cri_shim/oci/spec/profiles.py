@@ -6,7 +6,7 @@ what a profile is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ class ProfileReference:
 
     choice: Choice
     name: str = ""
+    said_in: str = field(default="", compare=False)
+    """The field of the request that names it, for refusals."""
 
 
 LOCALHOST_PREFIX = "localhost/"
@@ -49,29 +51,33 @@ _DEPRECATED_CHOICES = {
 }
 
 
-def profile_reference(profile: SecurityProfile, field: str) -> ProfileReference:
+def profile_reference(profile: SecurityProfile, name: str) -> ProfileReference:
     """What a SecurityProfile means; the name may come with the prefix of the deprecated form.
 
     Raises InvalidArgumentError for a type that CRI does not define, and for a name that goes with another type.
     """
     choice = _CHOICES.get(profile.profile_type)
     if choice is None:
-        refuse(f"{field}.profile_type", profile.profile_type, "is not a profile type of CRI")
+        refuse(f"{name}.profile_type", profile.profile_type, "is not a profile type of CRI")
     if choice is not Choice.LOCALHOST and profile.localhost_ref:
         refuse(
-            f"{field}.localhost_ref",
+            f"{name}.localhost_ref",
             profile.localhost_ref,
             "is for the profile type Localhost only",
         )
-    return ProfileReference(choice, profile.localhost_ref.removeprefix(LOCALHOST_PREFIX))
+    return ProfileReference(
+        choice,
+        profile.localhost_ref.removeprefix(LOCALHOST_PREFIX),
+        said_in=f"{name}.localhost_ref" if choice is Choice.LOCALHOST else f"{name}.profile_type",
+    )
 
 
-def deprecated_reference(text: str, field: str) -> ProfileReference:
+def deprecated_reference(text: str, name: str) -> ProfileReference:
     """What one of the deprecated strings means. Raises InvalidArgumentError for one that means nothing."""
     if text.startswith(LOCALHOST_PREFIX):
-        return ProfileReference(Choice.LOCALHOST, text.removeprefix(LOCALHOST_PREFIX))
+        return ProfileReference(Choice.LOCALHOST, text.removeprefix(LOCALHOST_PREFIX), said_in=name)
     if text not in _DEPRECATED_CHOICES:
         raise InvalidArgumentError(
-            f"{field}: {text!r}: must be runtime/default, unconfined or localhost/NAME"
+            f"{name}: {text!r}: must be runtime/default, unconfined or localhost/NAME"
         )
-    return ProfileReference(_DEPRECATED_CHOICES[text])
+    return ProfileReference(_DEPRECATED_CHOICES[text], said_in=name)

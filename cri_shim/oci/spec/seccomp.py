@@ -170,15 +170,15 @@ def parse_profile(document: bytes, *, name: str) -> Profile:
             )
         for condition in (rule.includes, rule.excludes):
             if condition is not None and condition.min_kernel:
-                parse_kernel(condition.min_kernel)
+                parse_kernel(condition.min_kernel, f"seccomp profile {name}: minKernel")
     return profile
 
 
-def parse_kernel(version: str) -> tuple[int, int]:
-    """`4.8` as two numbers. Raises InvalidArgumentError."""
+def parse_kernel(version: str, name: str = "seccomp minKernel") -> tuple[int, int]:
+    """`4.8` as two numbers; `name` is for messages. Raises InvalidArgumentError."""
     major, _, minor = version.partition(".")
     if not (major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit()):
-        refuse("seccomp minKernel", version, "must be like 4.8")
+        refuse(name, version, "must be like 4.8")
     return int(major), int(minor)
 
 

@@ -61,7 +61,7 @@ def seccomp_reference(
     else:
         reference = deprecated_reference(context.seccomp_profile_path, "seccomp_profile_path")
     if reference.choice is Choice.LOCALHOST:
-        absolute_path(reference.name, "seccomp localhost profile")
+        absolute_path(reference.name, reference.said_in)
     return reference
 
 
@@ -83,7 +83,7 @@ def container_seccomp(
         return None
     if not node.seccomp_available:
         raise UnsupportedError(
-            "seccomp: a profile is asked for, but this node's kernel has no seccomp filters"
+            f"{reference.said_in}: a profile is asked for, but this node's kernel has no seccomp filters"
         )
     return _resolved(
         reference,
@@ -138,7 +138,7 @@ def _resolved(
     profile = default
     if reference.choice is Choice.LOCALHOST:
         if localhost is None:
-            refuse("seccomp", reference.name, "no such profile on this node")
+            refuse(reference.said_in, reference.name, "no such profile on this node")
         profile = localhost
     return resolve_profile(profile, arch=node.arch, kernel=node.kernel, capabilities=capabilities)
 

@@ -108,11 +108,11 @@ def resolve_user(
 
     Raises InvalidArgumentError for a number out of range, an unknown name, a group without a user.
     """
-    user_word, group_word = _requested(context, image_user)
-    entry = _find_user(user_word, passwd)
+    wanted = _requested(context, image_user)
+    entry = _find_user(wanted, passwd)
     gid = entry.gid
-    if group_word:
-        gid = _find_group(group_word, group)
+    if wanted.group:
+        gid = _find_group(wanted, group)
     extra = [
         in_range(g, "supplemental_groups", low=0, high=MAX_ID) for g in context.supplemental_groups
     ]
@@ -126,14 +126,16 @@ def resolve_user(
         additional_gids=_with_primary(gid, extra),
         username=entry.name.decode("utf-8", "backslashreplace"),
         home=entry.home.decode("utf-8", "backslashreplace") or "/",
+        user_field=wanted.user_field,
+        group_field=wanted.group_field,
     )
 
 
 def check_ids(user: ResolvedUser, handler: HandlerFacts) -> None:
     """Raises InvalidArgumentError for an ID that the kernel takes and the handler's runtime does not."""
     for field, ids in (
-        ("user", (user.uid,)),
-        ("group", (user.gid,)),
+        (user.user_field, (user.uid,)),
+        (user.group_field, (user.gid,)),
         ("supplemental_groups", user.additional_gids),
     ):
         if (highest := max(ids, default=0)) > handler.max_user_id:
@@ -160,8 +162,17 @@ def resolve_sandbox_user(context: LinuxSandboxSecurityContext) -> ResolvedUser:
     return ResolvedUser(uid=uid, gid=gid, additional_gids=_with_primary(gid, extra))
 
 
-def _requested(context: LinuxContainerSecurityContext, image_user: str) -> tuple[str, str]:
-    """The user and group to resolve as words; an empty group means the user's own."""
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A user and a group as words to resolve, and the fields that they stand in; an empty group: the user's own."""
+
+    user: str
+    user_field: str
+    group: str
+    group_field: str
+
+
+def _requested(context: LinuxContainerSecurityContext, image_user: str) -> _Wanted:
     has_uid = context.HasField("run_as_user")
     if has_uid and context.run_as_username:
         raise InvalidArgumentError("run_as_user and run_as_username: only one of them can be set")
@@ -170,38 +181,45 @@ def _requested(context: LinuxContainerSecurityContext, image_user: str) -> tuple
         group_word = str(in_range(context.run_as_group.value, "run_as_group", low=0, high=MAX_ID))
     if has_uid:
         uid = in_range(context.run_as_user.value, "run_as_user", low=0, high=MAX_ID)
-        return str(uid), group_word
+        return _Wanted(
+            str(uid), "run_as_user", group_word, "run_as_group" if group_word else "run_as_user"
+        )
     if context.run_as_username:
-        return context.run_as_username, group_word
+        field = "run_as_username"
+        return _Wanted(
+            context.run_as_username, field, group_word, "run_as_group" if group_word else field
+        )
     if group_word:
         raise InvalidArgumentError(
             f"run_as_group: {group_word} is set without run_as_user or run_as_username"
         )
     user_word, _, group_word = image_user.partition(":")
-    return user_word or "0", group_word
+    return _Wanted(user_word or "0", "image USER", group_word, "the group of image USER")
 
 
-def _find_user(word: str, passwd: bytes) -> PasswdEntry:
+def _find_user(wanted: _Wanted, passwd: bytes) -> PasswdEntry:
     """The passwd entry of a user; of a uid without one: that uid in group 0, with no name."""
-    uid = parse_id(word, "user")
+    word = wanted.user
+    uid = parse_id(word, wanted.user_field)
     name = word.encode("utf-8", "surrogateescape")
     for entry in parse_passwd(passwd):
         if entry.uid == uid if uid is not None else entry.name == name:
             return entry
     if uid is None:
-        refuse("user", word, "no such user in the container's /etc/passwd")
+        refuse(wanted.user_field, word, "no such user in the container's /etc/passwd")
     return PasswdEntry(b"", uid, 0, b"")
 
 
-def _find_group(word: str, group: bytes) -> int:
-    gid = parse_id(word, "group")
+def _find_group(wanted: _Wanted, group: bytes) -> int:
+    word = wanted.group
+    gid = parse_id(word, wanted.group_field)
     if gid is not None:
         return gid
     name = word.encode("utf-8", "surrogateescape")
     for entry in parse_group(group):
         if entry.name == name:
             return entry.gid
-    refuse("group", word, "no such group in the container's /etc/group")
+    refuse(wanted.group_field, word, "no such group in the container's /etc/group")
 
 
 def _groups_of(username: bytes, group: bytes) -> Iterable[int]:

@@ -256,9 +256,9 @@ def test_container_can_not_have_users_other_than_its_pods(
 def test_users_and_groups_must_be_mapped() -> None:
     check_mapped(ResolvedUser(99_999, 0, (0, 99)), USERS)
     check_mapped(ResolvedUser(2**31, 0, (0,)), None)
-    with pytest.raises(InvalidArgumentError, match="user: 100000: is not mapped"):
+    with pytest.raises(InvalidArgumentError, match="run_as_user: 100000: is not mapped"):
         check_mapped(ResolvedUser(100_000), USERS)
-    with pytest.raises(InvalidArgumentError, match="group: 100: is not mapped"):
+    with pytest.raises(InvalidArgumentError, match="supplemental_groups: 100: is not mapped"):
         check_mapped(ResolvedUser(0, 0, (0, 100)), USERS)
 
 

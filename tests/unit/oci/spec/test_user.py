@@ -79,10 +79,13 @@ def test_request_comes_before_the_image() -> None:
 def test_cve_2026_46680_number_out_of_range_is_refused_and_never_looked_up_as_a_name(
     word: str,
 ) -> None:
-    for fields in ({"image_user": word}, {"run_as_username": word}):
-        with pytest.raises(InvalidArgumentError, match="user"):
+    for fields, said_in in (
+        ({"image_user": word}, "image USER: "),
+        ({"run_as_username": word}, "run_as_username: "),
+    ):
+        with pytest.raises(InvalidArgumentError, match=said_in):
             resolve(**fields)
-    with pytest.raises(InvalidArgumentError, match="group"):
+    with pytest.raises(InvalidArgumentError, match="the group of image USER: "):
         resolve(f"app:{word}")
 
 
@@ -206,8 +209,8 @@ def test_sandbox_ids_are_bounded_as_well(context: LinuxSandboxSecurityContext) -
 def test_runtime_with_a_lower_bound_than_the_kernels_is_told_no_higher_id() -> None:
     runc = HandlerFacts("runc", max_user_id=2**31 - 1)
     for user, field in (
-        (ResolvedUser(uid=2**31), "user"),
-        (ResolvedUser(gid=2**31), "group"),
+        (ResolvedUser(uid=2**31), "run_as_user"),
+        (ResolvedUser(gid=2**31), "run_as_group"),
         (ResolvedUser(additional_gids=(0, 2**31)), "supplemental_groups"),
     ):
         with pytest.raises(InvalidArgumentError, match=f"^{field}: 2147483648: .*'runc'"):
