@@ -9,12 +9,15 @@ import os
 import platform
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ConfigError
 from cri_shim.host.files import read_bounded
+from cri_shim.host.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
+from cri_shim.oci.spec.checks import refuse
 from cri_shim.oci.spec.inputs import DeviceNode, NodeFacts, Ulimit
 from cri_shim.oci.spec.seccomp import parse_profile
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.seccomp import Profile
 
 MAX_PROFILE_BYTES = 4 << 20
+MAX_DEVICE_ENTRIES = 20_000
+"""Of a directory of devices: a moment's work, and more than any /dev has."""
+_BELOW = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _PERSONAL_DEVICES = ("/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/.udev")  # noqa: S108 - names, not files of ours
 """What every container makes for itself."""
 
@@ -73,14 +79,15 @@ def boot_id(root: Path = Path("/")) -> str:
 
 def host_devices(dev_dir: Path = Path("/dev")) -> tuple[DeviceNode, ...]:
     """Every device node of the host, for a privileged container."""
-    return tuple(_nodes_below(str(dev_dir), shown_as=str(dev_dir)))
+    return device_nodes(str(dev_dir))
 
 
 def device_nodes(path: str) -> tuple[DeviceNode, ...]:
     """What a requested host path is: one node, those of a directory, or nothing.
 
     A link of that name is followed, as the mount of a volume would; below a directory none is. The path is resolved
-    once: what is looked at afterwards is the thing itself.
+    once: what is looked at afterwards is the thing itself. Raises InvalidArgumentError for a directory that holds far
+    more than devices.
     """
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -89,25 +96,46 @@ def device_nodes(path: str) -> tuple[DeviceNode, ...]:
     try:
         info = os.fstat(fd)
         if stat.S_ISDIR(info.st_mode):
-            return tuple(_nodes_below(f"/proc/self/fd/{fd}/", shown_as=path.rstrip("/")))
+            return tuple(sorted(_nodes_below(fd, path.rstrip("/")), key=lambda node: node.path))
         node = _node(info, shown_as=path)
         return (node,) if node else ()
     finally:
         os.close(fd)
 
 
-def _nodes_below(directory: str, *, shown_as: str) -> Iterator[DeviceNode]:
-    for folder, folders, files, fd in os.fwalk(directory):
-        shown_folder = os.path.normpath(f"{shown_as}/{folder[len(directory) :]}")
-        folders[:] = [f for f in folders if f"{shown_folder}/{f}" not in _PERSONAL_DEVICES]
-        for name in files:
-            try:
-                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except OSError:
-                continue
-            node = _node(info, shown_as=f"{shown_folder}/{name}")
-            if node is not None and name != "console":
-                yield node
+def _nodes_below(top: int, shown_as: str) -> Iterator[DeviceNode]:
+    """The nodes of a directory, whatever else is in it: what can't be read, or goes meanwhile, has none."""
+    left = MAX_DEVICE_ENTRIES
+    waiting = ["."]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            fd = openat2(top, folder, os.O_RDONLY | os.O_DIRECTORY, resolve=_BELOW)
+        except OSError:
+            continue
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    left -= 1
+                    name = entry.name if folder == "." else f"{folder}/{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        if f"{shown_as}/{name}" not in _PERSONAL_DEVICES:
+                            waiting.append(name)
+                    elif entry.name != "console" and not entry.is_file(follow_symlinks=False):
+                        with suppress(OSError):
+                            info = entry.stat(follow_symlinks=False)
+                            if node := _node(info, shown_as=f"{shown_as}/{name}"):
+                                yield node
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+        if left < 0:
+            refuse(
+                "devices.host_path",
+                shown_as or "/",
+                f"holds more than {MAX_DEVICE_ENTRIES} files: name the devices, or a directory of nothing else",
+            )
 
 
 def _node(info: os.stat_result, *, shown_as: str) -> DeviceNode | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import stat
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from cri_shim.config.model import SecuritySettings, Switch, Ulimit
 from cri_shim.config.values import FileMode, SysctlName, SysctlValue, UlimitName
-from cri_shim.errors import ConfigError
+from cri_shim.errors import ConfigError, InvalidArgumentError
+from cri_shim.host.tree import remove_tree
+from cri_shim.sandbox import node as node_module
 from cri_shim.sandbox.node import boot_id, device_nodes, host_devices, read_node_facts
 from tests.fakes.kernel import FakeCgroups, Kernel
 from tests.fakes.points import Points
@@ -211,6 +213,49 @@ def test_a_directory_of_devices_is_looked_at_without_following_its_links(tmp_pat
     for path in (str(directory), f"{directory}/", str(tmp_path / "moved")):
         [found] = device_nodes(path)
         assert (found.path, found.minor) == (f"{path.rstrip('/')}/by-path/null", 3)
+
+
+def test_a_directory_of_much_else_is_refused_by_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "MAX_DEVICE_ENTRIES", 3)
+    for name in "abc":
+        (tmp_path / name).touch()
+    assert device_nodes(str(tmp_path)) == ()
+    (tmp_path / "d").touch()
+    with pytest.raises(InvalidArgumentError, match=r"devices\.host_path: .*more than 3 files"):
+        device_nodes(str(tmp_path))
+
+
+def test_directory_that_can_not_be_read_has_no_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some of /proc, even for root."""
+    (tmp_path / "closed").mkdir()
+    os.mknod(tmp_path / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    before = os.scandir
+
+    def refuse(fd: int) -> Any:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/closed"):
+            raise PermissionError
+        return before(fd)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    assert [found.path for found in device_nodes(str(tmp_path))] == [f"{tmp_path}/null"]
+
+
+def test_directories_may_be_deeper_than_python_recurses(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    try:
+        assert device_nodes(str(tmp_path)) == ()
+    finally:
+        remove_tree(tmp_path / "d")
 
 
 def test_a_privileged_container_sees_the_hosts_devices_but_not_its_terminals() -> None:
