@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2
 from cri_shim.errors import (
     InvalidArgumentError,
     NotFoundError,
@@ -20,10 +21,15 @@ from cri_shim.errors import (
     WrongStateError,
 )
 from cri_shim.host.mountinfo import Mount
+from cri_shim.oci.cdi_registry import CdiRegistry
 from cri_shim.oci.spec.inputs import DeviceNode, HandlerFacts
+from cri_shim.oci.spec.selinux import parse_contexts
 from cri_shim.rpc.translate_containers import container_status
 from cri_shim.sandbox import host_paths
+from cri_shim.sandbox import selinux as selinux_module
 from cri_shim.sandbox import specs as specs_module
+from cri_shim.sandbox.provisions import Provisions
+from cri_shim.sandbox.selinux import SELinux
 from tests.fakes.house import container_config, node_facts, pod_config
 
 if TYPE_CHECKING:
@@ -37,8 +43,8 @@ pytestmark = pytest.mark.asyncio
 CONTEXT = "linux.security_context"
 RESOURCES = "linux.resources"
 OPTIONS = f"{CONTEXT}.namespace_options"
-WHOLE = {"windows", f"{CONTEXT}.selinux_options"}
-"""Messages that are taken or refused as one."""
+USERNS = f"{OPTIONS}.userns_options"
+SELINUX = f"{CONTEXT}.selinux_options"
 
 
 class Made:
@@ -52,6 +58,8 @@ class Made:
             house.paths.container(container.id).spec_file.read_bytes()
         )
         self.monitor = house.monitors.requests[-1]
+        self.relabelled = list(RELABELLED)
+        self.target_pid = 0
 
     @property
     def process(self) -> dict[str, Any]:
@@ -74,6 +82,9 @@ class Made:
 
 Look = Callable[[Made], object]
 MAPPING = {"host_id": 1000, "container_id": 0, "length": 10}
+SPEC = {"hostID": 1000, "containerID": 0, "size": 10}
+UIDS = {"hostID": 1000, "containerID": 0, "size": 65536}
+GIDS = {"hostID": 5000, "containerID": 0, "size": 65536}
 
 
 def mount(**fields: Any) -> list[dict[str, Any]]:
@@ -84,8 +95,39 @@ def option(name: str) -> Look:
     return lambda made: name in made.mount()["options"]
 
 
+def mapped(which: str) -> Look:
+    return lambda made: made.mount()[which] == [SPEC]
+
+
+def told(field: str) -> Look:
+    return lambda made: getattr(made.status.mounts[0].image, field)
+
+
+def labelled(part: str) -> Look:
+    return lambda made: part in made.process["selinuxLabel"].split(":", 3)
+
+
+def in_terms_of(which: str) -> Look:
+    """Whether the container is in the pod's user namespace, in its terms."""
+    key, expected = {"uids": ("uidMappings", UIDS), "gids": ("gidMappings", GIDS)}[which]
+    return lambda made: made.spec["linux"][key] == [expected]
+
+
 IMAGE = mount(host_path="", readonly=True, image={"image": "data"})
 MAPPED = mount(uidMappings=[MAPPING], gidMappings=[MAPPING])
+USERS = {
+    "mode": "POD",
+    "uids": [{"host_id": 1000, "container_id": 0, "length": 65536}],
+    "gids": [{"host_id": 5000, "container_id": 0, "length": 65536}],
+}
+GPU = "vendor.example/gpu=0"
+WHOLE = (
+    *("mounts", "devices", "envs", "CDI_devices", f"{RESOURCES}.hugepage_limits", USERNS, SELINUX),
+    *(f"{CONTEXT}.seccomp", f"{CONTEXT}.apparmor"),
+)
+"""What is put into a request as one."""
+RELABELLED: list[str] = []
+OWN_LABEL = {"user": "own_u", "role": "own_r", "type": "own_t", "level": "s0:c7,c9"}
 NULL = {"container_path": "/dev/mine", "host_path": "/dev/null", "permissions": "r"}
 
 
@@ -114,15 +156,35 @@ HONOURED: dict[str, tuple[object, Look]] = {
     "mounts.host_path": (mount(host_path="/usr"), lambda made: made.mount()["source"] == "/usr"),
     "mounts.readonly": (mount(readonly=True), option("ro")),
     "mounts.propagation": (mount(propagation="PROPAGATION_BIDIRECTIONAL"), option("rshared")),
-    "mounts.uidMappings": (MAPPED, lambda made: made.mount()["uidMappings"]),
-    "mounts.gidMappings": (MAPPED, lambda made: made.mount()["gidMappings"]),
+    **{
+        f"mounts.{which}.{field}": (MAPPED, mapped(which))
+        for which in ("uidMappings", "gidMappings")
+        for field in MAPPING
+    },
+    "mounts.selinux_relabel": (
+        mount(host_path="/usr/bin", selinux_relabel=True),
+        lambda made: made.relabelled == [os.path.realpath("/usr/bin")],
+    ),
     "mounts.recursive_read_only": (mount(readonly=True, recursive_read_only=True), option("rro")),
-    "mounts.image": (
+    "mounts.image.image": (
         IMAGE,
         lambda made: (
             made.mount()["source"].endswith("/images/0") and made.status.mounts[0].image.image_ref
         ),
     ),
+    # What a client tells itself by these is given back to it.
+    **{
+        f"mounts.image.{field}": (
+            mount(host_path="", readonly=True, image={"image": "data", field: value}),
+            told(field),
+        )
+        for field, value in {
+            "annotations": {"a": "b"},
+            "user_specified_image": "mine:1",
+            "runtime_handler": "runc",
+            "image_ref": "x",  # ours in the answer
+        }.items()
+    },
     "mounts.image_sub_path": (
         [IMAGE[0] | {"image_sub_path": "a"}],
         lambda made: made.mount()["source"].endswith("/images/0.part"),
@@ -136,6 +198,10 @@ HONOURED: dict[str, tuple[object, Look]] = {
             {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}
             in made.limits["devices"]
         ),
+    ),
+    "CDI_devices.name": (
+        [{"name": GPU}],
+        lambda made: any(each["path"] == "/dev/gpu0" for each in made.spec["linux"]["devices"]),
     ),
     "labels": ({"a": "b"}, lambda made: dict(made.status.labels) == {"a": "b"}),
     "annotations": (
@@ -161,10 +227,13 @@ HONOURED: dict[str, tuple[object, Look]] = {
     f"{RESOURCES}.oom_score_adj": (9, lambda made: made.process["oomScoreAdj"] == 9),
     f"{RESOURCES}.cpuset_cpus": ("0-1", lambda made: made.limits["cpu"]["cpus"] == "0-1"),
     f"{RESOURCES}.cpuset_mems": ("0", lambda made: made.limits["cpu"]["mems"] == "0"),
-    f"{RESOURCES}.hugepage_limits": (
-        [{"page_size": "2MB", "limit": 1 << 21}],
-        lambda made: made.limits["hugepageLimits"] == [{"pageSize": "2MB", "limit": 1 << 21}],
-    ),
+    **{
+        f"{RESOURCES}.hugepage_limits.{field}": (
+            [{"page_size": "2MB", "limit": 1 << 21}],
+            lambda made: made.limits["hugepageLimits"] == [{"pageSize": "2MB", "limit": 1 << 21}],
+        )
+        for field in ("page_size", "limit")
+    },
     f"{RESOURCES}.unified": (
         {"memory.high": "1"},
         lambda made: made.limits["unified"] == {"memory.high": "1"},
@@ -185,6 +254,23 @@ HONOURED: dict[str, tuple[object, Look]] = {
     f"{OPTIONS}.network": ("NODE", lambda made: "network" not in made.namespaces),
     f"{OPTIONS}.pid": ("CONTAINER", lambda made: made.namespaces["pid"] == ""),
     f"{OPTIONS}.ipc": ("NODE", lambda made: "ipc" not in made.namespaces),
+    f"{OPTIONS}.target_id": (
+        "TARGET",
+        lambda made: made.namespaces["pid"] == f"/proc/{made.target_pid}/ns/pid",
+    ),
+    f"{USERNS}.mode": (USERS, lambda made: made.namespaces["user"]),
+    **{
+        f"{USERNS}.{which}.{field}": (USERS, in_terms_of(which))
+        for which in ("uids", "gids")
+        for field in MAPPING
+    },
+    **{
+        f"{SELINUX}.{field}": (
+            OWN_LABEL,
+            labelled(value),
+        )
+        for field, value in OWN_LABEL.items()
+    },
     f"{CONTEXT}.run_as_user": ({"value": 7}, lambda made: made.status.user.linux.uid == 7),
     f"{CONTEXT}.run_as_group": (8, lambda made: made.process["user"]["gid"] == 8),
     f"{CONTEXT}.run_as_username": ("12", lambda made: made.process["user"]["uid"] == 12),
@@ -206,9 +292,25 @@ HONOURED: dict[str, tuple[object, Look]] = {
         ["/proc/mine"],
         lambda made: "/proc/mine" in made.spec["linux"]["readonlyPaths"],
     ),
-    f"{CONTEXT}.seccomp": (
+    f"{CONTEXT}.seccomp.profile_type": (
         {"profile_type": "RuntimeDefault"},
         lambda made: "seccomp" in made.spec["linux"],
+    ),
+    f"{CONTEXT}.seccomp.localhost_ref": (
+        {"profile_type": "Localhost", "localhost_ref": "SECCOMP"},
+        lambda made: made.spec["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_LOG",
+    ),
+    f"{CONTEXT}.apparmor.profile_type": (
+        {"profile_type": "Unconfined"},
+        lambda made: "apparmorProfile" not in made.process,
+    ),
+    f"{CONTEXT}.apparmor.localhost_ref": (
+        {"profile_type": "Localhost", "localhost_ref": "mine"},
+        lambda made: made.process["apparmorProfile"] == "mine",
+    ),
+    f"{CONTEXT}.apparmor_profile": (
+        "localhost/mine",
+        lambda made: made.process["apparmorProfile"] == "mine",
     ),
     f"{CONTEXT}.seccomp_profile_path": (
         "runtime/default",
@@ -228,19 +330,46 @@ REFUSED: dict[str, tuple[object, str]] = {
     "mounts.container_path": (mount(container_path="m"), r"mounts\[0\]\.container_path"),
     "mounts.host_path": (mount(host_path="h"), r"mounts\[0\]\.host_path"),
     "mounts.propagation": (mount(propagation=7), r"mounts\[0\]\.propagation"),
-    "mounts.uidMappings": (mount(uidMappings=[MAPPING]), r"mounts\[0\]\.gidMappings"),
-    "mounts.gidMappings": (mount(gidMappings=[{}]), r"mounts\[0\]\.uidMappings"),
+    "mounts.uidMappings.length": (
+        mount(uidMappings=[MAPPING | {"length": 0}], gidMappings=[MAPPING]),
+        r"mounts\[0\]\.uidMappings\.length",
+    ),
+    "mounts.gidMappings.length": (
+        mount(uidMappings=[MAPPING], gidMappings=[MAPPING | {"length": 0}]),
+        r"mounts\[0\]\.gidMappings\.length",
+    ),
+    "mounts.uidMappings.host_id": (
+        mount(uidMappings=[MAPPING | {"host_id": 2**32 - 1}], gidMappings=[MAPPING]),
+        r"mounts\[0\]\.uidMappings\.host_id",
+    ),
+    "mounts.gidMappings.container_id": (
+        mount(uidMappings=[MAPPING], gidMappings=[MAPPING | {"container_id": 2**32 - 1}]),
+        r"mounts\[0\]\.gidMappings\.container_id",
+    ),
+    "mounts.gidMappings.host_id": (mount(uidMappings=[MAPPING]), r"mounts\[0\]\.gidMappings"),
+    "mounts.uidMappings.container_id": (
+        mount(gidMappings=[MAPPING]),
+        r"mounts\[0\]\.uidMappings",
+    ),
+    "mounts.selinux_relabel": (
+        mount(host_path="/etc", selinux_relabel=True),
+        r"mounts\[0\]\.selinux_relabel",
+    ),
+    f"{SELINUX}.level": ({"level": "s0\n"}, r"selinux_options\.level"),
+    f"{SELINUX}.type": ({"type": "a:b"}, r"selinux_options\.type"),
+    f"{SELINUX}.user": ({"user": "a b"}, r"selinux_options\.user"),
+    f"{SELINUX}.role": ({"role": "a,b"}, r"selinux_options\.role"),
     "mounts.recursive_read_only": (
         mount(recursive_read_only=True),
         r"mounts\[0\]\.recursive_read_only",
     ),
-    "mounts.image": (mount(image={"image": "data"}), r"mounts\[0\]\.readonly"),
+    "mounts.image.image": (mount(image={"image": "data"}), r"mounts\[0\]\.readonly"),
     "mounts.image_sub_path": (mount(image_sub_path="a"), r"mounts\[0\]\.image_sub_path"),
     "mounts.mount_options": (mount(mount_options=["suid"]), r"mounts\[0\]\.mount_options"),
     "devices.host_path": ([NULL | {"host_path": "/no"}], "devices"),
     "devices.container_path": ([NULL | {"container_path": "x"}], "devices"),
     "devices.permissions": ([NULL | {"permissions": "x"}], "devices"),
-    "CDI_devices": ([{"name": "vendor.example/none=0"}], "(?i)cdi"),
+    "CDI_devices.name": ([{"name": "vendor.example/none=0"}], "(?i)cdi"),
     "annotations": ({"cgroup.pids.max": "many"}, r"cgroup\.pids\.max"),
     "log_path": ("../x", "log_path"),
     "stop_signal": (4000, "stop_signal"),
@@ -251,9 +380,15 @@ REFUSED: dict[str, tuple[object, str]] = {
     f"{OPTIONS}.pid": (9, r"namespace_options\.pid"),
     f"{OPTIONS}.ipc": ("TARGET", r"namespace_options\.ipc"),
     f"{OPTIONS}.target_id": ("ab", "target_id"),
-    f"{OPTIONS}.userns_options.mode": ("CONTAINER", "userns_options"),
-    f"{OPTIONS}.userns_options.uids": ([MAPPING], "userns_options"),
-    f"{OPTIONS}.userns_options.gids": ([MAPPING], "userns_options"),
+    f"{USERNS}.mode": (USERS | {"mode": "CONTAINER"}, r"userns_options\.mode"),
+    f"{USERNS}.uids.host_id": (USERS | {"uids": [MAPPING]}, "userns_options: differs"),
+    f"{USERNS}.gids.host_id": (USERS | {"gids": [MAPPING]}, "userns_options: differs"),
+    f"{USERNS}.uids.length": (USERS | {"uids": [{}]}, r"userns_options\.uids\.length"),
+    f"{USERNS}.gids.length": (USERS | {"gids": []}, r"userns_options\.gids"),
+    f"{USERNS}.uids.container_id": (
+        USERS | {"uids": [MAPPING | {"container_id": 1}]},
+        r"userns_options\.uids\.container_id",
+    ),
     f"{CONTEXT}.run_as_user": ({"value": -1}, "run_as_user"),
     f"{CONTEXT}.run_as_group": (1 << 32, "run_as_group"),
     f"{CONTEXT}.run_as_username": ("nobody-here", "nobody-here"),
@@ -261,10 +396,18 @@ REFUSED: dict[str, tuple[object, str]] = {
     f"{CONTEXT}.supplemental_groups_policy": (7, "supplemental_groups_policy"),
     f"{CONTEXT}.masked_paths": (["relative"], "masked_paths"),
     f"{CONTEXT}.readonly_paths": (["relative"], "readonly_paths"),
-    f"{CONTEXT}.seccomp": ({"profile_type": "Localhost", "localhost_ref": "x"}, "seccomp"),
+    f"{CONTEXT}.seccomp.profile_type": ({"profile_type": 7}, r"seccomp\.profile_type"),
+    f"{CONTEXT}.seccomp.localhost_ref": (
+        {"profile_type": "Localhost", "localhost_ref": "x"},
+        r"seccomp\.localhost_ref",
+    ),
     f"{CONTEXT}.seccomp_profile_path": ("odd", "seccomp_profile_path"),
-    f"{CONTEXT}.apparmor": ({"profile_type": "Localhost", "localhost_ref": "mine"}, "(?i)apparmor"),
-    f"{CONTEXT}.apparmor_profile": ("localhost/mine", "(?i)apparmor"),
+    f"{CONTEXT}.apparmor.profile_type": ({"profile_type": 7}, r"apparmor\.profile_type"),
+    f"{CONTEXT}.apparmor.localhost_ref": (
+        {"profile_type": "Localhost", "localhost_ref": "none"},
+        r"apparmor\.localhost_ref",
+    ),
+    f"{CONTEXT}.apparmor_profile": ("localhost/none", "apparmor_profile"),
 } | {
     f"{RESOURCES}.{field}": (value, field)
     for field, value in {
@@ -275,15 +418,12 @@ REFUSED: dict[str, tuple[object, str]] = {
         "memory_swap_limit_in_bytes": -2,
         "cpuset_cpus": "all",
         "cpuset_mems": "0;1",
-        "hugepage_limits": [{"page_size": "big"}],
+        "hugepage_limits.page_size": [{"page_size": "big"}],
         "unified": {"../memory.high": "1"},
         "oom_score_adj": 2000,
     }.items()
 }
 """A value that can't be for each field that has such, and what the refusal names."""
-
-INERT_HERE = {f"{CONTEXT}.selinux_options", "mounts.selinux_relabel"}
-"""A node without that module has nothing to do for them; where it is there: `test_selinux`."""
 
 
 def leaves(descriptor: Descriptor, prefix: str = "") -> set[str]:
@@ -294,9 +434,7 @@ def leaves(descriptor: Descriptor, prefix: str = "") -> set[str]:
         if (
             message is None
             or message.GetOptions().map_entry
-            or message.name in ("Int64Value", "SecurityProfile", "HugepageLimit", "IDMapping")
-            or path in WHOLE
-            or path in ("mounts.image", "CDI_devices")
+            or message.name in ("Int64Value", "WindowsContainerConfig")
         ):
             found.add(path)
         else:
@@ -305,8 +443,14 @@ def leaves(descriptor: Descriptor, prefix: str = "") -> set[str]:
 
 
 async def test_these_are_all_the_fields_there_are() -> None:
-    known = HONOURED.keys() | REFUSED.keys() | INERT_HERE
-    assert leaves(api.ContainerConfig.DESCRIPTOR) == known
+    fields = leaves(api.ContainerConfig.DESCRIPTOR)
+    assert fields == HONOURED.keys() | {"windows"}
+    assert fields >= REFUSED.keys()
+
+
+async def test_the_former_version_has_no_field_that_is_not_among_them() -> None:
+    former = leaves(v1alpha2.ContainerConfig.DESCRIPTOR)
+    assert former <= leaves(api.ContainerConfig.DESCRIPTOR)
 
 
 @pytest.fixture
@@ -318,9 +462,36 @@ def house(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
     everything = type(node)(
         **{name: getattr(node, name) for name in node.__slots__}
         | {"swap_accounting": True, "hugepage_sizes": frozenset({"2MB"})}
+        | {"apparmor_profiles": frozenset({"default", "mine"}), "selinux_enabled": True}
+        | {"apparmor_default_profile": "default"}
     )
     able = HandlerFacts("runc", user_namespaces=True, recursive_read_only_mounts=True)
     monkeypatch.setattr(house.specs, "_node", everything)
+    gpu = {"path": "/dev/gpu0", "hostPath": "/dev/null"}
+    devices = house.base / "cdi"
+    devices.mkdir()
+    (devices / "gpu.json").write_text(
+        json.dumps(
+            {
+                "cdiVersion": "0.5.0",
+                "kind": GPU.partition("=")[0],
+                "devices": [{"name": "0", "containerEdits": {"deviceNodes": [gpu]}}],
+            }
+        )
+    )
+    contexts = (
+        'process = "system_u:system_r:container_t"\nfile = "system_u:object_r:container_file_t"'
+    )
+    monkeypatch.setattr(
+        house.specs,
+        "_provisions",
+        Provisions(
+            cdi=CdiRegistry([devices]), selinux=SELinux(parse_contexts(contexts, "policy"), tuple)
+        ),
+    )
+    monkeypatch.setattr(selinux_module, "relabel", lambda path, *_, **__: RELABELLED.append(path))
+    RELABELLED.clear()
+    (house.base / "seccomp.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     monkeypatch.setattr(house.specs, "_handler_facts", lambda _: able)
     null = DeviceNode("/dev/null", "c", 1, 3)
     monkeypatch.setattr(
@@ -336,10 +507,13 @@ def house(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
 
 async def made_of(house: House, path: str, value: object) -> Made:
     pod = pod_config(log_directory=f"{house.base}/logs")
-    if path.startswith(OPTIONS) or path.endswith("privileged"):
+    if path.startswith(f"{OPTIONS}.") or path.endswith("privileged"):
         pod.linux.security_context.privileged = True
         options = pod.linux.security_context.namespace_options
         options.network = options.ipc = api.NODE if value == "NODE" else api.POD
+    if path.startswith(USERNS) and value != "NODE":
+        ParseDict(USERS, pod.linux.security_context.namespace_options.userns_options)
+        pod.linux.security_context.privileged = False
     if path.endswith("unified"):
         facts = house.specs._node
         v2 = {name: getattr(facts, name) for name in facts.__slots__} | {"cgroup_v2": True}
@@ -348,14 +522,27 @@ async def made_of(house: House, path: str, value: object) -> Made:
     config = container_config()
     document = MessageToDict(config, preserving_proto_field_name=True)
     put(document, path, value)
+    target = (
+        await house.start(sandbox, "target")
+        if path.endswith("target_id") and value == "TARGET"
+        else None
+    )
+    if target is not None:
+        put(document, OPTIONS, {"pid": "TARGET", "target_id": target.id})
     config = ParseDict(document, api.ContainerConfig())
+    if path.endswith("seccomp.localhost_ref"):
+        seccomp = config.linux.security_context.seccomp
+        seccomp.localhost_ref = f"{house.base}/{seccomp.localhost_ref.lower()}.json"
     created = await house.containers.create_container(sandbox.id, config, sandbox.config)
-    return Made(house, house.containers.find(created))
+    made = Made(house, house.containers.find(created))
+    if target is not None and target.status.process is not None:
+        made.target_pid = target.status.process.pid
+    return made
 
 
 def put(document: dict[str, Any], path: str, value: object) -> None:
     """Set a field by its dotted name; what belongs together is asked for together."""
-    for whole in ("mounts", "devices", "envs"):
+    for whole in WHOLE:
         if path.startswith(f"{whole}."):
             path = whole
     *parents, last = path.split(".")
@@ -364,8 +551,6 @@ def put(document: dict[str, Any], path: str, value: object) -> None:
     document[last] = value
     if last == "run_as_group":
         document.update(run_as_group={"value": value}, run_as_user={"value": 7})
-    if last in ("uids", "gids"):
-        document.update(mode="POD")
     if last == "memory_swap_limit_in_bytes":
         document.update(memory_limit_in_bytes=1 << 26)
 
