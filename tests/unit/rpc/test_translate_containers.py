@@ -22,8 +22,13 @@ from cri_shim.sandbox.stats import ContainerUsage
 from tests.unit.rpc.fakes import CREATED_AT_NS, make_container
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
+
     from cri_shim.sandbox.store import Container
 
+USER = User(1000, 2000, (2000, 3000))
 EXITED = ContainerStatus(
     committed_at_ns=CREATED_AT_NS + 1,
     started_at_ns=CREATED_AT_NS + 2,
@@ -84,6 +89,24 @@ def test_a_status_tells_how_the_container_ended() -> None:
     assert status.stop_signal == api.SIGNAL_SIGINT
     user = status.user.linux
     assert (user.uid, user.gid, list(user.supplemental_groups)) == (1000, 2000, [2000, 3000])
+
+
+@pytest.mark.parametrize("told", [container_entry, container_status])
+def test_no_field_of_cri_stays_unset_where_everything_is_known(
+    told: Callable[[Container], Message],
+) -> None:
+    config = api.ContainerConfig(
+        metadata=api.ContainerMetadata(name="app"),
+        image=api.ImageSpec(image="busybox"),
+        labels={"a": "b"},
+        annotations={"c": "d"},
+        mounts=[api.Mount(container_path="/data", host_path="/srv")],
+        linux=api.LinuxContainerConfig(resources=api.LinuxContainerResources(cpu_shares=512)),
+    )
+    message = told(make_container(config=config, status=msgspec.structs.replace(EXITED, user=USER)))
+    assert {field.name for field, _ in message.ListFields()} == {
+        field.name for field in message.DESCRIPTOR.fields
+    }
 
 
 def test_what_is_not_known_is_not_told() -> None:
