@@ -224,6 +224,8 @@ class Monitors:
         env = runtime.environment()
         if console_dir is not None:
             env["TMPDIR"] = str(console_dir)
+        # conmon reads its options in the terms of its locale, and takes no path that is none there.
+        env.setdefault("LC_ALL", "C.UTF-8")
         doing = (
             f"creating container {request.container_id} (runtime handler {runtime.settings.name!r})"
         )
@@ -234,6 +236,7 @@ class Monitors:
             try:
                 child = self._reaper.spawn(
                     argv,
+                    stdout=stderr.write_fd,  # where it complains of its options
                     stderr=stderr.write_fd,
                     env=env,
                     cwd=request.persist_dir,

@@ -91,7 +91,7 @@ def parse_report(line: bytes) -> Report | None:
 
 
 def own_words(stderr_fd: int) -> str:
-    """What conmon wrote to stderr while it still had ours."""
+    """What conmon wrote while it still had our end of this pipe."""
     os.set_blocking(stderr_fd, False)
     try:
         said = os.read(stderr_fd, 1 << 16)[-_STDERR_TAIL_BYTES:]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import make_dirs_in_root
+from cri_shim.oci.spec.checks import has_control_characters
 
 MAX_NAME_BYTES = 255
 """NAME_MAX of Linux's file systems."""
@@ -23,6 +24,11 @@ def log_path(log_directory: str, path: str) -> Path | None:
         raise InvalidArgumentError(
             f"config.log_path: {path!r}: a relative path without '..' below the pod's log_directory"
         )
+    for field, text in (("config.log_path", path), ("the pod's log_directory", log_directory)):
+        if ":" in text or has_control_characters(text):
+            raise InvalidArgumentError(
+                f"{field}: {text!r}: the container monitor takes no ':' and no control character"
+            )
     if max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
         raise InvalidArgumentError(f"config.log_path: a name of more than {MAX_NAME_BYTES} bytes")
     return Path(log_directory) / path

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from tests.integration.scene import Pod
-from tests.unit.oci.spec.test_arbitrary import messages, names_a_field_of
+from tests.unit.oci.spec.test_arbitrary import few, messages, names_a_field_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,7 @@ def mounts(base: Path, image: str) -> st.SearchStrategy[list[api.Mount]]:
         readonly=st.booleans(),
         propagation=st.sampled_from(PROPAGATIONS),
         mount_options=st.lists(st.sampled_from(["noexec", "nodev", "nosuid"]), max_size=3),
+        selinux_relabel=st.booleans(),
     )
     file = st.builds(
         api.Mount, container_path=st.just("/etc/hosts"), host_path=st.just(f"{base}/file")
@@ -83,8 +84,10 @@ def mounts(base: Path, image: str) -> st.SearchStrategy[list[api.Mount]]:
 RESOURCES = some(
     {
         "cpu_period": st.integers(1000, 1_000_000),
+        "cpu_quota": st.one_of(st.just(-1), st.integers(5000, 10_000_000)),
         "cpu_shares": st.integers(1, 300_000),
         "memory_limit_in_bytes": st.sampled_from([-1, 32 << 20, 1 << 30]),
+        "memory_swap_limit_in_bytes": st.just(-1),
         "oom_score_adj": st.integers(-1000, 1000),
         "cpuset_cpus": st.sampled_from(["0", "0-1", "0,1"]),
         "cpuset_mems": st.just("0"),
@@ -102,8 +105,14 @@ CONTEXT = some(
             {
                 "add_capabilities": st.lists(st.sampled_from(CAPABILITIES), max_size=2),
                 "drop_capabilities": st.lists(st.sampled_from(CAPABILITIES), max_size=2),
+                "add_ambient_capabilities": st.lists(st.sampled_from(CAPABILITIES), max_size=2),
             }
         ).map(lambda fields: api.Capability(**fields)),
+        "privileged": st.booleans(),
+        "apparmor": st.sampled_from(["RuntimeDefault", "Unconfined"]).map(
+            lambda kind: api.SecurityProfile(profile_type=kind)  # type: ignore[arg-type]
+        ),
+        "seccomp_profile_path": st.sampled_from(["", "runtime/default", "unconfined"]),
         "seccomp": st.sampled_from(["RuntimeDefault", "Unconfined"]).map(
             lambda kind: api.SecurityProfile(profile_type=kind)  # type: ignore[arg-type]
         ),
@@ -114,6 +123,14 @@ CONTEXT = some(
         ),
     }
 ).map(lambda fields: api.LinuxContainerSecurityContext(**fields))
+
+
+DEVICES = st.builds(
+    api.Device,
+    host_path=st.sampled_from(["/dev/null", "/dev/zero"]),
+    container_path=st.sampled_from(["", "/dev/mine", "/dev/null", "/dev/a/b", "/opt/device"]),
+    permissions=st.sampled_from(["", "r", "rw", "mrw"]),
+)
 
 
 def right(base: Path, image: str) -> st.SearchStrategy[dict[str, Any]]:
@@ -129,12 +146,18 @@ def right(base: Path, image: str) -> st.SearchStrategy[dict[str, Any]]:
                 max_size=4,
             ),
             "labels": st.dictionaries(WORDS, WORDS, max_size=3),
-            "annotations": st.dictionaries(
-                WORDS.filter(lambda key: not key.startswith(("cdi.k8s.io/", "cgroup", "cri-shim"))),
-                WORDS,
-                max_size=3,
+            "annotations": st.one_of(
+                st.dictionaries(
+                    WORDS.filter(lambda key: not key.startswith(("cdi.k8s.io/", "cgroup", "cri-"))),
+                    WORDS,
+                    max_size=3,
+                ),
+                st.sampled_from(["-1", "1", "4194304"]).map(lambda n: {"cgroup.pids.max": n}),
+                st.just({"cri-shim.io/files-limit": "-1"}),
             ),
             "mounts": mounts(base, image),
+            "devices": st.lists(DEVICES, max_size=2),
+            "log_path": st.sampled_from(["", "a.log", "main/0.log", "ä b/0.log"]),
             "stdin": st.booleans(),
             "stdin_once": st.booleans(),
             "tty": st.booleans(),
@@ -199,6 +222,7 @@ def tried(
 @pytest.mark.parametrize("count", FEW_OR_MANY)
 def test_right_requests_are_started(client: Client, image: str, base: Path, count: int) -> None:
     pod_config = client.pod_config()
+    pod_config.linux.security_context.privileged = True
     pod = Pod.run(client, image, pod_config)
     outcomes: list[str] = []
 
@@ -230,7 +254,8 @@ def test_any_request_is_started_or_refused_and_never_our_mistake(
             assert error.code() in REFUSALS, f"{error.code()}: {error.details()}\n{short(config)}"
             assert names_a_field_of(config, error.details()), f"{error.details()}\n{short(config)}"
 
-    tried(pod, messages(api.ContainerConfig.DESCRIPTOR).map(harmless), count, judge)
+    config = api.ContainerConfig.DESCRIPTOR
+    tried(pod, st.one_of(messages(config), few(config)).map(harmless), count, judge)
     assert os.listdir(base)
 
 

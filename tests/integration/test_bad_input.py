@@ -185,7 +185,7 @@ BAD_CONTAINERS: dict[str, tuple[Change, grpc.StatusCode, tuple[str, ...]]] = {
     "impossible image": (field("image.image", "a:b:c"), INVALID, ("a:b:c",)),
     "log path that goes up": (field("log_path", "../out.log"), INVALID, ("log_path", "../out.log")),
     "absolute log path": (field("log_path", "/tmp/out.log"), INVALID, ("log_path",)),
-    "log path with a colon": (field("log_path", "a:b.log"), INVALID, ("log path", "a:b.log")),
+    "log path with a colon": (field("log_path", "a:b.log"), INVALID, ("log_path", "a:b.log")),
     "negative user": (
         field("linux.security_context.run_as_user.value", -1),
         INVALID,

@@ -58,6 +58,13 @@ def test_log_stands_where_the_kubelet_looks_for_it(client: Client, image: str) -
     assert written(Path(status.log_path)) == b"here\n"
 
 
+def test_path_of_a_log_may_be_of_any_letters(client: Client, image: str) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container("echo", "here")
+    config.log_path = "größe 日本/0 %n.log"
+    assert written(Path(pod.ends(config).log_path)) == b"here\n"
+
+
 @pytest.mark.parametrize("length", [MAX_PART_BYTES - 1, MAX_PART_BYTES, 3 * MAX_PART_BYTES + 77])
 def test_long_line_is_cut_into_parts_that_give_it_back(
     client: Client, image: str, length: int

@@ -146,6 +146,12 @@ def test_monitor_that_dies_without_a_report_is_quoted(tmp_path: Path) -> None:
         _create(tmp_path, "echo '[conmon:e]: Failed to open log file' >&2; exit 3")
 
 
+def test_monitor_that_complains_of_its_options_is_quoted(tmp_path: Path) -> None:
+    """It does so on its standard output."""
+    with pytest.raises(MonitorError, match="without a report: conmon: option parsing failed: what"):
+        _create(tmp_path, "echo 'conmon: option parsing failed: what'; exit 1")
+
+
 def test_monitor_that_never_reports_is_killed_at_the_deadline(tmp_path: Path) -> None:
     seen: list[MonitorIdentity] = []
 
@@ -180,6 +186,7 @@ def test_command_line_and_environment_say_all_and_no_more(
     assert names - {"PWD", "_", "OLDPWD", "SHLVL"} == {
         "PATH",
         "K",
+        "LC_ALL",
         "TMPDIR",
         "_OCI_SYNCPIPE",
         "_OCI_STARTPIPE",

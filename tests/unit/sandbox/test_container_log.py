@@ -27,6 +27,14 @@ def test_a_path_that_leaves_the_directory_or_fits_no_file_system_is_refused(path
         log_path("/logs", path)
 
 
+@pytest.mark.parametrize("path", ["a:b", "a/x\ny/b", "a\x7f"])
+def test_a_path_that_the_monitor_can_not_be_told_is_refused(path: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"config\.log_path: .*monitor"):
+        log_path("/logs", path)
+    with pytest.raises(InvalidArgumentError, match=r"the pod's log_directory: .*monitor"):
+        log_path(f"/logs/{path}", "0.log")
+
+
 def test_the_longest_name_fits() -> None:
     assert log_path("/logs", "x" * 255) is not None
 
