@@ -22,6 +22,7 @@ from cri_shim.errors import WrongStateError, host_step
 from cri_shim.host.files import make_dirs_in_root, open_in_root
 from cri_shim.host.mountinfo import mount_of, read_mounts
 from cri_shim.oci.spec.checks import absolute_path, clean_container_path, refuse
+from cri_shim.oci.spec.process import leads_through_a_process
 
 if TYPE_CHECKING:
     from cri_shim.host.mountinfo import Mount
@@ -157,7 +158,8 @@ def make_working_directory(
 ) -> None:
     """Make the process's working directory if the image has none there; it belongs to the pod's root. Blocking.
 
-    One on a mount is the runtime's to make. Raises InvalidArgumentError when something else is in the way.
+    One on a mount is the runtime's to make. Raises InvalidArgumentError when something else is in the way, and for a
+    link of the image that leads into /proc or to a descriptor (CVE-2024-21626): what is there now is not what will be.
     """
     cwd = clean_container_path(spec["process"]["cwd"], field)
     if any(f"{cwd}/".startswith(f"{mount['destination']}/") for mount in spec["mounts"]):
@@ -165,7 +167,18 @@ def make_working_directory(
     uid, gid = root or (0, 0)
     try:
         make_dirs_in_root(rootfs_dir, cwd, mode=0o755, uid=uid, gid=gid)
+        really = _real_path_in(rootfs_dir, cwd)
     except OSError as error:
         if error.errno in _NO_WAY:
             refuse(field, cwd, f"in the image: {error.strerror}")
         raise
+    if f"{really}/".startswith("/proc/") or leads_through_a_process(really):
+        refuse(field, cwd, f"is a link to {really} in the image, which leads out of the container")
+
+
+def _real_path_in(root_dir: Path, path: str) -> str:
+    fd = open_in_root(root_dir, path, os.O_PATH)
+    try:
+        return "/" + os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), os.path.realpath(root_dir))
+    finally:
+        os.close(fd)

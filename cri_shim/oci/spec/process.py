@@ -10,7 +10,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from cri_shim.errors import InvalidArgumentError
-from cri_shim.oci.spec.checks import absolute_path, has_control_characters, no_nul, refuse
+from cri_shim.oci.spec.checks import (
+    absolute_path,
+    clean_container_path,
+    has_control_characters,
+    no_nul,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +28,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # CVE-2024-21626: a descriptor of the host, leaked into the runtime's first process, becomes the container's
 # working directory through these links. No honest image or pod starts there.
-_MAGIC_LINK = re.compile(r"/+(proc/+(self|thread-self|\d+)(/+task/+\d+)?|dev)/+(fd|cwd|root)(/|$)")
+_MAGIC_LINK = re.compile(r"/(proc/(self|thread-self|\d+)(/task/\d+)?|dev)/(fd|cwd|root)(/|$)")
 
 
 def build_args(config: ContainerConfig, image: ImageDefaults) -> list[str]:
@@ -107,15 +113,28 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def build_cwd(config: ContainerConfig, image: ImageDefaults) -> str:
-    """The working directory: the request's, the image's, or the root.
+    """The working directory: the request's, the image's, or the root; in its one spelling, which is looked at and used.
 
     Raises InvalidArgumentError for a relative path and for the magic links of /proc.
     """
     field = "working_dir" if config.working_dir else "image WORKDIR"
     cwd = absolute_path(config.working_dir or image.working_dir or "/", field)
-    if _MAGIC_LINK.match(cwd):
+    if leads_through_a_process(cwd):
         refuse(field, cwd, "leads through a descriptor of another process")
-    return cwd
+    return clean_container_path(cwd, field)
+
+
+def leads_through_a_process(path: str) -> bool:
+    """Whether an absolute path, or where it is before a `..` turns it back, is one of another process's in /proc."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+            if _MAGIC_LINK.match(f"/{'/'.join(parts)}"):
+                return True
+    return False
 
 
 def build_rlimits(ulimits: Mapping[str, Ulimit]) -> list[Spec]:

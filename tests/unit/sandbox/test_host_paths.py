@@ -171,6 +171,21 @@ def test_working_directory_is_made_inside_the_root(tmp_path: Path) -> None:
     assert os.listdir(outside) == []
 
 
+@pytest.mark.parametrize(
+    "target", ["/proc/self/fd/7", "proc/self", "/proc", "/dev/fd/7", "other", "up/../proc/1/root"]
+)
+def test_cve_2024_21626_link_of_the_image_to_a_descriptor_is_refused(
+    tmp_path: Path, target: str
+) -> None:
+    """The image has directories where /proc and /dev will be, so that the link leads somewhere now."""
+    for directory in ("proc/self/fd/7", "dev/fd/7", "proc/1/root", "up"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "other").symlink_to("proc/self/fd")
+    (tmp_path / "work").symlink_to(target)
+    with pytest.raises(InvalidArgumentError, match=r"working_dir: .*leads out of the container"):
+        make_cwd(tmp_path, "/work")
+
+
 def test_working_directory_on_a_mount_is_the_runtimes(tmp_path: Path) -> None:
     make_cwd(tmp_path, "/data/x", "/data")
     make_cwd(tmp_path, "/data", "/data")

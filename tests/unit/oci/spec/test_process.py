@@ -157,6 +157,10 @@ def test_working_dir_is_the_requests_or_the_images_or_the_root() -> None:
         "/proc/thread-self/root/etc",
         "/proc/12/task/13/fd/8",
         "/dev/fd/7",
+        "/./proc/self/./fd/7",
+        "/x/../proc/self/fd/7",
+        "/proc/x/../self/fd/7/../../../../etc",
+        "/../proc/self/fd/7",
     ],
 )
 def test_cve_2024_21626_working_dir_through_a_descriptor_is_refused(cwd: str) -> None:
@@ -169,6 +173,10 @@ def test_cve_2024_21626_working_dir_through_a_descriptor_is_refused(cwd: str) ->
 @pytest.mark.parametrize("cwd", ["/proc", "/proc/self", "/proc/self/fdinfo", "/data/proc/self/fd"])
 def test_other_places_in_proc_are_allowed(cwd: str) -> None:
     assert build_cwd(ContainerConfig(working_dir=cwd), IMAGE) == cwd
+
+
+def test_working_dir_has_one_spelling() -> None:
+    assert build_cwd(ContainerConfig(working_dir="//usr/./../srv/"), IMAGE) == "/srv"
 
 
 def test_relative_working_dir_is_refused() -> None:
