@@ -18,6 +18,7 @@ from cri_shim.errors import UNREADABLE_DOCUMENT
 
 MAX_MESSAGE_CHARS = 2000
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _LOGRUS = re.compile(
     r'^(?:time=(?:"[^"]*"|\S+) )?level=(?P<level>[a-z]+) msg=(?P<message>"(?:[^"\\]|\\.)*"|\S*)'
 )
@@ -35,7 +36,8 @@ class _JsonLine(msgspec.Struct, frozen=True):
 def runtime_message(stderr: str) -> str:
     """The runtime's own error, without its log format; empty when it said nothing.
 
-    Where it logged errors, those and nothing else; otherwise all it wrote. Bounded to the last 2000 characters.
+    Where it logged errors, those and nothing else; otherwise all it wrote. Bounded to the last 2000 characters; what
+    the request made it repeat moves no terminal and begins no line.
     """
     errors: list[str] = []
     others: list[str] = []
@@ -45,7 +47,7 @@ def runtime_message(stderr: str) -> str:
             (errors if level in _ERROR_LEVELS else others).append(message)
     # A runtime logs the same error once where it occurs and once where it gives up.
     lines = dict.fromkeys(errors or others)
-    return "; ".join(lines)[-MAX_MESSAGE_CHARS:]
+    return _CONTROL.sub(" ", "; ".join(lines))[-MAX_MESSAGE_CHARS:]
 
 
 def says_not_found(message: str, container_id: str) -> bool:

@@ -26,7 +26,7 @@ ID = "ab12" * 16
         ("time=2026 level=error msg=EOF\n", "EOF"),
         (
             'time="x" level=error msg="exec: \\"/none\\": stat: no such file\\n\\tat all"\n',
-            'exec: "/none": stat: no such file\n\tat all',
+            'exec: "/none": stat: no such file at all',
         ),
         ('time="x" level=error msg="\\u00e9\\x41\\U0001f600"', "éA😀"),
         (
@@ -130,3 +130,10 @@ def test_limit_too_small_for_the_runtime_itself_is_told_from_other_failures() ->
     ):
         assert says_too_little_memory(words)
     assert not says_too_little_memory("unable to start container process: no such file: memory")
+
+
+def test_what_a_request_made_the_runtime_repeat_moves_no_terminal_and_begins_no_line() -> None:
+    message = runtime_message(
+        'level=error msg="exec: \\"a\\x1b[2J\\r\\nroot\\u009b\\": no such file"\n'
+    )
+    assert message == 'exec: "a [2J root ": no such file'
