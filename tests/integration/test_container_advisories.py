@@ -15,7 +15,7 @@ import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from tests import images
-from tests.integration.scene import Pod, container_info, refused
+from tests.integration.scene import Pod, cgroups_of, container_info, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,11 +146,209 @@ def test_cve_2024_40635_highest_user_is_the_one_that_runs_and_is_told(
 def test_cve_2024_21626_working_directory_never_leads_out(client: Client, hostile: Hostile) -> None:
     """runc leaked a descriptor of the node's cgroup directory; an image's WORKDIR named it."""
     pod = Pod.run(client, hostile())
-    for directory in ("/proc/self/fd/7", "/proc/self/fd/../fd/8/../..", "/dev/fd/9"):
+    for directory in (
+        *("/proc/self/fd/7", "/proc/self/fd/../fd/8/../..", "/dev/fd/9"),
+        *("/./proc/self/fd/7", "/bin/../proc/self/fd/7/..", "//proc//1//cwd"),
+    ):
         config = pod.container("id")
         config.image.image = hostile(working_dir=directory)
         with refused(INVALID, "WORKDIR", directory):
             pod.create(config)
+
+
+def test_cve_2024_21626_link_of_the_image_is_no_working_directory_outside(
+    client: Client, hostile: Hostile
+) -> None:
+    """The same through a link, in an image with a /proc that makes it look harmless while nothing is mounted there."""
+    pod = Pod.run(client, hostile())
+    for number in (6, 7, 8):
+        image = hostile(
+            *(images.directory(path) for path in ("proc/self", "proc/self/fd")),
+            images.directory(f"proc/self/fd/{number}"),
+            images.symlink("work", f"/proc/self/fd/{number}"),
+            images.symlink("via", "work"),
+            working_dir="/via",
+        )
+        config = pod.container("cat", "../../../etc/hostname")
+        config.image.image = image
+        with refused(INVALID, "WORKDIR", "leads out of the container"):
+            pod.create(config)
+
+
+def test_cve_2024_21626_no_descriptor_of_the_node_reaches_a_container(
+    client: Client, hostile: Hostile
+) -> None:
+    """runc left the node's cgroup directory open to the container's first process, and to execs."""
+    pod = Pod.run(client, hostile())
+    script = (
+        "for fd in /proc/self/fd/*; do echo $fd; done"  # the shell's own, and that of its listing
+    )
+    expected = {f"/proc/self/fd/{number}" for number in range(4)}
+    assert set(pod.says(script).split()) <= expected
+    assert set(pod.asks(pod.sleeper(), script).split()) <= expected
+
+
+def test_cve_2025_31133_and_cve_2025_52565_devices_of_the_image_are_not_those_of_the_runtime(
+    client: Client, hostile: Hostile, tmp_path: Path
+) -> None:
+    """runc bound /dev/null over what is masked, and a terminal to /dev/console, also where those led elsewhere."""
+    target = tmp_path / "target"
+    target.write_text("untouched")
+    pod = Pod.run(
+        client,
+        hostile(
+            *(images.symlink(f"dev/{name}", str(target)) for name in ("null", "console", "tty"))
+        ),
+    )
+    config = pod.container()
+    config.tty = True
+    script = "cat /proc/keys; ls /sys/firmware; stat -c %t:%T /dev/null; stat -c %F /dev/console"
+    said = pod.says(script, config).replace("\r", "").split("\n")
+    assert said == ["1:3", "character special file", ""]
+    assert target.read_text() == "untouched"
+
+
+def test_cve_2021_30465_mount_through_a_link_of_a_volume_stays_inside(
+    client: Client, hostile: Hostile, tmp_path: Path
+) -> None:
+    """runc followed a link that another container had put into a shared volume, out to the node."""
+    volume, outside = tmp_path / "volume", tmp_path / "outside"
+    volume.mkdir()
+    outside.mkdir()
+    (volume / "out").symlink_to("/../../../../../../.." + str(outside))
+    pod = Pod.run(client, hostile())
+    config = pod.container()
+    config.mounts.add(container_path="/volume", host_path=str(volume))
+    config.mounts.add(container_path="/volume/out/made", host_path=str(tmp_path))
+    pod.says(f"ls {outside}/made", config)
+    assert list(outside.iterdir()) == []
+
+
+def test_cve_2022_27652_and_cve_2022_29162_nothing_is_inheritable(
+    client: Client, hostile: Hostile
+) -> None:
+    """CRI-O, containerd and runc, in its exec, started programs with inheritable capabilities."""
+    pod = Pod.run(client, hostile())
+    container = pod.sleeper()
+    script = "grep -E 'CapInh|CapAmb' /proc/self/status"
+    none = ["CapInh:", "0" * 16, "CapAmb:", "0" * 16]
+    assert pod.says(script).split() == none
+    assert pod.asks(container, script).split() == none
+
+
+def test_cve_2023_6476_and_cve_2024_3154_annotations_are_no_orders_to_the_runtime(
+    client: Client, hostile: Hostile
+) -> None:
+    """CRI-O let a pod's annotations set any file of its cgroup, and any property of its systemd unit."""
+    orders = {
+        "io.kubernetes.cri-o.UnifiedCgroup.main": "memory.max=max;pids.max=max",
+        "io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw": "true",
+        "org.systemd.property.ExecStartPre": "['/bin/touch', '/proof']",
+        "run.oci.hooks.stdout": "/proof",
+        "run.oci.systemd.subgroup": "out",
+    }
+    pod_config = client.pod_config()
+    pod_config.annotations.update(orders)
+    pod = Pod.run(client, hostile(), pod_config)
+    config = pod.container()
+    config.annotations.update(orders)
+    config.linux.resources.memory_limit_in_bytes = 32 << 20
+    container = pod.sleeper(config)
+    info = container_info(client, container)
+    assert not orders.keys() & info["runtimeSpec"]["annotations"].keys()
+    assert "unified" not in info["runtimeSpec"]["linux"]["resources"]
+    [limit] = [
+        file.read_text().strip()
+        for top in cgroups_of(container)
+        for name in ("memory.limit_in_bytes", "memory.max")
+        if (file := top / name).exists()
+    ]
+    assert int(limit) == 32 << 20
+    assert not Path("/proof").exists()
+
+
+def test_cve_2024_8676_and_cve_2026_53492_image_is_no_checkpoint_to_restore(
+    client: Client, hostile: Hostile, tmp_path: Path
+) -> None:
+    """CRI-O and containerd restored checkpoints from images, with the mounts, devices and logs that those named."""
+    image = hostile(
+        images.file("config.dump", b'{"rootfsImageName": "x"}'),
+        images.file("spec.dump", b'{"mounts": [{"destination": "/node", "source": "/"}]}'),
+        images.directory("checkpoint"),
+        labels={
+            "io.kubernetes.cri-o.annotations.checkpoint.name": "main",
+            "org.criu.checkpoint.container.name": "main",
+            "cdi.k8s.io/x": "vendor.example/gpu=0",
+        },
+    )
+    pod = Pod.run(client, image)
+    assert "/node" not in pod.says("cat /proc/mounts; ls /")
+    container = pod.sleeper()
+    with refused(grpc.StatusCode.UNIMPLEMENTED):
+        client.runtime.CheckpointContainer(
+            api.CheckpointContainerRequest(
+                container_id=container, location=str(tmp_path / "checkpoint.tar")
+            ),
+            timeout=20,
+        )
+    assert not (tmp_path / "checkpoint.tar").exists()
+
+
+def test_ghsa_7ww5_4wqc_m92c_power_readings_of_the_node_are_masked(
+    client: Client, hostile: Hostile
+) -> None:
+    """containerd let containers measure the node's power, and with it what others compute."""
+    pod = Pod.run(client, hostile())
+    container = pod.sleeper()
+    said = client.exec(container, "ls", "/sys/devices/virtual/powercap")
+    assert said.stdout == b""
+    spec = container_info(client, container)["runtimeSpec"]
+    assert "/sys/devices/virtual/powercap" in spec["linux"]["maskedPaths"]
+
+
+def test_cve_2020_15257_no_socket_is_in_reach_of_a_container_on_the_nodes_network(
+    client: Client, hostile: Hostile, daemon: Daemon
+) -> None:
+    """containerd's monitors listened on abstract sockets, which belong to the network namespace."""
+    pod_config = client.pod_config()
+    pod_config.hostname = ""
+    pod_config.linux.security_context.namespace_options.network = api.NODE
+    pod = Pod.run(client, hostile(), pod_config)
+    config = pod.container()
+    config.linux.security_context.namespace_options.network = api.NODE
+    container = pod.sleeper(config)
+    abstract = [
+        line.split()[-1]
+        for line in pod.asks(container, "cat /proc/net/unix").splitlines()
+        if line.split()[-1].startswith("@")
+    ]
+    ours = (container[:12], pod.id[:12], str(daemon.root), "cri-shim", "conmon")
+    assert not [name for name in abstract if any(word in name for word in ours)]
+
+
+def test_cve_2022_1708_and_cve_2022_31030_output_of_an_exec_is_bounded(
+    client: Client, hostile: Hostile, daemon: Daemon
+) -> None:
+    """CRI-O and containerd kept whatever an exec wrote in memory."""
+    pod = Pod.run(client, hostile())
+    container = pod.sleeper()
+
+    def memory_kib() -> int:
+        status = Path(f"/proc/{daemon.pid}/status").read_text()
+        [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
+        return int(line.split()[1])
+
+    before = memory_kib()
+    answer = client.exec(
+        container,
+        "sh",
+        "-c",
+        "cat /dev/zero | while read -n 1000000 x; do :; done & "
+        "i=0; while [ $i -lt 8 ]; do cat /bin/busybox /bin/busybox /bin/busybox; i=$((i+1)); done",
+    )
+    assert answer.exit_code == 0
+    assert len(answer.stdout) <= 16 << 20
+    assert memory_kib() - before < 100 << 10
 
 
 def test_cve_2022_2995_and_cve_2023_25173_primary_group_is_a_supplementary_one(
