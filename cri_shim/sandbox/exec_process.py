@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -34,7 +36,7 @@ from cri_shim.oci.spec.process import build_exec_process
 from cri_shim.sandbox.model import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from cri_shim.host.process import Child, Reaper
@@ -47,6 +49,8 @@ KILL_TIMEOUT_S = 5.0
 MAX_ERROR_TEXT = 4096
 MAX_STARTS = 32
 """Runtimes that enter containers at one time: each takes some 10 MB, and hundreds of probes may come at once."""
+MAX_STARTS_OF_ONE = 4
+"""Of those, for one container: its own files can make a runtime that enters it hang (a FIFO as /etc/passwd)."""
 RUNTIME_TIMEOUT_S = 30.0
 """For the runtime to enter the container; the command's own time comes with the call."""
 
@@ -110,6 +114,7 @@ class ExecProcesses:
         self._reaper = reaper
         self._files_limits = files_limits
         self._starts = asyncio.Semaphore(MAX_STARTS)
+        self._starts_of: WeakKeyDictionary[Container, asyncio.Semaphore] = WeakKeyDictionary()
 
     def plan(self, container: Container, command: Sequence[str]) -> ExecCall:
         """Everything that can be refused is refused here. Raises WrongStateError, InvalidArgumentError."""
@@ -140,21 +145,39 @@ class ExecProcesses:
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._starts.acquire()
-        except TimeoutError:
-            raise DeadlineError(
-                f"{call.what} was not started within {timeout_s:g} s: {MAX_STARTS} others are being started"
-            ) from None
-        try:
+        async with self._turn(call, timeout_s):
             if call.abandoned:
                 raise DeadlineError(f"{call.what}: its caller has gone")
             return await self._start(
                 call, files, streams, timeout_s=timeout_s, left_s=give_up_at - loop.time()
             )
+
+    @asynccontextmanager
+    async def _turn(self, call: ExecCall, timeout_s: float) -> AsyncIterator[None]:
+        """Wait until this container has a start left, then until there is one at all. Raises DeadlineError."""
+        own = self._starts_of.setdefault(call.container, asyncio.Semaphore(MAX_STARTS_OF_ONE))
+        held: list[asyncio.Semaphore] = []
+        try:
+            async with asyncio.timeout(timeout_s):
+                for turn in (own, self._starts):
+                    await turn.acquire()
+                    held.append(turn)
+        except BaseException as error:
+            for turn in held:
+                turn.release()
+            if not isinstance(error, TimeoutError):
+                raise
+            others = (
+                f"{MAX_STARTS} others" if held else f"{MAX_STARTS_OF_ONE} others of this container"
+            )
+            raise DeadlineError(
+                f"{call.what} was not started within {timeout_s:g} s: {others} are being started"
+            ) from None
+        try:
+            yield
         finally:
-            self._starts.release()
+            for turn in held:
+                turn.release()
 
     async def _start(
         self,

@@ -154,6 +154,25 @@ def test_200_execs_at_once_give_200_answers(client: Client, image: str) -> None:
     assert answers == [(b"out %d\n" % n, b"err %d\n" % n, n) for n in range(200)]
 
 
+def test_container_that_no_runtime_can_enter_holds_up_the_execs_of_no_other(
+    client: Client, image: str
+) -> None:
+    """Runtimes read its /etc/passwd, and so wait as long as they may; there are only so many starts at one time."""
+    pod = Pod.run(client, image)
+    hanging, other = pod.sleeper(), pod.sleeper()
+    pod.asks(hanging, "rm -f /etc/passwd; mkfifo /etc/passwd")
+    with ThreadPoolExecutor(40) as threads:
+        calls = [threads.submit(client.exec, hanging, "true", timeout_s=4) for _ in range(40)]
+        time.sleep(1)
+        for _ in range(5):
+            started = time.monotonic()
+            assert client.exec(other, "true").exit_code == 0
+            assert time.monotonic() - started < 2
+        for call in calls:
+            assert isinstance(error := call.exception(), grpc.RpcError)
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_exec_needs_a_running_container(client: Client, image: str) -> None:
     pod = Pod.run(client, image)
     container = pod.create(pod.container("sleep", "3600"))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.sandbox.store import Container
 
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
 MAX_OUTPUT, MAX_ANSWER = 4096, 6000
@@ -80,10 +81,8 @@ class Node:
         self.reaper = Reaper()
         self.background = Background()
         self.runtime = ExecRuntime(base)
-        self.container = make_container(status=RUNNING)
-        self.container.process_spec = {"args": ["sh"], "env": [], "cwd": "/"}
+        self.container = self._make_container("c")
         self.exec_dir = self.paths.container(self.container.id).exec_dir
-        self.exec_dir.mkdir(parents=True)
         self.paths.console_dir.mkdir(parents=True)
         self.cgroups = NoCgroups()
         processes = ExecProcesses(
@@ -99,6 +98,15 @@ class Node:
             max_output_bytes=MAX_OUTPUT,
             max_answer_bytes=MAX_ANSWER,
         )
+
+    def _make_container(self, letter: str) -> Container:
+        container = make_container(letter * 64, status=RUNNING)
+        container.process_spec = {"args": ["sh"], "env": [], "cwd": "/"}
+        self.paths.container(container.id).exec_dir.mkdir(parents=True)
+        return container
+
+    def another_container(self) -> Container:
+        return self._make_container("d")
 
     def _place(self, parent: str, object_id: str) -> CgroupPlace:
         return place(parent, object_id, systemd=False)

@@ -25,6 +25,7 @@ from cri_shim.errors import (
 )
 from cri_shim.host.process import parent_pid
 from cri_shim.sandbox import exec_process
+from cri_shim.sandbox.exec_process import MAX_STARTS_OF_ONE
 from cri_shim.sandbox.exec_sync import ExecResult, cut_to_fit
 from cri_shim.sandbox.model import ContainerStatus
 from tests.fakes import exec_runtime
@@ -347,6 +348,24 @@ async def test_a_bounded_number_is_started_at_a_time_and_who_waits_too_long_is_t
         with pytest.raises(DeadlineError):
             await call
     assert (await waits).exit_code == 0
+
+
+@pytest.mark.asyncio
+async def test_a_container_whose_starts_hang_takes_no_turn_from_others(node: Node) -> None:
+    hanging = [
+        asyncio.ensure_future(node.run("hang", timeout_s=1)) for _ in range(2 * MAX_STARTS_OF_ONE)
+    ]
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineError, match=f"{MAX_STARTS_OF_ONE} others of this container"):
+        await node.run("true", timeout_s=0.1)
+    mine, node.container = node.container, node.another_container()
+    assert (await node.run("true", timeout_s=20)).exit_code == 0
+    node.container = mine
+    assert not any(call.done() for call in hanging)
+    for call in hanging:
+        with pytest.raises(DeadlineError):
+            await call
+    assert (await node.run("true", timeout_s=20)).exit_code == 0
 
 
 @pytest.mark.asyncio
