@@ -7,6 +7,7 @@ looked up here. Nothing in a container's root file system is followed by name.
 from __future__ import annotations
 
 import dataclasses
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from cri_shim.host.cgroups.placement import CgroupPlace, parent_directory, place
 from cri_shim.host.files import read_bounded, read_in_root
 from cri_shim.oci.hook_files import check_programs
 from cri_shim.oci.spec.cdi_edits import device_paths, requested_devices
+from cri_shim.oci.spec.checks import clean_container_path, refuse
 from cri_shim.oci.spec.container import build_container_spec
 from cri_shim.oci.spec.devices import host_device_paths
 from cri_shim.oci.spec.inputs import ContainerFacts, ImageDefaults, SandboxFacts
@@ -204,8 +206,8 @@ class Specs:
         user = resolve_user(
             context,
             image_user=defaults.user,
-            passwd=_account_file(rootfs_dir, "etc/passwd"),
-            group=_account_file(rootfs_dir, "etc/group"),
+            passwd=_account_file(rootfs_dir, "etc/passwd", config),
+            group=_account_file(rootfs_dir, "etc/group", config),
         )
         if context.privileged:
             node = dataclasses.replace(node, host_devices=host_devices())
@@ -303,13 +305,27 @@ class Specs:
         )
 
 
-def _account_file(rootfs_dir: Path, path: str) -> bytes:
-    """What an image has there; a directory, a FIFO, a loop of links or a huge file is no account file."""
+def _account_file(rootfs_dir: Path, path: str, config: api.ContainerConfig) -> bytes:
+    """What an image has there; a loop of links or a huge file is no account file.
+
+    Raises InvalidArgumentError for what is no file: OCI runtimes read it as well, and would wait on a FIFO for ever.
+    """
     try:
         return read_in_root(rootfs_dir, path, MAX_ACCOUNT_FILE_BYTES) or b""
     except OSError as error:
+        if error.errno == errno.EINVAL and not _is_mounted_over(f"/{path}", config):
+            refuse(
+                "image", f"/{path}", "is no regular file, as OCI runtimes need it: mend the image"
+            )
         log.warning("no account file", path=path, rootfs=str(rootfs_dir), error=str(error))
         return b""
+
+
+def _is_mounted_over(path: str, config: api.ContainerConfig) -> bool:
+    places = (
+        clean_container_path(mount.container_path, "container_path") for mount in config.mounts
+    )
+    return any(f"{path}/".startswith(f"{place}/") for place in places)
 
 
 def image_defaults(image: Image, name: str) -> ImageDefaults:

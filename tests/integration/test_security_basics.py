@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -202,6 +203,7 @@ STRANGE_PASSWD = {
     "link out": images.symlink("etc/passwd", "/proc/1/root/etc/passwd"),
     "directory": images.directory("etc/passwd"),
     "fifo": images.fifo("etc/passwd"),
+    "device": images.device("etc/passwd", 1, 5),
     "too large": images.file("etc/passwd", b"daemon:x:1:1::/:\n" * 700_000),
 }
 
@@ -233,8 +235,22 @@ def test_account_file_that_is_none_leads_nowhere(client: Client, strange_image: 
     pod = Pod.run(client, strange_image)
     config = pod.container("/bin/busybox", "true")
     config.linux.security_context.run_as_username = "daemon"
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "daemon"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "/etc/passwd"):
         pod.create(config)
+
+
+def test_image_whose_account_file_the_runtime_would_wait_for_is_refused_at_once(
+    client: Client, strange_image: str, request: pytest.FixtureRequest
+) -> None:
+    pod = Pod.run(client, strange_image)
+    config = pod.container("/bin/busybox", "true")
+    if request.node.callspec.params["strange_image"] not in ("fifo", "directory", "device"):
+        assert pod.ends(config).exit_code == 0
+        return
+    started = time.monotonic()
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "image", "/etc/passwd", "no regular file"):
+        pod.create(config)
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("directory", ["/proc/self/fd/7", "/proc/1/cwd", "/dev/fd/9", "relative"])

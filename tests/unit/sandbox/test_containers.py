@@ -173,6 +173,18 @@ async def test_what_is_no_account_file_names_no_accounts(house: House, error: in
     assert (container.status.user.uid, container.status.user.gid) == (0, 0)
 
 
+async def test_image_whose_account_file_a_runtime_would_wait_for_is_refused(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    house.points.fail("accounts.read", OSError(errno.EINVAL, "not a regular file"))
+    with pytest.raises(InvalidArgumentError, match=r"image: '/etc/passwd': is no regular file"):
+        await house.create(sandbox)
+    only_the_pod(house, before)
+    config = container_config()
+    config.mounts.add(container_path="/etc/../etc", host_path=str(house.base))
+    await house.containers.create_container(sandbox.id, config, sandbox.config)
+
+
 async def test_a_log_directory_that_cannot_be_made_is_said(house: House, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     sandbox = house.pods.find(
