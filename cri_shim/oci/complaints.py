@@ -83,6 +83,12 @@ def says_too_little_memory(message: str) -> bool:
     )
 
 
+def says_no_directory(message: str, directory: str) -> bool:
+    """Whether the runtime could not make, or enter, the container's working directory."""
+    found = re.search(r"\b(?:mkdir|chdir)(?: to)? [`'\"]?(/[^:`'\"]*)", message)
+    return found is not None and f"{directory}/".startswith(f"{found[1].rstrip('/')}/")
+
+
 def _matches(message: str, *patterns: str) -> bool:
     return any(re.fullmatch(pattern, message, re.IGNORECASE) for pattern in patterns)
 

@@ -23,7 +23,7 @@ from cri_shim.errors import (
     TooManyFilesError,
 )
 from cri_shim.ids import new_id
-from cri_shim.oci.complaints import says_too_little_memory
+from cri_shim.oci.complaints import says_no_directory, says_too_little_memory
 from cri_shim.oci.spec.mounts import volume_paths
 from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION
 from cri_shim.rollback import Rollback
@@ -164,6 +164,12 @@ class Creation:
                     limit = config.linux.resources.memory_limit_in_bytes
                     raise InvalidArgumentError(
                         f"memory_limit_in_bytes: {limit}: too little for a container to start: {error}"
+                    ) from error
+                cwd: str = spec["process"]["cwd"]
+                if says_no_directory(error.stderr_tail, cwd):
+                    field = "working_dir" if config.working_dir else "image WORKDIR"
+                    raise InvalidArgumentError(
+                        f"{field}: {cwd!r}: can't be made there: {error.stderr_tail}"
                     ) from error
                 raise
             except TooManyFilesError as error:

@@ -295,3 +295,16 @@ def test_working_directory_is_made_for_the_container(client: Client, image: str)
     config.working_dir = "/etc/passwd"
     with refused(INVALID, "working_dir"):
         pod.create(config)
+
+
+@pytest.mark.parametrize("directory", ["/data/x/y", "/sys/none/x", "/proc/none", "/data/file"])
+def test_working_directory_that_can_not_be_on_a_mount_is_refused_by_its_field(
+    client: Client, image: str, tmp_path: Path, directory: str
+) -> None:
+    (tmp_path / "file").touch()
+    pod = Pod.run(client, image)
+    config = pod.container("true")
+    config.mounts.add(container_path="/data", host_path=str(tmp_path), readonly=True)
+    config.working_dir = directory
+    with refused(INVALID, "working_dir", directory):
+        pod.create(config)

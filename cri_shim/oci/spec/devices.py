@@ -1,9 +1,9 @@
 """Devices: which nodes a container has, and what its device cgroup lets through.
 
 Rules of the file: everything is denied, then what was asked for is allowed; the runtime itself adds /dev/null and
-its kin. What a host path is (a node, or a directory of nodes) was looked up by the caller, who also followed
-links. A privileged container sees and may use every device of the node, unless the handler says otherwise: then it
-has what any other container has.
+its kin, which every container may use in every way: a request can't take that away. What a host path is (a node,
+or a directory of nodes) was looked up by the caller, who also followed links. A privileged container sees and may
+use every device of the node, unless the handler says otherwise: then it has what any other container has.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
         ResolvedUser,
         Spec,
     )
+
+
+_EVERYBODYS = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)})
+"""null, zero, full, random, urandom, tty, ptmx."""
 
 
 def host_device_paths(config: ContainerConfig) -> list[str]:
@@ -59,7 +63,7 @@ def build_devices(
         found = container.host_devices.get(device.host_path)
         if not found:
             refuse(f"{field}.host_path", device.host_path, "no device on this node")
-        access = _access(device, field)
+        wanted = _access(device, field)
         for host_node in found:
             path = _container_path(device, host_node, field)
             nodes[path] = {**_node(host_node, path), **owner}
@@ -69,10 +73,15 @@ def build_devices(
                     "type": host_node.type,
                     "major": host_node.major,
                     "minor": host_node.minor,
-                    "access": access,
+                    "access": "rwm" if _is_everybodys(host_node) else wanted,
                 }
             )
     return list(nodes.values()), rules
+
+
+def _is_everybodys(node: DeviceNode) -> bool:
+    """runc opens /dev/null for writing, and has only a requested one's permissions for it where it is in its place."""
+    return node.type == "c" and (node.major, node.minor) in _EVERYBODYS
 
 
 def _container_path(device: Device, node: DeviceNode, field: str) -> str:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cri_shim.oci.complaints import (
     MAX_MESSAGE_CHARS,
     runtime_message,
+    says_no_directory,
     says_not_found,
     says_not_running,
     says_too_little_memory,
@@ -130,6 +131,24 @@ def test_limit_too_small_for_the_runtime_itself_is_told_from_other_failures() ->
     ):
         assert says_too_little_memory(words)
     assert not says_too_little_memory("unable to start container process: no such file: memory")
+
+
+@pytest.mark.parametrize(
+    ("words", "blamed"),
+    [
+        ("error during container init: mkdir /data/x: read-only file system", True),
+        ("error during container init: mkdir /data: not a directory", True),
+        ("chdir to `/data/x/y`: Permission denied", True),
+        ('mkdir "/data/x": no', True),
+        ("error during container init: mkdir /dat: read-only file system", False),
+        ("error during container init: mkdir /data/x/y/z: read-only file system", False),
+        ("open /data/x/y: no such file", False),
+    ],
+)
+def test_working_directory_that_can_not_be_is_told_from_other_failures(
+    words: str, blamed: bool
+) -> None:
+    assert says_no_directory(words, "/data/x/y") is blamed
 
 
 def test_what_a_request_made_the_runtime_repeat_moves_no_terminal_and_begins_no_line() -> None:

@@ -173,6 +173,21 @@ async def test_what_is_no_account_file_names_no_accounts(house: House, error: in
     assert (container.status.user.uid, container.status.user.gid) == (0, 0)
 
 
+async def test_working_directory_that_only_the_runtime_can_not_make_is_refused_by_its_field(
+    house: House,
+) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    words = "error during container init: mkdir /data/x: read-only file system"
+    house.points.fail("monitor.created", RuntimeCommandError("creating", ["runc"], "failed", words))
+    config = container_config()
+    config.mounts.add(container_path="/data", host_path=str(house.base))
+    config.working_dir = "/data/x/y"
+    with pytest.raises(InvalidArgumentError, match=r"^working_dir: '/data/x/y': .*read-only"):
+        await house.containers.create_container(sandbox.id, config, sandbox.config)
+    only_the_pod(house, before)
+
+
 async def test_image_whose_account_file_a_runtime_would_wait_for_is_refused(house: House) -> None:
     sandbox = await house.run_pod()
     before = house.leftovers()

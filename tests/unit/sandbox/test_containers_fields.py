@@ -128,7 +128,7 @@ WHOLE = (
 """What is put into a request as one."""
 RELABELLED: list[str] = []
 OWN_LABEL = {"user": "own_u", "role": "own_r", "type": "own_t", "level": "s0:c7,c9"}
-NULL = {"container_path": "/dev/mine", "host_path": "/dev/null", "permissions": "r"}
+FUSE = {"container_path": "/dev/mine", "host_path": "/dev/fuse", "permissions": "r"}
 
 
 def device(made: Made) -> dict[str, Any]:
@@ -190,12 +190,12 @@ HONOURED: dict[str, tuple[object, Look]] = {
         lambda made: made.mount()["source"].endswith("/images/0.part"),
     ),
     "mounts.mount_options": (mount(mount_options=["noexec"]), option("noexec")),
-    "devices.container_path": ([NULL], device),
-    "devices.host_path": ([NULL], lambda made: device(made)["minor"] == 3),
+    "devices.container_path": ([FUSE], device),
+    "devices.host_path": ([FUSE], lambda made: device(made)["minor"] == 229),
     "devices.permissions": (
-        [NULL],
+        [FUSE],
         lambda made: (
-            {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}
+            {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "r"}
             in made.limits["devices"]
         ),
     ),
@@ -366,9 +366,9 @@ REFUSED: dict[str, tuple[object, str]] = {
     "mounts.image.image": (mount(image={"image": "data"}), r"mounts\[0\]\.readonly"),
     "mounts.image_sub_path": (mount(image_sub_path="a"), r"mounts\[0\]\.image_sub_path"),
     "mounts.mount_options": (mount(mount_options=["suid"]), r"mounts\[0\]\.mount_options"),
-    "devices.host_path": ([NULL | {"host_path": "/no"}], "devices"),
-    "devices.container_path": ([NULL | {"container_path": "x"}], "devices"),
-    "devices.permissions": ([NULL | {"permissions": "x"}], "devices"),
+    "devices.host_path": ([FUSE | {"host_path": "/no"}], "devices"),
+    "devices.container_path": ([FUSE | {"container_path": "x"}], "devices"),
+    "devices.permissions": ([FUSE | {"permissions": "x"}], "devices"),
     "CDI_devices.name": ([{"name": "vendor.example/none=0"}], "(?i)cdi"),
     "annotations": ({"cgroup.pids.max": "many"}, r"cgroup\.pids\.max"),
     "log_path": ("../x", "log_path"),
@@ -467,7 +467,7 @@ def house(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
     )
     able = HandlerFacts("runc", user_namespaces=True, recursive_read_only_mounts=True)
     monkeypatch.setattr(house.specs, "_node", everything)
-    gpu = {"path": "/dev/gpu0", "hostPath": "/dev/null"}
+    gpu = {"path": "/dev/gpu0", "hostPath": "/dev/fuse"}
     devices = house.base / "cdi"
     devices.mkdir()
     (devices / "gpu.json").write_text(
@@ -493,9 +493,9 @@ def house(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
     RELABELLED.clear()
     (house.base / "seccomp.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     monkeypatch.setattr(house.specs, "_handler_facts", lambda _: able)
-    null = DeviceNode("/dev/null", "c", 1, 3)
+    fuse = DeviceNode("/dev/fuse", "c", 10, 229)
     monkeypatch.setattr(
-        specs_module, "device_nodes", lambda path: (null,) if path == "/dev/null" else ()
+        specs_module, "device_nodes", lambda path: (fuse,) if path == "/dev/fuse" else ()
     )
     root = Mount(1, 0, "0:1", "/", Path("/"), "rw", ("shared:1",), "ext4", "disk", "rw")
     monkeypatch.setattr(host_paths, "read_mounts", lambda: [root])

@@ -67,6 +67,15 @@ def test_requested_device_is_made_and_allowed() -> None:
     ]
 
 
+def test_device_that_every_container_has_stays_usable() -> None:
+    """runc could not start a container whose own /dev/null it may only read."""
+    null, disk = DeviceNode("/dev/null", "c", 1, 3), DeviceNode("/dev/ram3", "b", 1, 3)
+    for node, access in ((null, "rwm"), (disk, "r")):
+        device = Device(host_path=node.path, permissions="r")
+        _, rules = build(device, found={node.path: (node,)})
+        assert rules[1]["access"] == access
+
+
 def test_directory_of_devices_is_made_below_the_given_path() -> None:
     device = Device(host_path="/dev/net/", container_path="/dev/mine")
     nodes, _ = build(device, found={"/dev/net/": (TUN,)})
