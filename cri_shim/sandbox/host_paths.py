@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cri_shim.host.mountinfo import Mount
     from cri_shim.oci.spec.inputs import Spec
 
+_POD_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 _NO_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENAMETOOLONG)
 
 
@@ -125,6 +126,25 @@ def check_destinations(
                     destination,
                     f"is {kinds[is_directory]} in the image, what shall be mounted there is {kinds[not is_directory]}",
                 )
+    finally:
+        os.close(root_fd)
+
+
+def check_pod_files(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> None:
+    """Refuse an image that has a directory, or a loop of links, where a file of the pod goes. Blocking.
+
+    Raises InvalidArgumentError.
+    """
+    taken = [clean_container_path(m.container_path, "container_path") for m in config.mounts]
+    root_fd = os.open(rootfs_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for destination in {mount["destination"] for mount in spec["mounts"]}.intersection(
+            _POD_FILES
+        ):
+            if any(f"{destination}/".startswith(f"{other}/") for other in taken):
+                continue
+            if _is_directory(root_fd, destination, "image"):
+                refuse("image", destination, "is a directory, where a file of the pod goes")
     finally:
         os.close(root_fd)
 

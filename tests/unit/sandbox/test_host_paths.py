@@ -15,6 +15,7 @@ from cri_shim.sandbox import host_paths
 from cri_shim.sandbox.host_paths import (
     HostPath,
     check_destinations,
+    check_pod_files,
     make_missing,
     make_working_directory,
     resolve_host_paths,
@@ -149,6 +150,28 @@ def test_destination_that_fits_or_can_not_be_known_is_left_to_the_runtime(tmp_pa
 
 def a_spec(cwd: str, *mounts: str) -> dict[str, Any]:
     return {"process": {"cwd": cwd}, "mounts": [{"destination": each} for each in mounts]}
+
+
+POD_FILES: dict[str, Any] = {
+    "mounts": [{"destination": path} for path in ("/proc", "/etc/hosts", "/etc/hostname")]
+}
+
+
+def test_image_with_something_else_where_a_file_of_the_pod_goes_is_refused(tmp_path: Path) -> None:
+    check_pod_files(POD_FILES, config("/"), tmp_path)
+    (tmp_path / "etc/resolv.conf").mkdir(parents=True)  # the pod brings none
+    (tmp_path / "etc/hosts").symlink_to("/none")
+    check_pod_files(POD_FILES, config("/"), tmp_path)
+    (tmp_path / "etc/hostname").mkdir()
+    with pytest.raises(InvalidArgumentError, match="image: '/etc/hostname': is a directory"):
+        check_pod_files(POD_FILES, config("/"), tmp_path)
+    check_pod_files(POD_FILES, config("/", "/etc"), tmp_path)
+    (tmp_path / "etc/hostname").rmdir()
+    (tmp_path / "etc/hostname").symlink_to("hostname")
+    with pytest.raises(
+        InvalidArgumentError, match="image: '/etc/hostname': in the image: Too many"
+    ):
+        check_pod_files(POD_FILES, config("/"), tmp_path)
 
 
 def make_cwd(rootfs: Path, cwd: str, *mounts: str) -> None:
