@@ -89,6 +89,12 @@ def says_no_directory(message: str, directory: str) -> bool:
     return found is not None and f"{directory}/".startswith(f"{found[1].rstrip('/')}/")
 
 
+def device_not_made(message: str) -> str:
+    """The path, in the container or on the node, of a device that the runtime could not make; "" for other failures."""
+    found = re.search(r"\bmknod [`'\"]?(/[^:`'\"]*)", message)
+    return found[1] if found else ""
+
+
 def _matches(message: str, *patterns: str) -> bool:
     return any(re.fullmatch(pattern, message, re.IGNORECASE) for pattern in patterns)
 

@@ -23,7 +23,12 @@ from cri_shim.errors import (
     TooManyFilesError,
 )
 from cri_shim.ids import new_id
-from cri_shim.oci.complaints import says_no_directory, says_too_little_memory
+from cri_shim.oci.complaints import (
+    device_not_made,
+    says_no_directory,
+    says_too_little_memory,
+)
+from cri_shim.oci.spec.checks import clean_container_path
 from cri_shim.oci.spec.mounts import volume_paths
 from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION
 from cri_shim.rollback import Rollback
@@ -160,17 +165,8 @@ class Creation:
                 created = await self._launcher.create(launch, spec, rollback)
             except RuntimeCommandError as error:
                 require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
-                if says_too_little_memory(str(error)):
-                    limit = config.linux.resources.memory_limit_in_bytes
-                    raise InvalidArgumentError(
-                        f"memory_limit_in_bytes: {limit}: too little for a container to start: {error}"
-                    ) from error
-                cwd: str = spec["process"]["cwd"]
-                if says_no_directory(error.stderr_tail, cwd):
-                    field = "working_dir" if config.working_dir else "image WORKDIR"
-                    raise InvalidArgumentError(
-                        f"{field}: {cwd!r}: can't be made there: {error.stderr_tail}"
-                    ) from error
+                if refusal := _clearer(error, config, spec["process"]["cwd"]):
+                    raise refusal from error
                 raise
             except TooManyFilesError as error:
                 raise InvalidArgumentError(
@@ -268,3 +264,26 @@ class Creation:
             ),
         )
         container.ended.set()
+
+
+def _clearer(
+    error: RuntimeCommandError, config: api.ContainerConfig, cwd: str
+) -> InvalidArgumentError | None:
+    """What a runtime's words mean to who made the request, where they are about one of its fields."""
+    words = error.stderr_tail
+    if says_too_little_memory(words):
+        limit = config.linux.resources.memory_limit_in_bytes
+        return InvalidArgumentError(
+            f"memory_limit_in_bytes: {limit}: too little for a container to start: {error}"
+        )
+    if says_no_directory(words, cwd):
+        field = "working_dir" if config.working_dir else "image WORKDIR"
+        return InvalidArgumentError(f"{field}: {cwd!r}: can't be made there: {words}")
+    if path := device_not_made(words):
+        for index, device in enumerate(config.devices):
+            place = clean_container_path(device.container_path or device.host_path, "devices")
+            if f"{path}/".partition(place)[2].startswith("/"):
+                return InvalidArgumentError(
+                    f"devices[{index}].container_path: {place!r}: no device can be made there: {words}"
+                )
+    return None

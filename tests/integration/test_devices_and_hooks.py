@@ -187,6 +187,26 @@ def test_requested_devices_are_there_with_their_permissions_and_no_others(
         pod.create(missing)
 
 
+def test_device_that_can_not_be_made_where_it_shall_be_is_refused_by_its_field(
+    client: Client, image: str, tmp_path: Path
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container("true")
+    config.mounts.add(container_path="/opt", host_path=str(tmp_path), readonly=True)
+    config.devices.add(host_path="/dev/null", container_path="/opt/device")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "devices[0].container_path", "/opt/device"):
+        pod.create(config)
+
+
+def test_device_that_may_only_be_read_does_not_take_the_containers_own_away(
+    client: Client, image: str
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container()
+    config.devices.add(host_path="/dev/null", permissions="r")
+    assert pod.says("echo x > /dev/null; echo done", config) == "done\n"
+
+
 def test_check_tells_what_is_wrong_with_the_nodes_files(node: Node) -> None:
     (node.hooks_dir / "bad.json").write_text("{")
     try:

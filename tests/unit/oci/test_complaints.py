@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from cri_shim.oci.complaints import (
     MAX_MESSAGE_CHARS,
+    device_not_made,
     runtime_message,
     says_no_directory,
     says_not_found,
@@ -149,6 +150,13 @@ def test_working_directory_that_can_not_be_is_told_from_other_failures(
     words: str, blamed: bool
 ) -> None:
     assert says_no_directory(words, "/data/x/y") is blamed
+
+
+def test_device_that_could_not_be_made_is_told_from_other_failures() -> None:
+    words = "error creating device nodes: mknod /run/c0/rootfs/opt/device: read-only file system"
+    assert device_not_made(words) == "/run/c0/rootfs/opt/device"
+    assert device_not_made("mknod `/dev/x`: Operation not permitted") == "/dev/x"
+    assert device_not_made("open /opt/device: read-only file system") == ""
 
 
 def test_what_a_request_made_the_runtime_repeat_moves_no_terminal_and_begins_no_line() -> None:

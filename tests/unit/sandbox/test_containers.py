@@ -20,7 +20,9 @@ from cri_shim.errors import (
     UnavailableError,
     WrongStateError,
 )
+from cri_shim.oci.spec.inputs import DeviceNode
 from cri_shim.rollback import Rollback
+from cri_shim.sandbox import specs as specs_module
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.single_flight import SupersededError
@@ -186,6 +188,37 @@ async def test_working_directory_that_only_the_runtime_can_not_make_is_refused_b
     with pytest.raises(InvalidArgumentError, match=r"^working_dir: '/data/x/y': .*read-only"):
         await house.containers.create_container(sandbox.id, config, sandbox.config)
     only_the_pod(house, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            "mknod /run/c/rootfs/opt/b: read-only file system",
+            r"^devices\[1\]\.container_path: '/opt/b'",
+        ),
+        (
+            "mknod /run/c/rootfs/dev/snd/one: read-only",
+            r"^devices\[0\]\.container_path: '/dev/snd'",
+        ),
+        ("mknod /run/c/rootfs/opt/bc: read-only file system", "^creating: runc failed"),
+        ("unable to set memory limit to 4096", "^memory_limit_in_bytes: 4096"),
+        ("something else", "^creating: runc failed: something else"),
+    ],
+)
+async def test_words_of_the_runtime_about_a_field_are_said_with_its_name(
+    house: House, monkeypatch: pytest.MonkeyPatch, words: str, says: str
+) -> None:
+    node = DeviceNode("/dev/x", "c", 9, 9)
+    monkeypatch.setattr(specs_module, "device_nodes", lambda _path: (node,))
+    sandbox = await house.run_pod()
+    house.points.fail("monitor.created", RuntimeCommandError("creating", ["runc"], "failed", words))
+    config = container_config()
+    config.devices.add(host_path="/dev/snd")
+    config.devices.add(host_path="/dev/x", container_path="/opt//b")
+    config.linux.resources.memory_limit_in_bytes = 4096
+    with pytest.raises((InvalidArgumentError, RuntimeCommandError), match=says):
+        await house.containers.create_container(sandbox.id, config, sandbox.config)
 
 
 async def test_image_whose_account_file_a_runtime_would_wait_for_is_refused(house: House) -> None:
