@@ -110,11 +110,12 @@ class Reaper:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         pass_fds: Sequence[int] = (),
+        umask: int = -1,
     ) -> Child:
         """Start `argv` in a new session; the caller keeps, and closes, the descriptors it passes.
 
         A standard stream that isn't given is /dev/null. Without `env` the child sees our PATH and nothing else; the
-        program is looked up in the PATH that the child gets. `pass_fds` keep their numbers.
+        program is looked up in the PATH that the child gets. `pass_fds` keep their numbers. Without `umask` it is ours.
 
         Raises OSError, with the name, when the program or `cwd` can't be used.
         """
@@ -132,6 +133,7 @@ class Reaper:
             close_fds=True,
             pass_fds=pass_fds,
             start_new_session=True,
+            umask=umask,
         )
         popen.returncode = (
             0  # taken for finished, it neither waits for the pid nor warns when dropped

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from cri_shim.host.process import Child, Reaper
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.spec.inputs import Spec
     from cri_shim.paths import Paths
     from cri_shim.sandbox.files_limits import FilesLimits
     from cri_shim.sandbox.store import Container
@@ -200,6 +201,7 @@ class ExecProcesses:
         )
         with host_step(f"container {container.id}: exec: writing its process"):
             process = self._process_spec(container, call.command, tty=tty)
+            umask: int = process.get("user", {}).get("umask", -1)
             write_atomic(spec_file, msgspec.json.encode(process))
         with (
             self._reaper.awaiting_orphans(),
@@ -212,6 +214,8 @@ class ExecProcesses:
                     stdout=streams.stdout,
                     stderr=streams.stderr,
                     env=runtime.environment(),
+                    # runc's exec passes over the spec's: the command gets what its runtime has.
+                    umask=umask,
                 )
             except OSError as error:
                 raise RuntimeCommandError(
@@ -256,9 +260,7 @@ class ExecProcesses:
         await kill_family(child.pid, None, timeout_s=KILL_TIMEOUT_S)
         await child.wait_at_most(KILL_TIMEOUT_S)
 
-    def _process_spec(
-        self, container: Container, command: Sequence[str], *, tty: bool
-    ) -> dict[str, object]:
+    def _process_spec(self, container: Container, command: Sequence[str], *, tty: bool) -> Spec:
         base = container.process_spec
         if base is None:
             spec_file = self._paths.container(container.id).spec_file

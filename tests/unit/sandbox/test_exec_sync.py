@@ -82,6 +82,14 @@ async def test_it_is_the_containers_own_process_with_other_arguments(node: Node)
 
 
 @pytest.mark.asyncio
+async def test_command_has_the_containers_umask_also_from_a_runtime_that_does_not_set_it(
+    node: Node,
+) -> None:
+    node.container.process_spec = {"args": ["sh"], "env": [], "cwd": "/", "user": {"umask": 0o037}}
+    assert (await node.sh("umask")).stdout == b"0037\n"
+
+
+@pytest.mark.asyncio
 async def test_after_a_restart_the_process_is_read_back_from_the_bundle(node: Node) -> None:
     node.container.process_spec = None
     spec_file = node.paths.container(node.container.id).spec_file
