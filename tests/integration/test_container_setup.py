@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.harness.client import Client
-    from tests.harness.daemon import Daemon
+    from tests.harness.daemon import Daemon, Daemons
 
 pytestmark = pytest.mark.integration
 
@@ -340,12 +340,74 @@ def test_resources_are_limits_of_the_containers_cgroup(
     resources.memory_limit_in_bytes = 64 * MIB
     resources.cpu_period, resources.cpu_quota = 100_000, 50_000
     resources.oom_score_adj = 500
+    resources.cpu_shares, resources.cpuset_cpus, resources.cpuset_mems = 512, "0", "0"
+    config.annotations["cri-shim.io/pids-limit"] = "77"
     container = pod.sleeper(config)
+    assert limit(container, "cpuset.cpus") == limit(container, "cpuset.mems") == "0"
+    assert limit(container, "pids.max") == "77"
+    # The weight of 512 shares, as runtimes convert them.
+    assert limit(container, "cpu.shares", "cpu.weight") in ("512", "20", "59")
     assert limit(container, "memory.limit_in_bytes", "memory.max") == str(64 * MIB)
     assert limit(container, "cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
     pid = container_info(client, container)["pid"]
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "500\n"
     assert {path.parent.name for path in cgroups_of(container)} == {daemon.name}
+
+
+def test_swap_is_limited_together_with_memory(client: Client, image: str) -> None:
+    pod = Pod.run(client, image)
+    for swap, expected in ((0, 0), (96 * MIB, 32 * MIB), (64 * MIB, 0)):
+        config = pod.container()
+        config.linux.resources.memory_limit_in_bytes = 64 * MIB
+        config.linux.resources.memory_swap_limit_in_bytes = swap
+        container = pod.sleeper(config)
+        told = {
+            file.name: file.read_text().strip()
+            for cgroup in cgroups_of(container)
+            for file in (cgroup / "memory.memsw.limit_in_bytes", cgroup / "memory.swap.max")
+            if file.exists()
+        }
+        # v1 counts both together, v2 swap alone, and a kernel may account neither.
+        assert told in (
+            {"memory.memsw.limit_in_bytes": str(64 * MIB + expected)},
+            {"memory.swap.max": str(expected)},
+            {},
+        )
+
+
+def test_nodes_umask_and_limits_are_the_containers_and_its_execs(
+    daemons: Daemons, archives: list[Path], image: str
+) -> None:
+    settings = {
+        "security": {
+            "umask": "0027",
+            "default_ulimits": {
+                "nofile": {"soft": 123, "hard": 456},
+                "core": {"soft": 0, "hard": -1},
+            },
+        }
+    }
+    with daemons.without_leaks(archives=archives, settings=settings) as daemon:
+        pod = Pod.run(daemon.client, image)
+        script = "umask; ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc"
+        expected = ["0027", "123", "456", "0", "unlimited"]
+        assert pod.says(script).split() == expected
+        assert pod.asks(pod.sleeper(), script).split() == expected
+
+
+def test_containers_come_as_a_stream_as_well(client: Client, image: str) -> None:
+    pod = Pod.run(client, image)
+    made = {pod.sleeper() for _ in range(3)}
+    filter_ = api.ContainerFilter(pod_sandbox_id=pod.id)
+    for request in (api.StreamContainersRequest(), api.StreamContainersRequest(filter=filter_)):
+        pieces = list(client.runtime.StreamContainers(request, timeout=20))
+        assert {each.id for piece in pieces for each in piece.containers} == made
+    nothing = api.StreamContainersRequest(filter=api.ContainerFilter(id="0" * 64))
+    assert not [
+        c
+        for piece in client.runtime.StreamContainers(nothing, timeout=20)
+        for c in piece.containers
+    ]
 
 
 # --- the signal that asks it to end -----------------------------------------------------------------------------------

@@ -96,6 +96,21 @@ def test_another_user_than_root_has_no_effective_capability(client: Client, imag
     assert found["CapBnd"] == DEFAULT_CAPABILITIES
 
 
+def test_ambient_capability_is_one_for_another_user_too(client: Client, image: str) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container()
+    context = config.linux.security_context
+    context.run_as_user.value = 1000
+    context.namespace_options.pid = api.CONTAINER
+    context.capabilities.add_ambient_capabilities.append("NET_RAW")
+    context.capabilities.drop_capabilities.append("ALL")
+    container = pod.sleeper(config)
+    only = 1 << LINUX_CAPABILITIES.index("NET_RAW")
+    for line in pod.asks(container, "grep ^Cap /proc/1/status /proc/self/status").splitlines():
+        name, _, value = line.partition("Cap")[2].partition(":")
+        assert int(value, 16) == only, name
+
+
 def test_capability_that_linux_does_not_have_is_refused(client: Client, image: str) -> None:
     pod = Pod.run(client, image)
     config = pod.container("true")
