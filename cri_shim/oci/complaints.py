@@ -25,6 +25,11 @@ _LOGRUS = re.compile(
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
 _CONTROL_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "", "b": "", "f": "", "v": ""}
 _PLAIN_TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z?: ")
+_REFUSED_LIMIT = re.compile(
+    r"\bwrite [`'\"]?(?:/\S*/)?([a-z0-9]+\.[A-Za-z0-9_.]+)[`'\"]?: "
+    r"(?:invalid argument|numerical result out of range|permission denied)",
+    re.IGNORECASE,
+)
 _ERROR_LEVELS = frozenset({"error", "fatal", "panic"})
 
 
@@ -87,6 +92,12 @@ def says_no_directory(message: str, directory: str) -> bool:
     """Whether the runtime could not make, or enter, the container's working directory."""
     found = re.search(r"\b(?:mkdir|chdir)(?: to)? [`'\"]?(/[^:`'\"]*)", message)
     return found is not None and f"{directory}/".startswith(f"{found[1].rstrip('/')}/")
+
+
+def refused_limit(message: str) -> str:
+    """The cgroup file whose new value the kernel takes for none, as `cpuset.cpus`; "" for other failures."""
+    found = _REFUSED_LIMIT.search(message)
+    return found[1] if found else ""
 
 
 def device_not_made(message: str) -> str:

@@ -19,13 +19,20 @@ from google.protobuf import json_format
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import (
     CriShimError,
+    InvalidArgumentError,
     RuntimeCommandError,
     TooManyFilesError,
     WrongStateError,
     host_step,
 )
 from cri_shim.host.files import write_atomic
-from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION, merge_resources, pids_limit
+from cri_shim.oci.complaints import refused_limit
+from cri_shim.oci.spec.resources import (
+    FILES_LIMIT_ANNOTATION,
+    field_of_limit,
+    merge_resources,
+    pids_limit,
+)
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.sandbox.release import running
 from cri_shim.sandbox.store import as_json
@@ -123,8 +130,13 @@ class ContainerResources:
                 document.get("memory", {}).get("limit", -1),
                 self._memory_in_use(container),
             )
+            words = error.stderr_tail.strip()
             if used is not None and 0 < limit < used:
-                raise _in_use(container, limit, used, f": {error.stderr_tail.strip()}") from error
+                raise _in_use(container, limit, used, f": {words}") from error
+            if field := field_of_limit(refused_limit(words)):
+                raise InvalidArgumentError(
+                    f"container {container.id}: {field}: the kernel takes no such: {words}"
+                ) from error
             raise
         finally:
             file.unlink(missing_ok=True)

@@ -25,12 +25,13 @@ from cri_shim.errors import (
 from cri_shim.ids import new_id
 from cri_shim.oci.complaints import (
     device_not_made,
+    refused_limit,
     says_no_directory,
     says_too_little_memory,
 )
 from cri_shim.oci.spec.checks import clean_container_path
 from cri_shim.oci.spec.mounts import volume_paths
-from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION
+from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION, field_of_limit
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.container_log import log_path, make_log_directory
 from cri_shim.sandbox.launch import Launch, Launcher
@@ -279,6 +280,9 @@ def _clearer(
     if says_no_directory(words, cwd):
         field = "working_dir" if config.working_dir else "image WORKDIR"
         return InvalidArgumentError(f"{field}: {cwd!r}: can't be made there: {words}")
+    if field := field_of_limit(refused_limit(words)):
+        value = getattr(config.linux.resources, field)
+        return InvalidArgumentError(f"{field}: {value!r}: the kernel takes no such: {words}")
     if path := device_not_made(words):
         for index, device in enumerate(config.devices):
             place = clean_container_path(device.container_path or device.host_path, "devices")

@@ -165,3 +165,30 @@ def test_what_can_not_be_is_refused_by_its_field(client: Client, image: str) -> 
     with refused(grpc.StatusCode.NOT_FOUND):
         update(client, "0" * 64, cpu_shares=2)
     assert limits(container) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cpuset_cpus", "4095"),
+        ("cpuset_cpus", "0-4095"),
+        ("cpuset_mems", "1023"),
+        ("cpu_quota", 1 << 50),
+    ],
+)
+def test_limit_that_this_node_can_not_have_is_refused_by_its_field(
+    client: Client, image: str, field: str, value: object
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container("sleep", "3600")
+    setattr(config.linux.resources, field, value)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, field):
+        pod.create(config)
+    container = pod.sleeper()
+    resources = api.LinuxContainerResources()
+    setattr(resources, field, value)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, field):
+        client.runtime.UpdateContainerResources(
+            api.UpdateContainerResourcesRequest(container_id=container, linux=resources), timeout=20
+        )
+    assert client.status(container).status.state == api.CONTAINER_RUNNING

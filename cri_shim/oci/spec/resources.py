@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, Spec
 
 _MAX_INT64 = 2**63 - 1
+_MAX_QUOTA = 2**44 - 1
+"""The kernel's, in microseconds."""
+_MAX_CPUS = 65536
+"""More than any kernel counts, of CPUs and of memory nodes."""
 _MAX_PIDS = 4194304
 """PID_MAX_LIMIT: pids.max takes no larger number."""
 _CPU_LIST = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
@@ -29,6 +33,19 @@ _UNIFIED_KEY = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+")
 _UNIFIED_VALUE = re.compile(r"[\x20-\x7e\t\n]{0,4096}")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
+_FIELD_OF_FILE = {
+    "cpu.cfs_period_us": "cpu_period",
+    "cpu.cfs_quota_us": "cpu_quota",
+    "cpu.max": "cpu_quota",
+    "cpu.shares": "cpu_shares",
+    "cpu.weight": "cpu_shares",
+    "cpuset.cpus": "cpuset_cpus",
+    "cpuset.mems": "cpuset_mems",
+    "memory.limit_in_bytes": "memory_limit_in_bytes",
+    "memory.max": "memory_limit_in_bytes",
+    "memory.memsw.limit_in_bytes": "memory_swap_limit_in_bytes",
+    "memory.swap.max": "memory_swap_limit_in_bytes",
+}
 _KEPT = ("oom_score_adj", "hugepage_limits")
 _PIDS_LIMIT_ANNOTATIONS = ("cri-shim.io/pids-limit", "cgroup.pids.max")
 FILES_LIMIT_ANNOTATION = "cri-shim.io/files-limit"
@@ -49,6 +66,13 @@ def build_resources(resources: LinuxContainerResources, node: NodeFacts) -> Spec
     if resources.unified:
         result["unified"] = _unified(resources.unified, node)
     return result
+
+
+def field_of_limit(cgroup_file: str) -> str:
+    """The field of a request that ends in this file of a cgroup, of either version; "" for none."""
+    if cgroup_file.startswith("hugetlb."):
+        return "hugepage_limits"
+    return _FIELD_OF_FILE.get(cgroup_file, "")
 
 
 def merge_resources(
@@ -140,7 +164,7 @@ def _cpu(resources: LinuxContainerResources) -> Spec:
         cpu["shares"] = min(max(shares, 2), 262144)
     if resources.cpu_quota:
         if resources.cpu_quota != -1:
-            in_range(resources.cpu_quota, "cpu_quota", low=1000, high=_MAX_INT64)
+            in_range(resources.cpu_quota, "cpu_quota", low=1000, high=_MAX_QUOTA)
         cpu["quota"] = resources.cpu_quota
     if resources.cpu_period:
         cpu["period"] = in_range(resources.cpu_period, "cpu_period", low=1000, high=1_000_000)
@@ -149,10 +173,16 @@ def _cpu(resources: LinuxContainerResources) -> Spec:
         ("cpuset_mems", "mems", resources.cpuset_mems),
     ):
         if value:
-            if _CPU_LIST.fullmatch(value) is None:
+            if _CPU_LIST.fullmatch(value) is None or not _ascends(value):
                 refuse(field, value, "must be a list like 0-3,7")
             cpu[key] = value
     return cpu
+
+
+def _ascends(cpu_list: str) -> bool:
+    """Whether no range goes backwards, and none is what no kernel counts to."""
+    ranges = (part.partition("-") for part in cpu_list.split(","))
+    return all(int(first) <= int(last or first) < _MAX_CPUS for first, _, last in ranges)
 
 
 def _memory(resources: LinuxContainerResources, node: NodeFacts) -> Spec:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cri_shim.oci.complaints import (
     MAX_MESSAGE_CHARS,
     device_not_made,
+    refused_limit,
     runtime_message,
     says_no_directory,
     says_not_found,
@@ -150,6 +151,26 @@ def test_working_directory_that_can_not_be_is_told_from_other_failures(
     words: str, blamed: bool
 ) -> None:
     assert says_no_directory(words, "/data/x/y") is blamed
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (
+            'failed to write "7": write /sys/fs/cgroup/cpuset/x/c0/cpuset.cpus: numerical result out of range',
+            "cpuset.cpus",
+        ),
+        ("write /sys/fs/cgroup/cpu/c0/cpu.cfs_quota_us: invalid argument", "cpu.cfs_quota_us"),
+        ("write `cpuset.mems`: Permission denied", "cpuset.mems"),
+        ("write /sys/fs/cgroup/memory/c0/memory.limit_in_bytes: device or resource busy", ""),
+        ("open /sys/fs/cgroup/cpu/c0/cpu.shares: permission denied", ""),
+        ("write /proc/self/attr/exec: invalid argument", ""),
+    ],
+)
+def test_limit_that_the_kernel_does_not_take_is_told_from_other_failures(
+    words: str, file: str
+) -> None:
+    assert refused_limit(words) == file
 
 
 def test_device_that_could_not_be_made_is_told_from_other_failures() -> None:

@@ -133,6 +133,16 @@ async def test_memory_in_use_is_named_when_the_kernel_refuses_to_take_it(house: 
     assert resources_in_force(container).memory_limit_in_bytes == 64 * MIB
 
 
+async def test_value_that_the_kernel_does_not_take_is_refused_by_its_field(house: House) -> None:
+    container = await limited(house)
+    before = resources_in_force(container)
+    uses(house, container, MIB)
+    house.runtime.refuses_updates = "write /sys/fs/cgroup/cpuset/c/cpuset.cpus: invalid argument"
+    with pytest.raises(InvalidArgumentError, match="cpuset_cpus: the kernel"):
+        await update(house, container, cpuset_cpus="9")
+    assert resources_in_force(container) == before
+
+
 async def test_memory_in_use_is_not_taken_where_the_kernel_would_kill_for_it(house: House) -> None:
     container = await limited(house)
     house.kernel.cgroups.mode = "v2"

@@ -202,6 +202,8 @@ async def test_working_directory_that_only_the_runtime_can_not_make_is_refused_b
             r"^devices\[0\]\.container_path: '/dev/snd'",
         ),
         ("mknod /run/c/rootfs/opt/bc: read-only file system", "^creating: runc failed"),
+        ("write /sys/fs/cgroup/cpuset/c/cpuset.cpus: invalid argument", "^cpuset_cpus: '7'"),
+        ("write /sys/fs/cgroup/c/memory.high: invalid argument", "^creating: runc failed"),
         ("unable to set memory limit to 4096", "^memory_limit_in_bytes: 4096"),
         ("something else", "^creating: runc failed: something else"),
     ],
@@ -217,6 +219,7 @@ async def test_words_of_the_runtime_about_a_field_are_said_with_its_name(
     config.devices.add(host_path="/dev/snd")
     config.devices.add(host_path="/dev/x", container_path="/opt//b")
     config.linux.resources.memory_limit_in_bytes = 4096
+    config.linux.resources.cpuset_cpus = "7"
     with pytest.raises((InvalidArgumentError, RuntimeCommandError), match=says):
         await house.containers.create_container(sandbox.id, config, sandbox.config)
 

@@ -9,6 +9,7 @@ from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
 from cri_shim.oci.spec.resources import (
     build_resources,
     check_unchangeable,
+    field_of_limit,
     files_limit,
     merge_resources,
     oom_score_adj,
@@ -21,6 +22,26 @@ NODE = GOLDEN_PLACE.node
 
 def build(node: Any = NODE, **fields: Any) -> dict[str, Any]:
     return build_resources(LinuxContainerResources(**fields), node)
+
+
+@pytest.mark.parametrize("text", ["3-0", "0,5-4", "70000", "0-65536", "0-", "1.2"])
+def test_list_of_cpus_that_no_node_has_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="cpuset_cpus"):
+        build(cpuset_cpus=text)
+
+
+@pytest.mark.parametrize("quota", [999, 2**44, -2])
+def test_quota_that_no_kernel_takes_is_refused(quota: int) -> None:
+    with pytest.raises(InvalidArgumentError, match="cpu_quota"):
+        build(cpu_quota=quota)
+    assert build(cpu_quota=2**44 - 1)
+
+
+def test_file_of_a_cgroup_is_known_by_the_field_that_ends_in_it() -> None:
+    fields = LinuxContainerResources.DESCRIPTOR.fields_by_name
+    for file in ("cpuset.cpus", "cpu.max", "memory.swap.max", "hugetlb.2MB.limit_in_bytes"):
+        assert field_of_limit(file) in fields
+    assert field_of_limit("pids.max") == field_of_limit("") == ""
 
 
 def test_nothing_set_gives_nothing() -> None:
