@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from google.protobuf.message import Message
+
     from tests.harness.client import Client
 
 pytestmark = pytest.mark.integration
@@ -46,6 +48,8 @@ WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 NAMES = st.text("ABCXYZabcxyz_0123456789", min_size=1, max_size=8).map("V_".__add__)
 IDS = st.one_of(st.integers(0, 70_000), st.sampled_from([0, 1000, 2**31 - 1]))
 PLACES = ("/data", "/new/place", "/etc/hosts", "/dev/shm", "/srv/a/b/", "/mnt/../opt", "/tmp")
+LIMITS = ("cgroup.pids.max", "cri-shim.io/pids-limit", "cri-shim.io/files-limit")
+NUMBERS = ("-1", "0", "7", "4194305", "x", "9" * 18)
 PROPAGATIONS = ("PROPAGATION_PRIVATE", "PROPAGATION_HOST_TO_CONTAINER", "PROPAGATION_BIDIRECTIONAL")
 CAPABILITIES = ("CHOWN", "CAP_KILL", "net_raw", "SETUID", "ALL")
 
@@ -251,13 +255,56 @@ def test_any_request_is_started_or_refused_and_never_our_mistake(
 
     def judge(config: api.ContainerConfig, error: Any) -> None:
         if error is not None:
-            assert error.code() in REFUSALS, f"{error.code()}: {error.details()}\n{short(config)}"
-            assert names_a_field_of(config, error.details()), f"{error.details()}\n{short(config)}"
+            check_refusal(config, error)
 
     config = api.ContainerConfig.DESCRIPTOR
     tried(pod, st.one_of(messages(config), few(config)).map(harmless), count, judge)
     assert os.listdir(base)
 
 
-def short(config: api.ContainerConfig) -> str:
-    return text_format.MessageToString(config, as_one_line=True)
+@pytest.mark.parametrize("count", FEW_OR_MANY)
+def test_any_update_is_made_or_refused_and_never_our_mistake(
+    client: Client, image: str, count: int
+) -> None:
+    pod = Pod.run(client, image)
+    containers: list[str] = []
+    resources = api.LinuxContainerResources.DESCRIPTOR
+
+    @settings(
+        max_examples=4 * count,
+        deadline=None,
+        database=None,
+        derandomize=count < 100,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        st.one_of(messages(resources), few(resources)),
+        st.dictionaries(st.sampled_from(LIMITS), st.sampled_from(NUMBERS), max_size=1),
+    )
+    def each(fields: dict[str, Any], annotations: dict[str, str]) -> None:
+        # A limit of memory that holds may end it: that is what it is for.
+        if not containers or client.status(containers[-1]).status.state != api.CONTAINER_RUNNING:
+            containers.append(pod.sleeper())
+        request = api.UpdateContainerResourcesRequest(
+            container_id=containers[-1],
+            linux=api.LinuxContainerResources(**fields),
+            annotations=annotations,
+        )
+        try:
+            client.runtime.UpdateContainerResources(request, timeout=20)
+        except grpc.RpcError as error:
+            check_refusal(request, error)
+
+    each()
+
+
+def check_refusal(request: Message, error: Any) -> None:
+    """It is one that CRI knows, and names a field of the request."""
+    told = f"{error.code()}: {error.details()}\n{short(request)}"
+    assert error.code() in REFUSALS, told
+    assert names_a_field_of(request, error.details()), told
+
+
+def short(request: Message) -> str:
+    return text_format.MessageToString(request, as_one_line=True)
