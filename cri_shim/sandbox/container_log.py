@@ -6,10 +6,7 @@ from pathlib import Path
 
 from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import make_dirs_in_root
-from cri_shim.oci.spec.checks import has_control_characters
-
-MAX_NAME_BYTES = 255
-"""NAME_MAX of Linux's file systems."""
+from cri_shim.oci.spec.checks import MAX_NAME_BYTES, has_control_characters
 
 
 def log_path(log_directory: str, path: str) -> Path | None:

@@ -130,6 +130,26 @@ def check_destinations(
         os.close(root_fd)
 
 
+def check_devices(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> None:
+    """Refuse devices at what the image has already: a runtime would pass over them. Blocking.
+
+    Those in /dev come to an empty one. Raises InvalidArgumentError.
+    """
+    taken = [clean_container_path(m.container_path, "container_path") for m in config.mounts]
+    root_fd = os.open(rootfs_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for node in spec["linux"].get("devices", ()):
+            path = node["path"]
+            if any(f"{path}/".startswith(f"{other}/") for other in (*taken, "/dev")):
+                continue
+            if _is_directory(root_fd, path, "devices.container_path") is not None:
+                refuse(
+                    "devices.container_path", path, "is in the image: no device can be made there"
+                )
+    finally:
+        os.close(root_fd)
+
+
 def check_pod_files(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> None:
     """Refuse an image that has a directory, or a loop of links, where a file of the pod goes. Blocking.
 

@@ -40,6 +40,7 @@ from cri_shim.oci.spec.stop_signal import stop_signal
 from cri_shim.oci.spec.user import resolve_sandbox_user, resolve_user
 from cri_shim.sandbox.host_paths import (
     check_destinations,
+    check_devices,
     check_pod_files,
     make_missing,
     make_working_directory,
@@ -255,6 +256,7 @@ class Specs:
             },
             rootfs_dir,
         )
+        check_devices(spec, config, rootfs_dir)
         check_pod_files(spec, config, rootfs_dir)
         make_working_directory(
             spec,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from cri_shim._pb.cri.v1 import api_pb2 as api
     from tests.harness.client import Client
     from tests.harness.daemon import Daemon, Daemons
 
@@ -196,6 +197,33 @@ def test_device_that_can_not_be_made_where_it_shall_be_is_refused_by_its_field(
     config.devices.add(host_path="/dev/null", container_path="/opt/device")
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "devices[0].container_path", "/opt/device"):
         pod.create(config)
+
+
+@pytest.mark.parametrize("privileged", [False, True])
+def test_device_is_where_it_was_asked_for_or_refused_by_its_field(
+    client: Client, image: str, privileged: bool
+) -> None:
+    """A runtime passes over a device where there is something already."""
+    pod_config = client.pod_config()
+    pod_config.linux.security_context.privileged = privileged
+    pod = Pod.run(client, image, pod_config)
+
+    def wanted(place: str) -> api.ContainerConfig:
+        config = pod.container()
+        config.linux.security_context.privileged = privileged
+        config.devices.add(host_path="/dev/zero", container_path=place)
+        return config
+
+    for place in ("/dev/mine", "/dev/a/b/c", "/dev/../opt/new", "/dev/console", "/opt//x"):
+        assert (
+            pod.says(f"stat -c '%F %t:%T' {place}", wanted(place)) == "character special file 1:5\n"
+        )
+    for place in (
+        *("/dev/null/x", "/dev/shm/x", "/dev/pts/x", "/dev/mqueue/x", "/dev/pts"),
+        *("/proc/x", "/sys/x", "/etc/passwd", "/etc/passwd/x", "/etc", "/dev/" + "n" * 300),
+    ):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "devices", "container_path"):
+            pod.create(wanted(place))
 
 
 def test_device_that_may_only_be_read_does_not_take_the_containers_own_away(

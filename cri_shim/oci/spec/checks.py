@@ -15,6 +15,8 @@ from cri_shim.errors import InvalidArgumentError
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 MAX_PATH_BYTES = 4096
 """PATH_MAX: the kernel takes no longer path."""
+MAX_NAME_BYTES = 255
+"""NAME_MAX of Linux's file systems."""
 
 
 def refuse(field: str, value: object, why: str) -> NoReturn:
@@ -47,10 +49,15 @@ def absolute_path(path: str, field: str) -> str:
 def clean_container_path(path: str, field: str) -> str:
     """An absolute path inside the container in its one spelling, so that equal places compare equal.
 
+    Names in it are no longer than file systems take.
+
     `..` is folded by its letters and stops at the root. That is safe here, and only here: the runtime resolves
     the result inside the root file system.
     """
-    return "/" + posixpath.normpath(absolute_path(path, field)).lstrip("/")
+    clean = "/" + posixpath.normpath(absolute_path(path, field)).lstrip("/")
+    if any(len(name.encode()) > MAX_NAME_BYTES for name in clean.split("/")):
+        raise InvalidArgumentError(f"{field}: a name of more than {MAX_NAME_BYTES} bytes")
+    return clean
 
 
 def in_range(value: int, field: str, *, low: int, high: int) -> int:

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 _EVERYBODYS = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)})
 """null, zero, full, random, urandom, tty, ptmx."""
+_MOUNTED = ("/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys")  # noqa: S108 - names in the container
+_OWN_FILES = tuple(
+    f"/dev/{name}"
+    for name in ("console", "full", "null", "ptmx", "random", "tty", "urandom", "zero")
+)
+"""What every container has there."""
 
 
 def host_device_paths(config: ContainerConfig) -> list[str]:
@@ -93,6 +99,13 @@ def _container_path(device: Device, node: DeviceNode, field: str) -> str:
     path = base + inside if inside.startswith("/") and inside != node.path else base
     if path in ("/", "/dev"):
         refuse(f"{field}.container_path", path, "is a directory of every container")
+    # Runtimes pass over a device where there is something already.
+    for place in _MOUNTED:
+        if f"{path}/".startswith(f"{place}/"):
+            refuse(f"{field}.container_path", path, f"no device can be made at or below {place}")
+    for own in _OWN_FILES:
+        if path.startswith(f"{own}/"):
+            refuse(f"{field}.container_path", path, f"{own} is no directory")
     return path
 
 

@@ -15,6 +15,7 @@ from cri_shim.sandbox import host_paths
 from cri_shim.sandbox.host_paths import (
     HostPath,
     check_destinations,
+    check_devices,
     check_pod_files,
     make_missing,
     make_working_directory,
@@ -150,6 +151,24 @@ def test_destination_that_fits_or_can_not_be_known_is_left_to_the_runtime(tmp_pa
 
 def a_spec(cwd: str, *mounts: str) -> dict[str, Any]:
     return {"process": {"cwd": cwd}, "mounts": [{"destination": each} for each in mounts]}
+
+
+def with_devices(*paths: str) -> dict[str, Any]:
+    return {"linux": {"devices": [{"path": path} for path in paths]}}
+
+
+def test_device_at_what_the_image_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "opt/there").mkdir(parents=True)
+    (tmp_path / "opt/file").touch()
+    (tmp_path / "opt/loop").symlink_to("loop")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/x").touch()
+    check_devices({"linux": {}}, config("/"), tmp_path)
+    check_devices(with_devices("/opt/new", "/none/new", "/dev/x"), config("/"), tmp_path)
+    check_devices(with_devices("/opt/there", "/opt/file"), config("/", "/opt"), tmp_path)
+    for path in ("/opt/there", "/opt/file", "/opt/file/x", "/opt/loop"):
+        with pytest.raises(InvalidArgumentError, match=f"devices.container_path: '{path}'"):
+            check_devices(with_devices(path), config("/"), tmp_path)
 
 
 POD_FILES: dict[str, Any] = {

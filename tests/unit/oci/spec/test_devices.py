@@ -76,6 +76,19 @@ def test_device_that_every_container_has_stays_usable() -> None:
         assert rules[1]["access"] == access
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/dev/shm", "/dev/shm/x", "/dev/pts/0", "/dev/mqueue/x", "/proc/kcore", "/sys/x", "/sys"),
+        *("/dev/null/x", "/dev/tty/a/b", "/dev/x/../pts", "/dev/" + "n" * 256),
+    ],
+)
+def test_place_where_no_device_can_be_made_is_refused(path: str) -> None:
+    device = Device(host_path="/dev/net/tun", container_path=path)
+    with pytest.raises(InvalidArgumentError, match=r"devices\[0\]\.container_path"):
+        build(device, found={"/dev/net/tun": (TUN,)})
+
+
 def test_directory_of_devices_is_made_below_the_given_path() -> None:
     device = Device(host_path="/dev/net/", container_path="/dev/mine")
     nodes, _ = build(device, found={"/dev/net/": (TUN,)})
