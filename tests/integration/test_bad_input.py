@@ -264,8 +264,8 @@ BAD_CONTAINERS: dict[str, tuple[Change, grpc.StatusCode, tuple[str, ...]]] = {
     ),
     "processor that the node does not have": (
         field("linux.resources.cpuset_cpus", "4000"),
-        grpc.StatusCode.INTERNAL,
-        ("creating container", "cpuset"),
+        INVALID,
+        ("cpuset_cpus", "4000"),
     ),
     "memory limit below what a process needs": (
         field("linux.resources.memory_limit_in_bytes", 4096),

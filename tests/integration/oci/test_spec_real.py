@@ -273,12 +273,13 @@ def test_pause_program_reaps_orphans_and_ends_on_sigterm_under_its_filter(
     try:
         assert runc.call("start", "other").returncode == 0
 
-        def is_over() -> bool:
-            # Again and again: one that comes before it has its handler is lost on a namespace's first process.
+        def ends_on_sigterm() -> bool:
+            # The first process of a namespace gets none that it does not handle yet: early ones are lost.
             runc.call("kill", "other", "TERM")
-            return bool(json.loads(runc.call("state", "other").stdout)["status"] == "stopped")
+            status: str = json.loads(runc.call("state", "other").stdout)["status"]
+            return status == "stopped"
 
-        wait_until(is_over, "the pause program ignored SIGTERM")
+        wait_until(ends_on_sigterm, "the pause program ignored SIGTERM")
     finally:
         runc.delete("other")
 
