@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import DeviceNode, Spec
 
 ANNOTATION_PREFIX = "cdi.k8s.io/"
+_FIELDS = "CDI_devices or annotations"
 MAX_NAMED = 20
 """How many devices a refusal lists."""
 
@@ -90,13 +91,13 @@ def _find(
         listed = ", ".join(known[:MAX_NAMED]) + (", …" if len(known) > MAX_NAMED else "")
         why = f"; unusable files: {'; '.join(problems)}" if problems else ""
         raise InvalidArgumentError(
-            f"CDI_devices: {name!r}: no such device on this node (of its kind there are: {listed or 'none'}){why}"
+            f"{_FIELDS}: {name!r}: no such device on this node (of its kind there are: {listed or 'none'}){why}"
         )
     highest = max(placed.priority for placed, _ in matches)
     best = [match for match in matches if match[0].priority == highest]
     if len(best) > 1:
         sources = " and ".join(placed.source for placed, _ in best)
-        raise InvalidArgumentError(f"CDI_devices: {name!r}: is described by {sources}: remove one")
+        raise InvalidArgumentError(f"{_FIELDS}: {name!r}: is described by {sources}: remove one")
     return best[0]
 
 
