@@ -15,7 +15,7 @@ import structlog
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import uninterrupted
-from cri_shim.errors import InvalidArgumentError, WrongStateError
+from cri_shim.errors import InvalidArgumentError, NotFoundError, WrongStateError
 from cri_shim.host.cgroups.placement import CgroupPlace, parent_directory, place
 from cri_shim.host.files import read_bounded, read_in_root
 from cri_shim.oci.hook_files import check_programs
@@ -274,14 +274,18 @@ class Specs:
     def _target_pid(self, sandbox: Sandbox, options: api.NamespaceOption) -> int | None:
         if options.pid != api.TARGET:
             return None
-        target = self._containers.find(options.target_id)
+        field = "namespace_options.target_id"
+        if not options.target_id:
+            raise InvalidArgumentError(f"{field}: missing, which the PID mode TARGET needs")
+        try:
+            target = self._containers.find(options.target_id)
+        except NotFoundError as error:
+            raise NotFoundError(f"{field}: container", options.target_id) from error
         if target.sandbox_id != sandbox.id:
-            raise InvalidArgumentError(
-                f"namespace_options.target_id: container {target.id} is in another sandbox"
-            )
+            raise InvalidArgumentError(f"{field}: container {target.id} is in another sandbox")
         process = target.status.process
         if target.state is not ContainerState.RUNNING or process is None:
-            raise WrongStateError(f"target container {target.id} is {target.state}, not running")
+            raise WrongStateError(f"{field}: container {target.id} is {target.state}, not running")
         return process.pid
 
     def _sandbox_facts(self, sandbox: Sandbox) -> SandboxFacts:

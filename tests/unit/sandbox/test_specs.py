@@ -268,11 +268,13 @@ async def test_a_target_of_another_pod_is_refused(node: Node) -> None:
 
 @pytest.mark.asyncio
 async def test_a_target_that_does_not_run_or_is_not_there_is_refused(node: Node) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match=r"namespace_options\.target_id"):
         await node.spec(targeting("c" * 64))
+    with pytest.raises(InvalidArgumentError, match=r"namespace_options\.target_id: missing"):
+        await node.spec(targeting(""))
     target = make_container(status=ContainerStatus(committed_at_ns=1))
     node.store.create(target)
-    with pytest.raises(WrongStateError, match="not running"):
+    with pytest.raises(WrongStateError, match=r"target_id: .*not running"):
         await node.spec(targeting(target.id))
 
 
