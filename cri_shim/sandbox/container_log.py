@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
-from cri_shim.errors import InvalidArgumentError, host_step
+from cri_shim.errors import CriShimError, InvalidArgumentError, WrongStateError, host_step
 from cri_shim.host.files import make_dirs_in_root
+from cri_shim.host.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from cri_shim.oci.spec.checks import MAX_NAME_BYTES, has_control_characters
+
+_IN_THE_WAY = (errno.EEXIST, errno.ELOOP, errno.ENOTDIR)
+_NO_LINKS = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
 def log_path(log_directory: str, path: str) -> Path | None:
@@ -32,10 +40,54 @@ def log_path(log_directory: str, path: str) -> Path | None:
 
 
 def make_log_directory(log_directory: str, log_file: Path | None) -> None:
-    """What kubelet makes itself and a person with crictl forgets; never out of the pod's directory by a link."""
+    """What kubelet makes itself and a person with crictl forgets; never out of the pod's directory by a link.
+
+    Raises WrongStateError where a link or a file is in the way, ResourceExhaustedError, CriShimError.
+    """
     if log_file is None:
         return
     parent = str(log_file.parent.relative_to(log_directory))
     with host_step(f"log directory {log_file.parent}"):
         Path(log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
-        make_dirs_in_root(Path(log_directory), parent, mode=0o755, uid=0, gid=0)
+        try:
+            make_dirs_in_root(Path(log_directory), parent, mode=0o755, uid=0, gid=0)
+        except OSError as error:
+            if error.errno in _IN_THE_WAY:
+                raise _refusal(log_file.parent) from error
+            raise
+
+
+def check_log_file(log_directory: str, log_file: Path | None) -> None:
+    """Refuse a log that is a link, lies behind one, or is no file: the monitor would write, as root, wherever it leads.
+
+    A container with the node's log directory as a volume can put one there, also between a rotation and the reopening,
+    for which the monitor makes a file beside the log. Raises WrongStateError.
+    """
+    if log_file is None:
+        return
+    parent = str(log_file.parent.relative_to(log_directory))
+    try:
+        with host_step(f"config.log_path: {log_file}"):
+            top = os.open(log_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                directory = openat2(top, parent, os.O_PATH | os.O_DIRECTORY, resolve=_NO_LINKS)
+            finally:
+                os.close(top)
+    except CriShimError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _IN_THE_WAY:
+            raise _refusal(log_file.parent) from error
+        raise
+    try:
+        for name in (log_file.name, f"{log_file.name}.tmp"):
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    raise _refusal(log_file.with_name(name))
+    finally:
+        os.close(directory)
+
+
+def _refusal(path: Path) -> WrongStateError:
+    return WrongStateError(
+        f"config.log_path: {path} is a link, or something else that is no log of ours: remove it"
+    )

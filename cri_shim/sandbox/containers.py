@@ -17,6 +17,7 @@ import structlog
 
 from cri_shim.errors import CriShimError, NotFoundError, WrongStateError
 from cri_shim.operations import documents, step
+from cri_shim.sandbox.container_log import check_log_file
 from cri_shim.sandbox.container_resources import ContainerResources
 from cri_shim.sandbox.creation import Creation
 from cri_shim.sandbox.details import container_details
@@ -266,17 +267,18 @@ class Containers:
     async def reopen_container_log(self, container_id: str) -> None:
         """Make the monitor open the log file anew, after a rotation; returns once the new file exists.
 
-        Raises WrongStateError for a container that does not run or keeps no log.
+        Raises WrongStateError for a container that does not run, keeps no log, or whose log has become a link.
         """
         container = self.find(container_id)
         if container.state is not ContainerState.RUNNING:
             raise WrongStateError(f"container {container.id} is {container.state}, not running")
         if not container.record.log_path:
             raise WrongStateError(f"container {container.id} keeps no log: its log_path is empty")
+        log_file = Path(container.record.log_path)
+        sandbox = self._sandboxes.find(container.sandbox_id)
+        check_log_file(sandbox.config.log_directory, log_file)
         self._attachments.unblock(container.id)
-        await self._monitors.reopen_log(
-            self._paths.container(container.id).bundle_dir, Path(container.record.log_path)
-        )
+        await self._monitors.reopen_log(self._paths.container(container.id).bundle_dir, log_file)
 
     def verbose_info(self, container: Container) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""

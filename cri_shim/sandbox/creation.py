@@ -33,7 +33,7 @@ from cri_shim.oci.spec.checks import clean_container_path
 from cri_shim.oci.spec.mounts import volume_paths
 from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION, field_of_limit
 from cri_shim.rollback import Rollback
-from cri_shim.sandbox.container_log import log_path, make_log_directory
+from cri_shim.sandbox.container_log import check_log_file, log_path, make_log_directory
 from cri_shim.sandbox.launch import Launch, Launcher
 from cri_shim.sandbox.model import (
     ContainerMetadata,
@@ -141,6 +141,7 @@ class Creation:
             rollback.push("record", lambda: self._forget_failed(container, rollback))
             self._store.create(container)
             make_log_directory(sandbox.config.log_directory, launch.log_file)
+            check_log_file(sandbox.config.log_directory, launch.log_file)
             # 2. The root file system, where the user is looked up, and the volumes made of images.
             with users_of(sandbox) as users:
                 await self._launcher.mount_rootfs(launch, rollback, users)

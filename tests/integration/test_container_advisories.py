@@ -40,7 +40,7 @@ def hostile(daemon: Daemon, tmp_path: Path) -> Iterator[Hostile]:
     names: list[str] = []
 
     def make(*entries: images.Entry, passwd: images.Entry | None = None, **config: Any) -> str:
-        applets = ("sh", "cat", "id", "ls", "sleep", "grep", "stat")
+        applets = ("sh", "cat", "id", "ln", "ls", "mkdir", "mv", "rm", "sleep", "grep", "stat")
         archive, name = tmp_path / "hostile.tar", f"test.example/hostile:{len(names)}"
         layer = images.layer(
             *(images.directory(path) for path in ("bin", "etc", "proc", "dev", "sys")),
@@ -417,6 +417,39 @@ def test_cve_2025_0750_log_stays_in_its_directory(client: Client, hostile: Hosti
         )
         with refused(INVALID, "log_path"):
             client.runtime.CreateContainer(request, timeout=20)
+
+
+def test_log_that_a_container_made_a_link_is_not_written_through(
+    client: Client, hostile: Hostile, tmp_path: Path
+) -> None:
+    """The class of CVE-2017-1002101: a pod with the node's logs as a volume plants links where logs will be."""
+    target = tmp_path / "target"
+    target.write_text("untouched")
+    pod = Pod.run(client, hostile())
+    attacker = pod.container()
+    attacker.mounts.add(container_path="/logs", host_path=pod.config.log_directory)
+    container = pod.sleeper(attacker)
+    log = Path(client.status(container).status.log_path)
+
+    victim = pod.container("sleep", "3600")
+    pod.asks(container, f"mkdir -p /logs/victim; ln -s {target} /logs/victim/1.log")
+    victim.log_path = "victim/1.log"
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a link"):
+        pod.create(victim)
+    pod.asks(container, "ln -s victim /logs/behind; rm /logs/victim/1.log")
+    victim.log_path = "behind/1.log"
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a link"):
+        pod.create(victim)
+
+    inside = f"/logs/{log.relative_to(pod.config.log_directory)}"
+    for planted in (inside, f"{inside}.tmp"):
+        pod.asks(container, f"mv {inside} {inside}.1; ln -s {target} {planted}")
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a link"):
+            client.runtime.ReopenContainerLog(
+                api.ReopenContainerLogRequest(container_id=container), timeout=20
+            )
+        pod.asks(container, f"rm {planted}; mv {inside}.1 {inside}")
+    assert target.read_text() == "untouched"
 
 
 def test_cve_2026_53488_labels_of_an_image_stay_the_images(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim.errors import CriShimError, InvalidArgumentError
-from cri_shim.sandbox.container_log import log_path, make_log_directory
+from cri_shim.errors import CriShimError, InvalidArgumentError, WrongStateError
+from cri_shim.sandbox.container_log import check_log_file, log_path, make_log_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +58,43 @@ def test_no_directory_is_made_outside_by_a_link(tmp_path: Path) -> None:
     logs.mkdir()
     outside.mkdir()
     (logs / "main").symlink_to(outside)
-    with pytest.raises(CriShimError, match="log directory"):
+    with pytest.raises(WrongStateError, match=r"config\.log_path: .*main/deep is a link"):
         make_log_directory(str(logs), logs / "main/deep/0.log")
     assert list(outside.iterdir()) == []
+
+
+def test_log_that_is_a_file_or_not_there_is_none_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "real/main").mkdir(parents=True)
+    (tmp_path / "logs").symlink_to("real")  # the node's own choice
+    log = tmp_path / "logs/main/0.log"
+    check_log_file(str(tmp_path / "logs"), None)
+    check_log_file(str(tmp_path / "logs"), log)
+    log.touch()
+    check_log_file(str(tmp_path / "logs"), log)
+
+
+@pytest.mark.parametrize("name", ["0.log", "0.log.tmp"])
+def test_log_that_is_a_link_or_no_file_is_refused(tmp_path: Path, name: str) -> None:
+    log = tmp_path / "0.log"
+    (tmp_path / name).symlink_to("/etc/passwd")
+    with pytest.raises(WrongStateError, match=rf"config\.log_path: .*/{name} is a link"):
+        check_log_file(str(tmp_path), log)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(WrongStateError, match=name):
+        check_log_file(str(tmp_path), log)
+
+
+def test_log_behind_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "logs/real").mkdir(parents=True)
+    (tmp_path / "logs/main").symlink_to("real")
+    with pytest.raises(WrongStateError, match="logs/main is a link"):
+        check_log_file(str(tmp_path / "logs"), tmp_path / "logs/main/0.log")
+    (tmp_path / "logs/file").touch()
+    with pytest.raises(WrongStateError, match="logs/file is a link"):
+        check_log_file(str(tmp_path / "logs"), tmp_path / "logs/file/0.log")
+
+
+def test_directory_of_logs_that_is_gone_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CriShimError, match="No such file"):
+        check_log_file(str(tmp_path / "logs"), tmp_path / "logs/0.log")
