@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.checks import (
+    MAX_NAME_BYTES,
     MAX_PATH_BYTES,
     absolute_path,
     clean_container_path,
@@ -102,7 +103,8 @@ def volume_paths(declared: Iterable[str], config: ContainerConfig) -> Iterator[s
         if mount.container_path.startswith("/")
     }
     for path in declared:
-        if "\0" in path or len(path.encode()) > MAX_PATH_BYTES:
+        longest_name = max(len(name.encode()) for name in path.split("/"))
+        if "\0" in path or len(path.encode()) > MAX_PATH_BYTES or longest_name > MAX_NAME_BYTES:
             continue
         destination = clean_container_path(f"/{path}", "image VOLUME")
         kernels = any(_at_or_below(destination, place) for place in _KERNELS)

@@ -167,6 +167,8 @@ def test_volumes_of_an_image_go_where_nothing_is_requested_and_nothing_is_the_ke
         "/sys/fs/cgroup",
         "/dev/shm",
         "/x\0",
+        "/" + "n" * 256,
+        "/n" * 2100,
     ]
     assert list(volume_paths(declared, config)) == ["/db", "/b"]
 
