@@ -66,7 +66,9 @@ def metric(daemon: Daemon, name: str) -> float:
 
 def events(daemon: Daemon) -> list[dict[str, Any]]:
     """What it logged, over all its lives."""
-    return [json.loads(line) for line in daemon.log().splitlines() if line.startswith("{")]
+    lines = daemon.log().splitlines(keepends=True)
+    # What is being written just now has no end yet.
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
 
 # --- looking at it -----------------------------------------------------------------------------------------------

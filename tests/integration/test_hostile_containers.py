@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,16 @@ pytestmark = pytest.mark.integration
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 LONG = "x" * 5000
 Hostile = Callable[..., str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unpacking(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The daemon's unpacker runs, and goes on for a minute after each use: it is no test's leak."""
+    name, archive = "test.example/warm:1", tmp_path_factory.mktemp("warm") / "warm.tar"
+    layer = images.layer(images.file("warm", archive.name.encode() + os.urandom(8)))
+    archive.write_bytes(images.docker_archive(layer, tags=[name]))
+    daemon.client.import_image(archive)
+    daemon.client.remove_image(name)
 
 
 @pytest.fixture
