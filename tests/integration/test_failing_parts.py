@@ -21,6 +21,7 @@ import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from tests.fakes.cni_plugin import install_plugin
+from tests.harness.slowness import SLOWNESS
 from tests.integration.scene import (
     Pod,
     cgroups_of,
@@ -41,6 +42,8 @@ pytestmark = pytest.mark.integration
 
 SECONDS = unique_seconds()
 """What everything that hangs here sleeps."""
+PLUGIN_S, RUNTIME_S = 1.0 * SLOWNESS, 2.0 * SLOWNESS
+"""How long this daemon waits for a plugin, and for a runtime."""
 
 
 class Parts:
@@ -102,15 +105,15 @@ def failing_daemon(
     directory = tmp_path_factory.mktemp("parts")
     daemon = daemons.create(
         settings={
-            "cni": {"plugin_dirs": [str(directory / "plugins")], "timeout": "1s"},
+            "cni": {"plugin_dirs": [str(directory / "plugins")], "timeout": f"{PLUGIN_S:g}s"},
             "runtime": {
                 "handlers": {
                     "runc": {"path": str(directory / "runtime")},
                     "absent": {"path": str(directory / "no-such-runtime")},
                 },
                 "monitor": str(directory / "monitor"),
-                "command_timeout": "2s",
-                "start_timeout": "2s",
+                "command_timeout": f"{RUNTIME_S:g}s",
+                "start_timeout": f"{RUNTIME_S:g}s",
             },
         }
     )
@@ -196,9 +199,9 @@ def test_plugin_that_fails_is_named_and_what_it_did_is_undone(
 def test_plugin_that_hangs_is_given_up_at_its_deadline(parts: Parts, broken: Client) -> None:
     parts.plugin(ADD={"do": "hang", "helper": True})
     started = time.monotonic()
-    with refused(grpc.StatusCode.UNAVAILABLE, "scripted", "ADD", "1 s"):
+    with refused(grpc.StatusCode.UNAVAILABLE, "scripted", "ADD", f"{PLUGIN_S:g} s"):
         broken.run_pod(broken.pod_config())
-    assert 1 <= time.monotonic() - started < 8
+    assert PLUGIN_S <= time.monotonic() - started < 8 * SLOWNESS
     assert broken.pods() == []
     assert leases(parts) == []
 
@@ -399,13 +402,13 @@ def test_runtime_that_hangs_is_given_up_at_the_deadline(
     parts: Parts, broken: Client, image: str
 ) -> None:
     parts.runtime_at("create", f"exec sleep {SECONDS}")
-    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "creating container", "2 s"):
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "creating container", f"{RUNTIME_S:g} s"):
         broken.run_pod(broken.pod_config())
     assert (broken.pods(), processes_running(SECONDS)) == ([], [])
     parts.repair()
     pod = Pod.run(broken, image)
     parts.runtime_at("create", f"exec sleep {SECONDS}")
-    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "creating container", "2 s"):
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "creating container", f"{RUNTIME_S:g} s"):
         pod.create(pod.container("true"))
     assert (broken.containers(), processes_running(SECONDS)) == ([], [])
 
@@ -494,7 +497,7 @@ def test_monitor_that_is_not_installed_is_named_with_the_remedy(
     ("script", "code", "words"),
     [
         ("echo 'cannot watch' >&2; exit 3", grpc.StatusCode.INTERNAL, ("status 3", "cannot watch")),
-        (f"exec sleep {SECONDS}", grpc.StatusCode.DEADLINE_EXCEEDED, ("2 s",)),
+        (f"exec sleep {SECONDS}", grpc.StatusCode.DEADLINE_EXCEEDED, (f"{RUNTIME_S:g} s",)),
         (f'echo garbage >&"$_OCI_SYNCPIPE"; exec sleep {SECONDS}', grpc.StatusCode.INTERNAL, ()),
     ],
     ids=["fails", "hangs", "garbage"],
