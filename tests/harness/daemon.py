@@ -283,7 +283,7 @@ class Daemon:
             "metrics": {"address": f"127.0.0.1:{self.metrics_port}"},
             "streaming": {"port": 0},
             "sandbox": {"cgroup_parent": self.cgroup_parent},
-            "cni": {"conf_dir": str(self.conf_dir), "timeout": "20s"},
+            "cni": {"conf_dir": str(self.conf_dir), "timeout": f"{20 * SLOWNESS:g}s"},
             "stats": {"cache": "0s"},
         }
 
