@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cri_shim.image.builtin import busybox_archive
+from tests import images
 from tests.harness import leaks, node
 from tests.harness.daemon import Daemons
 from tests.harness.isolation import Session
@@ -129,3 +131,13 @@ def crash_daemon(daemons: Daemons, archives: list[Path], image: str) -> Iterator
         found = str(error)
     if found:
         pytest.fail(found, pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def unpacking(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The daemon's unpacker runs, and goes on for a minute after each use: it is no test's leak."""
+    name, archive = "test.example/warm:1", tmp_path_factory.mktemp("warm") / "warm.tar"
+    layer = images.layer(images.file("warm", archive.name.encode() + os.urandom(8)))
+    archive.write_bytes(images.docker_archive(layer, tags=[name]))
+    daemon.client.import_image(archive)
+    daemon.client.remove_image(name)

@@ -5,7 +5,6 @@ The names are those of the advisories; what the mistake was stands with each tes
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from tests.harness.client import Client
     from tests.harness.daemon import Daemon
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("unpacking")]
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh
@@ -33,16 +32,6 @@ PASSWD = b"""root:x:0:0:root:/root:/bin/sh
 worker:x:1000:1001::/:/bin/sh
 """
 Hostile = Callable[..., str]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unpacking(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The daemon's unpacker runs, and goes on for a minute after each use: it is no test's leak."""
-    name, archive = "test.example/warm:1", tmp_path_factory.mktemp("warm") / "warm.tar"
-    layer = images.layer(images.file("warm", archive.name.encode() + os.urandom(8)))
-    archive.write_bytes(images.docker_archive(layer, tags=[name]))
-    daemon.client.import_image(archive)
-    daemon.client.remove_image(name)
 
 
 @pytest.fixture
