@@ -175,11 +175,10 @@ class Failed(_Packet, frozen=True):
 
 
 class Ended(_Packet, frozen=True):
-    """A session's command has ended, or is no longer followed, for a reason."""
+    """A session's command has ended."""
 
     session: int
-    exit_code: int = 0
-    reason: str = ""
+    exit_code: int
 
 
 class HowFar(_Packet, frozen=True):

@@ -392,11 +392,13 @@ def test_nodes_umask_and_limits_are_the_containers_and_its_execs(
         script = "umask; ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc"
         expected = ["0027", "123", "456", "0", "unlimited"]
         assert pod.says(script).split() == expected
-        asked = pod.asks(pod.sleeper(), script).split()
         # Go's start in runc's exec may raise the soft number of descriptors to the hard one after runc has set it: seen
-        # with runc 1.1.5, once in some runs. The hard one, which binds, is never another.
-        assert asked[1] in ("123", "456")
-        assert asked == [expected[0], asked[1], *expected[2:]]
+        # with runc 1.1.5, once in some runs. So one of several has all as it was set, and the others all else.
+        sleeper = pod.sleeper()
+        answers = [pod.asks(sleeper, script).split() for _ in range(5)]
+        assert expected in answers
+        raised = [expected[0], expected[2], *expected[2:]]
+        assert all(answer in (expected, raised) for answer in answers)
 
 
 def test_containers_come_as_a_stream_as_well(client: Client, image: str) -> None:

@@ -240,4 +240,4 @@ async def test_an_answer_of_the_wrong_kind_is_no_answer() -> None:
     with pytest.raises(CriShimError, match="answered Done"):
         await asking
     backend.heard(link.Done(call=1), [os.dup(0)])  # to nobody
-    backend.heard(link.Ended(session=1), [])
+    backend.heard(link.Ended(session=1, exit_code=0), [])
