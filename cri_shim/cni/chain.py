@@ -29,7 +29,6 @@ from cri_shim.cni.conf import (
     parse_conflist,
 )
 from cri_shim.cni.invoke import PluginRunner, Verb
-from cri_shim.cni.leftover import wait_for_leftover_plugins
 from cri_shim.cni.result import (
     Result,
     ResultError,
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cri_shim.cni.attachment import Attachment
+    from cri_shim.cni.leftover import LeftoverPlugins
 
 log = structlog.get_logger()
 
@@ -65,12 +65,13 @@ class Chains:
         runner: PluginRunner,
         cache: ResultCache,
         configured: Callable[[str], NetworkList | None],
+        leftovers: LeftoverPlugins,
     ) -> None:
         """`configured` finds a network by its name, as it is configured now."""
         self._runner = runner
         self._cache = cache
         self._configured = configured
-        self._begun: set[tuple[str, str, str]] = set()
+        self._leftovers = leftovers
 
     def cached_result(self, attachment: Attachment) -> Result | None:
         """The result of the ADD, from the cache; None when there is none or ADD did not get that far."""
@@ -88,7 +89,6 @@ class Chains:
             )
         if self._cache.load(attachment) is not None:
             raise AlreadyExistsError(f"CNI ADD of {attachment}: it is attached already; DEL first")
-        self._begun.add(_key(attachment))
         self._cache.save(CacheEntry.of(attachment, network.document))
         result: Result | None = None
         document: dict[str, Any] | None = None
@@ -126,12 +126,7 @@ class Chains:
             log.info("nothing to detach: neither cached nor configured", attachment=str(attachment))
             self._cache.remove(attachment)
             return
-        if _key(attachment) not in self._begun:
-            await wait_for_leftover_plugins(
-                attachment.container_id,
-                self._runner.plugin_dirs,
-                timeout_s=self._runner.timeout_s,
-            )
+        await self._leftovers.wait(attachment.container_id, timeout_s=self._runner.timeout_s)
         told = entry.attachment() if entry is not None else attachment
         netns = attachment.netns if _is_foreign_netns(attachment.netns) else ""
         prev_result = None
@@ -145,7 +140,6 @@ class Chains:
             )
             await self._runner.run(Verb.DEL, plugin.type, config, told, netns=netns)
         self._cache.remove(attachment)
-        self._begun.discard(_key(attachment))
         log.info("cni detached", attachment=str(attachment), netns_gone=not netns)
 
     async def check(self, attachment: Attachment) -> None:
@@ -192,10 +186,6 @@ class Chains:
                     "cached cni configuration is bad; using the configured one", error=str(error)
                 )
         return configured
-
-
-def _key(attachment: Attachment) -> tuple[str, str, str]:
-    return attachment.network, attachment.container_id, attachment.ifname
 
 
 def _cached_result(entry: CacheEntry, *, cni_version: str) -> Result | None:

@@ -24,6 +24,7 @@ from cri_shim.cni.cache import ResultCache
 from cri_shim.cni.chain import Chains
 from cri_shim.cni.conf import NetworkList, parse_conflist
 from cri_shim.cni.invoke import CANCEL_GRACE_S, PluginRunner, Verb
+from cri_shim.cni.leftover import LeftoverPlugins
 from cri_shim.cni.network_verbs import collect_garbage, knows_network_verbs
 from cri_shim.cni.readiness import Readiness
 from cri_shim.cni.turns import Turns
@@ -72,7 +73,8 @@ class Cni:
         self._changed: list[Callable[[], None]] = []
         self._configs = NetworkConfigs(conf_dir, changed=self._note_change)
         self._cache = ResultCache(cache_dir)
-        self._chains = Chains(self._runner, self._cache, self._known_network)
+        self.leftovers = LeftoverPlugins(plugin_dirs)
+        self._chains = Chains(self._runner, self._cache, self._known_network, self.leftovers)
         self._turns = Turns()
         self._readiness = Readiness(self._runner, self._configured_default)
         self.on_change(self._readiness.wake)

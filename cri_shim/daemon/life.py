@@ -111,6 +111,7 @@ class Daemon:
             parts.provisions.watch(parts.background)
             stack.callback(parts.provisions.close)
             parts.debts.load()
+            await parts.cni.leftovers.find()
             await parts.handlers.discover()
             await side_by_side(parts.recovery.run(), parts.streaming.start(parts.stream_desk))
             parts.background.keep("network upkeep", parts.upkeep.run())

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from cri_shim.host.procstat import process_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # A number that now names a thread, not a process, is refused with EINVAL or (since Linux 6.15) ENOENT.
 _GONE = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
@@ -88,6 +89,37 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+async def ends_of(processes: Iterable[tuple[int, int | None]], timeout_s: float) -> list[int]:
+    """Wait until all of these processes (pid and start time) have ended, at most `timeout_s`; the pids that still run.
+
+    Raises OSError when out of descriptors.
+    """
+    loop = asyncio.get_running_loop()
+    running: dict[int, int] = {}
+    all_ended = asyncio.Event()
+
+    def forget(pidfd: int) -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        del running[pidfd]
+        if not running:
+            all_ended.set()
+
+    try:
+        for pid, started in processes:
+            if (pidfd := open_pidfd(pid, started)) is not None:
+                running[pidfd] = pid
+                loop.add_reader(pidfd, forget, pidfd)
+        if running:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await all_ended.wait()
+        return sorted(running.values())
+    finally:
+        for pidfd in list(running):
+            forget(pidfd)
 
 
 class PidWatch:

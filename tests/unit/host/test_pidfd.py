@@ -9,6 +9,7 @@ import pytest
 
 from cri_shim.host.pidfd import (
     PidWatch,
+    ends_of,
     has_ended,
     kill_pidfd,
     kill_process,
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "60"]) as process:
         yield process
         process.kill()
@@ -136,3 +144,32 @@ async def test_number_that_came_back_tells_of_the_earlier_process_first(
     assert told == [1]
     await asyncio.sleep(0)
     assert told == [1, 2]
+
+
+# --- several at once ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_the_ends_of_several_are_waited_for_and_who_still_runs_is_named(
+    sleeper: subprocess.Popen[bytes], other: subprocess.Popen[bytes], dead_pid: int
+) -> None:
+    both: list[tuple[int, int | None]] = [
+        (one.pid, start_time_ticks(one.pid)) for one in (sleeper, other)
+    ]
+    other.kill()
+    assert await ends_of([*both, (dead_pid, None)], 0.1) == [sleeper.pid]
+    sleeper.kill()
+    assert await ends_of(both, 10) == []
+
+
+@pytest.mark.asyncio
+async def test_an_end_that_is_waited_for_leaves_no_descriptor(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
+    before = os.listdir("/proc/self/fd")
+    waiting = asyncio.create_task(ends_of([(sleeper.pid, None)], 10))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert os.listdir("/proc/self/fd") == before
