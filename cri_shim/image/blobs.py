@@ -2,6 +2,7 @@
 
 Rules: a blob's name is its digest, checked before it is put here; it never changes. Nothing counts before the index
 refers to it, so a blob without a reference is a leftover and swept. Sizes are kept in memory: usage costs nothing.
+Threads store and sweep blobs while the loop counts them, so the sizes change under a lock and are walked as a copy.
 
 Spec: OCI image-layout 1.1, "Blobs".
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from typing import TYPE_CHECKING
 
 import structlog
@@ -33,6 +35,7 @@ class BlobStore:
     def __init__(self, layout_dir: Path) -> None:
         self._dir = layout_dir / "blobs" / "sha256"
         self._sizes: dict[str, int] = {}
+        self._changing_sizes = threading.Lock()
         self.used_bytes = 0
         """What all blobs take on disk."""
 
@@ -61,7 +64,7 @@ class BlobStore:
 
     def disk_bytes(self, digest: str) -> int:
         """What one blob takes on disk; 0 when it isn't here."""
-        return _on_disk(self._sizes[digest]) if digest in self._sizes else 0
+        return _on_disk(self.size(digest))
 
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be."""
@@ -133,7 +136,9 @@ class BlobStore:
 
     def unneeded(self, kept: Collection[str]) -> list[str]:
         """Every blob that is not in `kept`."""
-        return [digest for digest in self._sizes if digest not in kept]
+        with self._changing_sizes:
+            here = list(self._sizes)
+        return [digest for digest in here if digest not in kept]
 
     def sweep(self, kept: Collection[str]) -> int:
         """Remove every blob that is not in `kept`; how many went."""
@@ -149,13 +154,13 @@ class BlobStore:
         return gone
 
     def _add(self, digest: str, size: int) -> None:
-        self._drop(digest)
-        self._sizes[digest] = size
-        self.used_bytes += _on_disk(size)
+        with self._changing_sizes:
+            self.used_bytes += _on_disk(size) - _on_disk(self._sizes.get(digest, 0))
+            self._sizes[digest] = size
 
     def _drop(self, digest: str) -> None:
-        self.used_bytes -= self.disk_bytes(digest)
-        self._sizes.pop(digest, None)
+        with self._changing_sizes:
+            self.used_bytes -= _on_disk(self._sizes.pop(digest, 0))
 
 
 def _on_disk(size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,3 +73,19 @@ def test_a_write_that_was_cut_short_is_removed_at_start(blobs: BlobStore, tmp_pa
     left.write_bytes(b"half")
     BlobStore(tmp_path).open()
     assert not left.exists()
+
+
+def test_blobs_are_counted_while_another_thread_stores_one(blobs: BlobStore) -> None:
+    here = [blobs.put(data) for data in (b"one", b"two")]
+
+    class StoresMeanwhile(list[str]):
+        """As a thread does that is given its turn in the middle of the walk."""
+
+        def __contains__(self, digest: object) -> bool:
+            thread = Thread(target=blobs.put, args=(b"new %r" % digest,))
+            thread.start()
+            thread.join()
+            return False
+
+    assert blobs.unneeded(StoresMeanwhile()) == here
+    assert (blobs.inodes, blobs.used_bytes) == (4, 4 * 4096)
