@@ -63,6 +63,9 @@ PULL_BUCKETS_S = (
 COMMAND_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 30.0)
 """Runtime commands and CNI plugins take 5 to 100 ms; dense there, up to the usual deadline."""
 
+STALL_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""From what nobody notices to what a service manager's watchdog ends."""
+
 GRPC_REQUESTS = Counter(
     "cri_shim_grpc_requests_total",
     "gRPC calls that ended, by the code they were answered with.",
@@ -158,6 +161,19 @@ RECOVERED_OBJECTS = Counter(
     ["kind", "outcome"],
     registry=REGISTRY,
 )
+LOOP_STALL_SECONDS = Histogram(
+    "cri_shim_loop_stall_seconds",
+    "Turns of an event loop that took longer than 10 ms: by the wall clock, and as CPU time of its thread.",
+    ["process", "clock"],
+    buckets=STALL_BUCKETS_S,
+    registry=REGISTRY,
+)
+LOOP_LONGEST_STALL_SECONDS = Gauge(
+    "cri_shim_loop_longest_stall_seconds",
+    "The longest turn of an event loop since the daemon was ready, by either clock.",
+    ["process", "clock"],
+    registry=REGISTRY,
+)
 BUILD_INFO = Info("cri_shim_build", "What is running.", registry=REGISTRY)
 BUILD_INFO.info(
     {
@@ -250,6 +266,24 @@ def watch_objects(
     _objects.images = images or _objects.images
     _objects.cni_debts = cni_debts or _objects.cni_debts
     _objects.slow_operations = slow_operations or _objects.slow_operations
+
+
+_longest_stalls_s: dict[tuple[str, str], float] = {}
+
+
+def count_stall(process: str, wall_s: float, cpu_s: float) -> None:
+    """A turn of the loop of `process` (`daemon`, `streaming`) took long (`event_loop`)."""
+    for clock, seconds in (("wall", wall_s), ("cpu", cpu_s)):
+        LOOP_STALL_SECONDS.labels(process, clock).observe(seconds)
+        longest_s = max(seconds, _longest_stalls_s.get((process, clock), 0.0))
+        _longest_stalls_s[process, clock] = longest_s
+        LOOP_LONGEST_STALL_SECONDS.labels(process, clock).set(longest_s)
+
+
+for _process in ("daemon", "streaming"):  # there from the start: none yet is 0
+    for _clock in ("wall", "cpu"):
+        LOOP_STALL_SECONDS.labels(_process, _clock)
+        LOOP_LONGEST_STALL_SECONDS.labels(_process, _clock)
 
 
 def exposition() -> bytes:

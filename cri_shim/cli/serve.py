@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cri_shim import log
+from cri_shim import event_loop, log
 from cri_shim.cli.parser import add_config_options
 from cri_shim.config import load_config
 from cri_shim.daemon.life import Daemon
@@ -32,5 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
         reread=lambda: load_config(arguments.config, arguments.set),
         cni_cache_dir=CNI_CACHE_DIR,
     )
-    asyncio.run(daemon.run())
+    event_loop.run(daemon.run())
     return 0

@@ -13,14 +13,15 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
 import cri_shim
+from cri_shim import event_loop, metrics
 from cri_shim import log as logging_setup
-from cri_shim import metrics
 from cri_shim.background import side_by_side
 from cri_shim.cni.pod_cidr import PodCidr
 from cri_shim.config import reloadable_changes, without_effect
@@ -123,6 +124,7 @@ class Daemon:
             await listeners.set_ready()
             ready.set()
             notify(READY, status("serving"))
+            event_loop.tell_of_stalls(partial(metrics.count_stall, "daemon"))
             unix = [url.socket_path for url in self._config.listen if url.socket_path is not None]
             parts.background.keep("watchdog", feed_watchdog(unix[0] if unix else None))
             log.info(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cri_shim import event_loop
 from cri_shim import log as logging_setup
 from cri_shim.daemon.node_link import NodeLink
 from cri_shim.errors import CriShimError
@@ -105,6 +106,9 @@ class Streamer:
         gc.collect()
         gc.freeze()
         self._say(link.Ready())
+        event_loop.tell_of_stalls(
+            lambda wall_s, cpu_s: self._say(link.Stalled(wall_s=wall_s, cpu_s=cpu_s))
+        )
 
 
 def _confine(*, reads_keys: bool) -> None:
@@ -120,4 +124,4 @@ async def _main(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(socket.socket(fileno=int(sys.argv[1]))))
+    event_loop.run(_main(socket.socket(fileno=int(sys.argv[1]))))

@@ -115,6 +115,8 @@ class StreamDesk:
                 self._attachments.read_so_far(container_id, packets)
             case link.Counted(sessions=sessions, carried=carried):
                 _count(sessions, carried)
+            case link.Stalled(wall_s=wall_s, cpu_s=cpu_s):
+                metrics.count_stall("streaming", wall_s, cpu_s)
             case link.Ready() | link.Broken() | link.Pong():
                 pass  # about the process itself, not about sessions
 

@@ -21,6 +21,7 @@ SOCKETS_AT_ONCE = 32
 
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Side = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 """Of a terminal, in characters."""
 
@@ -100,6 +101,13 @@ class Counted(_Packet, frozen=True):
 
     sessions: list[tuple[str, str, Natural]]
     carried: list[tuple[str, str, Natural]]
+
+
+class Stalled(_Packet, frozen=True):
+    """A turn of its loop took long: by the wall clock, and what its thread computed meanwhile."""
+
+    wall_s: Seconds
+    cpu_s: Seconds
 
 
 class Pong(_Packet, frozen=True):
@@ -208,6 +216,7 @@ Asked = (
     | Detached
     | ReadSoFar
     | Counted
+    | Stalled
     | Pong
 )
 """From the streaming process."""

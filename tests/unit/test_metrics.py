@@ -41,6 +41,8 @@ CONTRACT = {
     "cri_shim_image_pull_bytes_total": (),
     "cri_shim_image_pull_failures_total": ("reason",),
     "cri_shim_image_layer_reuse_total": (),
+    "cri_shim_loop_stall_seconds": ("process", "clock"),
+    "cri_shim_loop_longest_stall_seconds": ("process", "clock"),
 }
 
 COLLECTORS = {
@@ -58,6 +60,8 @@ COLLECTORS = {
     "cri_shim_image_pull_bytes_total": metrics.IMAGE_PULL_BYTES,
     "cri_shim_image_pull_failures_total": metrics.IMAGE_PULL_FAILURES,
     "cri_shim_image_layer_reuse_total": metrics.IMAGE_LAYER_REUSE,
+    "cri_shim_loop_stall_seconds": metrics.LOOP_STALL_SECONDS,
+    "cri_shim_loop_longest_stall_seconds": metrics.LOOP_LONGEST_STALL_SECONDS,
 }
 
 
@@ -100,6 +104,17 @@ def test_the_page_says_what_is_running_and_how_the_process_does() -> None:
         for name in found
     )
     assert found["process_open_fds"] > 0
+
+
+def test_the_longest_stall_is_kept_by_process_and_clock() -> None:
+    metrics.count_stall("streaming", 0.3, 0.2)
+    metrics.count_stall("streaming", 0.2, 0.01)
+    found = samples()
+    assert found["cri_shim_loop_longest_stall_seconds,clock=wall,process=streaming"] == 0.3
+    assert found["cri_shim_loop_longest_stall_seconds,clock=cpu,process=streaming"] == 0.2
+    assert found["cri_shim_loop_longest_stall_seconds,clock=cpu,process=daemon"] == 0
+    name = "cri_shim_loop_stall_seconds_bucket,clock=wall,le=0.25,process=streaming"
+    assert found[name] == 1
 
 
 def test_no_series_says_when_a_counter_was_made() -> None:

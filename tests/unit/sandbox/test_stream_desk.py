@@ -213,6 +213,17 @@ async def test_what_it_counted_is_what_the_metrics_say(asker: Asker) -> None:
     assert not value("cri_shim_stream_sessions", kind="exec", protocol="spdy/v4")
 
 
+async def test_stalls_of_its_loop_are_told_apart_from_the_daemons(asker: Asker) -> None:
+    def count(process: str) -> float | None:
+        labels = {"process": process, "clock": "cpu"}
+        return metrics.REGISTRY.get_sample_value("cri_shim_loop_stall_seconds_count", labels)
+
+    of_the_daemon, of_streams = count("daemon"), count("streaming") or 0
+    asker.node.desk.heard(link.Stalled(wall_s=0.3, cpu_s=0.2))
+    assert count("streaming") == of_streams + 1
+    assert count("daemon") == of_the_daemon
+
+
 async def test_after_its_end_nothing_is_left_of_its_sessions(asker: Asker) -> None:
     running = await asker.session(asker.node.exec_ticket("sleep", "0.3"), "exec")
     _, descriptors = await asker.ask(link.Begin(call=2, session=running))

@@ -21,6 +21,7 @@ GRANT = Grant(7, "exec", "c1", stdin=True, stdout=True, stderr=False, tty=True)
         link.Begin(call=2, session=7, attached=True),
         link.MakeSockets(call=3, session=7, family=2, count=32),
         link.Counted(sessions=[("exec", "spdy/v4", 1)], carried=[("exec", "in", 9)]),
+        link.Stalled(wall_s=0.2, cpu_s=0.1),
     ],
 )
 def test_what_is_asked_is_what_was_meant(asked: link.Asked) -> None:
@@ -60,6 +61,7 @@ def test_neither_side_takes_the_others_words_or_nonsense() -> None:
         link.Resize(session=1, width=1, height=65536),
         link.ReadSoFar(container_id="c", packets=-1),
         link.Counted(sessions=[], carried=[("exec", "in", -1)]),
+        link.Stalled(wall_s=-1.0, cpu_s=0.0),
     ],
 )
 def test_numbers_that_nobody_means_are_no_packet(asked: link.Asked) -> None:
