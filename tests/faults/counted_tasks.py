@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cri_shim import event_loop
 from cri_shim.__main__ import main
 
 if TYPE_CHECKING:
@@ -48,17 +49,17 @@ class CountedTasks:
 def run(arguments: Sequence[str]) -> int:
     """Be `cri-shim` with what follows the first argument."""
     file, *rest = arguments
-    run_loop = asyncio.run
+    run_loop = event_loop.run
     loops: list[asyncio.AbstractEventLoop] = []
 
-    def counted(work: Coroutine[Any, Any, Any], **options: Any) -> Any:
+    def counted(work: Coroutine[Any, Any, Any]) -> Any:
         async def noted() -> Any:
             loops.append(asyncio.get_running_loop())
             return await work
 
-        return run_loop(noted(), **options)
+        return run_loop(noted())
 
-    asyncio.run = counted  # type: ignore[assignment]
+    event_loop.run = counted  # type: ignore[assignment]
     threading.Thread(target=tell, args=(loops, Path(file)), daemon=True).start()
     return main(rest)
 

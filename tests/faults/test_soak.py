@@ -36,6 +36,7 @@ def test_everyday_life_goes_on_without_an_error(
 ) -> None:
     soak = run(crash_daemon, tmp_path, seed, SOME_S)
     assert soak.ledger.calls["probe"] > SOME_S
+    assert max(sample.tasks for sample in soak.samples) > 0, "tasks are not counted"
 
 
 @pytest.mark.slow
