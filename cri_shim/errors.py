@@ -26,8 +26,9 @@
     └─ CorruptStateError            DATA_LOSS            a record or blob failed its check
 
 The first level says what the caller can do, the second who complained. A message names the object, the
-step and the cause, and what a person can do; it never carries a secret. `rpc/status.py` maps the classes to
-gRPC codes. `OSError` may pass inside `host`; the mechanism that called turns it into one of these.
+step and the cause, and what a person can do; it never carries a secret, and of what others chose only so much as
+`quoting.quoted` leaves. `rpc/status.py` maps the classes to gRPC codes. `OSError` may pass inside `host`; the mechanism
+that called turns it into one of these.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from cri_shim.quoting import bounded_text, quoted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -48,6 +51,10 @@ UNREADABLE_DOCUMENT: Final = (msgspec.MsgspecError, UnicodeDecodeError, Recursio
 
 class CriShimError(Exception):
     """The base: reached as itself only through a bug or a failing host."""
+
+    def __str__(self) -> str:
+        """The text, bounded: it goes to clients, to the log and into records."""
+        return bounded_text(super().__str__())
 
 
 class InvalidArgumentError(CriShimError):
@@ -78,7 +85,7 @@ class NotFoundError(CriShimError):
     """No object of this kind has this key."""
 
     def __init__(self, kind: str, key: str, detail: str = "") -> None:
-        super().__init__(f"{kind} {key!r} not found" + (f": {detail}" if detail else ""))
+        super().__init__(f"{kind} {quoted(key)} not found" + (f": {detail}" if detail else ""))
         self.kind = kind
         self.key = key
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,22 +54,22 @@ class Attachment:
     def __post_init__(self) -> None:
         if len(self.container_id) > 64 or not _NAME.fullmatch(self.container_id):
             raise InvalidArgumentError(
-                f"CNI container ID {self.container_id!r}: letters, digits, _ . - only, at most 64"
+                f"CNI container ID {quoted(self.container_id)}: letters, digits, _ . - only, at most 64"
             )
         if not is_network_name(self.network):
             raise InvalidArgumentError(
-                f"CNI network name {self.network!r}: letters, digits, _ . - only, "
+                f"CNI network name {quoted(self.network)}: letters, digits, _ . - only, "
                 f"at most {MAX_NETWORK_NAME}"
             )
         if not _is_interface_name(self.ifname):
             raise InvalidArgumentError(
-                f"interface name {self.ifname!r}: 1 to {_MAX_IFNAME} bytes "
+                f"interface name {quoted(self.ifname)}: 1 to {_MAX_IFNAME} bytes "
                 "without '/', ':' or white space"
             )
         for key, value in self.args.items():
             if not key or _FORBIDDEN_IN_ARGS.search(key) or _FORBIDDEN_IN_ARGS.search(value):
                 raise InvalidArgumentError(
-                    f"CNI argument {key!r}={value!r}: the key must not be empty, and neither may "
+                    f"CNI argument {quoted(key)}={quoted(value)}: the key must not be empty, and neither may "
                     "hold ';', '=' or a control character"
                 )
 

@@ -43,6 +43,7 @@ from cri_shim.errors import (
     InvalidArgumentError,
 )
 from cri_shim.host.namespaces import is_netns
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,7 @@ class Chains:
         """Every plugin in order, each told what the ones before it made. Raises as `Cni.add`."""
         if not _is_foreign_netns(attachment.netns):
             raise InvalidArgumentError(
-                f"CNI ADD of {attachment}: {attachment.netns!r} is not a network namespace other "
+                f"CNI ADD of {attachment}: {quoted(attachment.netns)} is not a network namespace other "
                 "than the host's"
             )
         if self._cache.load(attachment) is not None:
@@ -153,7 +154,7 @@ class Chains:
             return
         if not _is_foreign_netns(attachment.netns):
             raise InvalidArgumentError(
-                f"CNI CHECK of {attachment}: the network namespace {attachment.netns!r} is gone"
+                f"CNI CHECK of {attachment}: the network namespace {quoted(attachment.netns)} is gone"
             )
         prev_result = build_result_document(result, cni_version=network.cni_version)
         told = entry.attachment()

@@ -23,6 +23,7 @@ import msgspec
 
 from cri_shim.cni.attachment import MAX_NETWORK_NAME, is_network_name
 from cri_shim.errors import UNREADABLE_DOCUMENT, ConfigError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -217,7 +218,7 @@ def _plugin(conf: dict[str, Any], fields: _PluginFields, source: str, place: str
     if not _PLUGIN_TYPE.fullmatch(fields.type) or fields.type in (".", ".."):
         path = f"{place}.type".strip(".")
         raise ConfigError(
-            f"{source}: {path}: {fields.type!r} is not the name of a plugin: "
+            f"{source}: {path}: {quoted(fields.type)} is not the name of a plugin: "
             "letters, digits, _ . - only, no path"
         )
     return PluginConf(
@@ -229,7 +230,7 @@ def _plugin(conf: dict[str, Any], fields: _PluginFields, source: str, place: str
 
 def _checked_name(name: str, *, source: str) -> str:
     if not is_network_name(name):
-        said = f"{name!r} is not the name of a network" if name else "is missing"
+        said = f"{quoted(name)} is not the name of a network" if name else "is missing"
         raise ConfigError(
             f"{source}: name: {said}: letters, digits, _ . - only, a letter or digit first, "
             f"at most {MAX_NETWORK_NAME}"
@@ -254,4 +255,4 @@ def _checked_flag(value: bool | str, field: str, *, source: str) -> bool:
         return value
     if value.lower() in ("true", "false"):  # written as text in files of the 0.4.0 days
         return value.lower() == "true"
-    raise ConfigError(f"{source}: {field}: {value!r} is neither true nor false")
+    raise ConfigError(f"{source}: {field}: {quoted(value)} is neither true nor false")

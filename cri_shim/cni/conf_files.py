@@ -24,6 +24,7 @@ from cri_shim.cni.conf import (
 )
 from cri_shim.errors import ConfigError
 from cri_shim.host.files import read_bounded
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,7 +115,7 @@ def load_file(path: Path, stamp: Stamp, known: LoadedFile | None) -> LoadedFile:
         return LoadedFile(path, stamp, network, "", folder, stamps)
     kept = known.network if known is not None else None
     if kept is not None:
-        problem += f" (the earlier configuration of network {kept.name!r} stays in use)"
+        problem += f" (the earlier configuration of network {quoted(kept.name)} stays in use)"
     return LoadedFile(path, stamp, kept, problem, folder, stamps)
 
 

@@ -30,6 +30,7 @@ from cri_shim.cni.readiness import Readiness
 from cri_shim.cni.turns import Turns
 from cri_shim.cni.watch import CniStatus, NetworkConfigs
 from cri_shim.errors import NotReadyError, WrongStateError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -141,7 +142,7 @@ class Cni:
         missing = sorted({p.type for p in network.plugins if self._runner.find(p.type) is None})
         if missing:
             raise NotReadyError(
-                f"CNI network {name!r} needs the plugin {' and '.join(missing)}, not found in "
+                f"CNI network {quoted(name)} needs the plugin {' and '.join(missing)}, not found in "
                 f"{self._runner.where()}: install it there, or add its directory to cni.plugin_dirs"
             )
         return network
@@ -216,7 +217,7 @@ class Cni:
             cached = await asyncio.to_thread(self._cache.attached_to, name)
             if foreign := sorted(cached - ours):
                 raise WrongStateError(
-                    f"network {name!r} is not collected: {self._cache.directory} has attachments of another "
+                    f"network {quoted(name)} is not collected: {self._cache.directory} has attachments of another "
                     f"runtime ({len(foreign)}, the first of container {foreign[0][0]}); set disableGC there"
                 )
             with _measured(Verb.GC):
@@ -231,7 +232,7 @@ class Cni:
 
     def _unknown(self, name: str) -> NotReadyError:
         return NotReadyError(
-            f"CNI network {name!r} is not configured in {self._configs.conf_dir}; "
+            f"CNI network {quoted(name)} is not configured in {self._configs.conf_dir}; "
             f"configured: {', '.join(self.networks) or 'none'}"
         )
 

@@ -19,6 +19,7 @@ import msgspec
 from cri_shim.cni.conf import build_plugin_config, is_version_at_least
 from cri_shim.cni.invoke import PluginRunner, Verb
 from cri_shim.errors import UNREADABLE_DOCUMENT, CniPluginError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +103,6 @@ async def _require_version(runner: PluginRunner, network: NetworkList, plugin: P
         raise CniPluginError(
             plugin.type,
             Verb.VERSION,
-            f"it supports {', '.join(versions)}, and network {network.name!r} wants "
+            f"it supports {', '.join(versions)}, and network {quoted(network.name)} wants "
             f"{network.cni_version}: set an older cniVersion, or install newer plugins",
         )

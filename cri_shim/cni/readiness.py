@@ -19,6 +19,7 @@ import structlog
 from cri_shim.cni.network_verbs import LIMITED_CONNECTIVITY, ask_status, knows_network_verbs
 from cri_shim.cni.watch import NOT_READY, CniStatus
 from cri_shim.errors import CniPluginError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ class Readiness:
         if network != self._asked:
             if network != self._asking:
                 self.wake()
-            message = f"network {network.name!r}: its plugins have not answered STATUS yet"
+            message = f"network {quoted(network.name)}: its plugins have not answered STATUS yet"
             return CniStatus(ready=False, reason=NOT_READY, message=message)
         if self._problem:
             return CniStatus(ready=False, reason=NOT_READY, message=self._problem)
@@ -86,14 +87,12 @@ class Readiness:
             try:
                 await ask_status(self._runner, network)
             except CniPluginError as error:
-                problem = f"network {network.name!r}: {error}"
+                problem = f"network {quoted(network.name)}: {error}"
                 if error.code == LIMITED_CONNECTIVITY:
                     problem += "; pods that run may have limited connectivity"
             except Exception:
                 log.exception("asking for the network's status failed", network=network.name)
-                problem = (
-                    f"network {network.name!r}: its STATUS can't be asked; see the daemon's log"
-                )
+                problem = f"network {quoted(network.name)}: its STATUS can't be asked; see the daemon's log"
         if problem != self._problem:
             log.warning("pod network not ready", problem=problem) if problem else log.info(
                 "pod network ready again"

@@ -19,6 +19,7 @@ import msgspec
 
 from cri_shim.cni.conf import KNOWN_VERSIONS, is_version_at_least
 from cri_shim.errors import UNREADABLE_DOCUMENT
+from cri_shim.quoting import quoted
 
 
 class ResultError(ValueError):
@@ -125,7 +126,7 @@ def parse_result_document(raw: dict[str, Any], *, cni_version: str) -> Result:
     """
     version = raw.get("cniVersion") or cni_version
     if version not in KNOWN_VERSIONS:
-        raise ResultError(f"its result has the unknown cniVersion {version!r}")
+        raise ResultError(f"its result has the unknown cniVersion {quoted(version)}")
     try:
         modern = _from_legacy(raw) if _is_legacy(version) else msgspec.convert(raw, _Modern)
     except msgspec.ValidationError as error:
@@ -235,7 +236,7 @@ def _legacy_ips(result: Result) -> dict[str, object]:
 def _address(ip: _Ip, index: int, *, interfaces: int) -> Address:
     try:
         if "/" not in ip.address:
-            raise ValueError(f"{ip.address!r} has no prefix length")
+            raise ValueError(f"{quoted(ip.address)} has no prefix length")
         address = ipaddress.ip_interface(ip.address)
         if ip.gateway:
             ipaddress.ip_address(ip.gateway)

@@ -22,6 +22,7 @@ import structlog
 from cri_shim.cni.conf_files import LoadedFile, Stamp, load_file, scan
 from cri_shim.errors import ResourceExhaustedError
 from cri_shim.host.inotify import FILES_CHANGED, DirectoryWatch
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,7 +98,7 @@ class NetworkConfigs:
             return CniStatus(
                 ready=False,
                 reason=NOT_READY,
-                message=f"network {network.name!r} of {default.path} needs the CNI plugin "
+                message=f"network {quoted(network.name)} of {default.path} needs the CNI plugin "
                 f"{' and '.join(missing)}, not found in {runner.where()}: install it there, or add "
                 "its directory to cni.plugin_dirs",
             )
@@ -159,7 +160,7 @@ class NetworkConfigs:
             first = networks.setdefault(file.network.name, file)
             if first is not file:
                 problems.append(
-                    f"{file.path}: network {file.network.name!r} is defined by {first.path.name} "
+                    f"{file.path}: network {quoted(file.network.name)} is defined by {first.path.name} "
                     "already; this one is ignored"
                 )
         for problem in problems:

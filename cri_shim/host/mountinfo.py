@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cri_shim.quoting import quoted
+
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _DELETED = b"//deleted"
 
@@ -67,7 +69,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 )
             )
         except (ValueError, IndexError) as error:
-            raise ValueError(f"not a line of mountinfo: {line!r}") from error
+            raise ValueError(f"not a line of mountinfo: {quoted(line)}") from error
     return mounts
 
 

@@ -21,6 +21,7 @@ from cri_shim.errors import ResourceExhaustedError, UnsupportedError
 from cri_shim.host import syscalls
 from cri_shim.host.mountinfo import read_mounts
 from cri_shim.host.throwaway import in_throwaway_thread
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +67,7 @@ def mount_overlay(
     names = list(dict.fromkeys(lowers))  # the kernel refuses one directory twice
     for name in names:
         if not name or name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"layer name {name!r} does not stay in {layers_dir}")
+            raise ValueError(f"layer name {quoted(name)} does not stay in {layers_dir}")
     if not names:
         raise ValueError(f"overlay at {target}: it needs one layer at least")
     if (upper is None) != (work is None):

@@ -24,6 +24,7 @@ from cri_shim.errors import InvalidArgumentError
 from cri_shim.host import mounts, syscalls
 from cri_shim.host.mountinfo import mount_of, read_mounts
 from cri_shim.host.throwaway import in_throwaway_thread
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ def create_netns(path: Path, sysctls: Mapping[str, str], netns_fd: int | None = 
     for name, value in values.values():
         if _SYSCTL_VALUE.fullmatch(value) is None:
             raise InvalidArgumentError(
-                f"sysctl {name}: the value {value!r} is not one line of printable ASCII"
+                f"sysctl {name}: the value {quoted(value)} is not one line of printable ASCII"
             )
     _prepare_directory(path.parent)
     # A mount needs a file to lie on; `ip netns` makes it without any mode as well.
@@ -136,10 +137,14 @@ def sysctl_file(name: str) -> str:
     name_in_files = name.translate(str.maketrans("./", "/.")) if separator == "." else name
     parts = name_in_files.split("/")
     if len(parts) < 2 or parts[0] != "net":
-        raise InvalidArgumentError(f"sysctl {name!r} is not one of a network namespace (net.*)")
+        raise InvalidArgumentError(
+            f"sysctl {quoted(name)} is not one of a network namespace (net.*)"
+        )
     for part in parts:
         if part in (".", "..") or _SYSCTL_PART.fullmatch(part) is None:
-            raise InvalidArgumentError(f"sysctl {name!r}: {part!r} can't be part of a name")
+            raise InvalidArgumentError(
+                f"sysctl {quoted(name)}: {quoted(part)} can't be part of a name"
+            )
     return "/".join(parts)
 
 
@@ -159,7 +164,7 @@ def _write_sysctl(file: str, name: str, value: str) -> None:
             ) from error
         if error.errno in (errno.EINVAL, errno.ERANGE):
             raise InvalidArgumentError(
-                f"sysctl {name}: the kernel refuses the value {value!r}"
+                f"sysctl {name}: the kernel refuses the value {quoted(value)}"
             ) from error
         raise OSError(error.errno, f"sysctl {name}: {error.strerror}") from error
 

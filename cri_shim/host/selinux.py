@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from cri_shim.errors import ConfigError, InvalidArgumentError
 from cri_shim.host.files import read_bounded
 from cri_shim.host.syscalls import RESOLVE_NO_SYMLINKS, openat2
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,13 +77,14 @@ def relabel(path: str, label: str, *, untouchable: Iterable[str]) -> None:
         if error.errno != errno.ELOOP:
             raise
         raise InvalidArgumentError(
-            f"selinux_relabel: {path!r}: a symbolic link has taken the place of what was looked at: it is not followed"
+            f"selinux_relabel: {quoted(path)}: a symbolic link has taken the place of what was looked at: "
+            "it is not followed"
         ) from error
     try:
         real = os.readlink(f"/proc/self/fd/{start}")
         if real in untouchable or _identity(start) in _identities(untouchable):
             raise InvalidArgumentError(
-                f"selinux_relabel: {path!r} is {real}, a directory of the node, which is never relabelled"
+                f"selinux_relabel: {quoted(path)} is {real}, a directory of the node, which is never relabelled"
             )
         value = label.encode() + b"\0"
         if not _set(f"/proc/self/fd/{start}", value, follow=True):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import CommandError, DeadlineError
 from cri_shim.host.capture import Capture
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,7 +75,7 @@ async def new_user_namespace(
                 raise CommandError(
                     "making a user namespace",
                     argv,
-                    f"was refused its mappings {uid_map!r} and {gid_map!r}",
+                    f"was refused its mappings {quoted(uid_map)} and {quoted(gid_map)}",
                     error.strerror or str(error),
                 ) from error
             fds = [

@@ -43,6 +43,7 @@ from cri_shim.image.manifest import (
 )
 from cri_shim.image.model import ImportProgress
 from cri_shim.image.reference import RESERVED_DOMAIN, Reference, parse_reference
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -234,7 +235,7 @@ class Archive:
 def open_spooled(directory_fd: int, file: str) -> int:
     """A spooled file, for reading. Raises BadArchiveError if the child left anything but a plain file there."""
     if not file.isalnum():
-        raise BadArchiveError(f"a spooled file with the name {file[:40]!r}")
+        raise BadArchiveError(f"a spooled file with the name {quoted(file)}")
     # The name is followed in a directory that a child could write to, so nothing but a file is opened.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(file, flags, dir_fd=directory_fd)

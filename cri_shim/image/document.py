@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from cri_shim.errors import BadArchiveError
+from cri_shim.quoting import quoted
 
 MAX_VALUES = 200_000
 """Keys, strings, numbers and so on in one document: a byte or two can cost a reader a hundred times as much."""
@@ -25,7 +26,6 @@ _DECIDING = frozenset(
     }
 )
 """In lower case, the keys that decide what a document is and where it leads; labels may differ by case."""
-_SHOWN_CHARS = 100
 
 T = TypeVar("T")
 
@@ -57,11 +57,6 @@ def read_document(
     return document, keys
 
 
-def shown(text: str) -> str:
-    """A document's own words for an error: quoted, cut, without control characters."""
-    return repr(text[:_SHOWN_CHARS]) + ("…" if len(text) > _SHOWN_CHARS else "")
-
-
 class _AmbiguousError(Exception):
     """Two readers may understand two things."""
 
@@ -75,11 +70,11 @@ def _keys_of(data: bytes) -> frozenset[str]:
         seen = set()
         for key, _ in pairs:
             if key in seen:
-                raise _AmbiguousError(f"the key {shown(key)} stands twice in one object")
+                raise _AmbiguousError(f"the key {quoted(key)} stands twice in one object")
             seen.add(key)
             lower = key.lower()
             if lower in spellings and lower in _DECIDING:
-                raise _AmbiguousError(f"the keys {shown(spellings[lower])} and {shown(key)}")
+                raise _AmbiguousError(f"the keys {quoted(spellings[lower])} and {quoted(key)}")
             spellings[lower] = key
         outermost = frozenset(spellings)  # the outermost object ends last
 

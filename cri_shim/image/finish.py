@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import BadArchiveError
 from cri_shim.host import syscalls
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,7 @@ class _Finisher:
             return _open(self._layer_fd, path, _DIRECTORY)
         except OSError as error:
             raise BadArchiveError(
-                f"a layer's report names the directory {path[:200]!r}, which can't be opened: {error}"
+                f"a layer's report names the directory {quoted(path)}, which can't be opened: {error}"
             ) from error
 
     def _shown_by(self, path: bytes) -> list[int]:

@@ -24,6 +24,7 @@ from cri_shim.image.manifest import (
     Index,
 )
 from cri_shim.image.reference import is_digest
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +71,7 @@ def load_index(layout_dir: Path) -> ImageIndex:
     index = ImageIndex()
     for entry in document.manifests:
         if not is_digest(entry.digest):
-            raise CorruptStateError(f"image index {path}: digest {entry.digest[:100]!r}")
+            raise CorruptStateError(f"image index {path}: digest {quoted(entry.digest)}")
         index.manifests[entry.digest] = (entry.media_type or OCI_MANIFEST, entry.size)
         if name := entry.annotations.get(REF_NAME):
             index.names[name] = entry.digest

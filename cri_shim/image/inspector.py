@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from cri_shim.image.seal import PIECE_BYTES, seal_of
+from cri_shim.quoting import quoted
 
 MEMORY_BYTES = 1 << 30
 """Address space: the names of one directory, and inodes with several names, are kept; four million take half of it."""
@@ -57,7 +58,7 @@ class _Inspector:
             path = Path(task.path)
             value = seal_of(path, self._read) if task.tree else self._digest_of(path)
         except OSError as error:
-            name = f" ({str(error.filename)[-200:]!r})" if error.filename else ""
+            name = f" ({quoted(str(error.filename)[-200:])})" if error.filename else ""
             reason = f"{error.strerror or error}{name}"
             return Answer(done_bytes=self._done_bytes, errno=error.errno or 0, reason=reason)
         except MemoryError:

@@ -14,6 +14,7 @@ import structlog
 
 from cri_shim.host.files import TMP_SUFFIX, read_bounded, write_atomic
 from cri_shim.image.reference import is_digest
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -69,7 +70,7 @@ class LayerRecords:
     def _read(self, path: Path, directories: Collection[str]) -> Layer:
         layer = msgspec.json.decode(read_bounded(path, _MAX_RECORD_BYTES), type=Layer)
         if not is_digest(layer.chain_id) or path != self._file(layer.chain_id):
-            raise ValueError(f"it is the record of {layer.chain_id!r}")
+            raise ValueError(f"it is the record of {quoted(layer.chain_id)}")
         if layer.name not in directories:
             raise ValueError(f"its directory {layer.name} is missing")
         return layer

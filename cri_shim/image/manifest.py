@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from cri_shim.errors import BadArchiveError
-from cri_shim.image.document import decode_document, read_document, shown
+from cri_shim.image.document import decode_document, read_document
 from cri_shim.image.jobs import Limits
 from cri_shim.image.reference import is_digest
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,7 +192,7 @@ def parse_document(data: bytes, what: str) -> Manifest | Index:
         _refuse(what, "it has neither `manifests` nor `layers`: not an image")
     allowed = INDEX_TYPES if is_index else MANIFEST_TYPES
     if media_type and media_type not in allowed:
-        _refuse(what, f"mediaType {shown(media_type)} does not fit its content")
+        _refuse(what, f"mediaType {quoted(media_type)} does not fit its content")
     if is_index:
         index = decode_document(data, Index, what, MAX_MANIFEST_BYTES)
         for entry in index.manifests:
@@ -206,7 +207,7 @@ def _check_manifest(manifest: Manifest, what: str) -> None:
     _check_descriptor(manifest.config, what)
     if manifest.artifact_type or manifest.config.media_type not in _CONFIG_TYPES:
         kind = manifest.artifact_type or manifest.config.media_type
-        _refuse(what, f"it holds {shown(kind)}, an artifact and not a container image")
+        _refuse(what, f"it holds {quoted(kind)}, an artifact and not a container image")
     if len(manifest.layers) > MAX_LAYERS:
         _refuse(what, f"{len(manifest.layers)} layers; overlayfs takes {MAX_LAYERS}")
     for layer in manifest.layers:
@@ -221,7 +222,7 @@ def _check_manifest(manifest: Manifest, what: str) -> None:
 
 def _check_descriptor(descriptor: Descriptor, what: str) -> None:
     if not is_digest(descriptor.digest):
-        _refuse(what, f"digest {shown(descriptor.digest)} is not sha256 and 64 hexadecimal digits")
+        _refuse(what, f"digest {quoted(descriptor.digest)} is not sha256 and 64 hexadecimal digits")
     if descriptor.size < 0:
         _refuse(what, f"blob {descriptor.digest} has the size {descriptor.size}")
 
@@ -233,7 +234,7 @@ def layer_compression(layer: Descriptor, what: str) -> Compression:
         _refuse(what, f"layer {layer.digest} is foreign (kept outside the registry): not supported")
     compression = _LAYER_TYPES.get(media_type)
     if compression is None:
-        _refuse(what, f"layer {layer.digest} has the unknown media type {shown(media_type)}")
+        _refuse(what, f"layer {layer.digest} has the unknown media type {quoted(media_type)}")
     return compression
 
 
@@ -246,7 +247,7 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
     diff_ids = tuple(document.rootfs.diff_ids or ())
     for diff_id in diff_ids:
         if not is_digest(diff_id):
-            _refuse(what, f"diff id {shown(diff_id)} is not sha256 and 64 hexadecimal digits")
+            _refuse(what, f"diff id {quoted(diff_id)} is not sha256 and 64 hexadecimal digits")
     if len(diff_ids) > MAX_LAYERS:
         _refuse(what, f"{len(diff_ids)} layers; overlayfs takes {MAX_LAYERS}")
     process = document.config or _Process()
@@ -378,7 +379,7 @@ def _spell(platform: Platform | None) -> str:
     text = f"{platform.os}/{platform.architecture}{variant}"
     if platform.os_features:
         text += f" with {', '.join(platform.os_features[:8])}"
-    return text if text.isprintable() and len(text) < 100 else shown(text)
+    return text if text.isprintable() and len(text) < 100 else quoted(text)
 
 
 def _refuse(what: str, reason: str) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import BadImageReferenceError, ConfigError
 from cri_shim.image.reference import DEFAULT_DOMAIN, RESERVED_DOMAIN, parse_reference
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +51,7 @@ class Pins:
 def _pattern(entry: str) -> tuple[str, ...]:
     if _PATTERN.fullmatch(entry) is None:
         raise ConfigError(
-            f"images.pinned: {entry!r} has characters that no image name has; only '*' stands for others"
+            f"images.pinned: {quoted(entry)} has characters that no image name has; only '*' stands for others"
         )
     return tuple(entry.split("*"))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from cri_shim.errors import BadImageReferenceError
+from cri_shim.quoting import quoted
 
 DEFAULT_DOMAIN = "docker.io"
 DEFAULT_TAG = "latest"
@@ -21,7 +22,6 @@ RESERVED_DOMAIN = "cri-shim.local"
 """The built-in images' own: no archive and no registry can bring an image of such a name."""
 MAX_NAME_LENGTH = 255
 MAX_REFERENCE_LENGTH = 1024
-_SHOWN_CHARS = 300
 
 _DOMAIN_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _DOMAIN = re.compile(
@@ -83,17 +83,19 @@ def parse_reference(text: str) -> Reference:
         raise BadImageReferenceError("image reference: it is empty")
     if len(text) > MAX_REFERENCE_LENGTH:
         raise BadImageReferenceError(
-            f"image reference {_cut(text)}: longer than {MAX_REFERENCE_LENGTH} characters"
+            f"image reference {quoted(text)}: longer than {MAX_REFERENCE_LENGTH} characters"
         )
     rest, at, digest = text.partition("@")
     if at and not is_digest(digest):
-        _refuse(text, f"digest {_cut(digest)} is not sha256: and 64 lower-case hexadecimal digits")
+        _refuse(
+            text, f"digest {quoted(digest)} is not sha256: and 64 lower-case hexadecimal digits"
+        )
     # A colon after the last slash begins a tag; one before it belongs to the domain's port.
     slash = rest.rfind("/")
     colon = rest.find(":", slash + 1)
     name, tag = (rest, None) if colon < 0 else (rest[:colon], rest[colon + 1 :])
     if tag is not None and _TAG.fullmatch(tag) is None:
-        _refuse(text, f"tag {_cut(tag)} is not 1 to 128 of letters, digits, '_', '.', '-'")
+        _refuse(text, f"tag {quoted(tag)} is not 1 to 128 of letters, digits, '_', '.', '-'")
     domain, path = _split_domain(name)
     _check_domain(text, domain)
     _check_path(text, path)
@@ -122,13 +124,15 @@ def _split_domain(name: str) -> tuple[str, str]:
 def _check_domain(text: str, domain: str) -> None:
     match = _DOMAIN.fullmatch(domain)
     if match is None:
-        _refuse(text, f"{_cut(domain)} is not a registry host (an IPv6 address stands in brackets)")
+        _refuse(
+            text, f"{quoted(domain)} is not a registry host (an IPv6 address stands in brackets)"
+        )
     address, port = match.groups()
     if address is not None:
         try:
             ipaddress.IPv6Address(address)
         except ValueError:
-            _refuse(text, f"{_cut(address)} is not an IPv6 address")
+            _refuse(text, f"{quoted(address)} is not an IPv6 address")
     if port is not None and not 0 < int(port[:6]) <= 65535:
         _refuse(text, f"port {port[:20]} is not between 1 and 65535")
 
@@ -140,18 +144,13 @@ def _check_path(text: str, path: str) -> None:
         if not component:
             _refuse(text, "an empty part between slashes, or no repository name at all")
         if component != component.lower():
-            _refuse(text, f"repository part {_cut(component)} must be lower case")
+            _refuse(text, f"repository part {quoted(component)} must be lower case")
         _refuse(
             text,
-            f"repository part {_cut(component)} is not lower-case letters and digits with single "
+            f"repository part {quoted(component)} is not lower-case letters and digits with single "
             "'.', '_', '__' or '-' between them",
         )
 
 
 def _refuse(text: str, reason: str) -> NoReturn:
-    raise BadImageReferenceError(f"image reference {_cut(text)}: {reason}")
-
-
-def _cut(text: str) -> str:
-    """What was written, for an error: quoted, of bounded length."""
-    return repr(text[:_SHOWN_CHARS]) + ("…" if len(text) > _SHOWN_CHARS else "")
+    raise BadImageReferenceError(f"image reference {quoted(text)}: {reason}")

@@ -32,6 +32,7 @@ import msgspec
 from cri_shim.errors import ConfigError
 from cri_shim.host.files import read_bounded
 from cri_shim.image.reference import DEFAULT_DOMAIN
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,7 +213,7 @@ def _checked(url: str, path: Path, key: str) -> str:
     if not sound or _NOT_IN_URL.search(url) or not url.isprintable():
         _refuse(
             path,
-            f"{key}: {_shown(url)!r} is not http:// or https://, a host, and perhaps a path",
+            f"{key}: {quoted(_shown(url))} is not http:// or https://, a host, and perhaps a path",
         )
     if parts.username is not None:
         # It would end up in messages; credentials have their own ways.
@@ -253,7 +254,7 @@ def _headers(found: dict[str, str | list[str]], path: Path, key: str) -> list[tu
     for name, values in found.items():
         sound = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
         if not sound or name.lower() in _FORBIDDEN_HEADERS:
-            _refuse(path, f"{key}: header: {name!r} can't be set")
+            _refuse(path, f"{key}: header: {quoted(name)} can't be set")
         for value in _listed(values):
             if not value.isprintable():
                 _refuse(path, f"{key}: header: the value of {name} has control characters")

@@ -40,6 +40,7 @@ from cri_shim.image.reference import parse_reference
 from cri_shim.image.repair import Repairer
 from cri_shim.image.unpack import Unpacker
 from cri_shim.image.volume import check_sub_path, image_volume
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -199,7 +200,9 @@ class ImageStore:
         """
         reference = parse_reference(name) if name else None
         if reference is not None and reference.digest is not None:
-            raise BadImageReferenceError(f"name {name!r} for an import: give a tag, not a digest")
+            raise BadImageReferenceError(
+                f"name {quoted(name)} for an import: give a tag, not a digest"
+            )
         tell = progress or _tell_nobody
         async with self.spool("importing an image archive") as fd:
             members = await self.unpacker.spool_members(source, fd, what="image archive")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError, NotFoundError
 from cri_shim.host.files import open_in_root
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,15 +61,15 @@ def image_volume(image: Image, stack: LayerStack, sub_path: str) -> ImageVolume:
 def check_sub_path(sub_path: str) -> str:
     """`sub_path` without what means nothing in it. Raises InvalidArgumentError."""
     if "\0" in sub_path or len(os.fsencode(sub_path)) >= _MAX_SUB_PATH_BYTES:
-        raise InvalidArgumentError(f"image_sub_path {sub_path[:100]!r}: not a path")
+        raise InvalidArgumentError(f"image_sub_path {quoted(sub_path)}: not a path")
     if sub_path.startswith("/"):
         raise InvalidArgumentError(
-            f"image_sub_path {sub_path[:100]!r}: it must be relative to the image's root"
+            f"image_sub_path {quoted(sub_path)}: it must be relative to the image's root"
         )
     parts = [part for part in sub_path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise InvalidArgumentError(
-            f"image_sub_path {sub_path[:100]!r}: it must not have '..' in it"
+            f"image_sub_path {quoted(sub_path)}: it must not have '..' in it"
         )
     return "/".join(parts)
 
@@ -79,7 +80,7 @@ def open_sub_path(mounted: Path, volume: ImageVolume) -> int:
     Links on the way are followed inside the volume. Bind-mount `/proc/self/fd/N` of it. Blocking.
     Raises NotFoundError naming image and path, InvalidArgumentError when it is neither directory nor file, OSError.
     """
-    what = f"image {volume.image.name}: image_sub_path {volume.sub_path!r}"
+    what = f"image {volume.image.name}: image_sub_path {quoted(volume.sub_path)}"
     try:
         fd = open_in_root(mounted, volume.sub_path or ".", os.O_PATH)
     except (FileNotFoundError, NotADirectoryError) as error:

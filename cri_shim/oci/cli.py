@@ -22,6 +22,7 @@ from cri_shim.kernel_call import in_time
 from cri_shim.oci.complaints import runtime_message, says_not_found, says_not_running
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeState, RuntimeVersion
 from cri_shim.operations import step
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,7 +181,7 @@ class CliRuntime:
 
         Raises RuntimeCommandError, DeadlineError.
         """
-        doing = f"asking runtime handler {self._settings.name!r} for its version"
+        doing = f"asking runtime handler {quoted(self._settings.name)} for its version"
         done = await self._run("--version", [], doing)
         text = done.stdout.decode("utf-8", "replace").strip()
         if not done.ok or not text:
@@ -188,14 +189,14 @@ class CliRuntime:
         return _parse_version(text)
 
     def _doing(self, verb: str, container_id: str) -> str:
-        return f"{verb} container {container_id} (runtime handler {self._settings.name!r})"
+        return f"{verb} container {container_id} (runtime handler {quoted(self._settings.name)})"
 
     def _executable(self) -> str:
         path = self._settings.path
         found = shutil.which(path, path=self.environment()["PATH"])
         if found is None:
             raise RuntimeCommandError(
-                f"runtime handler {self._settings.name!r}",
+                f"runtime handler {quoted(self._settings.name)}",
                 [path],
                 "was not found",
                 f"install it, or set runtime.handlers.{self._settings.name}.path",

@@ -43,6 +43,7 @@ from cri_shim.oci import conmon_control
 from cri_shim.oci.complaints import runtime_message
 from cri_shim.oci.conmon_sync import MAX_REPORT_BYTES, Pipe, own_words, parse_report, read_line
 from cri_shim.operations import step
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     import socket
@@ -226,9 +227,7 @@ class Monitors:
             env["TMPDIR"] = str(console_dir)
         # conmon reads its options in the terms of its locale, and takes no path that is none there.
         env.setdefault("LC_ALL", "C.UTF-8")
-        doing = (
-            f"creating container {request.container_id} (runtime handler {runtime.settings.name!r})"
-        )
+        doing = f"creating container {request.container_id} (runtime handler {quoted(runtime.settings.name)})"
         with contextlib.ExitStack() as descriptors:
             sync, start, stderr = (Pipe(descriptors) for _ in range(3))
             env["_OCI_SYNCPIPE"] = str(sync.write_fd)
@@ -339,7 +338,7 @@ async def _end(child: Child) -> None:
 
 def _how_it_ended(child: Child, line: bytes) -> str:
     if line.strip():
-        return f"gave a report that can't be read ({line[:200]!r})"
+        return f"gave a report that can't be read ({quoted(line)})"
     ending = "closed its report pipe" if child.ending is None else child.ending.describe()
     return f"{ending} without a report"
 
@@ -354,6 +353,6 @@ def _log_driver(log_file: Path | None) -> str:
     text = str(log_file)
     if not log_file.is_absolute() or ":" in text or any(ord(char) < 0x20 for char in text):
         raise InvalidArgumentError(
-            f"log path {text!r}: it must be absolute, and the container monitor takes no ':' or control character"
+            f"log path {quoted(text)}: it must be absolute, and the container monitor takes no ':' or control character"
         )
     return f"k8s-file:{text}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from cri_shim.errors import UnknownRuntimeHandlerError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -216,6 +217,6 @@ class Runtimes:
         except KeyError:
             known = ", ".join(sorted(self._runtimes)) or "none"
             raise UnknownRuntimeHandlerError(
-                f"runtime handler {name!r} is not configured (configured: {known}); "
+                f"runtime handler {quoted(name)} is not configured (configured: {known}); "
                 "add it under runtime.handlers or correct the RuntimeClass"
             ) from None

@@ -14,6 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import AlreadyExistsError, ConfigError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +100,7 @@ class SocketFile:
             return grp.getgrnam(self._group).gr_gid
         except KeyError:
             raise ConfigError(
-                f"socket.group: this host has no group {self._group!r}: create it, or name another"
+                f"socket.group: this host has no group {quoted(self._group)}: create it, or name another"
             ) from None
 
     def _refuse_if_taken(self) -> None:

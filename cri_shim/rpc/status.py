@@ -2,8 +2,8 @@
 
 Rules:
 - The class decides the code, looked up along its MRO, so that a new error class needs no row of its own.
-- Redact, then convert, in one expression: a text that was not redacted can't reach a client. (A peer redacted after
-  converting, and registry tokens reached the events of pods.)
+- Bound, then redact, then convert, in one expression: no text costs more than its bound, and a text that was not
+  redacted can't reach a client. (A peer redacted after converting, and registry tokens reached the events of pods.)
 - What the host lacks (descriptors, memory, threads) may show at any system call: wherever it does, it is
   RESOURCE_EXHAUSTED.
 - What else is not a `CriShimError` is a bug: its text goes to the log, with its traceback, and the client gets only the
@@ -13,7 +13,6 @@ Rules:
 
 from __future__ import annotations
 
-import re
 import traceback
 from typing import Final, NamedTuple
 
@@ -21,6 +20,7 @@ import grpc
 import structlog
 
 from cri_shim import errors
+from cri_shim.quoting import bounded_text, redacted_text
 
 log = structlog.get_logger()
 
@@ -45,27 +45,10 @@ _THE_HOSTS: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAIL
 MAX_TEXT_BYTES: Final = 2400
 """A status travels percent-encoded, up to three bytes for one, in headers of which many clients take 8 KiB."""
 
-_CUT: Final = " […] "
+MAX_TRACEBACK_CHARS: Final = 65536
+"""Of a bug's traceback in the log; the frames come first, and the exception's own text, which may be long, last."""
 
-# Each pattern runs in linear time: no two adjacent repetitions can match the same text.
-_SECRETS: Final = (
-    # Authorization: Basic dXNlcjpwYXNz
-    (re.compile(r"\b(Bearer|Basic)\s+[^\s\"',;]+", re.IGNORECASE), r"\1 ***"),
-    # https://user:password@host
-    (re.compile(r"(://)[^\s/@\"']+@"), r"\1***@"),
-    # https://host/path?sig=… : signed URLs of blob stores
-    (re.compile(r"(://[^\s?\"']+\?)[^\s\"']+"), r"\1***"),
-    # "auth": "…", password=…, identity_token: …; not the file in "/etc/passwd: not a directory"
-    (
-        re.compile(
-            r"((?<![\w/.-])(?:auth|authorization|password|passwd|secret|client_secret|"
-            r"(?:access_|refresh_|identity_?|registry_?|id_)?token)\b[\"']?\s*[:=]\s*)"
-            r"(?:\"[^\"]*\"|'[^']*'|[^\s,;}\"'&]+)",
-            re.IGNORECASE,
-        ),
-        r"\1***",
-    ),
-)
+_CUT: Final = " […] "
 
 
 class Answer(NamedTuple):
@@ -81,25 +64,20 @@ def answer_to(error: Exception, request_id: str) -> Answer:
         code = _code(type(error))
         if code in _THE_HOSTS and _stands_for_a_lack(error):
             code = grpc.StatusCode.RESOURCE_EXHAUSTED
-        return Answer(code, _bounded(redacted_text(str(error))))
+        return Answer(code, _text_for_client(str(error)))
     if errors.is_lack(error):
         text = f"the node is out of something: {error or repr(error)}: {errors.remedy(error)}"
-        return Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, _bounded(redacted_text(text)))
+        return Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, _text_for_client(text))
     log.error(
         "unexpected error: please report it",
-        exception=redacted_text("".join(traceback.format_exception(error))),
+        exception=redacted_text(
+            bounded_text("".join(traceback.format_exception(error)), MAX_TRACEBACK_CHARS)
+        ),
     )
     return Answer(
         grpc.StatusCode.INTERNAL,
         f"unexpected error in cri-shim; its log tells more under request_id={request_id}",
     )
-
-
-def redacted_text(text: str) -> str:
-    """`text` without credentials: authorization headers, URL user parts and queries, token and password fields."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def _stands_for_a_lack(error: BaseException) -> bool:
@@ -109,6 +87,10 @@ def _stands_for_a_lack(error: BaseException) -> bool:
 
 def _code(kind: type) -> grpc.StatusCode:
     return next(CODES[cls] for cls in kind.__mro__ if cls in CODES)
+
+
+def _text_for_client(text: str) -> str:
+    return _bounded(redacted_text(bounded_text(text)))
 
 
 def _bounded(text: str) -> str:

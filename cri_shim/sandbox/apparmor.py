@@ -17,6 +17,7 @@ import structlog
 from cri_shim.errors import ConfigError, CriShimError, host_step
 from cri_shim.host.apparmor import PARSER, enabled, load_profile, loaded_profiles, parser
 from cri_shim.oci.spec.apparmor import DEFAULT_PROFILE, UNCONFINED, default_profile_text
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
@@ -50,7 +51,7 @@ class AppArmor:
         if self._default != DEFAULT_PROFILE:
             if self._default not in loaded:
                 raise ConfigError(
-                    f"security.apparmor_profile: {self._default!r}: no profile of this name is loaded: load it "
+                    f"security.apparmor_profile: {quoted(self._default)}: no profile of this name is loaded: load it "
                     f"with {PARSER}, or use {DEFAULT_PROFILE}, which cri-shim loads itself"
                 )
         elif parser() is not None:

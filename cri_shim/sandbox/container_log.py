@@ -12,6 +12,7 @@ from cri_shim.errors import CriShimError, InvalidArgumentError, WrongStateError,
 from cri_shim.host.files import make_dirs_in_root
 from cri_shim.host.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from cri_shim.oci.spec.checks import MAX_NAME_BYTES, has_control_characters
+from cri_shim.quoting import quoted
 
 _IN_THE_WAY = (errno.EEXIST, errno.ELOOP, errno.ENOTDIR)
 _NO_LINKS = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
@@ -27,12 +28,12 @@ def log_path(log_directory: str, path: str) -> Path | None:
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or "\0" in path or path.endswith("/"):
         raise InvalidArgumentError(
-            f"config.log_path: {path!r}: a relative path without '..' below the pod's log_directory"
+            f"config.log_path: {quoted(path)}: a relative path without '..' below the pod's log_directory"
         )
     for field, text in (("config.log_path", path), ("the pod's log_directory", log_directory)):
         if ":" in text or has_control_characters(text):
             raise InvalidArgumentError(
-                f"{field}: {text!r}: the container monitor takes no ':' and no control character"
+                f"{field}: {quoted(text)}: the container monitor takes no ':' and no control character"
             )
     if max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
         raise InvalidArgumentError(f"config.log_path: a name of more than {MAX_NAME_BYTES} bytes")

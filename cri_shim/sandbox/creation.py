@@ -32,6 +32,7 @@ from cri_shim.oci.complaints import (
 from cri_shim.oci.spec.checks import clean_container_path
 from cri_shim.oci.spec.mounts import volume_paths
 from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION, field_of_limit
+from cri_shim.quoting import quoted
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.container_log import check_log_file, log_path, make_log_directory
 from cri_shim.sandbox.launch import Launch, Launcher
@@ -280,15 +281,15 @@ def _clearer(
         )
     if says_no_directory(words, cwd):
         field = "working_dir" if config.working_dir else "image WORKDIR"
-        return InvalidArgumentError(f"{field}: {cwd!r}: can't be made there: {words}")
+        return InvalidArgumentError(f"{field}: {quoted(cwd)}: can't be made there: {words}")
     if field := field_of_limit(refused_limit(words)):
         value = getattr(config.linux.resources, field)
-        return InvalidArgumentError(f"{field}: {value!r}: the kernel takes no such: {words}")
+        return InvalidArgumentError(f"{field}: {quoted(value)}: the kernel takes no such: {words}")
     if path := device_not_made(words):
         for index, device in enumerate(config.devices):
             place = clean_container_path(device.container_path or device.host_path, "devices")
             if f"{path}/".partition(place)[2].startswith("/"):
                 return InvalidArgumentError(
-                    f"devices[{index}].container_path: {place!r}: no device can be made there: {words}"
+                    f"devices[{index}].container_path: {quoted(place)}: no device can be made there: {words}"
                 )
     return None

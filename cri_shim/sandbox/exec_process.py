@@ -33,6 +33,7 @@ from cri_shim.host.files import write_atomic
 from cri_shim.host.proctree import kill_family
 from cri_shim.oci.complaints import runtime_message
 from cri_shim.oci.spec.process import build_exec_process
+from cri_shim.quoting import quoted
 from cri_shim.sandbox.model import ContainerState
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class ExecCall:
     @property
     def what(self) -> str:
         """The beginning of a message about it."""
-        return f"container {self.container.id}: exec {self.command[0]!r}"
+        return f"container {self.container.id}: exec {quoted(self.command[0])}"
 
 
 class ExecProcesses:
@@ -234,7 +235,7 @@ class ExecProcesses:
                     await self.kill(child)
                 metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
                 raise DeadlineError(
-                    f"container {container.id}: {name} did not start {call.command[0]!r} within "
+                    f"container {container.id}: {name} did not start {quoted(call.command[0])} within "
                     f"{timeout_s:g} s and was killed"
                 )
             if pid is None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import InvalidArgumentError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +88,7 @@ def _host_ip(text: str) -> str:
         address = None
     if address is None or "%" in text:  # a zone means nothing to a packet filter
         raise InvalidArgumentError(
-            f"config.port_mappings: host_ip {text!r}: not an IP address"
+            f"config.port_mappings: host_ip {quoted(text)}: not an IP address"
         ) from None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped

@@ -21,6 +21,7 @@ from cri_shim.oci.conmon import MonitorRequest
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.oci.spec.container import encode_spec
 from cri_shim.operations import step
+from cri_shim.quoting import quoted
 from cri_shim.sandbox.files_limits import limit_files
 from cri_shim.sandbox.model import Process
 from cri_shim.sandbox.release import note_monitor
@@ -137,8 +138,8 @@ class Launcher:
         entry = process_entry(pid)
         if entry is not None and not entry.zombie:  # what has ended is in no cgroup any more
             raise CriShimError(
-                f"{launch.object_id}: the OCI runtime put process {pid} in the cgroup {found!r}, not in {wanted!r}: "
-                "its limits would not hold"
+                f"{launch.object_id}: the OCI runtime put process {pid} in the cgroup {quoted(found)}, "
+                f"not in {quoted(wanted)}: its limits would not hold"
             )
 
     async def create(self, launch: Launch, spec: Spec, rollback: Rollback) -> Created:

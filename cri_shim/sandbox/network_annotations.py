@@ -16,6 +16,7 @@ import msgspec
 
 from cri_shim.cni.attachment import is_network_name
 from cri_shim.errors import InvalidArgumentError
+from cri_shim.quoting import quoted
 from cri_shim.sandbox.model import NetworkAttachment
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ def additional_networks(
                 "and none of the kernel's own names"
             )
         if attachment.ifname in interfaces:
-            raise _bad(f"interface {attachment.ifname!r} of network {named.name!r}: it is taken")
+            raise _bad(
+                f"interface {quoted(attachment.ifname)} of network {quoted(named.name)}: it is taken"
+            )
         interfaces.add(attachment.ifname)
         attachments.append(attachment)
     return tuple(attachments)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.oci.spec.sandbox import checked_hostname
+from cri_shim.quoting import quoted
 from cri_shim.sandbox.network import has_host_network
 from cri_shim.sandbox.pod_users import root_of
 from cri_shim.sandbox.selinux import label_files
@@ -49,12 +50,12 @@ class PodFiles:
             for word in words:
                 if not _WORD.fullmatch(word):
                     raise InvalidArgumentError(
-                        f"config.dns_config.{name}: {word!r}: printable ASCII without white space"
+                        f"config.dns_config.{name}: {quoted(word)}: printable ASCII without white space"
                     )
         directory = config.log_directory
         if directory and (not directory.startswith("/") or ".." in directory.split("/")):
             raise InvalidArgumentError(
-                f"config.log_directory: {directory!r}: an absolute path without '..'"
+                f"config.log_directory: {quoted(directory)}: an absolute path without '..'"
             )
         hostname = config.hostname
         if has_host_network(config) or not hostname:

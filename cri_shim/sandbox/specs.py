@@ -38,6 +38,7 @@ from cri_shim.oci.spec.security import seccomp_reference
 from cri_shim.oci.spec.selinux import Labels
 from cri_shim.oci.spec.stop_signal import stop_signal
 from cri_shim.oci.spec.user import resolve_sandbox_user, resolve_user
+from cri_shim.quoting import quoted
 from cri_shim.sandbox.host_paths import (
     check_destinations,
     check_devices,
@@ -367,5 +368,5 @@ def localhost_profile(
         )
     except OSError as error:
         raise InvalidArgumentError(
-            f"{reference.said_in}: {reference.name!r}: {error.strerror}"
+            f"{reference.said_in}: {quoted(reference.name)}: {error.strerror}"
         ) from error

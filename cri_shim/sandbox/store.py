@@ -29,6 +29,7 @@ from cri_shim.errors import (
 )
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.ids import is_id, is_id_prefix
+from cri_shim.quoting import quoted
 from cri_shim.sandbox.formats import in_this_format
 from cri_shim.sandbox.model import (
     ContainerRecord,
@@ -164,7 +165,7 @@ class Store(Generic[ObjectT]):
         matches = [o for key, o in self._by_id.items() if key.startswith(id_or_prefix)]
         if len(matches) > 1:
             raise InvalidArgumentError(
-                f"{self.kind} ID prefix {id_or_prefix!r} fits {len(matches)} of them: give more"
+                f"{self.kind} ID prefix {quoted(id_or_prefix)} fits {len(matches)} of them: give more"
             )
         if not matches:
             raise NotFoundError(self.kind, id_or_prefix)

@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from cri_shim.errors import ConfigError, CriShimError
+from cri_shim.quoting import quoted
 
 CGROUP_DIR = "/sys/fs/cgroup"
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -137,7 +138,7 @@ def effective_driver(configured: str, layout: Layout, root: Path = Path("/")) ->
         driver = CgroupDriver(configured)
     except ValueError:
         raise ConfigError(
-            f"cgroup_driver: {configured!r} is not known, allowed are auto, cgroupfs, systemd"
+            f"cgroup_driver: {quoted(configured)} is not known, allowed are auto, cgroupfs, systemd"
         ) from None
     if driver is CgroupDriver.SYSTEMD and not booted:
         raise ConfigError(

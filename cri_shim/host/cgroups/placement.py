@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cri_shim.errors import InvalidArgumentError
+from cri_shim.quoting import quoted
 
 SCOPE_PREFIX = "cri-shim"
 DEFAULT_PARENT = "cri-shim"
@@ -62,7 +63,7 @@ def parent_directory(parent: str, *, systemd: bool) -> str:
     segments = [segment for segment in parent.split("/") if segment not in ("", ".")]
     if ".." in segments or any(ord(char) < 0x20 or char == "\x7f" for char in parent):
         raise InvalidArgumentError(
-            f"cgroup_parent {parent!r}: '..' and control characters are not allowed"
+            f"cgroup_parent {quoted(parent)}: '..' and control characters are not allowed"
         )
     if systemd:
         return expand_slice(segments[-1] if segments else DEFAULT_SLICE)
@@ -79,7 +80,7 @@ def expand_slice(name: str) -> str:
     stem = name.removesuffix(_SUFFIX)
     if stem == name or not stem or ":" in stem or "/" in stem:
         raise InvalidArgumentError(
-            f"cgroup_parent {name!r} is not a slice: with the systemd cgroup driver it must be a name such as "
+            f"cgroup_parent {quoted(name)} is not a slice: with the systemd cgroup driver it must be a name such as "
             "kubepods-besteffort.slice (does kubelet use the other driver?)"
         )
     if stem == "-":
@@ -87,6 +88,6 @@ def expand_slice(name: str) -> str:
     parts = stem.split("-")
     if "" in parts:
         raise InvalidArgumentError(
-            f"cgroup_parent {name!r} is not a slice: '-' separates its levels and can't begin, end or be doubled"
+            f"cgroup_parent {quoted(name)} is not a slice: '-' separates its levels and can't begin, end or be doubled"
         )
     return "/".join("-".join(parts[: depth + 1]) + _SUFFIX for depth in range(len(parts)))

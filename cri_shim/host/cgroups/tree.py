@@ -23,6 +23,7 @@ from cri_shim.host.cgroups import open_files, usage
 from cri_shim.host.cgroups.layout import detect_layout, parse_proc_cgroup
 from cri_shim.host.cgroups.placement import is_named_after
 from cri_shim.host.process import kill_pidfd, open_pidfd
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -267,7 +268,9 @@ class Cgroups:
 def _refuse_root(relative_dir: str) -> None:
     parts = relative_dir.split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{relative_dir!r} is not the relative path of a cgroup below the root")
+        raise ValueError(
+            f"{quoted(relative_dir)} is not the relative path of a cgroup below the root"
+        )
 
 
 def _below(mount_root: str, path: str) -> str | None:

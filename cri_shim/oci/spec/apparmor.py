@@ -20,6 +20,7 @@ from cri_shim.oci.spec.profiles import (
     deprecated_reference,
     profile_reference,
 )
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1.api_pb2 import (
@@ -129,7 +130,7 @@ def _chosen(reference: ProfileReference, node: NodeFacts, *, privileged: bool) -
         return default
     if reference.choice is Choice.RUNTIME_DEFAULT:
         raise UnavailableError(
-            f"{reference.said_in}: RuntimeDefault is asked for, but the profile {default!r} is not loaded on this "
-            "node: install apparmor_parser, or load it by hand"
+            f"{reference.said_in}: RuntimeDefault is asked for, but the profile {quoted(default)} is not loaded on "
+            "this node: install apparmor_parser, or load it by hand"
         )
     return None

@@ -15,6 +15,7 @@ import msgspec
 
 from cri_shim.errors import ConfigError
 from cri_shim.oci.spec.hooks import STAGES, Hook, check_hook
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,17 +137,17 @@ def parse_cdi_spec(document: object, source: str) -> CdiSpec:
     version = spec.cdi_version.removeprefix("v")
     if version not in VERSIONS:
         raise ConfigError(
-            f"{source}: cdiVersion {spec.cdi_version!r}: must be {VERSIONS[0]} to {VERSIONS[-1]}"
+            f"{source}: cdiVersion {quoted(spec.cdi_version)}: must be {VERSIONS[0]} to {VERSIONS[-1]}"
         )
     vendor, _, class_ = spec.kind.partition("/")
     if not (_VENDOR.fullmatch(vendor) and _CLASS.fullmatch(class_)):
-        raise ConfigError(f"{source}: kind {spec.kind!r}: must be VENDOR/CLASS")
+        raise ConfigError(f"{source}: kind {quoted(spec.kind)}: must be VENDOR/CLASS")
     names = [device.name for device in spec.devices]
     for name in names:
         if not _DEVICE.fullmatch(name):
-            raise ConfigError(f"{source}: devices: {name!r} is no name of a device")
+            raise ConfigError(f"{source}: devices: {quoted(name)} is no name of a device")
         if names.count(name) > 1:
-            raise ConfigError(f"{source}: devices: {name!r} is described twice")
+            raise ConfigError(f"{source}: devices: {quoted(name)} is described twice")
     for edits in (spec.container_edits, *(device.container_edits for device in spec.devices)):
         _check_edits(edits, source)
     for since, what in _features(spec):
@@ -167,34 +168,40 @@ def is_qualified_name(name: str) -> bool:
 def _check_edits(edits: ContainerEdits, source: str) -> None:
     for entry in edits.env:
         if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
-            raise ConfigError(f"{source}: env {entry!r}: must be NAME=VALUE")
+            raise ConfigError(f"{source}: env {quoted(entry)}: must be NAME=VALUE")
     for node in edits.device_nodes:
         for path in (node.path, node.source):
             _check_path(path, f"{source}: deviceNodes")
         if node.type not in ("", "b", "c", "u", "p"):
-            raise ConfigError(f"{source}: deviceNodes: type {node.type!r}: must be b, c, u or p")
+            raise ConfigError(
+                f"{source}: deviceNodes: type {quoted(node.type)}: must be b, c, u or p"
+            )
         if node.permissions != "none" and not set(node.permissions) <= set("rwm"):
             raise ConfigError(
-                f"{source}: deviceNodes: permissions {node.permissions!r}: must be of r, w and m, or none"
+                f"{source}: deviceNodes: permissions {quoted(node.permissions)}: must be of r, w and m, or none"
             )
     for mount in edits.mounts:
         _check_path(mount.container_path, f"{source}: mounts")
         if not mount.host_path or "\0" in mount.host_path:
-            raise ConfigError(f"{source}: mounts: hostPath {mount.host_path!r}: must be a path")
+            raise ConfigError(
+                f"{source}: mounts: hostPath {quoted(mount.host_path)}: must be a path"
+            )
     for hook in edits.hooks:
         if hook.hook_name not in STAGES:
-            raise ConfigError(f"{source}: hooks: {hook.hook_name!r} is no hook of the runtime-spec")
+            raise ConfigError(
+                f"{source}: hooks: {quoted(hook.hook_name)} is no hook of the runtime-spec"
+            )
         if hook.timeout is not None and hook.timeout < 1:
             raise ConfigError(f"{source}: hooks: timeout {hook.timeout}: must be 1 or more")
         check_hook(hook.hook, f"{source}: hooks")
     rdt = edits.intel_rdt
     if rdt is not None and (rdt.clos_id in (".", "..") or "/" in rdt.clos_id):
-        raise ConfigError(f"{source}: intelRdt.closID {rdt.clos_id!r}: must be one name")
+        raise ConfigError(f"{source}: intelRdt.closID {quoted(rdt.clos_id)}: must be one name")
 
 
 def _check_path(path: str, source: str) -> None:
     if not path.startswith("/") or "\0" in path:
-        raise ConfigError(f"{source}: path {path!r}: must be absolute")
+        raise ConfigError(f"{source}: path {quoted(path)}: must be absolute")
 
 
 def _features(spec: CdiSpec) -> Iterator[tuple[str, str]]:

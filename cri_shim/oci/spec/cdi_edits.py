@@ -18,6 +18,7 @@ from cri_shim.errors import InvalidArgumentError, UnsupportedError
 from cri_shim.oci.spec.cdi import is_qualified_name
 from cri_shim.oci.spec.checks import refuse
 from cri_shim.oci.spec.hooks import add_hook, plain
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +53,7 @@ def requested_devices(config: ContainerConfig) -> tuple[str, ...]:
     for key in sorted(config.annotations):
         if key.startswith(ANNOTATION_PREFIX):
             for name in config.annotations[key].split(","):
-                names[_qualified(name, f"annotations[{key!r}]")] = None
+                names[_qualified(name, f"annotations[{quoted(key)}]")] = None
     return tuple(names)
 
 
@@ -91,13 +92,15 @@ def _find(
         listed = ", ".join(known[:MAX_NAMED]) + (", …" if len(known) > MAX_NAMED else "")
         why = f"; unusable files: {'; '.join(problems)}" if problems else ""
         raise InvalidArgumentError(
-            f"{_FIELDS}: {name!r}: no such device on this node (of its kind there are: {listed or 'none'}){why}"
+            f"{_FIELDS}: {quoted(name)}: no such device on this node (of its kind there are: {listed or 'none'}){why}"
         )
     highest = max(placed.priority for placed, _ in matches)
     best = [match for match in matches if match[0].priority == highest]
     if len(best) > 1:
         sources = " and ".join(placed.source for placed, _ in best)
-        raise InvalidArgumentError(f"{_FIELDS}: {name!r}: is described by {sources}: remove one")
+        raise InvalidArgumentError(
+            f"{_FIELDS}: {quoted(name)}: is described by {sources}: remove one"
+        )
     return best[0]
 
 

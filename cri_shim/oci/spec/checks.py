@@ -11,6 +11,7 @@ import re
 from typing import NoReturn
 
 from cri_shim.errors import InvalidArgumentError
+from cri_shim.quoting import quoted
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 MAX_PATH_BYTES = 4096
@@ -21,7 +22,7 @@ MAX_NAME_BYTES = 255
 
 def refuse(field: str, value: object, why: str) -> NoReturn:
     """Raise InvalidArgumentError in one form: `field: value: why`."""
-    raise InvalidArgumentError(f"{field}: {value!r}: {why}")
+    raise InvalidArgumentError(f"{field}: {quoted(value)}: {why}")
 
 
 def has_control_characters(text: str) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 import msgspec
 
 from cri_shim.errors import ConfigError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,7 +101,7 @@ def parse_hook_file(document: bytes, source: str) -> ConditionalHook:
     """One file of a hooks directory. Raises ConfigError for what can't be used."""
     version = _decode(document, _Version, source).version
     if version != VERSION:
-        raise ConfigError(f"{source}: version {version!r}: must be {VERSION}")
+        raise ConfigError(f"{source}: version {quoted(version)}: must be {VERSION}")
     file = _decode(document, _HookFile, source)
     check_hook(file.hook, f"{source}: hook")
     when = file.when
@@ -177,10 +178,10 @@ def node_programs(spec: Spec) -> list[str]:
 def check_hook(hook: Hook, source: str) -> None:
     """Refuse a hook that no runtime could run. Raises ConfigError."""
     if not hook.path.startswith("/") or "\0" in hook.path:
-        raise ConfigError(f"{source}: path {hook.path!r}: must be absolute")
+        raise ConfigError(f"{source}: path {quoted(hook.path)}: must be absolute")
     for entry in hook.env:
         if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
-            raise ConfigError(f"{source}: env {entry!r}: must be NAME=VALUE")
+            raise ConfigError(f"{source}: env {quoted(entry)}: must be NAME=VALUE")
     if any("\0" in arg for arg in hook.args):
         raise ConfigError(f"{source}: args: contain a NUL byte")
 
@@ -194,8 +195,8 @@ def _decode(document: bytes, kind: type[_T], source: str) -> _T:
 
 def _pattern(text: str, source: str) -> re.Pattern[str]:
     if _GO_ONLY.search(text):
-        raise ConfigError(f"{source}: pattern {text!r}: this form is not supported")
+        raise ConfigError(f"{source}: pattern {quoted(text)}: this form is not supported")
     try:
         return re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"{source}: pattern {text!r}: {error}") from error
+        raise ConfigError(f"{source}: pattern {quoted(text)}: {error}") from error

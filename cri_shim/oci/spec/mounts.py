@@ -26,6 +26,7 @@ from cri_shim.oci.spec.checks import (
 )
 from cri_shim.oci.spec.namespaces import check_mapping
 from cri_shim.oci.spec.selinux import check_relabel
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -224,7 +225,7 @@ def _id_mappings(mount: Mount, field: str, handler: HandlerFacts) -> Spec:
             check_mapping(mapping, f"{field}.{key}")
     if not handler.user_namespaces:
         raise InvalidArgumentError(
-            f"{field}.uidMappings: the runtime handler {handler.name!r} or this kernel does not support "
+            f"{field}.uidMappings: the runtime handler {quoted(handler.name)} or this kernel does not support "
             "ID-mapped mounts"
         )
     return {
@@ -244,7 +245,8 @@ def _check_recursive_read_only(mount: Mount, field: str, handler: HandlerFacts) 
         )
     if not handler.recursive_read_only_mounts:
         raise InvalidArgumentError(
-            f"{field}.recursive_read_only: the runtime handler {handler.name!r} or this kernel does not support it"
+            f"{field}.recursive_read_only: the runtime handler {quoted(handler.name)} or this kernel does not "
+            "support it"
         )
 
 

@@ -18,6 +18,7 @@ from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.checks import in_range, refuse
 from cri_shim.oci.spec.inputs import HandlerKind, IdRange, UserMappings
 from cri_shim.oci.spec.user import MAX_ID
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +66,7 @@ def check_namespace_options(
         ):
             if mode == _NODE:
                 raise InvalidArgumentError(
-                    f"namespace_options.{field}: NODE: a pod of the runtime handler {handler.name!r} has a "
+                    f"namespace_options.{field}: NODE: a pod of the runtime handler {quoted(handler.name)} has a "
                     "kernel of its own and can't share the node's"
                 )
 
@@ -73,8 +74,9 @@ def check_namespace_options(
 def _check_user_namespace(options: NamespaceOption, handler: HandlerFacts) -> None:
     if not handler.user_namespaces:
         raise InvalidArgumentError(
-            f"namespace_options.userns_options: the runtime handler {handler.name!r}, the kernel or the file system "
-            "of `root` does not support ID-mapped mounts (runc 1.2 or newer, Linux 5.19), which user namespaces need"
+            f"namespace_options.userns_options: the runtime handler {quoted(handler.name)}, the kernel or the file "
+            "system of `root` does not support ID-mapped mounts (runc 1.2 or newer, Linux 5.19), which user "
+            "namespaces need"
         )
     for field, mode in (("pid", options.pid), ("ipc", options.ipc)):
         if mode == _NODE:

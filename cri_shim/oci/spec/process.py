@@ -17,6 +17,7 @@ from cri_shim.oci.spec.checks import (
     no_nul,
     refuse,
 )
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ def build_args(config: ContainerConfig, image: ImageDefaults) -> list[str]:
         args = [*image.entrypoint, *(config.args or image.cmd)]
     if not args:
         raise InvalidArgumentError(
-            f"command: no command: neither the request nor the image {image.name!r} names one; "
+            f"command: no command: neither the request nor the image {quoted(image.name)} names one; "
             "set command or args"
         )
     if not args[0]:
@@ -83,7 +84,9 @@ def build_env(
         if not pair.key or "=" in pair.key or "\0" in pair.key:
             refuse(f"{field}.key", pair.key, "is not a name an environment variable can have")
         if b"\0" in pair.value:  # a value may be a secret: it is not repeated
-            raise InvalidArgumentError(f"{field}.value: that of {pair.key!r} contains a NUL byte")
+            raise InvalidArgumentError(
+                f"{field}.value: that of {quoted(pair.key)} contains a NUL byte"
+            )
         env[pair.key] = pair.value.decode("utf-8", "replace")
     home = env.setdefault("HOME", user.home or "/")
     if has_control_characters(home):

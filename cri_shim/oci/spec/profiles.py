@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.checks import refuse
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1.api_pb2 import SecurityProfile
@@ -78,6 +79,6 @@ def deprecated_reference(text: str, name: str) -> ProfileReference:
         return ProfileReference(Choice.LOCALHOST, text.removeprefix(LOCALHOST_PREFIX), said_in=name)
     if text not in _DEPRECATED_CHOICES:
         raise InvalidArgumentError(
-            f"{name}: {text!r}: must be runtime/default, unconfined or localhost/NAME"
+            f"{name}: {quoted(text)}: must be runtime/default, unconfined or localhost/NAME"
         )
     return ProfileReference(_DEPRECATED_CHOICES[text], said_in=name)

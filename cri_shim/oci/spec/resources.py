@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
 from cri_shim.oci.spec.checks import in_range, refuse
 from cri_shim.oci.spec.inputs import HandlerKind
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,7 +118,9 @@ def pids_limit(annotations: Mapping[str, str]) -> int | None:
         if key in annotations:
             limit = _annotation_number(annotations, key)
             return (
-                in_range(limit, f"annotations[{key!r}]", low=1, high=_MAX_PIDS) if limit > 0 else -1
+                in_range(limit, f"annotations[{quoted(key)}]", low=1, high=_MAX_PIDS)
+                if limit > 0
+                else -1
             )
     return None
 
@@ -226,12 +229,14 @@ def _unified(unified: Mapping[str, str], node: NodeFacts) -> dict[str, str]:
         if _UNIFIED_KEY.fullmatch(key) is None:
             refuse("unified", key, "is not the name of a cgroup file, e.g. memory.high")
         if _UNIFIED_VALUE.fullmatch(value) is None:
-            refuse(f"unified[{key!r}]", value, "contains unprintable characters or is too long")
+            refuse(
+                f"unified[{quoted(key)}]", value, "contains unprintable characters or is too long"
+            )
     return dict(unified)
 
 
 def _annotation_number(annotations: Mapping[str, str], key: str) -> int:
     text = annotations[key]
     if _INTEGER.fullmatch(text) is None:
-        refuse(f"annotations[{key!r}]", text, "must be an integer, -1 for no limit")
+        refuse(f"annotations[{quoted(key)}]", text, "must be an integer, -1 for no limit")
     return int(text)

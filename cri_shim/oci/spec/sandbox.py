@@ -27,6 +27,7 @@ from cri_shim.oci.spec.capabilities import build_capabilities
 from cri_shim.oci.spec.checks import refuse
 from cri_shim.oci.spec.container import OCI_VERSION, build_user
 from cri_shim.oci.spec.user import resolve_sandbox_user
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1.api_pb2 import LinuxContainerResources, PodSandboxConfig
@@ -66,7 +67,7 @@ def build_sandbox_spec(
     parameters = sandbox_sysctls(config, node=node, handler=handler)
     args = [*image.entrypoint, *image.cmd]
     if not args:
-        raise InvalidArgumentError(f"the sandbox image {image.name!r} names no command")
+        raise InvalidArgumentError(f"the sandbox image {quoted(image.name)} names no command")
 
     linux: Spec = {
         "namespaces": namespaces.build_sandbox_namespaces(options, sandbox=sandbox, node=node),

@@ -15,6 +15,7 @@ import msgspec
 
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.checks import refuse
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import Spec
@@ -156,7 +157,7 @@ def parse_profile(document: bytes, *, name: str) -> Profile:
     for architecture in architectures:
         if not architecture.startswith("SCMP_ARCH_"):
             raise InvalidArgumentError(
-                f"seccomp profile {name}: {architecture!r} is no architecture (SCMP_ARCH_...)"
+                f"seccomp profile {name}: {quoted(architecture)} is no architecture (SCMP_ARCH_...)"
             )
     for rule in profile.syscalls or ():
         for argument in rule.args or ():

@@ -18,6 +18,7 @@ import msgspec
 
 from cri_shim.errors import ConfigError, ResourceExhaustedError
 from cri_shim.oci.spec.checks import absolute_path, refuse
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,10 +70,10 @@ def parse_label(text: str, source: str) -> Label:
     """A label from its text. Raises ConfigError."""
     parts = text.split(":", 3)
     if len(parts) < 3 or not all(_NAME.fullmatch(part) for part in parts[:3]):
-        raise ConfigError(f"{source}: {text!r} is no SELinux label (user:role:type:level)")
+        raise ConfigError(f"{source}: {quoted(text)} is no SELinux label (user:role:type:level)")
     level = parts[3] if len(parts) == 4 else ""
     if level and not _LEVEL.fullmatch(level):
-        raise ConfigError(f"{source}: {level!r} is no level of an SELinux label")
+        raise ConfigError(f"{source}: {quoted(level)} is no level of an SELinux label")
     return Label(parts[0], parts[1], parts[2], level)
 
 
@@ -81,7 +82,7 @@ def parse_contexts(text: str, source: str) -> Contexts:
     values = {m[1]: m[2] for line in text.splitlines() if (m := _CONTEXT_LINE.fullmatch(line))}
     for key in ("process", "file"):
         if key not in values:
-            raise ConfigError(f"{source}: has no line for {key!r}: no policy for containers?")
+            raise ConfigError(f"{source}: has no line for {quoted(key)}: no policy for containers?")
     return Contexts(parse_label(values["process"], source), parse_label(values["file"], source))
 
 

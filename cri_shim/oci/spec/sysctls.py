@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.oci.spec.checks import refuse
 from cri_shim.oci.spec.inputs import HandlerKind
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,14 +71,18 @@ def pod_sysctls(
                 if not host_network:
                     network[name] = value
                 elif not is_default:
-                    refuse(f"sysctls[{given!r}]", value, "the pod shares the node's network")
+                    refuse(f"sysctls[{quoted(given)}]", value, "the pod shares the node's network")
             elif name in _IPC_NAMES or name.startswith("fs.mqueue."):
                 if not host_ipc:
                     ipc[name] = value
                 elif not is_default:
-                    refuse(f"sysctls[{given!r}]", value, "the pod shares the node's IPC")
+                    refuse(f"sysctls[{quoted(given)}]", value, "the pod shares the node's IPC")
             else:
-                refuse(f"sysctls[{given!r}]", value, "is not a parameter of a pod but of the node")
+                refuse(
+                    f"sysctls[{quoted(given)}]",
+                    value,
+                    "is not a parameter of a pod but of the node",
+                )
     if kind is HandlerKind.VM:
         return PodSysctls({}, network | ipc)
     return PodSysctls(network, ipc)
@@ -87,9 +92,11 @@ def _checked(name: str, value: str) -> str:
     """The name with dots between components, as sysctl(8) reads it: the first separator says which is which."""
     if len(name) > 256 or _NAME.fullmatch(name) is None:
         refuse(
-            f"sysctls[{name!r}]", value, "is not a name of letters, digits, '-', '_' and separators"
+            f"sysctls[{quoted(name)}]",
+            value,
+            "is not a name of letters, digits, '-', '_' and separators",
         )
     if _VALUE.fullmatch(value) is None:
-        refuse(f"sysctls[{name!r}]", value, "must be 1 to 4096 printable ASCII characters")
+        refuse(f"sysctls[{quoted(name)}]", value, "must be 1 to 4096 printable ASCII characters")
     first = min(position for position in (name.find("."), name.find("/")) if position >= 0)
     return name.translate(_SWAP_SEPARATORS) if name[first] == "/" else name

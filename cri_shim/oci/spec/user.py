@@ -20,6 +20,7 @@ from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.checks import in_range, refuse
 from cri_shim.oci.spec.inputs import ResolvedUser
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -142,7 +143,7 @@ def check_ids(user: ResolvedUser, handler: HandlerFacts) -> None:
             refuse(
                 field,
                 highest,
-                f"the runtime handler {handler.name!r} takes none above {handler.max_user_id}",
+                f"the runtime handler {quoted(handler.name)} takes none above {handler.max_user_id}",
             )
 
 

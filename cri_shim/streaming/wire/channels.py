@@ -15,6 +15,7 @@ import binascii
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from cri_shim.quoting import quoted
 from cri_shim.streaming.wire.upgrade import V1_BASE64, V4_BASE64, V5
 from cri_shim.streaming.wire.websocket import (
     CloseCode,
@@ -176,4 +177,4 @@ def _closing_error(event: WebSocketClosed) -> str | None:
         CloseCode.ABNORMAL,
     ):
         return None
-    return f"closed by the client with {event.code} {event.reason!r}"
+    return f"closed by the client with {event.code} {quoted(event.reason)}"

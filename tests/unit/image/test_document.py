@@ -5,11 +5,9 @@ import time
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cri_shim.errors import BadArchiveError
-from cri_shim.image.document import MAX_VALUES, decode_document, read_document, shown
+from cri_shim.image.document import MAX_VALUES, decode_document, read_document
 
 
 class Kind(msgspec.Struct):
@@ -75,9 +73,3 @@ def test_the_most_that_is_taken_is_taken_quickly() -> None:
     decode_document(many, Kind, "d", 1 << 24)
     refuse(many[:-2] + b',"0":""}}', "")
     assert time.monotonic() - began < 3
-
-
-@given(st.text(max_size=300))
-def test_a_documents_words_are_shown_on_one_line(text: str) -> None:
-    assert shown(text).isprintable()
-    assert len(shown(text)) <= 1100
