@@ -1,10 +1,11 @@
-"""Host ports: which ports of the node a pod asks for, which of them collide, and how plugins are told. Pure.
+"""Host ports: which ports of the node a pod asks for, who has one already, and how plugins are told. Pure.
 
 Rules:
 - A mapping without a host port publishes nothing.
 - A host port is a protocol, a number and an address. No address means every address of both families, an unspecified
   one (`0.0.0.0`, `::`) every address of its family; the two families have nothing to do with each other.
 - An address is kept in one form (an IPv4 address written as IPv6 is an IPv4 address), so that equal ones are equal.
+- Who has a port is looked up, never searched for: neither a pod with many ports nor many pods make a new one wait.
 
 CNI conventions, capability `portMappings`.
 """
@@ -12,15 +13,20 @@ CNI conventions, capability `portMappings`.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
+MAX_HOST_PORTS: Final = 1024
+"""Of one pod. Plugins make several packet filter rules of each, in time that grows with the square of their number: a
+thousand take the portmap plugin about as long as `cni.timeout` allows it."""
+HolderT = TypeVar("HolderT", bound="Hashable")
+_EVERY: Final = ""
 _PROTOCOLS = {api.TCP: "tcp", api.UDP: "udp", api.SCTP: "sctp"}
 
 
@@ -35,20 +41,72 @@ class HostPort(NamedTuple):
     def __str__(self) -> str:
         return f"{self.port}/{self.protocol}" + (f" on {self.host_ip}" if self.host_ip else "")
 
-    def collides(self, other: HostPort) -> bool:
-        """Whether both can't be had at once."""
-        return (
-            self.protocol == other.protocol
-            and self.port == other.port
-            and _overlap(self.host_ip, other.host_ip)
+    @property
+    def families(self) -> tuple[int, ...]:
+        """The families of addresses in which it takes something."""
+        return (ipaddress.ip_address(self.host_ip).version,) if self.host_ip else (4, 6)
+
+    @property
+    def is_of_every_address(self) -> bool:
+        """Whether it takes every address of its families."""
+        return not self.host_ip or ipaddress.ip_address(self.host_ip).is_unspecified
+
+
+class HeldPorts(Generic[HolderT]):
+    """Which host ports are held, and by whom; what it is asked costs the same however many there are."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, int, int], dict[str, list[HolderT]]] = {}
+        """By protocol, number and family: who holds an address, or `_EVERY` one. Several can after a change of the
+        node's configuration."""
+        self._ports_of: dict[HolderT, Sequence[HostPort]] = {}
+
+    def __contains__(self, holder: object) -> bool:
+        return holder in self._ports_of
+
+    def holder(self, port: HostPort) -> HolderT | None:
+        """Who has a port with which this one collides: both can't be had at once."""
+        for family in port.families:
+            held = self._held.get((port.protocol, port.port, family))
+            if not held:
+                continue
+            for address in (_EVERY, next(iter(held)) if port.is_of_every_address else port.host_ip):
+                if address in held:
+                    return held[address][0]
+        return None
+
+    def hold(self, holder: HolderT, ports: Iterable[HostPort]) -> None:
+        """Note them as held, whoever else has them; once per holder."""
+        self._ports_of[holder] = ports = tuple(ports)
+        for port in ports:
+            for key, address in _slots(port):
+                self._held.setdefault(key, {}).setdefault(address, []).append(holder)
+
+    def give_back(self, holder: HolderT) -> None:
+        """Forget what this one holds, if anything."""
+        for port in self._ports_of.pop(holder, ()):
+            for key, address in _slots(port):
+                held = self._held[key]
+                held[address].remove(holder)
+                if not held[address]:
+                    del held[address]
+                if not held:
+                    del self._held[key]
+
+
+def _slots(port: HostPort) -> Iterator[tuple[tuple[str, int, int], str]]:
+    address = _EVERY if port.is_of_every_address else port.host_ip
+    for family in port.families:
+        yield (port.protocol, port.port, family), address
+
+
+def check_number(config: api.PodSandboxConfig) -> None:
+    """Raises InvalidArgumentError for more host ports than plugins can publish."""
+    count = sum(mapping.host_port != 0 for mapping in config.port_mappings)
+    if count > MAX_HOST_PORTS:
+        raise InvalidArgumentError(
+            f"config.port_mappings: {count} host ports: at most {MAX_HOST_PORTS} of a pod can be published"
         )
-
-
-def _overlap(one: str, other: str) -> bool:
-    if not one or not other or one == other:
-        return True
-    first, second = ipaddress.ip_address(one), ipaddress.ip_address(other)
-    return first.version == second.version and (first.is_unspecified or second.is_unspecified)
 
 
 def host_ports(config: api.PodSandboxConfig) -> dict[HostPort, int]:
@@ -57,7 +115,8 @@ def host_ports(config: api.PodSandboxConfig) -> dict[HostPort, int]:
     Raises InvalidArgumentError for what is no port or address, and for one host port twice.
     """
     wanted: dict[HostPort, int] = {}
-    for mapping in config.port_mappings:
+    held: HeldPorts[int] = HeldPorts()
+    for index, mapping in enumerate(config.port_mappings):
         if mapping.host_port == 0:
             continue
         for which, port in (
@@ -73,8 +132,9 @@ def host_ports(config: api.PodSandboxConfig) -> dict[HostPort, int]:
         host_port = HostPort(
             _PROTOCOLS[mapping.protocol], mapping.host_port, _host_ip(mapping.host_ip)
         )
-        if any(host_port.collides(other) for other in wanted):
+        if held.holder(host_port) is not None:
             raise InvalidArgumentError(f"config.port_mappings: host_port {host_port}: given twice")
+        held.hold(index, (host_port,))
         wanted[host_port] = mapping.container_port
     return wanted
 

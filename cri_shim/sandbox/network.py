@@ -20,6 +20,7 @@ from cri_shim.errors import (
     AlreadyExistsError,
     CniPluginError,
     CriShimError,
+    InvalidArgumentError,
     NotReadyError,
     host_step,
 )
@@ -28,7 +29,7 @@ from cri_shim.kernel_call import in_time
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.attachments import PodAttachments
 from cri_shim.sandbox.details import network_details
-from cri_shim.sandbox.host_ports import HostPort, host_ports
+from cri_shim.sandbox.host_ports import HeldPorts, HostPort, check_number, host_ports
 from cri_shim.sandbox.model import NetworkAttachment, PodMetadata
 from cri_shim.sandbox.network_annotations import (
     NETWORKS,
@@ -68,6 +69,24 @@ class PodNetwork:
         self._debts = debts
         self._attachments = PodAttachments(cni, publish_ports=publish_ports)
         self._publish_ports = publish_ports
+        self._held_ports: HeldPorts[str] = HeldPorts()
+        store.changed = self._note_ports
+        for sandbox in store:
+            self._note_ports(sandbox)
+
+    def _note_ports(self, sandbox: Sandbox) -> None:
+        """Keep the index of held host ports: a sandbox holds its own for as long as it is attached to a network."""
+        holds = bool(sandbox.status.attachments) and self._store.get(sandbox.id) is sandbox
+        if holds == (sandbox.id in self._held_ports):
+            return
+        if holds:
+            try:
+                ports = host_ports(sandbox.config)
+            except InvalidArgumentError:
+                ports = {}  # in a record of a version that took what this one refuses: then it was published by nobody
+            self._held_ports.hold(sandbox.id, ports)
+        else:
+            self._held_ports.give_back(sandbox.id)
 
     def plan(
         self, sandbox_id: str, metadata: PodMetadata, config: api.PodSandboxConfig
@@ -78,6 +97,7 @@ class PodNetwork:
         pod that can't be described to a plugin: better now than in the middle of an undo; AlreadyExistsError for a host
         port that another pod has.
         """
+        check_number(config)
         ports = host_ports(config)
         if has_host_network(config):
             return ()
@@ -102,17 +122,16 @@ class PodNetwork:
             yield named
 
     def _check_free(self, ports: Iterable[HostPort]) -> None:
-        for sandbox in self._store:
-            if not sandbox.status.attachments:
+        for port in ports:
+            holder = self._held_ports.holder(port)
+            if holder is None:
                 continue
-            for taken in host_ports(sandbox.config):
-                for port in ports:
-                    if port.collides(taken):
-                        raise AlreadyExistsError(
-                            f"config.port_mappings: host_port {port} is held by "
-                            f"sandbox {sandbox.id} ({sandbox.record.metadata.namespace}/"
-                            f"{sandbox.record.metadata.name}): remove that one or choose another port"
-                        )
+            sandbox = self._store.find(holder)
+            raise AlreadyExistsError(
+                f"config.port_mappings: host_port {port} is held by sandbox {sandbox.id} "
+                f"({sandbox.record.metadata.namespace}/{sandbox.record.metadata.name}): "
+                "remove that one or choose another port"
+            )
 
     async def create_namespace(
         self, sandbox_id: str, sysctls: Mapping[str, str], netns_fd: int | None = None
@@ -161,6 +180,8 @@ class PodNetwork:
 
     def _warn_of_former_holders(self, sandbox: Sandbox) -> None:
         ports = host_ports(sandbox.config) if self._publish_ports else {}
+        if not ports:
+            return
         # Nobody knows how much of a failed DEL was done; mostly the ports were. So what is owed holds no port back.
         owed = {debt.pod for debt in self._debts if maps_any(debt.capability_args, ports)}
         if owed:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cri_shim.sandbox.bandwidth import bandwidth
-from cri_shim.sandbox.host_ports import HostPort, port_mappings
+from cri_shim.sandbox.host_ports import HeldPorts, HostPort, port_mappings
 from cri_shim.sandbox.network_annotations import cni_args
 
 if TYPE_CHECKING:
@@ -65,8 +65,10 @@ def build_capability_args(
 
 def maps_any(capability_args: Mapping[str, Any], ports: Iterable[HostPort]) -> bool:
     """Whether an earlier pod's arguments map a host port that collides with one of `ports`."""
-    taken = [
-        HostPort(mapping["protocol"], mapping["hostPort"], mapping.get("hostIP", ""))
+    wanted: HeldPorts[str] = HeldPorts()
+    wanted.hold("", ports)
+    return any(
+        wanted.holder(HostPort(mapping["protocol"], mapping["hostPort"], mapping.get("hostIP", "")))
+        is not None
         for mapping in capability_args.get(PORT_MAPPINGS, ())
-    ]
-    return any(port.collides(other) for port in ports for other in taken)
+    )

@@ -136,6 +136,8 @@ class Store(Generic[ObjectT]):
         self._read: Callable[[bytes, bytes], ObjectT] = read
         self._by_id: dict[str, ObjectT] = {}
         self._by_name: dict[str, ObjectT] = {}
+        self.changed: Callable[[ObjectT], None] = lambda _: None
+        """Called after an object came, got another status, or was forgotten: for what is looked up by its status."""
 
     def __iter__(self) -> Iterator[ObjectT]:
         """Every object, also those being created, oldest first."""
@@ -199,15 +201,18 @@ class Store(Generic[ObjectT]):
             write_atomic(self._paths_of(item.id).status_file, msgspec.json.encode(status))
         item.status = status  # type: ignore[assignment]
         item.unsaved = False
+        self.changed(item)
 
     def adopt(self, item: ObjectT) -> None:
         """Take in an object whose files are there already."""
         self._by_id[item.id] = item
         self._by_name[item.name] = item
+        self.changed(item)
 
     def update(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
         """Replace the object's status, in memory and then in its file."""
         item.status = status  # type: ignore[assignment]
+        self.changed(item)
         self.save(item)
 
     def save(self, item: ObjectT) -> None:
@@ -235,6 +240,7 @@ class Store(Generic[ObjectT]):
             del self._by_id[item.id]
         if self._by_name.get(item.name) is item:
             del self._by_name[item.name]
+        self.changed(item)
 
     def load(self) -> Iterator[tuple[str, ObjectT | CorruptStateError]]:
         """Every object directory found on disk: its ID, and the object or what is wrong with it."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import InvalidArgumentError
-from cri_shim.sandbox.host_ports import HostPort, host_ports, port_mappings
+from cri_shim.sandbox.host_ports import (
+    MAX_HOST_PORTS,
+    HeldPorts,
+    HostPort,
+    check_number,
+    host_ports,
+    port_mappings,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -44,8 +52,69 @@ def test_a_port_without_a_host_port_is_not_forwarded() -> None:
 def test_a_port_is_one_of_a_protocol_on_an_address(
     one: tuple[str, int, str], other: tuple[str, int, str], *, collide: bool
 ) -> None:
-    assert HostPort(*one).collides(HostPort(*other)) is collide
-    assert HostPort(*other).collides(HostPort(*one)) is collide
+    for first, second in ((one, other), (other, one)):
+        held: HeldPorts[str] = HeldPorts()
+        held.hold("pod", [HostPort(*first)])
+        assert held.holder(HostPort(*second)) == ("pod" if collide else None)
+
+
+def test_a_port_is_free_again_once_all_who_had_it_gave_it_back() -> None:
+    held: HeldPorts[str] = HeldPorts()
+    everywhere, here = HostPort("tcp", 80, ""), HostPort("tcp", 80, "127.0.0.1")
+    held.hold("one", [everywhere, HostPort("udp", 53, "::")])
+    held.hold("two", [here])
+    assert "one" in held
+    held.give_back("one")
+    held.give_back("one")
+    assert "one" not in held
+    assert held.holder(everywhere) == "two"
+    assert held.holder(HostPort("udp", 53, "fd00::1")) is None
+    held.give_back("two")
+    assert held.holder(everywhere) is None
+    assert not held._held
+
+
+def test_more_ports_than_plugins_can_publish_are_refused_with_both_numbers() -> None:
+    mappings = [{"host_port": port, "container_port": 80} for port in range(1, MAX_HOST_PORTS + 1)]
+    undemanding = [{"container_port": 80}] * 5000
+    check_number(with_ports(*mappings, *undemanding))
+    with pytest.raises(InvalidArgumentError, match=r"port_mappings: 1025 host ports: at most 1024"):
+        check_number(with_ports(*mappings, {"host_port": 2000, "container_port": 80}))
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1"])
+def test_asking_costs_the_same_however_many_ports_are_held(address: str) -> None:
+    def lookups(count: int) -> int:
+        """How many of Python's calls it takes to make a pod of `count` ports known and to check another one's."""
+        config = with_ports(
+            *(
+                {
+                    "host_port": 1 + n,
+                    "container_port": 80,
+                    "host_ip": address or f"10.0.{n >> 8}.{n & 255}",
+                }
+                for n in range(count)
+            )
+        )
+        held: HeldPorts[str] = HeldPorts()
+        calls = 0
+
+        def count_call(_frame: object, event: str, _arg: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count_call)
+        try:
+            ports = host_ports(config)
+            for pod in range(5):
+                held.hold(f"pod-{pod}", ports)
+            for port in ports:
+                assert held.holder(port) == "pod-0"
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    assert lookups(2000) < 4.5 * lookups(500)
 
 
 def test_a_port_given_twice_is_refused() -> None:

@@ -286,6 +286,33 @@ async def test_a_port_that_another_pod_has_is_refused_until_that_one_is_gone(hou
 
 
 @pytest.mark.asyncio
+async def test_the_ports_of_pods_that_were_there_before_the_daemon_are_known(house: House) -> None:
+    config = pod_config("new")
+    config.port_mappings.add(host_port=80, container_port=8080)
+    found = make_sandbox(status=SandboxStatus(attachments=TWO), config=config)
+    house.sandboxes.adopt(found)
+    house._wire()
+    with pytest.raises(AlreadyExistsError, match=found.id):
+        house.network.plan("a" * 64, METADATA, config)
+    house.sandboxes.forget(found)
+    assert house.network.plan("a" * 64, METADATA, config)
+    # One that some other version accepted, and this one would not, holds nobody up.
+    strange = pod_config("strange")
+    strange.port_mappings.add(host_port=80, container_port=0)
+    house.sandboxes.adopt(make_sandbox(status=SandboxStatus(attachments=TWO), config=strange))
+    assert house.network.plan("a" * 64, METADATA, config)
+
+
+@pytest.mark.asyncio
+async def test_a_pod_with_more_host_ports_than_can_be_published_is_refused(house: House) -> None:
+    config = pod_config("greedy")
+    for port in range(1, 10_001):
+        config.port_mappings.add(host_port=port, container_port=80)
+    with pytest.raises(InvalidArgumentError, match=r"port_mappings: 10000 host ports: at most \d+"):
+        house.network.plan("a" * 64, METADATA, config)
+
+
+@pytest.mark.asyncio
 async def test_of_two_pods_made_at_once_one_has_the_port(house: House) -> None:
     configs = [pod_config(name) for name in ("first", "second")]
     for config in configs:
