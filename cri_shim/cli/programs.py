@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
 
 TIMEOUT_S = 5.0
-_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+_VERSION = re.compile(r"(?<!\d)(\d+)\.(\d+)(?:\.(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)

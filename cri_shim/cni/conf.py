@@ -36,7 +36,7 @@ KNOWN_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 _UNVERSIONED = "0.1.0"  # what a document without cniVersion means
 _PLUGIN_TYPE = re.compile(r"[A-Za-z0-9_.-]+")
-_PLACE = re.compile(r" - at `\$\.?(.*)`$")
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 _Fields = TypeVar("_Fields", bound=msgspec.Struct)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 MAX_RANGES = 16
 
-_ACTION = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
+# One that is never closed matches as well, up to the end: so no text is looked through from every brace.
+_ACTION = re.compile(r"\{\{(- )?(.*?)(?:( -)?\}\}|\Z)", re.DOTALL)
 _VALUE = re.compile(r"\.[A-Za-z]*|\$[A-Za-z_]\w*")
 _RANGE = re.compile(r"range\s+(?:(?:(\$\w+)\s*,\s*)?(\$\w+)\s*:=\s*)?(\.[A-Za-z]+)")
 
@@ -63,14 +64,14 @@ def render_template(template: str, pod_cidrs: Sequence[str], *, source: str) -> 
             route for family, route in ((4, "0.0.0.0/0"), (6, "::/0")) if family in families
         ),
     }
-    tokens = _tokens(template)
+    tokens = _tokens(template, source)
     text, rest = _render(tokens, 0, values, source)
     if rest < len(tokens):
         raise _error(tokens[rest], source, "there is nothing that it ends")
     return text
 
 
-def _tokens(template: str) -> list[_Token]:
+def _tokens(template: str, source: str) -> list[_Token]:
     tokens: list[_Token] = []
     at = 0
     for match in _ACTION.finditer(template):
@@ -78,7 +79,10 @@ def _tokens(template: str) -> list[_Token]:
         line = template.count("\n", 0, match.start()) + 1
         text = template[at : match.start()]
         tokens.append(_Token(text.rstrip() if trim_left else text, is_action=False, line=line))
-        tokens.append(_Token(action.strip(), is_action=True, line=line))
+        token = _Token(action.strip(), is_action=True, line=line)
+        if not match[0].endswith("}}"):
+            raise _error(token, source, "the }} that closes it is missing")
+        tokens.append(token)
         at = match.end()
         while trim_right and template[at : at + 1].isspace():
             at += 1

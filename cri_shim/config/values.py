@@ -167,7 +167,7 @@ def _text_or_number(value: object) -> str:
 
 
 _DURATION = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
-_DURATION_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_DURATION_PART = re.compile(r"([0-9.]{1,22})(ms|s|m|h|d)")
 _SECONDS_OF = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 

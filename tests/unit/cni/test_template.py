@@ -77,6 +77,7 @@ def test_routes_are_those_of_the_families_that_there_are() -> None:
         ("{{template}}", "not understood"),
         ("{{.PodCIDR | printf}}", "not understood"),
         ("{{$x}}", "no such value here"),
+        ("{{.PodCIDR", "the }} that closes it is missing"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(template: str, complaint: str) -> None:
