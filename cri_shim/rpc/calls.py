@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import grpc
 
 from cri_shim import metrics
+from cri_shim.quoting import bounded_text
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -28,6 +29,8 @@ _ALWAYS_ANSWERED: Final = frozenset({"Version", "Operations"})
 _OURS: Final = frozenset(
     {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN}
 )
+MAX_SUBJECT_CHARS: Final = 300
+"""Of an ID or a name in a log line."""
 _ID_FIELDS: Final = {
     "pod_sandbox_id": "sandbox_id",
     "container_id": "container_id",
@@ -46,6 +49,11 @@ class MethodName(NamedTuple):
         """From gRPC's `/package.Service/Method`."""
         service, _, method = path.removeprefix("/").partition("/")
         return cls(service, method)
+
+    @property
+    def is_cri(self) -> bool:
+        """Whether it belongs to CRI, of either version."""
+        return self.service.startswith("runtime.")
 
     @property
     def is_cri_v1(self) -> bool:
@@ -86,7 +94,10 @@ class Call:
 
     def notice(self, message: Message) -> None:
         """Take from a request or response what it is about."""
-        self.subject.update(subject_of(message))
+        self.subject.update(
+            (key, bounded_text(text, MAX_SUBJECT_CHARS))
+            for key, text in subject_of(message).items()
+        )
 
     @property
     def level(self) -> str:

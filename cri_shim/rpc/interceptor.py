@@ -23,6 +23,7 @@ from cri_shim.errors import InvalidArgumentError, ResourceExhaustedError
 from cri_shim.log import log_context
 from cri_shim.rpc.calls import Call, MethodName
 from cri_shim.rpc.redaction import redacted
+from cri_shim.rpc.request_limits import check_parts, check_size
 from cri_shim.rpc.status import answer_to
 
 if TYPE_CHECKING:
@@ -189,7 +190,9 @@ class _Codec(NamedTuple):
     encode: Any
 
     def decoded(self, raw: bytes) -> Message:
-        """Raises: InvalidArgumentError for bytes that are not the method's message."""
+        """Raises: InvalidArgumentError for bytes that are not the method's message, or hold more than it may."""
+        if self.name.is_cri:
+            check_size(raw)
         try:
             message: Message = self.decode(raw)
         except DecodeError as error:
@@ -197,6 +200,8 @@ class _Codec(NamedTuple):
                 f"the request is not the message that {self.name.method} of {self.name.service} takes: "
                 "wrong field type, text that is no UTF-8, or a cut message"
             ) from error
+        if self.name.is_cri:
+            check_parts(message)
         return message
 
     async def decoded_each(self, raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:

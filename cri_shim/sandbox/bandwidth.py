@@ -17,6 +17,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING, Final
 
 from cri_shim.errors import InvalidArgumentError
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ def _rate(annotation: str, text: str) -> int:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise InvalidArgumentError(
-            f"annotation {annotation}: {text!r:.60}: not a quantity of bits per second, such as 10M"
+            f"annotation {annotation}: {quoted(text, 60)}: not a quantity of bits per second, such as 10M"
         )
     number = Decimal(match["number"])
     if suffix := match["suffix"]:
@@ -69,7 +70,7 @@ def _rate(annotation: str, text: str) -> int:
         number = number.scaleb(int(exponent))
     if not MIN_RATE <= number <= MAX_RATE:
         raise InvalidArgumentError(
-            f"annotation {annotation}: {text!r:.60}: at least 1k and at most 1P bits per second"
+            f"annotation {annotation}: {quoted(text, 60)}: at least 1k and at most 1P bits per second"
         )
     return int(number.to_integral_value(ROUND_CEILING))
 

@@ -45,7 +45,7 @@ from cri_shim.sandbox.model import (
 )
 from cri_shim.sandbox.pod_users import root_of, users_of
 from cri_shim.sandbox.pods import require_ready
-from cri_shim.sandbox.store import Container, Sandbox, Store, as_json
+from cri_shim.sandbox.store import Container, Sandbox, Store, as_json_aside
 from cri_shim.sandbox.volumes import (
     Volumes,
     hold_image_volumes,
@@ -122,7 +122,10 @@ class Creation:
         require_ready(sandbox)
         async with AsyncExitStack() as held:
             volumes = await hold_image_volumes(self._images, config, held)
-            container, launch, image = self._plan(sandbox, config, metadata, digest, volumes)
+            document = await as_json_aside(config)
+            container, launch, image = self._plan(
+                sandbox, config, metadata, digest, document, volumes
+            )
             await self._make(sandbox, container, launch, image, volumes)
         log.info("container created", container_id=container.id, sandbox_id=sandbox.id)
         return container.id
@@ -197,6 +200,7 @@ class Creation:
         config: api.ContainerConfig,
         metadata: ContainerMetadata,
         digest: str,
+        document: msgspec.Raw,
         volumes: Mapping[int, ImageVolume],
     ) -> tuple[Container, Launch, Image]:
         """Everything that can be refused is refused here, before the first effect."""
@@ -223,7 +227,7 @@ class Creation:
             log_path=str(log_file) if log_file else "",
             stop_signal=self._specs.stop_signal(config, image),
             labels=self._specs.container_labels(sandbox, config),
-            config=as_json(config),
+            config=document,
         )
         launch = Launch(
             object_id=container_id,

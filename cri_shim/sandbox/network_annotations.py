@@ -48,7 +48,9 @@ def joins_default_network(annotations: Mapping[str, str]) -> bool:
     """Whether the pod is on the node's default network, as it is unless it says otherwise."""
     text = annotations.get(DISABLE_DEFAULT, "false")
     if text not in ("true", "false"):
-        raise InvalidArgumentError(f"annotation {DISABLE_DEFAULT}: {text!r:.40}: true or false")
+        raise InvalidArgumentError(
+            f"annotation {DISABLE_DEFAULT}: {quoted(text, 40)}: true or false"
+        )
     return text == "false"
 
 
@@ -68,10 +70,10 @@ def additional_networks(
     for place, named in enumerate(_parsed(text), start=1):
         attachment = NetworkAttachment(named.name, named.interface or f"net{place}")
         if not is_network_name(attachment.network):
-            raise _bad(f"name {named.name!r:.140}: not the name of a network")
+            raise _bad(f"name {quoted(named.name, 140)}: not the name of a network")
         if _INTERFACE.fullmatch(attachment.ifname) is None or attachment.ifname in _KERNELS:
             raise _bad(
-                f"interface {named.interface!r:.40}: up to 15 letters, digits, _ . -, a letter or digit first, "
+                f"interface {quoted(named.interface, 40)}: up to 15 letters, digits, _ . -, a letter or digit first, "
                 "and none of the kernel's own names"
             )
         if attachment.ifname in interfaces:

@@ -44,7 +44,7 @@ from cri_shim.sandbox.model import (
 from cri_shim.sandbox.network import PodNetwork, has_host_network
 from cri_shim.sandbox.pause import PauseContainers
 from cri_shim.sandbox.pod_users import new_pod_users
-from cri_shim.sandbox.store import Sandbox, Store, as_json
+from cri_shim.sandbox.store import Sandbox, Store, as_json, as_json_aside
 from cri_shim.single_flight import SingleFlight
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ class Pods:
             )
         with step("waiting for the pause image"):
             image = await self._pause_image.get()
-        sandbox = self._plan(config, metadata, runtime, digest, image)
+        document = await as_json_aside(config)
+        sandbox = self._plan(config, metadata, runtime, digest, image, document)
         rollback = Rollback(f"sandbox {sandbox.id}")
         async with rollback:
             # 1. The record, before any effect.
@@ -187,6 +188,7 @@ class Pods:
         runtime: Runtime,
         digest: str,
         image: Image,
+        document: msgspec.Raw,
     ) -> Sandbox:
         """Everything that can be refused is refused here, before the first effect."""
         sandbox_id = new_id()
@@ -206,7 +208,7 @@ class Pods:
             image_id=image.id,
             layers=self._pause_image.layers(image),
             labels=self._specs.sandbox_labels(config),
-            config=as_json(config),
+            config=document,
         )
         return Sandbox(record, SandboxStatus(attachments=attachments), config)
 
@@ -387,10 +389,7 @@ class Pods:
 
 def request_digest(request: bytes, *context: str) -> str:
     """What tells a retry from a different request: of the deterministic serialisation and its context."""
-    digest = hashlib.sha256(request)
-    for part in context:
-        digest.update(b"\0" + part.encode())
-    return digest.hexdigest()
+    return hashlib.sha256(b"\0".join((request, *map(str.encode, context)))).hexdigest()
 
 
 def require_ready(sandbox: Sandbox) -> None:

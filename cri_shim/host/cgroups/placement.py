@@ -19,6 +19,8 @@ SCOPE_PREFIX = "cri-shim"
 DEFAULT_PARENT = "cri-shim"
 DEFAULT_SLICE = "cri-shim.slice"
 _SUFFIX = ".slice"
+_MAX_NAME_CHARS = 255
+"""NAME_MAX: each slice is a directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,10 @@ def expand_slice(name: str) -> str:
     Raises InvalidArgumentError for what systemd would not take as a slice's name.
     """
     stem = name.removesuffix(_SUFFIX)
+    if len(name) > _MAX_NAME_CHARS:
+        raise InvalidArgumentError(
+            f"cgroup_parent {quoted(name)}: {len(name)} characters: the name of a slice has at most {_MAX_NAME_CHARS}"
+        )
     if stem == name or not stem or ":" in stem or "/" in stem:
         raise InvalidArgumentError(
             f"cgroup_parent {quoted(name)} is not a slice: with the systemd cgroup driver it must be a name such as "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 
 import msgspec
 
-from cri_shim.errors import ConfigError
+from cri_shim.errors import ConfigError, InvalidArgumentError
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ IN_CONTAINER = "startContainer"
 VERSION = "1.0.0"
 _GO_ONLY = re.compile(r"\[\[:|\\[zQEpPC]|\(\?[a-z]*U")
 """Forms that mean something else here, or nothing."""
+MAX_MATCHED_CHARS = 1024
+"""Of a text that a pod's author wrote. A pattern of the operator's can take time that grows with the square of the text
+or worse, and nothing else runs meanwhile. Not to run a hook for a long text would be a way around it."""
 _T = TypeVar("_T")
 
 
@@ -84,15 +87,21 @@ class ConditionalHook:
     def is_for(
         self, *, annotations: Mapping[str, str], command: str, has_bind_mounts: bool
     ) -> bool:
-        """Whether every condition holds."""
+        """Whether every condition holds. Raises InvalidArgumentError for a text too long to be looked through."""
         if self.always is False or self.has_bind_mounts is False:
             return False
         if self.has_bind_mounts and not has_bind_mounts:
             return False
-        if self.commands and not any(pattern.search(command) for pattern in self.commands):
+        if self.commands and not any(
+            _finds(pattern, command, "the first word of the command") for pattern in self.commands
+        ):
             return False
         return all(
-            any(key.search(name) and value.search(text) for name, text in annotations.items())
+            any(
+                _finds(key, name, "the name of an annotation")
+                and _finds(value, text, f"annotations[{quoted(name)}]")
+                for name, text in annotations.items()
+            )
             for key, value in self.annotations
         )
 
@@ -184,6 +193,15 @@ def check_hook(hook: Hook, source: str) -> None:
             raise ConfigError(f"{source}: env {quoted(entry)}: must be NAME=VALUE")
     if any("\0" in arg for arg in hook.args):
         raise ConfigError(f"{source}: args: contain a NUL byte")
+
+
+def _finds(pattern: re.Pattern[str], text: str, what: str) -> bool:
+    """Whether an operator's pattern finds something in a pod's text."""
+    if len(text) > MAX_MATCHED_CHARS:
+        raise InvalidArgumentError(
+            f"{what}: {len(text)} characters: at most {MAX_MATCHED_CHARS} are compared with the pattern of an OCI hook"
+        )
+    return pattern.search(text) is not None
 
 
 def _decode(document: bytes, kind: type[_T], source: str) -> _T:

@@ -31,6 +31,9 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # working directory through these links. No honest image or pod starts there.
 _MAGIC_LINK = re.compile(r"/(proc/(self|thread-self|\d+)(/task/\d+)?|dev)/(fd|cwd|root)(/|$)")
 
+_MAGIC_LINK_PARTS = 6
+"""/proc/PID/task/TID/fd/N; what is below is no other place."""
+
 
 def build_args(config: ContainerConfig, image: ImageDefaults) -> list[str]:
     """The argument vector.
@@ -135,7 +138,7 @@ def leads_through_a_process(path: str) -> bool:
             del parts[-1:]
         elif part not in ("", "."):
             parts.append(part)
-            if _MAGIC_LINK.match(f"/{'/'.join(parts)}"):
+            if len(parts) <= _MAGIC_LINK_PARTS and _MAGIC_LINK.match(f"/{'/'.join(parts)}"):
                 return True
     return False
 

@@ -56,3 +56,10 @@ def test_what_is_no_slice_is_refused_with_the_systemd_driver(name: str) -> None:
 
 def test_slice_name_holds_its_place() -> None:
     assert expand_slice("a-b-c.slice") == "a.slice/a-b.slice/a-b-c.slice"
+
+
+def test_a_slice_longer_than_a_directorys_name_is_refused_before_it_is_expanded() -> None:
+    with pytest.raises(
+        InvalidArgumentError, match="4006 characters: the name of a slice has at most 255"
+    ):
+        parent_directory(f"{'a-' * 2000}.slice", systemd=True)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cri_shim.errors import ConfigError
+from cri_shim.errors import ConfigError, InvalidArgumentError
 from cri_shim.oci.spec.hooks import (
+    MAX_MATCHED_CHARS,
     Hook,
     add_matching_hooks,
     node_programs,
@@ -54,6 +55,19 @@ def test_each_annotation_needs_a_match_of_key_and_value() -> None:
     assert matches(when, annotations={"gpu": "yes", "team.example/x": ""})
     assert not matches(when, annotations={"gpu": "yes"})
     assert not matches(when, annotations={"gpu": "no", "team": "a", "other": "yes"})
+
+
+def test_a_text_too_long_to_be_looked_through_is_refused_where_it_would_have_to_be() -> None:
+    long = "x" * (MAX_MATCHED_CHARS + 1)
+    when = {"annotations": {"^key$": "^.*a.*b$"}, "commands": ["sh"]}
+    assert matches(when, annotations={"other": long, "key": "ab"}, command="sh")
+    for annotations, command, what in (
+        ({"key": long}, "sh", r"annotations\['key'\]: 1025 characters"),
+        ({long: "ab"}, "sh", "the name of an annotation"),
+        ({"key": "ab"}, f"sh{long}", "the first word of the command"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=what):
+            matches(when, annotations=annotations, command=command)
 
 
 def test_bind_mounts() -> None:
