@@ -6,7 +6,7 @@ Rules:
 - Fields that our descriptors don't know (a newer client's) are left out: nobody can tell what they hold.
 - One line of ASCII apart from "…": strings are quoted and escaped, so that no request can forge a log line.
 - A text costs about as much as it is long, not as the message is big: it is written piece by piece and given up
-  where the bound is reached.
+  where the bound is reached. Only a map's keys are all looked at, to sort them; `request_limits` bounds their number.
 - Pure: the message is neither changed nor copied, so no second copy of a secret is made.
 """
 
