@@ -1,8 +1,8 @@
 """Understanding image archives: which images are in one, under which names, made of which members.
 
-Rules: the archive's bytes were spooled and hashed by a confined child; here only documents are read, within their
-bounds, and each is checked against the digest that refers to it. Names in an archive are its maker's wish: they are
-parsed like any reference, and those of the built-in images are refused.
+Rules: this runs in the confined child that spooled and hashed the members. Documents are read within their bounds, each
+once, however many refer to it, and checked against the digest that refers to it. How many images one archive may have
+is bounded. Names in an archive are its maker's wish: they are parsed like any reference.
 
 Understood: OCI image layouts (at the root of the tar or in its one directory), `docker save` in the old form
 (`manifest.json`) and the new one (an OCI layout besides), also with layers shared by links.
@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import os
 import posixpath
-import stat
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cri_shim.errors import BadArchiveError, BadImageReferenceError
-from cri_shim.image.arrival import PlannedImage, PlannedLayer, checked_config
 from cri_shim.image.document import decode_document
 from cri_shim.image.manifest import (
     MANIFEST_TYPES,
@@ -34,28 +31,29 @@ from cri_shim.image.manifest import (
     Index,
     Manifest,
     Platform,
+    check_config,
     check_platform,
     choose_manifest,
     digest_of,
     is_candidate,
+    kept_annotations,
     parse_config,
     parse_document,
 )
-from cri_shim.image.model import ImportProgress
-from cri_shim.image.reference import RESERVED_DOMAIN, Reference, parse_reference
-from cri_shim.quoting import quoted
+from cri_shim.image.planned import PlannedDocument, PlannedImage, PlannedLayer
+from cri_shim.image.reference import Reference, parse_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from cri_shim.image.blobs import BlobStore
-    from cri_shim.image.jobs import LayerReport, Member
-    from cri_shim.image.manifest import Platform
-    from cri_shim.image.unpack import Unpacker
-
-    Tell = Callable[[ImportProgress], None]
+    from cri_shim.image.manifest import ImageConfig, Platform
+    from cri_shim.image.members import Member
 
 CONTAINERD_NAME = "io.containerd.image.name"
+MAX_IMAGES = 512
+"""Of one archive, counting what its list names: those that bring a whole platform to a node have some hundreds."""
+MAX_NAMES = 1024
+"""Of all images of one archive."""
 _MAX_DEPTH = 4
 """An index in an index in an index is still meant; more is a puzzle."""
 _MAX_LINKS = 8
@@ -78,6 +76,8 @@ class Archive:
             os.fsdecode(member.name).removeprefix(prefix): member for member in members
         }
         self._prefix = prefix
+        self._manifests: dict[str, tuple[Manifest | Index, PlannedDocument]] = {}
+        self._configs: dict[str, ImageConfig] = {}
 
     def images(self) -> list[PlannedImage]:
         """Every image for this machine. Raises BadArchiveError saying what is wrong, or missing."""
@@ -95,6 +95,8 @@ class Archive:
             )
         if not planned:
             raise BadArchiveError("there is no image in it")
+        if (count := sum(len(image.names) for image in planned)) > MAX_NAMES:
+            raise BadArchiveError(f"{count} names of images; at most {MAX_NAMES} are taken at once")
         return planned
 
     # OCI layouts
@@ -106,44 +108,76 @@ class Archive:
         entries = [entry for entry in top.manifests if is_candidate(entry, self._platform)]
         if not entries and top.manifests:
             choose_manifest(top, self._platform, "index.json")
+        _check_count(len(entries))
+        names: dict[str, dict[Reference, None]] = {}
         by_manifest: dict[str, PlannedImage] = {}
         for entry in entries:
-            planned = self._resolve(entry, 0)
-            names = dict.fromkeys(_names_of(entry))
-            known = by_manifest.get(digest_of(planned.manifest))
-            if known is not None:
-                names = dict.fromkeys([*known.names, *names])
-            by_manifest[digest_of(planned.manifest)] = replace(planned, names=tuple(names))
-        return list(by_manifest.values())
+            manifest, document = self._resolve(entry, 0)
+            if document.digest not in by_manifest:
+                planned = self._from_manifest(manifest, document, entry)
+                by_manifest[document.digest] = planned
+            names.setdefault(document.digest, {}).update(dict.fromkeys(_names_of(entry)))
+        return [
+            msgspec.structs.replace(image, names=tuple(names[digest]))
+            for digest, image in by_manifest.items()
+        ]
 
-    def _resolve(self, entry: Descriptor, depth: int) -> PlannedImage:
+    def _resolve(self, entry: Descriptor, depth: int) -> tuple[Manifest, PlannedDocument]:
         if depth > _MAX_DEPTH:
             raise BadArchiveError(f"{entry.digest}: indexes within indexes, {depth} deep")
-        data = self._blob(entry, MAX_MANIFEST_BYTES)
-        document = parse_document(data, f"manifest {entry.digest}")
+        document, where = self._manifest(entry)
         if isinstance(document, Index):
-            return self._resolve(
-                choose_manifest(document, self._platform, f"index {entry.digest}"), depth + 1
-            )
-        return self._from_manifest(data, document, entry)
+            chosen = choose_manifest(document, self._platform, f"index {entry.digest}")
+            return self._resolve(chosen, depth + 1)
+        return document, where
 
-    def _from_manifest(self, data: bytes, manifest: Manifest, entry: Descriptor) -> PlannedImage:
-        config_bytes = self._blob(manifest.config, MAX_CONFIG_BYTES)
-        config = checked_config(config_bytes, manifest, self._platform)
+    def _manifest(self, entry: Descriptor) -> tuple[Manifest | Index, PlannedDocument]:
+        known = self._manifests.get(entry.digest)
+        if known is None:
+            data, file = self._blob(entry, MAX_MANIFEST_BYTES)
+            document = parse_document(data, f"manifest {entry.digest}")
+            known = document, PlannedDocument(entry.digest, len(data), file)
+            self._manifests[entry.digest] = known
+        return known
+
+    def _from_manifest(
+        self, manifest: Manifest, document: PlannedDocument, entry: Descriptor
+    ) -> PlannedImage:
+        config_document, config = self._config(manifest)
         layers = []
         for diff_id, blob in zip(config.diff_ids, manifest.layers, strict=True):
-            member = self._checked(blob)
-            layers.append(PlannedLayer(diff_id, blob, member.file))
+            file = self._checked(blob).file
+            layers.append(PlannedLayer(diff_id, blob.bare(), file))
         media_type = manifest.media_type or (
             entry.media_type if entry.media_type in MANIFEST_TYPES else OCI_MANIFEST
         )
-        return PlannedImage((), data, media_type, config, config_bytes, tuple(layers), True)
+        return PlannedImage(
+            names=(),
+            manifest=document,
+            manifest_type=media_type,
+            annotations=kept_annotations(manifest.annotations),
+            config_document=config_document,
+            config=config,
+            layers=tuple(layers),
+            by_digest=True,
+        )
+
+    def _config(self, manifest: Manifest) -> tuple[PlannedDocument, ImageConfig]:
+        digest = manifest.config.digest
+        member = self._checked(manifest.config)
+        config = self._configs.get(digest)
+        if config is None:
+            data, _ = self._blob(manifest.config, MAX_CONFIG_BYTES)
+            config = self._configs[digest] = parse_config(data, f"image config {digest}")
+        check_config(config, manifest, self._platform)
+        return PlannedDocument(digest, member.size, member.file), config
 
     # docker save
 
     def _docker_images(self) -> list[PlannedImage]:
         data = self._document("manifest.json", MAX_MANIFEST_BYTES)
         entries = decode_document(data, list[_DockerEntry], "manifest.json", MAX_MANIFEST_BYTES)
+        _check_count(len(entries))
         return [self._docker_image(entry) for entry in entries]
 
     def _docker_image(self, entry: _DockerEntry) -> PlannedImage:
@@ -169,16 +203,27 @@ class Archive:
             ),
             layers=[layer.blob for layer in layers],
         )
-        names = tuple(_parse_name(tag) for tag in entry.repo_tags or ())
         return PlannedImage(
-            names,
-            msgspec.json.encode(manifest),
-            OCI_MANIFEST,
-            config,
-            config_bytes,
-            tuple(layers),
-            False,
+            names=tuple(_parse_name(tag) for tag in entry.repo_tags or ()),
+            manifest=self._made(msgspec.json.encode(manifest)),
+            manifest_type=OCI_MANIFEST,
+            annotations={},
+            config_document=PlannedDocument(
+                manifest.config.digest, manifest.config.size, self._member(entry.config).file
+            ),
+            config=config,
+            layers=tuple(layers),
+            by_digest=False,
         )
+
+    def _made(self, manifest: bytes) -> PlannedDocument:
+        """A manifest of ours, among the files of the archive."""
+        digest = digest_of(manifest)
+        file = "d" + digest.removeprefix("sha256:")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(file, flags, 0o600, dir_fd=self._directory_fd), "wb") as stream:
+            stream.write(manifest)
+        return PlannedDocument(digest, len(manifest), file)
 
     def _layer_type(self, member: Member) -> str:
         head = self._read(member, 4)
@@ -210,11 +255,10 @@ class Archive:
             )
         return member
 
-    def _blob(self, descriptor: Descriptor, max_bytes: int) -> bytes:
-        data = self._read_whole(self._checked(descriptor), descriptor.digest, max_bytes)
-        if digest_of(data) != descriptor.digest:
-            raise BadArchiveError(f"blob {descriptor.digest}: its bytes have {digest_of(data)}")
-        return data
+    def _blob(self, descriptor: Descriptor, max_bytes: int) -> tuple[bytes, str]:
+        """Its bytes, and the file that has them."""
+        member = self._checked(descriptor)
+        return self._read_whole(member, descriptor.digest, max_bytes), member.file
 
     def _document(self, name: str, max_bytes: int) -> bytes:
         return self._read_whole(self._member(name), name, max_bytes)
@@ -225,60 +269,11 @@ class Archive:
         return self._read(member, max_bytes)
 
     def _read(self, member: Member, max_bytes: int) -> bytes:
-        fd = open_spooled(self._directory_fd, member.file)
+        fd = os.open(member.file, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._directory_fd)
         try:
             return os.pread(fd, max_bytes, 0)
         finally:
             os.close(fd)
-
-
-def open_spooled(directory_fd: int, file: str) -> int:
-    """A spooled file, for reading. Raises BadArchiveError if the child left anything but a plain file there."""
-    if not file.isalnum():
-        raise BadArchiveError(f"a spooled file with the name {quoted(file)}")
-    # The name is followed in a directory that a child could write to, so nothing but a file is opened.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(file, flags, dir_fd=directory_fd)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise BadArchiveError(f"spooled file {file}: not a plain file")
-    return fd
-
-
-class ArchiveFeed:
-    """The layers of a spooled archive (`arrival.Feed`)."""
-
-    def __init__(
-        self, unpacker: Unpacker, spool_fd: int, planned: Sequence[PlannedImage], tell: Tell
-    ) -> None:
-        """`tell` hears of the archive's arrival and of each layer."""
-        self._unpacker = unpacker
-        self._spool_fd = spool_fd
-        self._tell = tell
-        self._total = sum(len(image.layers) for image in planned)
-        self._done = 0
-        names = [str(name) for image in planned for name in image.names[:1]]
-        self._what = ", ".join(names) or "image archive"
-        tell(ImportProgress("received", self._what, 0, self._total))
-
-    async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
-        """From the spooled file."""
-        fd = open_spooled(self._spool_fd, layer.file)
-        try:
-            return await self._unpacker.unpack_layer(
-                fd, directory_fd, what=f"layer {layer.diff_id}"
-            )
-        finally:
-            os.close(fd)
-
-    def placed(self, layer: PlannedLayer) -> None:
-        """One more."""
-        self._done += 1
-        self._tell(ImportProgress("layer", self._what, self._done, self._total))
-
-    def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
-        """The spooled file becomes the blob."""
-        blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
 
 
 def _common_directory(members: Sequence[Member]) -> str:
@@ -288,6 +283,11 @@ def _common_directory(members: Sequence[Member]) -> str:
         return ""
     tops = {name.partition("/")[0] for name in names}
     return tops.pop() + "/" if len(tops) == 1 else ""
+
+
+def _check_count(images: int) -> None:
+    if images > MAX_IMAGES:
+        raise BadArchiveError(f"{images} images in it; at most {MAX_IMAGES} are taken at once")
 
 
 def _names_of(entry: Descriptor) -> list[Reference]:
@@ -304,27 +304,3 @@ def _parse_name(name: str) -> Reference:
         return parse_reference(name)
     except BadImageReferenceError as error:
         raise BadArchiveError(f"the archive's name for its image: {error}") from error
-
-
-def with_names(planned: Sequence[PlannedImage], reference: Reference | None) -> list[PlannedImage]:
-    """What the images shall be called: as the caller says, else as the archive says.
-
-    A caller is trusted with any name; an archive is not: it could replace the pause image of every pod.
-    """
-    if reference is not None:
-        if len(planned) != 1:
-            raise BadArchiveError(
-                f"the name {reference} is for one image, but the archive has {len(planned)}"
-            )
-        return [replace(planned[0], names=(reference,))]
-    for image in planned:
-        for name in image.names:
-            if name.domain == RESERVED_DOMAIN:
-                raise BadArchiveError(
-                    f"{name}: names of {RESERVED_DOMAIN} are the built-in images'"
-                )
-            if name.tag is None:
-                raise BadArchiveError(
-                    f"{name}: an archive can't give an image a digest as its name"
-                )
-    return list(planned)

@@ -1,4 +1,4 @@
-"""Images on their way in, from an archive or a registry: what is known of them, and how their layers are unpacked.
+"""Images on their way in, from an archive or a registry: how their layers are unpacked.
 
 Rules: a planned image's documents are checked and fit each other; its layers' bytes are whatever they are until they
 are unpacked. Layers of one image are unpacked side by side; each waits for the one below only to be put in its place.
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from cri_shim.errors import (
-    BadArchiveError,
     CriShimError,
     DamagedBlobError,
     ResourceExhaustedError,
 )
-from cri_shim.image.manifest import check_platform, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,38 +24,13 @@ if TYPE_CHECKING:
     from cri_shim.image.blobs import BlobStore
     from cri_shim.image.jobs import LayerReport
     from cri_shim.image.layers import Layer, LayerStore
-    from cri_shim.image.manifest import Descriptor, ImageConfig, Manifest, Platform
-    from cri_shim.image.reference import Reference
+    from cri_shim.image.planned import PlannedDocument, PlannedLayer
 
 log = structlog.get_logger()
 _LAYERS_AT_ONCE = 16
 """Layers of one image under way, each with some descriptors; how many unpack at once is the unpacker's bound."""
 _TRIES = 3
 """For a layer whose bytes were changed on their way."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedLayer:
-    """One layer of an image that is to be brought in."""
-
-    diff_id: str
-    blob: Descriptor
-    file: str
-    """Name of the file that has, or will have, the blob in the spool directory."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedImage:
-    """One image that is to be brought in, its documents checked, its layers not unpacked yet."""
-
-    names: tuple[Reference, ...]
-    manifest: bytes
-    manifest_type: str
-    config: ImageConfig
-    config_bytes: bytes
-    layers: tuple[PlannedLayer, ...]
-    by_digest: bool
-    """Whether it is also known as `repository@digest` of this manifest: the manifest is its maker's, not ours."""
 
 
 class Feed(Protocol):
@@ -76,17 +48,11 @@ class Feed(Protocol):
     def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
         """Move its blob to `blobs`, if there is one to move. Blocking; raises OSError."""
 
+    def put_document_away(self, document: PlannedDocument, blobs: BlobStore) -> None:
+        """Have a manifest or a configuration in `blobs`, if it comes from here. Blocking.
 
-def checked_config(config_bytes: bytes, manifest: Manifest, host: Platform) -> ImageConfig:
-    """The configuration of the image of `manifest`. Raises BadArchiveError if they don't fit, or not on this host."""
-    what = f"image config {manifest.config.digest}"
-    config = parse_config(config_bytes, what)
-    check_platform(config, host, what)
-    if len(config.diff_ids) != len(manifest.layers):
-        raise BadArchiveError(
-            f"{what}: {len(config.diff_ids)} diff ids, but the manifest has {len(manifest.layers)} layers"
-        )
-    return config
+        Raises BadArchiveError for bytes that don't have the digest, OSError.
+        """
 
 
 async def unpack_layers(

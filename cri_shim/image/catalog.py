@@ -17,6 +17,7 @@ from cri_shim.image.manifest import (
     ImageConfig,
     Manifest,
     chain_ids,
+    kept_annotations,
     parse_config,
     parse_document,
 )
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     from cri_shim.image.index import ImageIndex
     from cri_shim.image.layers import LayerStore
     from cri_shim.image.pins import Pins
+    from cri_shim.image.planned import PlannedImage
 
-MAX_ANNOTATION_BYTES = 16 << 10
-"""Of one image in a list: its maker writes them, and all lists must fit a message."""
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -63,17 +63,15 @@ class Lost:
     packed: tuple[str, ...] = ()
 
 
-def describe(
-    manifest: Manifest, manifest_bytes: int, config: ImageConfig, chain: Sequence[str]
-) -> Described:
-    """The documents of one image, put together."""
+def describe(image: PlannedImage, chain: Sequence[str]) -> Described:
+    """What is known of an image that has just come."""
     return Described(
-        image_id=manifest.config.digest,
-        config=config,
+        image_id=image.config_document.digest,
+        config=image.config,
         chain=tuple(chain),
-        packed=tuple(layer.digest for layer in manifest.layers),
-        documents_bytes=manifest_bytes + manifest.config.size,
-        annotations=_bounded(manifest.annotations),
+        packed=tuple(layer.blob.digest for layer in image.layers),
+        documents_bytes=image.manifest.size + image.config_document.size,
+        annotations=image.annotations,
     )
 
 
@@ -99,18 +97,14 @@ def read_described(manifest_digest: str, blobs: BlobStore, layers: LayerStore) -
                 raise CorruptStateError(f"{what}: its layer {chain_id} is missing")
     except (CorruptStateError, BadArchiveError) as error:
         return Lost(str(error), image_id, tuple(chain), packed)
-    return describe(manifest, len(data), config, chain)
-
-
-def _bounded(annotations: Mapping[str, str]) -> dict[str, str]:
-    kept = {}
-    left = MAX_ANNOTATION_BYTES
-    for key, value in annotations.items():
-        left -= len(key.encode()) + len(value.encode())
-        if left < 0:
-            break
-        kept[key] = value
-    return kept
+    return Described(
+        image_id=image_id,
+        config=config,
+        chain=tuple(chain),
+        packed=packed,
+        documents_bytes=len(data) + manifest.config.size,
+        annotations=kept_annotations(manifest.annotations),
+    )
 
 
 class Catalog:

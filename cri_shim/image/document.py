@@ -16,7 +16,7 @@ import msgspec
 from cri_shim.errors import BadArchiveError
 from cri_shim.quoting import quoted
 
-MAX_VALUES = 200_000
+MAX_VALUES = 100_000
 """Keys, strings, numbers and so on in one document: a byte or two can cost a reader a hundred times as much."""
 _DECIDING = frozenset(
     {

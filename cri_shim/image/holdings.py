@@ -33,7 +33,6 @@ import structlog
 
 from cri_shim.background import undivided, uninterrupted
 from cri_shim.errors import (
-    BadArchiveError,
     BadImageReferenceError,
     CorruptStateError,
     NotFoundError,
@@ -45,16 +44,16 @@ from cri_shim.image.blobs import BlobStore
 from cri_shim.image.catalog import Catalog, Described, Lost, describe, read_described
 from cri_shim.image.index import ImageIndex, load_index, save_index, set_aside
 from cri_shim.image.layers import INGEST_NAME, LayerStore
-from cri_shim.image.manifest import Manifest, digest_of, parse_document
 from cri_shim.image.reference import parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from pathlib import Path
 
-    from cri_shim.image.arrival import Feed, PlannedImage
+    from cri_shim.image.arrival import Feed
     from cri_shim.image.model import Image
     from cri_shim.image.pins import Pins
+    from cri_shim.image.planned import PlannedImage
 
 log = structlog.get_logger()
 
@@ -176,17 +175,14 @@ class Holdings:
     ) -> None:
         """The images are here, by the steps 2 to 6; `chains` are their layers, all in place. The caller has the lock.
 
-        Raises OSError, and BadArchiveError for a manifest that is none; then the list is the old one.
+        Raises OSError, and BadArchiveError for a document that is not what it was; then the list is the old one.
         """
         index = self.index.copy()
         described = dict(self.described)
         for image, chain in zip(planned, chains, strict=True):
-            digest = digest_of(image.manifest)
-            document = parse_document(image.manifest, f"manifest {digest}")
-            if not isinstance(document, Manifest):
-                raise BadArchiveError(f"manifest {digest}: an index")
-            described[digest] = describe(document, len(image.manifest), image.config, chain)
-            index.manifests[digest] = (image.manifest_type, len(image.manifest))
+            digest = image.manifest.digest
+            described[digest] = describe(image, chain)
+            index.manifests[digest] = (image.manifest_type, image.manifest.size)
             for name in image.names:
                 index.names[str(name)] = digest
                 if image.by_digest:
@@ -199,8 +195,8 @@ class Holdings:
                 sync_file_system(self.layers_dir)
             self.layers.record(fresh)
             for image in planned:
-                self.blobs.put(image.config_bytes)
-                self.blobs.put(image.manifest)
+                feed.put_document_away(image.config_document, self.blobs)
+                feed.put_document_away(image.manifest, self.blobs)
                 for layer in () if self.discard_blobs else image.layers:
                     feed.put_away(layer, self.blobs)
             sync_file_system(self.dir)

@@ -12,10 +12,22 @@ from enum import StrEnum
 
 import msgspec
 
+from cri_shim.image.manifest import (
+    MAX_LAYER_BYTES,
+    Descriptor,
+    ImageConfig,
+    Manifest,
+    Platform,
+)
+from cri_shim.image.planned import PlannedImage  # noqa: TC001 - msgspec reads the annotation
+
 MAX_PACKET_BYTES = 4096
-MAX_REPORTED_BYTES = 16 << 20
-"""Of paths in one report: a child refuses an input that has more to tell, since the daemon holds it in memory."""
-MAX_RESULT_BYTES = 24 << 20
+MAX_REPORTED_BYTES = 4 << 20
+"""Of paths in one report, each with `PATH_BYTES`: more is refused, since the daemon holds it in memory."""
+PATH_BYTES = 48
+"""Of a path's object, beside its characters."""
+MAX_RESULT_BYTES = 6 << 20
+"""Of a whole result: reading one takes the daemon's loop some ten milliseconds at most."""
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
 
@@ -26,13 +38,17 @@ class JobKind(StrEnum):
     LAYER = "layer"
     """Inflate it, hash the diff id, unpack the tar into the directory."""
     MEMBERS = "members"
-    """Inflate it, put each regular file of the tar into the directory under a number of ours."""
+    """Inflate it, put each regular file of the tar into the directory under a number of ours, read the documents."""
+    MANIFEST = "manifest"
+    """Read a manifest, or an index and choose from it."""
+    CONFIG = "config"
+    """Read an image configuration."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one job: past any of them the input is refused."""
 
-    max_bytes: int = 64 << 30
+    max_bytes: int = MAX_LAYER_BYTES
     """Inflated bytes; also the size of one file."""
     max_inodes: int = 4_000_000
     """Tar entries, and inodes made, also the directories that no entry names."""
@@ -47,6 +63,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag="job"):
     number: int
     kind: JobKind
     limits: Limits
+    what: str = ""
+    """What the input is called in errors."""
+    platform: Platform = Platform()
+    """The machine that images are to run on."""
+    content_type: str = ""
+    """What a registry called a manifest."""
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
@@ -111,26 +133,27 @@ class LayerReport(msgspec.Struct, frozen=True, kw_only=True, tag="layer"):
     dropped_xattrs: int
 
 
-class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of an image archive: a file that was kept, or a link to another entry."""
+class ArchiveReport(msgspec.Struct, frozen=True, kw_only=True, tag="archive"):
+    """Every regular file of an archive lies in the directory, and these are the images in it."""
 
-    name: bytes
-    file: str = ""
-    """Name of the kept file in the job's directory; empty for a link."""
-    size: int = 0
-    digest: str = ""
-    target: bytes = b""
-    """What a link points to, relative to the root of the archive."""
-
-
-class MembersReport(msgspec.Struct, frozen=True, kw_only=True, tag="members"):
-    """Every regular file of an archive lies in the directory."""
-
-    members: list[Member]
+    images: list[PlannedImage]
     inflated_bytes: int
 
 
-Result = Failure | LayerReport | MembersReport
+class ManifestReport(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):
+    """What a document is: a manifest, or an index that leads to `entry`."""
+
+    manifest: Manifest | None = None
+    entry: Descriptor | None = None
+
+
+class ConfigReport(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
+    """An image configuration, as far as it is kept."""
+
+    config: ImageConfig
+
+
+Result = Failure | LayerReport | ArchiveReport | ManifestReport | ConfigReport
 
 
 class InputError(Exception):

@@ -22,6 +22,7 @@ import structlog
 from cri_shim import metrics
 from cri_shim.background import uninterrupted
 from cri_shim.errors import BadArchiveError, DamagedBlobError
+from cri_shim.image.archive_feed import put_document
 from cri_shim.image.growing import Growing
 from cri_shim.image.model import PullProgress, PullStep
 from cri_shim.image.transfer import Transfer
@@ -29,10 +30,10 @@ from cri_shim.image.transfer import Transfer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from cri_shim.image.arrival import PlannedLayer
     from cri_shim.image.blobs import BlobStore
     from cri_shim.image.jobs import LayerReport
     from cri_shim.image.manifest import Descriptor
+    from cri_shim.image.planned import PlannedDocument, PlannedLayer
     from cri_shim.image.unpack import Unpacker
 
 log = structlog.get_logger()
@@ -108,6 +109,10 @@ class LayerDownloads:
         if _is_file(layer.file, self._spool_fd):
             blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
 
+    def put_document_away(self, document: PlannedDocument, blobs: BlobStore) -> None:
+        """The file that the pull kept becomes the blob."""
+        put_document(document, self._spool_fd, blobs)
+
     # One layer
 
     async def _bring(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
@@ -124,8 +129,9 @@ class LayerDownloads:
                     what=self._what(layer),
                     tell=lambda got: self._say(layer, PullStep.DOWNLOADING, got),
                 )
-                if self._unpacker.stream_free:
-                    return await self._bring_as_stream(layer, directory_fd, transfer, slots)
+                async with self._unpacker.stream() as is_free:
+                    if is_free:
+                        return await self._bring_as_stream(layer, directory_fd, transfer, slots)
                 await self._download(layer, transfer, slots)
         return await self._unpack_file(layer, directory_fd)
 

@@ -19,6 +19,7 @@ from cri_shim.image.jobs import (
     MAX_NAME_BYTES,
     MAX_PATH_BYTES,
     MAX_REPORTED_BYTES,
+    PATH_BYTES,
     InputError,
     Limits,
 )
@@ -57,7 +58,7 @@ class LayerTree:
         """An entry has described this directory after all."""
         if real in self._implied:
             del self._implied[real]
-            self._reported_bytes -= len(real)
+            self._reported_bytes -= len(real) + PATH_BYTES
 
     def hide_lower(self, real: bytes) -> None:
         """Note that this directory is opaque. Raises InputError past the bound."""
@@ -66,7 +67,7 @@ class LayerTree:
     def _note(self, kind: dict[bytes, None], real: bytes) -> None:
         if real not in kind:
             kind[real] = None
-            self._reported_bytes += len(real)
+            self._reported_bytes += len(real) + PATH_BYTES
             if self._reported_bytes > MAX_REPORTED_BYTES:
                 raise InputError(
                     "too many long paths of directories that no entry describes, or that are opaque"

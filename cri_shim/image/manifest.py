@@ -17,17 +17,20 @@ import msgspec
 
 from cri_shim.errors import BadArchiveError
 from cri_shim.image.document import decode_document, read_document
-from cri_shim.image.jobs import Limits
 from cri_shim.image.reference import is_digest
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 MAX_MANIFEST_BYTES = 4 << 20
 """The distribution spec's advice to registries: what is larger need not be accepted."""
-MAX_CONFIG_BYTES = 8 << 20
-MAX_LAYER_BYTES = Limits().max_bytes
+MAX_CONFIG_BYTES = 4 << 20
+MAX_WORDS_BYTES = 128 << 10
+"""Of what the daemon keeps in memory of a configuration, as `_cost` counts it; a process may get little more anyway."""
+MAX_ANNOTATIONS_BYTES = 16 << 10
+"""Of one manifest's annotations in a list, as `_cost` counts them: all images' must fit a message."""
+MAX_LAYER_BYTES = 64 << 30
 """Of a layer as it is kept: more than it may have when it is unpacked, nobody packs."""
 MAX_LAYERS = 500
 """overlayfs mounts at most 500 lower directories."""
@@ -52,6 +55,8 @@ _CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _SCHEMA1_PREFIX = "application/vnd.docker.distribution.manifest.v1+"
 _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
 _PLATFORMS_SHOWN = 30
+_WORD_BYTES = 64
+"""Of a string's object, and of its place in a list."""
 
 
 class Compression(StrEnum):
@@ -93,6 +98,10 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     urls: list[str] = []
     artifact_type: str = ""
 
+    def bare(self) -> Descriptor:
+        """The same without its maker's words."""
+        return Descriptor(media_type=self.media_type, digest=self.digest, size=self.size)
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """One image: its configuration and its layers, lowest first."""
@@ -124,7 +133,6 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True):
     working_dir: str | None = msgspec.field(default=None, name="WorkingDir")
     volumes: dict[str, msgspec.Raw] | None = msgspec.field(default=None, name="Volumes")
     stop_signal: str | None = msgspec.field(default=None, name="StopSignal")
-    labels: dict[str, str] | None = msgspec.field(default=None, name="Labels")
 
 
 class _RootFs(msgspec.Struct, frozen=True):
@@ -143,7 +151,10 @@ class _ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image asks of its containers. All of it is untrusted text: policy is the sandbox's."""
+    """What an image asks of its containers. All of it is untrusted text: policy is the sandbox's.
+
+    It stays in memory as long as the image is here, so that `MAX_WORDS_BYTES` bounds it.
+    """
 
     user: str = ""
     env: tuple[str, ...] = ()
@@ -152,7 +163,6 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     working_dir: str = ""
     volumes: tuple[str, ...] = ()
     stop_signal: str = ""
-    labels: dict[str, str] = {}
     os: str = ""
     architecture: str = ""
     variant: str = ""
@@ -251,7 +261,7 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
     if len(diff_ids) > MAX_LAYERS:
         _refuse(what, f"{len(diff_ids)} layers; overlayfs takes {MAX_LAYERS}")
     process = document.config or _Process()
-    return ImageConfig(
+    config = ImageConfig(
         user=process.user or "",
         env=tuple(process.env or ()),
         entrypoint=tuple(process.entrypoint or ()),
@@ -259,7 +269,6 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
         working_dir=process.working_dir or "",
         volumes=tuple(process.volumes or ()),
         stop_signal=process.stop_signal or "",
-        labels=process.labels or {},
         os=document.os,
         architecture=document.architecture,
         variant=document.variant,
@@ -267,6 +276,63 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
         created=document.created or "",
         diff_ids=diff_ids,
     )
+    _check_words(config, what)
+    return config
+
+
+def _check_words(config: ImageConfig, what: str) -> None:
+    words = [config.user, config.working_dir, config.stop_signal, config.created]
+    words += [config.os, config.architecture, config.variant, *config.os_features]
+    words += [*config.env, *config.entrypoint, *config.cmd, *config.volumes]
+    if (cost := _cost(words)) > MAX_WORDS_BYTES:
+        _refuse(
+            what,
+            f"Env, Entrypoint, Cmd, Volumes and the like take {cost} bytes of memory, each word with {_WORD_BYTES} "
+            f"more; at most {MAX_WORDS_BYTES} are kept",
+        )
+
+
+def without_words(manifest: Manifest) -> Manifest:
+    """`manifest` without what its maker says of it, but for the annotations that are kept."""
+    return Manifest(
+        schema_version=manifest.schema_version,
+        media_type=manifest.media_type,
+        config=manifest.config.bare(),
+        layers=[layer.bare() for layer in manifest.layers],
+        annotations=kept_annotations(manifest.annotations),
+    )
+
+
+def kept_annotations(annotations: Mapping[str, str]) -> dict[str, str]:
+    """The first of a manifest's annotations, as many as are kept."""
+    kept = {}
+    left = MAX_ANNOTATIONS_BYTES
+    for key, value in annotations.items():
+        left -= _cost((key, value))
+        if left < 0:
+            break
+        kept[key] = value
+    return kept
+
+
+def _cost(words: Iterable[str]) -> int:
+    """Bytes that these take in memory: Python keeps each in an object of its own, and has wide characters."""
+    return sum(len(word) * (1 if word.isascii() else 4) + _WORD_BYTES for word in words)
+
+
+def check_config(config: ImageConfig, manifest: Manifest, host: Platform) -> None:
+    """Raises BadArchiveError if the configuration of the image of `manifest` doesn't fit it, or not this host."""
+    check_platform(config, host, f"image config {manifest.config.digest}")
+    check_layers(config, manifest)
+
+
+def check_layers(config: ImageConfig, manifest: Manifest) -> None:
+    """Raises BadArchiveError unless both have the same number of layers."""
+    if len(config.diff_ids) != len(manifest.layers):
+        _refuse(
+            f"image config {manifest.config.digest}",
+            f"{len(config.diff_ids)} diff ids, but the manifest has {len(manifest.layers)} layers",
+        )
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:

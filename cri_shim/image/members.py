@@ -1,8 +1,8 @@
 """Spooling the members of an image archive as numbered files. Runs in the unpacker's child only.
 
-Rules: no name of the archive is ever used as a file name; the names go into the report, and the daemon looks up what
-the image's documents ask for. Links stay names: old `docker save` archives share layers by them. Each file is hashed
-while it is written, so that a blob is known by its content.
+Rules: no name of the archive is ever used as a file name; which file has which name is for `archive`, which looks up
+what the image's documents ask for. Links stay names: old `docker save` archives share layers by them. Each file is
+hashed while it is written, so that a blob is known by its content.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cri_shim.image.jobs import (
     MAX_PATH_BYTES,
-    MAX_REPORTED_BYTES,
     InputError,
     Limits,
-    Member,
-    MembersReport,
 )
 from cri_shim.image.layer_tree import normalise
 from cri_shim.image.tar import show
@@ -28,6 +25,19 @@ if TYPE_CHECKING:
 
 MAX_MEMBERS = 10_000
 """500 layers of a `docker save` are 1500 files; an OCI layout of many images some thousands."""
+_MAX_NAMES_BYTES = 16 << 20
+
+
+class Member(NamedTuple):
+    """One entry of an image archive: a file that was kept, or a link to another entry."""
+
+    name: bytes
+    file: str = ""
+    """Name of the kept file in the job's directory; empty for a link."""
+    size: int = 0
+    digest: str = ""
+    target: bytes = b""
+    """What a link points to, relative to the root of the archive."""
 
 
 class MemberSpool:
@@ -38,7 +48,7 @@ class MemberSpool:
         self._limits = limits
         self._members: dict[bytes, Member] = {}
         self._count = 0
-        self._reported_bytes = 0
+        self._names_bytes = 0
 
     def spool(self) -> None:
         """Everything the reader gives; of two entries with one name the later counts, as tar has it.
@@ -60,13 +70,14 @@ class MemberSpool:
                 self._members[name] = self._keep(name, entry)
             else:
                 raise InputError(f"{show(name)}: an image archive has only files and links")
-            self._reported_bytes += len(name) + len(self._members[name].target)
-            if self._reported_bytes > MAX_REPORTED_BYTES:
+            self._names_bytes += len(name) + len(self._members[name].target)
+            if self._names_bytes > _MAX_NAMES_BYTES:
                 raise InputError("too many long names: not an image archive")
 
-    def report(self, inflated_bytes: int) -> MembersReport:
+    @property
+    def members(self) -> list[Member]:
         """What was kept."""
-        return MembersReport(members=list(self._members.values()), inflated_bytes=inflated_bytes)
+        return list(self._members.values())
 
     def _keep(self, name: bytes, entry: Entry) -> Member:
         file = f"m{self._count}"

@@ -172,9 +172,10 @@ class Puller:
             if known is not None:
                 log.info("image is up to date", image=str(reference), id=known.id)
                 return known
-            with step("fetching the manifest"):
-                planned = await resolve(registry, reference, store.platform, self._stored_blob)
             async with store.spool(f"pulling {reference}") as spool_fd:
+                with step("fetching the manifest"):
+                    async with store.reader(spool_fd) as reader:
+                        planned = await resolve(registry, reference, reader, self._stored_blob)
                 downloads = LayerDownloads(
                     str(reference),
                     registry,
@@ -212,11 +213,11 @@ class Puller:
         now = self._store.find(str(reference.with_digest(digest)))
         return known if now is not None and now.id == known.id else None
 
-    def _stored_blob(self, digest: str, max_bytes: int) -> bytes | None:
+    async def _stored_blob(self, digest: str, max_bytes: int) -> bytes | None:
         if digest not in self._store.blobs:
             return None
         try:
-            return self._store.blobs.read(digest, max_bytes)
+            return await asyncio.to_thread(self._store.blobs.peek, digest, max_bytes)
         except CorruptStateError as error:
             log.warning("a stored blob is damaged and fetched again", error=str(error))
             self._store.blobs.forget(digest)

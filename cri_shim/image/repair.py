@@ -11,22 +11,18 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
 import structlog
 
 from cri_shim.errors import BadArchiveError, CorruptStateError, CriShimError
-from cri_shim.image.arrival import PlannedImage, PlannedLayer, checked_config
 from cri_shim.image.builtin import PAUSE_REFERENCE, pause_archive
+from cri_shim.image.document_reader import DocumentReader
 from cri_shim.image.findings import Damage, Finding, RepairReport, Unrepaired
-from cri_shim.image.manifest import (
-    MAX_CONFIG_BYTES,
-    MAX_MANIFEST_BYTES,
-    Manifest,
-    Platform,
-    parse_document,
-)
+from cri_shim.image.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Platform, check_layers
+from cri_shim.image.planned import PlannedDocument, PlannedImage, PlannedLayer
 from cri_shim.image.reference import RESERVED_DOMAIN
 
 if TYPE_CHECKING:
@@ -125,7 +121,7 @@ class Repairer:
         """Bring what the image of this manifest lacks; why that failed, or nothing."""
         names = self._holdings.index.names_of(digest)
         try:
-            planned = self._planned(digest)
+            planned = await self._planned(digest)
             if planned is not None:
                 await self._bring_in([planned], _StoredLayers(self._holdings.blobs, self._unpacker))
             elif any(name.startswith(f"{RESERVED_DOMAIN}/") for name in names):
@@ -136,16 +132,23 @@ class Repairer:
             return str(error)
         return ""
 
-    def _planned(self, digest: str) -> PlannedImage | None:
+    async def _planned(self, digest: str) -> PlannedImage | None:
         """The image from what is stored; None when something has to come from elsewhere."""
         holdings = self._holdings
         try:
-            data = holdings.blobs.read(digest, MAX_MANIFEST_BYTES)
-            manifest = parse_document(data, f"manifest {digest}")
-            if not isinstance(manifest, Manifest):
-                return None
-            config_bytes = holdings.blobs.read(manifest.config.digest, MAX_CONFIG_BYTES)
-            config = checked_config(config_bytes, manifest, self._platform)
+            async with (
+                holdings.spool("reading an image's documents") as spool_fd,
+                holdings.spool("reading an image's documents") as apart_fd,
+            ):
+                reader = DocumentReader(self._unpacker, self._platform, spool_fd, apart_fd)
+                document = await self._stored(digest, MAX_MANIFEST_BYTES, reader)
+                manifest = (await reader.manifest(document, f"manifest {digest}")).manifest
+                if manifest is None:
+                    return None
+                config_digest = manifest.config.digest
+                config_document = await self._stored(config_digest, MAX_CONFIG_BYTES, reader)
+                config = await reader.config(config_document, f"image config {config_digest}")
+                check_layers(config, manifest)
         except (CorruptStateError, BadArchiveError):
             return None
         chain = holdings.manifests()[digest].chain
@@ -157,15 +160,22 @@ class Repairer:
                 return None
         return PlannedImage(
             names=(),
-            manifest=data,
+            manifest=PlannedDocument(digest, document.size),
             manifest_type=holdings.index.manifests[digest][0],
+            annotations=manifest.annotations,
+            config_document=PlannedDocument(config_digest, config_document.size),
             config=config,
-            config_bytes=config_bytes,
             layers=tuple(
                 PlannedLayer(diff_id, blob, "")
                 for diff_id, blob in zip(config.diff_ids, manifest.layers, strict=True)
             ),
             by_digest=False,
+        )
+
+    async def _stored(self, digest: str, max_bytes: int, reader: DocumentReader) -> PlannedDocument:
+        """A document of the store, for the reader. Raises CorruptStateError: it is damaged, and forgotten."""
+        return await reader.keep(
+            await asyncio.to_thread(self._holdings.blobs.read, digest, max_bytes)
         )
 
     def _reason(self, finding: Finding, reasons: dict[str, str]) -> str:
@@ -208,4 +218,7 @@ class _StoredLayers:
         """Nobody waits for it."""
 
     def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
+        """It is there."""
+
+    def put_document_away(self, document: PlannedDocument, blobs: BlobStore) -> None:
         """It is there."""

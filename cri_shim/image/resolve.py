@@ -1,7 +1,8 @@
 """From a reference to one image for this machine: manifest, indexes on the way, configuration, all checked.
 
 Rules: a document is taken for what it says inside; where the registry's Content-Type says otherwise it is refused. What
-an index leads to has the digest and size that the index says. How deep indexes go is bounded.
+an index leads to has the digest and size that the index says. How deep indexes go is bounded. Documents are read
+elsewhere (`document_reader`).
 """
 
 from __future__ import annotations
@@ -9,24 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from cri_shim.errors import BadArchiveError
-from cri_shim.image.arrival import PlannedImage, PlannedLayer, checked_config
+from cri_shim.errors import BadArchiveError, CriShimError
 from cri_shim.image.manifest import (
-    INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
     OCI_MANIFEST,
-    Index,
-    Manifest,
-    choose_manifest,
-    parse_document,
+    check_layers,
 )
+from cri_shim.image.planned import PlannedImage, PlannedLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from cri_shim.image.manifest import Descriptor, Platform
+    from cri_shim.image.document_reader import DocumentReader
+    from cri_shim.image.manifest import Descriptor, Manifest
+    from cri_shim.image.planned import PlannedDocument
     from cri_shim.image.reference import Reference
 
 _MAX_DEPTH = 4
@@ -62,46 +61,50 @@ class Documents(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Found:
     manifest: Manifest
-    fetched: FetchedManifest
+    document: PlannedDocument
+    content_type: str
     top_digest: str
 
 
 async def resolve(
     registry: Documents,
     reference: Reference,
-    platform: Platform,
-    stored: Callable[[str, int], bytes | None],
+    reader: DocumentReader,
+    stored: Callable[[str, int], Awaitable[bytes | None]],
 ) -> PlannedImage:
-    """The image that `reference` means on `platform`, with the names it shall have here.
+    """The image that `reference` means on the reader's platform, with the names it shall have here.
 
     `stored` gives a blob of at most so many bytes that is here already. Raises BadArchiveError for what can't be run,
-    and what the registry raises.
+    and what the registry and the reader raise.
     """
-    found = await _find_manifest(registry, reference, platform)
-    config = found.manifest.config
-    if config.size > MAX_CONFIG_BYTES:
+    found = await _find_manifest(registry, reference, reader)
+    wanted = found.manifest.config
+    if wanted.size > MAX_CONFIG_BYTES:
         raise BadArchiveError(
-            f"{reference}: its configuration has {config.size} bytes; at most {MAX_CONFIG_BYTES} are read"
+            f"{reference}: its configuration has {wanted.size} bytes; at most {MAX_CONFIG_BYTES} are read"
         )
-    config_bytes = stored(config.digest, MAX_CONFIG_BYTES)
+    config_bytes = await stored(wanted.digest, MAX_CONFIG_BYTES)
     if config_bytes is None:
-        config_bytes = await registry.document(config, MAX_CONFIG_BYTES)
-    if len(config_bytes) != config.size:
+        config_bytes = await registry.document(wanted, MAX_CONFIG_BYTES)
+    if len(config_bytes) != wanted.size:
         raise BadArchiveError(
-            f"{reference}: its manifest promises {config.size} bytes of {config.digest}, which has {len(config_bytes)}"
+            f"{reference}: its manifest promises {wanted.size} bytes of {wanted.digest}, which has {len(config_bytes)}"
         )
-    checked = checked_config(config_bytes, found.manifest, platform)
-    content_type = found.fetched.content_type
+    config_document = await reader.keep(config_bytes)
+    del config_bytes
+    config = await reader.config(config_document, f"image config {wanted.digest}")
+    check_layers(config, found.manifest)
     return PlannedImage(
         names=_names(reference, found.top_digest),
-        manifest=found.fetched.data,
+        manifest=found.document,
         manifest_type=found.manifest.media_type
-        or (content_type if content_type in MANIFEST_TYPES else OCI_MANIFEST),
-        config=checked,
-        config_bytes=config_bytes,
+        or (found.content_type if found.content_type in MANIFEST_TYPES else OCI_MANIFEST),
+        annotations=found.manifest.annotations,
+        config_document=config_document,
+        config=config,
         layers=tuple(
             PlannedLayer(diff_id, blob, blob.digest.removeprefix("sha256:"))
-            for diff_id, blob in zip(checked.diff_ids, found.manifest.layers, strict=True)
+            for diff_id, blob in zip(config.diff_ids, found.manifest.layers, strict=True)
         ),
         # The name by digest is that of what the tag means everywhere, an index for instance: see `_names`.
         by_digest=False,
@@ -114,31 +117,31 @@ def _names(reference: Reference, top_digest: str) -> tuple[Reference, ...]:
     return (by_digest,) if reference.digest else (reference, by_digest)
 
 
-async def _find_manifest(registry: Documents, reference: Reference, platform: Platform) -> _Found:
+async def _find_manifest(
+    registry: Documents, reference: Reference, reader: DocumentReader
+) -> _Found:
     wanted = reference.digest or reference.tag or ""
-    fetched = await registry.manifest(wanted, MAX_MANIFEST_BYTES)
-    top_digest = fetched.digest
+    top_digest = what = ""
+    size: int | None = None
     for _ in range(_MAX_DEPTH + 1):
-        what = f"{reference}: manifest {fetched.digest}"
-        document = parse_document(fetched.data, what)
-        _check_type(document, fetched.content_type, what)
-        if isinstance(document, Manifest):
-            return _Found(document, fetched, top_digest)
-        entry = choose_manifest(document, platform, what)
-        if entry.size > MAX_MANIFEST_BYTES:
+        fetched = await registry.manifest(wanted, MAX_MANIFEST_BYTES)
+        if size is not None and len(fetched.data) != size:
             raise BadArchiveError(
-                f"{what}: leads to a manifest of {entry.size} bytes; at most {MAX_MANIFEST_BYTES} are read"
+                f"{what}: promises {size} bytes of {wanted}, which has {len(fetched.data)}"
             )
-        fetched = await registry.manifest(entry.digest, MAX_MANIFEST_BYTES)
-        if len(fetched.data) != entry.size:
+        document = await reader.keep(fetched.data)
+        content_type = fetched.content_type
+        del fetched
+        top_digest = top_digest or document.digest
+        what = f"{reference}: manifest {document.digest}"
+        read = await reader.manifest(document, what, content_type)
+        if read.manifest is not None:
+            return _Found(read.manifest, document, content_type, top_digest)
+        if read.entry is None:
+            raise CriShimError(f"{what}: the process that read it answered nonsense")
+        wanted, size = read.entry.digest, read.entry.size
+        if size > MAX_MANIFEST_BYTES:
             raise BadArchiveError(
-                f"{what}: promises {entry.size} bytes of {entry.digest}, which has {len(fetched.data)}"
+                f"{what}: leads to a manifest of {size} bytes; at most {MAX_MANIFEST_BYTES} are read"
             )
     raise BadArchiveError(f"{reference}: indexes within indexes, more than {_MAX_DEPTH} deep")
-
-
-def _check_type(document: Manifest | Index, content_type: str, what: str) -> None:
-    """What passes for one kind by its header and for the other by its content could fool a scanner."""
-    known = content_type in INDEX_TYPES or content_type in MANIFEST_TYPES
-    if known and isinstance(document, Index) != (content_type in INDEX_TYPES):
-        raise BadArchiveError(f"{what}: the registry calls it {content_type}, which it is not")

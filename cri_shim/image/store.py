@@ -22,16 +22,16 @@ from cri_shim.errors import (
     CorruptStateError,
     NotFoundError,
 )
-from cri_shim.image.archive import Archive, ArchiveFeed, with_names
+from cri_shim.image.archive_feed import ArchiveFeed, with_names
 from cri_shim.image.arrival import storage_error, unpack_layers
 from cri_shim.image.check import Checker
 from cri_shim.image.collect import collect
+from cri_shim.image.document_reader import DocumentReader
 from cri_shim.image.export import prepare_export
 from cri_shim.image.holdings import Holdings
 from cri_shim.image.manifest import (
     MAX_CONFIG_BYTES,
     chain_ids,
-    digest_of,
     platform_of,
 )
 from cri_shim.image.model import FsUsage, Image, ImportProgress, LayerStack
@@ -47,10 +47,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.host.process import Reaper
-    from cri_shim.image.arrival import Feed, PlannedImage
+    from cri_shim.image.arrival import Feed
     from cri_shim.image.blobs import BlobStore
     from cri_shim.image.export import Export
     from cri_shim.image.findings import CheckProgress, CheckReport, Collected, RepairReport
+    from cri_shim.image.planned import PlannedImage
     from cri_shim.image.volume import ImageVolume
 
     Progress = Callable[[ImportProgress], None]
@@ -205,8 +206,9 @@ class ImageStore:
             )
         tell = progress or _tell_nobody
         async with self.spool("importing an image archive") as fd:
-            members = await self.unpacker.spool_members(source, fd, what="image archive")
-            planned = Archive(members.members, fd, self.platform).images()
+            planned = await self.unpacker.spool_archive(
+                source, fd, self.platform, what="image archive"
+            )
             planned = with_names(planned, reference)
             feed = ArchiveFeed(self.unpacker, fd, planned, tell)
             imported = await self.bring_in(planned, feed)
@@ -221,6 +223,12 @@ class ImageStore:
         An OSError in it is raised as ResourceExhaustedError (disk full) or CriShimError, with `doing` in front.
         """
         return self._holdings.spool(doing)
+
+    @contextlib.asynccontextmanager
+    async def reader(self, spool_fd: int) -> AsyncIterator[DocumentReader]:
+        """Reads documents of an arrival, kept in its spool directory."""
+        async with self.spool("reading an image's documents") as apart_fd:
+            yield DocumentReader(self.unpacker, self.platform, spool_fd, apart_fd)
 
     def is_damaged(self, image: Image) -> bool:
         """Whether a check found damage that is not mended yet: then it has to be brought once more."""
@@ -249,7 +257,7 @@ class ImageStore:
         except BaseException:
             await self._clear(among=ours)
             raise
-        ids = dict.fromkeys(digest_of(image.config_bytes) for image in planned)
+        ids = dict.fromkeys(image.config_document.digest for image in planned)
         return [image for image in map(self.find, ids) if image is not None]
 
     # How they go

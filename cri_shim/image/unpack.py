@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,19 +24,39 @@ from cri_shim.errors import (
     ResourceExhaustedError,
 )
 from cri_shim.image.growing import Growing
-from cri_shim.image.jobs import Failure, Fault, JobKind, LayerReport, Limits, MembersReport
+from cri_shim.image.jobs import (
+    ArchiveReport,
+    ConfigReport,
+    Failure,
+    Fault,
+    Job,
+    JobKind,
+    LayerReport,
+    Limits,
+    ManifestReport,
+)
+from cri_shim.image.manifest import Platform
+from cri_shim.image.planned import PlannedImage, checked
 from cri_shim.image.unpacker_process import UnpackerProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from cri_shim.host.process import Reaper
+    from cri_shim.image.manifest import ImageConfig
 
 IDLE_S = 60.0
 MAX_STREAMS = 4
+_MAX_ARCHIVES = 4
+_MAX_DOCUMENTS = 2
+_ANY = Platform()
+_MAX_WHAT_CHARS = 700
+"""Of what a job works on: a job is one packet."""
+_MAX_TYPE_CHARS = 100
+"""Longer than any media type that means something here."""
 DEFAULT_TIMEOUT_S = 3600.0
 
-R = TypeVar("R", LayerReport, MembersReport)
+R = TypeVar("R", LayerReport, ArchiveReport, ManifestReport, ConfigReport)
 T = TypeVar("T")
 
 
@@ -43,7 +64,8 @@ class Unpacker:
     """Runs jobs in confined children; used on the loop's thread.
 
     At most `max_parallel` have a file to work on, and `max_streams` a stream: a stream waits for its sender, and may
-    not keep anybody from working who has everything at hand.
+    not keep anybody from working who has everything at hand. Documents, which are short, and archives, which nobody
+    but an operator brings, wait for neither.
     """
 
     def __init__(
@@ -62,14 +84,23 @@ class Unpacker:
         self._idle_s = idle_s
         self._files = asyncio.Semaphore(max_parallel or max(2, os.cpu_count() or 1))
         self._streams = asyncio.Semaphore(max_streams)
+        self._archives = asyncio.Semaphore(_MAX_ARCHIVES)
+        self._documents = asyncio.Semaphore(_MAX_DOCUMENTS)
         self._template: UnpackerProcess | None = None
         self._running = 0
         self._idle: asyncio.TimerHandle | None = None
 
-    @property
-    def stream_free(self) -> bool:
-        """Whether a stream that begins now would be unpacked at once."""
-        return not self._streams.locked()
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[bool]:
+        """Room for unpacking one file that grows, as long as this is open; False, at once, where there is none.
+
+        Nobody waits for it: who has it may wait for a sender for as long as that likes.
+        """
+        if self._streams.locked():
+            yield False
+            return
+        async with self._streams:
+            yield True
 
     def warm_up(self) -> None:
         """Work is coming: start the template process, unless it runs. Raises UnavailableError."""
@@ -81,19 +112,81 @@ class Unpacker:
     ) -> LayerReport:
         """Unpack a layer blob into an empty directory; `what` names the blob in errors.
 
-        `source` is a stream, a file that still grows, or the descriptor of a file at its beginning; the caller closes
-        what it opened.
+        `source` is a stream, a file that still grows (for which the caller has room by `stream`), or the descriptor of
+        a file at its beginning; the caller closes what it opened.
 
         Raises BadArchiveError, ResourceExhaustedError (disk full), DeadlineError, UnavailableError (the unpacker
         can't run), and whatever the stream raises.
         """
-        return await self._run(JobKind.LAYER, source, directory_fd, what, LayerReport)
+        slot: AbstractAsyncContextManager[None] = self._streams
+        if isinstance(source, int):
+            slot = self._files
+        elif isinstance(source, Growing):
+            slot = nullcontext()
+        return await self._run(JobKind.LAYER, source, directory_fd, what, LayerReport, slot)
 
-    async def spool_members(
-        self, source: AsyncIterator[bytes] | int, directory_fd: int, *, what: str
-    ) -> MembersReport:
-        """Put the files of an image archive into an empty directory under numbers. Raises as `unpack_layer`."""
-        return await self._run(JobKind.MEMBERS, source, directory_fd, what, MembersReport)
+    async def spool_archive(
+        self,
+        source: AsyncIterator[bytes] | int,
+        directory_fd: int,
+        platform: Platform,
+        *,
+        what: str,
+    ) -> list[PlannedImage]:
+        """Put the files of an image archive into an empty directory under numbers; its images for `platform`.
+
+        Raises as `unpack_layer`.
+        """
+        report = await self._run(
+            JobKind.MEMBERS,
+            source,
+            directory_fd,
+            what,
+            ArchiveReport,
+            self._archives,
+            platform,
+        )
+        return [checked(image) for image in report.images]
+
+    async def read_manifest(
+        self,
+        document_fd: int,
+        directory_fd: int,
+        platform: Platform,
+        *,
+        what: str,
+        content_type: str,
+    ) -> ManifestReport:
+        """What a manifest or an index says, from a file at its beginning; for an index, where it leads on `platform`.
+
+        It came as `content_type`. The directory is empty, and what is in it afterwards is worth nothing. Raises as
+        `unpack_layer`.
+        """
+        return await self._run(
+            JobKind.MANIFEST,
+            document_fd,
+            directory_fd,
+            what,
+            ManifestReport,
+            self._documents,
+            platform,
+            content_type,
+        )
+
+    async def read_config(
+        self, document_fd: int, directory_fd: int, platform: Platform, *, what: str
+    ) -> ImageConfig:
+        """What an image configuration says, which is for `platform`. Otherwise as `read_manifest`."""
+        report = await self._run(
+            JobKind.CONFIG,
+            document_fd,
+            directory_fd,
+            what,
+            ConfigReport,
+            self._documents,
+            platform,
+        )
+        return report.config
 
     async def close(self) -> None:
         """End the template process, and with it every child. Idempotent."""
@@ -110,8 +203,11 @@ class Unpacker:
         directory_fd: int,
         what: str,
         expected: type[R],
+        slot: AbstractAsyncContextManager[None],
+        platform: Platform = _ANY,
+        content_type: str = "",
     ) -> R:
-        async with self._files if isinstance(source, int) else self._streams:
+        async with slot:
             template = self._acquire()
             try:
                 async with asyncio.timeout(self._timeout_s) as deadline:
@@ -119,7 +215,15 @@ class Unpacker:
                         source = replace(source, sizes=self._counted_anew(source.sizes, deadline))
                     elif not isinstance(source, int):
                         source = self._counted_anew(source, deadline)
-                    result = await template.run(kind, self._limits, source, directory_fd, what)
+                    job = Job(
+                        number=template.next_number(),
+                        kind=kind,
+                        limits=self._limits,
+                        what=what[:_MAX_WHAT_CHARS],
+                        platform=platform,
+                        content_type=content_type[:_MAX_TYPE_CHARS],
+                    )
+                    result = await template.run(job, source, directory_fd, what)
             except TimeoutError:
                 raise DeadlineError(
                     f"{what}: unpacking went on for {self._timeout_s:g} s and was given up"
@@ -169,7 +273,7 @@ def _failure(failure: Failure, what: str) -> CriShimError:
     # The child has read hostile bytes, and might be theirs by now.
     reason = "".join(c if c.isprintable() else " " for c in failure.reason[:2000])
     if failure.fault is Fault.INPUT:
-        return BadArchiveError(f"{what}: {reason}")
+        return BadArchiveError(reason if reason.startswith(what) else f"{what}: {reason}")
     if failure.fault is Fault.SPACE:
         return ResourceExhaustedError(f"{what}: {reason}; free some space and try again")
     return CriShimError(f"{what}: unpacking failed: {reason}")

@@ -20,13 +20,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from cri_shim.errors import BadArchiveError
 from cri_shim.host import confine
 from cri_shim.host.confine import Capability
 from cri_shim.image import tar
+from cri_shim.image.archive import Archive
+from cri_shim.image.document_jobs import read_config, read_manifest
 from cri_shim.image.growing import GrowingFile
 from cri_shim.image.inflate import Inflater, PlainFile
 from cri_shim.image.jobs import (
     MAX_PACKET_BYTES,
+    MAX_RESULT_BYTES,
+    ArchiveReport,
     Broken,
     Ended,
     Failure,
@@ -42,6 +47,7 @@ from cri_shim.image.jobs import (
     Result,
 )
 from cri_shim.image.layer import LayerUnpacker
+from cri_shim.image.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES
 from cri_shim.image.members import MemberSpool
 
 if TYPE_CHECKING:
@@ -57,6 +63,7 @@ CHILD_CAPABILITIES = (
 )
 _TEMPLATE_CAPABILITIES = (*CHILD_CAPABILITIES, Capability.CAP_SYS_CHROOT, Capability.CAP_SETPCAP)
 _CHILD_DESCRIPTORS = 64
+_MAX_REASON_CHARS = 2000
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Request).decode
@@ -148,18 +155,20 @@ def _become_child(job: Job, descriptors: list[int], template_pid: int) -> NoRetu
             confine.close_other_descriptors(descriptors)
             _confine(job.limits, directory_fd, template_pid)
             source = GrowingFile(growing[0], input_fd) if growing else PlainFile(input_fd)
-            result: Result = _perform(job, source)
-        except InputError as error:
-            result = Failure(fault=Fault.INPUT, reason=str(error))
+            answer = _encode(_perform(job, source))
+            if len(answer) > MAX_RESULT_BYTES:
+                raise InputError("there is more to tell of it than may be kept in memory")
+        except (InputError, BadArchiveError) as error:
+            answer = _failure(Fault.INPUT, str(error))
         except MemoryError:
-            result = Failure(fault=Fault.INPUT, reason="takes more memory than a layer may use")
+            answer = _failure(Fault.INPUT, "takes more memory than a layer may use")
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            result = Failure(fault=Fault.SPACE if full else Fault.HOST, reason=str(error))
+            answer = _failure(Fault.SPACE if full else Fault.HOST, str(error))
         except BaseException:  # noqa: BLE001 - a bug in here is the daemon's to log, with its place
-            result = Failure(fault=Fault.HOST, reason=traceback.format_exc(limit=-4))
+            answer = _failure(Fault.HOST, traceback.format_exc(limit=-4))
         with os.fdopen(result_fd, "wb", closefd=False) as stream:
-            stream.write(_encode(result))
+            stream.write(answer)
         status = 0
     finally:
         os._exit(status)
@@ -180,7 +189,28 @@ def _confine(limits: Limits, directory_fd: int, template_pid: int) -> None:
     confine.die_with_parent(template_pid)
 
 
+def _failure(fault: Fault, reason: str) -> bytes:
+    return _encode(Failure(fault=fault, reason=reason[:_MAX_REASON_CHARS]))
+
+
 def _perform(job: Job, source: Source) -> Result:
+    if job.kind is JobKind.MANIFEST:
+        data = _whole(source, MAX_MANIFEST_BYTES)
+        return read_manifest(data, job.platform, job.what, job.content_type)
+    if job.kind is JobKind.CONFIG:
+        return read_config(_whole(source, MAX_CONFIG_BYTES), job.platform, job.what)
+    return _unpack(job, source)
+
+
+def _whole(source: Source, max_bytes: int) -> bytes:
+    """All of a document, and a byte more where it is too long."""
+    data = bytearray()
+    while len(data) <= max_bytes and (piece := source.read(max_bytes + 1 - len(data))):
+        data += piece
+    return bytes(data)
+
+
+def _unpack(job: Job, source: Source) -> Result:
     inflater = Inflater(source, job.limits.max_bytes)
     inflater.start()
     try:
@@ -193,7 +223,9 @@ def _perform(job: Job, source: Source) -> Result:
         spool = MemberSpool(reader, job.limits)
         spool.spool()
         inflater.finish()
-        return spool.report(inflater.inflated_bytes)
+        directory_fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        images = Archive(spool.members, directory_fd, job.platform).images()
+        return ArchiveReport(images=images, inflated_bytes=inflater.inflated_bytes)
     except InputError:
         # A tar that seems cut short may be so because inflating failed: that is the cause to tell.
         if inflater.ended_early:

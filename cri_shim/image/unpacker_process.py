@@ -27,9 +27,7 @@ from cri_shim.image.jobs import (
     Broken,
     Ended,
     Job,
-    JobKind,
     Kill,
-    Limits,
     Notice,
     Ready,
     Request,
@@ -38,6 +36,7 @@ from cri_shim.image.jobs import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
 
 log = structlog.get_logger()
 
@@ -85,17 +84,20 @@ class UnpackerProcess:
         """Whether it can take no more jobs."""
         return self._connection.fileno() < 0
 
+    def next_number(self) -> int:
+        """A number that no job of this process has had."""
+        self._next += 1
+        return self._next
+
     async def run(
         self,
-        kind: JobKind,
-        limits: Limits,
+        job: Job,
         source: AsyncIterator[bytes] | Growing | int,
         directory_fd: int,
         what: str,
     ) -> Result:
         """One job from beginning to end; its child is gone when this returns or raises."""
-        number = self._next = self._next + 1
-        job = Job(number=number, kind=kind, limits=limits)
+        number = job.number
         result_ours, result_theirs = socket.socketpair()
         with result_ours:
             result_ours.setblocking(False)

@@ -6,14 +6,19 @@ import fcntl
 import hashlib
 import os
 import zlib
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import BadArchiveError
+from cri_shim.image.document_jobs import read_config, read_manifest
 from cri_shim.image.growing import Growing
 from cri_shim.image.jobs import LayerReport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from cri_shim.image.jobs import ManifestReport
+    from cri_shim.image.manifest import ImageConfig, Platform
 
 MARK = "unpacked"
 
@@ -32,6 +37,10 @@ class FakeUnpacker:
 
     def warm_up(self) -> None:
         self.warm = True
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[bool]:
+        yield self.stream_free
 
     async def unpack_layer(
         self, source: AsyncIterator[bytes] | Growing | int, directory_fd: int, *, what: str
@@ -55,6 +64,24 @@ class FakeUnpacker:
             return self._report(data, directory_fd, what)
         finally:
             self.at_once -= 1
+
+    async def read_manifest(
+        self,
+        document_fd: int,
+        directory_fd: int,
+        platform: Platform,
+        *,
+        what: str,
+        content_type: str,
+    ) -> ManifestReport:
+        assert os.listdir(directory_fd) == []
+        return read_manifest(_whole(document_fd), platform, what, content_type)
+
+    async def read_config(
+        self, document_fd: int, directory_fd: int, platform: Platform, *, what: str
+    ) -> ImageConfig:
+        assert os.listdir(directory_fd) == []
+        return read_config(_whole(document_fd), platform, what).config
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -80,3 +107,8 @@ class FakeUnpacker:
             implied_dirs=[],
             dropped_xattrs=0,
         )
+
+
+def _whole(fd: int) -> bytes:
+    with open(fd, "rb", closefd=False) as file:
+        return file.read()

@@ -107,7 +107,7 @@ def _document(data: bytes) -> None:
 def _configuration(data: bytes) -> None:
     config = parse_config(data, "the input")
     assert len(chain_ids(config.diff_ids)) == len(config.diff_ids) <= MAX_LAYERS
-    for text in (config.user, *config.env, *config.cmd, *config.labels, *config.volumes):
+    for text in (config.user, *config.env, *config.cmd, *config.volumes):
         text.encode()  # CRI's strings are UTF-8
     check_platform(config, _HOSTS[0], "the input")
 

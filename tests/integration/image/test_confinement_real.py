@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +15,31 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.errors import BadArchiveError, CriShimError, DeadlineError, UnavailableError
-from cri_shim.image.jobs import Limits, MembersReport
-from cri_shim.image.manifest import digest_of
+from cri_shim.image.document_reader import DocumentReader
+from cri_shim.image.jobs import Limits
+from cri_shim.image.manifest import digest_of, parse_config, platform_of
 from cri_shim.image.unpack import Unpacker
-from tests.images import Entry, device, directory, file, hardlink, stream, symlink, tar_of
+from tests.images import (
+    Entry,
+    config_of,
+    device,
+    directory,
+    file,
+    hardlink,
+    layer,
+    stream,
+    symlink,
+    tar_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from cri_shim.host.process import Reaper
+    from cri_shim.image.planned import PlannedImage
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio]
+HOST = platform_of(os.uname().machine)
 KEPT = {"chown", "dac_override", "fowner", "fsetid", "mknod", "setfcap"}
 BITS = {0: "chown", 1: "dac_override", 3: "fowner", 4: "fsetid", 27: "mknod", 31: "setfcap"}
 
@@ -67,7 +83,7 @@ class Stalled:
         def child() -> list[int]:
             templates = [pid for pid in children_of(os.getpid()) if pid not in before]
             made[:] = [pid for template in templates for pid in (template, *children_of(template))]
-            return made[1:] if (self._root / "early").exists() else []
+            return made[1:] if (self._root / "late").exists() else []
 
         await until(child)
         return made[0], made[1]
@@ -231,23 +247,29 @@ async def unpack_a_file(unpacker: Unpacker, root: Path) -> None:
 async def test_an_archive_s_members_get_names_of_ours(
     unpacker: Unpacker, root: Path, tmp_path: Path
 ) -> None:
+    one, two = layer(file("a", b"1")), layer(file("b", b"2"))
+    config = config_of([one, two])
+    layers = ["l/sym", "hard"]
     data = tar_of(
         [
             directory("blobs"),
             file("blobs/a", b"first"),
-            file("../../escape", b"up"),
+            file("../../escape", config),
             symlink("l/sym", "../blobs/a"),
-            hardlink("hard", "blobs/a"),
-            file("blobs/a", b"second"),
+            hardlink("hard", "blobs/b"),
+            file("blobs/a", one.blob),
+            file("blobs/b", two.blob),
+            file("manifest.json", json.dumps([{"Config": "escape", "Layers": layers}]).encode()),
         ]
     )
-    report = await spool(unpacker, root, data)
-    found = {member.name: member for member in report.members}
-    assert sorted(os.listdir(root)) == ["m2", "m3", "m6"]
-    assert (root / found[b"blobs/a"].file).read_bytes() == b"second"
-    assert found[b"blobs/a"].digest == digest_of(b"second")
-    assert (root / found[b"escape"].file).read_bytes() == b"up"
-    assert (found[b"l/sym"].target, found[b"hard"].target) == (b"blobs/a", b"blobs/a")
+    [image] = await spool(unpacker, root, data)
+    assert [layer.blob.digest for layer in image.layers] == [one.digest, two.digest]
+    assert [layer.file for layer in image.layers] == ["m6", "m7"]
+    assert (root / "m6").read_bytes() == one.blob
+    assert (root / image.config_document.file).read_bytes() == config
+    assert digest_of((root / image.manifest.file).read_bytes()) == image.manifest.digest
+    files = sorted(os.listdir(root))
+    assert files == [image.manifest.file, "m2", "m3", "m6", "m7", "m8"]
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
@@ -267,9 +289,38 @@ async def test_what_is_no_image_archive_is_refused(
         await spool(unpacker, root, tar_of(entries))
 
 
-async def spool(unpacker: Unpacker, root: Path, data: bytes) -> MembersReport:
+async def spool(unpacker: Unpacker, root: Path, data: bytes) -> list[PlannedImage]:
     fd = os.open(root, os.O_RDONLY)
     try:
-        return await unpacker.spool_members(stream(data), fd, what="archive")
+        return await unpacker.spool_archive(stream(data), fd, HOST, what="archive")
     finally:
         os.close(fd)
+
+
+async def test_a_document_takes_none_of_the_daemon_s_time(
+    unpacker: Unpacker, root: Path, tmp_path: Path
+) -> None:
+    """As dear as one may be: the daemon's own processor time must not show it."""
+    (tmp_path / "spool").mkdir()
+    labels = {f"l{number}": "x" * 20 for number in range(99_900)}
+    document = {"config": {"Labels": labels}, "rootfs": {"diff_ids": []}, "os": HOST.os}
+    data = json.dumps(document, separators=(",", ":")).encode()
+    began = time.process_time()
+    parse_config(data, "here")
+    here = time.process_time() - began
+    fds = [os.open(directory, os.O_RDONLY) for directory in (tmp_path / "spool", root)]
+    try:
+        reader = DocumentReader(unpacker, HOST, *fds)
+        kept = await reader.keep(data)
+        await reader.config(kept, "config")  # the template is there from now on
+        began = time.process_time()
+        assert (await reader.config(kept, "config")).diff_ids == ()
+        assert time.process_time() - began < here / 4
+        with pytest.raises(BadArchiveError, match=r"^config: more than 100000 values"):
+            await reader.config(await reader.keep(b"[" * 100_001), "config")
+        with pytest.raises(BadArchiveError, match=r"^manifest: .*neither"):
+            await reader.manifest(await reader.keep(b'{"schemaVersion":2}'), "manifest")
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert os.listdir(root) == []

@@ -373,7 +373,7 @@ DOCUMENTS: dict[str, tuple[bytes, str, str]] = {
     "a configuration of gigabytes": (
         manifest(config={"mediaType": CONFIG_TYPE, "digest": A, "size": 1 << 31}),
         MANIFEST_TYPE,
-        "at most 8388608",
+        "at most 4194304",
     ),
     "a wide index": (
         index(

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cri_shim.errors import BadArchiveError
-from cri_shim.image.archive import Archive, open_spooled, with_names
-from cri_shim.image.jobs import Member
+from cri_shim.image.archive import MAX_IMAGES, Archive
 from cri_shim.image.manifest import digest_of, platform_of
-from cri_shim.image.reference import parse_reference
+from cri_shim.image.members import Member
 from tests.images import (
     config_of,
     docker_archive,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cri_shim.image.arrival import PlannedImage
+    from cri_shim.image.planned import PlannedImage
 
 HOST = platform_of(os.uname().machine)
 ONE, TWO = layer(file("a", b"1")), layer(file("b", b"2"), compression="gzip")
@@ -265,35 +264,46 @@ def test_a_document_beyond_its_bound_is_not_read(
         plan(member_tar({"index.json": b" " * (5 << 20)}))
 
 
-def test_a_planted_link_is_not_opened(tmp_path: Path) -> None:
-    (tmp_path / "m1").symlink_to("/etc/passwd")
-    (tmp_path / "m2").mkdir()
-    os.mkfifo(tmp_path / "m3")
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        with pytest.raises(OSError, match="symbolic link"):
-            open_spooled(fd, "m1")
-        for name in ("m2", "m3", "../etc/passwd", ""):
-            with pytest.raises(BadArchiveError):
-                open_spooled(fd, name)
-    finally:
-        os.close(fd)
-
-
-def test_a_given_name_replaces_the_archive_s(
-    plan: Callable[[bytes], list[PlannedImage]],
+def test_each_document_is_read_once_however_many_names_lead_to_it(
+    plan: Callable[[bytes], list[PlannedImage]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = plan(oci_archive(ONE, name="r.example/a:1"))
-    assert names(with_names(planned, parse_reference("b:2"))[0]) == ["docker.io/library/b:2"]
-    assert names(with_names(planned, None)[0]) == ["r.example/a:1"]
-    with pytest.raises(BadArchiveError, match="for one image"):
-        with_names([*planned, *planned], parse_reference("b:2"))
+    entry, blobs = manifest_and_blobs(HOST.architecture)
+    named = [
+        entry | {"annotations": {"org.opencontainers.image.ref.name": f"r.example/a:{tag}"}}
+        for tag in range(MAX_IMAGES)
+    ]
+    sizes: list[int] = []
+    real = os.pread
+
+    def counted(fd: int, size: int, offset: int) -> bytes:
+        data = real(fd, size, offset)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    [image] = plan(indexed(*named, **blobs))
+    assert len(image.names) == MAX_IMAGES
+    assert len(sizes) == 3  # index, manifest, configuration
 
 
-@pytest.mark.parametrize("name", ["cri-shim.local/pause:1", "r.example/a@sha256:" + "0" * 64])
-def test_an_archive_cannot_take_a_reserved_name_or_claim_a_digest(
-    plan: Callable[[bytes], list[PlannedImage]], name: str
+@pytest.mark.parametrize(
+    ("document", "content", "reason"),
+    [
+        (
+            "index.json",
+            {"schemaVersion": 2, "manifests": [{"digest": ONE.digest, "size": 1}] * 513},
+            "513 images in it; at most 512",
+        ),
+        ("manifest.json", [{"Config": "c", "Layers": []}] * 513, "513 images in it; at most 512"),
+    ],
+)
+def test_an_archive_of_too_many_images_is_refused_before_any_is_read(
+    plan: Callable[[bytes], list[PlannedImage]], document: str, content: object, reason: str
 ) -> None:
-    planned = plan(oci_archive(ONE, name=name))
-    with pytest.raises(BadArchiveError):
-        with_names(planned, None)
+    with pytest.raises(BadArchiveError, match=reason):
+        plan(member_tar({document: json.dumps(content).encode()}))
+
+
+def test_names_are_bounded_as_well(plan: Callable[[bytes], list[PlannedImage]]) -> None:
+    with pytest.raises(BadArchiveError, match="1025 names of images; at most 1024"):
+        plan(docker_archive(ONE, tags=[f"a:{number}" for number in range(1025)]))

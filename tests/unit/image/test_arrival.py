@@ -12,10 +12,11 @@ from cri_shim.errors import (
     DamagedBlobError,
     ResourceExhaustedError,
 )
-from cri_shim.image.arrival import PlannedLayer, storage_error, unpack_layers
+from cri_shim.image.arrival import storage_error, unpack_layers
 from cri_shim.image.jobs import LayerReport
 from cri_shim.image.layers import LayerStore
 from cri_shim.image.manifest import Descriptor, chain_ids, digest_of
+from cri_shim.image.planned import PlannedDocument, PlannedLayer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +58,9 @@ class Feed:
         self.arrived.append(layer)
 
     def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
+        """Nothing to put away."""
+
+    def put_document_away(self, document: PlannedDocument, blobs: BlobStore) -> None:
         """Nothing to put away."""
 
 

@@ -23,6 +23,7 @@ from cri_shim.image.manifest import (
     choose_manifest,
     digest_of,
     is_candidate,
+    kept_annotations,
     parse_config,
     parse_document,
     platform_of,
@@ -206,7 +207,36 @@ def test_a_configuration_is_read_and_nulls_mean_nothing() -> None:
         ("/data",),
         "SIGINT",
     )
-    assert (config.labels, config.diff_ids) == ({"a": "b"}, (A,))
+    assert config.diff_ids == (A,)
+
+
+def test_a_configuration_s_labels_and_history_may_be_long_but_what_is_kept_is_bounded() -> None:
+    long = {"Labels": {"a": "x" * (1 << 20)}, "Env": ["A=" + "x" * (100 << 10)]}
+    document = {"config": long, "rootfs": {"diff_ids": []}, "history": [{"created_by": "x" * 9999}]}
+    assert len(parse_config(json.dumps(document).encode(), "c").env[0]) == (100 << 10) + 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"config": {"Env": ["A=" + "x" * (128 << 10)]}},
+        {"config": {"Env": ["A=b"] * 2000}},  # short words cost as well
+        {"config": {"Env": ["\U0001f600" * (33 << 10)]}},  # and wide characters
+        {"config": {"Cmd": ["x" * (64 << 10)], "Entrypoint": ["x" * (64 << 10)]}},
+        {"config": {"Volumes": {f"/{number}": {} for number in range(2000)}}},
+        {"created": "x" * (128 << 10)},
+        {"os.features": ["x"] * 2100},
+    ],
+)
+def test_what_a_configuration_keeps_in_memory_is_bounded(words: dict[str, Any]) -> None:
+    document = {"rootfs": {"diff_ids": []}, **words}
+    with pytest.raises(BadArchiveError, match="at most 131072 are kept"):
+        parse_config(json.dumps(document).encode(), "c")
+
+
+def test_annotations_are_kept_as_far_as_they_are_few() -> None:
+    assert len(kept_annotations({str(number): "" for number in range(10_000)})) == 125
+    assert kept_annotations({"a": "b", "c": "x" * (17 << 10), "d": "e"}) == {"a": "b"}
 
 
 @pytest.mark.parametrize(

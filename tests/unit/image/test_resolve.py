@@ -1,20 +1,24 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cri_shim.errors import BadArchiveError, NotFoundError
+from cri_shim.image.document_reader import DocumentReader
 from cri_shim.image.manifest import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Platform, digest_of
 from cri_shim.image.reference import parse_reference
 from cri_shim.image.resolve import resolve
+from tests.fakes.unpacker import FakeUnpacker
 from tests.images import config_of, file, layer
 
 if TYPE_CHECKING:
-    from cri_shim.image.arrival import PlannedImage
     from cri_shim.image.manifest import Descriptor
+    from cri_shim.image.planned import PlannedImage
 
 pytestmark = pytest.mark.asyncio
 
@@ -87,9 +91,17 @@ def entry(found: dict[str, Any], architecture: str) -> dict[str, Any]:
 async def run(
     documents: Documents, name: str = "r.example/a:1", stored: dict[str, bytes] | None = None
 ) -> PlannedImage:
-    return await resolve(
-        documents, parse_reference(name), HOST, lambda digest, _max: (stored or {}).get(digest)
-    )
+    async def here(digest: str, _max_bytes: int) -> bytes | None:
+        return (stored or {}).get(digest)
+
+    with TemporaryDirectory() as spool, TemporaryDirectory() as apart:
+        fds = [os.open(directory, os.O_RDONLY) for directory in (spool, apart)]
+        try:
+            reader = DocumentReader(FakeUnpacker(), HOST, *fds)
+            return await resolve(documents, parse_reference(name), reader, here)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
 
 async def test_a_manifest_is_planned_with_its_tag_and_digest() -> None:
@@ -100,7 +112,7 @@ async def test_a_manifest_is_planned_with_its_tag_and_digest() -> None:
         "r.example/a:1",
         f"r.example/a@{found['digest']}",
     ]
-    assert digest_of(planned.manifest) == found["digest"]
+    assert planned.manifest.digest == found["digest"]
     assert planned.manifest_type == OCI_MANIFEST
     assert planned.config.user == "5"
     assert [(each.diff_id, each.blob.digest) for each in planned.layers] == [
@@ -122,7 +134,7 @@ async def test_an_index_leads_to_this_machine_and_gives_its_own_digest(media_typ
     own = documents.image()
     top = documents.put(index_of(entry(other, "arm64"), entry(own, "amd64")), media_type, tag="1")
     planned = await run(documents)
-    assert digest_of(planned.manifest) == own["digest"]
+    assert planned.manifest.digest == own["digest"]
     assert str(planned.names[1]) == f"r.example/a@{top['digest']}"
     assert other["digest"] not in documents.asked
 
