@@ -4,6 +4,8 @@ Rules:
 - A blob is downloaded once, however many layers of the image have it, and not at all if it is here.
 - It is unpacked while it comes, if the unpacker has room for one more stream; else it goes to disk, where it goes
   anyway, and is unpacked from there. Nobody who downloads waits for somebody who unpacks.
+- A download below the minimum rate gives its slot back and goes on as a slow one (`download_slots`): the least that a
+  link of use brings, so that only a server that drips, and one that is waited for, is slow.
 - A layer counts only after its blob's digest was right. When the blob was not, that is what is told, whatever the
   unpacker had to say about its bytes.
 - Names are made and moved in threads: a file system that writes its journal keeps whoever does so waiting.
@@ -15,13 +17,13 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 
 from cri_shim import metrics
 from cri_shim.background import uninterrupted
-from cri_shim.errors import BadArchiveError, DamagedBlobError
+from cri_shim.errors import BadArchiveError, DamagedBlobError, RegistryUnavailableError
 from cri_shim.image.archive_feed import put_document
 from cri_shim.image.growing import Growing
 from cri_shim.image.model import PullProgress, PullStep
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from cri_shim.image.blobs import BlobStore
+    from cri_shim.image.download_slots import DownloadSlot, DownloadSlots
     from cri_shim.image.jobs import LayerReport
     from cri_shim.image.manifest import Descriptor
     from cri_shim.image.planned import PlannedDocument, PlannedLayer
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 _PART_SUFFIX = ".part"
+WINDOW_S = 10.0
+MIN_BYTES_PER_S = 1024
+"""Over one window. A link that brings all downloads of a node less than that would need weeks for an image."""
 
 
 class BlobSource(Protocol):
@@ -45,6 +51,13 @@ class BlobSource(Protocol):
 
     async def download(self, blob: Descriptor, sink: Transfer) -> str:
         """Write the blob to the sink, exactly as many bytes as its descriptor says; which server sent them."""
+
+
+class _Held(NamedTuple):
+    """What a download has taken, and gives back with its end."""
+
+    slot: DownloadSlot
+    all: contextlib.AsyncExitStack
 
 
 class LayerDownloads:
@@ -58,16 +71,23 @@ class LayerDownloads:
         blobs: BlobStore,
         spool_fd: int,
         *,
-        slots: Sequence[asyncio.Semaphore],
+        at_once: int,
+        slots: DownloadSlots,
+        registry: str,
         tell: Callable[[PullProgress], None],
     ) -> None:
-        """`name` is the image, for errors. One of each of `slots` is held during a download. `tell` hears each step."""
+        """`name` is the image, for errors. `tell` hears each step.
+
+        At most `at_once` layers are downloaded at the same time, each with one of the `slots`, as `registry`'s.
+        """
         self._name = name
         self._source = source
         self._unpacker = unpacker
         self._blobs = blobs
         self._spool_fd = spool_fd
+        self._at_once = asyncio.Semaphore(at_once)
         self._slots = slots
+        self._registry = registry
         self._tell = tell
         self._turns: dict[str, asyncio.Lock] = {}
         self._unpacked: set[int] = set()
@@ -119,8 +139,9 @@ class LayerDownloads:
         self._say(layer, PullStep.WAITING, 0)
         part = layer.file + _PART_SUFFIX
         async with contextlib.AsyncExitStack() as slots:
-            for slot in self._slots:
-                await slots.enter_async_context(slot)
+            await slots.enter_async_context(self._at_once)
+            slot = await slots.enter_async_context(self._slots.slot(self._registry))
+            held = _Held(slot, slots)
             await uninterrupted(_make_empty, part, self._spool_fd)
             with _opened(part, os.O_RDWR, self._spool_fd) as fd:
                 transfer = Transfer(
@@ -131,8 +152,8 @@ class LayerDownloads:
                 )
                 async with self._unpacker.stream() as is_free:
                     if is_free:
-                        return await self._bring_as_stream(layer, directory_fd, transfer, slots)
-                await self._download(layer, transfer, slots)
+                        return await self._bring_as_stream(layer, directory_fd, transfer, held)
+                await self._download(layer, transfer, held)
         return await self._unpack_file(layer, directory_fd)
 
     async def _bring_as_stream(
@@ -140,14 +161,14 @@ class LayerDownloads:
         layer: PlannedLayer,
         directory_fd: int,
         transfer: Transfer,
-        slots: contextlib.AsyncExitStack,
+        held: _Held,
     ) -> LayerReport:
         # Read-only: an unpacker must not be able to write to it.
         with _opened(layer.file + _PART_SUFFIX, os.O_RDONLY, self._spool_fd) as fd:
             source = Growing(fd, transfer.follow())
             # Not a task group: when the unpacker fails, the rest of the blob tells whose fault it was.
             downloaded, unpacked = await asyncio.gather(
-                self._download(layer, transfer, slots),
+                self._download(layer, transfer, held),
                 self._unpacker.unpack_layer(source, directory_fd, what=self._what(layer)),
                 return_exceptions=True,
             )
@@ -157,19 +178,36 @@ class LayerDownloads:
             raise unpacked
         return unpacked
 
-    async def _download(
-        self, layer: PlannedLayer, transfer: Transfer, slots: contextlib.AsyncExitStack
-    ) -> None:
+    async def _download(self, layer: PlannedLayer, transfer: Transfer, held: _Held) -> None:
         try:
-            sender = await self._source.download(layer.blob, transfer)
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch(layer, transfer, held.slot))
+                sender = await self._source.download(layer.blob, transfer)
+                watch.cancel()
             transfer.finish(sender)
+        except BaseExceptionGroup as errors:
+            transfer.fail(errors.exceptions[0])
+            raise errors.exceptions[0] from None
         except BaseException as error:
             transfer.fail(error)
             raise
         finally:
-            await slots.aclose()
+            await held.all.aclose()
         await uninterrupted(self._keep, layer)
         self._say(layer, PullStep.UNPACKING, layer.blob.size)
+
+    async def _watch(self, layer: PlannedLayer, transfer: Transfer, slot: DownloadSlot) -> None:
+        """Give the slot back once too little has come for as long as a window. Raises RegistryUnavailableError."""
+        before = -MIN_BYTES_PER_S * WINDOW_S
+        while transfer.received - before >= MIN_BYTES_PER_S * WINDOW_S:
+            before = transfer.received
+            await asyncio.sleep(WINDOW_S)
+        log.info("a layer comes slowly", image=self._name, layer=layer.blob.digest)
+        if not slot.give_back():
+            raise RegistryUnavailableError(
+                f"{self._what(layer)}: it comes with less than {MIN_BYTES_PER_S} bytes a second, and as many layers "
+                f"of {self._registry}, or of all registries, as may be are as slow: try again later"
+            )
 
     async def _unpack_file(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         self._say(layer, PullStep.UNPACKING, layer.blob.size)

@@ -29,6 +29,7 @@ from cri_shim.errors import (
     ResourceExhaustedError,
 )
 from cri_shim.image.credentials import load_auth_file
+from cri_shim.image.download_slots import DownloadSlots
 from cri_shim.image.layer_downloads import LayerDownloads
 from cri_shim.image.reference import RESERVED_DOMAIN, parse_reference
 from cri_shim.image.registry_hosts import load_endpoints
@@ -53,6 +54,9 @@ log = structlog.get_logger()
 
 _DOWNLOADS_OF_ALL = 4
 """Times `max_parallel_downloads`, which is for one image: what all pulls together may do, so that memory is bounded."""
+_DOWNLOADS_OF_A_REGISTRY = 3
+_SLOW_DOWNLOADS_OF_ALL = 4
+_SLOW_DOWNLOADS_OF_A_REGISTRY = 2
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (NotFoundError, "not_found"),
     (RegistryAuthError, "unauthorized"),
@@ -75,7 +79,13 @@ class Puller:
         self._pulls: SingleFlight[Image] = SingleFlight("PullImage")
         self._operations = operations if operations is not None else Operations()
         self._listeners: dict[str, list[Progress]] = {}
-        self._downloads = asyncio.Semaphore(_DOWNLOADS_OF_ALL * settings.max_parallel_downloads)
+        of_one_image = settings.max_parallel_downloads
+        self._slots = DownloadSlots(
+            _DOWNLOADS_OF_ALL * of_one_image,
+            of_one_registry=_DOWNLOADS_OF_A_REGISTRY * of_one_image,
+            slow=_SLOW_DOWNLOADS_OF_ALL * of_one_image,
+            slow_of_one=_SLOW_DOWNLOADS_OF_A_REGISTRY * of_one_image,
+        )
 
     def reconfigure(self, settings: ImageSettings) -> None:
         """New settings, for pulls that begin from now on."""
@@ -182,10 +192,9 @@ class Puller:
                     store.unpacker,
                     store.blobs,
                     spool_fd,
-                    slots=(
-                        asyncio.Semaphore(settings.max_parallel_downloads),
-                        self._downloads,
-                    ),
+                    at_once=settings.max_parallel_downloads,
+                    slots=self._slots,
+                    registry=reference.domain,
                     tell=lambda progress: self._tell(key, progress),
                 )
                 await uninterrupted(downloads.borrow, planned.layers)

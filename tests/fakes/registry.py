@@ -122,6 +122,8 @@ class FakeRegistry:
         self.prefix = "/v2"
         self.paused: asyncio.Event | None = None
         """Layers are not sent before it is set."""
+        self.drip_s = 0.0
+        """Layers come a byte at a time, with a pause of so much after each; in one piece from when it is 0 again."""
         self._tls = tls
         self._basic = basic
         self._wants_token = tokens
@@ -253,6 +255,10 @@ class FakeRegistry:
         response.content_length = len(data) - start
         await response.prepare(request)
         body = data[start:]
+        while self.drip_s and body and not data.startswith(b"{"):
+            await response.write(body[:1])
+            body = body[1:]
+            await asyncio.sleep(self.drip_s)
         if isinstance(fault, Cut | Stall):
             await response.write(body[: fault.after_bytes])
             if isinstance(fault, Stall):

@@ -19,13 +19,14 @@ from cri_shim.errors import (
     RegistryUnavailableError,
     UnavailableError,
 )
+from cri_shim.image import layer_downloads
 from cri_shim.image.credentials import Credentials
-from cri_shim.image.model import PullStep
+from cri_shim.image.model import Image, PullStep
 from tests.fakes.registry import Answer, Corrupt, Cut, FakeRegistry, Stall
 from tests.images import LayerBlob, file, layer
 
 if TYPE_CHECKING:
-    from cri_shim.image.model import Image, PullProgress
+    from cri_shim.image.model import PullProgress
     from tests.unit.image.conftest import Node
 
 pytestmark = pytest.mark.asyncio
@@ -201,6 +202,39 @@ async def test_downloads_are_bounded_and_layers_unpack_side_by_side(
     assert node.unpacker.at_once == 3
     registry.paused.set()
     await pulling
+
+
+async def test_four_pulls_that_drip_leave_a_fifth_its_time(
+    node: Node, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_downloads, "WINDOW_S", 0.2)
+    good = layer(file("good", os.urandom(100_000)))
+    registry.add("team/good", good, tag="1")
+    async with FakeRegistry() as dripping:
+        dripping.drip_s = 0.05
+        for number in range(4):
+            names = [f"{number}-{each}" for each in range(3)]
+            layers = [layer(file(name, os.urandom(5000))) for name in names]
+            dripping.add(f"team/slow{number}", *layers, tag="1")
+        slow = [
+            asyncio.create_task(node.puller.pull(f"{dripping.host}/team/slow{number}:1"))
+            for number in range(4)
+        ]
+        async with asyncio.timeout(20):
+            # The registry's share: the fourth waits.
+            while dripping.count("GET", "/blobs/") < 4 + 9:  # noqa: ASYNC110 - requests have no event
+                await asyncio.sleep(0.01)
+        # The first has three slots of the rest at once.
+        await node.puller.pull(f"{registry.host}/team/good:1")
+        # Six who are slow go on, the share of one registry; one more is refused.
+        async with asyncio.timeout(20):
+            await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
+        dripping.drip_s = 0.0
+        ends = await asyncio.gather(*slow, return_exceptions=True)
+        refusals = [end for end in ends if isinstance(end, RegistryUnavailableError)]
+        assert all("less than 1024 bytes a second" in str(each) for each in refusals)
+        assert 1 <= len(refusals) < len(ends)
+        assert all(isinstance(end, Image) for end in ends if end not in refusals)
 
 
 # Sharing
