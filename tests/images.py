@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import zstandard
 
 from cri_shim.image.builtin import busybox_archive
-from cri_shim.image.manifest import digest_of, platform_of
+from cri_shim.image.manifest import digest_of
+from cri_shim.image.platforms import platform_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

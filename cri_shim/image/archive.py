@@ -31,16 +31,13 @@ from cri_shim.image.manifest import (
     Index,
     Manifest,
     Platform,
-    check_config,
-    check_platform,
-    choose_manifest,
     digest_of,
-    is_candidate,
     kept_annotations,
     parse_config,
     parse_document,
 )
 from cri_shim.image.planned import PlannedDocument, PlannedImage, PlannedLayer
+from cri_shim.image.platforms import check_config, check_platform, choose_manifest, is_candidate
 from cri_shim.image.reference import Reference, parse_reference
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from cri_shim.image.manifest import (
     Index,
     Manifest,
     digest_of,
-    platform_of,
 )
+from cri_shim.image.platforms import platform_of
 from cri_shim.image.reference import RESERVED_DOMAIN
 
 if TYPE_CHECKING:

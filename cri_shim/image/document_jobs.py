@@ -10,12 +10,11 @@ from cri_shim.image.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     Index,
-    check_platform,
-    choose_manifest,
     parse_config,
     parse_document,
     without_words,
 )
+from cri_shim.image.platforms import check_platform, choose_manifest
 
 if TYPE_CHECKING:
     from cri_shim.image.manifest import Platform

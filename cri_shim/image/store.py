@@ -29,13 +29,10 @@ from cri_shim.image.collect import collect
 from cri_shim.image.document_reader import DocumentReader
 from cri_shim.image.export import prepare_export
 from cri_shim.image.holdings import Holdings
-from cri_shim.image.manifest import (
-    MAX_CONFIG_BYTES,
-    chain_ids,
-    platform_of,
-)
+from cri_shim.image.manifest import MAX_CONFIG_BYTES, chain_ids
 from cri_shim.image.model import FsUsage, Image, ImportProgress, LayerStack
 from cri_shim.image.pins import Pins
+from cri_shim.image.platforms import platform_of
 from cri_shim.image.reference import parse_reference
 from cri_shim.image.repair import Repairer
 from cri_shim.image.unpack import Unpacker

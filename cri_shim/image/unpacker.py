@@ -63,7 +63,7 @@ CHILD_CAPABILITIES = (
 )
 _TEMPLATE_CAPABILITIES = (*CHILD_CAPABILITIES, Capability.CAP_SYS_CHROOT, Capability.CAP_SETPCAP)
 _CHILD_DESCRIPTORS = 64
-_MAX_REASON_CHARS = 2000
+_MAX_REASON_CHARS = 1500
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Request).decode

@@ -11,7 +11,7 @@ import os
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cri_shim.image.manifest import platform_of
+from cri_shim.image.platforms import platform_of
 from tests.conformance import packages
 from tests.images import directory, file, hardlink, layer, symlink
 

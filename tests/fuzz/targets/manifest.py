@@ -13,12 +13,10 @@ from cri_shim.image.manifest import (
     Index,
     Manifest,
     chain_ids,
-    check_platform,
-    choose_manifest,
     parse_config,
     parse_document,
-    platform_of,
 )
+from cri_shim.image.platforms import check_platform, choose_manifest, platform_of
 from cri_shim.image.reference import is_digest
 from tests.fuzz import assert_sound
 

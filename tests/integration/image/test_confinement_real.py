@@ -17,7 +17,8 @@ import pytest_asyncio
 from cri_shim.errors import BadArchiveError, CriShimError, DeadlineError, UnavailableError
 from cri_shim.image.document_reader import DocumentReader
 from cri_shim.image.jobs import Limits
-from cri_shim.image.manifest import digest_of, parse_config, platform_of
+from cri_shim.image.manifest import digest_of, parse_config
+from cri_shim.image.platforms import platform_of
 from cri_shim.image.unpack import Unpacker
 from tests.images import (
     Entry,

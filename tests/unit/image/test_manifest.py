@@ -19,15 +19,12 @@ from cri_shim.image.manifest import (
     Manifest,
     Platform,
     chain_ids,
-    check_platform,
-    choose_manifest,
     digest_of,
-    is_candidate,
     kept_annotations,
     parse_config,
     parse_document,
-    platform_of,
 )
+from cri_shim.image.platforms import check_platform, choose_manifest, is_candidate, platform_of
 
 A, B = ("sha256:" + letter * 64 for letter in "ab")
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"

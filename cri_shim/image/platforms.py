@@ -1,0 +1,139 @@
+"""Which images run on this machine: the choice from an index, and what a configuration says of itself.
+
+Rules: pure. Names are those of Go's GOOS and GOARCH, as the specs have them; what some tools write instead is known.
+
+Spec: OCI image-spec 1.1, image-index, "platform".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import BadArchiveError
+from cri_shim.image.manifest import (
+    ATTESTATION,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    Platform,
+    check_layers,
+)
+from cri_shim.quoting import quoted
+
+if TYPE_CHECKING:
+    from cri_shim.image.manifest import Descriptor, ImageConfig, Index, Manifest
+
+_ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
+_PLATFORMS_SHOWN = 12
+
+
+def check_config(config: ImageConfig, manifest: Manifest, host: Platform) -> None:
+    """Raises BadArchiveError if the configuration of the image of `manifest` doesn't fit it, or not this host."""
+    check_platform(config, host, f"image config {manifest.config.digest}")
+    check_layers(config, manifest)
+
+
+_MACHINES = {
+    "x86_64": Platform(os="linux", architecture="amd64"),
+    "aarch64": Platform(os="linux", architecture="arm64", variant="v8"),
+    "armv7l": Platform(os="linux", architecture="arm", variant="v7"),
+    "armv6l": Platform(os="linux", architecture="arm", variant="v6"),
+    "i686": Platform(os="linux", architecture="386"),
+    "ppc64le": Platform(os="linux", architecture="ppc64le"),
+    "s390x": Platform(os="linux", architecture="s390x"),
+    "riscv64": Platform(os="linux", architecture="riscv64"),
+    "loongarch64": Platform(os="linux", architecture="loong64"),
+}
+
+
+def platform_of(machine: str) -> Platform:
+    """The platform of a Linux machine, by the name that uname(2) gives it."""
+    return _MACHINES.get(machine, Platform(os="linux", architecture=machine))
+
+
+def choose_manifest(index: Index, host: Platform, what: str) -> Descriptor:
+    """The entry of `index` that runs best on `host`; entries of equal rank: the first.
+
+    An entry without a platform fits any host, as a last choice. Raises BadArchiveError naming what there is.
+    """
+    best: Descriptor | None = None
+    best_rank = 0
+    for entry in index.manifests:
+        if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+            continue  # an attestation's or another artifact's own type
+        if entry.artifact_type or ATTESTATION in entry.annotations:
+            continue
+        rank = _rank(entry.platform, host)
+        if rank > best_rank:
+            best, best_rank = entry, rank
+    if best is None:
+        found = sorted({_spell(e.platform) for e in index.manifests if e.platform is not None})
+        has = ", ".join(found[:_PLATFORMS_SHOWN]) or "nothing"
+        more = ", …" if len(found) > _PLATFORMS_SHOWN else ""
+        raise BadArchiveError(f"{what}: nothing for {_spell(host)} in it; it has {has}{more}")
+    return best
+
+
+def is_candidate(entry: Descriptor, host: Platform) -> bool:
+    """Whether an entry of an OCI layout's index may be an image for `host`."""
+    image = not entry.media_type or entry.media_type in MANIFEST_TYPES | INDEX_TYPES
+    return image and _rank(entry.platform, host) > 0
+
+
+def check_platform(config: ImageConfig, host: Platform, what: str) -> None:
+    """Raises BadArchiveError when the image says that it is for another kind of machine."""
+    if not config.os and not config.architecture:
+        return
+    own = Platform(
+        os=config.os or host.os,
+        architecture=config.architecture or host.architecture,
+        variant=config.variant,
+        os_features=list(config.os_features),
+    )
+    if _rank(own, host) == 0:
+        raise BadArchiveError(
+            f"{what}: the image is for {_spell(own)}, this machine is {_spell(host)}"
+        )
+
+
+def _rank(platform: Platform | None, host: Platform) -> int:
+    """0: can't run here; higher is better."""
+    if platform is None:
+        return 1
+    architecture, variant = _normal(platform)
+    if platform.os != host.os or architecture != host.architecture or platform.os_features:
+        return 0
+    if variant == host.variant:
+        return 100
+    if host.architecture == "arm":
+        # An older variant's programs run on a newer machine, the newest of them best.
+        ours, theirs = host.variant.lstrip("v"), (variant or "v7").lstrip("v")
+        if _is_small(ours) and _is_small(theirs) and int(theirs) <= int(ours):
+            return 10 + int(theirs)
+        return 0
+    if not variant:
+        return 50
+    # amd64/v2 and higher may use instructions that this machine lacks.
+    return 0
+
+
+def _normal(platform: Platform) -> tuple[str, str]:
+    """Architecture and variant as the specs spell them, for what some tools write instead."""
+    architecture = _ALIASES.get(platform.architecture, platform.architecture)
+    variant = platform.variant
+    if (architecture, variant) in (("amd64", "v1"), ("arm64", "8")):
+        variant = "" if architecture == "amd64" else "v8"
+    return architecture, variant
+
+
+def _is_small(number: str) -> bool:
+    return len(number) == 1 and number in "0123456789"
+
+
+def _spell(platform: Platform | None) -> str:
+    if platform is None:
+        return "any platform"
+    variant = f"/{platform.variant}" if platform.variant else ""
+    text = f"{platform.os}/{platform.architecture}{variant}"
+    if platform.os_features:
+        text += f" with {', '.join(platform.os_features[:8])}"
+    return text if text.isprintable() and len(text) < 100 else quoted(text)
