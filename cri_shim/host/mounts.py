@@ -182,6 +182,27 @@ def can_map_ids(directory: Path, userns_fd: int) -> bool:
     return True
 
 
+def without_devices(directory_fd: int) -> int:
+    """The same directory on a mount of its own, which nobody else sees and which ends with this descriptor.
+
+    No device is opened there, no program run; both may be made. Raises OSError; ENOSYS before Linux 5.12.
+    """
+    fd = syscalls.open_tree(f"/proc/self/fd/{directory_fd}", syscalls.OPEN_TREE_CLONE)
+    try:
+        syscalls.mount_setattr(
+            fd,
+            "",
+            syscalls.AT_EMPTY_PATH,
+            attr_set=syscalls.MOUNT_ATTR_NODEV
+            | syscalls.MOUNT_ATTR_NOSUID
+            | syscalls.MOUNT_ATTR_NOEXEC,
+        )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def has_mount_setattr() -> bool:
     """Whether this kernel changes mounts recursively (Linux 5.12): what recursive read-only mounts stand on."""
     try:

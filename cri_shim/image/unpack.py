@@ -11,9 +11,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +23,9 @@ from cri_shim.errors import (
     CriShimError,
     DeadlineError,
     ResourceExhaustedError,
+    UnavailableError,
 )
+from cri_shim.host.mounts import without_devices
 from cri_shim.image.growing import Growing
 from cri_shim.image.jobs import (
     ArchiveReport,
@@ -40,7 +43,7 @@ from cri_shim.image.planned import PlannedImage, checked
 from cri_shim.image.unpacker_process import UnpackerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from cri_shim.host.process import Reaper
     from cri_shim.image.manifest import ImageConfig
@@ -223,7 +226,8 @@ class Unpacker:
                         platform=platform,
                         content_type=content_type[:_MAX_TYPE_CHARS],
                     )
-                    result = await template.run(job, source, directory_fd, what)
+                    with _apart(directory_fd, what) as apart_fd:
+                        result = await template.run(job, source, apart_fd, what)
             except TimeoutError:
                 raise DeadlineError(
                     f"{what}: unpacking went on for {self._timeout_s:g} s and was given up"
@@ -267,6 +271,21 @@ class Unpacker:
         template, self._template = self._template, None
         if template is not None:
             template.hang_up()
+
+
+@contextmanager
+def _apart(directory_fd: int, what: str) -> Iterator[int]:
+    """The directory on a mount on which devices can be made and not opened; itself where the kernel has none (5.12)."""
+    try:
+        fd = without_devices(directory_fd)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise UnavailableError(f"{what}: shutting up its unpacker: {error}") from error
+        fd = os.dup(directory_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _failure(failure: Failure, what: str) -> CriShimError:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from cri_shim.errors import BadArchiveError
-from cri_shim.host import confine
+from cri_shim.host import confine, seccomp
 from cri_shim.host.confine import Capability
 from cri_shim.image import tar
 from cri_shim.image.archive import Archive
@@ -187,6 +187,7 @@ def _confine(limits: Limits, directory_fd: int, template_pid: int) -> None:
     confine.forbid_tracing()
     confine.keep_capabilities(CHILD_CAPABILITIES)
     confine.die_with_parent(template_pid)
+    seccomp.allow_only_work_on_files()
 
 
 def _failure(fault: Fault, reason: str) -> bytes:
@@ -251,6 +252,7 @@ def main(argv: list[str]) -> int:
     template = Template(connection)
     try:
         tar.prepare()
+        seccomp.build_filter(os.uname().machine)
         confine.leave_network()
         confine.keep_capabilities(_TEMPLATE_CAPABILITIES)
         confine.forbid_tracing()

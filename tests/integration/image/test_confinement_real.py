@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.images import (
     stream,
     symlink,
     tar_of,
+    whiteout,
 )
 
 if TYPE_CHECKING:
@@ -122,8 +124,9 @@ async def test_the_child_has_lost_what_it_does_not_need(stalled: Stalled, root: 
         assert capabilities(status[name]) == KEPT
     assert capabilities(status["CapInh"]) == capabilities(status["CapAmb"]) == set()
     assert status["NoNewPrivs"] == "1"
-    assert os.readlink(f"/proc/{child}/root") == str(root)
-    assert os.readlink(f"/proc/{child}/cwd") == str(root)
+    for name in ("root", "cwd"):
+        assert os.path.samefile(f"/proc/{child}/{name}", root)
+    assert status["Seccomp"] == "2"
     networks = {os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child)}
     assert len(networks) == 2
     assert Path(f"/proc/{child}/net/dev").read_text().count("\n") == 3  # two lines of heading, lo
@@ -131,6 +134,26 @@ async def test_the_child_has_lost_what_it_does_not_need(stalled: Stalled, root: 
     assert f"Max address space         {Limits().memory_bytes}" in limits
     assert "Max core file size        0" in limits
     assert capabilities(status_of(template)["CapEff"]) == KEPT | {"bit 8", "bit 18"}
+
+
+async def test_the_child_makes_devices_but_can_open_none(
+    unpacker: Unpacker, stalled: Stalled, root: Path, tmp_path: Path
+) -> None:
+    _, child = await stalled.start()
+    os.mknod(root / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    os.close(os.open(root / "null", os.O_RDONLY))  # not by us: by what the child may reach
+    with pytest.raises(PermissionError):
+        os.open(f"/proc/{child}/root/null", os.O_RDONLY)
+    made = tmp_path / "made"
+    made.mkdir()
+    fd = os.open(made, os.O_RDONLY)
+    try:
+        devices = tar_of([device("null", 1, 3), file("d/a"), whiteout("d/gone")])
+        await unpacker.unpack_layer(stream(devices), fd, what="layer")
+    finally:
+        os.close(fd)
+    assert (made / "null").stat().st_rdev == os.makedev(1, 3)
+    assert (made / "d/gone").stat().st_rdev == 0
 
 
 async def test_the_child_holds_nothing_but_its_job(stalled: Stalled) -> None:
