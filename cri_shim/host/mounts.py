@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import ResourceExhaustedError, UnsupportedError
 from cri_shim.host import syscalls
-from cri_shim.host.mountinfo import read_mounts
 from cri_shim.host.throwaway import in_throwaway_thread
 from cri_shim.quoting import quoted
 
@@ -299,27 +298,30 @@ def unmount(target: Path) -> None:
             raise
 
 
-def mounts_below(directory: Path) -> list[Path]:
-    """Mount points strictly below `directory`, each once, innermost first; blocking."""
-    real = Path(os.path.realpath(directory))
-    targets = {
-        mount.target
-        for mount in read_mounts()
-        if mount.target != real and mount.target.is_relative_to(real)
-    }
-    return sorted(targets, key=lambda target: (-len(target.parts), target))
-
-
 def unmount_below(directory: Path) -> None:
-    """Detach everything mounted strictly below `directory`, innermost first; blocking.
+    """Detach everything mounted strictly below `directory`; nothing happens when that isn't there; blocking.
 
-    Raises the first OSError after it has tried them all.
+    Every name in it is tried, so that the cost is that of a few names and not that of all the node's mounts: nothing
+    for trees that a container writes to. Raises the first OSError after it has tried them all.
     """
     first: OSError | None = None
-    for target in mounts_below(directory):
+    waiting = [os.fspath(directory)]
+    while waiting:
         try:
-            unmount(target)
-        except OSError as error:
-            first = first or error
+            with os.scandir(waiting.pop()) as entries:
+                found = list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in found:
+            if entry.is_symlink():
+                continue
+            try:
+                unmount(Path(entry.path))
+            except OSError as error:
+                first = first or error
+            else:
+                # Asked anew: what was mounted there may have been of another kind.
+                if os.path.isdir(entry.path):
+                    waiting.append(entry.path)
     if first is not None:
         raise first

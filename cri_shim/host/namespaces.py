@@ -40,6 +40,8 @@ NS_GET_NSTYPE = 0xB703
 
 _IFREQ = struct.Struct("16sH22x")
 _THIS_NETNS = "/proc/thread-self/ns/net"
+_known_shared: set[int] = set()
+"""The mount that /run/netns was found to lie on, by its number: looking through all mounts once is enough."""
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_.\-]+")
 _SYSCTL_VALUE = re.compile(r"[\x20-\x7e\t]+")
 
@@ -189,12 +191,26 @@ def _prepare_directory(directory: Path) -> None:
         return
     lock = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if _mount_id(lock) in _known_shared:
+            return
         fcntl.flock(lock, fcntl.LOCK_EX)  # closing gives it back
         lies_on = mount_of(real, read_mounts())
-        if lies_on is not None and lies_on.is_shared:
-            return
-        if lies_on is None or lies_on.target != real:
-            syscalls.mount(real, real, None, syscalls.MS_BIND | syscalls.MS_REC)
-        syscalls.mount("none", real, None, syscalls.MS_SHARED | syscalls.MS_REC)
+        if lies_on is None or not lies_on.is_shared:
+            if lies_on is None or lies_on.target != real:
+                syscalls.mount(real, real, None, syscalls.MS_BIND | syscalls.MS_REC)
+            syscalls.mount("none", real, None, syscalls.MS_SHARED | syscalls.MS_REC)
     finally:
         os.close(lock)
+    # Opened again: a mount that was made above lies on what the first descriptor leads to.
+    there = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _known_shared.clear()
+        _known_shared.add(_mount_id(there))
+    finally:
+        os.close(there)
+
+
+def _mount_id(fd: int) -> int:
+    """The mount that a descriptor's file lies on (proc(5), /proc/PID/fdinfo)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))

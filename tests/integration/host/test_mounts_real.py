@@ -20,10 +20,10 @@ from cri_shim.host.mounts import (
     has_mount_setattr,
     mount_overlay,
     mount_tmpfs,
-    mounts_below,
     unmount,
     unmount_below,
 )
+from tests.harness.mount_points import mounts_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

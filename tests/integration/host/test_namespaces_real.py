@@ -16,8 +16,8 @@ import pytest
 
 from cri_shim import paths
 from cri_shim.errors import InvalidArgumentError
-from cri_shim.host.mounts import mounts_below
 from cri_shim.host.namespaces import create_netns, is_netns, remove_netns, run_in_netns
+from tests.harness.mount_points import mounts_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

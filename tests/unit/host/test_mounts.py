@@ -10,10 +10,10 @@ from cri_shim.errors import ResourceExhaustedError
 from cri_shim.host.mounts import (
     build_overlay_options,
     mount_overlay,
-    mounts_below,
     unmount,
     unmount_below,
 )
+from tests.harness.mount_points import mounts_below
 
 UPPER = Path("/r/upper")
 WORK = Path("/r/work")
