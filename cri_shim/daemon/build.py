@@ -171,6 +171,9 @@ async def build(
         runtime_of=handlers.get,
         reaper=reaper,
         files_limits=FilesLimits(cgroups, specs.place),
+        pids_of=lambda container: cgroups.pids(
+            specs.place(container.record.cgroup_parent, container.id).relative_dir
+        ),
     )
     container_cases = Containers(
         paths=paths,

@@ -35,7 +35,8 @@ from cri_shim.host.pidfd import (
     parent_pid,
     start_time_ticks,
 )
-from cri_shim.host.proctree import descendants, process_table, session_of
+from cri_shim.host.proctree import children_of, family_of
+from cri_shim.kernel_call import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -189,7 +190,7 @@ class Reaper:
                 stderr.start()
                 ending = await child.wait_at_most(timeout_s)
                 if ending is None:
-                    await _ask_to_end(child)
+                    await self._ask_to_end(child)
             finally:
                 # Whatever ended the wait, the command doesn't go on.
                 await _kill_and_collect(child)
@@ -245,6 +246,23 @@ class Reaper:
             return None
         return self._register(pid, ())
 
+    def orphans(self) -> list[int]:
+        """Children that came to us when their parents ended, of nobody's here so far. Blocking, in any thread."""
+        return [pid for pid in children_of(os.getpid()) if pid not in self._children]
+
+    async def _ask_to_end(self, child: Child) -> None:
+        """SIGTERM, for whoever can put its things in order; then SIGKILL for all that it had started."""
+        family, _ = await in_time(
+            "looking at what a late command has started",
+            lambda: family_of(child.pid, self.orphans()),
+        )
+        child.kill_group(signal.SIGTERM)
+        await child.wait_at_most(TERM_GRACE_S)
+        child.kill_group()
+        # Of a group whose leader has ended only those are told apart from others that were seen before.
+        for entry in family.values():
+            kill_process(entry.pid, entry.start_ticks)
+
     def _check_open(self) -> None:
         if self._loop is None:
             raise RuntimeError("the reaper is not open")
@@ -279,18 +297,6 @@ class Reaper:
                     del self._kept[next(iter(self._kept))]
             else:
                 log.debug("collected an unknown child", pid=pid, ending=ending.describe())
-
-
-async def _ask_to_end(child: Child) -> None:
-    """SIGTERM, for whoever can put its things in order; then SIGKILL for all that it had started."""
-    table = process_table()
-    family = [table[pid] for pid in descendants(table, child.pid) | session_of(table, child.pid)]
-    child.kill_group(signal.SIGTERM)
-    await child.wait_at_most(TERM_GRACE_S)
-    child.kill_group()
-    # Of a group whose leader has ended only those are told apart from others that were seen before.
-    for entry in family:
-        kill_process(entry.pid, entry.start_ticks)
 
 
 async def _kill_and_collect(child: Child) -> None:

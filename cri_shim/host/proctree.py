@@ -1,28 +1,36 @@
-"""The process table, read in one pass, and killing whole families.
+"""Families of processes: who lives below a process, and killing them whole.
 
-For what no cgroup delimits: a monitor with the runtime command below it, or an exec'd process with its session.
-Rules: a pid is acted on only through a pidfd whose start time matches; zombies count as gone.
+For what no cgroup delimits: a monitor with the runtime command below it, or an exec'd process with its session. Rules:
+- A family is found by the lists of children that the kernel keeps (proc(5), /proc/PID/task/TID/children), so that its
+  cost is the family's and not the node's. Only a kernel without them (CONFIG_PROC_CHILDREN) is looked through whole.
+- Whoever lost its parent is no descendant any more, but still in the session: such strays are looked for among the
+  processes that the caller names, who knows where orphans go.
+- A pid is acted on only while its parent or session says that it is of the family, and through a pidfd whose start
+  time matches; zombies count as gone. Ends are waited for on pidfds.
 """
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import os
 import signal
 import time
 from typing import TYPE_CHECKING
 
-from cri_shim.host.pidfd import kill_process
+from cri_shim.host.pidfd import ends_of, kill_process
 from cri_shim.host.procstat import ProcessEntry, process_entry
+from cri_shim.kernel_call import in_time
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-_POLL_S = 0.005
+_WAITED_FOR = 64
+"""Ends waited for at once: each takes a descriptor, and who has not ended then is seen at the next look."""
+_MISSED = (FileNotFoundError, ProcessLookupError)
 
 
 def process_table() -> dict[int, ProcessEntry]:
-    """Every process there is now. Blocking, about 20 µs a process."""
+    """Every process there is now. Blocking, about 20 µs a process: nothing for ordinary life."""
     table: dict[int, ProcessEntry] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (entry := process_entry(int(name))) is not None:
@@ -30,48 +38,118 @@ def process_table() -> dict[int, ProcessEntry]:
     return table
 
 
-def descendants(table: Mapping[int, ProcessEntry], pid: int) -> set[int]:
-    """All below `pid` by parentage, without itself."""
-    children: dict[int, list[int]] = {}
-    for entry in table.values():
-        children.setdefault(entry.parent_pid, []).append(entry.pid)
-    found: set[int] = set()
-    pending = [pid]
-    while pending:
-        for child in children.get(pending.pop(), ()):
-            if child not in found:
-                found.add(child)
-                pending.append(child)
+@functools.cache
+def _kernel_lists_children() -> bool:
+    return os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of `pid`, zombies too; none when it is gone. Blocking: a file for each of its threads."""
+    if not _kernel_lists_children():
+        return [entry.pid for entry in process_table().values() if entry.parent_pid == pid]
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except _MISSED:
+        return found
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
+                found += map(int, file.readall().split())
+        except _MISSED:
+            continue
     return found
 
 
-def session_of(table: Mapping[int, ProcessEntry], leader: int) -> set[int]:
-    """All processes in the session that `leader` leads."""
-    return {entry.pid for entry in table.values() if entry.session == leader}
+def family_of(pid: int, strays: Iterable[int] = ()) -> tuple[dict[int, ProcessEntry], bool]:
+    """All below `pid`, zombies too, and of `strays` those in the session it leads; never `pid` itself. Blocking.
+
+    The second value is False when some came or went meanwhile, so that one may be missing.
+    """
+    lists = _Listed() if _kernel_lists_children() else _Scanned(process_table())
+    found: dict[int, ProcessEntry] = {}
+    complete = True
+    waiting = [pid]
+    for stray in strays:
+        if stray == pid or _session(stray) != pid:
+            continue
+        entry = process_entry(stray)
+        if entry is not None and entry.session == pid:
+            found[stray] = entry
+            waiting.append(stray)
+    while waiting:
+        parent = waiting.pop()
+        for child in lists.children_of(parent):
+            if child == pid or child in found:
+                continue
+            entry = process_entry(child)
+            if entry is None or entry.parent_pid != parent:
+                complete = False
+                continue
+            found[child] = entry
+            waiting.append(child)
+    return found, complete
 
 
-async def kill_family(pid: int, start_ticks: int | None, *, timeout_s: float) -> bool:
-    """Kill a process, its session if it leads one, and everything below it; True once all are gone.
+class _Listed:
+    """Children as the kernel lists them."""
 
-    The root is stopped first, so that it can neither report a killed child nor fork while its family dies.
+    def children_of(self, pid: int) -> Iterable[int]:
+        return children_of(pid)
+
+
+class _Scanned:
+    """Children as one pass over all processes saw them."""
+
+    def __init__(self, table: Mapping[int, ProcessEntry]) -> None:
+        self._children: dict[int, list[int]] = {}
+        for entry in table.values():
+            self._children.setdefault(entry.parent_pid, []).append(entry.pid)
+
+    def children_of(self, pid: int) -> Iterable[int]:
+        return self._children.get(pid, ())
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+async def kill_family(
+    pid: int,
+    start_ticks: int | None,
+    *,
+    timeout_s: float,
+    strays: Callable[[], Iterable[int]] = tuple,
+) -> bool:
+    """Kill a process, everything below it, and of `strays` the session it leads; True once all are gone.
+
+    `strays` is asked in a thread, before each look. The root is stopped first, so that it can neither report a killed
+    child nor fork while its family dies.
     """
     root = process_entry(pid)
     if root is None or (start_ticks is not None and root.start_ticks != start_ticks):
         return True
     kill_process(pid, root.start_ticks, signal.SIGSTOP)
-    deadline = time.monotonic() + timeout_s
+    give_up_at = time.monotonic() + timeout_s
     while True:
-        table = process_table()
-        family = (descendants(table, pid) | session_of(table, pid)) - {pid}
-        alive = [table[member] for member in family if not table[member].zombie]
-        for entry in alive:
-            kill_process(entry.pid, entry.start_ticks)
-        if not alive:
+        killed, complete = await in_time("killing processes", _kill_members, pid, strays)
+        left_s = give_up_at - time.monotonic()
+        if not killed and complete:
             kill_process(pid, root.start_ticks)
-            current = table.get(pid)
-            if current is None or current.start_ticks != root.start_ticks or current.zombie:
-                return True
-        if time.monotonic() > deadline:
+            return not await ends_of([(pid, root.start_ticks)], max(left_s, 0))
+        if left_s <= 0:
             kill_process(pid, root.start_ticks)
             return False
-        await asyncio.sleep(_POLL_S)
+        await ends_of([(m.pid, m.start_ticks) for m in killed[:_WAITED_FOR]], left_s)
+
+
+def _kill_members(pid: int, strays: Callable[[], Iterable[int]]) -> tuple[list[ProcessEntry], bool]:
+    """One look and a SIGKILL for each that lives; those, and whether the look was complete."""
+    family, complete = family_of(pid, strays())
+    alive = [member for member in family.values() if not member.zombie]
+    for member in alive:
+        kill_process(member.pid, member.start_ticks)
+    return alive, complete

@@ -39,6 +39,7 @@ from cri_shim.errors import (
     RuntimeCommandError,
 )
 from cri_shim.host.pidfd import parent_pid, start_time_ticks
+from cri_shim.kernel_call import in_time
 from cri_shim.oci import conmon_control
 from cri_shim.oci.complaints import runtime_message
 from cri_shim.oci.conmon_sync import MAX_REPORT_BYTES, Pipe, own_words, parse_report, read_line
@@ -109,6 +110,9 @@ class Monitors:
         self._conmon = conmon
         self._exits_dir = exits_dir
         self._socket_dir = socket_dir
+        self._started: dict[str, MonitorIdentity] = {}
+        self._former: dict[str, list[MonitorIdentity]] | None = None
+        self._looking = asyncio.Lock()
         room = _SOCKET_PATH_BYTES - _CONSOLE_NAME_BYTES - _SHORT_ID - 1
         if len(os.fsencode(socket_dir)) > room:
             raise ConfigError(
@@ -182,9 +186,25 @@ class Monitors:
         return words[2]
 
     def discard(self, container_id: str) -> None:
-        """Remove what a creation that was cut short left in `socket_dir`; no harm when there is nothing."""
+        """Forget a container's monitor; remove what a creation that was cut short left in `socket_dir`, if anything."""
+        self._started.pop(container_id, None)
+        self._remove_console_dir(container_id)
+
+    def _remove_console_dir(self, container_id: str) -> None:
         if container_id:
             shutil.rmtree(self._socket_dir / container_id[:_SHORT_ID], ignore_errors=True)
+
+    async def monitors_of(self, container_id: str) -> list[MonitorIdentity]:
+        """The monitors that a container has or had, noted or not; some may have ended.
+
+        Those that this process started are known. Those of its predecessors are looked for once, for all containers.
+        """
+        async with self._looking:
+            if self._former is None:
+                self._former = await in_time("looking for monitors", self.find_monitors)
+        found = list(self._former.get(container_id, ()))
+        own = self._started.get(container_id)
+        return found if own is None or own in found else [*found, own]
 
     def find_monitors(self, proc_dir: Path = Path("/proc")) -> dict[str, list[MonitorIdentity]]:
         """Every living conmon of this daemon's state directory by container ID, told by its command line.
@@ -248,6 +268,7 @@ class Monitors:
                 start.close_read()
                 stderr.close_write()
                 monitor = MonitorIdentity(child.pid, start_time_ticks(child.pid) or 0)
+                self._started[request.container_id] = monitor
                 on_spawn(monitor)
                 start.close_write()
                 try:
@@ -319,7 +340,7 @@ class Monitors:
             directory.mkdir(mode=0o700, exist_ok=True)
             yield directory
         finally:
-            self.discard(request.container_id)
+            self._remove_console_dir(request.container_id)
 
 
 async def _end(child: Child) -> None:

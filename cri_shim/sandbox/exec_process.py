@@ -110,11 +110,14 @@ class ExecProcesses:
         runtime_of: Callable[[str], Runtime],
         reaper: Reaper,
         files_limits: FilesLimits,
+        pids_of: Callable[[Container], list[int]],
     ) -> None:
+        """`pids_of` lists the processes in a container's cgroup; it may be called in any thread."""
         self._paths = paths
         self._runtime_of = runtime_of
         self._reaper = reaper
         self._files_limits = files_limits
+        self._pids_of = pids_of
         self._starts = asyncio.Semaphore(MAX_STARTS)
         self._starts_of: WeakKeyDictionary[Container, asyncio.Semaphore] = WeakKeyDictionary()
 
@@ -226,13 +229,13 @@ class ExecProcesses:
             streams.given()
             ending = await starter.wait_at_most(max(left_s, 0))
             if ending is None:
-                await self.kill(starter)
+                await self.kill(call.container, starter)
             # Also after a kill: the runtime may have come as far as starting the command.
             pid = _read_pid(pid_file)
             child = None if pid is None else self._reaper.claim(pid)
             if ending is None:
                 if child is not None:
-                    await self.kill(child)
+                    await self.kill(call.container, child)
                 metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
                 raise DeadlineError(
                     f"container {container.id}: {name} did not start {quoted(call.command[0])} within "
@@ -250,15 +253,21 @@ class ExecProcesses:
         try:
             await self._files_limits.hold(container)
         except CriShimError:
-            await self.kill(child)
+            await self.kill(call.container, child)
             raise
         return child
 
-    async def kill(self, child: Child) -> None:
+    async def kill(self, container: Container, child: Child) -> None:
         """Kill the process, its session and its descendants, and wait for its end."""
         if child.ending is not None:
             return  # collected: its number may be somebody else's by now
-        await kill_family(child.pid, None, timeout_s=KILL_TIMEOUT_S)
+        await kill_family(
+            child.pid,
+            None,
+            timeout_s=KILL_TIMEOUT_S,
+            # Who lost its parent fell to the container's first process, or to us.
+            strays=lambda: [*self._pids_of(container), *self._reaper.orphans()],
+        )
         await child.wait_at_most(KILL_TIMEOUT_S)
 
     def _process_spec(self, container: Container, command: Sequence[str], *, tty: bool) -> Spec:

@@ -200,7 +200,7 @@ class ExecSessions:
         )
         master = console.receive()
         if master is None:
-            await self._processes.kill(child)
+            await self._processes.kill(call.container, child)
             raise RuntimeCommandError(call.what, ["exec"], "gave no terminal", terminal.complaint())
         try:
             # Two descriptors of one terminal, so that each direction can be closed on its own.

@@ -127,7 +127,7 @@ class Execs:
             if call.child is not None:
                 # The caller went away: what runs goes, too, but nobody waits for that.
                 self._background.start(
-                    f"kill exec in {container.id}", self._processes.kill(call.child)
+                    f"kill exec in {container.id}", self._processes.kill(container, call.child)
                 )
             raise
 
@@ -139,10 +139,10 @@ class Execs:
                 call, files, streams, timeout_s=deadline.seconds_to_start()
             )
             if call.abandoned:
-                await self._processes.kill(child)
+                await self._processes.kill(call.container, child)
             ended = await child.wait_at_most(deadline.seconds_left())
             if ended is None:
-                await self._processes.kill(child)
+                await self._processes.kill(call.container, child)
                 raise DeadlineError(
                     f"{call.what} did not end within {deadline.timeout_s:g} s and was killed with all it had started"
                 )

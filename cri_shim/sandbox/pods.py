@@ -23,7 +23,6 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import side_by_side
 from cri_shim.errors import (
     AlreadyExistsError,
-    CriShimError,
     NotFoundError,
     UnsupportedError,
     WrongStateError,
@@ -44,6 +43,7 @@ from cri_shim.sandbox.model import (
 from cri_shim.sandbox.network import PodNetwork, has_host_network
 from cri_shim.sandbox.pause import PauseContainers
 from cri_shim.sandbox.pod_users import new_pod_users
+from cri_shim.sandbox.release import Attempts
 from cri_shim.sandbox.store import Sandbox, Store, as_json, as_json_aside
 from cri_shim.single_flight import SingleFlight
 
@@ -274,29 +274,24 @@ class Pods:
         """
         self._exits.forget(sandbox.id)
         paths = self._paths.sandbox(sandbox.id)
-        cgroup_dir = self._specs.place(sandbox.record.cgroup_parent, sandbox.id).relative_dir
-        steps: list[Callable[[], Awaitable[None]]] = [
-            lambda: self._release.process(sandbox.id, sandbox.record.handler, cgroup_dir, paths),
-            lambda: self._leave_network(sandbox),
-            lambda: self._release.mounts(paths),
-        ]
-        failures: list[Exception] = []
-        for take_away in steps:
-            try:
-                await take_away()
-            except (CriShimError, OSError) as error:
-                failures.append(error)
-        if failures:
-            for extra in failures[1:]:
-                log.error("failed as well", sandbox_id=sandbox.id, error=str(extra))
-            raise failures[0]
+        attempts = Attempts()
+
+        async def end_pause() -> None:
+            place = self._specs.place(sandbox.record.cgroup_parent, sandbox.id)
+            handler = sandbox.record.handler
+            await attempts.each(
+                lambda: self._release.process(sandbox.id, handler, place.relative_dir, paths),
+                lambda: self._release.mounts(paths),
+            )
+
+        # Side by side: a DEL finds the namespace by its name, which needs no process in it.
+        left = await side_by_side(end_pause(), attempts.each(lambda: self._network.detach(sandbox)))
+        if left:
+            # Plugins find what to take away through the namespace: it goes after the last DEL.
+            await attempts.each(lambda: self._network.remove_namespace(sandbox.id))
+        attempts.finish(sandbox.id)
         # Last: the monitor's note in it is what a further call needs.
         await self._release.state_files(paths)
-
-    async def _leave_network(self, sandbox: Sandbox) -> None:
-        await self._network.detach(sandbox)
-        # Plugins find what to take away through the namespace: it goes after the last DEL.
-        await self._network.remove_namespace(sandbox.id)
 
     async def remove_pod_sandbox(self, sandbox_id: str) -> None:
         """Stop the sandbox if need be, remove its containers by force, and everything that is left of it.

@@ -256,7 +256,7 @@ class Recovery:
             entry = process_entry(pid) if pid in cgroup_pids else None
             if entry is not None and self._came_from_outside(entry, cgroup_pids, container):
                 log.info("killing an exec of the former daemon", container_id=container.id, pid=pid)
-                await kill_family(pid, entry.start_ticks, timeout_s=5.0)
+                await kill_family(pid, entry.start_ticks, timeout_s=5.0, strays=lambda: cgroup_pids)
         for file in exec_dir.glob("*"):
             (self._paths.console_dir / file.stem).unlink(missing_ok=True)
             file.unlink(missing_ok=True)

@@ -19,14 +19,14 @@ from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.host.mounts import unmount_below
 from cri_shim.host.procstat import process_entry
-from cri_shim.host.proctree import descendants, kill_family, process_table
+from cri_shim.host.proctree import family_of, kill_family
 from cri_shim.host.tree import remove_tree
 from cri_shim.kernel_call import in_time
 from cri_shim.operations import step
 from cri_shim.sandbox.model import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
     from cri_shim.host.cgroups.tree import Cgroups
@@ -85,17 +85,18 @@ class Release:
         if noted is not None:
             return [noted]
         # A daemon killed between a monitor's start and its note leaves one that only its command line names.
-        found = await in_time("looking for monitors", self._monitors.find_monitors)
-        return [Process(m.pid, m.start_time_ticks) for m in found.get(object_id, ())]
+        unnoted = await self._monitors.monitors_of(object_id)
+        return [Process(m.pid, m.start_time_ticks) for m in unnoted]
 
     async def process_without_record(
         self, object_id: str, handlers: Iterable[str], paths: ObjectPaths
     ) -> None:
         """As `process`, where nothing but the ID is known: its cgroups are those that are named after it."""
         monitors = await self._monitors_of(object_id, paths)
-        table = await in_time("looking at processes", process_table)
-        family = {pid for monitor in monitors for pid in descendants(table, monitor.pid)}
-        places = {self._cgroups.cgroup_of(pid) for pid in family}
+        places = set()
+        for monitor in monitors:
+            family, _ = await in_time("looking at processes", family_of, monitor.pid)
+            places |= {self._cgroups.cgroup_of(pid) for pid in family}
         places |= await in_time("looking for cgroups", self._cgroups.find, object_id)
         await self._kill_monitors(object_id, monitors)
         for handler in handlers:
@@ -143,6 +144,30 @@ class Release:
         """The persistent directory: the record goes first, so that a half-removed object is not an object."""
         paths.record_file.unlink(missing_ok=True)
         await _remove(paths.root_dir)
+
+
+class Attempts:
+    """Steps that are all tried, whatever becomes of the others."""
+
+    def __init__(self) -> None:
+        self._failures: list[Exception] = []
+
+    async def each(self, *steps: Callable[[], Awaitable[None]]) -> bool:
+        """Try them in order; whether all of these succeeded."""
+        before = len(self._failures)
+        for take_away in steps:
+            try:
+                await take_away()
+            except (CriShimError, OSError) as error:
+                self._failures.append(error)
+        return len(self._failures) == before
+
+    def finish(self, object_id: str) -> None:
+        """Raise the first failure, if there was one; the others are logged."""
+        for extra in self._failures[1:]:
+            log.error("failed as well", id=object_id, error=str(extra))
+        if self._failures:
+            raise self._failures[0]
 
 
 async def _remove(directory: Path) -> None:

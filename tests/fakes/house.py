@@ -206,6 +206,7 @@ class House:
                     runtime_of=self.runtime_of,
                     reaper=cast("Reaper", None),
                     files_limits=FilesLimits(self.cgroups, self.specs.place),
+                    pids_of=lambda _container: [],
                 ),
                 background=self.background,
                 max_output_bytes=4096,

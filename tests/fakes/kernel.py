@@ -23,7 +23,7 @@ from cri_shim.host.procstat import ProcessEntry
 from cri_shim.host.userns import UserNamespace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import pytest
@@ -128,11 +128,24 @@ class Kernel:
         process = self.processes.get(pid)
         return process.start_ticks if process else None
 
-    def process_table(self) -> dict[int, ProcessEntry]:
-        entries = (self.process_entry(pid) for pid in list(self.processes))
-        return {entry.pid: entry for entry in entries if entry is not None}
+    def family_of(
+        self, pid: int, strays: Iterable[int] = ()
+    ) -> tuple[dict[int, ProcessEntry], bool]:
+        found: dict[int, ProcessEntry] = {}
+        for process in list(self.processes.values()):
+            entry = self.process_entry(process.pid)
+            if entry is not None and (process.parent == pid or process.parent in found):
+                found[process.pid] = entry
+        return found, True
 
-    async def kill_family(self, pid: int, start_ticks: int | None, *, timeout_s: float) -> bool:
+    async def kill_family(
+        self,
+        pid: int,
+        start_ticks: int | None,
+        *,
+        timeout_s: float,
+        strays: Callable[[], Iterable[int]] = tuple,
+    ) -> bool:
         await self.points.pass_by("kill_family")
         root = self.processes.get(pid)
         if root is None or start_ticks not in (None, root.start_ticks):
@@ -248,7 +261,7 @@ class Kernel:
         places = {
             name: getattr(self, name)
             for name in (
-                *("kill_process", "process_entry", "start_time_ticks", "process_table"),
+                *("kill_process", "process_entry", "start_time_ticks", "family_of"),
                 "pid_namespace_depth",
                 *(
                     "kill_family",

@@ -190,6 +190,9 @@ class FakeMonitors:
                 found.setdefault(process.argv[2], []).append(identity)
         return found
 
+    async def monitors_of(self, container_id: str) -> list[MonitorIdentity]:
+        return self.find_monitors().get(container_id, [])
+
     async def reopen_log(self, bundle_dir: Path, log_file: Path, *, timeout_s: float = 5.0) -> None:
         self.reopened.append((bundle_dir, log_file))
 

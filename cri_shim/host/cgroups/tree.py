@@ -5,7 +5,8 @@ Rules:
   hierarchy, and only when all of them are gone is it gone: runtimes forget some when they are killed half-way.
 - Emptying and removing never touch the root cgroup, whatever they are told; they are idempotent, and bounded in time.
 - Processes die by pidfd and only while the cgroup still lists them, so that a reused pid is never hit.
-- File reads and writes here are synchronous and short; only what has to wait for the kernel is a coroutine.
+- File reads and writes here are synchronous and short. What has to wait for the kernel, or for processes without
+  number, is a coroutine and does it in a thread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.host.cgroups import open_files, usage
 from cri_shim.host.cgroups.layout import detect_layout, parse_proc_cgroup
 from cri_shim.host.cgroups.placement import is_named_after
-from cri_shim.host.process import kill_pidfd, open_pidfd
+from cri_shim.host.pidfd import ends_of, kill_pidfd, open_pidfd
+from cri_shim.kernel_call import in_time
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.layout import CgroupMode, Layout
     from cri_shim.host.cgroups.usage import CgroupStats
 
-_FIRST_PAUSE_S = 0.001
-_LONGEST_PAUSE_S = 0.05
+_PAUSE_S = 0.1
+"""Before a further look where nothing tells when it is worth one."""
+_WAITED_FOR = 64
+"""Ends waited for at once: each takes a descriptor, and who has not ended then is seen at the next look."""
+_LINKS_OF_A_LEAF = 2
 _WITNESSES = ("memory", "pids", "cpu", "name=systemd")
 """Whose path tells where a process is, best first: the controllers whose limits matter most."""
 _VANISHED = frozenset({errno.ENOENT, errno.ENODEV})
@@ -107,19 +112,17 @@ class Cgroups:
         """
         _refuse_root(relative_dir)
         give_up_at = time.monotonic() + timeout_s
-        pause_s = _FIRST_PAUSE_S
-        self._forbid_forks(relative_dir)
-        self._kill_subtree(relative_dir)
-        while self._kill_listed(relative_dir):
-            if time.monotonic() >= give_up_at:
-                left = self.pids(relative_dir)
-                if not left:
-                    return
+        before: list[int] = []
+        killed = await in_time("killing the cgroup", self._kill, relative_dir)
+        while killed:
+            left_s = give_up_at - time.monotonic()
+            if left_s <= 0:
                 raise DeadlineError(
-                    f"cgroup /{relative_dir}: {self._describe(left)} still there {timeout_s:g} s after SIGKILL"
+                    f"cgroup /{relative_dir}: {self._describe(killed)} still there {timeout_s:g} s after SIGKILL"
                 )
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            await _settle(killed, before, left_s)
+            before = killed
+            killed = await in_time("killing the cgroup", self._kill_listed, relative_dir)
 
     async def remove(self, relative_dir: str, *, timeout_s: float = 2.0) -> None:
         """Remove the cgroup and those below it from every hierarchy; its processes must be gone.
@@ -130,25 +133,19 @@ class Cgroups:
         """
         _refuse_root(relative_dir)
         give_up_at = time.monotonic() + timeout_s
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            busy = [
-                directory
-                for tree in self.layout.hierarchies
-                if (directory := _remove_subtree(tree.directory(relative_dir))) is not None
-            ]
-            if not busy:
-                if (files := open_files.hierarchy_of_files(self.layout)) is not None:
-                    open_files.prune(files, relative_dir)
-                return
-            if time.monotonic() >= give_up_at:
-                left = self.pids(relative_dir)
+        before: list[int] = []
+        while (
+            busy := await in_time("removing the cgroup", self._remove, relative_dir)
+        ) is not None:
+            left = self.pids(relative_dir)
+            left_s = give_up_at - time.monotonic()
+            if left_s <= 0:
                 raise CriShimError(
-                    f"cgroup /{relative_dir} could not be removed: {busy[0]} is busy"
+                    f"cgroup /{relative_dir} could not be removed: {busy} is busy"
                     + (f" with {self._describe(left)}" if left else "")
                 )
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            await _settle(left, before, left_s)
+            before = left
 
     def remove_if_empty(self, relative_dir: str) -> None:
         """Remove the cgroup wherever it holds neither processes nor other cgroups; no harm where it does."""
@@ -214,6 +211,20 @@ class Cgroups:
             inside=lambda: (pid for each in _subtree(below) for pid in _processes(each)),
         )
 
+    def _remove(self, relative_dir: str) -> Path | None:
+        """Remove it wherever that is possible; a directory that is busy, if one is."""
+        busy = None
+        for tree in self.layout.hierarchies:
+            busy = _remove_subtree(tree.directory(relative_dir)) or busy
+        if busy is None and (files := open_files.hierarchy_of_files(self.layout)) is not None:
+            open_files.prune(files, relative_dir)
+        return busy
+
+    def _kill(self, relative_dir: str) -> list[int]:
+        self._forbid_forks(relative_dir)
+        self._kill_subtree(relative_dir)
+        return self._kill_listed(relative_dir)
+
     def _forbid_forks(self, relative_dir: str) -> None:
         # What forks faster than we kill stops growing here. The cgroup is about to go, so nothing is put back.
         pids = self.layout.of_controller("pids")
@@ -224,16 +235,17 @@ class Cgroups:
         if self.layout.unified is not None:  # Linux 5.14
             _write(self.layout.unified.directory(relative_dir) / "cgroup.kill", "1")
 
-    def _kill_listed(self, relative_dir: str) -> bool:
-        """Kill what the cgroup lists now; False when it lists nothing."""
+    def _kill_listed(self, relative_dir: str) -> list[int]:
+        """Kill what the cgroup lists now; that."""
         pidfds: dict[int, int] = {}
         try:
-            for pid in self.pids(relative_dir):
+            first = self.pids(relative_dir)
+            for pid in first:
                 pidfd = open_pidfd(pid)
                 if pidfd is not None:
                     pidfds[pid] = pidfd
             # Listed again once we hold it: the descriptor is a process of this cgroup, not a later one of that pid.
-            listed = self.pids(relative_dir)
+            listed = self.pids(relative_dir) if first else []
             for pid in listed:
                 if pid in pidfds:
                     kill_pidfd(pidfds[pid])
@@ -242,7 +254,7 @@ class Cgroups:
                 os.close(pidfd)
         if listed:
             self._thaw(relative_dir)
-        return bool(listed)
+        return listed
 
     def _thaw(self, relative_dir: str) -> None:
         # v1's freezer holds back SIGKILL too: a paused container dies when it is let go, and not before.
@@ -281,20 +293,36 @@ def _below(mount_root: str, path: str) -> str | None:
     return None
 
 
+async def _settle(pids: list[int], before: list[int], left_s: float) -> None:
+    """Wait, `left_s` at most, for a reason to look again: the end of `pids`, or a pause if those were seen `before`."""
+    pause_s = min(_PAUSE_S, left_s)
+    if pids and pids != before:
+        await ends_of([(pid, None) for pid in pids[:_WAITED_FOR]], pause_s)
+    else:
+        await asyncio.sleep(pause_s)
+
+
 def _subtree(top: Path) -> Iterator[Path]:
     """`top` and every cgroup below it, parents first; nothing when it is gone."""
     waiting = [top]
     while waiting:
         directory = waiting.pop()
         try:
-            with os.scandir(directory) as entries:
-                children = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            children = _names_below(directory)
         except OSError as error:
             if error.errno in _VANISHED:
                 continue
             raise
         yield directory
         waiting.extend(directory / name for name in children)
+
+
+def _names_below(directory: Path) -> list[str]:
+    # A directory has a link for itself, one for its name, and one from each directory in it: most cgroups have none.
+    if os.stat(directory).st_nlink == _LINKS_OF_A_LEAF:
+        return []
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _processes(directory: Path) -> list[int]:

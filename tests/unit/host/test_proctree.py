@@ -14,14 +14,14 @@ import pytest
 from cri_shim.host import proctree
 from cri_shim.host.procstat import ProcessEntry, process_entry
 from cri_shim.host.proctree import (
-    descendants,
+    children_of,
+    family_of,
     kill_family,
     process_table,
-    session_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 # A family of three generations, the youngest in a session of its own; each pid comes on a line when it is there.
@@ -39,8 +39,19 @@ time.sleep(600)
 """
 
 
-def entry(pid: int, parent: int, session: int = 1) -> ProcessEntry:
-    return ProcessEntry(pid, parent, session, start_ticks=pid, zombie=False)
+# Its grandchild stays when its child ends; the grandchild's pid comes on a line.
+ORPHAN_MAKER = """
+import os, time
+if os.fork() == 0:
+    parent = os.getpid()
+    if os.fork() == 0:
+        while os.getppid() == parent: time.sleep(0.001)
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+time.sleep(600)
+"""
 
 
 @contextmanager
@@ -81,29 +92,60 @@ def test_nobody_has_no_row() -> None:
     assert process_entry(0x7FFFFFFF) is None
 
 
-def test_descendants_are_found_through_every_generation() -> None:
-    table = {e.pid: e for e in (entry(1, 0), entry(2, 1), entry(3, 2), entry(4, 2), entry(5, 1))}
-    assert descendants(table, 2) == {3, 4}
-    assert descendants(table, 1) == {2, 3, 4, 5}
-    assert descendants(table, 5) == set()
-    assert descendants(table, 99) == set()
+@pytest.fixture(params=["listed", "scanned"])
+def children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to find children, whatever this kernel has."""
+    if request.param == "scanned":
+        monkeypatch.setattr(proctree, "_kernel_lists_children", lambda: False)
+    else:
+        assert proctree._kernel_lists_children()
+    return str(request.param)
 
 
-def test_a_table_read_while_numbers_changed_does_not_turn_in_circles() -> None:
-    table = {e.pid: e for e in (entry(2, 3), entry(3, 2))}
-    assert descendants(table, 2) == {2, 3}
+@pytest.mark.usefixtures("children")
+def test_a_family_is_found_through_every_generation() -> None:
+    with running(FAMILY, lines=3) as (process, [_, child, grandchild]):
+        family, complete = family_of(process.pid)
+        assert complete
+        assert {pid: member.parent_pid for pid, member in family.items()} == {
+            child: process.pid,
+            grandchild: child,
+        }
+        assert process.pid in children_of(os.getpid())
+        assert children_of(process.pid) == [child]
+        assert family_of(grandchild) == ({}, True)
 
 
-def test_a_session_has_its_leader_and_all_that_did_not_leave_it() -> None:
-    table = {e.pid: e for e in (entry(2, 1, 2), entry(3, 1, 2), entry(4, 3, 4))}
-    assert session_of(table, 2) == {2, 3}
-    assert session_of(table, 9) == set()
+def test_of_strays_those_of_the_session_belong_to_the_family() -> None:
+    with running(FAMILY, lines=3) as (process, [_, child, grandchild]):
+        # The grandchild has left the session; the child is in it, and of it there are more below.
+        family, _ = family_of(child, [process.pid, grandchild, os.getpid(), 0x7FFFFFFF])
+        assert set(family) == {grandchild}
+        with running(ORPHAN_MAKER) as (other, [orphan]):
+            family, _ = family_of(other.pid, [grandchild, orphan, other.pid])
+            assert {pid for pid, member in family.items() if not member.zombie} == {orphan}
+            assert orphan not in family_of(other.pid, [grandchild])[0]
+
+
+def test_nobody_has_no_family_and_no_children() -> None:
+    assert family_of(0x7FFFFFFF) == ({}, True)
+    assert children_of(0x7FFFFFFF) == []
+
+
+def test_a_child_whose_number_is_somebody_elses_by_now_is_spared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Listed as a child a moment ago; who has that number now has another parent.
+    monkeypatch.setattr(proctree, "children_of", lambda pid: [os.getpid()] if pid == 1 else [])
+    assert os.getppid() != 1
+    assert family_of(1) == ({}, False)
 
 
 # --- killing -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
+@pytest.mark.usefixtures("children")
 async def test_a_family_dies_whole_whatever_session_its_members_are_in() -> None:
     with running(FAMILY, lines=3) as (process, pids):
         root = process_entry(process.pid)
@@ -115,19 +157,40 @@ async def test_a_family_dies_whole_whatever_session_its_members_are_in() -> None
 
 @pytest.mark.asyncio
 async def test_a_member_whose_parents_are_gone_dies_with_its_session() -> None:
-    orphan_maker = (
-        "import os, time\n"
-        "if os.fork() == 0:\n"
-        "    if os.fork() == 0:\n"
-        "        os.write(1, b'%d\\n' % os.getpid())\n"
-        "        time.sleep(600)\n"
-        "    os._exit(0)\n"
-        "os.wait()\n"
-        "time.sleep(600)\n"
-    )
-    with running(orphan_maker) as (process, [orphan]):
-        assert await kill_family(process.pid, None, timeout_s=5)
+    with running(ORPHAN_MAKER) as (process, [orphan]):
+        assert await kill_family(process.pid, None, timeout_s=5, strays=lambda: [orphan])
         assert is_gone(orphan)
+
+
+@pytest.mark.asyncio
+async def test_a_family_that_grows_while_it_dies_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    with running(FAMILY, lines=3) as (process, pids):
+        seen = family_of
+
+        def look(pid: int, strays: Iterable[int] = ()) -> tuple[dict[int, ProcessEntry], bool]:
+            family, complete = seen(pid, strays)
+            looks.append(len(family))
+            return (family, complete) if len(looks) > 1 else ({}, False)
+
+        monkeypatch.setattr(proctree, "family_of", look)
+        assert await kill_family(process.pid, None, timeout_s=5)
+        assert looks[:2] == [2, 2]
+        assert all(is_gone(pid) for pid in pids)
+
+
+@pytest.mark.asyncio
+async def test_killing_a_family_looks_at_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> dict[int, ProcessEntry]:
+        raise AssertionError("looked through all processes")
+
+    monkeypatch.setattr(proctree, "process_table", refuse)
+    with running(FAMILY, lines=3) as (process, pids):
+        assert await kill_family(process.pid, None, timeout_s=5)
+        assert all(is_gone(pid) for pid in pids)
 
 
 @pytest.mark.asyncio

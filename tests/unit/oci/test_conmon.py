@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,7 @@ def _create(
     *,
     timeout_s: float = 5.0,
     on_spawn: Callable[[MonitorIdentity], None] = lambda _: None,
+    on_made: Callable[[Monitors], None] = lambda _: None,
     **changes: Any,
 ) -> Monitored:
     conmon = top / "conmon"
@@ -49,6 +53,7 @@ def _create(
             monitors = Monitors(
                 reaper, str(conmon), exits_dir=top / "exits", socket_dir=top / "attach"
             )
+            on_made(monitors)
             runtime = CliRuntime(
                 HandlerSettings("fake", "true", top / "root", args=("--debug",), env={"K": "v"}),
                 reaper,
@@ -217,6 +222,12 @@ def test_state_directory_too_long_for_sockets_is_refused_at_once() -> None:
         Monitors(Reaper(), "conmon", exits_dir=Path("/x"), socket_dir=Path("/" + "d" * 90))
 
 
+def await_arguments(pid: int) -> None:
+    """A program has its arguments a moment after its start."""
+    while not Path(f"/proc/{pid}/cmdline").read_bytes():
+        time.sleep(0.001)
+
+
 def test_unrecorded_monitors_are_found_by_their_command_line(tmp_path: Path) -> None:
     found: list[dict[str, list[MonitorIdentity]]] = []
     seen: list[MonitorIdentity] = []
@@ -227,8 +238,52 @@ def test_unrecorded_monitors_are_found_by_their_command_line(tmp_path: Path) -> 
         )
         others = Monitors(Reaper(), "x", exits_dir=tmp_path, socket_dir=tmp_path)
         seen.append(monitor)
+        await_arguments(monitor.pid)
         found.extend((monitors.find_monitors(), others.find_monitors()))
 
     _create(tmp_path, AWAIT_START + f"echo '{{\"pid\": 1}}' > {REPORT}", on_spawn=on_spawn)
 
     assert found == [{ID: seen}, {}]
+
+
+def test_former_monitors_are_looked_for_once_and_own_ones_are_known(tmp_path: Path) -> None:
+    exits = tmp_path / "exits"
+
+    def conmon(container_id: str) -> subprocess.Popen[bytes]:
+        words = ["--exit-dir", str(exits), "--cid", container_id]
+        started = subprocess.Popen(["sh", "-c", "sleep 60; :", *words], start_new_session=True)
+        await_arguments(started.pid)
+        return started
+
+    def identity(process: subprocess.Popen[bytes]) -> MonitorIdentity:
+        return MonitorIdentity(process.pid, start_time_ticks(process.pid) or 0)
+
+    async def look(monitors: Monitors) -> None:
+        assert await monitors.monitors_of("former") == [identity(former)]
+        assert await monitors.monitors_of("later") == []
+        with conmon("later") as later:
+            assert list(monitors.find_monitors()) == ["former", "later"]
+            assert await monitors.monitors_of("later") == []
+            os.killpg(later.pid, signal.SIGKILL)
+
+    with conmon("former") as former:
+        monitors = Monitors(Reaper(), "x", exits_dir=exits, socket_dir=tmp_path)
+        asyncio.run(look(monitors))
+        os.killpg(former.pid, signal.SIGKILL)
+
+
+def test_a_monitor_that_was_started_here_is_known_until_its_container_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    seen: list[MonitorIdentity] = []
+    made: list[Monitors] = []
+    _create(
+        tmp_path,
+        AWAIT_START + f"echo '{{\"pid\": 1}}' > {REPORT}",
+        on_spawn=seen.append,
+        on_made=made.append,
+    )
+    [monitors] = made
+    assert asyncio.run(monitors.monitors_of(ID)) == seen
+    monitors.discard(ID)
+    assert asyncio.run(monitors.monitors_of(ID)) == []

@@ -85,11 +85,13 @@ class Node:
         self.exec_dir = self.paths.container(self.container.id).exec_dir
         self.paths.console_dir.mkdir(parents=True)
         self.cgroups = NoCgroups()
+        self.pids_in_container: list[int] = []
         processes = ExecProcesses(
             paths=self.paths,
             runtime_of=lambda _handler: cast("Runtime", self.runtime),
             reaper=self.reaper,
             files_limits=FilesLimits(cast("Cgroups", self.cgroups), self._place),
+            pids_of=lambda _container: self.pids_in_container,
         )
         self.sessions = ExecSessions(processes, paths=self.paths, background=self.background)
         self.execs = Execs(

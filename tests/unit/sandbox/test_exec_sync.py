@@ -215,6 +215,23 @@ async def test_at_the_deadline_the_command_and_all_it_started_die(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("falls_to", ["the container", "the daemon"])
+async def test_at_the_deadline_who_lost_its_parent_dies_with_its_session(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, falls_to: str
+) -> None:
+    # Its parent ends at once. In a PID namespace it then is a child of the container's first process.
+    script = f"(sleep 600 & echo $! > {tmp_path}/stray); sleep 600"
+    call = asyncio.ensure_future(node.sh(script, timeout_s=0.6))
+    stray = await pid_in(tmp_path / "stray")
+    if falls_to == "the container":
+        monkeypatch.setattr(node.reaper, "orphans", list)
+        node.pids_in_container = [stray, os.getpid()]
+    with pytest.raises(DeadlineError, match="did not end within"):
+        await call
+    await until(lambda: not is_alive(stray))
+
+
+@pytest.mark.asyncio
 async def test_a_runtime_that_does_not_answer_is_dead_when_its_caller_hears_of_the_deadline(
     node: Node,
 ) -> None:
@@ -310,7 +327,7 @@ async def test_a_caller_that_goes_away_at_the_end_kills_nobody(
     # The number of what was collected may be somebody else's by then.
     killed: list[int] = []
 
-    async def note(pid: int, start_ticks: int | None, *, timeout_s: float) -> bool:
+    async def note(pid: int, start_ticks: int | None, **_: object) -> bool:
         killed.append(pid)
         return True
 
