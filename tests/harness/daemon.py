@@ -66,6 +66,8 @@ class Daemon:
         self.cgroup_parent = f"{self.name}.slice" if by_systemd else f"/{self.name}"
         self.metrics_port = _free_port()
         self.subnet = f"10.{64 + number // 256 % 64}.{number % 256}.0/24"
+        self.module = "cri_shim"
+        """What is started as the daemon, unless a failpoint is asked for."""
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
         for directory in (self.tree, self.root, self.pod_log_dir, self.conf_dir):
@@ -124,7 +126,7 @@ class Daemon:
                 failpoint,
                 *serve,
             ]
-        return [sys.executable, "-m", "cri_shim", *serve]
+        return [sys.executable, "-m", self.module, *serve]
 
     def wait_ready(self, *, timeout_s: float = READY_S) -> None:
         """Wait for the health service to say SERVING. Raises: DaemonError."""
