@@ -114,8 +114,7 @@ class Release:
             # A handler that left the configuration, a damaged state directory: what it kept is files.
             log.warning("runtime delete failed", id=object_id, error=str(error))
             left = self._paths.runtime_root(handler) / object_id
-            await in_time("unmounting", unmount_below, left)
-            await _remove(left)
+            await in_time("removing its files", _remove_with_mounts, left)
 
     async def process(
         self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
@@ -134,8 +133,7 @@ class Release:
 
         The exit file stays until now: should the status that was made of it be lost, recovery needs it again.
         """
-        await self.mounts(paths)
-        await _remove(paths.state_dir)
+        await in_time("removing its volatile files", _remove_with_mounts, paths.state_dir)
         object_id = paths.state_dir.name
         (self._paths.exits_dir / object_id).unlink(missing_ok=True)
         self._monitors.discard(object_id)
@@ -168,6 +166,12 @@ class Attempts:
             log.error("failed as well", id=object_id, error=str(extra))
         if self._failures:
             raise self._failures[0]
+
+
+def _remove_with_mounts(directory: Path) -> None:
+    """For a directory of ours, a few files; blocking."""
+    unmount_below(directory)
+    remove_tree(directory)
 
 
 async def _remove(directory: Path) -> None:

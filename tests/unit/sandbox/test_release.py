@@ -6,10 +6,11 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from cri_shim.errors import CriShimError, DeadlineError, RuntimeCommandError
 from cri_shim.sandbox.model import Process
-from cri_shim.sandbox.release import note_monitor, read_monitor, running
+from cri_shim.sandbox.release import Attempts, note_monitor, read_monitor, running
 from tests.fakes.runtime import Entry, leave_exit_file
 
 if TYPE_CHECKING:
@@ -168,3 +169,28 @@ async def test_a_process_runs_only_if_it_is_the_very_one(house: House) -> None:
     assert not running(None)
     house.kernel.end(process.pid)
     assert not running(Process(process.pid, process.start_ticks))
+
+
+async def test_every_step_is_tried_and_the_first_failure_is_raised() -> None:
+    tried: list[str] = []
+
+    async def step(name: str, error: Exception | None = None) -> None:
+        tried.append(name)
+        if error is not None:
+            raise error
+
+    attempts = Attempts()
+    assert not await attempts.each(
+        lambda: step("a", CriShimError("first")), lambda: step("b", OSError("second"))
+    )
+    assert await attempts.each(lambda: step("c"))
+    with capture_logs() as logs, pytest.raises(CriShimError, match="first"):
+        attempts.finish(ID)
+    assert tried == ["a", "b", "c"]
+    assert [(line["id"], line["error"]) for line in logs] == [(ID, "second")]
+
+
+async def test_without_a_failure_nothing_is_raised() -> None:
+    attempts = Attempts()
+    assert await attempts.each()
+    attempts.finish(ID)
