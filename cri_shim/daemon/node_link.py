@@ -2,6 +2,7 @@
 
 Rules:
 - A call that nobody waits for any more is still answered: what the answer brings is given back.
+- What a client can say often, the daemon hears rarely: the sizes of a terminal.
 - One connection to a container's monitor, made by the daemon, serves all who are attached to it here.
 """
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from cri_shim.streaming.backend import Grant
 
+RESIZE_PAUSE_S = 0.05
+"""Between two sizes of an attached terminal: each is a message to the daemon, and one to the monitor."""
 A = TypeVar("A", bound=link.Answer)
 Answered = tuple[link.Answer, list[int]]
 
@@ -84,10 +87,12 @@ class NodeLink:
                 client, pipes = self._joined(answer, given)
             member = client.join(pipes)
 
-        def resize(width: int, height: int) -> None:
+        def tell(width: int, height: int) -> None:
             self._say(link.Resize(session=grant.session, width=width, height=height))
 
-        return Command(member.stdin, member.stdout, member.stderr, member.ended, resize)
+        sizes = _Sizes(tell)
+        member.ended.add_done_callback(lambda _: sizes.close())
+        return Command(member.stdin, member.stdout, member.stderr, member.ended, sizes.resize)
 
     async def port_forward(self, grant: Grant) -> PodDialer:
         """A way into the pod."""
@@ -197,6 +202,35 @@ class NodeLink:
             on_end=forget,
         )
         return client
+
+
+class _Sizes:
+    """Those of one terminal: a size is told at once, but for one that comes right behind another."""
+
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell = tell
+        self._size: tuple[int, int] | None = None
+        """To be told."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def resize(self, width: int, height: int) -> None:
+        """This is its size now."""
+        self._size = width, height
+        if self._timer is None:
+            self._tell_now()
+
+    def close(self) -> None:
+        """There is no terminal any more."""
+        self._size = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tell_now(self) -> None:
+        self._timer = None
+        if self._size is not None:
+            self._tell(*self._size)
+            self._size = None
+            self._timer = asyncio.get_running_loop().call_later(RESIZE_PAUSE_S, self._tell_now)
 
 
 def _each(given: list[int], *there: bool) -> list[int | None]:

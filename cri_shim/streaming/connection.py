@@ -2,7 +2,8 @@
 
 Rules:
 - One read and one write for each turn of the loop: whoever streams at full rate leaves every other its turn.
-- Nothing is copied: what is read is handed on as it is, what is to be sent goes to the kernel in one gathering call.
+- Nothing long is copied: what is read is handed on as it is, what is to be sent goes to the kernel in one gathering
+  call. Small pieces that have to wait are joined (`backlog`).
 - Nothing here is bounded by itself: its user stops reading, and stops producing, while much is `unsent`.
 - A peer that vanishes while we don't read is looked for every two seconds: nobody else would notice.
 """
@@ -13,8 +14,9 @@ import asyncio
 import select
 import socket
 import ssl
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
+
+from cri_shim.streaming.backlog import Backlog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.buffers import Buffer
 
 CHUNK_BYTES = 256 << 10
-MAX_BUFFERS = 64
-"""For one gathering call; a few data frames with their headers."""
 LOOK_S = 2.0
 LINGER_S = 2.0
 """For the client to hang up after we have said all: closing before it has read would destroy what it has not."""
@@ -56,9 +56,7 @@ class Connection:
             self._tls = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             self._socket = self._tls
         self._receiver: Receiver | None = None
-        self._out: deque[Buffer] = deque()
-        self.unsent = 0
-        """Bytes that the kernel has not taken yet."""
+        self._out = Backlog()
         self.sent_total = 0
         self._reading = self._writing = False
         self._lost = self._closed = False
@@ -69,6 +67,11 @@ class Connection:
         """Set while nothing is unsent, and once nothing will be sent: `finish` must never wait for it in vain, nor not
         at all, which would hold the loop up."""
         self._idle.set()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet; with what they cost, an eighth more at most."""
+        return self._out.size
 
     # --- before there is a session: one thing after the other
 
@@ -120,9 +123,7 @@ class Connection:
         if self._lost:
             return
         for buffer in buffers:
-            if size := len(buffer):
-                self._out.append(buffer)
-                self.unsent += size
+            self._out.append(buffer)
         if self.unsent:
             self._idle.clear()
             if not self._writing:
@@ -137,7 +138,7 @@ class Connection:
 
     def resume_reading(self) -> None:
         """Read again."""
-        if self._reading or self._lost:
+        if self._reading or self._lost or self._receiver is None:
             return
         self._reading = True
         if self._look is not None:
@@ -166,7 +167,6 @@ class Connection:
         self._closed = self._lost = True
         self._stop_watching()
         self._out.clear()
-        self.unsent = 0
         self._idle.set()
         if self._ready is not None:
             self._loop.remove_reader(self._fd)
@@ -208,15 +208,8 @@ class Connection:
             # Told later: whoever called `send` is in the middle of something.
             self._loop.call_soon(self._lose, error.strerror or str(error))
             return
-        self.unsent -= sent
+        self._out.take(sent)
         self.sent_total += sent
-        while sent:
-            head = self._out[0]
-            if sent < len(head):
-                self._out[0] = memoryview(head)[sent:]
-                break
-            sent -= len(head)
-            self._out.popleft()
         if self.unsent:
             if not self._writing:
                 self._writing = True
@@ -232,10 +225,8 @@ class Connection:
     def _write_some(self) -> int:
         try:
             if self._tls is not None:
-                return self._tls.send(self._out[0])
-            if len(self._out) <= MAX_BUFFERS:
-                return self._socket.sendmsg(self._out)
-            return self._socket.sendmsg([self._out[i] for i in range(MAX_BUFFERS)])
+                return self._tls.send(self._out.buffers()[0])
+            return self._socket.sendmsg(self._out.buffers())
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return 0
 

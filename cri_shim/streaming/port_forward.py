@@ -6,16 +6,18 @@ Rules:
 - A target that doesn't read is waited for, with its session, once too much is held for it: the protocols have no other
   way. One that takes nothing for half a minute meanwhile is given up, so that the others go on.
 - Both halves of a connection end on their own. What is over holds no descriptor.
+- A dial that has begun is seen to its end, and counts as one until then; one that has not is forgotten with its
+  connection. So resets, however fast, leave nothing behind.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
 
 from cri_shim.errors import CriShimError
+from cri_shim.streaming.connection import CHUNK_BYTES
 from cri_shim.streaming.session import MAX_UNSENT_BYTES, Session
 from cri_shim.streaming.target import Target
 from cri_shim.streaming.wire.portforward import (
@@ -29,22 +31,25 @@ from cri_shim.streaming.wire.portforward import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable
 
     from cri_shim.background import Background
     from cri_shim.streaming.backend import Dialer
     from cri_shim.streaming.connection import Connection
     from cri_shim.streaming.session import Limits, Traffic
+    from cri_shim.streaming.turns import Turns
     from cri_shim.streaming.wire.buffers import Buffer
     from cri_shim.streaming.wire.portforward import PortForward, PortForwardEvent
 
 log = structlog.get_logger()
-MAX_HELD_BYTES = 4 << 20
-"""For all targets of a session together; beyond it the client isn't listened to."""
+MAX_HELD_BYTES = 384 << 10
+"""For all targets of a session together, by what it costs; beyond it the client isn't listened to."""
 TARGET_STALL_S = 30.0
-MAX_HALF_OPEN = 8192
-"""Pairs of streams of which one is waited for; more than the protocol allows at one time."""
-MAX_DIALS = 64
+MAX_HALF_OPEN = 4096
+"""Pairs of streams of which one is waited for; twice as many as the protocol allows at one time, so that looking for
+those that were given up is rare."""
+MAX_DIALS = 32
 """Under way at one time, for one session."""
 
 
@@ -57,25 +62,30 @@ class PortForwardSession(Session):
         machine: PortForward,
         limits: Limits,
         traffic: Traffic,
+        turns: Turns,
         *,
         background: Background,
         ports: tuple[int, ...],
     ) -> None:
         """`ports`: those that may be connected to; none: any."""
-        super().__init__(connection, machine, limits, traffic)
+        super().__init__(connection, machine, limits, traffic, turns)
         self._forward = machine
         self._background = background
         self._ports = ports
         self._dialer: Dialer | None = None
-        self._dials = asyncio.Semaphore(MAX_DIALS)
+        self._undialled: dict[Target, int] = {}
+        """With their ports, in their order."""
+        self._dials = 0
+        """Under way."""
         self._targets: dict[int, Target] = {}
-        self.stalled: list[Target] = []
+        self.stalled: dict[Target, None] = {}
         """Targets that have something to say while the client doesn't take what there is."""
         self.held = 0
-        """Bytes for all targets that they haven't taken."""
+        """What it costs to keep what the targets haven't taken, in bytes."""
         self._stall_timer: asyncio.TimerHandle | None = None
-        self._half_open: dict[str, asyncio.TimerHandle] = {}
-        """Of connections of which only one stream is there."""
+        self._half_open: dict[str, float] = {}
+        """Until when the other stream is waited for, of connections of which only one is there; in that order."""
+        self._half_open_timer: asyncio.TimerHandle | None = None
 
     async def run(self, leftover: Buffer, dialer: Dialer) -> None:
         """Serve it whole; `leftover` is what the client sent behind its request."""
@@ -118,16 +128,16 @@ class PortForwardSession(Session):
                     else:
                         self._forward.consumed(connection_id, len(data))
                 case ConnectionOpened(connection_id, port, request_id):
-                    if (timer := self._half_open.pop(request_id, None)) is not None:
-                        timer.cancel()
+                    self._half_open.pop(request_id, None)
                     target = self._targets[connection_id] = Target(self, connection_id)
-                    self._background.start(f"dial port {port}", self._dial(target, port))
+                    self._undialled[target] = port
+                    self._dial_some()
                 case ConnectionEnd(connection_id):
                     if (target := self._targets.get(connection_id)) is not None:
                         target.end()
                 case ConnectionReset(connection_id):
-                    if (target := self._targets.pop(connection_id, None)) is not None:
-                        target.close()
+                    if (target := self._targets.get(connection_id)) is not None:
+                        self._drop(target)
                 case ConnectionWritable(connection_id):
                     if (target := self._targets.get(connection_id)) is not None:
                         target.go_on()
@@ -138,31 +148,52 @@ class PortForwardSession(Session):
         self._flush()
 
     def _expect_other_half(self, request_id: str) -> None:
-        if request_id in self._half_open or len(self._half_open) >= MAX_HALF_OPEN:
-            # The client gave such pairs up, which nothing tells: their timers are of no use.
-            for gone in [request_id, *self._half_open.keys() - self._forward.half_open]:
-                if (timer := self._half_open.pop(gone, None)) is not None:
-                    timer.cancel()
-        self._half_open[request_id] = self._loop.call_later(
-            self._limits.creation_timeout_s, self._expire, request_id
-        )
-
-    def _expire(self, request_id: str) -> None:
         self._half_open.pop(request_id, None)
-        self._forward.expire(request_id)
+        if len(self._half_open) >= MAX_HALF_OPEN:
+            # The client gave such pairs up, which nothing tells.
+            for gone in self._half_open.keys() - self._forward.half_open:
+                del self._half_open[gone]
+        self._half_open[request_id] = self._loop.time() + self._limits.creation_timeout_s
+        if self._half_open_timer is None:
+            self._half_open_timer = self._loop.call_later(
+                self._limits.creation_timeout_s, self._expire
+            )
+
+    def _expire(self) -> None:
+        self._half_open_timer = None
+        now = self._loop.time()
+        for request_id, until in list(self._half_open.items()):
+            if until > now:
+                self._half_open_timer = self._loop.call_at(until, self._expire)
+                break
+            del self._half_open[request_id]
+            self._forward.expire(request_id)
         self._flush()
 
     # --- targets
 
+    def _dial_some(self) -> None:
+        while self._undialled and self._dials < MAX_DIALS:
+            target = next(iter(self._undialled))
+            port = self._undialled.pop(target)
+            self._dials += 1
+            self._background.start(f"dial port {port}", self._dial(target, port))
+
     async def _dial(self, target: Target, port: int) -> None:
+        try:
+            await self._connect(target, port)
+        finally:
+            self._dials -= 1
+            self._dial_some()
+
+    async def _connect(self, target: Target, port: int) -> None:
         try:
             if self._ports and port not in self._ports:
                 allowed = ", ".join(map(str, self._ports))
                 raise CriShimError(f"port {port} was not asked for; this session is for {allowed}")
-            async with self._dials:
-                if self._dialer is None or not self._has(target):
-                    return
-                sock = await self._dialer.connect(port)
+            if self._dialer is None or not self._has(target):
+                return
+            sock = await self._dialer.connect(port)
         except CriShimError as error:
             if self._has(target):
                 self._drop(target)
@@ -177,12 +208,14 @@ class PortForwardSession(Session):
     def _has(self, target: Target) -> bool:
         return self._targets.get(target.id) is target
 
-    def send(self, connection_id: int, data: Buffer) -> int:
-        """A target's: how much of it was taken."""
-        taken = self._forward.send(connection_id, data)
-        self._traffic.sent(taken)
+    def room(self, connection_id: int) -> int:
+        """A target's: how much may be sent."""
+        return self._forward.room(connection_id, CHUNK_BYTES)
+
+    def send(self, connection_id: int, data: Buffer) -> None:
+        """A target's: as much as there was room for."""
+        self._traffic.sent(self._forward.send(connection_id, data))
         self._flush()
-        return taken
 
     def taken(self, connection_id: int, n_bytes: int) -> None:
         """A target's: it took so much."""
@@ -192,9 +225,8 @@ class PortForwardSession(Session):
 
     def target_ended(self, target: Target) -> None:
         """It has no more to say."""
-        if not target.back:
-            self._forward.end(target.id)
-            self._settle()
+        self._forward.end(target.id)
+        self._settle()
 
     def target_over(self, target: Target) -> None:
         """Both halves are."""
@@ -211,6 +243,7 @@ class PortForwardSession(Session):
     def _drop(self, target: Target) -> None:
         target.close()
         self._targets.pop(target.id, None)
+        self._undialled.pop(target, None)
         self._throttle()
 
     def _settle(self) -> None:
@@ -222,9 +255,11 @@ class PortForwardSession(Session):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
-        for timer in self._half_open.values():
-            timer.cancel()
+        if self._half_open_timer is not None:
+            self._half_open_timer.cancel()
+            self._half_open_timer = None
         self._half_open.clear()
+        self._undialled.clear()
         for target in self._targets.values():
             target.close()
         self._targets.clear()
@@ -234,7 +269,7 @@ class PortForwardSession(Session):
 
     def drained(self) -> None:
         """From the connection."""
-        stalled, self.stalled = self.stalled, []
+        stalled, self.stalled = self.stalled, {}
         for target in stalled:
             if self._has(target):
                 target.resume()
@@ -247,10 +282,8 @@ class PortForwardSession(Session):
         elif self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
-        if self.held >= MAX_HELD_BYTES or self._connection.unsent >= MAX_UNSENT_BYTES:
-            self._connection.pause_reading()
-        else:
-            self._connection.resume_reading()
+        unsent = self._connection.unsent
+        self._listen(unless=self.held >= MAX_HELD_BYTES or unsent >= MAX_UNSENT_BYTES)
 
     def _give_up_stalled(self) -> None:
         """Too much was held for a while: targets that took nothing of theirs meanwhile are the reason."""

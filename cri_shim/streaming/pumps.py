@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections import deque
 from typing import TYPE_CHECKING
 
-from cri_shim.streaming.connection import CHUNK_BYTES, MAX_BUFFERS
+from cri_shim.streaming.backlog import Backlog
+from cri_shim.streaming.connection import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,11 +119,19 @@ class Input:
         """`on_taken` hears how many bytes went, or will never go. What comes before `open` is kept."""
         self._loop = asyncio.get_running_loop()
         self._on_taken = on_taken
-        self._queue: deque[Buffer] = deque()
+        self._backlog = Backlog()
         self._fd: int | None = None
         self._ends = self._writing = self._broken = False
-        self.pending = 0
+
+    @property
+    def pending(self) -> int:
         """Bytes that wait."""
+        return self._backlog.size
+
+    @property
+    def cost(self) -> int:
+        """What they keep."""
+        return self._backlog.cost
 
     def open(self, fd: int | None) -> None:
         """Write there from now on; None: nobody reads. `fd` becomes ours."""
@@ -133,15 +141,14 @@ class Input:
 
     def write(self, data: Buffer) -> None:
         """More of it."""
-        self._queue.append(data)
-        self.pending += len(data)
+        self._backlog.append(data)
         if not self._writing and (self._fd is not None or self._broken):
             self._write()
 
     def end(self) -> None:
         """The end of it, behind what waits."""
         self._ends = True
-        if not self._queue and self._fd is not None:
+        if not self.pending and self._fd is not None:
             self.close()
 
     def close(self) -> None:
@@ -153,32 +160,27 @@ class Input:
             os.close(self._fd)
             self._fd = None
         self._broken = True
-        self._queue.clear()
-        self.pending = 0
+        self._backlog.clear()
 
     def _write(self) -> None:
         taken = 0
-        if self._fd is not None and self._queue:
+        if self._fd is not None and self.pending:
             try:
-                taken = os.writev(
-                    self._fd,
-                    self._queue
-                    if len(self._queue) <= MAX_BUFFERS
-                    else [self._queue[i] for i in range(MAX_BUFFERS)],
-                )
+                taken = os.writev(self._fd, self._backlog.buffers())
             except (BlockingIOError, InterruptedError):
                 taken = 0
             except OSError:  # EPIPE: it reads no more; EIO: the terminal is gone
                 taken = self.pending
                 self.close()
-        if self._broken and self._queue:
+            else:
+                self._backlog.take(taken)
+        if self._broken and self.pending:
             taken += self.pending
-            self._queue.clear()
-        self._forget(taken)
-        if self._queue and not self._writing and self._fd is not None:
+            self._backlog.clear()
+        if self.pending and not self._writing and self._fd is not None:
             self._writing = True
             self._loop.add_writer(self._fd, self._write)
-        elif not self._queue and self._fd is not None:
+        elif not self.pending and self._fd is not None:
             if self._writing:
                 self._writing = False
                 self._loop.remove_writer(self._fd)
@@ -186,13 +188,3 @@ class Input:
                 self.close()
         if taken:
             self._on_taken(taken)
-
-    def _forget(self, taken: int) -> None:
-        self.pending = max(self.pending - taken, 0)
-        while taken and self._queue:
-            head = self._queue[0]
-            if taken < len(head):
-                self._queue[0] = memoryview(head)[taken:]
-                return
-            taken -= len(head)
-            self._queue.popleft()

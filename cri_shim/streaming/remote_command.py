@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cri_shim.streaming.backend import Command
     from cri_shim.streaming.connection import Connection
     from cri_shim.streaming.session import Limits, Traffic
+    from cri_shim.streaming.turns import Turns
     from cri_shim.streaming.wire.buffers import Buffer
     from cri_shim.streaming.wire.outcome import Outcome
     from cri_shim.streaming.wire.remotecommand import RemoteCommand, RemoteCommandEvent
@@ -85,10 +86,11 @@ class RemoteCommandSession(Session):
         machine: RemoteCommand,
         limits: Limits,
         traffic: Traffic,
+        turns: Turns,
         *,
         tty: bool,
     ) -> None:
-        super().__init__(connection, machine, limits, traffic)
+        super().__init__(connection, machine, limits, traffic, turns)
         self._commands = machine
         self._tty = tty
         self._input = Input(self._input_taken)
@@ -227,10 +229,7 @@ class RemoteCommandSession(Session):
     def throttle(self) -> None:
         """Let everyone go on who may."""
         unsent = self._connection.unsent
-        if self._input.pending >= MAX_INPUT_BYTES or unsent >= MAX_UNSENT_BYTES:
-            self._connection.pause_reading()
-        else:
-            self._connection.resume_reading()
+        self._listen(unless=self._input.cost >= MAX_INPUT_BYTES or unsent >= MAX_UNSENT_BYTES)
         for source in self._sources.values():
             if unsent or source.held:
                 source.output.pause()

@@ -27,6 +27,7 @@ from cri_shim.streaming.connection import Connection
 from cri_shim.streaming.port_forward import PortForwardSession
 from cri_shim.streaming.remote_command import RemoteCommandSession
 from cri_shim.streaming.session import Limits, Traffic
+from cri_shim.streaming.turns import Turns
 from cri_shim.streaming.wire.errors import ProtocolError
 from cri_shim.streaming.wire.http1 import RequestReader, error_answer, error_response
 from cri_shim.streaming.wire.machines import port_forward, remote_command
@@ -89,6 +90,7 @@ class StreamingServer:
         self._prefix = path_prefix.rstrip("/")
         self._socket: socket.socket | None = None
         self._background = Background()
+        self._turns = Turns()
         self._heads: dict[Connection, None] = {}
         self._sessions: set[Session] = set()
 
@@ -218,7 +220,12 @@ class StreamingServer:
         start = self._backend.exec if grant.kind == "exec" else self._backend.attach
         connection.send([asked.upgrade.response])
         session = RemoteCommandSession(
-            connection, machine, self._limits, self._traffic(grant.kind, asked), tty=grant.tty
+            connection,
+            machine,
+            self._limits,
+            self._traffic(grant.kind, asked),
+            self._turns,
+            tty=grant.tty,
         )
         with self._listed(session):
             await session.run(asked.leftover, partial(start, grant))
@@ -240,6 +247,7 @@ class StreamingServer:
             machine,
             self._limits,
             self._traffic("port_forward", asked),
+            self._turns,
             background=self._background,
             ports=grant.ports,
         )

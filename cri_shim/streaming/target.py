@@ -1,17 +1,16 @@
 """One forwarded connection: its socket into the pod, what waits for it, and how its halves end.
 
-Rules: both halves end on their own; what the target doesn't take is held and counted by the session, and what the
-client has no room for stops the reading.
+Rules: both halves end on their own; what the target doesn't take is held, and what it costs is counted by the session.
+What the client has no room for is not read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from cri_shim.streaming.connection import CHUNK_BYTES, MAX_BUFFERS
+from cri_shim.streaming.backlog import Backlog
 
 if TYPE_CHECKING:
     from cri_shim.streaming.wire.buffers import Buffer
@@ -21,16 +20,19 @@ class Carrier(Protocol):
     """The session it belongs to."""
 
     held: int
-    """Bytes for all targets that they haven't taken."""
-    stalled: list[Target]
-    """Targets that have something to say while the client doesn't take what there is."""
+    """What it costs to keep what the targets haven't taken, in bytes."""
+    stalled: dict[Target, None]
+    """Targets that have something to say while the client doesn't take what there is, in their order."""
 
     @property
     def is_full(self) -> bool:
         """Whether the client has still to take what it was sent."""
 
-    def send(self, connection_id: int, data: Buffer) -> int:
-        """Send what the target said; how much of it was taken."""
+    def room(self, connection_id: int) -> int:
+        """How much the client takes of what the target says; while it is nothing, `go_on` comes once it is more."""
+
+    def send(self, connection_id: int, data: Buffer) -> None:
+        """Send what the target said."""
 
     def taken(self, connection_id: int, n_bytes: int) -> None:
         """The target took so much."""
@@ -48,34 +50,49 @@ class Carrier(Protocol):
 class Target:
     """One connection: its socket, once it is there, and what waits for it."""
 
+    __slots__ = (
+        "_backlog",
+        "_client_ended",
+        "_loop",
+        "_reading",
+        "_session",
+        "_socket",
+        "_target_ended",
+        "_writing",
+        "id",
+        "last_taken_at",
+    )
+
     def __init__(self, session: Carrier, connection_id: int) -> None:
         self._session = session
         self._loop = asyncio.get_running_loop()
         self.id = connection_id
         self._socket: socket.socket | None = None
-        self._queue: deque[Buffer] = deque()
-        self.held = 0
-        """Bytes for the target that it hasn't taken."""
-        self.back: Buffer = b""
-        """What the target said and a client that counts has no room for."""
+        self._backlog = Backlog()
+        """What it hasn't taken."""
         self._reading = self._writing = False
         self._client_ended = self._target_ended = False
         self.last_taken_at = self._loop.time()
+
+    @property
+    def held(self) -> int:
+        """Bytes for the target that it hasn't taken."""
+        return self._backlog.size
 
     # --- from the client
 
     def write(self, data: Buffer) -> None:
         """More from the client."""
-        self._queue.append(data)
-        self.held += len(data)
-        self._session.held += len(data)
+        before = self._backlog.cost
+        self._backlog.append(data)
+        self._session.held += self._backlog.cost - before
         if self._socket is not None and not self._writing:
             self._write()
 
     def end(self) -> None:
         """The client has no more, behind what waits."""
         self._client_ended = True
-        if self._socket is not None and not self._queue:
+        if self._socket is not None and not self.held:
             self._shut()
 
     def open(self, sock: socket.socket) -> None:
@@ -93,9 +110,9 @@ class Target:
                 self._loop.remove_writer(self._socket)
             self._socket.close()
             self._socket = None
-        self._session.held -= self.held
-        self.held = 0
-        self._queue.clear()
+        self._session.held -= self._backlog.cost
+        self._backlog.clear()
+        self._session.stalled.pop(self, None)
 
     # --- the socket
 
@@ -107,28 +124,28 @@ class Target:
 
     def resume(self) -> None:
         """Read again."""
-        if self._socket is None or self._reading or self._target_ended or self.back:
+        if self._socket is None or self._reading or self._target_ended:
             return
         self._reading = True
         self._loop.add_reader(self._socket, self._read)
 
     def go_on(self) -> None:
         """The client has room again."""
-        if self.back:
-            self.back = self.back[self._session.send(self.id, self.back) :]
-        if not self.back and self._target_ended:
-            self._session.target_ended(self)
-        else:
-            self.resume()
+        self.resume()
 
     def _read(self) -> None:
         if self._session.is_full:
             self.pause()
-            self._session.stalled.append(self)
+            self._session.stalled[self] = None
             return
         assert self._socket is not None  # noqa: S101 - a closed one has no reader
+        room = self._session.room(self.id)
         try:
-            data = self._socket.recv(CHUNK_BYTES)
+            if room:
+                data = self._socket.recv(room)
+            elif data := self._socket.recv(1, socket.MSG_PEEK):  # the end needs no room
+                self.pause()
+                return
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -140,42 +157,31 @@ class Target:
             self._session.target_ended(self)
             self._finish_if_over()
             return
-        taken = self._session.send(self.id, data)
-        if taken < len(data):
-            self.back = memoryview(data)[taken:]
-            self.pause()
+        self._session.send(self.id, data)
 
     def _write(self) -> None:
         taken = 0
-        if self._queue and self._socket is not None:
-            buffers = [self._queue[i] for i in range(min(len(self._queue), MAX_BUFFERS))]
+        if self.held and self._socket is not None:
             try:
-                taken = self._socket.sendmsg(buffers)
+                taken = self._socket.sendmsg(self._backlog.buffers())
             except (BlockingIOError, InterruptedError):
                 taken = 0
             except OSError:
                 self._session.target_reset(self)
                 return
         if taken:
-            self.held -= taken
-            self._session.held -= taken
+            before = self._backlog.cost
+            self._backlog.take(taken)
+            self._session.held += self._backlog.cost - before
             self.last_taken_at = self._loop.time()
-            left = taken
-            while left:
-                head = self._queue[0]
-                if left < len(head):
-                    self._queue[0] = memoryview(head)[left:]
-                    break
-                left -= len(head)
-                self._queue.popleft()
         if self._socket is not None:
-            if self._queue and not self._writing:
+            if self.held and not self._writing:
                 self._writing = True
                 self._loop.add_writer(self._socket, self._write)
-            elif not self._queue and self._writing:
+            elif not self.held and self._writing:
                 self._writing = False
                 self._loop.remove_writer(self._socket)
-        if not self._queue and self._client_ended:
+        if not self.held and self._client_ended:
             self._shut()
         if taken:
             self._session.taken(self.id, taken)
@@ -190,5 +196,5 @@ class Target:
         self._finish_if_over()
 
     def _finish_if_over(self) -> None:
-        if self._client_ended and self._target_ended and not self._queue and not self.back:
+        if self._client_ended and self._target_ended and not self.held:
             self._session.target_over(self)

@@ -126,10 +126,20 @@ class LocalDialer:
 
     def __init__(self, delay_s: float) -> None:
         self.closed = False
-        self._delay_s = delay_s
+        self.delay_s = delay_s
+        self.begun = self.under_way = self.most_at_once = 0
 
     async def connect(self, port: int) -> socket.socket:
-        await asyncio.sleep(self._delay_s)
+        self.begun += 1
+        self.under_way += 1
+        self.most_at_once = max(self.most_at_once, self.under_way)
+        try:
+            await asyncio.sleep(self.delay_s)
+            return await self._connect(port)
+        finally:
+            self.under_way -= 1
+
+    async def _connect(self, port: int) -> socket.socket:
         sock = socket.socket()
         sock.setblocking(False)
         try:

@@ -141,7 +141,10 @@ class _Client:
                 self.closed = True
                 return
         data, self._behind = self._behind, b""
-        for event in self.machine.receive_data(data):
+        events = self.machine.receive_data(data)
+        while self.machine.has_more:
+            events += self.machine.receive_data(b"")
+        for event in events:
             self.take(event)
         if not self.closed:
             self.flush()

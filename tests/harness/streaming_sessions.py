@@ -304,6 +304,8 @@ class SpdyStreams(Streams):
 
     def _interpret(self, data: Buffer) -> None:
         self._take_events(self.session.receive_data(data))
+        while self.session.has_more:
+            self._take_events(self.session.receive_data(b""))
 
     def _interpret_eof(self) -> None:
         self._take_events(self.session.receive_eof())
@@ -350,6 +352,8 @@ class ChannelStreams(Streams):
 
     def _interpret(self, data: Buffer) -> None:
         self._take_events(self._channels.receive_data(data))
+        while self._channels.has_more:
+            self._take_events(self._channels.receive_data(b""))
 
     def _interpret_eof(self) -> None:
         self._take_events(self._channels.receive_eof())

@@ -80,6 +80,11 @@ class ChannelConnection:
         """Whether we said that we close."""
         return self._websocket.is_closing
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet: see `turn`."""
+        return not self._ended and self._websocket.has_more
+
     def receive_data(self, data: Buffer) -> list[ChannelEvent]:
         """What these bytes of the peer mean; never raises. The last event is `ConnectionEnded`."""
         events: list[ChannelEvent] = []

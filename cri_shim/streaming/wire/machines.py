@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cri_shim.streaming.wire.portforward import PortForward
     from cri_shim.streaming.wire.remotecommand import RemoteCommand, Streams
+    from cri_shim.streaming.wire.shares import Share
     from cri_shim.streaming.wire.upgrade import Upgrade
 
 
@@ -27,12 +28,13 @@ def remote_command(upgrade: Upgrade, streams: Streams) -> RemoteCommand:
     return ChannelRemoteCommand(upgrade.protocol, streams)
 
 
-def port_forward(upgrade: Upgrade, ports: Sequence[int]) -> PortForward:
-    """The machine of a port-forward; the ports of the request count for channels only.
+def port_forward(upgrade: Upgrade, ports: Sequence[int], share: Share | None = None) -> PortForward:
+    """The machine of a port-forward; the ports of the request count for channels only, `share` bounds SPDY's streams.
 
     Raises: ProtocolError if channels can't carry these ports: ask before the 101 is sent.
     """
     if upgrade.framing is Framing.CHANNELS:
         return ChannelPortForward(upgrade.protocol, ports)
     tunnelled = upgrade.framing is Framing.TUNNEL
-    return SpdyPortForward(TunnelledSpdyConnection() if tunnelled else SpdyConnection())
+    session = TunnelledSpdyConnection if tunnelled else SpdyConnection
+    return SpdyPortForward(session(share=share))

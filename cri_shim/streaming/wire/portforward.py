@@ -98,6 +98,10 @@ class PortForward(Protocol):
     def is_finished(self) -> bool:
         """Whether nothing more is to be sent than what `data_to_send` has."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet: `receive_data` again in another turn, with nothing new."""
+
     def start(self) -> list[PortForwardEvent]:
         """Begin, right behind the 101."""
 
@@ -112,6 +116,9 @@ class PortForward(Protocol):
 
     def send(self, connection_id: int, data: Buffer) -> int:
         """Send what the target said; how many bytes were taken. With less than all, wait for `ConnectionWritable`."""
+
+    def room(self, connection_id: int, wanted: int) -> int:
+        """How much of so many bytes `send` would take; after none, `ConnectionWritable` follows."""
 
     def end(self, connection_id: int) -> None:
         """The target has no more to say."""

@@ -65,6 +65,11 @@ class ChannelPortForward:
         """Whether nothing more is to be sent than what `data_to_send` has."""
         return self._channels.is_closing
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet: see `turn`."""
+        return self._channels.has_more
+
     def start(self) -> list[PortForwardEvent]:
         """Begin, right behind the 101: each channel's first message is its port, in little endian."""
         events: list[PortForwardEvent] = []
@@ -91,6 +96,10 @@ class ChannelPortForward:
         if connection_id in self._open and len(data):
             self._channels.send(2 * connection_id, data)
         return len(data)
+
+    def room(self, connection_id: int, wanted: int) -> int:
+        """How much of so many bytes `send` would take: all."""
+        return wanted
 
     def end(self, connection_id: int) -> None:
         """The target has no more to say: the connection is over."""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.spdy import SpdyConnection
     from cri_shim.streaming.wire.spdy_events import SpdyEvent
 
-MAX_EARLY_BYTES = 1 << 20
+MAX_EARLY_BYTES = 64 << 10
 """Kept of all data streams whose error stream isn't there yet."""
 MAX_REQUEST_ID_CHARACTERS = 128
 
@@ -90,6 +90,11 @@ class SpdyPortForward:
         """Whether nothing more is to be sent than what `data_to_send` has."""
         return self._session.has_ended
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet: see `turn`."""
+        return self._session.has_more
+
     def start(self) -> list[PortForwardEvent]:
         """Begin, right behind the 101: the client makes its streams."""
         return []
@@ -112,6 +117,10 @@ class SpdyPortForward:
             return self._session.send_data(connection_id, data)
         except StreamClosedError:
             return len(data)
+
+    def room(self, connection_id: int, wanted: int) -> int:
+        """How much of so many bytes `send` would take; after none, `ConnectionWritable` follows."""
+        return self._session.room(connection_id, wanted)
 
     def end(self, connection_id: int) -> None:
         """The target has no more to say: half-close."""

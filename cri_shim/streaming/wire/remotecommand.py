@@ -99,6 +99,10 @@ class RemoteCommand(Protocol):
     def missing(self) -> list[str]:
         """The streams that the client has still to make."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet: `receive_data` again in another turn, with nothing new."""
+
     def start(self) -> list[RemoteCommandEvent]:
         """Begin, right behind the 101."""
 

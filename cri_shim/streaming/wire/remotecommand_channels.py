@@ -61,6 +61,11 @@ class ChannelRemoteCommand:
         """The streams that the client has still to make: channels are all there."""
         return []
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet: see `turn`."""
+        return self._channels.has_more
+
     def start(self) -> list[RemoteCommandEvent]:
         """Begin, right behind the 101: clients wait for a first message, which is empty."""
         self._is_ready = True

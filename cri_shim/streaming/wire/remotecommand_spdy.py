@@ -82,6 +82,11 @@ class SpdyRemoteCommand:
         """The streams that the client has still to make."""
         return [channel.name.lower() for channel in sorted(self._wanted - self._seen)]
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet: see `turn`."""
+        return self._session.has_more
+
     def start(self) -> list[RemoteCommandEvent]:
         """Begin, right behind the 101: the client makes its streams."""
         return []

@@ -7,6 +7,8 @@ Rules:
   with GOAWAY. DATA for a stream that is over is dropped in silence: it was on its way.
 - The ids a peer opens must have its parity and should rise. One that doesn't is refused alone: old Go clients number
   streams under one lock and write them under another.
+- Of what a peer sent at once, no more is looked at than a turn of the loop has time for (`turn`); the rest waits for
+  the next call. Header blocks cost what they inflate to.
 - Windows: see `spdy_flow`.
 
 SPDY protocol draft 3.1: §2.2 framing, §2.3 streams, §2.4 errors. This file is as long as the list of its frames.
@@ -33,14 +35,20 @@ from cri_shim.streaming.wire.spdy_events import (
 )
 from cri_shim.streaming.wire.spdy_flow import FlowControl, Window
 from cri_shim.streaming.wire.spdy_frames import FrameType, GoAway, HeaderCodec, Reset
+from cri_shim.streaming.wire.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cri_shim.streaming.wire.buffers import Buffer
+    from cri_shim.streaming.wire.shares import Share
 
-DEFAULT_MAX_STREAMS: Final = 4096
+DEFAULT_MAX_STREAMS: Final = 2048
 """Open at one time. A port-forward takes two for each connection."""
+STREAM_COST: Final = 15
+"""Of opening one, with all that comes of it, beyond that of a small frame; see `turn`."""
+INFLATED_BYTES_A_FRAME: Final = 256
+"""Header bytes that cost as much as a small frame."""
 MAX_DATA_BYTES: Final = 256 << 10
 """The longest DATA frame we send: Go's peers allocate it whole before they read it."""
 
@@ -58,8 +66,17 @@ class _Stream:
 class SpdyConnection:
     """One end of a SPDY session: the server's, unless `client`."""
 
-    def __init__(self, *, client: bool = False, max_streams: int = DEFAULT_MAX_STREAMS) -> None:
+    def __init__(
+        self,
+        *,
+        client: bool = False,
+        max_streams: int = DEFAULT_MAX_STREAMS,
+        share: Share | None = None,
+    ) -> None:
+        """`share`: what else bounds the streams of the peer."""
         self._max_streams = max_streams
+        self._share = share
+        self._turn = Turn()
         self._codec = HeaderCodec()
         self._flow = FlowControl()
         self._streams: dict[int, _Stream] = {}
@@ -85,13 +102,27 @@ class SpdyConnection:
     # --- bytes
 
     def receive_data(self, data: Buffer) -> list[SpdyEvent]:
-        """What these bytes of the peer mean; never raises. The last event of a session is `SessionEnded`."""
+        """What these bytes of the peer mean; never raises. The last event of a session is `SessionEnded`.
+
+        While there is more than a turn has time for, `has_more`: call again in another, with nothing new.
+        """
+        self._turn.begin()
+        return self._feed(data)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet."""
+        return self._turn.has_more
+
+    def _feed(self, data: Buffer) -> list[SpdyEvent]:
         if self._ended:
             return []
-        view = memoryview(data)
+        turn = self._turn
+        view = turn.take(data)
         position, end = 0, len(view)
         try:
-            while position < end:
+            while position < end and turn.left > 0:
+                turn.left -= 1
                 if self._payload_left:
                     size = min(self._payload_left, end - position)
                     self._take_payload(view[position : position + size])
@@ -100,6 +131,8 @@ class SpdyConnection:
                     position += self._hold(view[position:])
                 else:
                     position += self._take_frame(view[position:])
+            if position < end:
+                turn.leave(view[position:])
         except ProtocolError as e:
             self._send_go_away(GoAway.PROTOCOL_ERROR)
             self._end(str(e))
@@ -110,7 +143,7 @@ class SpdyConnection:
     def receive_eof(self) -> list[SpdyEvent]:
         """The peer will send no more: the session is over."""
         if not self._ended:
-            cut = self._held or self._payload_left
+            cut = self._held or self._payload_left or self.has_more
             self._end("the connection ended within a frame" if cut else None)
         return self._take_events()
 
@@ -183,6 +216,16 @@ class SpdyConnection:
             stream.local_closed = True
             self._forget_if_over(stream_id, stream)
         return size
+
+    def room(self, stream_id: int, wanted: int) -> int:
+        """How much of so many bytes a send would take; after none, `StreamWritable` says when it would take some."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.local_closed:
+            return wanted
+        room = self._flow.limit(stream.window, wanted)
+        if not room:
+            self._blocked.add(stream_id)
+        return room
 
     def end(self, stream_id: int) -> None:
         """Close our half of a stream. A stream whose half is closed, or that is gone, stays as it is."""
@@ -302,8 +345,8 @@ class SpdyConnection:
         if len(payload) < 10:
             raise ProtocolError("SYN_STREAM: too short")
         stream_id = frames.stream_id(payload)
-        block = self._codec.inflate(payload[10:])
-        if not stream_id or stream_id % 2 == self._next_id % 2:
+        block = self._inflate(payload[10:])
+        if not stream_id or not self._is_peers(stream_id):
             raise ProtocolError(f"SYN_STREAM: {stream_id} is not an id of the peer's")
         if stream_id in self._streams:
             self._reset_for(stream_id, Reset.PROTOCOL_ERROR)
@@ -315,7 +358,13 @@ class SpdyConnection:
             self._last_peer_id = stream_id
             self._admit(stream_id, block, flags)
 
+    def _inflate(self, compressed: memoryview) -> bytes:
+        block = self._codec.inflate(compressed)
+        self._turn.left -= len(block) // INFLATED_BYTES_A_FRAME
+        return block
+
     def _admit(self, stream_id: int, block: bytes, flags: int) -> None:
+        self._turn.left -= STREAM_COST
         if len(self._streams) >= self._max_streams or flags & frames.FLAG_UNIDIRECTIONAL:
             self._send_reset(stream_id, Reset.REFUSED_STREAM)
             return
@@ -323,6 +372,9 @@ class SpdyConnection:
             headers = frames.parse_headers(block)
         except ProtocolError:
             self._send_reset(stream_id, Reset.PROTOCOL_ERROR)
+            return
+        if self._share is not None and not self._share.take():
+            self._send_reset(stream_id, Reset.REFUSED_STREAM)
             return
         stream = self._streams[stream_id] = _Stream()
         self._events.append(StreamOpened(stream_id, headers))
@@ -340,7 +392,7 @@ class SpdyConnection:
         if len(payload) < 4:
             raise ProtocolError(f"{name}: too short")
         stream_id = frames.stream_id(payload)
-        block = self._codec.inflate(payload[4:])
+        block = self._inflate(payload[4:])
         stream = self._streams.get(stream_id)
         if stream is None:
             return
@@ -400,8 +452,11 @@ class SpdyConnection:
             raise StreamClosedError(f"stream {stream_id} is closed for sending")
         return stream
 
+    def _is_peers(self, stream_id: int) -> bool:
+        return stream_id % 2 != self._next_id % 2
+
     def _was_opened(self, stream_id: int) -> bool:
-        if stream_id % 2 == self._next_id % 2:
+        if not self._is_peers(stream_id):
             return stream_id < self._next_id
         return stream_id <= self._last_peer_id or self._gone_away
 
@@ -416,6 +471,8 @@ class SpdyConnection:
 
     def _forget(self, stream_id: int) -> None:
         window = self._streams.pop(stream_id).window
+        if self._share is not None and self._is_peers(stream_id):
+            self._share.give()
         self._blocked.discard(stream_id)
         self._flow.consumed(window, window.received)
         self._grant(0, self._flow.session)
@@ -444,6 +501,9 @@ class SpdyConnection:
         self._events.append(SessionEnded(error))
 
     def _release(self) -> None:
+        if self._share is not None:
+            self._share.close()
+        self._turn.forget()
         self._streams.clear()
         self._blocked.clear()
         self._held.clear()

@@ -27,8 +27,13 @@ MAX_STREAM_ID = 0x7FFFFFFF
 
 MAX_CONTROL_BYTES = 16 << 10
 """The most that a control frame's payload may have; the least a peer must support is 8 KiB (§2.2.1)."""
-MAX_HEADER_BLOCK_BYTES = 64 << 10
+MAX_HEADER_BLOCK_BYTES = 16 << 10
 """Of an inflated header block. Ours have under 100 bytes."""
+MAX_INFLATION = 64
+"""How many times their own bytes all blocks of a connection may inflate to. Those of clients do eight times at most,
+while zlib can do a thousand."""
+FREE_INFLATED_BYTES = 64 << 10
+"""For which that isn't asked."""
 MAX_HEADERS = 64
 MAX_SETTINGS = 64
 
@@ -148,6 +153,8 @@ class HeaderCodec:
             zlib.Z_BEST_SPEED, zlib.DEFLATED, 11, 1, zlib.Z_DEFAULT_STRATEGY, DICTIONARY
         )
         self._inflate = zlib.decompressobj(zdict=DICTIONARY)
+        self._room = FREE_INFLATED_BYTES
+        """What may still be inflated; each byte that comes adds to it."""
 
     def compress(self, headers: Mapping[str, str]) -> bytes:
         """A header block; several values of a name are joined with NUL."""
@@ -169,6 +176,11 @@ class HeaderCodec:
             raise ProtocolError(f"header block: {e}") from e
         if len(inflated) > MAX_HEADER_BLOCK_BYTES:
             raise ProtocolError(f"header block of more than {MAX_HEADER_BLOCK_BYTES} bytes")
+        self._room += len(block) * MAX_INFLATION - len(inflated)
+        if self._room < 0:
+            raise ProtocolError(
+                f"header blocks inflate to more than {MAX_INFLATION} times their size"
+            )
         if self._inflate.eof or self._inflate.unconsumed_tail:
             raise ProtocolError("header block: the compression was ended")
         return inflated
@@ -189,24 +201,25 @@ def parse_headers(block: bytes) -> dict[str, str]:
         position += 4
         return int(value)
 
-    def text() -> str:
+    def text() -> bytes:
         nonlocal position
         length = word()
         piece = block[position : position + length]
         if len(piece) < length:
             raise ProtocolError("header block: cut short")
         position += length
-        return piece.decode("utf-8", "replace")
+        return piece
 
     count = word()
     if count > MAX_HEADERS:
         raise ProtocolError(f"more than {MAX_HEADERS} headers")
     headers: dict[str, str] = {}
     for _ in range(count):
-        name = text()
-        if not name or name != name.lower() or name in headers:
+        raw = text()
+        name = raw.decode("utf-8", "replace")
+        if not raw or raw != raw.lower() or name in headers:
             raise ProtocolError("header block: a name is empty, not in lower case, or there twice")
-        headers[name] = text()
+        headers[name] = text().decode("utf-8", "replace")
     if position != len(block):
         raise ProtocolError("header block: bytes behind the last header")
     return headers

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cri_shim.streaming.wire.buffers import Buffer
+    from cri_shim.streaming.wire.shares import Share
     from cri_shim.streaming.wire.spdy_events import SpdyEvent
 
 
@@ -33,25 +34,47 @@ class TunnelledSpdyConnection(SpdyConnection):
         *,
         mask_key: Callable[[], bytes] | None = None,
         max_streams: int = DEFAULT_MAX_STREAMS,
+        share: Share | None = None,
     ) -> None:
-        super().__init__(client=mask_key is not None, max_streams=max_streams)
+        super().__init__(client=mask_key is not None, max_streams=max_streams, share=share)
         self._websocket = WebSocketConnection(mask_key=mask_key)
+        self._closed: WebSocketClosed | None = None
+        """What ends the session behind all that came before."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet."""
+        return super().has_more or (not self.has_ended and self._websocket.has_more)
 
     def receive_data(self, data: Buffer) -> list[SpdyEvent]:
         """What these bytes of the peer mean; never raises. The last event of a session is `SessionEnded`."""
-        events: list[SpdyEvent] = []
-        for event in self._websocket.receive_data(data):
-            if isinstance(event, MessageData):
+        self._turn.begin()
+        payload, is_text = self._unwrap(data)
+        events = self._feed(payload)
+        if is_text:
+            events += self.end_session("SPDY in a text message")
+        elif self._closed is not None and not super().has_more:
+            events += self.end_session(self._closed.error)
+        return events
+
+    def _unwrap(self, data: Buffer) -> tuple[Buffer, bool]:
+        """The messages' payload, and whether a text was behind it."""
+        pieces: list[Buffer] = []
+        is_text = False
+        # What waits for a turn of SPDY's comes first: else it would grow, and be copied each time.
+        events = self._websocket.receive_data(data) if len(data) or not super().has_more else ()
+        for event in events:
+            if isinstance(event, WebSocketClosed):
+                self._closed = event
+            elif isinstance(event, MessageData):
                 if event.is_text:
                     self._websocket.close(
                         CloseCode.UNSUPPORTED_DATA, "SPDY comes in binary messages"
                     )
-                    events += self.end_session("SPDY in a text message")
+                    is_text = True
                     break
-                events += super().receive_data(event.data)
-            elif isinstance(event, WebSocketClosed):
-                events += self.end_session(event.error)
-        return events
+                pieces.append(event.data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), is_text
 
     def receive_eof(self) -> list[SpdyEvent]:
         """The peer will send no more: the session is over."""

@@ -3,6 +3,7 @@
 Rules:
 - A message's payload is handed out as it arrives, unmasked: no frame and no message is ever collected, so their length
   costs nothing. Held back are at most a frame header, or one control frame of 125 bytes.
+- Of what came at once, no more frames are looked at than a turn of the loop has time for (`turn`).
 - Pings are answered here. A close is answered here, and ends the connection: after `WebSocketClosed` all that comes is
   ignored.
 - Whatever breaks the protocol closes the connection with the code for it (RFC 6455 §7.4.1). There are no extensions.
@@ -21,6 +22,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from websockets.speedups import apply_mask
+
+from cri_shim.streaming.wire.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,6 +113,7 @@ class WebSocketConnection:
         self._events: list[WebSocketEvent] = []
         self._held = bytearray()
         """The beginning of a frame header, or of a control frame."""
+        self._turn = Turn()
 
         self._in_message = False
         self._begins = False
@@ -131,10 +135,19 @@ class WebSocketConnection:
     # --- bytes
 
     def receive_data(self, data: Buffer) -> list[WebSocketEvent]:
-        """What these bytes of the peer mean; never raises. The last event is `WebSocketClosed`."""
-        view = memoryview(data)
+        """What these bytes of the peer mean; never raises. The last event is `WebSocketClosed`.
+
+        While there is more than a turn has time for, `has_more`: call again in another, with nothing new.
+        """
+        turn = self._turn
+        turn.begin()
+        view = turn.take(data)
         try:
             while len(view) and not self._closed:
+                if turn.left <= 0:
+                    turn.leave(view)
+                    break
+                turn.left -= 1
                 if self._frame_left:
                     size = min(self._frame_left, len(view))
                     self._take_payload(view[:size])
@@ -147,12 +160,18 @@ class WebSocketConnection:
             self._fail(e.code, str(e))
         return self._take_events()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something that came was not looked at yet."""
+        return self._turn.has_more
+
     def receive_eof(self) -> list[WebSocketEvent]:
         """The peer will send no more."""
         if not self._closed:
             self._closed = True
             # clients that just hang up are common; within a message something was lost
-            cut = self._in_message or self._held
+            cut = self._in_message or self._held or self.has_more
+            self._turn.forget()
             error = "the connection ended within a message" if cut else None
             self._events.append(WebSocketClosed(CloseCode.ABNORMAL, "", error))
         return self._take_events()

@@ -24,6 +24,7 @@ from tests.fuzz.targets.stream_spdy import WORDS as SPDY_WORDS
 from tests.fuzz.targets.stream_spdy import Peer
 from tests.fuzz.targets.stream_websocket import SEEDS as WEBSOCKET_SEEDS
 from tests.unit.streaming.wire import recorded
+from tests.unit.streaming.wire.roleplay import heard as all_heard
 from tests.unit.streaming.wire.roleplay import sent
 
 
@@ -63,7 +64,7 @@ def fuzz(data: bytes) -> None:
             assert machine._early_bytes <= MAX_EARLY_BYTES
             assert len(machine._pairs) <= len(machine._by_stream) <= 8
         if machine is not None and heard[:1] == b"\x80" and heard[1:2] == b"\x03":
-            answered = SpdyConnection(client=True).receive_data(heard)
+            answered = all_heard(SpdyConnection(client=True), heard)
             assert not any(isinstance(event, SessionEnded) for event in answered)
 
 
@@ -73,7 +74,7 @@ def _run(machine: PortForward, data: bytes, choice: int) -> bytes:
     closed = _serve(machine, machine.start(), open_ids, choice)
     heard = sent(machine)
     for start in range(0, len(data), size):
-        events = machine.receive_data(data[start : start + size])
+        events = all_heard(machine, data[start : start + size])
         assert not (closed and events), "something behind the end"
         closed = _serve(machine, events, open_ids, choice + start) or closed
         heard += sent(machine)

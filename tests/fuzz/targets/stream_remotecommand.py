@@ -23,6 +23,7 @@ from tests.fuzz.targets.stream_spdy import WORDS as SPDY_WORDS
 from tests.fuzz.targets.stream_spdy import Peer
 from tests.fuzz.targets.stream_websocket import SEEDS as WEBSOCKET_SEEDS
 from tests.unit.streaming.wire import recorded
+from tests.unit.streaming.wire.roleplay import heard as all_heard
 from tests.unit.streaming.wire.roleplay import sent
 
 _ALL = Streams(stdin=True, stdout=True, stderr=True, tty=False)
@@ -63,7 +64,7 @@ def fuzz(data: bytes) -> None:
     ):
         heard = _run(machine, data[1:], (data or b"\1")[0])
         if isinstance(machine, SpdyRemoteCommand):
-            answered = SpdyConnection(client=True).receive_data(heard)
+            answered = all_heard(SpdyConnection(client=True), heard)
             assert not any(isinstance(event, SessionEnded) for event in answered)
 
 
@@ -73,7 +74,7 @@ def _run(machine: RemoteCommand, data: bytes, choice: int) -> bytes:
     is_over = False
     turns = [machine.start()]
     for n, start in enumerate(range(0, len(data), size)):
-        turns.append(machine.receive_data(data[start : start + size]))
+        turns.append(all_heard(machine, data[start : start + size]))
         assert not (is_over and turns[-1]), "something behind the end"
         is_over = _serve(machine, turns[-1])
         if n == choice // 16:

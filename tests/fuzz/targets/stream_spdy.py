@@ -16,6 +16,7 @@ from cri_shim.streaming.wire.spdy_events import (
 from cri_shim.streaming.wire.tunnel import TunnelledSpdyConnection
 from tests.fuzz import assert_sound
 from tests.unit.streaming.wire import recorded
+from tests.unit.streaming.wire.roleplay import heard as all_heard
 from tests.unit.streaming.wire.roleplay import merged, sent
 
 MAX_STREAMS = 8
@@ -88,16 +89,16 @@ def fuzz(data: bytes) -> None:
         assert not isinstance(event, SessionEnded)
     if whole and isinstance(whole[-1], SessionEnded) and whole[-1].error is not None:
         assert_sound(Exception(whole[-1].error))
-    answered = SpdyConnection(client=True).receive_data(heard)
+    answered = all_heard(SpdyConnection(client=True), heard)
     assert not any(isinstance(event, SessionEnded) for event in answered), "we don't speak SPDY"
-    TunnelledSpdyConnection().receive_data(data)
+    all_heard(TunnelledSpdyConnection(), data)
 
 
 def _take(pieces: list[bytes]) -> tuple[list[SpdyEvent], bytes, SpdyConnection]:
     server = SpdyConnection(max_streams=MAX_STREAMS)
     events: list[SpdyEvent] = []
     for piece in pieces:
-        events += server.receive_data(piece)
+        events += all_heard(server, piece)
     events = merged(events)
     for event in events:
         if isinstance(event, StreamOpened):

@@ -19,6 +19,7 @@ from cri_shim.streaming.wire.websocket import (
 from tests.fuzz import assert_sound
 from tests.unit.streaming.wire import recorded
 from tests.unit.streaming.wire.roleplay import RandomKeys, merged, sent, whole_messages
+from tests.unit.streaming.wire.roleplay import heard as all_heard
 
 
 def _messages(*payloads: bytes, text: bool = False) -> bytes:
@@ -50,14 +51,14 @@ def fuzz(data: bytes) -> None:
     size = 1 + len(data) % 7
     pieces = [data[i : i + size] for i in range(0, len(data), size)]
     ends = WebSocketConnection(), WebSocketConnection()
-    whole = merged(ends[0].receive_data(data))
-    parts = merged([e for piece in pieces for e in ends[1].receive_data(piece)])
+    whole = merged(all_heard(ends[0], data))
+    parts = merged([e for piece in pieces for e in all_heard(ends[1], piece)])
     assert whole_messages(parts) == whole_messages(whole)
     heard = sent(ends[0])
     assert sent(ends[1]) == heard
     assert len(ends[0]._held) <= MAX_HEADER_BYTES + MAX_CONTROL_BYTES
     client = WebSocketConnection(mask_key=RandomKeys())
-    for answer in client.receive_data(heard):
+    for answer in all_heard(client, heard):
         assert not (isinstance(answer, WebSocketClosed) and answer.error), (
             "we don't speak WebSocket"
         )
@@ -67,8 +68,8 @@ def fuzz(data: bytes) -> None:
 
 def _compare_channels(protocol: str, data: bytes, pieces: list[bytes]) -> None:
     ends = ChannelConnection(protocol), ChannelConnection(protocol)
-    whole = merged(ends[0].receive_data(data))
-    parts = merged([e for piece in pieces for e in ends[1].receive_data(piece)])
+    whole = merged(all_heard(ends[0], data))
+    parts = merged([e for piece in pieces for e in all_heard(ends[1], piece)])
     error = next((e.error for e in whole if isinstance(e, ConnectionEnded)), None)
     if error is None:
         assert parts == whole

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from cri_shim.daemon.node_link import NodeLink
+from cri_shim.daemon.node_link import RESIZE_PAUSE_S, NodeLink
 from cri_shim.errors import CriShimError, ResourceExhaustedError
 from cri_shim.host.packets import Packets, close_all
 from cri_shim.streaming import link
@@ -140,6 +140,27 @@ async def test_all_who_attach_share_one_connection(joined: Joined) -> None:
         close(again.stdin, again.stdout, again.stderr)
         await until(lambda: not joined.node.attachments._connections)
         assert monitor.recv(10) == b""
+
+
+async def test_of_sizes_that_come_fast_the_daemon_hears_few_and_the_last(joined: Joined) -> None:
+    grant = await joined.grant(joined.node.attach_ticket(), "attach")
+    command = await joined.backend.attach(grant)
+    for width in range(1, 1001):
+        command.resize(width, 24)
+
+    def told() -> list[int]:
+        return [asked.width for asked in joined.asked if isinstance(asked, link.Resize)]
+
+    await until(lambda: told()[-1:] == [1000])
+    assert told() == [1, 1000]
+    command.resize(7, 24)
+    command.resize(8, 24)
+    with joined.node.accept():
+        command.ended.cancel()
+        close(command.stdin, command.stdout, command.stderr)
+        await until(lambda: not joined.node.attachments._connections)
+    await asyncio.sleep(2 * RESIZE_PAUSE_S)
+    assert 8 not in told(), "whoever has left says nothing more"
 
 
 async def test_who_comes_while_the_last_one_leaves_gets_another_connection(joined: Joined) -> None:

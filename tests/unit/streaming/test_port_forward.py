@@ -15,6 +15,7 @@ import pytest
 
 from cri_shim.streaming import port_forward
 from cri_shim.streaming.session import Limits
+from cri_shim.streaming.wire import spdy_frames as frames
 from tests.harness.streaming_client import ChannelPairsClient, PortForwardClient, RefusedError
 from tests.unit.streaming.site import site, until
 
@@ -285,3 +286,62 @@ def test_idle_sessions_end_and_busy_ones_do_not() -> None:
             client.write(connection, b"x")
         assert not client.closed
         client.until_closed()
+
+
+def test_connections_given_up_as_they_are_made_leave_no_more_dials_than_are_made_at_once() -> None:
+    with site() as node, listener(echo) as port, node.forward() as client:
+        client.ask(port, b"first")
+        node.backend.dialers[0].delay_s = 0.3
+        for _ in range(500):
+            client.give_up(client.connect(port))
+        dialer = node.backend.dialers[0]
+        until(lambda: dialer.begun > 1)
+        client.ask(port, b"last")
+        assert dialer.most_at_once <= port_forward.MAX_DIALS
+        assert dialer.begun <= 2 + 2 * port_forward.MAX_DIALS, "most were forgotten before"
+        until(lambda: dialer.under_way == 0)
+
+
+def test_halves_of_pairs_that_are_given_up_and_made_again_are_a_bounded_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(port_forward, "MAX_HALF_OPEN", 20)
+    with site(limits=Limits(0.5, 3600)) as node, node.forward() as client:
+        for number in range(200):
+            headers = {"streamtype": "data", "port": "80", "requestid": str(number % 50)}
+            client.machine.reset(client.machine.open_stream(headers))
+        headers = {"streamtype": "data", "port": "80", "requestid": "kept"}
+        kept = client.machine.open_stream(headers)
+        client.received[kept] = bytearray()
+        client.flush()
+        until(lambda: node.sessions)
+        [session] = node.server._sessions
+        assert isinstance(session, port_forward.PortForwardSession)
+        until(lambda: "kept" in session._half_open)
+        assert len(session._half_open) <= 20
+        client.until(lambda: kept in client.reset)
+        until(lambda: not session._half_open)
+
+
+def test_a_target_is_read_as_far_as_the_clients_window_goes_and_its_end_is_heard_without() -> None:
+    """A client that counts and has no room left: what the target says stays with the kernel, its end is passed on."""
+    said = threading.Event()
+
+    def say(sock: socket.socket) -> None:
+        sock.sendall(sock.recv(10))
+        said.wait(10)
+
+    with site() as node, listener(say) as port, node.forward() as client:
+        connection = client.connect(port)
+        window = frames.WORDS.pack(1, frames.SETTINGS_INITIAL_WINDOW_SIZE) + frames.WORD.pack(3)
+        client.sock.sendall(frames.control_frame(frames.FrameType.SETTINGS, window))
+        client.write(connection, b"abcdef")
+        client.until(lambda: client.received[connection] == b"abc")
+        with pytest.raises(TimeoutError):
+            client.receive(0.2)
+        client.sock.sendall(
+            frames.control_frame(frames.FrameType.WINDOW_UPDATE, frames.WORDS.pack(connection, 3))
+        )
+        client.until(lambda: client.received[connection] == b"abcdef")
+        said.set()
+        client.until(lambda: client.is_over(connection))

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class End(Protocol):
     """One end of a connection."""
 
+    @property
+    def has_more(self) -> bool: ...
     def receive_data(self, data: Buffer) -> Sequence[Any]: ...
     def data_to_send(self) -> list[Buffer]: ...
 
@@ -24,9 +26,17 @@ def sent(end: End) -> bytes:
     return b"".join(end.data_to_send())
 
 
+def heard(receiver: End, data: Buffer) -> list[Any]:
+    """What it makes of these bytes, in as many turns as that takes."""
+    events = list(receiver.receive_data(data))
+    while receiver.has_more:
+        events += receiver.receive_data(b"")
+    return events
+
+
 def deliver(sender: End, receiver: End) -> list[Any]:
     """What the receiver makes of it."""
-    return merged(receiver.receive_data(sent(sender)))
+    return merged(heard(receiver, sent(sender)))
 
 
 def merged(events: Sequence[Any]) -> list[Any]:

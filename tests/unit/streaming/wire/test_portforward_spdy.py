@@ -393,7 +393,8 @@ def test_thousands_of_connections_some_reset_all_others_get_their_bytes() -> Non
     for batch in range(60):
         said = {}
         for n in range(50):
-            _, data_id = client.connect(f"{batch}.{n}")
+            error_id, data_id = client.connect(f"{batch}.{n}")
+            client.spdy.end(error_id)  # as clients do
             said[data_id] = b"%d.%d " % (batch, n) * chance.randrange(1, 9)
         order = list(said)
         chance.shuffle(order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 
 from cri_shim.streaming.wire import spdy_frames as frames
 from cri_shim.streaming.wire.errors import StreamClosedError
-from cri_shim.streaming.wire.spdy import MAX_DATA_BYTES, SpdyConnection
+from cri_shim.streaming.wire.shares import Share, Shares
+from cri_shim.streaming.wire.spdy import (
+    INFLATED_BYTES_A_FRAME,
+    MAX_DATA_BYTES,
+    STREAM_COST,
+    SpdyConnection,
+)
 from cri_shim.streaming.wire.spdy_events import (
     DataReceived,
     GoAwayReceived,
@@ -26,6 +33,7 @@ from cri_shim.streaming.wire.spdy_events import (
 )
 from cri_shim.streaming.wire.spdy_flow import GRANT_BYTES, INITIAL_WINDOW
 from cri_shim.streaming.wire.spdy_frames import FrameType, GoAway, HeaderCodec, Reset
+from cri_shim.streaming.wire.turn import COST_PER_TURN
 from tests.unit.streaming.wire import recorded
 from tests.unit.streaming.wire.roleplay import byte_by_byte, deliver, in_pieces, sent
 
@@ -522,3 +530,115 @@ def test_streams_that_are_over_leave_nothing() -> None:
     tracemalloc.stop()
     assert server.open_streams == 0
     assert after - before < 20_000
+
+
+# --- what it costs
+
+
+def turns(server: SpdyConnection, data: bytes) -> list[list[SpdyEvent]]:
+    """What each turn made of it."""
+    each = [server.receive_data(data)]
+    while server.has_more:
+        each.append(server.receive_data(b""))
+    return each
+
+
+def test_small_frames_are_looked_at_a_bounded_number_in_a_turn() -> None:
+    client, server, stream_id = opened()
+    for _ in range(5000):
+        client.send_data(stream_id, b"x")
+    heard = turns(server, sent(client))
+    assert max(map(len, heard)) <= COST_PER_TURN
+    assert len(heard) == -(-2 * 5000 // COST_PER_TURN)  # a header and a payload each
+    assert sum(map(len, heard)) == 5000
+
+
+def test_a_long_frame_is_one_frame() -> None:
+    client, server, stream_id = opened()
+    client.send_data(stream_id, bytes(MAX_DATA_BYTES))
+    assert len(turns(server, sent(client))) == 1
+
+
+def test_streams_cost_more_than_frames() -> None:
+    client, server = pair()
+    for _ in range(200):
+        client.reset(client.open_stream({"streamtype": "data"}))
+    heard = turns(server, sent(client))
+    assert max(map(len, heard)) <= 2 * COST_PER_TURN // STREAM_COST + 2
+    assert sum(map(len, heard)) == 400
+
+
+def test_what_was_not_looked_at_is_lost_with_the_session() -> None:
+    client, server, stream_id = opened()
+    for _ in range(COST_PER_TURN):
+        client.send_data(stream_id, b"x")
+    before, there_was_more = server.receive_data(sent(client)), server.has_more
+    server.close()
+    assert (len(before), there_was_more) == (COST_PER_TURN // 2, True)
+    assert not server.has_more
+    assert server.receive_data(b"") == []
+
+
+def bomb(stream_id: int, deflate: zlib._Compress, inflated: int) -> bytes:
+    texts = b"a", b"\xff" * (inflated - 13)
+    block = frames.WORD.pack(1) + b"".join(frames.WORD.pack(len(t)) + t for t in texts)
+    payload = frames.WORDS.pack(stream_id, 0) + b"\0\0" + deflate.compress(block)
+    return control(FrameType.SYN_STREAM, payload + deflate.flush(zlib.Z_SYNC_FLUSH))
+
+
+def test_header_blocks_cost_what_they_inflate_to_and_end_the_session_when_it_is_too_much() -> None:
+    server, deflate = SpdyConnection(), zlib.compressobj(9, zdict=frames.DICTIONARY)
+    size = frames.MAX_HEADER_BLOCK_BYTES
+    wire = b"".join(bomb(2 * n + 1, deflate, size) for n in range(100))
+    heard = turns(server, wire)
+    assert max(map(len, heard)) <= COST_PER_TURN * INFLATED_BYTES_A_FRAME // size + 1
+    last = heard[-1][-1]
+    assert isinstance(last, SessionEnded)
+    assert last.error is not None
+    assert "64 times their size" in last.error
+    inflated = size * sum(len(each) for each in heard)
+    assert inflated <= frames.FREE_INFLATED_BYTES + frames.MAX_INFLATION * len(wire)
+    assert sent(server)[-16:-8] == control(FrameType.GOAWAY, bytes(8))[:8]
+
+
+def test_header_blocks_of_any_number_of_honest_streams_are_read() -> None:
+    client, server = pair()
+    for number in range(5000):
+        headers = {"streamtype": "data", "port": "8080", "requestid": str(number)}
+        client.reset(client.open_stream(headers))
+        assert not any(isinstance(event, SessionEnded) for event in deliver(client, server))
+
+
+def test_streams_are_bounded_by_the_share_as_well_and_given_back_once() -> None:
+    shares = Shares(3, 2)
+    first = SpdyConnection(share=Share(shares, "pod", 10))
+    second = SpdyConnection(share=Share(shares, "pod", 10))
+    clients = [SpdyConnection(client=True) for _ in range(2)]
+    one = clients[0].open_stream({})
+    assert deliver(clients[0], first) == [StreamOpened(one, {})]
+    for _ in range(2):
+        clients[1].open_stream({})
+    assert len(deliver(clients[1], second)) == 1
+    assert deliver(second, clients[1]) == [StreamReset(3, Reset.REFUSED_STREAM)]
+    clients[0].reset(one)
+    deliver(clients[0], first)
+    assert shares.used == 1
+    clients[1].open_stream({})
+    assert len(deliver(clients[1], second)) == 1
+    second.close()
+    first.receive_eof()
+    assert shares.used == 0
+
+
+def test_room_is_what_a_send_would_take() -> None:
+    _client, server, stream_id = opened()
+    assert server.room(stream_id, 1 << 20) == 1 << 20, "this peer does not count"
+    window = frames.WORDS.pack(1, frames.SETTINGS_INITIAL_WINDOW_SIZE) + frames.WORD.pack(5)
+    server.receive_data(control(FrameType.SETTINGS, window))
+    assert server.room(stream_id, 1 << 20) == 5
+    assert server.send_data(stream_id, b"12345") == 5
+    assert server.room(stream_id, 1 << 20) == 0
+    update = control(FrameType.WINDOW_UPDATE, frames.WORDS.pack(stream_id, 3))
+    assert server.receive_data(update) == [StreamWritable(stream_id)]
+    assert server.room(stream_id, 1 << 20) == 3
+    assert server.room(99, 7) == 7, "what goes nowhere has room"

@@ -16,6 +16,7 @@ from cri_shim.streaming.wire.spdy_events import (
     StreamReplied,
 )
 from cri_shim.streaming.wire.tunnel import TunnelledSpdyConnection
+from cri_shim.streaming.wire.turn import COST_PER_TURN
 from cri_shim.streaming.wire.websocket import CloseCode, WebSocketClosed, WebSocketConnection
 from tests.unit.streaming.wire import recorded
 from tests.unit.streaming.wire.roleplay import RandomKeys, deliver, in_pieces, sent
@@ -97,3 +98,24 @@ def test_a_closed_tunnel_ends_the_session_and_so_does_its_end() -> None:
         events = [*server.receive_data(sent(websocket)), *server.receive_eof()]
         assert events == [SessionEnded(None)]
         assert server.has_ended
+
+
+def test_small_frames_are_looked_at_a_bounded_number_in_a_turn_and_a_close_is_behind_them_all() -> (
+    None
+):
+    client, server = pair()
+    stream_id = client.open_stream({})
+    wire = sent(client)
+    for _ in range(3000):
+        client.send_data(stream_id, b"x")
+        wire += sent(client)
+    client.close()
+    wire += sent(client)
+    each = [server.receive_data(wire)]
+    while server.has_more:
+        each.append(server.receive_data(b""))
+    assert max(map(len, each)) <= COST_PER_TURN
+    events = [event for events in each for event in events]
+    assert sum(isinstance(event, DataReceived) for event in events) == 3000
+    assert events[-1] == SessionEnded(None)
+    assert server.receive_data(b"more") == []

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cri_shim.streaming.wire.turn import COST_PER_TURN
 from cri_shim.streaming.wire.websocket import (
     CloseCode,
     MessageData,
@@ -264,3 +265,33 @@ def test_a_long_message_is_not_kept() -> None:
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert grown < 20_000
+
+
+def test_small_frames_are_looked_at_a_bounded_number_in_a_turn() -> None:
+    client, server = pair()
+    for number in range(3000):
+        if number % 2:
+            client.ping(b"p")
+        else:
+            client.send_message([b"x"])
+    heard = [server.receive_data(sent(client))]
+    answered = [len(sent(server))]
+    while server.has_more:
+        heard.append(server.receive_data(b""))
+        answered.append(len(sent(server)))
+    assert max(map(len, heard)) <= COST_PER_TURN
+    assert max(answered) <= COST_PER_TURN * len(frame(10, b"p", mask=None))
+    assert sum(map(len, heard)) == 1500
+    assert sum(answered) == 1500 * len(frame(10, b"p", mask=None))
+
+
+def test_an_end_before_everything_was_looked_at_is_not_in_order() -> None:
+    client, server = pair()
+    for _ in range(2 * COST_PER_TURN):
+        client.ping()
+    server.receive_data(sent(client))
+    assert server.has_more
+    [closed] = server.receive_eof()
+    assert isinstance(closed, WebSocketClosed)
+    assert closed.error
+    assert not server.has_more
