@@ -6,6 +6,8 @@ Rules:
 - Apart, because streams at their full rate must not hold up who asks the daemon for a list, and because what strangers
   send is parsed here: by a process that has no capability left, and can ask the daemon for nothing but what tickets are
   for (`streaming/link`).
+- Its memory is bounded by what the server bounds, and, should that have a fault, by the kernel: then it ends and is
+  replaced, and the node goes on.
 - It lives and dies with the daemon, and does what that says: `Setup` first, `Stop` last.
 """
 
@@ -17,7 +19,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 log = structlog.get_logger()
+MAX_MEMORY_BYTES = 1536 << 20
+"""Half as much again as the most that `streaming` allows itself: 64 MiB, and one for each of a thousand sessions."""
+WITHOUT_MEMORY_STATUS = 70
 
 
 class Streamer:
@@ -113,13 +118,23 @@ class Streamer:
 
 def _confine(*, reads_keys: bool) -> None:
     """Give up what root could do; keys that belong to somebody else have to be read again when they change."""
+    confine.raise_oom_score_adj(confine.HELPERS_OOM_SCORE_ADJ)
+    confine.limit_data(MAX_MEMORY_BYTES)
     if os.geteuid() == 0:
         kept = (Capability.CAP_DAC_READ_SEARCH,) if reads_keys else ()
         confine.keep_capabilities(kept)
     confine.die_with_parent(os.getppid())
 
 
+def end_without_memory(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An exception handler for the loop: without memory nothing that follows can be relied on."""
+    if isinstance(context.get("exception"), MemoryError):
+        os._exit(WITHOUT_MEMORY_STATUS)
+    loop.default_exception_handler(context)
+
+
 async def _main(connection: socket.socket) -> None:
+    asyncio.get_running_loop().set_exception_handler(end_without_memory)
     await Streamer(connection).run()
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
 
 log = structlog.get_logger()
-BACKLOG = 512
+BACKLOG = 1024
 START_TIMEOUT_S = 30.0
 END_GRACE_S = 2.0
 """Beyond the grace that its clients get."""

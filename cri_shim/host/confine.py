@@ -31,6 +31,13 @@ _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAPABILITY_BIT = 63
 
 
+HELPERS_OOM_SCORE_ADJ = 0
+"""Of our own programs beside the daemon, which is at -999 as a service, and so would they be. They read what strangers
+send, so it is they that may grow, and they are replaced within a moment: so they are what any process of the node is,
+taken before the daemon, the kubelet and pods with guaranteed memory, but after those that use more than they asked for.
+Monitors keep what they have, -1000 by their own doing: each is small, and its end is its container's."""
+
+
 class Capability(IntEnum):
     """The capabilities that this package ever keeps, by their kernel numbers."""
 
@@ -132,6 +139,18 @@ def enter_root(directory_fd: int) -> None:
     os.chdir("/")
 
 
+def raise_oom_score_adj(at_least: int) -> None:
+    """Be taken, when memory runs out, no later than processes with this value; nothing where ours is higher already."""
+    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+        if int(file.read()) < at_least:
+            file.write(b"%d" % at_least)
+
+
+def limit_data(memory_bytes: int) -> None:
+    """Bound the memory that the process fills itself: beyond it Python raises MemoryError."""
+    _set_limit(resource.RLIMIT_DATA, memory_bytes)
+
+
 def limit(*, memory_bytes: int, file_bytes: int, descriptors: int, cpu_s: int) -> None:
     """Bound the address space, the size of one file, open descriptors and CPU time; no core files.
 
@@ -144,6 +163,10 @@ def limit(*, memory_bytes: int, file_bytes: int, descriptors: int, cpu_s: int) -
         (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_CORE, 0),
     ):
-        hard = resource.getrlimit(what)[1]
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(what, (bound, bound))
+        _set_limit(what, value)
+
+
+def _set_limit(what: int, value: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(what, (bound, bound))

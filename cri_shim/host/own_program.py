@@ -1,7 +1,8 @@
 """Programs of this package that run as processes of their own, beside the daemon.
 
 Rules: one is a module that takes the number of a socket, and does nothing but what it is told over that. It sees this
-package, as the daemon does, and nothing else of the daemon's environment, nor of a working directory.
+package, as the daemon does, and nothing else of the daemon's environment, nor of a working directory. When memory runs
+out it is taken before the daemon (`confine.raise_oom_score_adj`), and replaced.
 """
 
 from __future__ import annotations

@@ -251,6 +251,7 @@ def main(argv: list[str]) -> int:
     connection = socket.socket(fileno=int(argv[1]))
     template = Template(connection)
     try:
+        confine.raise_oom_score_adj(confine.HELPERS_OOM_SCORE_ADJ)
         tar.prepare()
         seccomp.build_filter(os.uname().machine)
         confine.leave_network()

@@ -130,9 +130,17 @@ class StreamDesk:
         session = next(self._numbers)
         self._granted[session] = request
         if isinstance(request, PortForwardRequest):
-            return Grant(session, asked.kind, request.sandbox_id, ports=request.ports)
+            return Grant(
+                session,
+                asked.kind,
+                request.sandbox_id,
+                ports=request.ports,
+                sandbox_id=request.sandbox_id,
+            )
         streams = (request.stdin, request.stdout, request.stderr, request.tty)
-        return Grant(session, asked.kind, request.container_id, *streams)
+        return Grant(
+            session, asked.kind, request.container_id, *streams, sandbox_id=request.sandbox_id
+        )
 
     def _begin(self, asked: link.Begin) -> None:
         match self._granted.get(asked.session):

@@ -63,9 +63,9 @@ class Streams:
             if "\0" in word:
                 raise InvalidArgumentError("ExecRequest: cmd: a NUL can't be part of a word")
         container = self._running(container_id)
-        return self._url(
-            "exec", ExecRequest(container.id, tuple(command), stdin, stdout, stderr, tty)
-        )
+        streams = (stdin, stdout, stderr, tty)
+        request = ExecRequest(container.id, tuple(command), *streams, container.sandbox_id)
+        return self._url("exec", request)
 
     def attach(
         self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool, tty: bool
@@ -73,7 +73,8 @@ class Streams:
         """The URL of an attach. Raises as `exec` does."""
         _check_streams("AttachRequest", stdin=stdin, stdout=stdout, stderr=stderr, tty=tty)
         container = self._running(container_id)
-        return self._url("attach", AttachRequest(container.id, stdin, stdout, stderr, tty))
+        streams = (stdin, stdout, stderr, tty)
+        return self._url("attach", AttachRequest(container.id, *streams, container.sandbox_id))
 
     def port_forward(self, sandbox_id: str, ports: Sequence[int]) -> str:
         """The URL of a port-forward; no ports: any. Raises as `exec` does, WrongStateError unless the pod is ready."""

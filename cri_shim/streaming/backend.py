@@ -30,6 +30,8 @@ class ExecRequest:
     stdout: bool
     stderr: bool
     tty: bool
+    sandbox_id: str = ""
+    """Whose share of tickets it takes, as in all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class AttachRequest:
     stdout: bool
     stderr: bool
     tty: bool
+    sandbox_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Grant(msgspec.Struct, frozen=True):
     stderr: bool = False
     tty: bool = False
     ports: tuple[int, ...] = ()
+    sandbox_id: str = ""
+    """Whose share of sessions it takes."""
 
 
 @dataclass(slots=True, eq=False)

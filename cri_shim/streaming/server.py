@@ -1,8 +1,10 @@
 """The streaming server: a socket, requests that carry a ticket, and the sessions that come of them.
 
 Rules:
-- A client has ten seconds to say what it wants, in 16 KiB; of those that have not yet, a bounded number is waited for,
-  and the oldest makes room. Nothing costs anything before a ticket was redeemed.
+- A client has ten seconds to say what it wants, in 16 KiB; of those that have not yet, a bounded number is waited for
+  (`newcomers`). Nothing costs anything before a ticket was redeemed.
+- Sessions are bounded, and so are the streams of all port-forwards: in all, and for each pod, whose share leaves some
+  for others.
 - Protocols are negotiated before the ticket is used up: a client may try another one with the same URL.
 - Tokens are never logged.
 - The socket to listen on is given, and so can outlive the server.
@@ -11,8 +13,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,8 @@ from cri_shim.background import Background
 from cri_shim.errors import CriShimError
 from cri_shim.streaming.backend import KINDS
 from cri_shim.streaming.connection import Connection
+from cri_shim.streaming.listener import Listener
+from cri_shim.streaming.newcomers import Newcomers
 from cri_shim.streaming.port_forward import PortForwardSession
 from cri_shim.streaming.remote_command import RemoteCommandSession
 from cri_shim.streaming.session import Limits, Traffic
@@ -33,9 +35,12 @@ from cri_shim.streaming.wire.http1 import RequestReader, error_answer, error_res
 from cri_shim.streaming.wire.machines import port_forward, remote_command
 from cri_shim.streaming.wire.portforward_spdy import parse_port
 from cri_shim.streaming.wire.remotecommand import Streams
+from cri_shim.streaming.wire.shares import Share, Shares
+from cri_shim.streaming.wire.spdy import DEFAULT_MAX_STREAMS
 from cri_shim.streaming.wire.upgrade import negotiate_port_forward, negotiate_remote_command
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable, Iterator
 
     from cri_shim.streaming.backend import Backend, Command, Grant
@@ -48,16 +53,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 HEAD_TIMEOUT_S = 10.0
-MAX_HEADS = 256
-"""Connections that haven't said yet what they want."""
-ACCEPTS_AT_ONCE = 32
-PAUSE_S = 0.5
-"""Without descriptors, accepting again at once would only burn the processor."""
+MAX_TOKEN_CHARACTERS = 64
+"""More than a ticket has; nobody is asked about what can be none."""
+MAX_SESSIONS, MAX_SESSIONS_OF_A_POD = 1000, 200
+MAX_STREAMS, MAX_STREAMS_OF_A_POD = 16384, 4096
+"""Of all port-forwards; a forwarded connection takes two, and some two kilobytes. A session has its own bound."""
 REFUSAL_STALL_S = 2.0
-KEEPALIVE_S = 30
-KEEPALIVE_TRIES = 4
-"""A client whose machine is gone is noticed after two and a half minutes."""
-_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,87 +89,66 @@ class StreamingServer:
         self._meter = meter
         self._tls = tls
         self._prefix = path_prefix.rstrip("/")
-        self._socket: socket.socket | None = None
+        self._listener: Listener | None = None
         self._background = Background()
         self._turns = Turns()
-        self._heads: dict[Connection, None] = {}
+        self._newcomers = Newcomers()
+        self._taken = Shares(MAX_SESSIONS, MAX_SESSIONS_OF_A_POD)
+        self._streams = Shares(MAX_STREAMS, MAX_STREAMS_OF_A_POD)
         self._sessions: set[Session] = set()
 
     def start(self, listener: socket.socket) -> None:
         """Take clients from `listener`, which now belongs to the server."""
-        listener.setblocking(False)
-        self._socket = listener
-        asyncio.get_running_loop().add_reader(listener, self._accept)
+        self._listener = Listener(listener, self._newcomers.has_room, self._come)
 
     async def stop(self, grace_s: float) -> None:
         """Take no more clients, tell those there are, and end within about `grace_s` seconds."""
-        self._stop_accepting()
-        for connection in list(self._heads):
-            connection.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._newcomers.close()
         for session in list(self._sessions):
             session.stop("the container runtime is shutting down")
         await self._background.close(grace_s)
 
     # --- clients that come
 
-    def _accept(self) -> None:
-        listener = self._socket
-        if listener is None:
-            return
-        for _ in range(ACCEPTS_AT_ONCE):
-            try:
-                sock, _address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS:
-                    log.error("streaming clients have to wait", error=error.strerror)
-                    loop = asyncio.get_running_loop()
-                    loop.remove_reader(listener)
-                    loop.call_later(PAUSE_S, self._accept_again)
-                return
-            self._background.start("streaming client", self._serve(sock))
-
-    def _accept_again(self) -> None:
-        if self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket, self._accept)
-
-    def _stop_accepting(self) -> None:
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
-
-    async def _serve(self, sock: socket.socket) -> None:
+    def _come(self, sock: socket.socket) -> None:
         try:
-            _prepare(sock)
             connection = Connection(sock, None if self._tls is None else self._tls.context())
         except OSError:  # gone already
             sock.close()
             return
+        self._newcomers.enter(connection)
+        self._background.start("streaming client", self._serve(connection))
+
+    async def _serve(self, connection: Connection) -> None:
         try:
             asked = await self._hear(connection)
+            self._newcomers.leave(connection)
             if asked is not None:
                 await self._run(connection, asked)
         finally:
+            self._newcomers.leave(connection)
             connection.close()
 
     async def _hear(self, connection: Connection) -> _Asked | None:
         """What the client wants, or None once it was told why not."""
-        if len(self._heads) >= MAX_HEADS:
-            oldest = next(iter(self._heads))
-            del self._heads[oldest]
-            oldest.close()
-        self._heads[connection] = None
         reader = RequestReader()
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
                 await connection.open()
-                while (request := reader.receive_data(data := await connection.receive())) is None:
-                    if not data:
+                request = None
+                while request is None:
+                    if not (data := await connection.receive()):
                         reader.receive_eof()
                         return None
+                    await self._turns.own()
+                    request = reader.receive_data(data)
+            self._newcomers.keep(connection)
+            try:
                 return await self._redeem(request, bytes(reader.leftover))
+            finally:
+                self._newcomers.release(connection)
         except ProtocolError as error:
             await _refuse(connection, error_answer(error))
         except TimeoutError:
@@ -178,8 +158,6 @@ class StreamingServer:
             ValueError,
         ) as error:  # the TLS handshake failed, or it hung up, or was made to
             log.debug("streaming client went away before its request", error=str(error))
-        finally:
-            self._heads.pop(connection, None)
         return None
 
     async def _redeem(self, request: HttpRequest, leftover: bytes) -> _Asked:
@@ -192,11 +170,23 @@ class StreamingServer:
             raise ProtocolError("there is nothing here", http_status=404)
         negotiate = negotiate_port_forward if kind == "portforward" else negotiate_remote_command
         upgrade = negotiate(request)
-        grant = await self._backend.redeem(token, kind)
+        is_token = 0 < len(token) <= MAX_TOKEN_CHARACTERS
+        grant = await self._backend.redeem(token, kind) if is_token else None
         if grant is None:
             raise ProtocolError(
                 "this URL was used already, is too old, or never was given out: ask for a new one",
                 http_status=404,
+            )
+        if not self._taken.take(grant.sandbox_id):
+            self._backend.leave(grant)
+            if self._taken.is_full:
+                raise ProtocolError(
+                    f"the node has {MAX_SESSIONS} streaming sessions: end some, or try again later",
+                    http_status=503,
+                )
+            raise ProtocolError(
+                f"sandbox {grant.sandbox_id} has {MAX_SESSIONS_OF_A_POD} streaming sessions: end some",
+                http_status=429,
             )
         return _Asked(grant, request, upgrade, leftover)
 
@@ -210,6 +200,7 @@ class StreamingServer:
                 await self._run_remote_command(connection, asked)
         finally:
             self._backend.leave(asked.grant)
+            self._taken.give(asked.grant.sandbox_id)
 
     async def _run_remote_command(self, connection: Connection, asked: _Asked) -> None:
         grant = asked.grant
@@ -232,8 +223,9 @@ class StreamingServer:
 
     async def _run_port_forward(self, connection: Connection, asked: _Asked) -> None:
         grant = asked.grant
+        streams = Share(self._streams, grant.sandbox_id, DEFAULT_MAX_STREAMS)
         try:
-            machine = port_forward(asked.upgrade, grant.ports or _ports_in(asked.http))
+            machine = port_forward(asked.upgrade, grant.ports or _ports_in(asked.http), streams)
             dialer = await self._backend.port_forward(grant)
         except ProtocolError as error:
             await _refuse(connection, error_answer(error))
@@ -251,8 +243,11 @@ class StreamingServer:
             background=self._background,
             ports=grant.ports,
         )
-        with self._listed(session):
-            await session.run(asked.leftover, dialer)
+        try:
+            with self._listed(session):
+                await session.run(asked.leftover, dialer)
+        finally:
+            streams.close()
 
     def _traffic(self, kind: str, asked: _Asked) -> Traffic:
         protocol = f"{asked.upgrade.framing}/{asked.upgrade.protocol}"
@@ -266,18 +261,6 @@ class StreamingServer:
             yield
         finally:
             self._sessions.discard(session)
-
-
-def _prepare(sock: socket.socket) -> None:
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        (socket.TCP_KEEPIDLE, KEEPALIVE_S),
-        (socket.TCP_KEEPINTVL, KEEPALIVE_S),
-        (socket.TCP_KEEPCNT, KEEPALIVE_TRIES),
-    ):
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _refuse(connection: Connection, answer: bytes) -> None:

@@ -2,7 +2,8 @@
 
 Rules:
 - 128 random bits, good for one use within a time, and for one request: nothing in the URL can change what it does.
-- A bounded number wait. Those past their time make room; a thousand that are not is somebody who asks and never comes.
+- A bounded number wait, and of one pod no more than a share. Those past their time make room; a thousand that are not
+  is somebody who asks and never comes.
 - Issued on the daemon's loop and redeemed on the server's, hence the lock.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ResourceExhaustedError
+from cri_shim.streaming.wire.shares import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from cri_shim.streaming.backend import Request
 
 MAX_WAITING = 1000
+MAX_WAITING_OF_A_POD = 250
 TOKEN_BYTES = 16
 
 
@@ -39,26 +42,38 @@ class Tickets:
         """For those issued from now on."""
         self._clock = clock
         self._waiting: dict[str, _Ticket] = {}
+        self._shares = Shares(MAX_WAITING, MAX_WAITING_OF_A_POD)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def issue(self, request: Request) -> str:
-        """A token, safe in a URL. Raises ResourceExhaustedError while too many wait."""
+        """A token, safe in a URL. Raises ResourceExhaustedError while too many wait, or too many of that pod."""
         token = secrets.token_urlsafe(TOKEN_BYTES)
         now = self._clock()
         with self._lock:
-            if len(self._waiting) >= MAX_WAITING:
+            if not self._shares.take(request.sandbox_id):
                 for late in [t for t, ticket in self._waiting.items() if ticket.good_until <= now]:
-                    del self._waiting[late]
-            if len(self._waiting) >= MAX_WAITING:
-                raise ResourceExhaustedError(
-                    f"{MAX_WAITING} streaming requests wait for their clients to call the URL they were given: "
-                    f"try again within {self.ttl_s:g} s"
-                )
+                    self._forget(late)
+                if not self._shares.take(request.sandbox_id):
+                    raise ResourceExhaustedError(self._too_many(request.sandbox_id))
             self._waiting[token] = _Ticket(request, now + self.ttl_s)
         return token
+
+    def _too_many(self, sandbox_id: str) -> str:
+        count, whose = MAX_WAITING_OF_A_POD, f" of sandbox {sandbox_id}"
+        if self._shares.is_full:
+            count, whose = MAX_WAITING, ""
+        return (
+            f"{count} streaming requests{whose} wait for their clients to call the URL they were given: "
+            f"try again within {self.ttl_s:g} s"
+        )
+
+    def _forget(self, token: str) -> _Ticket:
+        ticket = self._waiting.pop(token)
+        self._shares.give(ticket.request.sandbox_id)
+        return ticket
 
     def redeem(self, token: str, kind: type[Request]) -> Request | None:
         """The request, and the ticket is gone; None for one that isn't there, is late, or is of another kind."""
@@ -66,5 +81,5 @@ class Tickets:
             ticket = self._waiting.get(token)
             if ticket is None or not isinstance(ticket.request, kind):
                 return None
-            del self._waiting[token]
+            self._forget(token)
         return ticket.request if ticket.good_until > self._clock() else None

@@ -38,9 +38,15 @@ class LocalBackend:
         session = len(self._granted) + 1
         self._granted[session] = request
         if isinstance(request, PortForwardRequest):
-            return Grant(session, kind, request.sandbox_id, ports=request.ports)
+            return Grant(
+                session,
+                kind,
+                request.sandbox_id,
+                ports=request.ports,
+                sandbox_id=request.sandbox_id,
+            )
         streams = (request.stdin, request.stdout, request.stderr, request.tty)
-        return Grant(session, kind, request.container_id, *streams)
+        return Grant(session, kind, request.container_id, *streams, sandbox_id=request.sandbox_id)
 
     def leave(self, grant: Grant) -> None:
         self.left.append(grant.session)

@@ -2,7 +2,7 @@
 
 Rules:
 - One request a connection, without a body: what follows the head belongs to the upgraded protocol (`leftover`).
-- h11 does the grammar (RFC 9112); the size is bounded here before h11 sees the bytes.
+- h11 does the grammar (RFC 9112); the size and the number of lines are bounded here before h11 sees the bytes.
 - Answers that are not an upgrade are short texts and close the connection.
 """
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = 16 << 10
 """Go's clients send under 1 KiB; ordinary servers allow 8 to 16."""
+MAX_HEAD_LINES = 128
+"""Each costs some ten microseconds, however short it is."""
 MAX_ERROR_BODY_BYTES = 4 << 10
 MAX_QUERY_FIELDS = 256
 
@@ -69,6 +71,8 @@ class RequestReader:
     def __init__(self) -> None:
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._room = MAX_HEAD_BYTES
+        self._lines = MAX_HEAD_LINES
+        self._end_of_last = b""
         self.leftover: Buffer = b""
         """What came behind the head, once there is one."""
 
@@ -79,10 +83,11 @@ class RequestReader:
         """
         if not data:
             return None
-        head, behind = data[: self._room], data[self._room :]
+        head, behind = bytes(data[: self._room]), data[self._room :]
         self._room -= len(head)
+        self._count_lines(head)
         if head:
-            self._connection.receive_data(bytes(head))
+            self._connection.receive_data(head)
         event = self._next_event()
         if not isinstance(event, h11.Request):
             if behind:
@@ -94,6 +99,17 @@ class RequestReader:
             raise ProtocolError("a request to upgrade the connection can't have a body")
         self.leftover = self._connection.trailing_data[0] + bytes(behind)
         return _request(event)
+
+    def _count_lines(self, piece: bytes) -> None:
+        """Those of the head: what is behind an empty line is none of them."""
+        before, text = len(self._end_of_last), self._end_of_last + piece
+        self._end_of_last = text[-2:]
+        ends = [end for end in (text.find(b"\n\r\n"), text.find(b"\n\n")) if end >= 0]
+        self._lines -= text.count(b"\n", before, min(ends, default=len(text)))
+        if self._lines < 0:
+            raise ProtocolError(
+                f"request head of more than {MAX_HEAD_LINES} lines", http_status=431
+            )
 
     def receive_eof(self) -> None:
         """The connection ended before the head did.

@@ -133,6 +133,9 @@ async def test_the_child_has_lost_what_it_does_not_need(stalled: Stalled, root: 
     limits = Path(f"/proc/{child}/limits").read_text()
     assert f"Max address space         {Limits().memory_bytes}" in limits
     assert "Max core file size        0" in limits
+    for pid in (template, child):  # taken before the daemon when memory runs out
+        score = Path(f"/proc/{pid}/oom_score_adj").read_text()
+        assert int(score) == max(int(Path("/proc/self/oom_score_adj").read_text()), 0)
     assert capabilities(status_of(template)["CapEff"]) == KEPT | {"bit 8", "bit 18"}
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from itertools import product
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cri_shim.streaming.newcomers import MAX_NEWCOMERS
 from tests.harness.slowness import SLOWNESS
 from tests.harness.streaming_sessions import PORT_FORWARD, SPDY, WEBSOCKET, request_head
 from tests.integration.scene import wait_until
@@ -32,6 +35,7 @@ pytestmark = pytest.mark.integration
 
 SOON_S = 5.0 * SLOWNESS
 HEAD_TIMEOUT_S = 10.0
+TICKET_S = 60.0
 MEMORY_MIB = 8.0
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
@@ -148,7 +152,7 @@ def test_clients_that_dawdle_over_their_request_are_few_and_hold_up_no_other(
     url = exec_url(pod, container)
     before = Footprint.of(daemon)
     with ExitStack() as stack:
-        dawdlers = [stack.enter_context(dial(url)) for _ in range(300)]
+        dawdlers = [stack.enter_context(dial(url)) for _ in range(MAX_NEWCOMERS + 50)]
         for client in dawdlers:
             client.sendall(b"GET /exec/x HTTP/1.1\r\nHost:")
         assert status_of(url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == 404
@@ -157,9 +161,58 @@ def test_clients_that_dawdle_over_their_request_are_few_and_hold_up_no_other(
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 101 ")
             wait_until(lambda: sessions(daemon) == before.sessions + 1)
         held = Footprint.of(daemon).descriptors["socket"] - before.descriptors["socket"]
-        assert held <= 258, "the oldest make room"
+        assert held <= MAX_NEWCOMERS + 2, "the oldest make room"
         assert is_hung_up(dawdlers[0])
         assert not is_hung_up(dawdlers[-1])
+
+
+FLOOD = """
+import resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+kept = []
+print("on", flush=True)
+while True:
+    client = socket.socket()
+    client.setblocking(False)
+    client.connect_ex(("127.0.0.1", int(sys.argv[1])))
+    kept.append(client)
+    if len(kept) == 3000:
+        for old in kept[:1000]:
+            old.close()
+        del kept[:1000]
+    time.sleep(0.0002)
+"""
+"""More connections in a second than there is room for, none of which ever says a word."""
+
+
+def test_a_flood_of_silent_clients_keeps_nobody_out_who_knows_what_it_wants(
+    daemon: Daemon, pod: Pod, container: str
+) -> None:
+    port = str(urlsplit(exec_url(pod, container)).port)
+    with subprocess.Popen([sys.executable, "-c", FLOOD, port], stdout=subprocess.PIPE) as flood:
+        try:
+            assert flood.stdout is not None
+            assert flood.stdout.readline() == b"on\n"
+            wait_until(lambda: Footprint.of(daemon).descriptors["socket"] > MAX_NEWCOMERS)
+            for _ in range(4):
+                url = exec_url(pod, container)
+                with dial_through(url) as client:
+                    time.sleep(0.1)  # somebody who is not quick
+                    client.sendall(request_head(url, SPDY))
+                    assert client.recv(1 << 16).startswith(b"HTTP/1.1 101 ")
+        finally:
+            flood.kill()
+
+
+def dial_through(url: str) -> socket.socket:
+    """As clients do, whose first packet may find the queue full: again, within the life of a ticket."""
+    parts = urlsplit(url)
+    deadline = time.monotonic() + TICKET_S
+    while True:
+        try:
+            return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=2)
+        except TimeoutError:
+            assert time.monotonic() < deadline
 
 
 @pytest.mark.slow

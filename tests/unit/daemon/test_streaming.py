@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from cri_shim.background import Background
 from cri_shim.config.model import LogLevel, LogSettings, StreamingSettings, TlsSettings
 from cri_shim.config.values import HttpUrl, IpAddress, Seconds
 from cri_shim.daemon import streaming as module
+from cri_shim.daemon.streamer import MAX_MEMORY_BYTES, WITHOUT_MEMORY_STATUS
 from cri_shim.daemon.streaming import Streaming
 from cri_shim.errors import ConfigError, UnavailableError
 from cri_shim.host.own_program import spawn_own_program
@@ -92,6 +94,38 @@ async def test_the_url_is_where_it_listens() -> None:
         assert await node.run("echo", "hello") == b"hello\n"
     assert node.streaming.base_url() is None
     await node.streaming.stop(1)
+
+
+def oom_score_adj(pid: int | str) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+async def test_it_is_killed_before_the_daemon_when_memory_runs_out_and_has_a_bound_of_its_own() -> (
+    None
+):
+    async with started() as node:
+        assert oom_score_adj(node.pid) == max(oom_score_adj("self"), 0)
+        limits = Path(f"/proc/{node.pid}/limits").read_text()
+        [bound] = re.findall(r"^Max data size\s+(\d+)\s+(?:\1)\s", limits, re.MULTILINE)
+        assert int(bound) == MAX_MEMORY_BYTES
+
+
+async def test_without_memory_it_ends() -> None:
+    program = (
+        "import asyncio\n"
+        "from cri_shim.daemon.streamer import end_without_memory\n"
+        "loop = asyncio.new_event_loop()\n"
+        "loop.set_exception_handler(end_without_memory)\n"
+        "loop.call_soon(lambda: 1 / 0)\n"
+        "loop.call_soon(lambda: bytearray(1 << 60))\n"
+        "loop.run_forever()\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == WITHOUT_MEMORY_STATUS
+    assert b"ZeroDivisionError" in said, "anything else is told as ever"
 
 
 async def test_what_stands_in_front_is_what_clients_are_told() -> None:

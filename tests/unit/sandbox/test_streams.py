@@ -61,13 +61,13 @@ def test_a_url_is_the_servers_and_its_ticket_says_all_that_was_asked() -> None:
     base, _, token = url.rpartition("/")
     assert base == "http://127.0.0.1:10350/exec"
     assert node.tickets.redeem(token, ExecRequest) == ExecRequest(
-        node.container.id, ("ls", "-l"), stdin=True, stdout=True, stderr=False, tty=True
+        node.container.id, ("ls", "-l"), True, True, False, True, node.sandbox.id
     )
     url = node.streams.attach(node.container.id, stdin=False, stdout=True, stderr=True, tty=False)
     base, _, token = url.rpartition("/")
     assert base.endswith("/attach")
     assert node.tickets.redeem(token, AttachRequest) == AttachRequest(
-        node.container.id, stdin=False, stdout=True, stderr=True, tty=False
+        node.container.id, False, True, True, False, node.sandbox.id
     )
     url = node.streams.port_forward(node.sandbox.id, [80, 443])
     base, _, token = url.rpartition("/")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.errors import ConfigError
-from cri_shim.streaming import server
+from cri_shim.streaming import newcomers, server
 from cri_shim.streaming.tls import ServerTls
 from tests.harness.streaming_client import (
     V4,
@@ -87,27 +87,98 @@ def test_a_client_that_says_nothing_is_told_that_its_time_is_over(
         with socket.create_connection(("127.0.0.1", node.port), timeout=5) as sock:
             sock.sendall(b"GET / HT")
             assert b"408" in sock.recv(1000)
-        until(lambda: not node.server._heads)
+        until(lambda: not node.server._newcomers)
 
 
 def wait_for_heads(node: Site, count: int) -> None:
-    until(lambda: len(node.server._heads) == count)
+    until(lambda: len(node.server._newcomers) == count)
 
 
-def test_the_oldest_silent_client_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_HEADS", 3)
+def test_the_oldest_silent_client_makes_room_once_it_had_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(newcomers, "MAX_NEWCOMERS", 3)
+    monkeypatch.setattr(newcomers, "MIN_TIME_S", 1000.0)
     with site() as node:
-        silent = []
-        for number in range(5):
-            silent.append(socket.create_connection(("127.0.0.1", node.port), timeout=5))
-            wait_for_heads(node, min(number + 1, 3))
+        silent = [socket.create_connection(("127.0.0.1", node.port), timeout=5) for _ in range(3)]
+        wait_for_heads(node, 3)
+        silent.append(socket.create_connection(("127.0.0.1", node.port), timeout=5))
+        for sock in silent:  # nobody has to go yet, and nobody more comes
+            sock.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                sock.recv(10)
+            sock.settimeout(5)
+        monkeypatch.setattr(newcomers, "MIN_TIME_S", 0.0)
         assert silent[0].recv(10) == b""
+        silent.append(socket.create_connection(("127.0.0.1", node.port), timeout=5))
         assert silent[1].recv(10) == b""
         with RemoteCommandClient(node.exec_url("true")) as client:
             assert client.until_closed().exit_code == 0
         for sock in silent:
             sock.close()
-        until(lambda: not node.server._heads)
+        until(lambda: not node.server._newcomers)
+
+
+def test_who_was_refused_is_counted_until_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(newcomers, "MAX_NEWCOMERS", 3)
+    monkeypatch.setattr(newcomers, "MIN_TIME_S", 0.0)
+    with site() as node:
+        refused = []
+        for _ in range(10):
+            refused.append(socket.create_connection(("127.0.0.1", node.port), timeout=5))
+            refused[-1].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert refused[-1].recv(1000).startswith(b"HTTP/1.1 404 ")
+            assert len(node.server._newcomers) <= 3
+        for sock in refused:
+            sock.close()
+        until(lambda: not node.server._newcomers)
+
+
+def test_a_pod_has_its_share_of_sessions_and_the_others_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "MAX_SESSIONS", 3)
+    monkeypatch.setattr(server, "MAX_SESSIONS_OF_A_POD", 2)
+    with site() as node, contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.ExitStack())
+        stack.enter_context(PortForwardClient(node.forward_url(sandbox="greedy")))
+        first.enter_context(PortForwardClient(node.forward_url(sandbox="greedy")))
+        with pytest.raises(RefusedError, match=r"429.*sandbox greedy has 2 streaming sessions"):
+            PortForwardClient(node.forward_url(sandbox="greedy"))
+        first.enter_context(PortForwardClient(node.forward_url(sandbox="modest")))
+        with pytest.raises(RefusedError, match=r"503.*the node has 3 streaming sessions"):
+            PortForwardClient(node.forward_url(sandbox="third"))
+        assert len(node.backend.left) == 2, "what was refused is over"
+        first.close()
+        until(lambda: node.server._taken.used == 1)
+        stack.enter_context(PortForwardClient(node.forward_url(sandbox="greedy")))
+        stack.enter_context(PortForwardClient(node.forward_url(sandbox="third")))
+
+
+def test_streams_of_port_forwards_are_counted_for_all_and_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "MAX_STREAMS", 6)
+    monkeypatch.setattr(server, "MAX_STREAMS_OF_A_POD", 4)
+    headers = {"streamtype": "error", "port": "80"}
+
+    def taken(client: PortForwardClient) -> None:
+        for number in range(10):
+            client.machine.open_stream({**headers, "requestid": str(number)})
+        client.flush()
+
+    with site() as node:
+        with (
+            PortForwardClient(node.forward_url(sandbox="greedy")) as first,
+            PortForwardClient(node.forward_url(sandbox="greedy")) as second,
+        ):
+            taken(first)
+            until(lambda: node.server._streams.used == 4)
+            taken(second)
+            with PortForwardClient(node.forward_url(sandbox="modest")) as modest:
+                taken(modest)
+                until(lambda: node.server._streams.used == 6)
+        until(lambda: node.server._streams.used == 0)
 
 
 def test_a_proxys_part_of_the_path_may_stay() -> None:
@@ -219,7 +290,7 @@ def test_a_client_without_tls_costs_nothing_but_its_connection(certificates: Pat
             with contextlib.suppress(ConnectionResetError):
                 while sock.recv(100):
                     pass
-        until(lambda: not node.server._heads)
+        until(lambda: not node.server._newcomers)
 
 
 def test_a_renewed_certificate_is_used_from_the_next_connection_on(
@@ -263,7 +334,7 @@ def test_stopping_ends_also_those_that_have_said_nothing() -> None:
     with site() as node:
         port = node.port
         sock = socket.create_connection(("127.0.0.1", port), timeout=5)
-        until(lambda: node.server._heads)
+        until(lambda: node.server._newcomers)
         started = time.monotonic()
         node.await_(node.server.stop(3))
         assert time.monotonic() - started < 1

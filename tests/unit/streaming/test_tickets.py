@@ -9,7 +9,7 @@ import pytest
 from cri_shim.errors import ResourceExhaustedError
 from cri_shim.streaming import tickets as module
 from cri_shim.streaming.backend import AttachRequest, ExecRequest, PortForwardRequest
-from cri_shim.streaming.tickets import MAX_WAITING, Tickets
+from cri_shim.streaming.tickets import MAX_WAITING, MAX_WAITING_OF_A_POD, Tickets
 
 FORWARD = PortForwardRequest("pod", (80,))
 EXEC = ExecRequest("c", ("true",), stdin=False, stdout=True, stderr=True, tty=False)
@@ -69,13 +69,27 @@ def test_a_changed_time_counts_for_new_ones() -> None:
 def test_a_bounded_number_waits_and_those_past_their_time_make_room() -> None:
     clock = Clock()
     tickets = Tickets(60, clock=clock)
-    for _ in range(MAX_WAITING):
-        tickets.issue(FORWARD)
+    for number in range(MAX_WAITING):
+        tickets.issue(PortForwardRequest(f"pod {number % 5}", ()))
     with pytest.raises(ResourceExhaustedError, match="1000 streaming requests wait"):
         tickets.issue(FORWARD)
     clock.now += 61
     assert tickets.issue(FORWARD)
     assert len(tickets) == 1
+
+
+def test_one_pod_leaves_tickets_to_others() -> None:
+    clock = Clock()
+    tickets = Tickets(60, clock=clock)
+    given = [tickets.issue(PortForwardRequest("greedy", ())) for _ in range(MAX_WAITING_OF_A_POD)]
+    with pytest.raises(ResourceExhaustedError, match="250 streaming requests of sandbox greedy"):
+        tickets.issue(PortForwardRequest("greedy", ()))
+    assert tickets.issue(FORWARD)
+    assert tickets.redeem(given[0], PortForwardRequest)
+    assert tickets.issue(PortForwardRequest("greedy", ()))
+    clock.now += 61
+    assert tickets.issue(PortForwardRequest("greedy", ()))
+    assert len(tickets) == 1, "those past their time made room"
 
 
 def test_what_somebody_guesses_is_no_ticket(monkeypatch: pytest.MonkeyPatch) -> None:

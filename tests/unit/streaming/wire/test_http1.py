@@ -11,6 +11,7 @@ from cri_shim.streaming.wire.errors import ProtocolError
 from cri_shim.streaming.wire.http1 import (
     MAX_ERROR_BODY_BYTES,
     MAX_HEAD_BYTES,
+    MAX_HEAD_LINES,
     Request,
     RequestReader,
     error_answer,
@@ -77,6 +78,7 @@ def test_an_absolute_target_is_its_path() -> None:
             "can't have a body",
         ),
         (b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: n\r\n\r\n", 431, "more than"),
+        (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * (MAX_HEAD_LINES + 1) + b"\r\n", 431, "lines"),
         (
             b"GET / HTTP/1.1\r\nHost: n\r\nX: " + b"b" * MAX_HEAD_BYTES + b"\r\n\r\n",
             431,
@@ -98,6 +100,13 @@ def test_a_head_that_never_ends_is_refused_at_its_bound() -> None:
     with pytest.raises(ProtocolError) as caught:
         reader.receive_data(b"a" * 100)
     assert caught.value.http_status == 431
+
+
+def test_lines_behind_the_head_are_none_of_it() -> None:
+    reader = RequestReader()
+    assert reader.receive_data(b"GET / HTTP/1.1\r\nHost: n\r\n") is None
+    assert reader.receive_data(b"\r\n" + b"\n" * 1000) is not None
+    assert len(reader.leftover) == 1000
 
 
 def test_a_head_that_just_fits_may_come_in_two() -> None:

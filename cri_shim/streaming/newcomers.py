@@ -1,0 +1,71 @@
+"""Clients between their connection and their session: how many there may be, and who has to go for another.
+
+Rules:
+- The kubelet and a pod on the host's network both come from 127.0.0.1, and until its ticket is redeemed nothing tells
+  one client from another: neither address nor user would. So what is shared out is time. Everybody has `MIN_TIME_S` to
+  say what it wants, whoever else comes meanwhile; an honest client needs a few milliseconds.
+- Beyond that the oldest makes room: those that say nothing go, not those that have just come.
+- While all are younger, nobody more is accepted. Who comes then waits in the listener's queue, in order, and those
+  there get their turn at `MAX_NEWCOMERS / MIN_TIME_S` a second at least.
+- One whose ticket is being redeemed has said what it wants, and can't be put out. One that was refused can: it has its
+  answer.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cri_shim.streaming.connection import Connection
+
+MAX_NEWCOMERS = 512
+MIN_TIME_S = 0.5
+
+
+class Newcomers:
+    """Those that there are."""
+
+    def __init__(self) -> None:
+        self._since: dict[Connection, float] = {}
+        """Those that can be put out, the oldest first."""
+        self._safe: set[Connection] = set()
+
+    def __len__(self) -> int:
+        return len(self._since) + len(self._safe)
+
+    def has_room(self) -> bool:
+        """Whether one more may come, even if another has to go."""
+        if len(self) < MAX_NEWCOMERS:
+            return True
+        oldest = next(iter(self._since.values()), None)
+        return oldest is not None and oldest + MIN_TIME_S <= time.monotonic()
+
+    def enter(self, connection: Connection) -> None:
+        """One more; the oldest goes if there are too many."""
+        if len(self) >= MAX_NEWCOMERS and self._since:
+            oldest = next(iter(self._since))
+            del self._since[oldest]
+            oldest.close()
+        self._since[connection] = time.monotonic()
+
+    def keep(self, connection: Connection) -> None:
+        """It must not be put out from now on, if it has not been."""
+        if self._since.pop(connection, None) is not None:
+            self._safe.add(connection)
+
+    def release(self, connection: Connection) -> None:
+        """It may be put out again."""
+        if connection in self._safe:
+            self._safe.remove(connection)
+            self._since[connection] = time.monotonic()
+
+    def leave(self, connection: Connection) -> None:
+        """It is none any more. Idempotent."""
+        self._since.pop(connection, None)
+        self._safe.discard(connection)
+
+    def close(self) -> None:
+        """Hang up on all of them."""
+        for connection in [*self._since, *self._safe]:
+            connection.close()
