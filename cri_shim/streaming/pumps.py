@@ -141,9 +141,19 @@ class Input:
 
     def write(self, data: Buffer) -> None:
         """More of it."""
-        self._backlog.append(data)
-        if not self._writing and (self._fd is not None or self._broken):
-            self._write()
+        taken = 0
+        if not self.pending and self._fd is not None:
+            # What goes at once need not be put into the backlog, which may mean to copy it.
+            try:
+                taken = os.write(self._fd, data)
+            except OSError:  # it takes nothing now, or nothing any more: the next one tells
+                taken = 0
+        if taken < len(data):
+            self._backlog.append(memoryview(data)[taken:] if taken else data)
+            if not self._writing and (self._fd is not None or self._broken):
+                self._write()
+        if taken:
+            self._on_taken(taken)
 
     def end(self) -> None:
         """The end of it, behind what waits."""

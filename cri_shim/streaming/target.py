@@ -83,11 +83,23 @@ class Target:
 
     def write(self, data: Buffer) -> None:
         """More from the client."""
-        before = self._backlog.cost
-        self._backlog.append(data)
-        self._session.held += self._backlog.cost - before
-        if self._socket is not None and not self._writing:
-            self._write()
+        taken = 0
+        if not self.held and self._socket is not None:
+            # What goes at once need not be put into the backlog, which may mean to copy it.
+            try:
+                taken = self._socket.send(data)
+            except OSError:  # it takes nothing now, or nothing any more: the next one tells
+                taken = 0
+        if taken:
+            self.last_taken_at = self._loop.time()
+        if taken < len(data):
+            before = self._backlog.cost
+            self._backlog.append(memoryview(data)[taken:] if taken else data)
+            self._session.held += self._backlog.cost - before
+            if self._socket is not None and not self._writing:
+                self._write()
+        if taken:
+            self._session.taken(self.id, taken)
 
     def end(self) -> None:
         """The client has no more, behind what waits."""
