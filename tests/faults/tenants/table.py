@@ -1,0 +1,17 @@
+"""All attacks, by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.faults.tenants import containers, images, requests, streams
+from tests.faults.tenants.tenant import Attack
+
+ATTACKS: Final = {
+    "values of the environment": Attack(requests.values_of_the_environment),
+    "processes of an exec": Attack(containers.processes_of_an_exec, cores=2),
+    "files of a layer": Attack(containers.files_of_a_layer, cores=1),
+    "connections that ask nothing": Attack(streams.connections_that_ask_nothing, cores=1),
+    "registry that drips": Attack(images.registry_that_drips),
+    "index of thousands": Attack(images.index_of_thousands, cores=1),
+}
