@@ -1,10 +1,13 @@
-"""What a freshly unpacked layer still needs, with the daemon's rights: opaque marks, and inherited attributes.
+"""What a freshly unpacked layer still needs, with the daemon's rights: opaque marks, inherited attributes, no whiteouts
+that would show.
 
 Rules:
 - `trusted.*` attributes need more than the unpacking child has, so the daemon sets `trusted.overlay.opaque`.
 - A directory that a layer uses but does not describe must look as it does in the layers below (a layer that adds
   `/tmp/x` must not take the sticky bit from `/tmp`): the topmost lower layer that shows it gives owner, mode, time
   and attributes. This is why a layer is kept by its chain id: what it looks like depends on what lies below.
+- overlayfs hides a whiteout from a listing only where it merges directories. In one that no lower layer shows, it has
+  nothing to hide and would be listed, as a name that nobody can open: it is taken away.
 - The paths come from the child, the trees from an image: both are hostile. Everything is reached by descriptors,
   opened with openat2 so that no link is followed and nothing outside is met. Blocking: call it in a thread.
 """
@@ -14,6 +17,8 @@ from __future__ import annotations
 import os
 import stat
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cri_shim.errors import BadArchiveError
 from cri_shim.host import syscalls
@@ -30,8 +35,8 @@ _INSIDE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RES
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def finish_layer(directory: Path, lowers: Sequence[Path], report: LayerReport) -> None:
-    """Complete the layer in `directory`; `lowers` are the layers below it, topmost first.
+def finish_layer(directory: Path, lowers: Sequence[Path], report: LayerReport) -> LayerReport:
+    """Complete the layer in `directory`; `lowers` are the layers below it, topmost first. What there is now.
 
     Raises BadArchiveError when a reported directory isn't there, OSError of the host.
     """
@@ -39,10 +44,11 @@ def finish_layer(directory: Path, lowers: Sequence[Path], report: LayerReport) -
     try:
         for path in (directory, *lowers):
             opened.append(os.open(path, _DIRECTORY))  # noqa: PERF401 - what is open must be closed
-        _Finisher(opened[0], opened[1:], report).run()
+        removed = _Finisher(opened[0], opened[1:], report).run()
     finally:
         for fd in opened:
             os.close(fd)
+    return msgspec.structs.replace(report, inodes=report.inodes - removed)
 
 
 class _Finisher:
@@ -54,7 +60,8 @@ class _Finisher:
         self._showing: dict[bytes, list[int]] = {b"": list(lower_fds)}
         """Directory -> the lower layers, topmost first, of which overlayfs would merge it."""
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """How many whiteouts were taken away."""
         os.chmod(self._layer_fd, 0o755)  # noqa: S103 - the root of a root file system
         for path in self._report.opaque_dirs:
             fd = self._open_own(path)
@@ -66,6 +73,24 @@ class _Finisher:
             showing = self._shown_by(path)
             if showing:
                 self._inherit(path, showing[0])
+        return sum(
+            self._remove_whiteouts(path)
+            for path in self._report.whiteout_dirs
+            if path in self._opaque or not self._shown_by(path)
+        )
+
+    def _remove_whiteouts(self, path: bytes) -> int:
+        fd = self._open_own(path)
+        try:
+            before = os.fstat(fd)
+            with os.scandir(fd) as found:
+                names = [item.name for item in found if _is_whiteout(item)]
+            for name in names:
+                os.unlink(name, dir_fd=fd)
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        finally:
+            os.close(fd)
+        return len(names)
 
     def _open_own(self, path: bytes) -> int:
         try:
@@ -128,6 +153,13 @@ def _is_opaque(path: str) -> bool:
         return os.getxattr(path, OPAQUE_ATTRIBUTE) == b"y"
     except OSError:
         return False
+
+
+def _is_whiteout(item: os.DirEntry[str]) -> bool:
+    if item.is_file(follow_symlinks=False) or item.is_dir(follow_symlinks=False):
+        return False  # told by the listing itself
+    found = item.stat(follow_symlinks=False)
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
 def _copy_attributes(source: int, target: int) -> None:

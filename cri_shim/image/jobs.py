@@ -130,6 +130,8 @@ class LayerReport(msgspec.Struct, frozen=True, kw_only=True, tag="layer"):
     """Directories that hide what lower layers have in them; relative, real (no link on the way)."""
     implied_dirs: list[bytes]
     """Directories that no entry described, parents first; they may take after a lower layer's."""
+    whiteout_dirs: list[bytes]
+    """Directories in which there are whiteouts."""
     dropped_xattrs: int
 
 

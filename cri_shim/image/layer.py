@@ -8,8 +8,9 @@ what the field's unpackers agree on:
   writable layer's).
 - An entry replaces what has its name; a directory meeting a directory is merged.
 - A hard link must point to an entry of the same layer; its header's owner, mode and time are applied to the inode.
-- A whiteout hides what lower layers have, never what this layer brings (image-spec, layer, "Whiteouts"): they are
-  made last, as character devices 0/0, and where this layer has a directory of the name, that one becomes opaque.
+- A whiteout hides what lower layers have, never what this layer brings (image-spec, layer, "Whiteouts"). It is made
+  when its entry comes, as a character device 0/0: then nothing that a later entry does to its directory can lead it
+  astray. Where this layer has a directory of the name, or brings one later, that one is opaque.
 - Attributes: `security.capability`, POSIX access control lists and `user.*` are kept; overlayfs' own, other
   `security.*` (a node's policy, not an image's) and `trusted.*` are dropped and counted.
 - Directory times are set last. Everything is bounded by `Limits`.
@@ -23,7 +24,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from cri_shim.image.jobs import MAX_PATH_BYTES, InputError, LayerReport, Limits
-from cri_shim.image.layer_tree import LayerTree, is_directory, join, normalise, rounded
+from cri_shim.image.layer_tree import LayerTree, join, normalise, rounded
 from cri_shim.image.tar import show
 
 if TYPE_CHECKING:
@@ -58,8 +59,6 @@ class LayerUnpacker:
         self._tree = LayerTree(limits)
         self._entries = 0
         self._dropped_xattrs = 0
-        self._times: dict[bytes, int] = {}
-        self._whiteouts: dict[bytes, None] = {}
 
     def unpack(self) -> None:
         """Everything the reader gives. Raises InputError, or OSError of the host (no space)."""
@@ -71,8 +70,7 @@ class LayerUnpacker:
                 self._apply(entry)
             except OSError as error:
                 raise _judge(entry.name, error) from error
-        self._make_whiteouts()
-        self._set_directory_times()
+        self._tree.set_times()
 
     def report(self, diff_id: str, inflated_bytes: int) -> LayerReport:
         """What was made; to be asked once, after `unpack`."""
@@ -83,6 +81,7 @@ class LayerUnpacker:
             inodes=self._tree.inodes,
             opaque_dirs=self._tree.opaque(),
             implied_dirs=self._tree.implied(),
+            whiteout_dirs=self._tree.whiteout_dirs(),
             dropped_xattrs=self._dropped_xattrs,
         )
 
@@ -92,7 +91,7 @@ class LayerUnpacker:
             return
         directory, _, base = path.rpartition(b"/")
         if base.startswith(WHITEOUT_PREFIX):
-            self._note_whiteout(path, directory, base)
+            self._white_out(path, directory, base)
             return
         if path.startswith(_AUFS_PREFIX):
             return
@@ -137,10 +136,7 @@ class LayerUnpacker:
 
     def _directory(self, entry: Entry, real: bytes) -> None:
         path = b"/" + real
-        if not self._tree.make_directory(real):
-            self._tree.remove(real)
-            self._tree.make_directory(real)
-        self._tree.describe(real)
+        self._tree.make_directory(real)
         os.chown(path, *_owner(entry), follow_symlinks=False)
         xattrs = self._reader.xattrs()
         if xattrs:
@@ -150,7 +146,7 @@ class LayerUnpacker:
             finally:
                 os.close(fd)
         os.chmod(path, entry.mode)
-        self._times[real] = entry.mtime_ns
+        self._tree.describe(real, _bounded(entry.mtime_ns))
 
     def _symlink(self, entry: Entry, real: bytes) -> None:
         target = entry.symlink
@@ -195,6 +191,8 @@ class LayerUnpacker:
             raise InputError(f"{problem}, which this layer does not have before it") from None
         if not wanted or stat.S_ISDIR(found.st_mode):
             raise InputError(f"{problem}, a directory")
+        if self._tree.is_whiteout(found):
+            raise InputError(f"{problem}, which this layer does not have: it has a whiteout of it")
         if source == real:
             return
         try:
@@ -233,9 +231,7 @@ class LayerUnpacker:
                 else:
                     raise
 
-    # Whiteouts and times, once all entries are there
-
-    def _note_whiteout(self, path: bytes, directory: bytes, base: bytes) -> None:
+    def _white_out(self, path: bytes, directory: bytes, base: bytes) -> None:
         if base == OPAQUE_MARKER:
             self._tree.hide_lower(self._tree.parent(directory, create=True))
             return
@@ -244,26 +240,7 @@ class LayerUnpacker:
         hidden = base[len(WHITEOUT_PREFIX) :]
         if hidden in (b"", b".", b".."):
             raise InputError(f"{show(path)}: a whiteout of {show(hidden)}")
-        self._whiteouts[join(self._tree.parent(directory, create=True), hidden)] = None
-
-    def _make_whiteouts(self) -> None:
-        for real in self._whiteouts:
-            path = b"/" + real
-            try:
-                os.mknod(path, stat.S_IFCHR, 0)
-                self._tree.count(0)
-            except FileExistsError:
-                if is_directory(real):
-                    self._tree.hide_lower(real)
-            except (FileNotFoundError, NotADirectoryError):
-                pass  # the directory it stood in was replaced later on, and hides all by itself
-            except OSError as error:
-                raise _judge(path, error) from error
-
-    def _set_directory_times(self) -> None:
-        for real, mtime_ns in self._times.items():
-            if is_directory(real):
-                os.utime(b"/" + real, ns=_times(mtime_ns), follow_symlinks=False)
+        self._tree.white_out(self._tree.parent(directory, create=True), hidden)
 
 
 def _owner(entry: Entry) -> tuple[int, int]:
@@ -272,9 +249,12 @@ def _owner(entry: Entry) -> tuple[int, int]:
     return entry.uid, entry.gid
 
 
+def _bounded(mtime_ns: int) -> int:
+    return max(-_MAX_TIME_NS, min(mtime_ns, _MAX_TIME_NS))
+
+
 def _times(mtime_ns: int) -> tuple[int, int]:
-    bounded = max(-_MAX_TIME_NS, min(mtime_ns, _MAX_TIME_NS))
-    return bounded, bounded
+    return _bounded(mtime_ns), _bounded(mtime_ns)
 
 
 def _judge(name: bytes, error: OSError) -> Exception:

@@ -204,7 +204,7 @@ class LayerStore:
             report = await _ingest(unpack, diff_id, directory)
             below = None if parent is None else await parent
             lowers = [] if below is None else self.lowers(below)
-            await uninterrupted(finish_layer, directory, lowers, report)
+            report = await uninterrupted(finish_layer, directory, lowers, report)
             yield directory, report, below
         finally:
             if directory.exists():

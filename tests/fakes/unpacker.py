@@ -105,6 +105,7 @@ class FakeUnpacker:
             inodes=1,
             opaque_dirs=[],
             implied_dirs=[],
+            whiteout_dirs=[],
             dropped_xattrs=0,
         )
 

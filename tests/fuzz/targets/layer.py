@@ -188,7 +188,7 @@ def _unpack(reader: tar.TarReader) -> None:
             if stat.S_ISREG(info.st_mode):
                 assert info.st_size <= _LIMITS.max_bytes
     assert report.inodes == len(found) <= _LIMITS.max_inodes
-    for real in (*report.opaque_dirs, *report.implied_dirs):
+    for real in (*report.opaque_dirs, *report.implied_dirs, *report.whiteout_dirs):
         assert not {b"", b".", b".."} & set(real.split(b"/")) or not real
         assert stat.S_ISDIR(os.lstat(b"/" + real).st_mode)
 

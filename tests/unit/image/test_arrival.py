@@ -51,6 +51,7 @@ class Feed:
             inodes=1,
             opaque_dirs=[],
             implied_dirs=[],
+            whiteout_dirs=[],
             dropped_xattrs=0,
         )
 
