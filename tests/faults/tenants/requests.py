@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SCHEMES = "://"
 """Looks like the middle of an address, again and again: what looks for addresses' passwords tries at each."""
+HOST_PORTS = 10_000
 
 
 def _creates(tenant: Tenant, pod: Pod, config: api.ContainerConfig) -> None:
@@ -41,3 +42,17 @@ def values_of_the_environment(tenant: Tenant) -> None:
                 config = pod.container("sleep", "1")
                 config.envs.append(api.KeyValue(key=name, value=value.encode()))
                 _creates(tenant, pod, config)
+
+
+def host_ports(tenant: Tenant) -> None:
+    """Thousands of host ports, the last of them twice, so that they are compared and then refused."""
+    ports = [*range(1, HOST_PORTS), HOST_PORTS - 1]
+    config = tenant.config()
+    config.port_mappings.extend(
+        api.PortMapping(protocol=api.UDP, host_port=port, container_port=1) for port in ports
+    )
+    request = api.RunPodSandboxRequest(config=config)
+    tenant.begin()
+    tenant.again_and_again(
+        lambda: tenant.client.runtime.RunPodSandbox(request, timeout=tenant.left_s())
+    )

@@ -9,8 +9,12 @@ from tests.faults.tenants.tenant import Attack
 
 ATTACKS: Final = {
     "values of the environment": Attack(requests.values_of_the_environment),
+    "host ports": Attack(requests.host_ports),
     "processes of an exec": Attack(containers.processes_of_an_exec, cores=2),
     "files of a layer": Attack(containers.files_of_a_layer, cores=1),
+    "data byte by byte": Attack(streams.data_byte_by_byte, sessions=1, cores=1),
+    "headers that inflate": Attack(streams.headers_that_inflate, sessions=1, cores=1),
+    "rapid resets": Attack(streams.rapid_resets, sessions=1, cores=1),
     "connections that ask nothing": Attack(streams.connections_that_ask_nothing, cores=1),
     "registry that drips": Attack(images.registry_that_drips),
     "index of thousands": Attack(images.index_of_thousands, cores=1),
