@@ -290,7 +290,8 @@ class RuntimeSettings(Section, frozen=True):
     max_parallel_creates: Annotated[
         int,
         doc(
-            "Sandboxes and containers created at the same time; 0: four per core.",
+            "Sandboxes and containers created at the same time, four of one pod; 0: four per core. "
+            "One that takes longer than 2 s makes room for others.",
             minimum=0,
             maximum=10_000,
         ),

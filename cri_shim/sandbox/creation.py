@@ -231,6 +231,7 @@ class Creation:
         )
         launch = Launch(
             object_id=container_id,
+            pod_id=sandbox.id,
             paths=paths,
             runtime=self._runtime_of(record.handler),
             place=self._specs.place(record.cgroup_parent, container_id),

@@ -27,6 +27,7 @@ from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.sandbox.release import running
 from cri_shim.single_flight import SingleFlight
+from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,8 @@ KILL_TIMEOUT_S = 10.0
 """After SIGKILL: what has not ended by then sits in the kernel, and the caller is told."""
 RELEASES_AT_ONCE = 8
 """After a start a thousand containers may have ended: not as many runtimes at once. Stop and Remove don't wait here."""
+RELEASES_OF_POD = 2
+"""Of those, for one pod: a process that hangs in the kernel is waited for, and then tried again."""
 KILLED = 128 + signal.SIGKILL
 
 
@@ -90,7 +93,7 @@ class Endings:
         self._place = place
         self._stopping: SingleFlight[None] = SingleFlight("StopContainer", operations)
         self._stops: dict[str, _Stop] = {}
-        self._turns = asyncio.Semaphore(RELEASES_AT_ONCE)
+        self._slots = Slots(RELEASES_AT_ONCE)
 
     # --- exits ---------------------------------------------------------------------------------------------------
 
@@ -167,12 +170,11 @@ class Endings:
             await until_done(what, lambda: self._release_in_turn(container))
 
     async def _release_in_turn(self, container: Container) -> None:
-        with step("waiting for other releases"):
-            await self._turns.acquire()
-        try:
+        share = Share(f"pod {container.sandbox_id}", RELEASES_OF_POD)
+        async with self._slots.slot(
+            f"releasing container {container.id}", share, waiting="waiting for other releases"
+        ):
             await self.release_process(container)
-        finally:
-            self._turns.release()
 
     async def release_process(self, container: Container) -> None:
         """Take away what the runtime and the kernel still hold of a container; what runs of it is killed."""

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -35,9 +33,10 @@ from cri_shim.oci.complaints import runtime_message
 from cri_shim.oci.spec.process import build_exec_process
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.model import ContainerState
+from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cri_shim.host.process import Child, Reaper
@@ -51,8 +50,12 @@ KILL_TIMEOUT_S = 5.0
 MAX_ERROR_TEXT = 4096
 MAX_STARTS = 32
 """Runtimes that enter containers at one time: each takes some 10 MB, and hundreds of probes may come at once."""
+MAX_SLOW_STARTS = 64
+"""Of those that hang, beside the others: so that all of them together take some 1 GB, whatever pods do."""
+MAX_STARTS_OF_POD = 8
+"""Of both, for one pod: its files can make a runtime that enters it hang (a FIFO as /etc/passwd)."""
 MAX_STARTS_OF_ONE = 4
-"""Of those, for one container: its own files can make a runtime that enters it hang (a FIFO as /etc/passwd)."""
+"""Of those, for one of its containers."""
 RUNTIME_TIMEOUT_S = 30.0
 """For the runtime to enter the container; the command's own time comes with the call."""
 
@@ -118,8 +121,7 @@ class ExecProcesses:
         self._reaper = reaper
         self._files_limits = files_limits
         self._pids_of = pids_of
-        self._starts = asyncio.Semaphore(MAX_STARTS)
-        self._starts_of: WeakKeyDictionary[Container, asyncio.Semaphore] = WeakKeyDictionary()
+        self._slots = Slots(MAX_STARTS, slow_total=MAX_SLOW_STARTS)
 
     def plan(self, container: Container, command: Sequence[str]) -> ExecCall:
         """Everything that can be refused is refused here. Raises WrongStateError, InvalidArgumentError."""
@@ -150,39 +152,18 @@ class ExecProcesses:
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
-        async with self._turn(call, timeout_s):
+        container = call.container
+        async with self._slots.slot(
+            call.what,
+            Share(f"container {container.id}", MAX_STARTS_OF_ONE),
+            Share(f"pod {container.sandbox_id}", MAX_STARTS_OF_POD),
+            timeout_s=timeout_s,
+        ):
             if call.abandoned:
                 raise DeadlineError(f"{call.what}: its caller has gone")
             return await self._start(
                 call, files, streams, timeout_s=timeout_s, left_s=give_up_at - loop.time()
             )
-
-    @asynccontextmanager
-    async def _turn(self, call: ExecCall, timeout_s: float) -> AsyncIterator[None]:
-        """Wait until this container has a start left, then until there is one at all. Raises DeadlineError."""
-        own = self._starts_of.setdefault(call.container, asyncio.Semaphore(MAX_STARTS_OF_ONE))
-        held: list[asyncio.Semaphore] = []
-        try:
-            async with asyncio.timeout(timeout_s):
-                for turn in (own, self._starts):
-                    await turn.acquire()
-                    held.append(turn)
-        except BaseException as error:
-            for turn in held:
-                turn.release()
-            if not isinstance(error, TimeoutError):
-                raise
-            others = (
-                f"{MAX_STARTS} others" if held else f"{MAX_STARTS_OF_ONE} others of this container"
-            )
-            raise DeadlineError(
-                f"{call.what} was not started within {timeout_s:g} s: {others} are being started"
-            ) from None
-        try:
-            yield
-        finally:
-            for turn in held:
-                turn.release()
 
     async def _start(
         self,
@@ -227,7 +208,11 @@ class ExecProcesses:
                 ) from error
             call.child = starter
             streams.given()
-            ending = await starter.wait_at_most(max(left_s, 0))
+            try:
+                ending = await starter.wait_at_most(max(left_s, 0))
+            except asyncio.CancelledError:  # given up for others
+                await self._kill_start(call.container, starter, pid_file)
+                raise
             if ending is None:
                 await self.kill(call.container, starter)
             # Also after a kill: the runtime may have come as far as starting the command.
@@ -252,10 +237,16 @@ class ExecProcesses:
             call.child = child
         try:
             await self._files_limits.hold(container)
-        except CriShimError:
+        except (CriShimError, asyncio.CancelledError):
             await self.kill(call.container, child)
             raise
         return child
+
+    async def _kill_start(self, container: Container, starter: Child, pid_file: Path) -> None:
+        await self.kill(container, starter)
+        pid = _read_pid(pid_file)
+        if pid is not None and (child := self._reaper.claim(pid)) is not None:
+            await self.kill(container, child)
 
     async def kill(self, container: Container, child: Child) -> None:
         """Kill the process, its session and its descendants, and wait for its end."""

@@ -6,7 +6,6 @@ an OCI runtime below it. Each effect is pushed on the caller's `Rollback` first,
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,11 +19,11 @@ from cri_shim.kernel_call import in_time
 from cri_shim.oci.conmon import MonitorRequest
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.oci.spec.container import encode_spec
-from cri_shim.operations import step
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.files_limits import limit_files
 from cri_shim.sandbox.model import Process
 from cri_shim.sandbox.release import note_monitor
+from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,11 +40,18 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.release import Release
 
 
+MAX_OF_POD = 4
+"""Creations in one pod at a time: what is mounted in a container can make its runtime hang, or work for minutes."""
+MIN_SLOW = 32
+"""Creations that hang, beside the others: some 20 MB each, for a monitor and a runtime."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """What is to be started, named by its ID."""
 
     object_id: str
+    pod_id: str
     paths: ObjectPaths
     runtime: Runtime
     place: CgroupPlace
@@ -87,7 +93,7 @@ class Launcher:
         self._release = release
         self._cgroups = cgroups
         self._start_timeout_s = start_timeout_s
-        self._slots = asyncio.Semaphore(max_parallel)
+        self._slots = Slots(max_parallel, slow_total=max(MIN_SLOW, 2 * max_parallel))
 
     async def mount_rootfs(
         self, launch: Launch, rollback: Rollback, users: PodUsers | None = None
@@ -167,9 +173,11 @@ class Launcher:
             stdin=launch.stdin,
             stdin_once=launch.stdin_once,
         )
-        with step("waiting for one of runtime.max_parallel_creates"):
-            await self._slots.acquire()
-        try:
+        async with self._slots.slot(
+            f"{launch.object_id}: its creation",
+            Share(f"pod {launch.pod_id}", MAX_OF_POD),
+            waiting="waiting for one of runtime.max_parallel_creates",
+        ):
             monitored = await self._monitors.create(
                 request,
                 launch.runtime,
@@ -178,8 +186,6 @@ class Launcher:
                     paths, Process(monitor.pid, monitor.start_time_ticks)
                 ),
             )
-        finally:
-            self._slots.release()
         started = start_time_ticks(monitored.container_pid)
         if started is None:
             raise DeadlineError(

@@ -48,6 +48,7 @@ class PauseContainers:
         paths = self._paths.sandbox(sandbox.id)
         launch = Launch(
             object_id=sandbox.id,
+            pod_id=sandbox.id,
             paths=paths,
             runtime=runtime,
             place=self._specs.place(sandbox.record.cgroup_parent, sandbox.id),

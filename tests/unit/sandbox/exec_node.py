@@ -101,14 +101,14 @@ class Node:
             max_answer_bytes=MAX_ANSWER,
         )
 
-    def _make_container(self, letter: str) -> Container:
-        container = make_container(letter * 64, status=RUNNING)
+    def _make_container(self, letter: str, pod: str = "s") -> Container:
+        container = make_container(letter * 64, sandbox_id=pod * 64, status=RUNNING)
         container.process_spec = {"args": ["sh"], "env": [], "cwd": "/"}
         self.paths.container(container.id).exec_dir.mkdir(parents=True)
         return container
 
-    def another_container(self) -> Container:
-        return self._make_container("d")
+    def another_container(self, letter: str = "d", pod: str = "s") -> Container:
+        return self._make_container(letter, pod)
 
     def _place(self, parent: str, object_id: str) -> CgroupPlace:
         return place(parent, object_id, systemd=False)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from cri_shim import slots
 from cri_shim.errors import (
     CriShimError,
     DeadlineError,
@@ -28,6 +29,7 @@ from cri_shim.sandbox import exec_process
 from cri_shim.sandbox.exec_process import MAX_STARTS_OF_ONE
 from cri_shim.sandbox.exec_sync import ExecResult, cut_to_fit
 from cri_shim.sandbox.model import ContainerStatus
+from cri_shim.slots import Share, Slots
 from tests.fakes import exec_runtime
 from tests.fakes.house import until
 from tests.unit.sandbox.exec_node import MAX_ANSWER, MAX_OUTPUT, Node, exec_node, is_alive, pid_in
@@ -363,10 +365,10 @@ async def test_while_it_runs_a_file_names_the_command_for_recovery(
 async def test_a_bounded_number_is_started_at_a_time_and_who_waits_too_long_is_told(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node.execs._processes, "_starts", asyncio.Semaphore(2))
+    monkeypatch.setattr(node.execs._processes, "_slots", Slots(2))
     hanging = [asyncio.ensure_future(node.run("hang", timeout_s=0.5)) for _ in range(2)]
     await asyncio.sleep(0.1)
-    with pytest.raises(DeadlineError, match="others are being started"):
+    with pytest.raises(DeadlineError, match=": 2 others are under way"):
         await node.run("true", timeout_s=0.1)
     waits = asyncio.ensure_future(node.run("true", timeout_s=20))
     for call in hanging:
@@ -381,7 +383,7 @@ async def test_a_container_whose_starts_hang_takes_no_turn_from_others(node: Nod
         asyncio.ensure_future(node.run("hang", timeout_s=1)) for _ in range(2 * MAX_STARTS_OF_ONE)
     ]
     await asyncio.sleep(0.1)
-    with pytest.raises(DeadlineError, match=f"{MAX_STARTS_OF_ONE} others of this container"):
+    with pytest.raises(DeadlineError, match=f"{MAX_STARTS_OF_ONE} others of container c"):
         await node.run("true", timeout_s=0.1)
     mine, node.container = node.container, node.another_container()
     assert (await node.run("true", timeout_s=20)).exit_code == 0
@@ -394,16 +396,52 @@ async def test_a_container_whose_starts_hang_takes_no_turn_from_others(node: Nod
 
 
 @pytest.mark.asyncio
+async def test_pods_whose_starts_hang_take_no_slot_from_others(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.execs._processes, "_slots", Slots(2, slow_total=6, slow_after_s=0.2))
+    hanging = [
+        asyncio.ensure_future(node.execs.exec_sync(container, ["hang"], 60))
+        for container in (node.another_container(letter, pod=letter) for letter in "123")
+        for _ in range(2)
+    ]
+    # Three times as many as there are slots.
+    for _ in range(3):
+        assert (await node.run("true", timeout_s=20)).exit_code == 0
+    assert not any(call.done() for call in hanging)
+    for call in hanging:
+        call.cancel()
+    await asyncio.wait(hanging)
+
+
+@pytest.mark.asyncio
+async def test_a_start_that_is_given_up_for_others_is_killed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(node.execs._processes, "_slots", Slots(1, slow_total=1, slow_after_s=0.1))
+    one, other = (node.another_container(letter, pod=letter) for letter in "12")
+    first = asyncio.ensure_future(node.execs.exec_sync(one, ["hang"], 60))
+    second = asyncio.ensure_future(node.execs.exec_sync(other, ["hang"], 60))
+    with pytest.raises(DeadlineError, match="was given up after"):
+        await first
+    assert (await node.run("true", timeout_s=20)).exit_code == 0
+    second.cancel()
+    await asyncio.wait([second])
+    assert second.cancelled() or isinstance(second.exception(), DeadlineError)  # on a slow machine
+
+
+@pytest.mark.asyncio
 async def test_one_who_goes_away_while_it_waits_for_its_turn_starts_nothing(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = asyncio.Semaphore(0)
-    monkeypatch.setattr(node.execs._processes, "_starts", turns)
-    call = asyncio.ensure_future(node.sh(f"touch {tmp_path}/ran"))
-    await asyncio.sleep(0.02)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    turns.release()
+    only = Slots(1)
+    monkeypatch.setattr(node.execs._processes, "_slots", only)
+    async with only.slot("another", Share("pod", 1)):
+        call = asyncio.ensure_future(node.sh(f"touch {tmp_path}/ran"))
+        await asyncio.sleep(0.02)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
     await node.background.close(5)
     assert not (tmp_path / "ran").exists()

@@ -32,6 +32,7 @@ def a_launch(house: House, letter: str = "c") -> Launch:
     paths.root_dir.mkdir()
     return Launch(
         object_id=object_id,
+        pod_id="p" * 64,
         paths=paths,
         runtime=house.runtime,
         place=CgroupPlace(f"/pods/{object_id}", f"pods/{object_id}"),

@@ -1,0 +1,276 @@
+"""Slots: bounded altogether and for each owner, given back by slow starts, and fair to whoever has least."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cri_shim import slots as slots_module
+from cri_shim.errors import DeadlineError
+from cri_shim.slots import Share, Slots
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.asyncio
+NEVER_S = 1000.0
+
+
+class Starts:
+    """Starts that go on until they are told to end."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.begun: list[str] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._may_end: dict[str, asyncio.Event] = {}
+
+    async def begin(self, name: str, *shares: Share) -> None:
+        may_end = self._may_end[name] = asyncio.Event()
+
+        async def start() -> None:
+            async with self.slots.slot(name, *shares):
+                self.begun.append(name)
+                await may_end.wait()
+
+        self._tasks[name] = asyncio.ensure_future(start())
+        await settled()
+
+    async def end(self, name: str) -> None:
+        self._may_end[name].set()
+        await self._tasks[name]
+        await settled()
+
+    async def cancel(self, name: str) -> None:
+        self._tasks[name].cancel()
+        await asyncio.wait([self._tasks[name]])
+        await settled()
+
+    @contextlib.asynccontextmanager
+    async def all_ended(self) -> AsyncIterator[Starts]:
+        try:
+            yield self
+        finally:
+            for may_end in self._may_end.values():
+                may_end.set()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def all_slow(slots: Slots) -> None:
+    """Until what has begun is slow; what begins from now on never is."""
+    await asyncio.sleep(2 * slots._slow_after_s)
+    slots._slow_after_s = NEVER_S
+
+
+def pod(name: str, most: int = 2) -> Share:
+    return Share(f"pod {name}", most)
+
+
+async def test_so_many_at_a_time_and_the_next_when_one_ends() -> None:
+    async with Starts(Slots(2, slow_after_s=NEVER_S)).all_ended() as starts:
+        for name in ("a", "b", "c", "d"):
+            await starts.begin(name, pod(name))
+        assert starts.begun == ["a", "b"]
+        await starts.end("b")
+        assert starts.begun == ["a", "b", "c"]
+
+
+async def test_an_owner_has_no_more_than_its_share() -> None:
+    async with Starts(Slots(4, slow_after_s=NEVER_S)).all_ended() as starts:
+        for n in range(4):
+            await starts.begin(f"mine {n}", pod("mine"))
+        await starts.begin("other", pod("other"))
+        assert starts.begun == ["mine 0", "mine 1", "other"]
+        await starts.end("mine 0")
+        assert starts.begun[-1] == "mine 2"
+
+
+async def test_a_container_has_a_share_of_its_pods() -> None:
+    one, two = Share("container 1", 1), Share("container 2", 1)
+    async with Starts(Slots(4, slow_after_s=NEVER_S)).all_ended() as starts:
+        await starts.begin("1", one, pod("p"))
+        await starts.begin("1 again", one, pod("p"))
+        await starts.begin("2", two, pod("p"))
+        await starts.begin("3", Share("container 3", 1), pod("p"))
+        assert starts.begun == ["1", "2"]
+        await starts.end("2")
+        assert starts.begun == ["1", "2", "3"]
+
+
+async def test_who_has_least_comes_first_and_of_those_who_waits_longest() -> None:
+    async with Starts(Slots(2, slow_after_s=NEVER_S)).all_ended() as starts:
+        await starts.begin("crowd 0", pod("crowd", 9))
+        await starts.begin("crowd 1", pod("crowd", 9))
+        for n in range(2, 6):
+            await starts.begin(f"crowd {n}", pod("crowd", 9))
+        await starts.begin("late", pod("late", 9))
+        await starts.begin("later", pod("later", 9))
+        await starts.end("crowd 0")
+        assert starts.begun[2:] == ["late"]
+        await starts.end("late")
+        assert starts.begun[3:] == ["later"]
+        await starts.end("crowd 1")
+        assert starts.begun[4:] == ["crowd 2"]
+
+
+async def test_those_of_several_owners_take_turns() -> None:
+    async with Starts(Slots(1, slow_after_s=NEVER_S)).all_ended() as starts:
+        await starts.begin("first", pod("first"))
+        for name in ("a 0", "a 1", "b 0", "b 1"):
+            await starts.begin(name, pod(name[0]))
+        for name in ("first", "a 0", "b 0", "a 1"):
+            await starts.end(name)
+        assert starts.begun == ["first", "a 0", "b 0", "a 1", "b 1"]
+
+
+async def test_a_slow_one_gives_its_slot_back_and_still_counts_against_its_owner() -> None:
+    slots = Slots(2, slow_after_s=0.02)
+    async with Starts(slots).all_ended() as starts:
+        for n in range(4):
+            await starts.begin(f"hangs {n}", pod("attacker"))
+        await all_slow(slots)
+        assert starts.begun == ["hangs 0", "hangs 1"]
+        # As many as there are at all, at the same time.
+        await starts.begin("a", pod("a"))
+        await starts.begin("b", pod("b"))
+        assert starts.begun == ["hangs 0", "hangs 1", "a", "b"]
+        await starts.end("hangs 0")
+        await starts.end("a")
+        assert starts.begun[4:] == ["hangs 2"]
+
+
+async def test_slow_ones_are_bounded_and_leave_half_to_those_that_are_not() -> None:
+    slots = Slots(4, slow_total=2, slow_after_s=0.02)
+    async with Starts(slots).all_ended() as starts:
+        for n in range(4):
+            await starts.begin(f"hangs {n}", pod(f"attacker {n}", 1))
+        await all_slow(slots)
+        # Two are slow; the others keep their slots, which are the half that such may have.
+        for n in range(4):
+            await starts.begin(f"hangs again {n}", pod(f"attacker {n}", 2))
+        assert starts.begun == [f"hangs {n}" for n in range(4)]
+        for n in range(3):
+            await starts.begin(f"honest {n}", pod(f"honest {n}"))
+        assert starts.begun[4:] == ["honest 0", "honest 1"]
+        # When a slow one ends the next gives its slot back.
+        await starts.end("hangs 0")
+        await starts.end("honest 0")
+        assert sorted(starts.begun[6:]) == ["hangs again 0", "honest 2"]
+
+
+@pytest.mark.parametrize(("remembered_s", "of_four"), [(NEVER_S, 2), (0.0, 4)])
+async def test_owners_that_were_slow_have_half_of_the_slots_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, remembered_s: float, of_four: int
+) -> None:
+    monkeypatch.setattr(slots_module, "REMEMBERED_S", remembered_s)
+    slots = Slots(4, slow_after_s=0.02)
+    async with Starts(slots).all_ended() as starts:
+        for n in range(4):
+            await starts.begin(f"hangs {n}", pod(f"attacker {n}"))
+        await all_slow(slots)
+        for n in range(4):
+            await starts.end(f"hangs {n}")
+        starts.begun.clear()
+        for n in range(4):
+            await starts.begin(f"hangs again {n}", pod(f"attacker {n}"))
+        assert starts.begun == [f"hangs again {n}" for n in range(of_four)]
+        await starts.begin("honest", pod("honest"))
+        assert ("honest" in starts.begun) == (of_four < 4)
+
+
+async def test_one_that_goes_away_while_it_waits_holds_nobody_up() -> None:
+    async with Starts(Slots(1, slow_after_s=NEVER_S)).all_ended() as starts:
+        await starts.begin("first", pod("first"))
+        await starts.begin("goes", pod("goes"))
+        await starts.begin("stays", pod("stays"))
+        await starts.cancel("goes")
+        await starts.end("first")
+        assert starts.begun == ["first", "stays"]
+
+
+async def test_one_that_has_just_gone_away_is_passed_over() -> None:
+    async with Starts(Slots(1, slow_after_s=NEVER_S)).all_ended() as starts:
+        await starts.begin("first", pod("first"))
+        await starts.begin("goes", pod("goes"))
+        await starts.begin("next", pod("next"))
+        starts._may_end["first"].set()
+        starts._tasks["goes"].cancel()
+        await asyncio.wait([starts._tasks["first"], starts._tasks["goes"]])
+        await settled()
+        assert starts._tasks["goes"].cancelled()
+        assert starts._tasks["first"].exception() is None
+        assert starts.begun == ["first", "next"]
+
+
+async def test_one_that_goes_away_as_it_gets_its_slot_gives_it_back() -> None:
+    slots = Slots(1, slow_after_s=NEVER_S)
+    async with Starts(slots).all_ended() as starts:
+        await starts.begin("first", pod("first"))
+        await starts.begin("goes", pod("goes"))
+        starts._may_end["first"].set()
+        while slots._waiting:  # noqa: ASYNC110 - granted, and its task has not run yet
+            await asyncio.sleep(0)
+        await starts.cancel("goes")
+        await starts.begin("next", pod("next"))
+        assert starts.begun[-1] == "next"
+
+
+async def test_one_that_is_cancelled_under_way_gives_everything_back() -> None:
+    slots = Slots(1, slow_total=1, slow_after_s=0.02)
+    async with Starts(slots).all_ended() as starts:
+        for n in range(3):
+            await starts.begin(f"hangs {n}", pod("mine", 3))
+            await asyncio.sleep(0.04)
+        await starts.cancel("hangs 0")
+        await starts.cancel("hangs 1")
+        await starts.cancel("hangs 2")
+        assert (slots._quick, len(slots._slow), slots._suspects_quick) == (0, 0, 0)
+        assert not slots._under_way
+        assert not slots._waiting
+        assert not slots._stuck
+
+
+async def test_who_waits_too_long_is_told_for_whom() -> None:
+    async with Starts(Slots(2, slow_after_s=NEVER_S)).all_ended() as starts:
+        await starts.begin("a", pod("a", 1))
+        with pytest.raises(
+            DeadlineError, match=r"^exec x was not begun within 0\.01 s: 1 others of pod a are"
+        ):
+            async with starts.slots.slot("exec x", pod("a", 1), timeout_s=0.01):
+                pass
+        await starts.begin("b", pod("b"))
+        with pytest.raises(DeadlineError, match="2 others are under way"):
+            async with starts.slots.slot("exec y", pod("c"), timeout_s=0.01):
+                pass
+        assert not starts.slots._waiting
+
+
+async def test_with_too_many_slow_ones_the_pod_that_has_most_loses_its_oldest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slots_module, "PATIENCE_S", 0.05)
+    slots = Slots(1, slow_total=3, slow_after_s=0.02)
+    async with Starts(slots).all_ended() as starts:
+        for name in ("slow 0", "greedy 0", "greedy 1", "fresh 0"):
+            await starts.begin(name, pod(name.split()[0]))
+            await asyncio.sleep(0.03)
+        with pytest.raises(DeadlineError, match=r"^greedy 0 was given up .* of pod greedy most"):
+            await starts.end("greedy 0")
+        await starts.begin("honest", pod("honest"))
+        assert starts.begun[-1] == "honest"
+        await starts.end("slow 0")
+        await starts.end("greedy 1")
+
+
+async def test_a_timeout_of_the_work_itself_stays_what_it_is() -> None:
+    with pytest.raises(TimeoutError, match="mine"):
+        async with Slots(1).slot("x", pod("p")):
+            raise TimeoutError("mine")
