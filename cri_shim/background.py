@@ -2,7 +2,7 @@
 
 A thread can't be cancelled. Whoever gives an effect to one (a mount, a removal) and goes away would let an undo run
 before the effect has happened; `uninterrupted` keeps the caller until the thread is done. For what may hang in the
-kernel there is `kernel_call`.
+kernel there is `kernel_call`. Neither uses asyncio's own threads, which are few: long effects would hold up all others.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import structlog
 
 from cri_shim.errors import CriShimError
 from cri_shim.operations import step
+from cri_shim.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -123,8 +124,7 @@ async def side_by_side(
 
 async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking effect in a thread and return what it does; a cancellation is raised only after its end."""
-    loop = asyncio.get_running_loop()
-    working = loop.run_in_executor(None, partial(function, *args, **kwargs))
+    working = in_thread(partial(function, *args, **kwargs))
     cancelled = await end_of(working)
     if cancelled is not None:
         working.exception()  # looked at: the cancellation is what the caller hears of
@@ -134,7 +134,7 @@ async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
 async def undivided(effect: Callable[[], None], then: Callable[[], None]) -> None:
     """As `uninterrupted`, with what follows the effect here, on the loop, unless the effect fails."""
-    working = asyncio.get_running_loop().run_in_executor(None, effect)
+    working = in_thread(effect)
     cancelled = await end_of(working)
     if working.exception() is None:
         then()

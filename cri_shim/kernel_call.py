@@ -1,29 +1,31 @@
 """Calls that take the kernel milliseconds, or for ever: a mount, an unmount, a namespace, a look at every process.
 
 A thread that hangs in the kernel can be neither cancelled nor killed. Rules:
-- Such a call has a deadline. After it nobody waits any more, not even the end of this process: the threads are daemon
-  threads, and not those of asyncio's pool, where a few that hang would leave none for everyone else.
+- Such a call has a deadline. After it nobody waits any more, not even the end of this process (`threads`).
 - What is given up works by names. Once those are taken away, what it still does fails by itself; what can't be taken
   away because of it stays its owner's, who tries again.
-- Threads are kept for the next call: starting one takes as long as many a mount.
+- Whatever a request, an image or a container names may lie on a file system that never answers. So such calls have an
+  owner, the pod, for whom at most `MAX_UNANSWERED` may be given up and still hang: further ones are refused at once.
+  So are those on a path on which one hangs. A pod that is tried again for ever costs some threads, and no more.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from functools import partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
 from cri_shim.background import end_of
-from cri_shim.errors import DeadlineError
+from cri_shim.errors import DeadlineError, UnavailableError
 from cri_shim.operations import step
+from cri_shim.quoting import quoted
+from cri_shim.threads import in_thread
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
 log = structlog.get_logger()
@@ -31,7 +33,11 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TIMEOUT_S = 30.0
-MAX_IDLE_THREADS = 16
+LONG_TIMEOUT_S = 600.0
+"""For what takes as long as there is much of it: a copy, the labelling of a volume."""
+MAX_UNANSWERED = 2
+"""Calls of one owner that were given up and still hang, each with a thread."""
+_LOOK = "see the kernel's log, and /proc/PID/task/*/stack of the daemon"
 
 
 async def in_time(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,18 +45,99 @@ async def in_time(what: str, function: Callable[P, T], *args: P.args, **kwargs: 
 
     A cancellation is raised only after its end, or after the deadline. Raises what the function raises, DeadlineError.
     """
-    loop = asyncio.get_running_loop()
-    working: asyncio.Future[T] = loop.create_future()
-    started_s = time.monotonic()
-    with step(what):
-        _Worker.give(_Job(loop, working, partial(function, *args, **kwargs)))
-        cancelled = await end_of(working, TIMEOUT_S)
+    return await _wait(_Call("", what), TIMEOUT_S, partial(function, *args, **kwargs))
+
+
+async def in_time_for(
+    owner: str, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """As `in_time`, for the pod or container `owner`, on what it names: bounded as the module says.
+
+    Raises UnavailableError as well: too many calls for this owner hang, or one on a path it would work on.
+    """
+    _refuse_another(owner, what)
+    return await _wait(_Call(owner, what), TIMEOUT_S, partial(function, *args, **kwargs))
+
+
+async def at_length_for(
+    owner: str, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """As `in_time_for`, with a deadline of `LONG_TIMEOUT_S`."""
+    _refuse_another(owner, what)
+    return await _wait(_Call(owner, what), LONG_TIMEOUT_S, partial(function, *args, **kwargs))
+
+
+def working_on(field: str, path: str) -> None:
+    """In such a call: the next that may hang is on `path`, which `field` of the request names.
+
+    Raises UnavailableError where another call hangs there.
+    """
+    call: _Call | None = getattr(_here, "call", None)
+    if call is None:
+        return
+    for other in _unanswered():
+        if other.path == path:
+            raise UnavailableError(
+                f"{field}: {quoted(path)}: a call on it has had no answer for {other.seconds():.0f} s: {_LOOK}"
+            )
+    call.field, call.path = field, path
+
+
+class _Call:
+    """One call under way, and what it works on."""
+
+    __slots__ = ("field", "owner", "path", "since_s", "what")
+
+    def __init__(self, owner: str, what: str) -> None:
+        self.owner = owner
+        self.what = what
+        self.field = self.path = ""
+        self.since_s = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.since_s
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.field}: {quoted(self.path)}" if self.path else self.what
+
+
+_here = threading.local()
+_given_up: set[_Call] = set()
+"""Those that still hang. Changed on loops' threads and read on all: each of both is one step for the interpreter."""
+
+
+def _unanswered() -> list[_Call]:
+    return list(_given_up)
+
+
+def _refuse_another(owner: str, what: str) -> None:
+    hanging = [call for call in _unanswered() if call.owner == owner]
+    if len(hanging) >= MAX_UNANSWERED:
+        oldest = max(hanging, key=_Call.seconds)
+        raise UnavailableError(
+            f"{what}: not tried: the kernel has not answered {len(hanging)} calls for {owner}, one for "
+            f"{oldest.seconds():.0f} s: {oldest}: {_LOOK}"
+        )
+
+
+async def _wait(call: _Call, timeout_s: float, function: Callable[[], T]) -> T:
+    def work() -> T:
+        _here.call = call
+        try:
+            return function()
+        finally:
+            _here.call = None
+            _given_up.discard(call)  # should its loop have ended meanwhile
+
+    with step(call.what):
+        working = in_thread(work)
+        cancelled = await end_of(working, timeout_s)
     if not working.done():
-        working.add_done_callback(partial(_log_late, what, started_s))
+        _given_up.add(call)
+        working.add_done_callback(partial(_answered_late, call))
         if cancelled is None:
             raise DeadlineError(
-                f"{what}: the kernel has not answered within {TIMEOUT_S:g} s: see the kernel's log, and "
-                "/proc/PID/task/*/stack of the daemon"
+                f"{call}: the kernel has not answered within {timeout_s:g} s: {_LOOK}"
             )
     if cancelled is not None:
         if working.done():
@@ -59,71 +146,12 @@ async def in_time(what: str, function: Callable[P, T], *args: P.args, **kwargs: 
     return working.result()
 
 
-class _Job:
-    """A call, and the loop that waits for it."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        working: asyncio.Future[Any],
-        call: Callable[[], Any],
-    ) -> None:
-        self._loop = loop
-        self._working = working
-        self._call = call
-
-    def do(self) -> Callable[[], None]:
-        """Make the call; how to tell what came of it."""
-        try:
-            result = self._call()
-        except BaseException as error:  # noqa: BLE001 - carried to the caller whole
-            return partial(self._tell, self._working.set_exception, error)
-        return partial(self._tell, self._working.set_result, result)
-
-    def _tell(self, settle: Callable[[Any], None], outcome: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(settle, outcome)
-        except RuntimeError:
-            pass  # the loop has ended meanwhile, and so has everyone who waited
-
-
-class _Worker:
-    """One thread; idle between two jobs."""
-
-    _idle: ClassVar[list[_Worker]] = []
-    """Appending and popping are atomic: loops of several threads may give jobs."""
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        threading.Thread(target=self._work, name="kernel-call", daemon=True).start()
-
-    @classmethod
-    def give(cls, job: _Job) -> None:
-        """Have a thread do it, a new one where none is idle."""
-        try:
-            worker = cls._idle.pop()
-        except IndexError:
-            worker = cls()
-        worker._jobs.put(job)
-
-    def _work(self) -> None:
-        while True:
-            tell = self._jobs.get().do()
-            # Idle before the caller hears of it, who may have the next job.
-            stays = len(self._idle) < MAX_IDLE_THREADS
-            if stays:
-                self._idle.append(self)
-            tell()
-            del tell
-            if not stays:
-                return
-
-
-def _log_late(what: str, started_s: float, late: asyncio.Future[Any]) -> None:
+def _answered_late(call: _Call, late: asyncio.Future[T]) -> None:
+    _given_up.discard(call)
     error = late.exception()
     log.warning(
         "the kernel has answered late",
-        what=what,
-        seconds=round(time.monotonic() - started_s, 1),
+        what=str(call),
+        seconds=round(call.seconds(), 1),
         error=str(error) if error else "",
     )

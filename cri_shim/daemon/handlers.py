@@ -10,6 +10,7 @@ import structlog
 from cri_shim.errors import CriShimError
 from cri_shim.host.mounts import can_map_ids, has_mount_setattr
 from cri_shim.host.userns import new_user_namespace
+from cri_shim.kernel_call import in_time
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeKind, Runtimes
 from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
@@ -93,7 +94,9 @@ class Handlers:
             async with new_user_namespace(
                 self._reaper, uid_map=_TRIED_MAP, gid_map=_TRIED_MAP, with_network=False
             ) as users:
-                return await asyncio.to_thread(can_map_ids, self._paths.layers_dir, users.fd)
+                return await in_time(
+                    "trying ID-mapped mounts", can_map_ids, self._paths.layers_dir, users.fd
+                )
         except CriShimError as error:
             log.warning("user namespaces can't be made on this node", error=str(error))
             return False

@@ -1,7 +1,7 @@
 """Mounts: overlay root file systems, binds and tmpfs, and their undoing.
 
 Rules:
-- Every function blocks in the kernel; from a coroutine, call through `asyncio.to_thread`.
+- Every function blocks in the kernel; from a coroutine, call through `kernel_call`.
 - `OSError` passes with the target in it. What a person can change (too many layers, a kernel that is too old) is one
   of our errors.
 - Unmounting succeeds on what isn't mounted, never follows a symbolic link, and detaches what is busy: its users keep

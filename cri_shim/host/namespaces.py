@@ -1,7 +1,7 @@
 """Network namespaces: made and pinned under a name, entered for one function, removed.
 
 Rules:
-- Every function blocks; from a coroutine, call through `asyncio.to_thread`. What changes a namespace happens in a
+- Every function blocks; from a coroutine, call through `kernel_call`. What changes a namespace happens in a
   throw-away thread, so no other thread of the daemon ever leaves the host's.
 - A namespace is ready when it has its name: `lo` is up and the sysctls are set before it is pinned. When creating
   fails, nothing stays.

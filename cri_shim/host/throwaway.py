@@ -1,7 +1,7 @@
 """A thread for one function that changes what its thread is: its namespaces, its working directory.
 
 Rules: the thread ends with the function and never returns to a pool, so nothing else can run in what it became. The
-caller blocks meanwhile; from a coroutine, call through `asyncio.to_thread`.
+caller blocks meanwhile; from a coroutine, call through `kernel_call`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Rules:
 - Directories are reached by descriptors and single names, never by a path: down with `openat2`, which crosses
   neither a symbolic link nor a mount point (a bind of the same file system included), up with `..`.
 - One descriptor is held at any depth. The way up is checked: a directory that was moved meanwhile ends the walk.
-- Blocking; from a coroutine, call through `asyncio.to_thread`.
+- Blocking; from a coroutine, call through `background.uninterrupted`.
 """
 
 from __future__ import annotations

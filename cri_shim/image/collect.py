@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
@@ -50,7 +49,7 @@ async def collect(
         blobs = holdings.blobs.unneeded(kept_blobs)
         leftovers = holdings.leftovers()
         strays = [holdings.layers_dir / name for name in unneeded.names]
-        stray_bytes, stray_inodes = await asyncio.to_thread(_measure, [*leftovers, *strays])
+        stray_bytes, stray_inodes = await uninterrupted(_measure, [*leftovers, *strays])
         layers = unneeded.layers
         names = [image.name for image in gone]
         names += [next(iter(holdings.index.names_of(digest)), digest) for digest in lost]

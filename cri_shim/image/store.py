@@ -355,9 +355,7 @@ class ImageStore:
                 raise NotFoundError("image", name)
             images[image.id] = image
         async with self.spool("exporting images") as fd:
-            yield await asyncio.to_thread(
-                prepare_export, self._holdings, tuple(images.values()), fd
-            )
+            yield await uninterrupted(prepare_export, self._holdings, tuple(images.values()), fd)
 
 
 def _tell_nobody(_: object) -> None:

@@ -2,7 +2,8 @@
 
 Rules: `ctl` is a FIFO that conmon reads lines from (`attach_wire`), one at a time: whoever writes waits until the last
 one is read, and on the daemon's loop nothing comes between. conmon opens a new log beside the old one and renames it
-over the name, so the name's inode changes when it is done. Nothing here blocks.
+over the name, so the name's inode changes when it is done. Nothing here blocks but a look at the log, which may lie on
+a file system that never answers: that is made in a thread.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import DeadlineError, WrongStateError
+from cri_shim.kernel_call import in_time_for, working_on
 from cri_shim.oci.attach_wire import REOPEN_LINE, resize_line
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ async def reopen_log(bundle_dir: Path, log_file: Path, *, timeout_s: float) -> N
         WrongStateError: the monitor is gone.
         DeadlineError: no new file within `timeout_s`; the monitor is stuck, on a client that doesn't read, say.
     """
-    before = _inode(log_file)
+    before = await in_time_for(str(bundle_dir), "looking at the log", _inode, log_file)
     give_up_at = time.monotonic() + timeout_s
     what = f"reopening log {log_file}"
     fd = _open_control(bundle_dir, what)
@@ -47,7 +49,9 @@ async def reopen_log(bundle_dir: Path, log_file: Path, *, timeout_s: float) -> N
             await _pause(fd, give_up_at, what, "does not read its control pipe")
         if _is_read(fd):
             os.write(fd, REOPEN_LINE)
-        while (after := _inode(log_file)) is None or after == before:
+        while (
+            after := await in_time_for(str(bundle_dir), "looking at the log", _inode, log_file)
+        ) is None or after == before:
             await _pause(fd, give_up_at, what, "has not opened a new file")
     finally:
         os.close(fd)
@@ -126,6 +130,7 @@ def _unread_bytes(fd: int) -> int:
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
+    working_on("config.log_path", str(path))
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from cri_shim.errors import CriShimError, InvalidArgumentError, WrongStateError, host_step
 from cri_shim.host.files import make_dirs_in_root
 from cri_shim.host.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from cri_shim.kernel_call import working_on
 from cri_shim.oci.spec.checks import MAX_NAME_BYTES, has_control_characters
 from cri_shim.quoting import quoted
 
@@ -38,6 +39,14 @@ def log_path(log_directory: str, path: str) -> Path | None:
     if max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
         raise InvalidArgumentError(f"config.log_path: a name of more than {MAX_NAME_BYTES} bytes")
     return Path(log_directory) / path
+
+
+def prepare_log(log_directory: str, log_file: Path | None) -> None:
+    """Make the log's directory, and refuse what is no log of ours. Blocking. Raises as both do, UnavailableError."""
+    if log_file is not None:
+        working_on("config.log_path", str(log_file))
+        make_log_directory(log_directory, log_file)
+        check_log_file(log_directory, log_file)
 
 
 def make_log_directory(log_directory: str, log_file: Path | None) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim.errors import CriShimError, NotFoundError, WrongStateError
+from cri_shim.kernel_call import in_time_for
 from cri_shim.operations import documents, step
 from cri_shim.sandbox.container_log import check_log_file
 from cri_shim.sandbox.container_resources import ContainerResources
@@ -276,7 +277,13 @@ class Containers:
             raise WrongStateError(f"container {container.id} keeps no log: its log_path is empty")
         log_file = Path(container.record.log_path)
         sandbox = self._sandboxes.find(container.sandbox_id)
-        check_log_file(sandbox.config.log_directory, log_file)
+        await in_time_for(
+            f"pod {sandbox.id}",
+            "looking at the log",
+            check_log_file,
+            sandbox.config.log_directory,
+            log_file,
+        )
         self._attachments.unblock(container.id)
         await self._monitors.reopen_log(self._paths.container(container.id).bundle_dir, log_file)
 

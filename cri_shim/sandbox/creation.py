@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from cri_shim.background import uninterrupted
 from cri_shim.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -23,6 +22,7 @@ from cri_shim.errors import (
     TooManyFilesError,
 )
 from cri_shim.ids import new_id
+from cri_shim.kernel_call import at_length_for, in_time_for
 from cri_shim.oci.complaints import (
     device_not_made,
     refused_limit,
@@ -34,7 +34,7 @@ from cri_shim.oci.spec.mounts import volume_paths
 from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION, field_of_limit
 from cri_shim.quoting import quoted
 from cri_shim.rollback import Rollback
-from cri_shim.sandbox.container_log import check_log_file, log_path, make_log_directory
+from cri_shim.sandbox.container_log import log_path, prepare_log
 from cri_shim.sandbox.launch import Launch, Launcher
 from cri_shim.sandbox.model import (
     ContainerMetadata,
@@ -144,15 +144,22 @@ class Creation:
             # 1. The record, before any effect.
             rollback.push("record", lambda: self._forget_failed(container, rollback))
             self._store.create(container)
-            make_log_directory(sandbox.config.log_directory, launch.log_file)
-            check_log_file(sandbox.config.log_directory, launch.log_file)
+            await in_time_for(
+                f"pod {sandbox.id}",
+                "making the log's directory",
+                prepare_log,
+                sandbox.config.log_directory,
+                launch.log_file,
+            )
             # 2. The root file system, where the user is looked up, and the volumes made of images.
             with users_of(sandbox) as users:
                 await self._launcher.mount_rootfs(launch, rollback, users)
                 mounted: Mapping[int, Path] = {}
                 if image_volumes:
                     rollback.push("image volumes", lambda: self._release.mounts(paths))
-                    mounted = await uninterrupted(
+                    mounted = await in_time_for(
+                        f"pod {sandbox.id}",
+                        "mounting image volumes",
                         mount_images,
                         paths,
                         image_volumes,
@@ -162,7 +169,14 @@ class Creation:
             declared = list(volume_paths(image.config.volumes, config))
             made: tuple[BindVolume, ...] = ()
             if declared:
-                made = await uninterrupted(make_volumes, paths, declared, root_of(sandbox))
+                made = await at_length_for(
+                    f"pod {sandbox.id}",
+                    "copying the image's VOLUMEs",
+                    make_volumes,
+                    paths,
+                    declared,
+                    root_of(sandbox),
+                )
             # 3. The spec, and the process that waits for its start.
             spec, user = await self._specs.container_spec(
                 sandbox, container, image, Volumes(mounted, made)

@@ -21,6 +21,7 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import WrongStateError, host_step
 from cri_shim.host.files import make_dirs_in_root, open_in_root
 from cri_shim.host.mountinfo import mount_of, read_mounts
+from cri_shim.kernel_call import working_on
 from cri_shim.oci.spec.checks import absolute_path, clean_container_path, refuse
 from cri_shim.oci.spec.process import leads_through_a_process
 
@@ -57,9 +58,9 @@ def resolve_host_paths(config: api.ContainerConfig) -> dict[int, HostPath]:
         if mount.HasField("image"):
             continue
         field = f"mounts[{index}]"
-        resolved = found[index] = _resolve(
-            absolute_path(mount.host_path, f"{field}.host_path"), field
-        )
+        path = absolute_path(mount.host_path, f"{field}.host_path")
+        working_on(f"{field}.host_path", path)
+        resolved = found[index] = _resolve(path, field)
         to_proc = clean_container_path(mount.container_path, f"{field}.container_path") == "/proc"
         if to_proc or mount.propagation != api.PROPAGATION_PRIVATE:
             mounts = mounts or read_mounts()
@@ -210,6 +211,7 @@ def make_missing(paths: dict[int, HostPath]) -> None:
     """Make the directories that are not there yet. Blocking. Raises CriShimError, ResourceExhaustedError."""
     for index, each in paths.items():
         if each.missing:
+            working_on(f"mounts[{index}].host_path", each.path)
             with host_step(f"mounts[{index}].host_path: making {each.path}"):
                 os.makedirs(each.path, mode=0o755, exist_ok=True)
 

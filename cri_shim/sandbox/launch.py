@@ -15,7 +15,7 @@ from cri_shim.host.files import write_atomic
 from cri_shim.host.mounts import mount_overlay
 from cri_shim.host.process import start_time_ticks
 from cri_shim.host.procstat import process_entry
-from cri_shim.kernel_call import in_time
+from cri_shim.kernel_call import in_time_for
 from cri_shim.oci.conmon import MonitorRequest
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.oci.spec.container import encode_spec
@@ -119,7 +119,8 @@ class Launcher:
             if users is not None:
                 os.chown(paths.upper_dir, *users.root)
             rollback.push("rootfs", lambda: self._release.mounts(paths))
-            await in_time(
+            await in_time_for(
+                f"pod {launch.pod_id}",
                 "mounting the root file system",
                 mount_overlay,
                 paths.rootfs_dir,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cri_shim.errors import ConfigError
 from cri_shim.host.files import read_bounded
 from cri_shim.host.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from cri_shim.kernel_call import working_on
 from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
 from cri_shim.oci.spec.checks import refuse
 from cri_shim.oci.spec.inputs import DeviceNode, NodeFacts, Ulimit
@@ -89,6 +90,7 @@ def device_nodes(path: str) -> tuple[DeviceNode, ...]:
     once: what is looked at afterwards is the thing itself. Raises InvalidArgumentError for a directory that holds far
     more than devices.
     """
+    working_on("devices.host_path", path)
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

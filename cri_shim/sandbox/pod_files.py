@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
+from cri_shim.kernel_call import in_time_for, working_on
 from cri_shim.oci.spec.sandbox import checked_hostname
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.network import has_host_network
@@ -62,8 +63,19 @@ class PodFiles:
             return socket.gethostname()
         return checked_hostname(hostname)
 
+    async def prepare(self, sandbox: Sandbox) -> None:
+        """Make the files, and the directory for the logs of the pod's containers.
+
+        Raises ResourceExhaustedError when a disk won't have them, DeadlineError when one doesn't answer, CriShimError.
+        """
+        self.write(sandbox)
+        if directory := sandbox.config.log_directory:
+            await in_time_for(
+                f"pod {sandbox.id}", "making the log directory", _make_log_directory, directory
+            )
+
     def write(self, sandbox: Sandbox) -> None:
-        """Make the files, which the pod's root may change, and the log directory.
+        """Make the files, which the pod's root may change.
 
         Raises ResourceExhaustedError when the disk won't have them.
         """
@@ -80,8 +92,6 @@ class PodFiles:
                 if owner is not None:
                     os.chown(etc_dir / name, *owner)
                 label_files([etc_dir / name], sandbox.record.labels.files)
-            if sandbox.config.log_directory:
-                Path(sandbox.config.log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
 
     def _resolv_conf(self, config: api.PodSandboxConfig) -> bytes:
         dns = config.dns_config
@@ -100,3 +110,9 @@ class PodFiles:
             return read_bounded(self._etc_dir / name, MAX_HOST_FILE_BYTES)
         except (OSError, ValueError):
             return fallback
+
+
+def _make_log_directory(directory: str) -> None:
+    working_on("config.log_directory", directory)
+    with host_step(f"config.log_directory: making {quoted(directory)}"):
+        Path(directory).mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -156,7 +156,7 @@ class Pods:
             # 1. The record, before any effect.
             rollback.push("record", lambda: self._forget_failed(sandbox, rollback))
             self._store.create(sandbox)
-            self._files.write(sandbox)
+            await self._files.prepare(sandbox)
             own_network = not has_host_network(config)
             async with new_pod_users(sandbox, self._reaper, with_network=own_network) as users:
                 # 2. The namespace that both sides need.

@@ -10,9 +10,9 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cri_shim.background import uninterrupted
 from cri_shim.errors import host_step
 from cri_shim.host.namespaces import run_in_netns
+from cri_shim.kernel_call import in_time_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,13 @@ async def pod_sockets(
     with host_step(f"sandbox {sandbox_id}: making a socket in its network"):
         if netns is None:
             return _make(family, count)
-        return await uninterrupted(run_in_netns, netns, partial(_make, family, count))
+        return await in_time_for(
+            f"pod {sandbox_id}",
+            "making a socket in the pod's network",
+            run_in_netns,
+            netns,
+            partial(_make, family, count),
+        )
 
 
 def _make(family: int, count: int) -> list[socket.socket]:

@@ -21,7 +21,7 @@ from cri_shim.host.mounts import unmount_below
 from cri_shim.host.procstat import process_entry
 from cri_shim.host.proctree import family_of, kill_family
 from cri_shim.host.tree import remove_tree
-from cri_shim.kernel_call import in_time
+from cri_shim.kernel_call import in_time, in_time_for
 from cri_shim.operations import step
 from cri_shim.sandbox.model import Process
 
@@ -114,7 +114,7 @@ class Release:
             # A handler that left the configuration, a damaged state directory: what it kept is files.
             log.warning("runtime delete failed", id=object_id, error=str(error))
             left = self._paths.runtime_root(handler) / object_id
-            await in_time("removing its files", _remove_with_mounts, left)
+            await in_time_for(object_id, "removing its files", _remove_with_mounts, left)
 
     async def process(
         self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
@@ -126,14 +126,16 @@ class Release:
 
     async def mounts(self, paths: ObjectPaths) -> None:
         """Every mount below the object's volatile directory: root file system, /dev/shm."""
-        await in_time("unmounting", unmount_below, paths.state_dir)
+        await in_time_for(paths.state_dir.name, "unmounting", unmount_below, paths.state_dir)
 
     async def state_files(self, paths: ObjectPaths) -> None:
         """The volatile directory, its mounts first, and what the monitor left outside it.
 
         The exit file stays until now: should the status that was made of it be lost, recovery needs it again.
         """
-        await in_time("removing its volatile files", _remove_with_mounts, paths.state_dir)
+        await in_time_for(
+            paths.state_dir.name, "removing its volatile files", _remove_with_mounts, paths.state_dir
+        )
         object_id = paths.state_dir.name
         (self._paths.exits_dir / object_id).unlink(missing_ok=True)
         self._monitors.discard(object_id)
@@ -175,7 +177,7 @@ def _remove_with_mounts(directory: Path) -> None:
 
 
 async def _remove(directory: Path) -> None:
-    # Without a deadline: a writable layer of millions of files takes its time.
+    # Without a deadline: a writable layer of millions of files takes its time. The thread is of this removal alone.
     with step("removing files"):
         await uninterrupted(remove_tree, directory)
 

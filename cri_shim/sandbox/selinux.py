@@ -14,6 +14,7 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.config.model import Switch
 from cri_shim.errors import ConfigError, host_step
 from cri_shim.host.selinux import container_contexts, enforcing, label_file, relabel
+from cri_shim.kernel_call import working_on
 from cri_shim.oci.spec.selinux import (
     UNTOUCHABLE,
     Contexts,
@@ -69,6 +70,7 @@ class SELinux:
         for index, mount in enumerate(config.mounts):
             if mount.selinux_relabel and index in host_paths:
                 path = host_paths[index].path
+                working_on(f"mounts[{index}].host_path", path)
                 with host_step(f"mounts[{index}].selinux_relabel: labelling {path}"):
                     relabel(path, label, untouchable=UNTOUCHABLE)
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.background import uninterrupted
 from cri_shim.errors import InvalidArgumentError, NotFoundError, WrongStateError
 from cri_shim.host.cgroups.placement import CgroupPlace, parent_directory, place
 from cri_shim.host.files import read_bounded, read_in_root
+from cri_shim.kernel_call import at_length_for, in_time_for, working_on
 from cri_shim.oci.hook_files import check_programs
 from cri_shim.oci.spec.cdi_edits import device_paths, requested_devices
 from cri_shim.oci.spec.checks import clean_container_path, refuse
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, ResolvedUser, Spec
     from cri_shim.oci.spec.seccomp import Profile
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.host_paths import HostPath
     from cri_shim.sandbox.pod_users import PodUsers
     from cri_shim.sandbox.store import Container, Sandbox, Store
     from cri_shim.sandbox.volumes import Volumes
@@ -145,7 +146,12 @@ class Specs:
             image=image_defaults(image, ""),
             rootfs_path=str(self._paths.sandbox(sandbox.id).rootfs_dir),
             cgroups_path=place_.spec_path,
-            localhost_seccomp=localhost_profile(sandbox.config.linux.security_context),
+            localhost_seccomp=await in_time_for(
+                f"pod {sandbox.id}",
+                "reading its seccomp profile",
+                localhost_profile,
+                sandbox.config.linux.security_context,
+            ),
         )
 
     def update_document(self, resources: api.LinuxContainerResources, pids_limit: int) -> Spec:
@@ -180,7 +186,28 @@ class Specs:
         """
         self._provisions.follow()
         node = await self._current_node()
-        return await uninterrupted(self._container_spec, sandbox, container, image, volumes, node)
+        pod = f"pod {sandbox.id}"
+        spec, user, host_paths = await in_time_for(
+            pod,
+            "looking at what the request names",
+            self._container_spec,
+            sandbox,
+            container,
+            image,
+            volumes,
+            node,
+        )
+        selinux = self._provisions.selinux
+        if selinux is not None and any(mount.selinux_relabel for mount in container.config.mounts):
+            await at_length_for(
+                pod,
+                "labelling volumes",
+                selinux.relabel_volumes,
+                container.config,
+                host_paths,
+                container.record.labels.files,
+            )
+        return spec, user
 
     def container_labels(self, sandbox: Sandbox, config: api.ContainerConfig) -> Labels:
         """A new container's SELinux labels. Raises InvalidArgumentError."""
@@ -201,7 +228,7 @@ class Specs:
         image: Image,
         volumes: Volumes,
         node: NodeFacts,
-    ) -> tuple[Spec, ResolvedUser]:
+    ) -> tuple[Spec, ResolvedUser, dict[int, HostPath]]:
         config = container.config
         context = config.linux.security_context
         rootfs_dir = self._paths.container(container.id).rootfs_dir
@@ -266,11 +293,7 @@ class Specs:
             "working_dir" if config.working_dir else "image WORKDIR",
         )
         make_missing(host_paths)
-        if self._provisions.selinux is not None:
-            self._provisions.selinux.relabel_volumes(
-                config, host_paths, container.record.labels.files
-            )
-        return spec, user
+        return spec, user, host_paths
 
     def _target_pid(self, sandbox: Sandbox, options: api.NamespaceOption) -> int | None:
         if options.pid != api.TARGET:
@@ -361,6 +384,7 @@ def localhost_profile(
     reference = seccomp_reference(context)
     if reference.choice is not Choice.LOCALHOST:
         return None
+    working_on(reference.said_in, reference.name)
     try:
         return parse_profile(
             read_bounded(Path(reference.name), MAX_PROFILE_BYTES),

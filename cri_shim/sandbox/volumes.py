@@ -5,7 +5,8 @@ Rules:
   request: `release.mounts` finds it by the container's ID alone. The names of its layers stand in the record.
 - A VOLUME is a directory below the container's persistent directory, with a copy of what the image has there. It goes
   with the container. What the image says is a path in the image, whatever it looks like (CVE-2022-23648).
-- All of it blocks; from a coroutine, call through `uninterrupted`.
+- All of it blocks; from a coroutine, call through `kernel_call`. What is still under way when that gave up fails once
+  the directories are gone: none is made anew.
 """
 
 from __future__ import annotations
@@ -86,10 +87,12 @@ def mount_images(
     Raises NotFoundError and InvalidArgumentError for a sub path, ResourceExhaustedError, CriShimError.
     """
     sources = {}
+    with host_step(f"{paths.root_dir.name}: mounting images"):
+        paths.images_dir.mkdir(mode=0o755)
     for index, volume in volumes.items():
         whole = paths.images_dir / str(index)
         with host_step(f"mounts[{index}].image: mounting {volume.image.name}"):
-            whole.mkdir(mode=0o755, parents=True)
+            whole.mkdir(mode=0o755)
             mount_overlay(
                 whole,
                 layers_dir=volume.layers_dir,

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from typing import TYPE_CHECKING
 
 import pytest
 from structlog.testing import capture_logs
 
 from cri_shim import kernel_call
-from cri_shim.errors import DeadlineError
-from cri_shim.kernel_call import in_time
+from cri_shim.errors import DeadlineError, UnavailableError
+from cri_shim.kernel_call import (
+    MAX_UNANSWERED,
+    at_length_for,
+    in_time,
+    in_time_for,
+    working_on,
+)
 from cri_shim.operations import Operations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
 
 pytestmark = pytest.mark.asyncio
 
@@ -99,6 +110,86 @@ async def test_a_cancellation_does_not_wait_for_ever(monkeypatch: pytest.MonkeyP
     may_end.set()
 
 
-async def test_threads_are_used_again() -> None:
-    before = {await in_time("looking", threading.get_ident) for _ in range(5)}
-    assert len(before) == 1
+# --- on behalf of pods -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Coroutine[None, None, None]]]:
+    """Makes calls for an owner that are given up and go on."""
+    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.05)
+    may_end = threading.Event()
+
+    def look(path: str) -> None:
+        if path:
+            working_on("mounts[0].host_path", path)
+        may_end.wait(20)
+
+    async def hang(owner: str, path: str = "") -> None:
+        await in_time_for(owner, "looking", look, path)
+
+    yield hang
+    may_end.set()
+    while kernel_call._given_up:
+        time.sleep(0.001)
+
+
+async def test_an_owner_of_several_that_hang_is_refused_and_others_are_not(
+    hangs: Callable[..., Coroutine[None, None, None]],
+) -> None:
+    for n in range(MAX_UNANSWERED):
+        with pytest.raises(
+            DeadlineError, match=rf"^looking: mounts\[0\]\.host_path: '/dead/{n}': the"
+        ):
+            await hangs("pod a", f"/dead/{n}")
+    with pytest.raises(
+        UnavailableError, match=r"^reading: not tried: .* 2 calls for pod a, .*'/dead/0'"
+    ):
+        await in_time_for("pod a", "reading", lambda: 1)
+    assert await in_time_for("pod b", "reading", lambda: 1) == 1
+
+
+async def test_a_path_on_which_a_call_hangs_is_refused_to_everyone_without_a_thread(
+    hangs: Callable[..., Coroutine[None, None, None]],
+) -> None:
+    with pytest.raises(DeadlineError):
+        await hangs("pod a", "/dead")
+    threads = threading.active_count()
+    for owner in ("pod a", "pod b") * 10:
+        with pytest.raises(
+            UnavailableError, match=r"^mounts\[0\]\.host_path: '/dead': a call on it"
+        ):
+            await hangs(owner, "/dead")
+    assert threading.active_count() <= threads + 1
+    with pytest.raises(DeadlineError):
+        await hangs("pod a", "/dead/other")
+
+
+async def test_what_answers_after_all_is_no_reason_to_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.05)
+    may_end = threading.Event()
+
+    def look() -> None:
+        working_on("mounts[0].host_path", "/slow")
+        may_end.wait(20)
+
+    late = [in_time_for("pod a", "looking", look), in_time_for("pod a", "looking", look)]
+    ended = await asyncio.gather(*late, return_exceptions=True)
+    assert [type(each) for each in ended] == [DeadlineError, DeadlineError]
+    with pytest.raises(UnavailableError):
+        await in_time_for("pod a", "looking", look)
+    may_end.set()
+    while any(call.owner == "pod a" for call in kernel_call._given_up):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await in_time_for("pod a", "looking", look)
+
+
+async def test_what_takes_long_because_it_is_much_has_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.01)
+    await at_length_for("pod a", "copying", time.sleep, 0.1)
+    monkeypatch.setattr(kernel_call, "LONG_TIMEOUT_S", 0.01)
+    with pytest.raises(DeadlineError, match="copying: the kernel has not"):
+        await at_length_for("pod a", "copying", time.sleep, 0.1)

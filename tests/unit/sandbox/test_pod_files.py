@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ class Node:
     def write(self, config: api.PodSandboxConfig) -> dict[str, str]:
         sandbox = make_sandbox(config=config)
         self.paths.sandbox(sandbox.id).root_dir.mkdir(parents=True)
-        self.files.write(sandbox)
+        asyncio.run(self.files.prepare(sandbox))
         etc = self.paths.sandbox(sandbox.id).etc_dir
         return {path.name: path.read_text() for path in sorted(etc.iterdir())}
 
