@@ -37,11 +37,12 @@ class Background:
         """Run `work` on its own; whatever it raises is logged under `name`. The task is for who may cancel it."""
         return self._own(name, work)
 
-    def keep(self, name: str, work: Coroutine[object, object, None]) -> None:
+    def keep(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Run `work`, which has no end of its own or a late one, until `close`, which cancels it at once."""
         task = self._own(name, work)
         self._endless.add(task)
         task.add_done_callback(self._endless.discard)
+        return task
 
     async def owned(self, name: str, work: Coroutine[object, object, T]) -> T:
         """Run `work` in a task of its own and return what it does; cancelling the caller leaves the work alone."""

@@ -259,6 +259,7 @@ async def build(
         store=containers,
         cgroups=cgroups,
         cgroup_dir=container_cases.endings.cgroup_dir,
+        background=background,
         cache_s=config.stats.cache_s,
     )
     streaming = Streaming(config.streaming, config.log, reaper=reaper, background=background)

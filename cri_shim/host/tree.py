@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from cri_shim.host import syscalls
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -28,13 +29,16 @@ _CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # no directory of that na
 _MAX_RELISTINGS = 16
 _MAX_WALKS = 3
 _SHOWN_PATH_CHARS = 512
+_ENTRIES_BETWEEN_QUESTIONS = 512
+_MAX_LINKED = 100_000
+"""Files with several names that a walk remembers, some 10 MB; further ones count once for each name."""
 
 
 class DiskUsage(NamedTuple):
     """What a tree takes."""
 
     used_bytes: int
-    """Blocks on disk, as du(1) counts: holes are free, a hard-linked file counts once."""
+    """Blocks on disk, as du(1) counts: holes are free, a hard-linked file counts once (of the first 100,000)."""
     inodes: int
 
 
@@ -177,24 +181,25 @@ def _leave_and_remove(walk: _Walk) -> None:
     walk.here.relistings = 0
 
 
-def disk_usage(path: Path) -> DiskUsage:
+def disk_usage(path: Path, goes_on: Callable[[], bool] = lambda: True) -> DiskUsage:
     """What the directory `path` takes, on its own mount only; blocking.
 
+    `goes_on` is asked after some hundred entries: once it says no, what was counted until then is the answer.
     What comes and goes meanwhile is counted or not. Raises OSError, FileNotFoundError when `path` isn't there.
     """
     for _ in range(_MAX_WALKS - 1):
         try:
-            return _measure(path)
+            return _measure(path, goes_on)
         except _MovedError:
             continue
-    return _measure(path)
+    return _measure(path, goes_on)
 
 
-def _measure(path: Path) -> DiskUsage:
+def _measure(path: Path, goes_on: Callable[[], bool]) -> DiskUsage:
     with _Walk(path) as walk:
         linked: set[int] = set()
-        used_bytes, inodes = _measure_here(walk, linked)
-        while len(walk.levels) > 1 or walk.here.subdirs:
+        used_bytes, inodes = _measure_here(walk, linked, goes_on)
+        while (len(walk.levels) > 1 or walk.here.subdirs) and goes_on():
             if not walk.here.subdirs:
                 walk.up()
                 continue
@@ -205,18 +210,20 @@ def _measure(path: Path) -> DiskUsage:
                 if error.errno == errno.EXDEV or error.errno in _CHANGED:
                     continue
                 raise
-            more_bytes, more_inodes = _measure_here(walk, linked)
+            more_bytes, more_inodes = _measure_here(walk, linked, goes_on)
             used_bytes += more_bytes
             inodes += more_inodes
         return DiskUsage(used_bytes, inodes)
 
 
-def _measure_here(walk: _Walk, linked: set[int]) -> tuple[int, int]:
+def _measure_here(walk: _Walk, linked: set[int], goes_on: Callable[[], bool]) -> tuple[int, int]:
     """Bytes and inodes of this directory itself and of what in it is no directory."""
     here = os.fstat(walk.fd)
     blocks, inodes = here.st_blocks, 1
     with os.scandir(walk.fd) as entries:
-        for entry in entries:
+        for number, entry in enumerate(entries, 1):
+            if number % _ENTRIES_BETWEEN_QUESTIONS == 0 and not goes_on():
+                break
             try:
                 if entry.is_dir(follow_symlinks=False):
                     walk.here.subdirs.append(entry.name)
@@ -229,7 +236,8 @@ def _measure_here(walk: _Walk, linked: set[int]) -> tuple[int, int]:
             if found.st_nlink > 1:
                 if found.st_ino in linked:
                     continue
-                linked.add(found.st_ino)
+                if len(linked) < _MAX_LINKED:
+                    linked.add(found.st_ino)
             blocks += found.st_blocks
             inodes += 1
     return blocks * 512, inodes

@@ -1,28 +1,31 @@
 """What containers use: CPU and memory from their cgroups, disk from their writable layers.
 
-Rules: no child process and no lock on the way; cgroup files are read in one pass in a thread; a walk through a writable
-layer is the dear part, so its result is kept for `cache_s` seconds. A container that vanishes meanwhile is left out.
+Rules: no child process and no lock on the way; cgroup files are read in one pass in a thread; the writable layers are
+measured apart (`layer_usage`), and nobody waits long for them. A container that vanishes meanwhile is left out.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
-from cri_shim.host.tree import DiskUsage, disk_usage
+from cri_shim.background import uninterrupted
+from cri_shim.host.tree import DiskUsage
+from cri_shim.sandbox.layer_usage import LayerUsages
 from cri_shim.sandbox.model import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from cri_shim.background import Background
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.host.cgroups.usage import CgroupStats
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.layer_usage import LayerUsage
     from cri_shim.sandbox.store import Container, Store
 
 log = structlog.get_logger()
@@ -40,16 +43,9 @@ class ContainerUsage:
     """CPU nanoseconds per second since the last reading; None at the first one."""
     writable_layer: Path
     layer_read_at_ns: int
-    layer_bytes: int
-    layer_inodes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    read_at_ns: int
-    until: float
-    used_bytes: int
-    inodes: int
+    layer_bytes: int | None
+    """None while it is measured for the first time."""
+    layer_inodes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,53 +65,53 @@ class Stats:
         store: Store[Container],
         cgroups: Cgroups,
         cgroup_dir: Callable[[Container], str],
+        background: Background,
         cache_s: float,
     ) -> None:
         self._paths = paths
         self._store = store
         self._cgroups = cgroups
         self._cgroup_dir = cgroup_dir
-        self._cache_s = cache_s
-        self._layers: dict[str, _Layer] = {}
+        self._layers = LayerUsages(
+            store,
+            lambda object_id: paths.container(object_id).upper_dir,
+            background,
+            cache_s=cache_s,
+        )
         self._cpu: dict[str, _CpuReading] = {}
 
     async def container_stats(self, containers: Sequence[Container]) -> list[ContainerUsage]:
         """The usage of these containers; those that vanish while they are read are left out."""
-        return await asyncio.to_thread(self._read_all, list(containers))
+        layers = await self._layers.of(containers)
+        return await uninterrupted(self._read_all, list(containers), layers)
 
     async def layers_usage(self) -> DiskUsage:
-        """What the writable layers of all containers take, each at most `cache_s` old."""
-        usages = await self.container_stats(list(self._store))
+        """What the writable layers of all containers take, as far as it is known."""
+        layers = [layer for layer in (await self._layers.of(list(self._store))).values() if layer]
         return DiskUsage(
-            sum(usage.layer_bytes for usage in usages), sum(usage.layer_inodes for usage in usages)
+            sum(layer.used_bytes for layer in layers), sum(layer.inodes for layer in layers)
         )
 
-    def _read_all(self, containers: list[Container]) -> list[ContainerUsage]:
+    def _read_all(
+        self, containers: list[Container], layers: Mapping[str, LayerUsage | None]
+    ) -> list[ContainerUsage]:
         usages = []
         for container in containers:
-            try:
-                usages.append(self._read(container))
-            except OSError as error:
-                log.debug("no stats", container_id=container.id, error=str(error))
-        if len(self._layers) > len(self._store):
+            if container.id in layers:
+                try:
+                    usages.append(self._read(container, layers[container.id]))
+                except OSError as error:
+                    log.debug("no stats", container_id=container.id, error=str(error))
+        if len(self._cpu) > len(self._store):
             self._prune()
         return usages
 
     def _prune(self) -> None:
         """Drop what is kept of containers that are gone."""
-        for kept in (self._layers, self._cpu):
-            for container_id in [key for key in list(kept) if self._store.get(key) is None]:
-                kept.pop(container_id, None)
+        for container_id in [key for key in list(self._cpu) if self._store.get(key) is None]:
+            self._cpu.pop(container_id, None)
 
-    def _read(self, container: Container) -> ContainerUsage:
-        upper_dir = self._paths.container(container.id).upper_dir
-        layer = self._layers.get(container.id)
-        if layer is None or time.monotonic() > layer.until:
-            usage = disk_usage(upper_dir)
-            layer = _Layer(
-                time.time_ns(), time.monotonic() + self._cache_s, usage.used_bytes, usage.inodes
-            )
-            self._layers[container.id] = layer
+    def _read(self, container: Container, layer: LayerUsage | None) -> ContainerUsage:
         cgroup = None
         if container.state is ContainerState.RUNNING:
             cgroup = self._cgroups.read_stats(self._cgroup_dir(container))
@@ -123,10 +119,10 @@ class Stats:
             container=container,
             cgroup=cgroup,
             cpu_nano_cores=self._rate(container.id, cgroup) if cgroup else None,
-            writable_layer=upper_dir,
-            layer_read_at_ns=layer.read_at_ns,
-            layer_bytes=layer.used_bytes,
-            layer_inodes=layer.inodes,
+            writable_layer=self._paths.container(container.id).upper_dir,
+            layer_read_at_ns=layer.read_at_ns if layer else time.time_ns(),
+            layer_bytes=layer.used_bytes if layer else None,
+            layer_inodes=layer.inodes if layer else None,
         )
 
     def _rate(self, container_id: str, cgroup: CgroupStats) -> int | None:

@@ -10,6 +10,7 @@ from cri_shim.host import tree
 from cri_shim.host.tree import DiskUsage, disk_usage, remove_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 DEPTH = 3000  # a path of 12 KiB, and three times the usual limit of descriptors
@@ -132,6 +133,29 @@ def test_usage_of_what_is_not_there_is_an_error(tmp_path: Path) -> None:
         disk_usage(tmp_path / "file")
 
 
+def test_a_walk_that_is_to_end_says_what_it_counted_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "_ENTRIES_BETWEEN_QUESTIONS", 10)
+    for directory in ("a", "b"):
+        (tmp_path / directory).mkdir()
+        for number in range(50):
+            (tmp_path / directory / str(number)).touch()
+    answers = iter([True, False])
+    assert disk_usage(tmp_path, lambda: next(answers, False)).inodes == 1 + 1 + 9
+    assert disk_usage(tmp_path).inodes == 103
+
+
+def test_no_more_linked_files_are_remembered_than_so_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "_MAX_LINKED", 2)
+    for number in range(4):
+        (tmp_path / f"{number}").touch()
+        (tmp_path / f"{number} again").hardlink_to(tmp_path / f"{number}")
+    assert disk_usage(tmp_path).inodes == 1 + 2 + 2 * 2
+
+
 def test_directory_that_moves_away_is_measured_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,12 +164,14 @@ def test_directory_that_moves_away_is_measured_anew(
     real = tree._measure_here
     moved = False
 
-    def move_meanwhile(walk: tree._Walk, linked: set[int]) -> tuple[int, int]:
+    def move_meanwhile(
+        walk: tree._Walk, linked: set[int], goes_on: Callable[[], bool]
+    ) -> tuple[int, int]:
         nonlocal moved
         if walk.here.name == "b" and not moved:
             moved = True
             (tmp_path / "top/a/b").rename(tmp_path / "elsewhere/b")
-        return real(walk, linked)
+        return real(walk, linked, goes_on)
 
     monkeypatch.setattr(tree, "_measure_here", move_meanwhile)
     assert disk_usage(tmp_path / "top").inodes == 2
@@ -157,8 +183,10 @@ def test_files_that_vanish_meanwhile_are_no_error(
     (tmp_path / "top/a").mkdir(parents=True)
     real = tree._measure_here
 
-    def remove_meanwhile(walk: tree._Walk, linked: set[int]) -> tuple[int, int]:
-        counted = real(walk, linked)
+    def remove_meanwhile(
+        walk: tree._Walk, linked: set[int], goes_on: Callable[[], bool]
+    ) -> tuple[int, int]:
+        counted = real(walk, linked, goes_on)
         if walk.here.name == "":
             (tmp_path / "top/a").rmdir()
         return counted

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from cri_shim.background import Background
 from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.host.tree import DiskUsage
 from cri_shim.paths import Paths
-from cri_shim.sandbox import stats as stats_module
+from cri_shim.sandbox import layer_usage as layer_module
 from cri_shim.sandbox.model import ContainerStatus
 from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.store import Container, Store, read_container
@@ -18,6 +20,7 @@ from tests.fakes.points import Points
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cri_shim.host.cgroups.tree import Cgroups
@@ -43,6 +46,7 @@ class Node:
             store=self.store,
             cgroups=cast("Cgroups", self.cgroups),
             cgroup_dir=lambda container: f"pods/{container.id}",
+            background=Background(),
             cache_s=cache_s,
         )
 
@@ -79,7 +83,7 @@ async def test_a_running_container_shows_its_cgroup_and_its_layer(node: Node) ->
     assert usage.container is container
     assert usage.cgroup is not None
     assert usage.cgroup.cpu_usage_ns == 5 * SECOND
-    assert usage.layer_bytes >= 8192
+    assert (usage.layer_bytes or 0) >= 8192
     assert usage.layer_inodes == 2
     assert usage.layer_read_at_ns > 0
     assert usage.writable_layer == node.paths.container(container.id).upper_dir
@@ -89,7 +93,7 @@ async def test_an_exited_container_shows_its_layer_alone(node: Node) -> None:
     [usage] = await node.stats.container_stats([node.add("a", EXITED)])
     assert usage.cgroup is None
     assert usage.cpu_nano_cores is None
-    assert usage.layer_bytes >= 8192
+    assert (usage.layer_bytes or 0) >= 8192
 
 
 async def test_a_rate_needs_two_readings_some_time_apart(node: Node) -> None:
@@ -123,11 +127,11 @@ async def test_a_layer_is_walked_once_in_a_while(
 ) -> None:
     walks: list[Path] = []
 
-    def count(path: Path) -> DiskUsage:
+    def count(path: Path, goes_on: Callable[[], bool]) -> DiskUsage:
         walks.append(path)
         return DiskUsage(len(walks), 1)
 
-    monkeypatch.setattr(stats_module, "disk_usage", count)
+    monkeypatch.setattr(layer_module, "disk_usage", count)
     container = node.add("a", EXITED)
     first, second = [(await node.stats.container_stats([container]))[0] for _ in range(2)]
     assert first.layer_bytes == second.layer_bytes == 1
@@ -141,7 +145,7 @@ async def test_a_layer_is_walked_again_when_the_last_look_is_old(tmp_path: Path)
     [before] = await node.stats.container_stats([container])
     (node.paths.container(container.id).upper_dir / "more").write_bytes(b"x" * 8192)
     [after] = await node.stats.container_stats([container])
-    assert after.layer_bytes > before.layer_bytes
+    assert (after.layer_bytes or 0) > (before.layer_bytes or 0)
 
 
 async def test_a_container_that_vanishes_is_left_out(node: Node) -> None:
@@ -169,7 +173,7 @@ async def test_what_is_kept_of_removed_containers_goes_with_the_next_reading(nod
     before = await node.stats.container_stats([gone, stays])
     node.store.forget(gone)
     after = await node.stats.container_stats([stays])
-    assert set(node.stats._layers) == set(node.stats._cpu) == {stays.id}
+    assert set(node.stats._layers._known) == set(node.stats._cpu) == {stays.id}
     # What there is of the others stays.
     assert after[0].layer_read_at_ns == before[1].layer_read_at_ns
 
@@ -177,14 +181,16 @@ async def test_what_is_kept_of_removed_containers_goes_with_the_next_reading(nod
 async def test_two_readings_at_once_do_not_disturb_each_other(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    containers = [node.add(letter, EXITED) for letter in "abc"]
+    containers = [node.add(letter) for letter in "abc"]
+    for container in containers:
+        node.read_cpu(container, 1, 1)
     await node.stats.container_stats(containers)
     for container in containers:
         node.store.forget(container)
     look = node.store.get
 
     def look_while_another_reads(container_id: str) -> Container | None:
-        node.stats._layers.setdefault("d" * 64, next(iter(node.stats._layers.values())))
+        node.stats._cpu.setdefault("d" * 64, next(iter(node.stats._cpu.values())))
         return look(container_id)
 
     monkeypatch.setattr(node.store, "get", look_while_another_reads)
@@ -199,4 +205,24 @@ async def test_a_container_that_takes_the_place_of_another_leaves_no_more_than_o
         await node.stats.container_stats([container])
         node.store.forget(container)
     await node.stats.container_stats([])
-    assert node.stats._layers == {}
+    assert node.stats._layers._known == {}
+
+
+async def test_a_layer_that_is_not_measured_yet_is_no_reason_to_say_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+
+    def hang(path: Path, goes_on: Callable[[], bool]) -> DiskUsage:
+        may_end.wait(20)
+        return DiskUsage(1, 1)
+
+    monkeypatch.setattr(layer_module, "disk_usage", hang)
+    monkeypatch.setattr(layer_module, "PATIENCE_S", 0.02)
+    container = node.add("a")
+    node.read_cpu(container, 1, 5)
+    [usage] = await node.stats.container_stats([container])
+    assert (usage.layer_bytes, usage.layer_inodes) == (None, None)
+    assert usage.cgroup is not None
+    assert await node.stats.layers_usage() == DiskUsage(0, 0)
+    may_end.set()

@@ -1,0 +1,149 @@
+"""How much the writable layers of containers take, measured by walking them: the dear part of statistics.
+
+What a container writes is for it to choose, so a walk may take as long as it likes. Rules:
+- A layer is walked once for all who ask, in a thread of its own, a bounded number at a time, one of each pod.
+- A walk ends after `MAX_WALK_S`: what it had counted until then counts, and the log says so.
+- What was measured is kept for `cache_s` seconds, and for ten times as long as the walk took: a layer of millions of
+  files costs a tenth of a processor at most.
+- Who asks waits `PATIENCE_S` for all walks together, and only for layers that aren't known to take longer: then what is
+  known counts, which is nothing for one that was never measured to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import DeadlineError
+from cri_shim.host.tree import DiskUsage, disk_usage
+from cri_shim.slots import Share, Slots
+from cri_shim.threads import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cri_shim.background import Background
+    from cri_shim.sandbox.store import Container, Store
+
+log = structlog.get_logger()
+PATIENCE_S = 2.0
+MAX_WALK_S = 60.0
+AT_ONCE = 4
+"""Walks at a time; as many slow ones beside them."""
+LONG_S = 0.5
+"""A walk that took longer is not waited for again."""
+_REST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUsage:
+    """What a layer took when it was walked."""
+
+    read_at_ns: int
+    used_bytes: int
+    inodes: int
+    walk_s: float
+    fresh_until: float
+
+
+class LayerUsages:
+    """Measures layers, and keeps what it measured."""
+
+    def __init__(
+        self,
+        store: Store[Container],
+        upper_dir: Callable[[str], Path],
+        background: Background,
+        *,
+        cache_s: float,
+    ) -> None:
+        self._store = store
+        self._upper_dir = upper_dir
+        self._background = background
+        self._cache_s = cache_s
+        self._known: dict[str, LayerUsage] = {}
+        self._walks: dict[str, tuple[float, asyncio.Task[None]]] = {}
+        """Since when, and the work."""
+        self._slots = Slots(AT_ONCE, slow_total=AT_ONCE)
+
+    async def of(self, containers: Sequence[Container]) -> dict[str, LayerUsage | None]:
+        """What is known of these after `PATIENCE_S` at most: None of one that is still walked for the first time.
+
+        Those that vanished are missing.
+        """
+        patient = []
+        for container in containers:
+            if not self._is_fresh(container.id):
+                since, walk = self._walks.get(container.id) or self._begin(container)
+                if self._is_worth_waiting(container.id, since):
+                    patient.append(walk)
+        if patient:
+            await asyncio.wait(patient, timeout=PATIENCE_S)
+        if len(self._known) > len(self._store):
+            self._prune()
+        return {
+            container.id: self._known.get(container.id)
+            for container in containers
+            if container.id in self._known or container.id in self._walks
+        }
+
+    def _is_fresh(self, container_id: str) -> bool:
+        known = self._known.get(container_id)
+        return known is not None and time.monotonic() <= known.fresh_until
+
+    def _is_worth_waiting(self, container_id: str, since: float) -> bool:
+        known = self._known.get(container_id)
+        quick = known is None or known.walk_s < LONG_S
+        return quick and time.monotonic() - since < PATIENCE_S
+
+    def _prune(self) -> None:
+        for container_id in [key for key in self._known if self._store.get(key) is None]:
+            del self._known[container_id]
+
+    def _begin(self, container: Container) -> tuple[float, asyncio.Task[None]]:
+        name = f"measuring the writable layer of container {container.id}"
+        walk = self._background.keep(name, self._measure(container, name))
+        walk.add_done_callback(lambda _: self._walks.pop(container.id, None))
+        begun = self._walks[container.id] = (time.monotonic(), walk)
+        return begun
+
+    async def _measure(self, container: Container, name: str) -> None:
+        try:
+            async with self._slots.slot(name, Share(f"pod {container.sandbox_id}", 1)):
+                self._known[container.id] = await self._measured(container.id)
+        except (OSError, DeadlineError) as error:  # it vanished, or was given up for others
+            if isinstance(error, OSError):
+                self._known.pop(container.id, None)
+            log.debug("no layer usage", container_id=container.id, error=str(error))
+
+    async def _measured(self, container_id: str) -> LayerUsage:
+        may_end, started = threading.Event(), time.monotonic()
+
+        def goes_on() -> bool:
+            return not may_end.is_set() and time.monotonic() - started < MAX_WALK_S
+
+        def walk() -> DiskUsage:
+            return disk_usage(self._upper_dir(container_id), goes_on)
+
+        try:
+            # Left alone by a cancellation: it changes nothing, and ends by itself.
+            usage = await asyncio.shield(in_thread(walk))
+        finally:
+            may_end.set()
+        now = time.monotonic()
+        walk_s = now - started
+        if walk_s >= MAX_WALK_S:
+            log.warning(
+                "the writable layer has too many files to be counted",
+                container_id=container_id,
+                inodes=usage.inodes,
+                seconds=MAX_WALK_S,
+            )
+        keep_s = self._cache_s if walk_s < LONG_S else max(self._cache_s, _REST * walk_s)
+        return LayerUsage(time.time_ns(), usage.used_bytes, usage.inodes, walk_s, now + keep_s)
