@@ -4,6 +4,8 @@ Rules:
 - They are daemon threads: not even the end of this process waits for one that hangs.
 - A thread is kept for the next call: starting one takes as long as many a call.
 - Who gives calls bounds their number.
+- What stays with `asyncio.to_thread` is short, and reads our own files below the root and the state directory, or what
+  the node's operator configured: never what a request, an image or a container names.
 """
 
 from __future__ import annotations

@@ -134,7 +134,10 @@ class Release:
         The exit file stays until now: should the status that was made of it be lost, recovery needs it again.
         """
         await in_time_for(
-            paths.state_dir.name, "removing its volatile files", _remove_with_mounts, paths.state_dir
+            paths.state_dir.name,
+            "removing its volatile files",
+            _remove_with_mounts,
+            paths.state_dir,
         )
         object_id = paths.state_dir.name
         (self._paths.exits_dir / object_id).unlink(missing_ok=True)
