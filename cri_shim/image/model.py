@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from cri_shim.errors import BadImageReferenceError
+from cri_shim.image.reference import parse_reference
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -36,6 +39,14 @@ class Image:
     def name(self) -> str:
         """What to call it in a message."""
         return next(iter((*self.repo_tags, *self.repo_digests)), self.id)
+
+    def name_for(self, wanted: str) -> str:
+        """What to show to who asked for `wanted`: that very name, normalised, where it is one of this image's tags."""
+        try:
+            tagged = parse_reference(wanted).tagged
+        except BadImageReferenceError:  # an ID
+            tagged = None
+        return tagged if tagged in self.repo_tags else self.name
 
 
 @dataclass(frozen=True, slots=True)

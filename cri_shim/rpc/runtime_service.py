@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -197,17 +196,20 @@ class RuntimeService:
     async def pod_sandbox_status(
         self, request: api.PodSandboxStatusRequest
     ) -> api.PodSandboxStatusResponse:
-        """One sandbox, with its containers."""
+        """One sandbox, with its containers, newest first.
+
+        A kubelet takes the first container of a name for the present one. It does that where `timestamp` is set, which
+        belongs to the container events (KEP-3386) that this server does not send: so the field stays unset.
+        """
         require(request, "pod_sandbox_id")
         sandbox = self.pods.find(request.pod_sandbox_id)
         response = api.PodSandboxStatusResponse(
             status=pods_.pod_sandbox_status(sandbox),
             containers_statuses=[
                 containers_.container_status(container)
-                for container in self.containers.list_containers()
+                for container in reversed(self.containers.list_containers())
                 if container.record.sandbox_id == sandbox.id
             ],
-            timestamp=time.time_ns(),
         )
         if request.verbose:
             response.info["info"] = json_text(self.pods.verbose_info(sandbox))

@@ -69,7 +69,7 @@ def container_status(container: Container) -> api.ContainerStatus:
         started_at=status.started_at_ns,
         finished_at=status.finished_at_ns,
         exit_code=status.exit_code,
-        image=config.image,
+        image=_image_shown(container),
         image_ref=record.image_ref,
         image_id=record.image_id,
         reason=status.reason,
@@ -84,12 +84,22 @@ def container_status(container: Container) -> api.ContainerStatus:
     if config.linux.HasField("resources") or resources.ListFields():
         message.resources.linux.CopyFrom(resources)
     for volume in record.image_volumes:
-        message.mounts[volume.index].image.image_ref = volume.image_id
+        # A kubelet's garbage collection looks for the IDs of ListImages here: what it doesn't find, it removes.
+        shown = message.mounts[volume.index].image
+        shown.image = shown.image_ref = volume.image_id
     if status.user is not None:
         user = message.user.linux
         user.uid, user.gid = status.user.uid, status.user.gid
         user.supplemental_groups.extend(status.user.groups)
     return message
+
+
+def _image_shown(container: Container) -> api.ImageSpec:
+    """The request's image under its name: kubelets ask for an ID, and show their users what stands here."""
+    spec = api.ImageSpec()
+    spec.CopyFrom(container.config.image)
+    spec.image = container.record.image_name or spec.image
+    return spec
 
 
 def container_stats(usage: ContainerUsage, *, mountpoint: str) -> api.ContainerStats:

@@ -236,6 +236,7 @@ class Creation:
             cgroup_parent=sandbox.record.cgroup_parent,
             image_id=image.id,
             image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            image_name=image.name_for(config.image.user_specified_image or config.image.image),
             layers=tuple(layers),
             image_volumes=volume_records(volumes),
             log_path=str(log_file) if log_file else "",

@@ -157,6 +157,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     image_id: str
     image_ref: str
     """A name of the image that clients may show: `repo@sha256:…`, else the image's ID."""
+    image_name: str = ""
+    """What users call the image: its tag, else its digest, else its ID. Empty in records of before."""
     layers: tuple[str, ...]
     """Short names of the image's layers, topmost first: they stay on disk while this container is."""
     image_volumes: tuple[ImageVolumeRecord, ...] = ()

@@ -57,6 +57,22 @@ def test_states_and_times_follow_each_other(client: Client, image: str) -> None:
     assert exited.created_at == created.created_at
 
 
+def test_container_asked_for_by_an_images_id_is_shown_under_the_images_name(
+    client: Client, image: str
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container("true")
+    image_id = client.image_id(image)
+    assert image_id is not None
+    config.image.image = image_id
+    config.image.user_specified_image = image
+    status = client.status(pod.create(config)).status
+    assert status.image.image == image
+    assert status.image.user_specified_image == image
+    (listed,) = client.containers()
+    assert listed.image.image == listed.image_id == image_id
+
+
 def test_status_says_what_the_container_was_made_from(client: Client, image: str) -> None:
     pod = Pod.run(client, image)
     config = pod.container("true", name="worker")
@@ -139,14 +155,72 @@ def test_container_over_its_memory_limit_is_oom_killed(client: Client, image: st
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
 
 
-def test_container_that_outlives_an_oom_kill_of_its_child_ends_as_it_ends(
+EATS_MEMORY = "dd if=/dev/zero of=/dev/null bs=200M count=1"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_container_whose_child_is_oom_killed_says_so_however_it_ends(
+    client: Client, image: str, code: int
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container("sh", "-c", f"{EATS_MEMORY}; exit {code}")
+    config.linux.resources.memory_limit_in_bytes = 32 * MIB
+    status = pod.ends(config)
+    assert (status.exit_code, status.reason) == (code, "OOMKilled")
+
+
+def test_container_that_goes_on_after_an_oom_kill_and_is_stopped_says_so(
     client: Client, image: str
 ) -> None:
     pod = Pod.run(client, image)
-    config = pod.container("sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1; exit 3")
+    config = pod.container(
+        "sh", "-c", f"trap 'exit 5' TERM; {EATS_MEMORY}; echo on; sleep 60 & wait"
+    )
     config.linux.resources.memory_limit_in_bytes = 32 * MIB
-    status = pod.ends(config)
-    assert (status.exit_code, status.reason) == (3, "Error")
+    container = pod.start(config)
+    log = Path(client.status(container).status.log_path)
+    wait_until(lambda: b"on\n" in written(log))
+    client.stop(container, timeout_s=10)
+    status = client.status(container).status
+    assert (status.exit_code, status.reason) == (5, "OOMKilled")
+
+
+def test_command_of_an_exec_that_is_oom_killed_counts_as_the_containers(
+    client: Client, image: str
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container("sh", "-c", "while ! [ -e /over ]; do sleep 0.1; done")
+    config.linux.resources.memory_limit_in_bytes = 32 * MIB
+    container = pod.start(config)
+    assert client.exec(container, *EATS_MEMORY.split()).exit_code == 137
+    pod.asks(container, "touch /over")
+    status = client.wait_exited(container)
+    assert (status.exit_code, status.reason) == (0, "OOMKilled")
+
+
+def test_container_that_a_limit_of_its_pod_hits_says_so_and_its_neighbour_does_not(
+    client: Client, image: str
+) -> None:
+    asked = client.pod_config()
+    asked.linux.cgroup_parent += f"/{asked.metadata.name}"
+    pod = Pod.run(client, image, asked)
+    neighbour = pod.sleeper(pod.container(name="neighbour"))
+    (pods_cgroup,) = {cgroup.parent for cgroup in cgroups_of(pod.id) if limit_file(cgroup.parent)}
+    limit_file(pods_cgroup)[0].write_text(str(48 * MIB))
+    hit = pod.ends(pod.container("sh", "-c", f"{EATS_MEMORY}; exit 1", name="hit"))
+    client.stop(neighbour, timeout_s=0)
+    assert (hit.exit_code, hit.reason) == (1, "OOMKilled")
+    assert client.status(neighbour).status.reason == "Error"
+    ours = {cgroup.parent for cgroup in cgroups_of(pod.id)}
+    client.remove_pod(pod.id)
+    for each in ours:  # made by whoever names it, so nobody else takes it away
+        each.rmdir()
+
+
+def limit_file(cgroup: Path) -> list[Path]:
+    """Where the memory of a cgroup is limited; nothing in hierarchies that don't account it."""
+    files = (cgroup / name for name in ("memory.limit_in_bytes", "memory.max"))
+    return [file for file in files if file.exists()]
 
 
 def test_monitor_that_dies_takes_its_container_along(client: Client, image: str) -> None:

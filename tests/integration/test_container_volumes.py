@@ -162,7 +162,7 @@ def test_images_are_volumes(served: Daemon, client: Client, image: str, handler:
 
     # What is told of them, and that the image is in use.
     shown = client.status(running).status.mounts
-    assert {mount.image.image_ref for mount in shown} == {image_id}
+    assert {(mount.image.image, mount.image.image_ref) for mount in shown} == {(image_id, image_id)}
     assert len(container_info(client, running)["imageVolumes"]) == 6
     client.remove_image(data)
     assert pod.asks(running, "cat /whole/etc/conf") == "lower\n"

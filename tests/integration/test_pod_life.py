@@ -353,10 +353,14 @@ def test_verbose_status_tells_an_operator_where_to_look(client: Client, image: s
 
 def test_status_of_a_pod_has_its_containers(client: Client, image: str) -> None:
     pod, other = Pod.run(client, image), Pod.run(client, image)
-    container = pod.sleeper()
+    first = pod.container("true", name="app")
+    ended = client.wait_exited(pod.start(first)).id
+    first.metadata.attempt = 1
+    again = pod.sleeper(first)
     other.sleeper()
-    statuses = client.pod_status(pod.id).containers_statuses
-    assert [status.id for status in statuses] == [container]
+    answer = client.pod_status(pod.id)
+    assert [status.id for status in answer.containers_statuses] == [again, ended]
+    assert answer.timestamp == 0
 
 
 # --- retries -----------------------------------------------------------------------------------------------------

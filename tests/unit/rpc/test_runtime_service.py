@@ -16,7 +16,6 @@ from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.rpc.runtime_service import Condition, NodeStatus
 from cri_shim.sandbox.stats import ContainerUsage
 from tests.unit.rpc.fakes import (
-    CREATED_AT_NS,
     Clients,
     Daemon,
     failure_of,
@@ -273,19 +272,24 @@ async def test_streams_are_asked_for_as_the_request_has_it_and_answered_with_a_u
     ]
 
 
-async def test_a_sandbox_status_brings_its_containers_and_a_document(tmp_path: Path) -> None:
+async def test_a_sandbox_status_brings_its_containers_newest_first_and_a_document(
+    tmp_path: Path,
+) -> None:
     async with serving(tmp_path) as (daemon, clients):
         daemon.pods.sandboxes = [make_sandbox("a" * 64), make_sandbox("b" * 64)]
         daemon.containers.containers = [
             make_container("1" * 64, "a" * 64),
             make_container("2" * 64, "b" * 64),
+            make_container("3" * 64, "a" * 64),
         ]
         answer = await clients.runtime.PodSandboxStatus(
             v1.PodSandboxStatusRequest(pod_sandbox_id="aaaa", verbose=True)
         )
     assert answer.status.id == "a" * 64
-    assert [c.id for c in answer.containers_statuses] == ["1" * 64]
-    assert answer.timestamp > CREATED_AT_NS
+    assert [c.id for c in answer.containers_statuses] == ["3" * 64, "1" * 64], "newest first"
+    assert answer.timestamp == 0, (
+        "a time without events would mislead a kubelet that waits for them"
+    )
     assert json.loads(answer.info["info"]) == {"pid": 42, "root": "/x"}
 
 

@@ -17,7 +17,7 @@ from cri_shim.rpc.translate_containers import (
     selected,
     stop_signal,
 )
-from cri_shim.sandbox.model import ContainerState, ContainerStatus, User
+from cri_shim.sandbox.model import ContainerState, ContainerStatus, ImageVolumeRecord, User
 from cri_shim.sandbox.stats import ContainerUsage
 from tests.unit.rpc.fakes import CREATED_AT_NS, make_container
 
@@ -89,6 +89,23 @@ def test_a_status_tells_how_the_container_ended() -> None:
     assert status.stop_signal == api.SIGNAL_SIGINT
     user = status.user.linux
     assert (user.uid, user.gid, list(user.supplemental_groups)) == (1000, 2000, [2000, 3000])
+
+
+def test_a_status_has_the_image_under_the_name_that_users_know() -> None:
+    image = container_status(make_container(image_name="docker.io/library/busybox:1")).image
+    assert image == api.ImageSpec(
+        image="docker.io/library/busybox:1", user_specified_image="busybox:1"
+    )
+    assert container_status(make_container()).image.image == "sha256:1234", "a record of before"
+
+
+def test_a_status_has_image_volumes_under_the_ids_that_garbage_collection_looks_for() -> None:
+    mount = api.Mount(container_path="/m", readonly=True, image=api.ImageSpec(image="models:1"))
+    config = api.ContainerConfig(mounts=[api.Mount(container_path="/d", host_path="/d"), mount])
+    volume = ImageVolumeRecord(1, "sha256:77", ("l9",))
+    shown = container_status(make_container(config=config, image_volumes=(volume,))).mounts[1]
+    assert (shown.image.image, shown.image.image_ref) == ("sha256:77", "sha256:77")
+    assert config.mounts[1].image.image == "models:1", "the request stays as it was"
 
 
 @pytest.mark.parametrize("told", [container_entry, container_status])
