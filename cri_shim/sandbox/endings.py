@@ -124,15 +124,10 @@ class Endings:
             self.finish(container, code, at_ns, reason or self._explain(container, code), message)
 
     def _explain(self, container: Container, code: int) -> str:
-        if code == 0:
-            return "Completed"
-        if (
-            code == KILLED
-            and container.id not in self._stops
-            and self._ran_out_of_memory(container)
-        ):
+        # Whichever process it was, and however the container ended: who has lost one to the limit wants to know that.
+        if self._ran_out_of_memory(container):
             return "OOMKilled"
-        return "Error"
+        return "Error" if code else "Completed"
 
     def _ran_out_of_memory(self, container: Container) -> bool:
         kills = self._cgroups.oom_kills(self.cgroup_dir(container))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CLOCK_TICK_NS = 10_000_000
 """A file's time is that of the kernel's last tick."""
 OBEDIENT = "trap 'exit 7' TERM; trap 'exit 0' INT; while :; do sleep 0.02; done"
+EATS_MEMORY = "dd if=/dev/zero of=/dev/null bs=200M count=1"
 COUNTING = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.01; done"
 
 
@@ -117,6 +118,9 @@ def test_containers_that_ended_without_a_daemon_have_their_exact_exit(
         client.container_config(image, ["sh", "-c", "sleep 0.3; exit 9"]),
         made[0].config,
     )
+    oom = client.container_config(image, ["sh", "-c", f"sleep 0.3; {EATS_MEMORY}; exit 4"])
+    oom.linux.resources.memory_limit_in_bytes = 32 << 20
+    expected[client.run(made[0].pod, oom, made[0].config)] = 4, "OOMKilled"
     crash_daemon.kill9()
     began = time.time_ns()
     for one, number, code, reason in zip(
@@ -131,7 +135,8 @@ def test_containers_that_ended_without_a_daemon_have_their_exact_exit(
         wait_until_dead(pid)
         expected[one.container] = code, reason
     expected[at_once] = 9, "Error"
-    time.sleep(0.5)
+    exits = [crash_daemon.state / "exits" / container for container in expected]
+    wait_until(lambda: all(file.exists() for file in exits), "all have ended")
     ended = time.time_ns()
     time.sleep(0.2)
     crash_daemon.start()

@@ -133,11 +133,14 @@ async def test_the_first_exit_stays(house: House) -> None:
         (137, 0, True, "Error"),
         (137, None, True, "OOMKilled"),
         (137, None, False, "Error"),
-        (1, 1, True, "Error"),
-        (0, 1, True, "Completed"),
+        (1, 1, True, "OOMKilled"),
+        (1, 0, True, "Error"),
+        (0, 2, False, "OOMKilled"),
+        (0, None, True, "OOMKilled"),
+        (0, 0, False, "Completed"),
     ],
 )
-async def test_only_a_killed_container_whose_cgroup_counts_a_kill_ran_out_of_memory(
+async def test_a_container_that_lost_a_process_for_want_of_memory_says_so_however_it_ended(
     house: House, code: int, kills: int | None, *, mark: bool, reason: str
 ) -> None:
     container = await house.start(await house.run_pod())
@@ -153,12 +156,15 @@ async def test_only_a_killed_container_whose_cgroup_counts_a_kill_ran_out_of_mem
     assert metrics.CONTAINER_OOMS._value.get() - before == (reason == "OOMKilled")
 
 
-async def test_a_container_that_was_stopped_did_not_run_out_of_memory(house: House) -> None:
+@pytest.mark.parametrize(("kills", "reason"), [(0, "Error"), (1, "OOMKilled")])
+async def test_a_stop_hides_no_earlier_loss_of_a_process(
+    house: House, kills: int, reason: str
+) -> None:
     container = await house.start(await house.run_pod())
     process = process_of(house, container)
-    house.kernel.cgroups.ooms[process.cgroup] = 1
+    house.kernel.cgroups.ooms[process.cgroup] = kills
     await house.containers.stop_container(container.id, 0)
-    assert (container.status.exit_code, container.status.reason) == (137, "Error")
+    assert (container.status.exit_code, container.status.reason) == (137, reason)
 
 
 async def test_a_container_whose_monitor_died_is_killed_and_says_so(house: House) -> None:
