@@ -37,7 +37,13 @@ from cri_shim.image.manifest import (
     parse_document,
 )
 from cri_shim.image.planned import PlannedDocument, PlannedImage, PlannedLayer
-from cri_shim.image.platforms import check_config, check_platform, choose_manifest, is_candidate
+from cri_shim.image.platforms import (
+    check_config,
+    check_platform,
+    choose_manifest,
+    is_candidate,
+    names_machine,
+)
 from cri_shim.image.reference import Reference, parse_reference
 
 if TYPE_CHECKING:
@@ -58,8 +64,8 @@ _MAX_LINKS = 8
 
 class _DockerEntry(msgspec.Struct, frozen=True):
     config: str = msgspec.field(name="Config")
-    layers: list[str] = msgspec.field(name="Layers")
-    repo_tags: list[str] | None = msgspec.field(default=None, name="RepoTags")
+    layers: list[str] = msgspec.field(default_factory=list, name="Layers")
+    repo_tags: list[str] = msgspec.field(default_factory=list, name="RepoTags")
 
 
 class Archive:
@@ -109,9 +115,9 @@ class Archive:
         names: dict[str, dict[Reference, None]] = {}
         by_manifest: dict[str, PlannedImage] = {}
         for entry in entries:
-            manifest, document = self._resolve(entry, 0)
+            manifest, document, chosen = self._resolve(entry, 0, names_machine(entry))
             if document.digest not in by_manifest:
-                planned = self._from_manifest(manifest, document, entry)
+                planned = self._from_manifest(manifest, document, entry, chosen)
                 by_manifest[document.digest] = planned
             names.setdefault(document.digest, {}).update(dict.fromkeys(_names_of(entry)))
         return [
@@ -119,14 +125,17 @@ class Archive:
             for digest, image in by_manifest.items()
         ]
 
-    def _resolve(self, entry: Descriptor, depth: int) -> tuple[Manifest, PlannedDocument]:
+    def _resolve(
+        self, entry: Descriptor, depth: int, chosen: bool
+    ) -> tuple[Manifest, PlannedDocument, bool]:
+        """Where an entry leads; `chosen` is whether an index has said that it is for this machine."""
         if depth > _MAX_DEPTH:
             raise BadArchiveError(f"{entry.digest}: indexes within indexes, {depth} deep")
         document, where = self._manifest(entry)
         if isinstance(document, Index):
-            chosen = choose_manifest(document, self._platform, f"index {entry.digest}")
-            return self._resolve(chosen, depth + 1)
-        return document, where
+            inner = choose_manifest(document, self._platform, f"index {entry.digest}")
+            return self._resolve(inner, depth + 1, chosen or names_machine(inner))
+        return document, where, chosen
 
     def _manifest(self, entry: Descriptor) -> tuple[Manifest | Index, PlannedDocument]:
         known = self._manifests.get(entry.digest)
@@ -138,9 +147,9 @@ class Archive:
         return known
 
     def _from_manifest(
-        self, manifest: Manifest, document: PlannedDocument, entry: Descriptor
+        self, manifest: Manifest, document: PlannedDocument, entry: Descriptor, chosen: bool
     ) -> PlannedImage:
-        config_document, config = self._config(manifest)
+        config_document, config = self._config(manifest, chosen)
         layers = []
         for diff_id, blob in zip(config.diff_ids, manifest.layers, strict=True):
             file = self._checked(blob).file
@@ -159,14 +168,14 @@ class Archive:
             by_digest=True,
         )
 
-    def _config(self, manifest: Manifest) -> tuple[PlannedDocument, ImageConfig]:
+    def _config(self, manifest: Manifest, chosen: bool) -> tuple[PlannedDocument, ImageConfig]:
         digest = manifest.config.digest
         member = self._checked(manifest.config)
         config = self._configs.get(digest)
         if config is None:
             data, _ = self._blob(manifest.config, MAX_CONFIG_BYTES)
             config = self._configs[digest] = parse_config(data, f"image config {digest}")
-        check_config(config, manifest, self._platform)
+        check_config(config, manifest, self._platform, chosen=chosen)
         return PlannedDocument(digest, member.size, member.file), config
 
     # docker save
@@ -201,7 +210,7 @@ class Archive:
             layers=[layer.blob for layer in layers],
         )
         return PlannedImage(
-            names=tuple(_parse_name(tag) for tag in entry.repo_tags or ()),
+            names=tuple(_parse_name(tag) for tag in entry.repo_tags),
             manifest=self._made(msgspec.json.encode(manifest)),
             manifest_type=OCI_MANIFEST,
             annotations={},

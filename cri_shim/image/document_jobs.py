@@ -14,7 +14,7 @@ from cri_shim.image.manifest import (
     parse_document,
     without_words,
 )
-from cri_shim.image.platforms import check_platform, choose_manifest
+from cri_shim.image.platforms import choose_manifest, names_machine
 
 if TYPE_CHECKING:
     from cri_shim.image.manifest import Platform
@@ -33,12 +33,11 @@ def read_manifest(
         # What passes for one kind by its header and for the other by its content could fool a scanner.
         raise BadArchiveError(f"{what}: the registry calls it {content_type}, which it is not")
     if isinstance(document, Index):
-        return ManifestReport(entry=choose_manifest(document, platform, what).bare())
+        entry = choose_manifest(document, platform, what)
+        return ManifestReport(entry=entry.bare(), chosen=names_machine(entry))
     return ManifestReport(manifest=without_words(document))
 
 
-def read_config(data: bytes, platform: Platform, what: str) -> ConfigReport:
+def read_config(data: bytes, what: str) -> ConfigReport:
     """What an image configuration says. Raises as `read_manifest`."""
-    config = parse_config(data, what)
-    check_platform(config, platform, what)
-    return ConfigReport(config=config)
+    return ConfigReport(config=parse_config(data, what))

@@ -51,6 +51,11 @@ class DocumentReader:
         self._spool_fd = spool_fd
         self._apart_fd = apart_fd
 
+    @property
+    def platform(self) -> Platform:
+        """The machine for which images are chosen."""
+        return self._platform
+
     async def keep(self, data: bytes) -> PlannedDocument:
         """Put a document in a file. Raises OSError."""
         return await uninterrupted(_keep, data, self._spool_fd)

@@ -112,6 +112,8 @@ class Holdings:
                 error=found.reason,
             )
             self.lost[digest] = found
+        if not all(image.chain for image in described.values()):
+            self.layers.make_empty()  # a power cut may have taken it away
         self.drop_unnamed_lost(index)
         self.take_over(index, described)
 
@@ -191,6 +193,8 @@ class Holdings:
         fresh = self.layers.unrecorded({chain_id for chain in chains for chain_id in chain})
 
         def write() -> None:
+            if not all(chains):
+                self.layers.make_empty()
             if fresh:
                 sync_file_system(self.layers_dir)
             self.layers.record(fresh)

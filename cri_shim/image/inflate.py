@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import select
+import termios
 import threading
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
@@ -72,6 +74,13 @@ class Inflater:
         """Begin; the caller reads `output_fd` to its end."""
         self._thread.start()
 
+    def has_output(self) -> bool:
+        """Whether anything comes out at all; waits for the first byte, or the end. To be asked before it is read."""
+        poll = select.poll()
+        poll.register(self.output_fd, select.POLLIN)
+        poll.poll()
+        return fcntl.ioctl(self.output_fd, termios.FIONREAD, bytes(4)) != bytes(4)
+
     def finish(self) -> str:
         """Read what is left, wait, and give the digest of the inflated bytes.
 
@@ -110,8 +119,6 @@ class Inflater:
         head = b""
         while len(head) < 6 and (more := self._source.read(READ_BYTES)):
             head += more
-        if not head:
-            raise InputError("it is empty")
         if head.startswith(_GZIP_MAGIC):
             return self._gzip(head)
         if head.startswith(_ZSTD_MAGIC) or head[1:4] == _ZSTD_SKIPPABLE:

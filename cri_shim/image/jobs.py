@@ -147,6 +147,8 @@ class ManifestReport(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):
 
     manifest: Manifest | None = None
     entry: Descriptor | None = None
+    chosen: bool = False
+    """Whether the index says that `entry` is for this machine, not only leaves it open."""
 
 
 class ConfigReport(msgspec.Struct, frozen=True, kw_only=True, tag="config"):

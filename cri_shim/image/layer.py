@@ -243,6 +243,20 @@ class LayerUnpacker:
         self._tree.white_out(self._tree.parent(directory, create=True), hidden)
 
 
+def empty_report(diff_id: str) -> LayerReport:
+    """Of a layer that has not even the end mark of a tar: some builders write one for a step that changes nothing."""
+    return LayerReport(
+        diff_id=diff_id,
+        inflated_bytes=0,
+        disk_bytes=0,
+        inodes=0,
+        opaque_dirs=[],
+        implied_dirs=[],
+        whiteout_dirs=[],
+        dropped_xattrs=0,
+    )
+
+
 def _owner(entry: Entry) -> tuple[int, int]:
     if not (0 <= entry.uid <= _MAX_ID and 0 <= entry.gid <= _MAX_ID):
         raise InputError(f"{show(entry.name)}: owner {entry.uid}:{entry.gid} exceeds 32 bits")

@@ -32,6 +32,7 @@ from cri_shim.host.durable import sync_file_system
 from cri_shim.host.files import remove_tree
 from cri_shim.image.finish import finish_layer
 from cri_shim.image.layer_records import Layer, LayerRecords
+from cri_shim.image.model import EMPTY_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -91,6 +92,10 @@ class LayerStore:
         with os.scandir(self._dir) as found:
             self._names = {item.name for item in found if item.name != INGEST_NAME}
         self._records.open(self._names, damaged_dir)
+
+    def make_empty(self) -> None:
+        """Have the layer of images without one. Blocking; raises OSError."""
+        (self._dir / EMPTY_LAYER).mkdir(mode=0o755, parents=True, exist_ok=True)
 
     @property
     def disk_bytes(self) -> int:

@@ -10,7 +10,6 @@ Specs: OCI image-spec 1.1 (manifest, image-index, config), Docker image manifest
 from __future__ import annotations
 
 import hashlib
-from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -57,22 +56,12 @@ _WORD_BYTES = 64
 """Of a string's object, and of its place in a list."""
 
 
-class Compression(StrEnum):
-    """How a layer blob is packed, by its media type; the unpacker looks at the bytes themselves."""
-
-    NONE = "none"
-    GZIP = "gzip"
-    ZSTD = "zstd"
-
-
-_LAYER_TYPES = {
-    OCI_LAYER: Compression.NONE,
-    f"{OCI_LAYER}+gzip": Compression.GZIP,
-    f"{OCI_LAYER}+zstd": Compression.ZSTD,
-    DOCKER_LAYER: Compression.NONE,
-    f"{DOCKER_LAYER}.gzip": Compression.GZIP,
-    f"{DOCKER_LAYER}.zstd": Compression.ZSTD,
-}
+_LAYER_TYPES = frozenset(
+    {
+        *(OCI_LAYER, f"{OCI_LAYER}+gzip", f"{OCI_LAYER}+zstd"),
+        *(DOCKER_LAYER, f"{DOCKER_LAYER}.gzip", f"{DOCKER_LAYER}.zstd"),
+    }
+)
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +82,6 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     size: int
     annotations: dict[str, str] = {}
     platform: Platform | None = None
-    urls: list[str] = []
     artifact_type: str = ""
 
     def bare(self) -> Descriptor:
@@ -107,7 +95,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     schema_version: int = msgspec.field(name="schemaVersion")
     media_type: str = ""
     config: Descriptor
-    layers: list[Descriptor]
+    # A factory that msgspec does not know as empty: the member is written all the same.
+    layers: list[Descriptor] = msgspec.field(default_factory=lambda: [])  # noqa: PIE807
+    """None of an image whose program is mounted; Go's writers then have null here."""
     annotations: dict[str, str] = {}
     artifact_type: str = ""
 
@@ -122,29 +112,29 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
 
 
 class _Process(msgspec.Struct, frozen=True, kw_only=True):
-    """`config` of the image configuration; Docker writes null where nothing is set."""
+    """`config` of the image configuration."""
 
-    user: str | None = msgspec.field(default=None, name="User")
-    env: list[str] | None = msgspec.field(default=None, name="Env")
-    entrypoint: list[str] | None = msgspec.field(default=None, name="Entrypoint")
-    cmd: list[str] | None = msgspec.field(default=None, name="Cmd")
-    working_dir: str | None = msgspec.field(default=None, name="WorkingDir")
-    volumes: dict[str, msgspec.Raw] | None = msgspec.field(default=None, name="Volumes")
-    stop_signal: str | None = msgspec.field(default=None, name="StopSignal")
+    user: str = msgspec.field(default="", name="User")
+    env: list[str] = msgspec.field(default_factory=list, name="Env")
+    entrypoint: list[str] = msgspec.field(default_factory=list, name="Entrypoint")
+    cmd: list[str] = msgspec.field(default_factory=list, name="Cmd")
+    working_dir: str = msgspec.field(default="", name="WorkingDir")
+    volumes: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict, name="Volumes")
+    stop_signal: str = msgspec.field(default="", name="StopSignal")
 
 
 class _RootFs(msgspec.Struct, frozen=True):
     type: str = "layers"
-    diff_ids: list[str] | None = None
+    diff_ids: list[str] = []
 
 
 class _ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
     os: str = ""
     architecture: str = ""
     variant: str = ""
-    os_features: list[str] | None = msgspec.field(default=None, name="os.features")
-    created: str | None = None
-    config: _Process | None = None
+    os_features: list[str] = msgspec.field(default_factory=list, name="os.features")
+    created: str = ""
+    config: _Process = _Process()
     rootfs: _RootFs
 
 
@@ -172,8 +162,8 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
 class _Kind(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Just enough of any document to tell what it is."""
 
-    schema_version: int | None = msgspec.field(default=None, name="schemaVersion")
-    media_type: str | None = None
+    schema_version: int = msgspec.field(default=0, name="schemaVersion")
+    media_type: str = ""
 
 
 def digest_of(data: bytes) -> str:
@@ -187,7 +177,7 @@ def parse_document(data: bytes, what: str) -> Manifest | Index:
     Raises BadArchiveError: too large, malformed, ambiguous, of a kind that can't be run.
     """
     kind, keys = read_document(data, _Kind, what, MAX_MANIFEST_BYTES)
-    media_type = kind.media_type or ""
+    media_type = kind.media_type
     if kind.schema_version == 1 or "fslayers" in keys or media_type.startswith(_SCHEMA1_PREFIX):
         _refuse(what, "it is a Docker schema 1 manifest, obsolete since 2017: push the image anew")
     if kind.schema_version != 2:
@@ -220,7 +210,7 @@ def _check_manifest(manifest: Manifest, what: str) -> None:
         _refuse(what, f"{len(manifest.layers)} layers; overlayfs takes {MAX_LAYERS}")
     for layer in manifest.layers:
         _check_descriptor(layer, what)
-        layer_compression(layer, what)
+        _check_layer_type(layer, what)
         if layer.size > MAX_LAYER_BYTES:
             _refuse(
                 what,
@@ -235,15 +225,13 @@ def _check_descriptor(descriptor: Descriptor, what: str) -> None:
         _refuse(what, f"blob {descriptor.digest} has the size {descriptor.size}")
 
 
-def layer_compression(layer: Descriptor, what: str) -> Compression:
-    """How `layer` is packed. Raises BadArchiveError for foreign and unknown layers."""
+def _check_layer_type(layer: Descriptor, what: str) -> None:
+    """How a layer is packed, its bytes tell. Its `urls`, if it has any, are for registries that keep none of it."""
     media_type = layer.media_type
-    if "nondistributable" in media_type or ".foreign." in media_type or layer.urls:
+    if "nondistributable" in media_type or ".foreign." in media_type:
         _refuse(what, f"layer {layer.digest} is foreign (kept outside the registry): not supported")
-    compression = _LAYER_TYPES.get(media_type)
-    if compression is None:
+    if media_type not in _LAYER_TYPES:
         _refuse(what, f"layer {layer.digest} has the unknown media type {quoted(media_type)}")
-    return compression
 
 
 def parse_config(data: bytes, what: str) -> ImageConfig:
@@ -252,26 +240,26 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
     Raises BadArchiveError: too large, malformed, ambiguous, or with layers named by anything but sha256.
     """
     document = decode_document(data, _ConfigDocument, what, MAX_CONFIG_BYTES)
-    diff_ids = tuple(document.rootfs.diff_ids or ())
+    diff_ids = tuple(document.rootfs.diff_ids)
     for diff_id in diff_ids:
         if not is_digest(diff_id):
             _refuse(what, f"diff id {quoted(diff_id)} is not sha256 and 64 hexadecimal digits")
     if len(diff_ids) > MAX_LAYERS:
         _refuse(what, f"{len(diff_ids)} layers; overlayfs takes {MAX_LAYERS}")
-    process = document.config or _Process()
+    process = document.config
     config = ImageConfig(
-        user=process.user or "",
-        env=tuple(process.env or ()),
-        entrypoint=tuple(process.entrypoint or ()),
-        cmd=tuple(process.cmd or ()),
-        working_dir=process.working_dir or "",
-        volumes=tuple(process.volumes or ()),
-        stop_signal=process.stop_signal or "",
+        user=process.user,
+        env=tuple(process.env),
+        entrypoint=tuple(process.entrypoint),
+        cmd=tuple(process.cmd),
+        working_dir=process.working_dir,
+        volumes=tuple(process.volumes),
+        stop_signal=process.stop_signal,
         os=document.os,
         architecture=document.architecture,
         variant=document.variant,
-        os_features=tuple(document.os_features or ()),
-        created=document.created or "",
+        os_features=tuple(document.os_features),
+        created=document.created,
         diff_ids=diff_ids,
     )
     _check_words(config, what)

@@ -49,13 +49,19 @@ class Image:
         return tagged if tagged in self.repo_tags else self.name
 
 
+EMPTY_DIR = ".empty"
+"""Below the layers' directory: has empty directories, for mounts that need more layers than there are."""
+EMPTY_LAYER = f"{EMPTY_DIR}/0"
+"""The only one of an image that has no layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerStack:
     """What an overlay mount needs."""
 
     layers_dir: Path
     lowers: tuple[str, ...]
-    """Names below `layers_dir`, topmost first."""
+    """Names below `layers_dir`, topmost first; of an image without layers that of the empty one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,14 @@ _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
 _PLATFORMS_SHOWN = 12
 
 
-def check_config(config: ImageConfig, manifest: Manifest, host: Platform) -> None:
-    """Raises BadArchiveError if the configuration of the image of `manifest` doesn't fit it, or not this host."""
-    check_platform(config, host, f"image config {manifest.config.digest}")
+def check_config(config: ImageConfig, manifest: Manifest, host: Platform, *, chosen: bool) -> None:
+    """Raises BadArchiveError if the configuration of the image of `manifest` doesn't fit it, or not this host.
+
+    `chosen`: an index said that the image is for this host. A configuration that says otherwise is then mostly a
+    builder's mistake, and no reason to refuse it.
+    """
+    if not chosen:
+        check_platform(config, host, f"image config {manifest.config.digest}")
     check_layers(config, manifest)
 
 
@@ -79,10 +84,19 @@ def is_candidate(entry: Descriptor, host: Platform) -> bool:
     return image and _rank(entry.platform, host) > 0
 
 
+def names_machine(entry: Descriptor) -> bool:
+    """Whether an index's entry says for which kind of machine it is."""
+    return entry.platform is not None and bool(entry.platform.architecture)
+
+
 def check_platform(config: ImageConfig, host: Platform, what: str) -> None:
     """Raises BadArchiveError when the image says that it is for another kind of machine."""
-    if not config.os and not config.architecture:
-        return
+    if problem := platform_problem(config, host):
+        raise BadArchiveError(f"{what}: {problem}")
+
+
+def platform_problem(config: ImageConfig, host: Platform) -> str:
+    """What is wrong when the image says that it is for another kind of machine; empty when it doesn't."""
     own = Platform(
         os=config.os or host.os,
         architecture=config.architecture or host.architecture,
@@ -90,9 +104,8 @@ def check_platform(config: ImageConfig, host: Platform, what: str) -> None:
         os_features=list(config.os_features),
     )
     if _rank(own, host) == 0:
-        raise BadArchiveError(
-            f"{what}: the image is for {_spell(own)}, this machine is {_spell(host)}"
-        )
+        return f"the image is for {_spell(own)}, this machine is {_spell(host)}"
+    return ""
 
 
 def _rank(platform: Platform | None, host: Platform) -> int:
@@ -100,7 +113,11 @@ def _rank(platform: Platform | None, host: Platform) -> int:
     if platform is None:
         return 1
     architecture, variant = _normal(platform)
-    if platform.os != host.os or architecture != host.architecture or platform.os_features:
+    if platform.os not in ("", host.os) or platform.os_features:
+        return 0
+    if not architecture:
+        return 1
+    if architecture != host.architecture:
         return 0
     if variant == host.variant:
         return 100

@@ -16,9 +16,9 @@ from cri_shim.image.manifest import (
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
     OCI_MANIFEST,
-    check_layers,
 )
 from cri_shim.image.planned import PlannedImage, PlannedLayer
+from cri_shim.image.platforms import check_config
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,6 +64,8 @@ class _Found:
     document: PlannedDocument
     content_type: str
     top_digest: str
+    chosen: bool
+    """Whether an index said that it is for this machine."""
 
 
 async def resolve(
@@ -93,7 +95,7 @@ async def resolve(
     config_document = await reader.keep(config_bytes)
     del config_bytes
     config = await reader.config(config_document, f"image config {wanted.digest}")
-    check_layers(config, found.manifest)
+    check_config(config, found.manifest, reader.platform, chosen=found.chosen)
     return PlannedImage(
         names=_names(reference, found.top_digest),
         manifest=found.document,
@@ -122,6 +124,7 @@ async def _find_manifest(
 ) -> _Found:
     wanted = reference.digest or reference.tag or ""
     top_digest = what = ""
+    chosen = False
     size: int | None = None
     for _ in range(_MAX_DEPTH + 1):
         fetched = await registry.manifest(wanted, MAX_MANIFEST_BYTES)
@@ -136,10 +139,11 @@ async def _find_manifest(
         what = f"{reference}: manifest {document.digest}"
         read = await reader.manifest(document, what, content_type)
         if read.manifest is not None:
-            return _Found(read.manifest, document, content_type, top_digest)
+            return _Found(read.manifest, document, content_type, top_digest, chosen)
         if read.entry is None:
             raise CriShimError(f"{what}: the process that read it answered nonsense")
         wanted, size = read.entry.digest, read.entry.size
+        chosen = chosen or read.chosen
         if size > MAX_MANIFEST_BYTES:
             raise BadArchiveError(
                 f"{what}: leads to a manifest of {size} bytes; at most {MAX_MANIFEST_BYTES} are read"

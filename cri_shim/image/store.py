@@ -30,9 +30,9 @@ from cri_shim.image.document_reader import DocumentReader
 from cri_shim.image.export import prepare_export
 from cri_shim.image.holdings import Holdings
 from cri_shim.image.manifest import MAX_CONFIG_BYTES, chain_ids
-from cri_shim.image.model import FsUsage, Image, ImportProgress, LayerStack
+from cri_shim.image.model import EMPTY_LAYER, FsUsage, Image, ImportProgress, LayerStack
 from cri_shim.image.pins import Pins
-from cri_shim.image.platforms import platform_of
+from cri_shim.image.platforms import platform_of, platform_problem
 from cri_shim.image.reference import parse_reference
 from cri_shim.image.repair import Repairer
 from cri_shim.image.unpack import Unpacker
@@ -144,7 +144,8 @@ class ImageStore:
             raise CorruptStateError(
                 f"image {image.name}: its layer {error.args[0]} is gone; remove the image and pull it again"
             ) from None
-        return LayerStack(self._holdings.layers_dir, tuple(layer.name for layer in layers))
+        names = tuple(layer.name for layer in layers)
+        return LayerStack(self._holdings.layers_dir, names or (EMPTY_LAYER,))
 
     @contextlib.contextmanager
     def hold(self, image: Image) -> Iterator[LayerStack]:
@@ -238,6 +239,13 @@ class ImageStore:
 
         Raises what `feed` raises, OSError, and BadArchiveError for layers that aren't what the images promise.
         """
+        for image in planned:
+            if problem := platform_problem(image.config, self.platform):
+                log.warning(
+                    "an index says that an image is for this machine, its configuration does not",
+                    image=next(map(str, image.names), image.config_document.digest),
+                    problem=problem,
+                )
         chains = [chain_ids(image.config.diff_ids) for image in planned]
         ours = {chain_id for chain in chains for chain_id in chain}
         try:

@@ -46,7 +46,7 @@ from cri_shim.image.jobs import (
     Request,
     Result,
 )
-from cri_shim.image.layer import LayerUnpacker
+from cri_shim.image.layer import LayerUnpacker, empty_report
 from cri_shim.image.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES
 from cri_shim.image.members import MemberSpool
 
@@ -199,7 +199,7 @@ def _perform(job: Job, source: Source) -> Result:
         data = _whole(source, MAX_MANIFEST_BYTES)
         return read_manifest(data, job.platform, job.what, job.content_type)
     if job.kind is JobKind.CONFIG:
-        return read_config(_whole(source, MAX_CONFIG_BYTES), job.platform, job.what)
+        return read_config(_whole(source, MAX_CONFIG_BYTES), job.what)
     return _unpack(job, source)
 
 
@@ -215,6 +215,11 @@ def _unpack(job: Job, source: Source) -> Result:
     inflater = Inflater(source, job.limits.max_bytes)
     inflater.start()
     try:
+        if not inflater.has_output():
+            diff_id = inflater.finish()
+            if job.kind is JobKind.LAYER:
+                return empty_report(diff_id)
+            raise InputError("it is empty")
         reader = tar.TarReader(inflater.output_fd)
         if job.kind is JobKind.LAYER:
             layer = LayerUnpacker(reader, job.limits)

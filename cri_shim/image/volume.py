@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError, NotFoundError
 from cri_shim.host.files import open_in_root
+from cri_shim.image.model import EMPTY_DIR, EMPTY_LAYER
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
     from cri_shim.image.model import Image, LayerStack
 
-EMPTY_DIR = ".empty"
-_STAND_INS = (f"{EMPTY_DIR}/0", f"{EMPTY_DIR}/1")
+_STAND_INS = (EMPTY_LAYER, f"{EMPTY_DIR}/1")
 _MAX_SUB_PATH_BYTES = 4096
 
 
@@ -52,9 +52,10 @@ def image_volume(image: Image, stack: LayerStack, sub_path: str) -> ImageVolume:
     """
     checked = check_sub_path(sub_path)
     missing = max(0, 2 - len(stack.lowers))
-    for name in _STAND_INS[:missing]:
+    added = [name for name in _STAND_INS if name not in stack.lowers][:missing]
+    for name in added:
         (stack.layers_dir / name).mkdir(mode=0o755, parents=True, exist_ok=True)
-    lowers = (*stack.lowers, *_STAND_INS[:missing])
+    lowers = (*stack.lowers, *added)
     return ImageVolume(image, stack.layers_dir, lowers, stack.lowers, checked)
 
 

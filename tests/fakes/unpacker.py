@@ -81,7 +81,7 @@ class FakeUnpacker:
         self, document_fd: int, directory_fd: int, platform: Platform, *, what: str
     ) -> ImageConfig:
         assert os.listdir(directory_fd) == []
-        return read_config(_whole(document_fd), platform, what).config
+        return read_config(_whole(document_fd), what).config
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cri_shim.image.volume import EMPTY_DIR
+from cri_shim.image.model import EMPTY_DIR
 from tests.harness import packet_rules, procs
 from tests.harness.slowness import SLOWNESS
 
@@ -208,7 +208,7 @@ def _files(trees: Collection[Path], mount_points: Collection[str]) -> Iterator[t
 
 
 def _is_objects_own(parts: list[str]) -> bool:
-    if parts[-1] == EMPTY_DIR:  # made by the first image volume of a root, for all of them
+    if parts[-1] == EMPTY_DIR:  # made for the first image that has too few layers, for all of them
         return False
     return parts[-2] in ("layers", ".ingest") or any(len(part) >= 32 for part in parts)
 

@@ -120,6 +120,25 @@ def test_archive_comes_in_whatever_its_form_and_packing_and_runs(
     assert shown(store, NAME) == ["kept", "word", "hello"]
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [[], [images.layer(tar=b"")], [images.layer(tar=b"", compression="gzip"), images.layer()]],
+    ids=["none", "of no byte", "of no entry"],
+)
+def test_image_of_nothing_runs_what_is_mounted(
+    store: Client, tmp_path: Path, layers: list[images.LayerBlob]
+) -> None:
+    import_bytes(store, tmp_path, images.oci_archive(*layers, name=NAME))
+    pod = Pod.run(store, NAME)
+    for name in ("first", "second"):
+        config = pod.container("/busybox", "ls", "-A", "/", name=name)
+        config.mounts.append(
+            api.Mount(container_path="/busybox", host_path=str(BUSYBOX), readonly=True)
+        )
+        shown = written(Path(pod.ends(config).log_path)).decode().split()
+        assert {"busybox", "proc", "dev"} <= set(shown)
+
+
 def test_command_line_imports_an_oci_layout_directory_and_lists_and_removes_it(
     store: Client, daemon: Daemon, tmp_path: Path
 ) -> None:

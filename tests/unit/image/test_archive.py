@@ -194,6 +194,33 @@ def test_of_several_platforms_only_this_machine_s_is_taken(
         plan(indexed(theirs))
 
 
+def test_what_an_index_says_of_the_machine_counts_more_than_the_configuration(
+    plan: Callable[[bytes], list[PlannedImage]],
+) -> None:
+    entry, blobs = manifest_and_blobs("s390x")
+    entry["platform"] = {"os": "linux", "architecture": HOST.architecture}
+    [image] = plan(indexed(entry, **blobs))
+    assert image.config.architecture == "s390x"
+    del entry["platform"]
+    with pytest.raises(BadArchiveError, match="the image is for linux/s390x"):
+        plan(indexed(entry, **blobs))
+
+
+@pytest.mark.parametrize("layers", [b"[]", b"null"])
+def test_an_image_may_have_no_layer(
+    plan: Callable[[bytes], list[PlannedImage]], layers: bytes
+) -> None:
+    config = config_of([])
+    data = member_tar(
+        {
+            "manifest.json": b'[{"Config":"c.json","RepoTags":null,"Layers":%b}]' % layers,
+            "c.json": config,
+        }
+    )
+    [image] = plan(data)
+    assert image.layers == ()
+
+
 def test_an_index_that_contains_itself_ends(plan: Callable[[bytes], list[PlannedImage]]) -> None:
     # A real cycle can't be made of digests; a long chain stands for it.
     entry, blobs = manifest_and_blobs(HOST.architecture)

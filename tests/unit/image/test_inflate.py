@@ -54,7 +54,6 @@ def test_streams_one_after_the_other_are_one(packed: bytes) -> None:
 @pytest.mark.parametrize(
     ("packed", "reason"),
     [
-        (b"", "empty"),
         (GZIP[:-4], "ends too early"),
         (GZIP[:100], "ends too early"),
         (GZIP[:5000] + b"\xff\xff\xff" + GZIP[5003:], "gzip stream is damaged"),
@@ -68,6 +67,13 @@ def test_streams_one_after_the_other_are_one(packed: bytes) -> None:
 def test_damage_is_named(packed: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         inflate(packed)
+
+
+@pytest.mark.parametrize(
+    "packed", [b"", gzip.compress(b""), zstandard.ZstdCompressor().compress(b"")]
+)
+def test_nothing_is_nothing_however_it_is_packed(packed: bytes) -> None:
+    assert inflate(packed) == (b"", "sha256:" + sha256(b"").hexdigest())
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,19 @@ async def test_a_pull_that_nobody_keeps_ends_with_its_last_caller_and_leaves_not
     assert node.leftovers() == []
 
 
+async def test_an_index_counts_more_than_a_configuration_and_the_difference_is_logged(
+    node: Node, registry: FakeRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pushed = registry.add("team/app", BASE, architecture="s390x")
+    platform = {"os": "linux", "architecture": node.store.platform.architecture}
+    registry.add_index("team/app", {**pushed.descriptor, "platform": platform}, tag="1")
+    image = await node.puller.pull(f"{registry.host}/team/app:1")
+    assert image.id == pushed.config_digest
+    said = capsys.readouterr().out
+    assert "an index says that an image is for this machine, its configuration does not" in said
+    assert "linux/s390x" in said
+
+
 async def test_images_that_share_a_layer_share_its_download(
     node: Node, registry: FakeRegistry
 ) -> None:

@@ -149,6 +149,31 @@ async def test_nothing_for_this_machine_is_said_with_what_there_is() -> None:
         await run(documents)
 
 
+@pytest.mark.parametrize("claimed", [{"architecture": "arm64"}, {"os": "windows"}])
+async def test_what_an_index_says_of_the_machine_counts_more_than_the_configuration(
+    claimed: dict[str, str],
+) -> None:
+    documents = Documents()
+    found = documents.image(**claimed)
+    inner = documents.put(index_of(entry(found, "amd64")), OCI_INDEX)
+    for top in (index_of(entry(found, "amd64")), index_of(inner), index_of(entry(inner, "amd64"))):
+        documents.put(top, OCI_INDEX, tag="1")
+        planned = await run(documents)
+        assert planned.manifest.digest == found["digest"]
+
+
+async def test_an_entry_that_names_no_machine_leaves_it_to_the_configuration() -> None:
+    documents = Documents()
+    for platform in (None, {"os": "linux"}, {}):
+        found = {**documents.image(architecture="arm64"), "platform": platform}
+        documents.put(index_of(found), OCI_INDEX, tag="1")
+        with pytest.raises(BadArchiveError, match="the image is for linux/arm64"):
+            await run(documents)
+        found = {**documents.image(architecture=""), "platform": platform}
+        documents.put(index_of(found), OCI_INDEX, tag="1")
+        await run(documents)
+
+
 async def test_a_stored_configuration_is_not_fetched() -> None:
     documents = Documents()
     documents.image(tag="1")
