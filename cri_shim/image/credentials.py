@@ -97,8 +97,11 @@ def credentials_of(
 
 
 def _decode_auth(auth: str) -> tuple[str, str]:
+    """As people make it by hand: `base64` breaks lines, and the padding gets lost."""
+    packed = "".join(auth.split()).rstrip("=")
+    packed += "=" * (-len(packed) % 4)
     try:
-        text = base64.b64decode(auth, validate=True).decode()
+        text = base64.b64decode(packed, validate=True).decode()
     except (binascii.Error, ValueError):
         raise InvalidArgumentError("the image's auth.auth is not base64") from None
     username, colon, password = text.partition(":")
@@ -120,15 +123,17 @@ def same_registry(one: str, other: str) -> bool:
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    auth: str = ""
-    username: str = ""
-    password: str = ""
-    identitytoken: str = ""
-    registrytoken: str = ""
+    """Null is what Go's writers have where nothing is set."""
+
+    auth: str | None = None
+    username: str | None = None
+    password: str | None = None
+    identitytoken: str | None = None
+    registrytoken: str | None = None
 
 
 class _AuthFile(msgspec.Struct, frozen=True):
-    auths: dict[str, _Entry] = {}
+    auths: dict[str, _Entry | None] | None = None
 
 
 def load_auth_file(
@@ -158,21 +163,22 @@ def parse_auth_file(
         # msgspec tells the place and the type that it found there, never a value.
         raise ConfigError(f"{named_by}: {path}: {error}") from None
     best: tuple[int, str] | None = None
-    for address in document.auths:
+    auths = {address: entry for address, entry in (document.auths or {}).items() if entry}
+    for address in auths:
         rank = _fits(address, reference)
         if rank and (best is None or rank > best[0]):
             best = rank, address
     if best is None:
         return None
-    entry = document.auths[best[1]]
+    entry = auths[best[1]]
     try:
         return credentials_of(
-            username=entry.username,
-            password=entry.password,
-            auth=entry.auth,
+            username=entry.username or "",
+            password=entry.password or "",
+            auth=entry.auth or "",
             server_address=reference.domain,
-            identity_token=entry.identitytoken,
-            registry_token=entry.registrytoken,
+            identity_token=entry.identitytoken or "",
+            registry_token=entry.registrytoken or "",
         )
     except InvalidArgumentError:
         address = "".join(c if c.isprintable() else "?" for c in best[1][:200])

@@ -4,7 +4,8 @@ Rules:
 - Servers are asked in the order of `hosts.toml`, the registry itself last. One that fails for a reason that may pass is
   asked again in the next round, after a pause; one that can't help is not. What the last of them says counts.
 - Whoever answered is asked first from then on: one pull meets one state of a registry.
-- Bytes are believed by their digest only. A layer that breaks off goes on where it broke (Range).
+- Bytes are believed by their digest only. A layer that breaks off goes on where it broke (`registry_blob`).
+- Whatever is wrong with a server's answer, its status or its content, leads to the next server.
 - Nothing waits for ever: without a byte for `stall_s` a request is over, and a silent connection is given up earlier,
   so that another try fits in.
 
@@ -17,20 +18,22 @@ import asyncio
 import contextlib
 import os
 import random
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import aiohttp
 import structlog
 
-from cri_shim.errors import RegistryUnavailableError
+from cri_shim.errors import BadArchiveError, RegistryUnavailableError
 from cri_shim.image.manifest import INDEX_TYPES, MANIFEST_TYPES, digest_of
 from cri_shim.image.reference import is_digest
+from cri_shim.image.registry_blob import BlobTransfer, Sink
 from cri_shim.image.registry_complaints import Complaint, Fault, verdict
 from cri_shim.image.registry_hosts import Capability
 from cri_shim.image.registry_http import RegistryHttp, read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+
+    import aiohttp
 
     from cri_shim.image.credentials import Credentials
     from cri_shim.image.manifest import Descriptor
@@ -46,8 +49,6 @@ _MAX_RETRY_AFTER_S = 60.0
 """Who asks for more gets it from kubelet's own pauses between pulls."""
 _SILENCE = 0.25
 """The part of `stall_s` after which a silent connection is given up, for a new one or for another server."""
-_TRAILER_S = 1.0
-"""Until the end of an answer that has brought all of a blob: then its connection can be used again, and not else."""
 _PROGRESS_BYTES = 1 << 20
 """What a connection must bring before it breaks for the tries to be counted anew, which bounds how many there are."""
 _ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
@@ -60,17 +61,6 @@ class Document(NamedTuple):
     data: bytes
     content_type: str
     digest: str
-
-
-class Sink(Protocol):
-    """Takes the bytes of a blob."""
-
-    @property
-    def received(self) -> int:
-        """Bytes taken so far; a broken transfer goes on from there."""
-
-    async def write(self, chunk: bytes) -> None:
-        """Take more."""
 
 
 @contextlib.asynccontextmanager
@@ -135,11 +125,18 @@ class Registry:
 
         return await self._ask("resolving it", wanted, attempt)
 
-    async def manifest(self, wanted: str, max_bytes: int) -> Document:
+    async def manifest(
+        self,
+        wanted: str,
+        max_bytes: int,
+        check: Callable[[Document], Awaitable[None]] | None = None,
+    ) -> Document:
         """The manifest or index of a tag or digest.
 
-        Raises NotFoundError, RegistryAuthError, RegistryUnavailableError, and BadArchiveError for bytes that don't
-        have the digest; each names the servers and what they said.
+        One for which `check` raises BadArchiveError is its server's fault, and the next one is asked.
+
+        Raises NotFoundError, RegistryAuthError, RegistryUnavailableError, and BadArchiveError for documents that don't
+        have the digest or don't pass the check; each names the servers and what they said.
         """
 
         async def attempt(endpoint: Endpoint) -> Document:
@@ -153,7 +150,13 @@ class Registry:
                 for expected in (wanted, promised):
                     if is_digest(expected) and digest != expected:
                         raise _damaged(endpoint, f"manifest {expected}", digest)
-                return Document(data, response.content_type, digest)
+                document = Document(data, response.content_type, digest)
+            if check is not None:
+                try:
+                    await check(document)
+                except BadArchiveError as error:
+                    raise Complaint(endpoint.origin, Fault.DAMAGED, str(error)) from error
+            return document
 
         return await self._ask("fetching its manifest", wanted, attempt)
 
@@ -182,7 +185,10 @@ class Registry:
         async def attempt(endpoint: Endpoint) -> str:
             start = sink.received
             try:
-                await self._continue(endpoint, blob, sink, watchdog)
+                path = self._path(endpoint, f"blobs/{blob.digest}")
+                # Nobody is quicker than the only one.
+                patience_s = self._patience_s if len(self._endpoints) > 1 else None
+                await transfer.go_on(endpoint, path, answers_within_s=patience_s)
                 if sink.received < blob.size:
                     how_far = f"after {sink.received} of {blob.size} bytes"
                     raise Complaint(
@@ -196,6 +202,9 @@ class Registry:
 
         senders = self._senders.setdefault(blob.digest, set())
         watchdog = asyncio.timeout(self._stall_s or None)
+        transfer = BlobTransfer(
+            self._http, blob, sink, watchdog, stall_s=self._stall_s, patience_s=self._patience_s
+        )
         return await self._ask(
             f"fetching layer {blob.digest}",
             blob.digest,
@@ -204,59 +213,6 @@ class Registry:
             distrusted=frozenset(senders),
             watchdog=watchdog,
         )
-
-    async def _continue(
-        self, endpoint: Endpoint, blob: Descriptor, sink: Sink, watchdog: asyncio.Timeout
-    ) -> None:
-        """From where the sink is to the end, or as far as the connection holds."""
-        loop = asyncio.get_running_loop()
-        start = sink.received
-        if start == blob.size:
-            return
-        path = self._path(endpoint, f"blobs/{blob.digest}")
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        patience_s = self._patience_s if len(self._endpoints) > 1 else None
-        async with self._http.request(
-            endpoint, "GET", path, headers, patience_s=patience_s
-        ) as response:
-            skip = _offset(endpoint, response, start)
-            while True:
-                chunk = await self._next_piece(endpoint, response, blob, sink)
-                if not chunk:
-                    return
-                if self._stall_s:
-                    watchdog.reschedule(loop.time() + self._stall_s)
-                if skip:
-                    chunk, skip = chunk[skip:], max(0, skip - len(chunk))
-                if sink.received + len(chunk) > blob.size:
-                    raise Complaint(
-                        endpoint.origin,
-                        Fault.DAMAGED,
-                        f"blob {blob.digest}: more than the {blob.size} bytes that the manifest promises",
-                    )
-                if chunk:
-                    await sink.write(chunk)
-
-    async def _next_piece(
-        self, endpoint: Endpoint, response: aiohttp.ClientResponse, blob: Descriptor, sink: Sink
-    ) -> bytes:
-        """Empty at the end, however an answer ends that has brought all of the blob. Raises Complaint."""
-        whole = sink.received == blob.size
-        try:
-            async with asyncio.timeout(_TRAILER_S if whole else self._patience_s):
-                return await response.content.readany()
-        except TimeoutError:
-            if whole:
-                return b""
-            raise Complaint(
-                endpoint.origin,
-                Fault.PASSING,
-                f"it sent nothing for {self._patience_s:g} s, at {sink.received} of {blob.size} bytes",
-            ) from None
-        except aiohttp.ClientError:
-            if whole:
-                return b""
-            raise
 
     async def _ask(
         self,
@@ -374,18 +330,4 @@ class _Asking:
 def _damaged(endpoint: Endpoint, what: str, digest: str) -> Complaint:
     return Complaint(
         endpoint.origin, Fault.DAMAGED, f"{what}: what it sent has the digest {digest}"
-    )
-
-
-def _offset(endpoint: Endpoint, response: aiohttp.ClientResponse, start: int) -> int:
-    """How many bytes to skip, because the server sends from the beginning. Raises Complaint for another part."""
-    if response.status == 200:
-        return start
-    sent = response.headers.get("Content-Range", "")
-    if response.status == 206 and sent.startswith(f"bytes {start}-"):
-        return 0
-    raise Complaint(
-        endpoint.origin,
-        Fault.BROKEN,
-        f"asked for bytes from {start} on, it answered {response.status}",
     )

@@ -72,13 +72,13 @@ def verdict(doing: str, kind: str, key: str, complaints: Sequence[Complaint]) ->
 
 
 class _ErrorEntry(msgspec.Struct, frozen=True):
-    code: str = ""
-    message: str = ""
+    code: str | None = None
+    message: str | None = None
 
 
 class _ErrorBody(msgspec.Struct, frozen=True):
-    errors: list[_ErrorEntry] = []
-    details: str = ""
+    errors: list[_ErrorEntry] | None = None
+    details: str | None = None
     """What token servers write."""
 
 
@@ -88,7 +88,8 @@ def registry_words(body: bytes) -> str:
         found = msgspec.json.decode(body, type=_ErrorBody)
     except UNREADABLE_DOCUMENT:
         return ""
-    words = "; ".join(entry.message or entry.code for entry in found.errors) or found.details
+    words = "; ".join(entry.message or entry.code or "" for entry in found.errors or ())
+    words = words or found.details or ""
     return _clean(words, _MAX_WORDS)
 
 

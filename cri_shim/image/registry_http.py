@@ -31,7 +31,7 @@ from cri_shim.image.registry_hosts import is_host
 from cri_shim.image.registry_proxy import proxy_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
     from types import TracebackType
 
     from cri_shim.image.credentials import Credentials
@@ -94,8 +94,9 @@ class RegistryHttp:
         headers: Mapping[str, str],
         *,
         patience_s: float | None,
+        accepted: Collection[int] = (200,),
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to `method` on `path` below the endpoint's URL, redirects followed; its status is 200, 206 or 416.
+        """The answer to `method` on `path` below the endpoint's URL, redirects followed; its status is `accepted`.
 
         `patience_s`: how long it may take until the answer begins.
         Raises Complaint, also for what goes wrong while the body is read.
@@ -104,7 +105,7 @@ class RegistryHttp:
             async with asyncio.timeout(patience_s):
                 response = await self._authorized(endpoint, method, path, headers)
             try:
-                if response.status not in (200, 206, 416):
+                if response.status not in accepted:
                     raise await self._complaint_about(endpoint, response)
                 yield response
             finally:
@@ -220,6 +221,13 @@ class RegistryHttp:
             self._tls[key] = context
         return context
 
+    def _what_was_shown(self, endpoint: Endpoint, *, token_server: bool) -> str:
+        if self._credentials_for(endpoint) is None:
+            return "asked without credentials"
+        if token_server or self._authorizer(endpoint).authorization is not None:
+            return "the credentials were refused"
+        return "it names no way to show credentials that is known, so it saw none"
+
     async def _complaint_about(
         self, endpoint: Endpoint, response: aiohttp.ClientResponse, where: str = ""
     ) -> Complaint:
@@ -240,8 +248,7 @@ class RegistryHttp:
         if status == 404 and not where:
             return Complaint(endpoint.origin, Fault.MISSING, text)
         if status in (401, 403) or (where and status == 400):
-            shown = self._credentials_for(endpoint) is not None
-            text += " (the credentials were refused)" if shown else " (asked without credentials)"
+            text += f" ({self._what_was_shown(endpoint, token_server=bool(where))})"
             return Complaint(endpoint.origin, Fault.REFUSED, text)
         if status in _PASSING:
             after_s = retry_after_s(response.headers.get("Retry-After", ""), time.time())
@@ -319,7 +326,7 @@ async def _drain(response: aiohttp.ClientResponse, endpoint: Endpoint) -> None:
 def _complaints_of(endpoint: Endpoint, where: str = "") -> Iterator[None]:
     try:
         yield
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, ValueError) as error:
         fault, text = _describe(error)
         raise Complaint(endpoint.origin, fault, where + text) from error
 
@@ -355,6 +362,8 @@ def _describe(error: Exception) -> tuple[Fault, str]:
             return Fault.BROKEN, "its answer is not HTTP"
         case OSError():
             return Fault.PASSING, _plain(error)
+        case ValueError():
+            return Fault.BROKEN, "its answer makes no sense"
         case _:
             return Fault.BROKEN, type(error).__name__
 

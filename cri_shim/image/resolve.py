@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cri_shim.image.document_reader import DocumentReader
+    from cri_shim.image.jobs import ManifestReport
     from cri_shim.image.manifest import Descriptor, Manifest
     from cri_shim.image.planned import PlannedDocument
     from cri_shim.image.reference import Reference
@@ -51,8 +52,10 @@ class FetchedManifest(Protocol):
 class Documents(Protocol):
     """The part of a registry that has documents; errors are those of `registry.Registry`."""
 
-    async def manifest(self, wanted: str, max_bytes: int) -> FetchedManifest:
-        """The manifest or index of a tag or digest."""
+    async def manifest(
+        self, wanted: str, max_bytes: int, check: Callable[[FetchedManifest], Awaitable[None]]
+    ) -> FetchedManifest:
+        """The manifest or index of a tag or digest; one that `check` does not let pass is its sender's fault."""
 
     async def document(self, blob: Descriptor, max_bytes: int) -> bytes:
         """A small blob, whole."""
@@ -125,19 +128,27 @@ async def _find_manifest(
     wanted = reference.digest or reference.tag or ""
     top_digest = what = ""
     chosen = False
+    found: dict[str, tuple[PlannedDocument, ManifestReport]] = {}
+
+    async def check(fetched: FetchedManifest) -> None:
+        document = await reader.keep(fetched.data)
+        report = await reader.manifest(
+            document, f"manifest {document.digest}", fetched.content_type
+        )
+        found[document.digest] = document, report
+
     size: int | None = None
     for _ in range(_MAX_DEPTH + 1):
-        fetched = await registry.manifest(wanted, MAX_MANIFEST_BYTES)
+        fetched = await registry.manifest(wanted, MAX_MANIFEST_BYTES, check)
         if size is not None and len(fetched.data) != size:
             raise BadArchiveError(
                 f"{what}: promises {size} bytes of {wanted}, which has {len(fetched.data)}"
             )
-        document = await reader.keep(fetched.data)
+        document, read = found[fetched.digest]
         content_type = fetched.content_type
         del fetched
         top_digest = top_digest or document.digest
         what = f"{reference}: manifest {document.digest}"
-        read = await reader.manifest(document, what, content_type)
         if read.manifest is not None:
             return _Found(read.manifest, document, content_type, top_digest, chosen)
         if read.entry is None:

@@ -75,6 +75,14 @@ class IgnoreRange(Fault):
     """The answer begins at the beginning, whatever was asked for."""
 
 
+@dataclass
+class BadRange(Fault):
+    """Another answer than the range that was asked for."""
+
+    status: int = 416
+    content_range: str = ""
+
+
 @dataclass(frozen=True)
 class Seen:
     """One request."""
@@ -243,6 +251,9 @@ class FakeRegistry:
     ) -> web.StreamResponse:
         if self.paused is not None and not data.startswith(b"{"):
             await self.paused.wait()
+        if isinstance(fault, BadRange):
+            headers = {"Content-Range": fault.content_range} if fault.content_range else {}
+            return web.Response(status=fault.status, body=data, headers=headers)
         start = 0
         wanted = request.headers.get("Range", "")
         if wanted and not isinstance(fault, IgnoreRange):

@@ -28,6 +28,15 @@ def test_a_user_comes_from_fields_or_from_the_pair() -> None:
     assert credentials_of(auth=PAIR, username="you", password="p") == Credentials("", "you", "p")
 
 
+@pytest.mark.parametrize(
+    "auth",
+    [PAIR.rstrip("="), f"{PAIR}\n", f" {PAIR[:5]}\r\n{PAIR[5:]}", f"{PAIR.rstrip('=')}\n"],
+    ids=["no padding", "newline", "lines", "neither"],
+)
+def test_a_pair_may_be_as_people_make_it(auth: str) -> None:
+    assert credentials_of(auth=auth) == Credentials("", "me", "hunter2:x")
+
+
 def test_nothing_to_show_is_none() -> None:
     assert credentials_of(server_address="r.example") is None
 
@@ -104,6 +113,19 @@ def test_the_entry_of_the_registry_and_the_longest_path_counts(tmp_path: Path) -
     found = load_auth_file(file, parse_reference("other.example/x"))
     assert found is not None
     assert (found.registry, found.identity_token) == ("other.example", "t")
+
+
+def test_null_in_the_file_is_nothing(tmp_path: Path) -> None:
+    def found(text: str) -> Credentials | None:
+        reference = parse_reference("r.example/x")
+        return parse_auth_file(text.encode(), tmp_path, reference)
+
+    assert found('{"auths": null}') is None
+    assert found('{"auths": {"r.example": null}}') is None
+    entry = f'{{"auth": "{PAIR}", "username": null, "identitytoken": null, "x": null}}'
+    assert found(f'{{"auths": {{"r.example": {entry}}}}}') == Credentials(
+        "r.example", "me", "hunter2:x"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,12 +13,12 @@ from cri_shim.errors import (
     RegistryAuthError,
     RegistryUnavailableError,
 )
-from cri_shim.image import registry as registry_module
+from cri_shim.image import registry_blob as blob_module
 from cri_shim.image.manifest import Descriptor, digest_of
 from cri_shim.image.reference import parse_reference
-from cri_shim.image.registry import ROUNDS, Registry, open_registry
+from cri_shim.image.registry import ROUNDS, Document, Registry, open_registry
 from cri_shim.image.registry_hosts import Capability, Endpoint
-from tests.fakes.registry import Answer, Corrupt, Cut, FakeRegistry, IgnoreRange, Stall
+from tests.fakes.registry import Answer, BadRange, Corrupt, Cut, FakeRegistry, IgnoreRange, Stall
 from tests.images import file, layer
 
 if TYPE_CHECKING:
@@ -98,6 +99,24 @@ async def test_a_manifest_with_another_digest_is_refused(registry: FakeRegistry)
         for wanted in ("1", pushed.digest):
             with pytest.raises(BadArchiveError, match=f"manifest {pushed.digest}: what it sent"):
                 await client.manifest(wanted, 1 << 20)
+
+
+async def test_a_document_that_makes_no_sense_is_its_server_s_fault_and_the_next_is_asked() -> None:
+    async def check(found: Document) -> None:
+        if found.data == b"<html>":
+            raise BadArchiveError("not a manifest")
+
+    async with FakeRegistry() as mirror, FakeRegistry() as home:
+        pushed = home.add("team/app", layer(file("a")), tag="1")
+        mirror.put_manifest("team/app", b"<html>", "text/html", "1")
+        async with asking(mirror, home) as client:
+            assert (await client.manifest("1", 1 << 20, check)).digest == pushed.digest
+        home.put_manifest("team/app", b"<html>", "text/html", "1")
+        async with asking(mirror, home) as client:
+            with pytest.raises(BadArchiveError) as refused:
+                await client.manifest("1", 1 << 20, check)
+    for server in (mirror, home):
+        assert f"{server.host}: not a manifest" in str(refused.value)
 
 
 async def test_a_document_is_bounded_and_checked(registry: FakeRegistry) -> None:
@@ -264,6 +283,57 @@ async def test_a_server_without_ranges_sends_it_all_again(registry: FakeRegistry
     assert sink.data == BLOB
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        BadRange("/blobs/", status=416),
+        BadRange("/blobs/", status=416, content_range="bytes */*"),
+        BadRange("/blobs/", status=400),
+        BadRange("/blobs/", status=501),
+        BadRange("/blobs/", status=206),
+        BadRange("/blobs/", status=206, content_range="bytes 0-"),
+        BadRange("/blobs/", status=206, content_range="items 5-6/7"),
+    ],
+    ids=lambda bad: f"{bad.status} {bad.content_range}",
+)
+async def test_a_server_that_gets_ranges_wrong_is_asked_for_all_of_it_once(
+    registry: FakeRegistry, bad: BadRange
+) -> None:
+    registry.put_blob("x", BLOB)
+    registry.faults += [Cut("/blobs/", after_bytes=1 << 20), replace(bad, times=1)]
+    sink = Bytes()
+    async with asking(registry) as client:
+        await client.download(DESCRIPTOR, sink)
+    assert sink.data == BLOB
+    assert ["Range" in seen.headers for seen in registry.seen] == [False, True, False]
+
+
+async def test_after_a_wrong_range_and_a_failure_the_next_server_is_asked() -> None:
+    async with FakeRegistry() as mirror, FakeRegistry() as home:
+        for each in (mirror, home):
+            each.put_blob("x", BLOB)
+        mirror.faults += [
+            Cut("/blobs/", after_bytes=1 << 20),
+            BadRange("/blobs/", status=416),
+            Answer("/blobs/", status=418),
+        ]
+        home.faults.append(Answer("/blobs/", status=503))
+        sink = Bytes()
+        async with asking(mirror, home) as client:
+            await client.download(DESCRIPTOR, sink)
+        assert sink.data == BLOB
+        assert (len(mirror.seen), len(home.seen)) == (3, 2)
+
+
+async def test_a_part_that_nobody_asked_for_is_no_answer(registry: FakeRegistry) -> None:
+    registry.put_blob("x", BLOB)
+    for status in (206, 416):
+        registry.faults.append(BadRange("/blobs/", status=status, content_range="bytes 5-"))
+        async with asking(registry) as client:
+            with pytest.raises(RegistryUnavailableError, match=f"{registry.host}: {status}"):
+                await client.download(DESCRIPTOR, Bytes())
+
+
 async def test_another_server_goes_on_where_one_broke() -> None:
     async with FakeRegistry() as mirror, FakeRegistry() as home:
         for each in (mirror, home):
@@ -324,7 +394,7 @@ async def test_more_bytes_than_promised_are_not_taken(registry: FakeRegistry) ->
 async def test_a_connection_that_stays_open_behind_a_whole_blob_is_not_waited_for(
     registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "_TRAILER_S", 0.05)
+    monkeypatch.setattr(blob_module, "_TRAILER_S", 0.05)
     registry.put_blob("x", BLOB)
     # The answer promises more than the descriptor, and then nothing more comes, or the connection breaks.
     short = Descriptor(digest=digest_of(BLOB[:-1]), size=len(BLOB) - 1)

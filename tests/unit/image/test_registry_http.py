@@ -91,6 +91,18 @@ async def test_a_refusal_says_what_to_do_and_no_secret(
     assert "wrong7" not in str(refused)
 
 
+@pytest.mark.parametrize("challenge", [{}, {"WWW-Authenticate": "Negotiate"}])
+async def test_credentials_that_were_not_shown_were_not_refused(
+    registry: FakeRegistry, challenge: dict[str, str]
+) -> None:
+    registry.faults.append(Answer("/manifests/", status=401, headers=challenge))
+    async with http(ME) as made:
+        refused = await complaint(made, endpoint(registry))
+    assert not any("Authorization" in seen.headers for seen in registry.seen)
+    assert refused.fault is Fault.REFUSED
+    assert "it names no way to show credentials" in str(refused)
+
+
 async def test_a_mirror_sees_no_credentials() -> None:
     async with FakeRegistry(basic=("me", "hunter2")) as mirror, http(ME) as made:
         refused = await complaint(made, endpoint(mirror, is_registry=False))

@@ -17,6 +17,8 @@ from tests.fakes.unpacker import FakeUnpacker
 from tests.images import config_of, file, layer
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cri_shim.image.manifest import Descriptor
     from cri_shim.image.planned import PlannedImage
 
@@ -44,10 +46,13 @@ class Documents:
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []
 
-    async def manifest(self, wanted: str, max_bytes: int) -> Fetched:
+    async def manifest(
+        self, wanted: str, max_bytes: int, check: Callable[[Fetched], Awaitable[None]]
+    ) -> Fetched:
         self.asked.append(wanted)
         if wanted not in self.manifests:
             raise NotFoundError("image", wanted)
+        await check(self.manifests[wanted])
         return self.manifests[wanted]
 
     async def document(self, blob: Descriptor, max_bytes: int) -> bytes:
