@@ -6,6 +6,7 @@ and removal need only the ID. Nothing here touches the disk.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,11 @@ class ObjectPaths:
         return self.state_dir / "exec"
 
 
+@functools.lru_cache(maxsize=1024)  # a pod's life asks a hundred times for the same few
+def _object_paths(root: Path, state: Path, kind: str, object_id: str) -> ObjectPaths:
+    return ObjectPaths(root / kind / object_id, state / kind / object_id)
+
+
 @dataclass(frozen=True, slots=True)
 class Paths:
     """The daemon's two trees."""
@@ -165,10 +171,8 @@ class Paths:
 
     def sandbox(self, sandbox_id: str) -> ObjectPaths:
         """The directories of one sandbox."""
-        return ObjectPaths(self.sandboxes_dir / sandbox_id, self.state / "sandboxes" / sandbox_id)
+        return _object_paths(self.root, self.state, "sandboxes", sandbox_id)
 
     def container(self, container_id: str) -> ObjectPaths:
         """The directories of one container."""
-        return ObjectPaths(
-            self.containers_dir / container_id, self.state / "containers" / container_id
-        )
+        return _object_paths(self.root, self.state, "containers", container_id)
