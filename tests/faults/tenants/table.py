@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.faults.tenants import containers, images, requests, streams
+from tests.faults.tenants import containers, files, images, requests, streams
 from tests.faults.tenants.tenant import Attack
 
 ATTACKS: Final = {
     "values of the environment": Attack(requests.values_of_the_environment),
     "host ports": Attack(requests.host_ports),
+    "host paths that never answer": Attack(files.host_paths_that_never_answer),
+    "accounts in a FIFO of the container": Attack(
+        files.accounts_in_a_fifo_of_the_container, cores=1
+    ),
+    "accounts in a FIFO of the node": Attack(files.accounts_in_a_fifo_of_the_node, cores=1),
     "processes of an exec": Attack(containers.processes_of_an_exec, cores=2),
     "files of a layer": Attack(containers.files_of_a_layer, cores=1),
     "data byte by byte": Attack(streams.data_byte_by_byte, sessions=1, cores=1),

@@ -1,0 +1,92 @@
+"""Attacks by files that whoever opens or looks at them waits for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.faults.tenants.tenant import Tenant
+    from tests.integration.scene import Pod
+
+CALLS_AT_ONCE = 8
+EXECS_EACH = 4
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def mount_that_never_answers(point: Path) -> Iterator[None]:
+    """A FUSE file system whose server reads no request: a dead server of files. Raises OSError.
+
+    The kernel ends the connection with the descriptor: whatever waits fails then, also when this process dies.
+    """
+    point.mkdir()
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other"
+        if _libc.mount(b"never", os.fsencode(point), b"fuse", 0, options.encode()) != 0:
+            raise OSError(ctypes.get_errno(), "mounting a FUSE file system", str(point))
+        yield
+    finally:
+        os.close(server)
+        _libc.umount2(os.fsencode(point), _MNT_DETACH)
+
+
+def _create(tenant: Tenant, pod: Pod, mount: api.Mount) -> None:
+    config = pod.container("sleep", "1000000")
+    config.mounts.append(mount)
+    Path(pod.config.log_directory, config.log_path).parent.mkdir(parents=True, exist_ok=True)
+    request = api.CreateContainerRequest(
+        pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config
+    )
+    tenant.client.runtime.CreateContainer(request, timeout=tenant.left_s())
+
+
+def host_paths_that_never_answer(tenant: Tenant) -> None:
+    """CreateContainers with volumes on a dead server of files."""
+    pod = tenant.pod()
+    point = tenant.directory / "never"
+    with mount_that_never_answers(point):
+        tenant.begin()
+        mount = api.Mount(host_path=str(point / "volume"), container_path="/volume")
+        create = partial(_create, tenant, pod, mount)
+        tenant.at_once(*[partial(tenant.again_and_again, create)] * CALLS_AT_ONCE)
+
+
+def accounts_in_a_fifo_of_the_container(tenant: Tenant) -> None:
+    """Containers that put a FIFO in place of /etc/passwd, which runtimes read for each exec."""
+    pod = tenant.pod()
+    script = "rm -f /etc/passwd && mkfifo /etc/passwd && touch /ready && exec sleep 1000000"
+    containers = [pod.start(pod.container("sh", "-c", script)) for _ in range(CALLS_AT_ONCE)]
+    tenant.begin()
+
+    def exec_in(container: str) -> None:
+        request = api.ExecSyncRequest(container_id=container, cmd=["true"], timeout=30)
+        tenant.client.runtime.ExecSync(request, timeout=tenant.left_s())
+
+    tenant.at_once(
+        *[
+            partial(tenant.again_and_again, partial(exec_in, container))
+            for container in containers * EXECS_EACH
+        ]
+    )
+
+
+def accounts_in_a_fifo_of_the_node(tenant: Tenant) -> None:
+    """CreateContainers that have a FIFO bind-mounted on /etc/passwd."""
+    pod = tenant.pod()
+    fifo = tenant.directory / "fifo"
+    os.mkfifo(fifo)
+    tenant.begin()
+    mount = api.Mount(host_path=str(fifo), container_path="/etc/passwd")
+    create = partial(_create, tenant, pod, mount)
+    tenant.at_once(*[partial(tenant.again_and_again, create)] * CALLS_AT_ONCE)
