@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import os
 import select
-import termios
 import threading
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
@@ -78,8 +77,8 @@ class Inflater:
         """Whether anything comes out at all; waits for the first byte, or the end. To be asked before it is read."""
         poll = select.poll()
         poll.register(self.output_fd, select.POLLIN)
-        poll.poll()
-        return fcntl.ioctl(self.output_fd, termios.FIONREAD, bytes(4)) != bytes(4)
+        [(_, events)] = poll.poll()
+        return bool(events & select.POLLIN)  # without a byte, the end alone is POLLHUP
 
     def finish(self) -> str:
         """Read what is left, wait, and give the digest of the inflated bytes.
