@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio]
 KILLS = 12
+MAX_STEPS = 4
 FILES = 40
 
 CHURN = f"""
@@ -38,8 +39,8 @@ async def main():
     reaper.open()
     place = Path(sys.argv[1])
     store = await ImageStore.open(place / "images", place / "layers", reaper)
-    print("ready", flush=True)
     for number in itertools.cycle(range(6)):
+        print(number, flush=True)
         [image] = await store.import_archive(stream(archive(number)))
         if number % 3 == 1:
             # As a repair has it: both layers come once more, and take the place of those that are here.
@@ -60,13 +61,22 @@ async def test_a_store_that_was_killed_tells_no_lie(tmp_path: Path, reaper: Reap
     package = str(Path(cri_shim.__file__).parent.parent)
     listed = 0
     for _ in range(KILLS):
+        receiving, sending = os.pipe()
         child = reaper.spawn(
-            [sys.executable, "-c", CHURN, str(tmp_path)], env={"PYTHONPATH": package}, cwd=package
+            [sys.executable, "-c", CHURN, str(tmp_path)],
+            stdout=sending,
+            env={"PYTHONPATH": package},
+            cwd=package,
         )
-        await asyncio.sleep(0.35 + seed.random() * 0.5)
-        assert child.ending is None
-        child.kill()
-        await child.wait()
+        os.close(sending)
+        with open(receiving, "rb") as steps:
+            # How long a step takes depends on the machine; how many are done before the last one does not.
+            for _ in range(1 + seed.randrange(MAX_STEPS)):
+                assert await asyncio.to_thread(steps.readline)
+            await asyncio.sleep(seed.random() * 0.2)
+            assert child.ending is None
+            child.kill()
+            await child.wait()
         listed += await check(tmp_path, reaper)
         await until_childless()
     assert listed > 0

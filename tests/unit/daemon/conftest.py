@@ -10,8 +10,13 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.config import Config
-from cri_shim.config.model import CniSettings, HandlerSettings, RuntimeSettings
-from cri_shim.config.values import Executable, HandlerName, ListenUrl
+from cri_shim.config.model import (
+    CniSettings,
+    HandlerSettings,
+    MetricsSettings,
+    RuntimeSettings,
+)
+from cri_shim.config.values import Executable, HandlerName, HostPort, ListenUrl
 from cri_shim.host.process import Reaper
 from tests.fakes import version_runtime
 
@@ -51,6 +56,8 @@ def config(tmp_path: Path, install_runtime: Callable[[str], Executable]) -> Conf
             monitor=install_runtime("conmon"),
         ),
         cni=CniSettings(plugin_dirs=(tmp_path / "cni",), conf_dir=tmp_path / "net.d"),
+        # Whichever is free: the usual one may be another daemon's.
+        metrics=MetricsSettings(address=HostPort("127.0.0.1:0")),
     )
 
 
