@@ -1,4 +1,4 @@
-"""Starts that all pods share: a bounded number at a time, of which no pod can keep another from its part.
+"""Work that all pods share, starts above all: so many at a time, of which no pod can keep another from its part.
 
 Rules:
 - A slot is for the time in which a start costs the node something. One that takes longer than `slow_after_s` mostly
@@ -10,6 +10,8 @@ Rules:
   of the slots with its like: it can't take all of them again in the moment before that shows.
 - Where there are too many slow ones, the further ones keep their slots; then a slow one of the pod that has most is
   given up, unless it is younger than `PATIENCE_S`: on a busy node honest starts are slow, too.
+
+Where the work is not a pod's but an image's, read image for pod.
 """
 
 from __future__ import annotations
@@ -66,11 +68,18 @@ class Slots:
     """`total` starts at a time, and at most `slow_total` slow ones beside them; on the loop's thread only."""
 
     def __init__(
-        self, total: int, *, slow_total: int | None = None, slow_after_s: float = SLOW_AFTER_S
+        self,
+        total: int,
+        *,
+        slow_total: int | None = None,
+        slow_after_s: float = SLOW_AFTER_S,
+        patience_s: float | None = None,
     ) -> None:
+        """`patience_s` stands for `PATIENCE_S` where the work is longer than a start."""
         self._total = total
         self._slow_total = 2 * total if slow_total is None else slow_total
         self._slow_after_s = slow_after_s
+        self._patience_s = PATIENCE_S if patience_s is None else patience_s
         self._waiting: OrderedDict[tuple[Share, ...], OrderedDict[_Turn, None]] = OrderedDict()
         self._under_way: Counter[str] = Counter()
         """By owner, with a slot or slow."""
@@ -199,7 +208,7 @@ class Slots:
         loop = asyncio.get_running_loop()
         of_pod = Counter(turn.pod for turn in still)
         turn = max(still, key=lambda each: of_pod[each.pod])  # the oldest of them
-        left_s = turn.began_s + PATIENCE_S - time.monotonic()
+        left_s = turn.began_s + self._patience_s - time.monotonic()
         if left_s > 0:
             self._later = self._later or loop.call_later(left_s, self._come_again)
         elif turn.limit is not None:

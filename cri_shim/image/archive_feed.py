@@ -55,7 +55,7 @@ class ArchiveFeed:
         fd = open_spooled(self._spool_fd, layer.file)
         try:
             return await self._unpacker.unpack_layer(
-                fd, directory_fd, what=f"layer {layer.diff_id}"
+                fd, directory_fd, what=f"layer {layer.diff_id}", owner=self._what
             )
         finally:
             os.close(fd)

@@ -191,7 +191,7 @@ class _Check:
 
         async def unpack(directory_fd: int) -> LayerReport:
             return await self._unpacker.unpack_layer(
-                blob_fd, directory_fd, what=f"layer {usable[0]}"
+                blob_fd, directory_fd, what=f"layer {usable[0]}", owner="an image check"
             )
 
         parent = None if below is None else _immediately(below)

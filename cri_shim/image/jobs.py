@@ -77,6 +77,12 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
     number: int
 
 
+class StepAside(msgspec.Struct, frozen=True, kw_only=True, tag="step_aside"):
+    """Please have that job's child take the processors only as far as others leave them."""
+
+    number: int
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """The template process can take jobs."""
 
@@ -97,7 +103,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
     wait_status: int
 
 
-Request = Job | Kill
+Request = Job | Kill | StepAside
 Notice = Ready | Broken | Ended
 
 

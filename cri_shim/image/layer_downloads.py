@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cri_shim.image.jobs import LayerReport
     from cri_shim.image.manifest import Descriptor
     from cri_shim.image.planned import PlannedDocument, PlannedLayer
+    from cri_shim.image.reference import Reference
     from cri_shim.image.unpack import Unpacker
 
 log = structlog.get_logger()
@@ -65,7 +66,7 @@ class LayerDownloads:
 
     def __init__(
         self,
-        name: str,
+        reference: Reference,
         source: BlobSource,
         unpacker: Unpacker,
         blobs: BlobStore,
@@ -73,21 +74,19 @@ class LayerDownloads:
         *,
         at_once: int,
         slots: DownloadSlots,
-        registry: str,
         tell: Callable[[PullProgress], None],
     ) -> None:
-        """`name` is the image, for errors. `tell` hears each step.
+        """`reference` is the image's. `tell` hears each step.
 
-        At most `at_once` layers are downloaded at the same time, each with one of the `slots`, as `registry`'s.
+        At most `at_once` layers are downloaded at the same time, each with one of the `slots`, as its registry's.
         """
-        self._name = name
+        self._reference = reference
         self._source = source
         self._unpacker = unpacker
         self._blobs = blobs
         self._spool_fd = spool_fd
         self._at_once = asyncio.Semaphore(at_once)
         self._slots = slots
-        self._registry = registry
         self._tell = tell
         self._turns: dict[str, asyncio.Lock] = {}
         self._unpacked: set[int] = set()
@@ -140,7 +139,7 @@ class LayerDownloads:
         part = layer.file + _PART_SUFFIX
         async with contextlib.AsyncExitStack() as slots:
             await slots.enter_async_context(self._at_once)
-            slot = await slots.enter_async_context(self._slots.slot(self._registry))
+            slot = await slots.enter_async_context(self._slots.slot(self._reference.domain))
             held = _Held(slot, slots)
             await uninterrupted(_make_empty, part, self._spool_fd)
             with _opened(part, os.O_RDWR, self._spool_fd) as fd:
@@ -202,18 +201,23 @@ class LayerDownloads:
         while transfer.received - before >= MIN_BYTES_PER_S * WINDOW_S:
             before = transfer.received
             await asyncio.sleep(WINDOW_S)
-        log.info("a layer comes slowly", image=self._name, layer=layer.blob.digest)
+        log.info("a layer comes slowly", image=str(self._reference), layer=layer.blob.digest)
         if not slot.give_back():
             raise RegistryUnavailableError(
                 f"{self._what(layer)}: it comes with less than {MIN_BYTES_PER_S} bytes a second, and as many layers "
-                f"of {self._registry}, or of all registries, as may be are as slow: try again later"
+                f"of {self._reference.domain}, or of all registries, as may be are as slow: try again later"
             )
 
     async def _unpack_file(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         self._say(layer, PullStep.UNPACKING, layer.blob.size)
         with _opened(layer.file, os.O_RDONLY, self._spool_fd) as fd:
             try:
-                return await self._unpacker.unpack_layer(fd, directory_fd, what=self._what(layer))
+                return await self._unpacker.unpack_layer(
+                    fd,
+                    directory_fd,
+                    what=self._what(layer),
+                    owner=f"image {self._reference.repository}",
+                )
             except BadArchiveError:
                 # One that came with an earlier image may have been damaged on disk since.
                 if await uninterrupted(_digest_of_file, fd) != layer.blob.digest:
@@ -234,7 +238,7 @@ class LayerDownloads:
         )
 
     def _what(self, layer: PlannedLayer) -> str:
-        return f"{self._name}: layer {layer.blob.digest}"
+        return f"{self._reference}: layer {layer.blob.digest}"
 
     def _say(self, layer: PlannedLayer, step: PullStep, done_bytes: int) -> None:
         self._tell(PullProgress(step, layer.blob.digest, done_bytes, layer.blob.size))

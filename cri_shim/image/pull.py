@@ -187,14 +187,13 @@ class Puller:
                     async with store.reader(spool_fd) as reader:
                         planned = await resolve(registry, reference, reader, self._stored_blob)
                 downloads = LayerDownloads(
-                    str(reference),
+                    reference,
                     registry,
                     store.unpacker,
                     store.blobs,
                     spool_fd,
                     at_once=settings.max_parallel_downloads,
                     slots=self._slots,
-                    registry=reference.domain,
                     tell=lambda progress: self._tell(key, progress),
                 )
                 await uninterrupted(downloads.borrow, planned.layers)

@@ -210,7 +210,9 @@ class _StoredLayers:
         digest = layer.blob.digest
         fd = os.open(self._blobs.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return await self._unpacker.unpack_layer(fd, directory_fd, what=f"layer {digest}")
+            return await self._unpacker.unpack_layer(
+                fd, directory_fd, what=f"layer {digest}", owner="an image repair"
+            )
         finally:
             os.close(fd)
 

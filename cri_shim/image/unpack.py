@@ -6,6 +6,8 @@ Rules:
 - A job has a deadline, counted anew with each piece that a stream brings: a slow sender has limits of its own. However
   it ends (error, cancellation, deadline), its child is gone before the call returns, so that its directory can be
   removed.
+- How long a layer takes, its maker decides. So an image has its share of the children that unpack files, and a slow one
+  gives its place to others (`slots`): it goes on with the processors' time that nobody else wants.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from cri_shim.image.jobs import (
 from cri_shim.image.manifest import Platform
 from cri_shim.image.planned import PlannedImage, checked
 from cri_shim.image.unpacker_process import UnpackerProcess
+from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -49,6 +52,12 @@ if TYPE_CHECKING:
     from cri_shim.image.manifest import ImageConfig
 
 IDLE_S = 60.0
+MIN_FILES, MAX_FILES = 4, 16
+"""Layers that are unpacked from files at once, one for each processor; slow ones not counted."""
+MAX_SLOW_FILES = 8
+SLOW_AFTER_S = 10.0
+PATIENCE_S = 120.0
+"""What no layer is given up before, however many are slow: a gigabyte takes some ten seconds."""
 MAX_STREAMS = 4
 _MAX_ARCHIVES = 4
 _MAX_DOCUMENTS = 2
@@ -66,9 +75,9 @@ T = TypeVar("T")
 class Unpacker:
     """Runs jobs in confined children; used on the loop's thread.
 
-    At most `max_parallel` have a file to work on, and `max_streams` a stream: a stream waits for its sender, and may
-    not keep anybody from working who has everything at hand. Documents, which are short, and archives, which nobody
-    but an operator brings, wait for neither.
+    At most `max_parallel` have a file to work on, half of them for one owner, beside `MAX_SLOW_FILES` slow ones; and
+    `max_streams` a stream: a stream waits for its sender, and may not keep anybody from working who has everything at
+    hand. Documents, which are short, and archives, which nobody but an operator brings, wait for neither.
     """
 
     def __init__(
@@ -79,13 +88,19 @@ class Unpacker:
         max_streams: int = MAX_STREAMS,
         limits: Limits | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        slow_after_s: float = SLOW_AFTER_S,
         idle_s: float = IDLE_S,
     ) -> None:
         self._reaper = reaper
         self._limits = limits or Limits()
         self._timeout_s = timeout_s
         self._idle_s = idle_s
-        self._files = asyncio.Semaphore(max_parallel or max(2, os.cpu_count() or 1))
+        self._slow_after_s = slow_after_s
+        files = max_parallel or min(max(MIN_FILES, os.cpu_count() or 1), MAX_FILES)
+        self._files = Slots(
+            files, slow_total=MAX_SLOW_FILES, slow_after_s=slow_after_s, patience_s=PATIENCE_S
+        )
+        self._files_of_one = max(1, files // 2)
         self._streams = asyncio.Semaphore(max_streams)
         self._archives = asyncio.Semaphore(_MAX_ARCHIVES)
         self._documents = asyncio.Semaphore(_MAX_DOCUMENTS)
@@ -111,19 +126,25 @@ class Unpacker:
         self._release()
 
     async def unpack_layer(
-        self, source: AsyncIterator[bytes] | Growing | int, directory_fd: int, *, what: str
+        self,
+        source: AsyncIterator[bytes] | Growing | int,
+        directory_fd: int,
+        *,
+        what: str,
+        owner: str = "",
     ) -> LayerReport:
-        """Unpack a layer blob into an empty directory; `what` names the blob in errors.
+        """Unpack a layer blob into an empty directory; `what` names the blob in errors, `owner` whose share it is of.
 
         `source` is a stream, a file that still grows (for which the caller has room by `stream`), or the descriptor of
         a file at its beginning; the caller closes what it opened.
 
-        Raises BadArchiveError, ResourceExhaustedError (disk full), DeadlineError, UnavailableError (the unpacker
-        can't run), and whatever the stream raises.
+        Raises BadArchiveError, ResourceExhaustedError (disk full), DeadlineError (also where too many layers are as
+        slow), UnavailableError (the unpacker can't run), and whatever the stream raises.
         """
         slot: AbstractAsyncContextManager[None] = self._streams
         if isinstance(source, int):
-            slot = self._files
+            share = Share(owner or what, self._files_of_one)
+            slot = self._files.slot(f"unpacking {what}", share, waiting="waiting for other layers")
         elif isinstance(source, Growing):
             slot = nullcontext()
         return await self._run(JobKind.LAYER, source, directory_fd, what, LayerReport, slot)
@@ -226,7 +247,10 @@ class Unpacker:
                         platform=platform,
                         content_type=content_type[:_MAX_TYPE_CHARS],
                     )
-                    with _apart(directory_fd, what) as apart_fd:
+                    with (
+                        _apart(directory_fd, what) as apart_fd,
+                        self._aside_when_slow(template, job),
+                    ):
                         result = await template.run(job, source, apart_fd, what)
             except TimeoutError:
                 raise DeadlineError(
@@ -239,6 +263,15 @@ class Unpacker:
         if not isinstance(result, expected):
             raise CriShimError(f"{what}: the unpacker answered with another job's report")
         return result
+
+    @contextmanager
+    def _aside_when_slow(self, template: UnpackerProcess, job: Job) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._slow_after_s, template.step_aside, job.number)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def _counted_anew(
         self, source: AsyncIterator[T], deadline: asyncio.Timeout

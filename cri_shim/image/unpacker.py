@@ -45,6 +45,7 @@ from cri_shim.image.jobs import (
     Ready,
     Request,
     Result,
+    StepAside,
 )
 from cri_shim.image.layer import LayerUnpacker, empty_report
 from cri_shim.image.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES
@@ -64,6 +65,8 @@ CHILD_CAPABILITIES = (
 _TEMPLATE_CAPABILITIES = (*CHILD_CAPABILITIES, Capability.CAP_SYS_CHROOT, Capability.CAP_SETPCAP)
 _CHILD_DESCRIPTORS = 64
 _MAX_REASON_CHARS = 1500
+_ASIDE_NICENESS = 15
+"""A tenth of a processor's time is left to who is that nice beside one who isn't."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Request).decode
@@ -112,10 +115,10 @@ class Template:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise RuntimeError("a job was cut short on its way")
         request = _decode(packet)
-        if isinstance(request, Kill):
+        if isinstance(request, Kill | StepAside):
             for pid, number in self._pids.items():
                 if number == request.number:
-                    os.kill(pid, signal.SIGKILL)
+                    _end(pid) if isinstance(request, Kill) else _step_aside(pid)
             return True
         try:
             self._fork(request, descriptors)
@@ -129,6 +132,7 @@ class Template:
         pid = os.fork()
         if pid == 0:
             _become_child(job, descriptors, template_pid)
+        os.setpgid(pid, pid)  # so that all its threads can be told to be nicer at once
         self._pids[pid] = job.number
 
     def _reap(self) -> None:
@@ -139,6 +143,15 @@ class Template:
             number = self._pids.pop(pid, None)
             if number is not None:
                 self.tell(Ended(number=number, wait_status=status))
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def _step_aside(pid: int) -> None:
+    # Not reaped yet, so the number is still its own; by the group, since a process's number means its first thread.
+    os.setpriority(os.PRIO_PGRP, pid, _ASIDE_NICENESS)
 
 
 def _become_child(job: Job, descriptors: list[int], template_pid: int) -> NoReturn:

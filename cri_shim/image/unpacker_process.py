@@ -32,6 +32,7 @@ from cri_shim.image.jobs import (
     Ready,
     Request,
     Result,
+    StepAside,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class UnpackerProcess:
         """A number that no job of this process has had."""
         self._next += 1
         return self._next
+
+    def step_aside(self, number: int) -> None:
+        """Have that job's child take the processors only as far as others leave them, from now on."""
+        if number in self._jobs:
+            self._try_send(StepAside(number=number))
 
     async def run(
         self,

@@ -43,7 +43,12 @@ class FakeUnpacker:
         yield self.stream_free
 
     async def unpack_layer(
-        self, source: AsyncIterator[bytes] | Growing | int, directory_fd: int, *, what: str
+        self,
+        source: AsyncIterator[bytes] | Growing | int,
+        directory_fd: int,
+        *,
+        what: str,
+        owner: str = "",
     ) -> LayerReport:
         self.at_once += 1
         try:
