@@ -107,14 +107,17 @@ def test_the_page_says_what_is_running_and_how_the_process_does() -> None:
 
 
 def test_the_longest_stall_is_kept_by_process_and_clock() -> None:
-    metrics.count_stall("streaming", 0.3, 0.2)
+    bucket = "cri_shim_loop_stall_seconds_bucket,clock=wall,le=0.25,process=streaming"
+    longest = "cri_shim_loop_longest_stall_seconds,clock={},process={}"
+    before = samples()
+    metrics.count_stall("streaming", 1000.3, 1000.2)
     metrics.count_stall("streaming", 0.2, 0.01)
     found = samples()
-    assert found["cri_shim_loop_longest_stall_seconds,clock=wall,process=streaming"] == 0.3
-    assert found["cri_shim_loop_longest_stall_seconds,clock=cpu,process=streaming"] == 0.2
-    assert found["cri_shim_loop_longest_stall_seconds,clock=cpu,process=daemon"] == 0
-    name = "cri_shim_loop_stall_seconds_bucket,clock=wall,le=0.25,process=streaming"
-    assert found[name] == 1
+    assert found[longest.format("wall", "streaming")] == 1000.3
+    assert found[longest.format("cpu", "streaming")] == 1000.2
+    daemon = longest.format("cpu", "daemon")
+    assert found[daemon] == before[daemon]
+    assert found[bucket] == before[bucket] + 1
 
 
 def test_no_series_says_when_a_counter_was_made() -> None:
