@@ -114,6 +114,19 @@ class Operations:
             if object_id is None or operation.object_id == object_id
         ]
 
+    def doing(self, object_id: str) -> str:
+        """What is done to an object now, by the operation that began last: `killing the cgroup for 12 s`, or ""."""
+        views = self.under_way(object_id)
+        if not views:
+            return ""
+        innermost = views[-1].steps[0]
+        return f"{innermost.name} for {duration_text(innermost.seconds)}"
+
+    def standing_s(self, object_id: str) -> float:
+        """For how long the operation on an object that began last has been at its newest step; 0 without one."""
+        views = self.under_way(object_id)
+        return min(each.seconds for each in views[-1].steps) if views else 0.0
+
     def slow(self, older_than_s: float = SLOW_S) -> list[OperationView]:
         """Those that are older than that."""
         return [view for view in self.under_way() if view.seconds > older_than_s]

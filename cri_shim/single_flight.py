@@ -54,6 +54,10 @@ class SingleFlight(Generic[T]):
         """What is under way now."""
         return list(self._flights)
 
+    def is_under_way(self, key: str) -> bool:
+        """Whether something is done for `key` now."""
+        return key in self._flights
+
     async def run(
         self,
         key: str,

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim.errors import DeadlineError
-from cri_shim.host.pidfd import ends_of, kill_process, start_time_ticks
+from cri_shim.host.pidfd import ends_of, start_time_ticks
+from cri_shim.host.proctree import kill_family
 from cri_shim.kernel_call import in_time
 from cri_shim.operations import step
 
@@ -67,6 +68,10 @@ class LeftoverPlugins:
         """Whether one was found for this container whose end nobody has waited for yet; False before `find`."""
         return container_id in (self._found or {})
 
+    def containers(self) -> list[str]:
+        """Those that `at_work` is true for."""
+        return list(self._found or {})
+
     async def end(self, container_id: str) -> None:
         """Kill those of this container and return once they are gone. Raises as `wait`."""
         await self.wait(container_id, timeout_s=0)
@@ -97,9 +102,9 @@ async def _end_of(container_id: str, plugins: Mapping[int, int], kill_at: float)
     log.warning(
         "killing plugins that an earlier process called", container_id=container_id, pids=left
     )
-    for pid in left:
-        kill_process(pid, plugins[pid])
-    if left := await ends_of(plugins.items(), KILL_GRACE_S):
+    # With all below them: a helper that isn't a plugin itself must not go on either.
+    killed = [await kill_family(pid, plugins[pid], timeout_s=KILL_GRACE_S) for pid in left]
+    if not all(killed):
         raise DeadlineError(
             f"container {container_id}: CNI plugins of a former daemon, {left}, still run "
             f"{KILL_GRACE_S:g} s after SIGKILL: they hang in the kernel (see /proc/PID/stack)"

@@ -180,6 +180,13 @@ class Cni:
             with _measured(Verb.DEL):
                 await self._chains.delete(attachment)
 
+    async def outlast_leftovers(self, container_id: str) -> None:
+        """Return once no plugin of a former daemon works for this container; each has as long as a call of ours.
+
+        Raises DeadlineError for one that outlives being killed.
+        """
+        await self.leftovers.wait(container_id, timeout_s=self._runner.timeout_s)
+
     async def check(self, attachment: Attachment) -> None:
         """Ask each plugin, in the order of ADD, whether what it made is still as it should be.
 

@@ -146,13 +146,16 @@ async def build(
         or CREATES_PER_CORE * len(os.sched_getaffinity(0)),
     )
     debts = Debts(paths.debts_dir)
-    network = PodNetwork(cni, sandboxes, debts, publish_ports=config.sandbox.hostport)
+    network = PodNetwork(
+        cni, sandboxes, debts, background=background, publish_ports=config.sandbox.hostport
+    )
     upkeep = NetworkUpkeep(
         cni=cni,
         network=network,
         sandboxes=sandboxes,
         debts=debts,
         operations=operations,
+        background=background,
         collects_garbage=config.cni.gc is GcMode.AUTO,
     )
     cni.on_change(upkeep.wake)

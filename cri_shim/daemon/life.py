@@ -47,7 +47,7 @@ from cri_shim.rpc.runtime_service import RuntimeService
 from cri_shim.sandbox.model import ContainerState, SandboxState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from pathlib import Path
 
     from cri_shim.config import Config
@@ -59,6 +59,8 @@ STREAMS_GRACE_S = 3.0
 """For clients of execs and their like to take what they are still sent."""
 WORK_GRACE_S = 5.0
 """For work whose caller has gone; what does not end is undone."""
+START_PATIENCE_S = 3.0
+"""For what readiness waits for beside recovery. Until a handler has answered, it counts as one without extras."""
 TIDY_INTERVAL_S = 5.0
 """How often status files that could not be written are tried again."""
 
@@ -112,12 +114,15 @@ class Daemon:
             parts.provisions.watch(parts.background)
             stack.callback(parts.provisions.close)
             parts.debts.load()
-            await parts.cni.leftovers.find()
-            await parts.handlers.discover()
+            await self._for_a_moment(
+                parts,
+                ("plugins of a former daemon", parts.cni.leftovers.find()),
+                ("what handlers support", parts.handlers.discover()),
+            )
             await side_by_side(parts.recovery.run(), parts.streaming.start(parts.stream_desk))
             parts.background.keep("network upkeep", parts.upkeep.run())
             parts.background.keep("network checks", parts.upkeep.check_attachments())
-            await parts.images.sweep()
+            await self._for_a_moment(parts, ("sweeping images", parts.images.sweep()))
             # What is here now stays. Looking through it for garbage would stop every call for some 20 ms each time.
             gc.collect()
             gc.freeze()
@@ -138,6 +143,19 @@ class Daemon:
             )
             await self._serve(parts)
             notify(STOPPING, status("stopping; containers go on"))
+
+    async def _for_a_moment(
+        self, parts: Parts, *works: tuple[str, Coroutine[object, object, object]]
+    ) -> None:
+        """Wait for what is better done before the first call, but for no program or disk that hangs."""
+
+        async def done(work: Coroutine[object, object, object]) -> None:
+            await work
+
+        tasks = [parts.background.start(name, done(work)) for name, work in works]
+        _, late = await asyncio.wait(tasks, timeout=START_PATIENCE_S)
+        for task in late:
+            log.warning("not waited for any longer", work=task.get_name())
 
     async def _serve(self, parts: Parts) -> None:
         while not self._stopping.is_set():

@@ -25,7 +25,7 @@ from cri_shim.sandbox.details import container_details
 from cri_shim.sandbox.endings import Endings
 from cri_shim.sandbox.files_limits import FilesLimits
 from cri_shim.sandbox.model import ContainerMetadata, ContainerState
-from cri_shim.sandbox.pods import request_digest, require_ready
+from cri_shim.sandbox.requests import name_is_going, request_digest, require_ready
 from cri_shim.single_flight import SingleFlight
 
 if TYPE_CHECKING:
@@ -134,8 +134,12 @@ class Containers:
         sandbox = self._sandboxes.find(sandbox_id)
         metadata = ContainerMetadata(config.metadata.name, config.metadata.attempt)
         digest = request_digest(config.SerializeToString(deterministic=True), sandbox.id)
+        name = metadata.reserved_name(sandbox.id)
+        holder = self._store.by_name(name)
+        if holder is not None and self._removals.is_under_way(holder.id):
+            raise name_is_going("container", name, holder.id, self._operations)
         return await self._creations.run(
-            metadata.reserved_name(sandbox.id),
+            name,
             digest.encode(),
             lambda: self._creation.create(sandbox, config, metadata, digest),
         )
@@ -143,6 +147,14 @@ class Containers:
     def give_up_creating(self, container: Container, message: str) -> None:
         """Show what could not be undone, as exited, so that the kubelet's Remove finishes the work."""
         self._creation.give_up(container, message)
+
+    def show_unfinished(self, container: Container, message: str) -> None:
+        """Show one that is still being undone as exited, in memory alone: its files say that it is being made."""
+        self._creation.show_given_up(container, message)
+
+    async def undo(self, container: Container) -> None:
+        """As `destroy`, for what nobody was told of or nobody can ask for; a Remove that comes meanwhile joins it."""
+        await self._removals.run(container.id, b"", lambda: self.destroy(container))
 
     # --- StartContainer ------------------------------------------------------------------------------------------
 

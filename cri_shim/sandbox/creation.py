@@ -44,7 +44,7 @@ from cri_shim.sandbox.model import (
     User,
 )
 from cri_shim.sandbox.pod_users import root_of, users_of
-from cri_shim.sandbox.pods import require_ready
+from cri_shim.sandbox.requests import require_ready
 from cri_shim.sandbox.store import Container, Sandbox, Store, as_json_aside
 from cri_shim.sandbox.volumes import (
     Volumes,
@@ -274,17 +274,19 @@ class Creation:
 
     def give_up(self, container: Container, message: str) -> None:
         """Show what could not be undone, as exited, so that the kubelet's Remove finishes the work."""
+        self.show_given_up(container, message)
+        self._store.save(container)
+
+    def show_given_up(self, container: Container, message: str) -> None:
+        """The same in memory alone: its files say that it is being made, and the next daemon undoes it."""
         now = time.time_ns()
-        self._store.update(
-            container,
-            msgspec.structs.replace(
-                container.status,
-                committed_at_ns=now,
-                finished_at_ns=now,
-                exit_code=128,
-                reason="CreateContainerError",
-                message=message,
-            ),
+        container.status = msgspec.structs.replace(
+            container.status,
+            committed_at_ns=now,
+            finished_at_ns=now,
+            exit_code=128,
+            reason="CreateContainerError",
+            message=message,
         )
         container.ended.set()
 

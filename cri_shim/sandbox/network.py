@@ -4,11 +4,13 @@ Rules:
 - Which networks a sandbox joins is decided once, before its record is written; the status names them, so that DEL can
   be run for each of them after a crash, whether ADD had begun or not.
 - The namespace, `lo` and the `net.*` sysctls are made by us before ADD; the plugins find them as the pod will.
+- A DEL is waited for a few seconds, and a plugin that a former daemon called not at all: then the DEL is owed.
 - An attachment leaves the sandbox's status only after its DEL succeeded, or stands in the list of debts.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,8 +41,9 @@ from cri_shim.sandbox.network_annotations import (
 from cri_shim.sandbox.plugin_arguments import maps_any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from cri_shim.background import Background
     from cri_shim.cni.attachment import Attachment
     from cri_shim.cni.network import Cni
     from cri_shim.sandbox.debts import Debts
@@ -48,6 +51,10 @@ if TYPE_CHECKING:
 
 DEFAULT_INTERFACE = "eth0"
 LOOPBACK = "lo"
+DEL_PATIENCE_S = 10.0
+"""How long a Stop waits for one plugin's DEL. The plugin goes on, and is called again when it has ended."""
+SLOW_PLUGIN = f"no answer of a plugin within {DEL_PATIENCE_S:g} s"
+FORMER_PLUGIN = "a plugin that a former daemon called still works on it"
 
 log = structlog.get_logger()
 
@@ -61,9 +68,20 @@ class PodNetwork:
     """Attaches sandboxes to networks and takes them off again."""
 
     def __init__(
-        self, cni: Cni, store: Store[Sandbox], debts: Debts, *, publish_ports: bool
+        self,
+        cni: Cni,
+        store: Store[Sandbox],
+        debts: Debts,
+        *,
+        background: Background,
+        publish_ports: bool,
     ) -> None:
         """Without `publish_ports` the pods' host ports are left to something else on the node."""
+        self._background = background
+        self._slow: set[str] = set()
+        """Pods whose DEL is still under way, though nobody waits for it any more."""
+        self.plugin_ended: Callable[[], None] = lambda: None
+        """Called when one of those has ended."""
         self._cni = cni
         self._store = store
         self._debts = debts
@@ -194,6 +212,7 @@ class PodNetwork:
     async def detach(self, sandbox: Sandbox) -> None:
         """CNI DEL of every attachment still noted, last first; what failed is owed from now on, and no longer noted.
 
+        So is what a former daemon's plugin still works on, which may take as long as it likes.
         Raises CriShimError only where a debt can't be written down.
         """
         metadata = sandbox.record.metadata
@@ -204,11 +223,33 @@ class PodNetwork:
             left = tuple(a for a in sandbox.status.attachments if a != planned)
             self._store.update(sandbox, msgspec.structs.replace(sandbox.status, attachments=left))
 
+    def is_busy(self, sandbox_id: str) -> bool:
+        """Whether a plugin works on this pod that nobody waits for: what it is owed must wait."""
+        return sandbox_id in self._slow or self._cni.leftovers.at_work(sandbox_id)
+
     async def _delete(self, attachment: Attachment, *, pod: str) -> None:
+        if self._cni.leftovers.at_work(attachment.container_id):
+            self._debts.owe(attachment, pod=pod, error=FORMER_PLUGIN)
+            return
+        if attachment.container_id in self._slow:
+            self._debts.owe(attachment, pod=pod, error=SLOW_PLUGIN)
+            return
         try:
-            await self._cni.delete(attachment)
+            async with asyncio.timeout(DEL_PATIENCE_S):
+                await self._background.owned(f"cni DEL of {attachment}", self._call_del(attachment))
+        except TimeoutError:
+            self._slow.add(attachment.container_id)
+            self._debts.owe(attachment, pod=pod, error=SLOW_PLUGIN)
         except CriShimError as error:
             self._debts.owe(attachment, pod=pod, error=str(error))
+
+    async def _call_del(self, attachment: Attachment) -> None:
+        try:
+            await self._cni.delete(attachment)
+        finally:
+            if attachment.container_id in self._slow:
+                self._slow.remove(attachment.container_id)
+                self.plugin_ended()
 
     async def check(self, sandbox: Sandbox) -> None:
         """CNI CHECK of every attachment. Raises CniPluginError with the words of the first plugin that complains."""

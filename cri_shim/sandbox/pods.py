@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,6 @@ from cri_shim.errors import (
     AlreadyExistsError,
     NotFoundError,
     UnsupportedError,
-    WrongStateError,
 )
 from cri_shim.ids import new_id
 from cri_shim.oci.runtime import RuntimeKind
@@ -44,6 +42,7 @@ from cri_shim.sandbox.network import PodNetwork, has_host_network
 from cri_shim.sandbox.pause import PauseContainers
 from cri_shim.sandbox.pod_users import new_pod_users
 from cri_shim.sandbox.release import Attempts
+from cri_shim.sandbox.requests import name_is_going, request_digest, require_ready
 from cri_shim.sandbox.store import Sandbox, Store, as_json, as_json_aside
 from cri_shim.single_flight import SingleFlight
 
@@ -143,6 +142,8 @@ class Pods:
         if holder is not None:
             if holder.record.digest == digest and holder.state is SandboxState.READY:
                 return holder.id
+            if self._removals.is_under_way(holder.id):
+                raise name_is_going("sandbox", holder.name, holder.id, self._operations)
             raise AlreadyExistsError(
                 f"sandbox name {metadata.reserved_name} is held by sandbox {holder.id} ({holder.state}): "
                 "remove that one or raise the attempt"
@@ -241,7 +242,20 @@ class Pods:
 
     def give_up_creating(self, sandbox: Sandbox, reason: str) -> None:
         """Show what could not be undone, as not ready, so that the kubelet's Stop and Remove finish the work."""
-        self._store.update(sandbox, sandbox.status.stopped(time.time_ns(), reason))
+        stopped = sandbox.status.stopped(time.time_ns(), reason)
+        self._store.update(sandbox, msgspec.structs.replace(stopped, reason=reason))
+
+    async def undo(self, sandbox: Sandbox) -> None:
+        """Take away a creation that nobody was told of; a Stop or a Remove that comes meanwhile joins it.
+
+        Raises as `release`.
+        """
+        await self._removals.run(sandbox.id, b"", lambda: self._undo(sandbox))
+
+    async def _undo(self, sandbox: Sandbox) -> None:
+        await self._stops.run(sandbox.id, b"", lambda: self.release(sandbox))
+        await self._release.root_files(self._paths.sandbox(sandbox.id))
+        self._store.forget(sandbox)
 
     # --- StopPodSandbox, RemovePodSandbox ------------------------------------------------------------------------
 
@@ -380,15 +394,3 @@ class Pods:
             self._stops.close(grace_s),
             self._removals.close(grace_s),
         )
-
-
-def request_digest(request: bytes, *context: str) -> str:
-    """What tells a retry from a different request: of the deterministic serialisation and its context."""
-    return hashlib.sha256(b"\0".join((request, *map(str.encode, context)))).hexdigest()
-
-
-def require_ready(sandbox: Sandbox) -> None:
-    """Raises WrongStateError, with the reason, for a sandbox that is not ready."""
-    if sandbox.state is not SandboxState.READY:
-        why = sandbox.status.reason or "it is still being created"
-        raise WrongStateError(f"sandbox {sandbox.id} is not ready: {why}")

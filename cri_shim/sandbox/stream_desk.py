@@ -21,8 +21,8 @@ from cri_shim import metrics
 from cri_shim.errors import CriShimError, WrongStateError
 from cri_shim.host.packets import close_all
 from cri_shim.sandbox.attach import make_pipes
-from cri_shim.sandbox.pods import require_ready
 from cri_shim.sandbox.port_forward import pod_sockets
+from cri_shim.sandbox.requests import require_ready
 from cri_shim.streaming import link
 from cri_shim.streaming.backend import (
     KINDS,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError, NotReadyError, WrongStateError
 from cri_shim.sandbox.model import ContainerState
-from cri_shim.sandbox.pods import require_ready
+from cri_shim.sandbox.requests import require_ready
 from cri_shim.streaming.backend import AttachRequest, ExecRequest, PortForwardRequest
 
 if TYPE_CHECKING:

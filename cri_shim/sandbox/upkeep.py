@@ -3,6 +3,8 @@
 Rules:
 - A debt is tried at once, then with growing pauses; all are tried at once when the configuration changed. A network
   whose plugins fail again and again is left alone until the next time: others must not wait behind it.
+- A DEL that has to follow a plugin that still runs, a former daemon's or a slow one, holds up no other. A former
+  daemon's is killed at its deadline, as every other.
 - A debt ends with a DEL that succeeded, with nothing else. GC gives plugins a chance to let go without it, but GC is no
   substitute for DEL (the specification says so, and common IPAM plugins do nothing at GC).
 - Valid for GC is what our pods are attached to, attachments being made among it, less what is owed. Only the default
@@ -23,6 +25,7 @@ from cri_shim.errors import CniPluginError, CriShimError, NotReadyError, WrongSt
 from cri_shim.sandbox.model import SandboxState
 
 if TYPE_CHECKING:
+    from cri_shim.background import Background
     from cri_shim.cni.network import Cni
     from cri_shim.operations import Operations
     from cri_shim.sandbox.debts import Debt, Debts
@@ -55,6 +58,7 @@ class NetworkUpkeep:
         sandboxes: Store[Sandbox],
         debts: Debts,
         operations: Operations,
+        background: Background,
         collects_garbage: bool,
     ) -> None:
         self._cni = cni
@@ -62,16 +66,19 @@ class NetworkUpkeep:
         self._sandboxes = sandboxes
         self._debts = debts
         self._operations = operations
+        self._background = background
         self._collects_garbage = collects_garbage
         self._next_try: dict[tuple[str, str, str], tuple[float, float]] = {}
         self._next_gc = 0.0
         self._gc_problems: dict[str, str] = {}
         self._woken = asyncio.Event()
         debts.owed = self._note_debt
+        network.plugin_ended = self._woken.set
 
     def _note_debt(self, debt: Debt) -> None:
-        """Its plugin has failed just now: not again at once."""
-        self._next_try[debt.key] = (time.monotonic() + FIRST_RETRY_S, FIRST_RETRY_S * 2)
+        """Its plugin has failed just now: not again at once. One that it has to wait for is another's."""
+        if not self._has_to_wait(debt):
+            self._next_try[debt.key] = (time.monotonic() + FIRST_RETRY_S, FIRST_RETRY_S * 2)
         self._woken.set()
 
     def wake(self) -> None:
@@ -81,6 +88,8 @@ class NetworkUpkeep:
 
     async def run(self) -> None:
         """Work, until cancelled; once recovery is done."""
+        for container_id in self._cni.leftovers.containers():
+            self._background.keep(f"plugins of {container_id}", self._outlast(container_id))
         while True:
             self._woken.clear()
             try:
@@ -97,7 +106,7 @@ class NetworkUpkeep:
                 continue
 
     def _pause_s(self) -> float:
-        due = [self._due(debt) for debt in self._debts]
+        due = [self._due(d) for d in self._debts if not self._has_to_wait(d)]
         if self._collects_garbage:
             due.append(self._next_gc)
         return max(min(due, default=time.monotonic() + GC_INTERVAL_S) - time.monotonic(), 0.1)
@@ -105,24 +114,45 @@ class NetworkUpkeep:
     # --- debts ---------------------------------------------------------------------------------------------------
 
     async def pay_debts(self) -> None:
-        """Call DEL for each debt that is due."""
+        """Call DEL for each debt that is due, but for those that have to follow a former daemon's plugin."""
         due: dict[str, list[Debt]] = {}
         for debt in self._debts:
-            if self._due(debt) <= time.monotonic():
+            if not self._has_to_wait(debt) and self._due(debt) <= time.monotonic():
                 due.setdefault(debt.network, []).append(debt)
         # Whoever was not tried the last time comes first: three that never succeed must not keep the rest waiting.
         await asyncio.gather(*(self._pay(sorted(debts, key=self._due)) for debts in due.values()))
 
+    async def _outlast(self, container_id: str) -> None:
+        """Wait for a former daemon's plugins of this container; what it owes is due then."""
+        while self._cni.leftovers.at_work(container_id):
+            try:
+                with self._operations.begin("cni plugins of a former daemon", container_id):
+                    await self._cni.outlast_leftovers(container_id)
+            except CriShimError as error:
+                log.warning("plugins still run", container_id=container_id, error=str(error))
+                await asyncio.sleep(MAX_RETRY_S)
+        self._woken.set()
+
     async def pay_all(self) -> None:
-        """Call DEL once for every debt, whether it is due or not."""
+        """Call DEL once for every debt, whether it is due or not; a former daemon's plugins get no more time."""
         left = iter(self._debts)
 
         async def take() -> None:
             for debt in left:
+                await self._end_former_plugins(debt.container_id)
                 if await self._pay_in_turn(debt):
                     self._next_try.pop(debt.key, None)
 
         await asyncio.gather(*(take() for _ in range(PAID_AT_ONCE)))
+
+    async def _end_former_plugins(self, container_id: str) -> None:
+        try:
+            await self._cni.leftovers.end(container_id)
+        except CriShimError as error:
+            log.warning("still not ended", container_id=container_id, error=str(error))
+
+    def _has_to_wait(self, debt: Debt) -> bool:
+        return self._network.is_busy(debt.container_id)
 
     def _due(self, debt: Debt) -> float:
         return self._next_try.get(debt.key, (0.0, 0.0))[0]
@@ -218,7 +248,7 @@ class NetworkUpkeep:
     async def check_attachments(self) -> None:
         """CHECK of every running pod that a predecessor made; what its plugins find wrong is logged."""
         for sandbox in list(self._sandboxes):
-            if sandbox.state is SandboxState.READY:
+            if sandbox.state is SandboxState.READY and not self._cni.leftovers.at_work(sandbox.id):
                 try:
                     await self._network.check(sandbox)
                 except (CriShimError, OSError) as error:

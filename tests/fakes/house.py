@@ -183,7 +183,11 @@ class House:
         self.debts = Debts(self.paths.debts_dir)
         self.debts.load()
         self.network = PodNetwork(
-            cast("Cni", self.cni), self.sandboxes, self.debts, publish_ports=self.publish_ports
+            cast("Cni", self.cni),
+            self.sandboxes,
+            self.debts,
+            background=self.background,
+            publish_ports=self.publish_ports,
         )
         self.upkeep = NetworkUpkeep(
             cni=cast("Cni", self.cni),
@@ -191,6 +195,7 @@ class House:
             sandboxes=self.sandboxes,
             debts=self.debts,
             operations=self.operations,
+            background=self.background,
             collects_garbage=True,
         )
         self.containers = Containers(

@@ -32,6 +32,24 @@ CAPABILITIES = (
 )
 
 
+class FakeLeftovers:
+    """As `cri_shim.cni.leftover.LeftoverPlugins`, of plugins that are only said to run."""
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+        self.found: set[str] = set()
+
+    def at_work(self, container_id: str) -> bool:
+        return container_id in self.found
+
+    def containers(self) -> list[str]:
+        return sorted(self.found)
+
+    async def end(self, container_id: str) -> None:
+        await self._points.pass_by("leftover.end")
+        self.found.discard(container_id)
+
+
 class FakeCni:
     """The surface of `Cni` that use cases touch; attachments are entries in a dictionary.
 
@@ -42,6 +60,7 @@ class FakeCni:
         self._points = points
         self.networks = {name: _network(name) for name in names or ("pods",)}
         self.ready = True
+        self.leftovers = FakeLeftovers(points)
         self.loopback: NetworkList | None = None
         self.refusing: dict[str, CniPluginError] = {}
         """What ADD of a network says."""
@@ -108,6 +127,10 @@ class FakeCni:
             "ips": [{"address": address, "interface": 0} for address in addresses],
         }
         return parse_result(json.dumps(answer).encode(), cni_version="1.0.0")
+
+    async def outlast_leftovers(self, container_id: str) -> None:
+        await self._points.pass_by("leftover.wait")
+        self.leftovers.found.discard(container_id)
 
     async def delete(self, attachment: Attachment) -> None:
         await self._points.pass_by("cni.del")

@@ -2,7 +2,7 @@
 
 Each stands for one program (conmon, the OCI runtime, a CNI plugin) and normally becomes it. Armed for a verb, `before`
 or `after` the program's work, it misbehaves there, once. One that kills the daemon waits until the daemon's successor
-has started, and only then goes on: so the orphan works beside the successor.
+has started, and only then goes on: so the orphan works beside the successor. A patient one waits until it is told.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ strike() {{
     echo $$ > "{plans}/orphan"
     kill -KILL "$(cat "{plans}/struck")"
     left={turns}
+    [ ! -e "{plans}/patient" ] || left=100000
     while [ ! -e "{plans}/go" ] && [ $left -gt 0 ]; do sleep 0.05; left=$((left - 1)); done
 }}
 if [ -e "{plans}/{name}.$verb.after" ]; then
@@ -80,8 +81,12 @@ class Interposers:
             "cni": {"plugin_dirs": [str(self.plugin_dir), *map(str, node.PLUGIN_DIRS)]},
         }
 
-    def arm(self, daemon: Daemon, name: str, verb: str, moment: str) -> None:
+    def arm(
+        self, daemon: Daemon, name: str, verb: str, moment: str, *, patient: bool = False
+    ) -> None:
         """Let program `name` kill the daemon at `moment` of its next `verb`."""
+        if patient:
+            (self._plans / "patient").touch()
         (self._plans / f"{name}.{verb}.{moment}").write_text(str(daemon.pid))
 
     def arm_to(self, ending: str, name: str, verb: str, moment: str) -> None:
@@ -92,9 +97,14 @@ class Interposers:
         """Whether what was armed has happened."""
         return (self._plans / "struck").exists()
 
+    @property
+    def orphan(self) -> int:
+        """The process that has killed the daemon."""
+        return int((self._plans / "orphan").read_text())
+
     def let_go(self) -> None:
         """The successor is up: let the orphan do the rest, and wait for its end, natural or not."""
-        orphan = int((self._plans / "orphan").read_text())
+        orphan = self.orphan
         (self._plans / "go").touch()
         wait_until(lambda: not is_alive(orphan), f"orphan {orphan} ends")
 

@@ -9,6 +9,7 @@ from cri_shim.cni.cache import CacheEntry, ResultCache
 from cri_shim.cni.conf import build_plugin_config
 from cri_shim.cni.leftover import LeftoverPlugins, plugins_at_work
 from cri_shim.errors import DeadlineError
+from cri_shim.host import proctree
 
 from .conftest import CONTAINER_ID, Node, make_cni, until
 
@@ -90,7 +91,7 @@ async def test_one_that_outlives_being_killed_is_given_up(
     orphan = start_orphan(node, reaper)
     await until(lambda: node.held() == ["first"])
     # It sits in the kernel, as far as a signal is concerned.
-    monkeypatch.setattr(leftover, "kill_process", lambda *_: False)
+    monkeypatch.setattr(proctree, "kill_process", lambda *_: False)
     monkeypatch.setattr(leftover, "KILL_GRACE_S", 0.1)
     with pytest.raises(DeadlineError, match=rf"{orphan.pid}.*hang in the kernel"):
         await LeftoverPlugins([node.root / "bin"]).wait(CONTAINER_ID, timeout_s=0.05)

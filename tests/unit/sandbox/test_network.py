@@ -17,11 +17,12 @@ from cri_shim.errors import (
     NotReadyError,
 )
 from cri_shim.paths import netns_file
+from cri_shim.sandbox import network as network_module
 from cri_shim.sandbox.bandwidth import INGRESS
 from cri_shim.sandbox.model import NetworkAttachment, PodMetadata, SandboxStatus
 from cri_shim.sandbox.network import has_host_network
 from cri_shim.sandbox.network_annotations import CNI_ARGS_PREFIX, DISABLE_DEFAULT, NETWORKS
-from tests.fakes.house import House, pod_config
+from tests.fakes.house import House, pod_config, until
 from tests.fakes.networks import FakeCni
 from tests.unit.sandbox.interruptions import outcome_of
 from tests.unit.sandbox.records import make_sandbox
@@ -338,3 +339,24 @@ def test_only_the_nodes_network_is_the_hosts() -> None:
     assert has_host_network(pod_config(host_network=True))
     assert not has_host_network(pod_config())
     assert not has_host_network(api.PodSandboxConfig())
+
+
+@pytest.mark.asyncio
+async def test_a_detachment_that_hangs_is_waited_for_a_moment_and_called_again_when_it_has_ended(
+    joined: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_module, "DEL_PATIENCE_S", 0.02)
+    sandbox = stored(joined)
+    await joined.network.attach(sandbox)
+    hold = joined.points.hold("cni.del storage")
+    await joined.network.detach(sandbox)
+    # The other network's DEL would stand behind it.
+    assert {debt.network for debt in joined.debts} == {"pods", "storage"}
+    await joined.upkeep.pay_debts()
+    assert joined.cni.deleted == []
+    hold.release()
+    await until(lambda: not joined.network.is_busy(sandbox.id))
+    await joined.upkeep.pay_debts()
+    assert len(joined.debts) == 0
+    assert [a.network for a in joined.cni.deleted].count("storage") == 2
+    assert joined.cni.attached == {}

@@ -13,17 +13,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from cri_shim import metrics
-from cri_shim.errors import CniPluginError, CriShimError, DeadlineError
+from cri_shim.errors import CniPluginError, CriShimError, DeadlineError, UnavailableError
 from cri_shim.sandbox import recovery as recovery_module
+from cri_shim.sandbox import unfinished as unfinished_module
 from cri_shim.sandbox.model import ContainerState, SandboxState, SandboxStatus
 from tests.fakes.house import pod_config, until
 from tests.fakes.runtime import leave_exit_file
 from tests.unit.sandbox.interruptions import fill_disk, outcome_of
-from tests.unit.sandbox.records import make_container, make_sandbox
+from tests.unit.sandbox.records import make_sandbox
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cri_shim.sandbox.store import Container
     from tests.fakes.house import House
 
@@ -147,7 +146,9 @@ async def test_a_start_that_was_not_written_down_is_found_out(
     await again.close()
 
 
-async def test_an_end_is_noticed_also_where_the_rest_of_the_recovery_failed(house: House) -> None:
+async def test_an_end_is_noticed_also_where_the_rest_of_the_recovery_failed(
+    house: House, impatient: None
+) -> None:
     old = await house.create(await house.run_pod())
     again = house.restarted()
     again.points.fail("runtime.state", DeadlineError("runc state hangs"))
@@ -667,82 +668,185 @@ async def test_a_container_without_its_sandbox_is_removed(house: House) -> None:
 # --- each on its own ---------------------------------------------------------------------------------------------
 
 
-async def test_an_object_that_hangs_does_not_hold_the_rest_up(
-    house: House, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server waits for no object longer than this."""
+    monkeypatch.setattr(unfinished_module, "PATIENCE_S", 0.02)
+
+
+async def test_an_object_that_hangs_holds_up_neither_the_others_nor_readiness(
+    house: House, impatient: None
 ) -> None:
-    monkeypatch.setattr(recovery_module, "OBJECT_TIMEOUT_S", 0.05)
     unfinished = make_sandbox("0" * 64, name="unfinished", created_at_ns=0)
     house.sandboxes.create(unfinished)
     fine = await house.run_pod("fine")
     again = house.restarted()
-    hold = again.points.hold("cni.del")
-    failed = counted("sandbox", "failed")
+    hold = again.points.hold("cgroup.kill", everyone=True)
     await again.recovery.run()
     assert again.pods.find(fine.id).state is SandboxState.READY
-    assert counted("sandbox", "failed") == failed + 1
+    # Both are listed, the one as what it is.
+    states = {s.id: s.state for s in again.pods.list_pod_sandbox()}
+    assert states == {fine.id: SandboxState.READY, unfinished.id: SandboxState.NOT_READY}
+    reason = again.pods.find(unfinished.id).status.reason
+    assert "still being recovered: " in reason
+    # Its files say what it is, for the next daemon.
+    assert not json.loads(house.paths.sandbox(unfinished.id).status_file.read_bytes())[
+        "stopped_at_ns"
+    ]
+    await again.start(again.pods.find(fine.id))
     hold.release()
+    await until(lambda: again.sandboxes.get(unfinished.id) is None)
     await again.close()
 
 
-async def test_objects_that_hang_are_waited_for_side_by_side(
-    house: House, monkeypatch: pytest.MonkeyPatch
+async def test_objects_that_hang_are_waited_for_side_by_side_and_give_their_turn_to_the_next(
+    house: House, impatient: None
 ) -> None:
-    monkeypatch.setattr(recovery_module, "OBJECT_TIMEOUT_S", 0.2)
-    for number in range(recovery_module.AT_ONCE):
+    for number in range(2 * unfinished_module.AT_ONCE):
         letters = f"{number:064x}"
         house.sandboxes.create(make_sandbox(letters, name=letters, created_at_ns=number))
+    damaged = make_sandbox("d" * 64, name="damaged", created_at_ns=99)
+    house.sandboxes.create(damaged)
+    house.paths.sandbox(damaged.id).record_file.write_text("{")
     again = house.restarted()
-    hold = again.points.hold("cni.del")
-    began = asyncio.get_running_loop().time()
+    hold = again.points.hold("cgroup.kill", everyone=True)
     await again.recovery.run()
-    assert asyncio.get_running_loop().time() - began < 2 * 0.2
+    assert len(again.pods.list_pod_sandbox()) == 2 * unfinished_module.AT_ONCE
     hold.release()
+    await until(lambda: again.pods.list_pod_sandbox() == [])
+    await until(lambda: again.leftovers() == {})
     await again.close()
 
 
-async def test_what_became_of_the_objects_is_logged_in_sum(house: House) -> None:
-    sandbox = await house.run_pod()
-    await house.start(sandbox)
-    house.stored.create(make_container("d" * 64, name="unfinished", sandbox_id=sandbox.id))
-    with capture_logs() as logs:
-        again = await recovered(house)
-    [line] = [line for line in logs if line["event"] == "recovered"]
-    assert line["outcomes"] == {
-        "container running": 1,
-        "container undone": 1,
-        "sandbox running": 1,
-    }
-    await again.close()
-
-
-async def test_an_object_that_fails_does_not_stop_the_rest(house: House) -> None:
-    sandbox = await house.run_pod()
-    fine = await house.start(sandbox)
-    for letter in "de":
-        house.stored.create(
-            make_container(
-                letter * 64,
-                name=letter,
-                sandbox_id=sandbox.id,
-                created_at_ns=0,
-            )
-        )
+async def test_readiness_has_a_limit_also_where_very_many_hang(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished_module, "ALL_PATIENCE_S", 0.02)
+    monkeypatch.setattr(unfinished_module, "AT_ONCE", 1)
+    for letter in "abc":
+        house.sandboxes.create(make_sandbox(letter * 64, name=letter, created_at_ns=1))
     again = house.restarted()
-    again.points.fail("cgroup.kill", CriShimError("the kernel says no"))
-    failed = counted("container", "failed")
+    hold = again.points.hold("cgroup.kill", everyone=True)
     await again.recovery.run()
-    assert counted("container", "failed") == failed + 2
-    assert again.containers.find(fine.id).state is ContainerState.RUNNING
-    again.points.heal()
-    await again.pods.remove_pod_sandbox(sandbox.id)
+    reasons = [s.status.reason for s in again.pods.list_pod_sandbox()]
+    assert len(reasons) == 3
+    assert reasons[2].endswith("still being recovered: waiting for others")
+    hold.release()
+    await until(lambda: again.pods.list_pod_sandbox() == [])
+    await again.close()
+
+
+async def test_stop_and_remove_of_an_object_that_is_still_undone_join_the_undoing(
+    house: House, impatient: None
+) -> None:
+    unfinished = make_sandbox("0" * 64, name="unfinished", created_at_ns=0)
+    house.sandboxes.create(unfinished)
+    again = house.restarted()
+    hold = again.points.hold("cgroup.kill", everyone=True)
+    await again.recovery.run()
+    calls = [
+        asyncio.ensure_future(call(unfinished.id))
+        for call in (again.pods.stop_pod_sandbox, again.pods.remove_pod_sandbox)
+    ]
+    await asyncio.sleep(0.01)
+    assert not any(call.done() for call in calls)
+    hold.release()
+    await asyncio.gather(*calls)
     assert again.leftovers() == {}
     await again.close()
 
 
-async def test_the_damaged_directory_may_be_there_already(house: House, tmp_path: Path) -> None:
-    (house.paths.root / "damaged").mkdir()
+async def test_whoever_wants_the_name_of_what_is_still_undone_is_told_to_come_again(
+    house: House, impatient: None
+) -> None:
+    again = await house.crashed_at("runtime.start", house.pods.run_pod_sandbox(pod_config(), ""))
+    hold = again.points.hold("cgroup.kill", everyone=True)
+    await again.recovery.run()
+    with pytest.raises(UnavailableError, match=r"taken away \(.* for 0\.\d s\): call again"):
+        await again.run_pod()
+    hold.release()
+    await until(lambda: again.pods.list_pod_sandbox() == [])
+    await again.run_pod()
+    await again.close()
+
+
+async def test_a_container_that_is_still_undone_is_listed_as_exited_until_it_is_gone(
+    house: House, impatient: None
+) -> None:
     sandbox = await house.run_pod()
-    house.paths.sandbox(sandbox.id).record_file.write_text("{")
-    again = await recovered(house)
-    assert len(list((tmp_path / "root/damaged").iterdir())) == 1
+    again = await house.crashed_at("monitor.created", house.create(sandbox))
+    hold = again.points.hold("cgroup.kill", everyone=True)
+    await again.recovery.run()
+    [container] = again.containers.list_containers()
+    assert (container.state, container.status.reason) == (
+        ContainerState.EXITED,
+        "CreateContainerError",
+    )
+    assert "still being recovered: " in container.status.message
+    with pytest.raises(UnavailableError, match="call again"):
+        await again.create(again.pods.find(sandbox.id))
+    hold.release()
+    await until(lambda: again.containers.list_containers() == [])
+    await again.create(again.pods.find(sandbox.id))
+    await again.close()
+
+
+async def test_a_runtime_that_hangs_is_asked_until_it_says_whether_the_container_was_started(
+    house: House, impatient: None
+) -> None:
+    old = await house.create(await house.run_pod())
+    await house.runtime.start(old.id)  # not written down
+    again = house.restarted()
+    hold = again.points.hold("runtime.state")
+    await again.recovery.run()
+    container = again.containers.find(old.id)
+    assert container.state is ContainerState.CREATED
+    again.points.fail("runtime.state", DeadlineError("runc state hangs"))
+    hold.release()
+    await asyncio.sleep(0.01)
+    again.points.heal()
+    await until(lambda: container.state is ContainerState.RUNNING)
+    await again.close()
+
+
+async def test_an_exec_of_the_new_daemon_is_no_leftover(house: House, impatient: None) -> None:
+    container = await house.create(await house.run_pod())
+    exec_dir = house.paths.container(container.id).exec_dir
+    cgroup = house.containers.endings.cgroup_dir(container)
+    old = house.kernel.spawn(("old probe",), cgroup=cgroup)
+    (exec_dir / "old.pid").write_text(str(old.pid))
+    again = house.restarted()
+    hold = again.points.hold("runtime.state")
+    run = asyncio.ensure_future(again.recovery.run())
+    await hold.reached.wait()
+    new = again.kernel.spawn(("new probe",), cgroup=cgroup)
+    (exec_dir / "new.pid").write_text(str(new.pid))
+    hold.release()
+    await run
+    assert (old.pid in again.kernel.processes, new.pid in again.kernel.processes) == (False, True)
+    assert [file.name for file in exec_dir.iterdir()] == ["new.pid"]
+    await again.close()
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+async def test_no_recovery_waits_for_a_plugin_of_the_former_daemon(
+    house: House, *, damaged: bool
+) -> None:
+    if damaged:
+        pod = await house.run_pod()
+        house.paths.sandbox(pod.id).record_file.write_text("{")
+        again = house.restarted()
+    else:
+        again = await house.crashed_at("cni.added", house.pods.run_pod_sandbox(pod_config(), ""))
+    [(_, pod_id, _)] = again.cni.attached
+    again.cni.leftovers.found.add(pod_id)
+    await again.recovery.run()
+    assert again.pods.list_pod_sandbox() == []
+    assert [debt.container_id for debt in again.debts] == [pod_id]
+    await again.run_pod()
+    # It finishes after the pod is gone; then what it has made goes as well.
+    again.cni.leftovers.found.clear()
+    await again.upkeep.pay_debts()
+    assert [debt.container_id for debt in again.debts] == []
+    assert pod_id not in {container_id for _, container_id, _ in again.cni.attached}
     await again.close()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from structlog.testing import capture_logs
 
-from cri_shim.errors import CniPluginError, WrongStateError
+from cri_shim.errors import CniPluginError, DeadlineError, WrongStateError
 from cri_shim.sandbox import upkeep as module
+from cri_shim.sandbox.network import FORMER_PLUGIN
 from cri_shim.sandbox.upkeep import NetworkUpkeep
 from tests.fakes.house import House, pod_config, until
 from tests.fakes.networks import FakeCni
@@ -253,6 +254,7 @@ async def test_garbage_is_collected_at_the_start_and_again_where_that_is_wanted(
         sandboxes=house.sandboxes,
         debts=house.debts,
         operations=house.operations,
+        background=house.background,
         collects_garbage=False,
     )
     async with running(house):
@@ -296,3 +298,65 @@ async def test_all_debts_are_tried_when_that_is_wanted_due_or_not(house: House) 
     house.points.heal()
     await house.upkeep.pay_all()
     assert len(house.debts) == 0
+
+
+# --- plugins of a former daemon ----------------------------------------------------------------------------------
+
+
+async def test_a_del_that_has_to_follow_a_former_daemons_plugin_follows_it_and_holds_up_no_other(
+    house: House,
+) -> None:
+    behind, other = await house.run_pod("behind"), await house.run_pod("other")
+    house.cni.leftovers.found.add(behind.id)
+    hold = house.points.hold("leftover.wait")
+    async with running(house):
+        await hold.reached.wait()
+        await house.pods.stop_pod_sandbox(behind.id)
+        await house.pods.remove_pod_sandbox(behind.id)
+        assert [debt.error for debt in house.debts] == [FORMER_PLUGIN]
+        house.points.fail("cni.del", BUSY)
+        await house.pods.remove_pod_sandbox(other.id)
+        house.points.heal()
+        house.upkeep.wake()
+        await until(lambda: [debt.container_id for debt in house.debts] == [behind.id])
+        assert [a.container_id for a in house.cni.deleted] == [other.id]
+        hold.release()
+        await until(lambda: not len(house.debts))
+    assert [a.container_id for a in house.cni.deleted] == [other.id, behind.id]
+    assert house.leftovers() == {}
+
+
+async def test_a_plugin_that_outlives_being_killed_is_waited_for_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_RETRY_S", 0.01)
+    pod = await house.run_pod()
+    house.cni.leftovers.found.add(pod.id)
+    house.points.fail("leftover.wait", DeadlineError("it hangs in the kernel"))
+    async with running(house):
+        await house.pods.remove_pod_sandbox(pod.id)
+        await until(lambda: house.points.passed.count("leftover.wait") > 2)
+        assert len(house.debts) == 1
+        house.points.heal()
+        await until(lambda: not len(house.debts))
+    assert house.leftovers() == {}
+
+
+async def test_whoever_wants_all_paid_now_gives_a_former_daemons_plugins_no_more_time(
+    house: House,
+) -> None:
+    pod = await house.run_pod()
+    house.cni.leftovers.found.add(pod.id)
+    await house.pods.remove_pod_sandbox(pod.id)
+    await house.upkeep.pay_debts()
+    assert (tries(house), len(house.debts)) == (0, 1)
+    await house.upkeep.pay_all()
+    assert house.points.passed.count("leftover.end") == 1
+    assert house.leftovers() == {}
+
+
+async def test_a_pod_that_a_former_daemons_plugin_works_on_is_not_checked(house: House) -> None:
+    pod, other = await house.run_pod("pod"), await house.run_pod("other")
+    house.cni.leftovers.found.add(pod.id)
+    await house.upkeep.check_attachments()
+    assert {attachment.container_id for attachment in house.cni.checked} == {other.id}
