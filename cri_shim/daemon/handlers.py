@@ -60,6 +60,9 @@ class Handlers:
             kind=HandlerKind.VM if settings.kind == "vm" else HandlerKind.OCI,
             pod_annotations=tuple(settings.pod_annotations),
             container_annotations=tuple(settings.container_annotations),
+            unsafe_annotations=tuple(
+                (features and features.potentially_unsafe_config_annotations) or ()
+            ),
             privileged_without_host_devices=settings.privileged_without_host_devices,
             device_ownership_from_security_context=settings.device_ownership_from_security_context,
             recursive_read_only_mounts=features is not None

@@ -90,6 +90,8 @@ class RuntimeFeatures(msgspec.Struct, frozen=True, rename="camel"):
     linux: LinuxFeatures | None = None
     annotations: dict[str, str] | None = None
     """A runtime's own facts under its own keys."""
+    potentially_unsafe_config_annotations: list[str] | None = None
+    """Annotations that it takes as orders: a key, or with a dot at its end all that begin so."""
 
     @property
     def recursive_read_only_mounts(self) -> bool:

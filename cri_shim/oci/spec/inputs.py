@@ -127,6 +127,8 @@ class HandlerFacts:
     """Shell-style patterns of pod annotations let through to the spec."""
     container_annotations: tuple[str, ...] = ()
     """The same for container annotations."""
+    unsafe_annotations: tuple[str, ...] = ()
+    """Keys, or their beginnings, that the runtime says it takes as orders."""
     privileged_without_host_devices: bool = False
     device_ownership_from_security_context: bool = False
     """Whether requested devices belong to the container's user rather than to whom they belong on the node."""

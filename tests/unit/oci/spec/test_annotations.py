@@ -54,12 +54,57 @@ def test_cve_2024_3154_systemd_property_never_passes_however_wide_the_list() -> 
 
 
 @pytest.mark.parametrize(
-    "key", ["run.oci.hooks.stdout", "run.oci.systemd.subgroup", "run.oci.seccomp.receiver"]
+    "key",
+    [
+        "run.oci.hooks.stdout",
+        "run.oci.systemd.subgroup",
+        "run.oci.seccomp.receiver",
+        "run.oci.pidfd_receiver",
+        "org.systemd.property.ExecStart",
+    ],
 )
 def test_orders_to_the_runtime_about_the_node_never_pass(key: str) -> None:
     evil = {key: "/etc/cron.d/evil"}
+    by_name = HandlerFacts("named", pod_annotations=(key,), container_annotations=(key,))
+    assert not evil.keys() & of_container(evil, by_name, evil).keys()
+    assert not evil.keys() & of_sandbox(evil, by_name).keys()
     assert not evil.keys() & of_container(evil, WIDE_OPEN, evil).keys()
     assert not evil.keys() & of_sandbox(evil, WIDE_OPEN).keys()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("run.oci.handler", "run.oci.keep_original_groups", "run.oci.invented_tomorrow"),
+        *("module.wasm.image/variant", "org.criu.config", "bundle"),
+    ],
+)
+def test_an_order_to_a_runtime_passes_only_where_it_is_named_whole(key: str) -> None:
+    said = {key: "1"}
+    wide = HandlerFacts("wide", container_annotations=("*", f"{key[:8]}*"))
+    assert key not in of_container(said, wide)
+    named = HandlerFacts("named", container_annotations=("*", key))
+    assert of_container(said, named)[key] == "1"
+
+
+def test_what_a_runtime_itself_calls_unsafe_passes_only_where_it_is_named_whole() -> None:
+    said = {"org.example.order.x": "1", "org.example.fine": "2"}
+    handler = replace(WIDE_OPEN, unsafe_annotations=("org.example.order.",))
+    made = of_container(said, handler)
+    assert said.keys() & made.keys() == {"org.example.fine"}
+    handler = replace(handler, container_annotations=("*", "org.example.order.x"))
+    assert said.items() <= of_container(said, handler).items()
+
+
+@pytest.mark.parametrize(
+    "namespace", ["io.katacontainers.", "com.github.containers.virtcontainers.", "dev.gvisor."]
+)
+def test_orders_to_a_sandbox_pass_only_by_a_pattern_of_their_namespace(namespace: str) -> None:
+    said = {f"{namespace}config": "1"}
+    assert not said.keys() & of_sandbox(said, WIDE_OPEN).keys()
+    assert not said.keys() & of_sandbox(said, replace(RUNC, pod_annotations=("io.*",))).keys()
+    allowed = replace(RUNC, pod_annotations=(f"{namespace}*",))
+    assert said.items() <= of_sandbox(said, allowed).items()
 
 
 def test_our_own_keys_can_not_be_forged() -> None:
