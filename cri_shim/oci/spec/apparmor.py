@@ -63,14 +63,16 @@ profile {name} flags=(attach_disconnected,mediate_deleted) {{
   ptrace (trace,read,tracedby,readby) peer={name},
   ptrace (trace,read,tracedby,readby) peer={name}//&*,
 
-  # Settings and events of the node. What is a pod's own in /proc/sys is net.
-  deny /proc/sys/{{abi,crypto,debug,dev,fs,kernel,sunrpc,user,vm}}/** wkl,
-  deny /proc/{{acpi,asound,bus,driver,fs,irq,scsi,tty}}/** wkl,
+  # Settings and events of the node: all but processes (/proc/NUMBER) and /proc/sys, where a pod's own is net.
+  deny /proc/* wkl,
+  deny /proc/{{[^0-9s],s[^y],sy[^s],sys[^/]}}*/** wkl,
+  deny /proc/sys/* wkl,
+  deny /proc/sys/{{[^n],n[^e],ne[^t],net[^/]}}*/** wkl,
   deny /proc/{{kcore,kmem,kpagecgroup,kpagecount,kpageflags,mem,sysrq-trigger}} rwklx,
 
   # The node's devices and file systems. Cgroups are the one part of /sys that containers may own.
-  deny /sys/{{block,bus,class,dev,devices,firmware,hypervisor,kernel,module,power}}/** wklx,
-  deny /sys/fs/[^c]** wklx,
+  deny /sys/{{[^f],f[^s],fs[^/]}}*/** wklx,
+  deny /sys/fs/{{[^c],c[^g],cg[^r]}}** wklx,
   deny /sys/firmware/** r,
   deny /sys/kernel/{{debug,security,tracing}}/** r,
   deny /sys/devices/virtual/powercap/** r,

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -117,8 +118,58 @@ def test_own_profile_denies_mounts_and_the_nodes_settings() -> None:
     for rule in (
         f"profile {DEFAULT_PROFILE} flags=",
         "deny mount,",
-        "deny /sys/fs/[^c]** wklx,",
-        "deny /proc/sys/{abi,",
+        "deny /proc/* wkl,",
         "signal (receive) peer={unconfined,",
     ):
         assert rule in text
+
+
+def denied(path: str, access: str) -> bool:
+    """Whether a rule of our profile denies this access to a path, in AppArmor's globs."""
+    rules = re.findall(r"^  deny (/\S+) ([rwklx]+),$", default_profile_text(), re.MULTILINE)
+    assert len(rules) > 8
+    return any(access in kinds and regular(glob).fullmatch(path) for glob, kinds in rules)
+
+
+def regular(glob: str) -> re.Pattern[str]:
+    found = re.sub(r"\*\*|\*|\{|\}|,|\[\^?[^]]*\]|\.", _element, glob)
+    return re.compile(found)
+
+
+def _element(match: re.Match[str]) -> str:
+    known = {"**": ".*", "*": "[^/]*", "{": "(?:", "}": ")", ",": "|", ".": r"\."}
+    return known.get(match[0], match[0])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/proc/sysrq-trigger", "/proc/mtrr", "/proc/slabinfo", "/proc/swaps", "/proc/kcore"),
+        *("/proc/acpi/wakeup", "/proc/irq/1/smp_affinity", "/proc/dynamic_debug/control"),
+        *("/proc/scsi/scsi", "/proc/sysvipc/shm", "/proc/pressure/cpu", "/proc/fs/xfs/stat"),
+        *("/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/sys/user/max_x"),
+        *("/proc/sys/fs/binfmt_misc/register", "/proc/sys/xen/x", "/proc/sys/abi/vsyscall32"),
+        *("/sys/kernel/uevent_helper", "/sys/module/x/parameters/y", "/sys/fs/bpf/map"),
+        *("/sys/firmware/efi/efivars/x", "/sys/fs/selinux/enforce", "/sys/class/net/eth0/mtu"),
+        "/sys/fs/ext4/sda1/trigger_fs_error",
+    ],
+)
+def test_own_profile_lets_nobody_write_what_is_the_nodes(path: str) -> None:
+    assert denied(path, "w")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/proc/1/oom_score_adj", "/proc/42/task/43/comm", "/proc/9/net/xt_recent/x"),
+        *("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/core/somaxconn"),
+        *("/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/memory/pod/tasks", "/etc/proc", "/data/x"),
+    ],
+)
+def test_own_profile_leaves_what_is_a_containers_own(path: str) -> None:
+    assert not denied(path, "w")
+
+
+@pytest.mark.parametrize("path", ["/proc/meminfo", "/proc/cpuinfo", "/sys/class/net/eth0/mtu"])
+def test_own_profile_lets_everyone_read_what_says_no_more_than_what_the_node_is(path: str) -> None:
+    assert not denied(path, "r")
