@@ -48,11 +48,6 @@ class ObjectPaths:
         return self.root_dir / "work"
 
     @property
-    def etc_dir(self) -> Path:
-        """Generated hostname, hosts and resolv.conf, bind-mounted into containers."""
-        return self.root_dir / "etc"
-
-    @property
     def volumes_dir(self) -> Path:
         """A directory for each VOLUME that the image declares, with what the image has there."""
         return self.root_dir / "volumes"
@@ -63,9 +58,29 @@ class ObjectPaths:
         return self.state_dir / "images"
 
     @property
+    def memory_dir(self) -> Path:
+        """The sandbox's tmpfs, with what its containers share: `shm_dir` and `etc_dir`."""
+        return self.state_dir / "memory"
+
+    @property
     def shm_dir(self) -> Path:
-        """The sandbox's /dev/shm: a tmpfs of its own."""
+        """The sandbox's /dev/shm."""
+        return self.memory_dir / "shm"
+
+    @property
+    def etc_dir(self) -> Path:
+        """Generated hostname, hosts and resolv.conf, bind-mounted into containers."""
+        return self.memory_dir / "etc"
+
+    @property
+    def former_shm_dir(self) -> Path:
+        """Where sandboxes of former versions have their /dev/shm: a tmpfs of its own."""
         return self.state_dir / "shm"
+
+    @property
+    def former_etc_dir(self) -> Path:
+        """Where those have what `etc_dir` has, on disk."""
+        return self.root_dir / "etc"
 
     @property
     def bundle_dir(self) -> Path:

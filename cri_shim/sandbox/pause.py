@@ -1,4 +1,4 @@
-"""The pause container: the process that holds a pod's namespaces, and the pod's /dev/shm.
+"""The pause container: the process that holds a pod's namespaces, and what its containers share.
 
 Each effect is pushed on the caller's `Rollback` first, as everywhere.
 """
@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import host_step
-from cri_shim.host.mounts import mount_tmpfs
-from cri_shim.kernel_call import in_time
 from cri_shim.sandbox.launch import Created, Launch, Launcher
 
 if TYPE_CHECKING:
@@ -17,19 +14,18 @@ if TYPE_CHECKING:
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.rollback import Rollback
+    from cri_shim.sandbox.pod_files import PodFiles
     from cri_shim.sandbox.pod_users import PodUsers
     from cri_shim.sandbox.specs import Specs
     from cri_shim.sandbox.store import Sandbox
-
-SHM_BYTES = 64 << 20
-"""What Docker and every CRI runtime gives a pod's /dev/shm."""
 
 
 class PauseContainers:
     """Creates and starts pause containers."""
 
-    def __init__(self, *, paths: Paths, specs: Specs, launcher: Launcher) -> None:
+    def __init__(self, *, paths: Paths, files: PodFiles, specs: Specs, launcher: Launcher) -> None:
         self._paths = paths
+        self._files = files
         self._specs = specs
         self._launcher = launcher
 
@@ -45,29 +41,17 @@ class PauseContainers:
 
         Raises what `Launcher` and the runtime's start raise.
         """
-        paths = self._paths.sandbox(sandbox.id)
         launch = Launch(
             object_id=sandbox.id,
             pod_id=sandbox.id,
-            paths=paths,
+            paths=self._paths.sandbox(sandbox.id),
             runtime=runtime,
             place=self._specs.place(sandbox.record.cgroup_parent, sandbox.id),
             layers=sandbox.record.layers,
             label=sandbox.record.labels.files,
         )
         await self._launcher.mount_rootfs(launch, rollback, users)
-        with host_step(f"sandbox {sandbox.id}: making its /dev/shm"):
-            paths.shm_dir.mkdir(mode=0o700)
-            await in_time(
-                "mounting /dev/shm",
-                mount_tmpfs,
-                paths.shm_dir,
-                size_bytes=SHM_BYTES,
-                mode=0o1777,
-                noexec=True,
-                owner=users.root if users else (0, 0),
-                label=launch.label,
-            )
+        await self._files.make(sandbox)
         spec = await self._specs.sandbox_spec(sandbox, image, users)
         created = await self._launcher.create(launch, spec, rollback)
         await runtime.start(sandbox.id)

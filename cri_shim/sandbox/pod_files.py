@@ -1,7 +1,9 @@
-"""The files a pod's containers share: hostname, hosts, resolv.conf; and the directory for their logs.
+"""What a pod's containers share: hostname, hosts and resolv.conf, /dev/shm, and the directory for their logs.
 
-Rules: they are made once per sandbox, below its persistent directory, and bind-mounted; what a client puts in is
-checked byte by byte, since one newline would add a line of the client's choosing.
+Rules:
+- The files are made once per sandbox and bind-mounted. Containers may change them, as with other runtimes: so they are
+  on the tmpfs that /dev/shm is on, whose size bounds them and whose pages count as the memory of who writes them.
+- What a client puts in is checked byte by byte, since one newline would add a line of the client's choosing.
 """
 
 from __future__ import annotations
@@ -14,19 +16,21 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
-from cri_shim.kernel_call import in_time_for, working_on
+from cri_shim.host.mounts import mount_tmpfs
+from cri_shim.kernel_call import in_time, in_time_for, working_on
 from cri_shim.oci.spec.sandbox import checked_hostname
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.network import has_host_network
 from cri_shim.sandbox.pod_users import root_of
-from cri_shim.sandbox.selinux import label_files
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1 import api_pb2 as api
-    from cri_shim.paths import Paths
+    from cri_shim.paths import ObjectPaths, Paths
     from cri_shim.sandbox.store import Sandbox
 
 MAX_HOST_FILE_BYTES = 1 << 20
+MEMORY_BYTES = 64 << 20
+"""What Docker and every CRI runtime gives a pod's /dev/shm; here with the files."""
 _WORD = re.compile(r"[!-~]+")
 _FALLBACK_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -63,35 +67,48 @@ class PodFiles:
             return socket.gethostname()
         return checked_hostname(hostname)
 
-    async def prepare(self, sandbox: Sandbox) -> None:
-        """Make the files, and the directory for the logs of the pod's containers.
+    async def make_log_directory(self, sandbox: Sandbox) -> None:
+        """The directory for the logs of the pod's containers.
 
-        Raises ResourceExhaustedError when a disk won't have them, DeadlineError when one doesn't answer, CriShimError.
+        Raises ResourceExhaustedError when its disk won't have it, DeadlineError when that doesn't answer, CriShimError.
         """
-        self.write(sandbox)
         if directory := sandbox.config.log_directory:
             await in_time_for(
                 f"pod {sandbox.id}", "making the log directory", _make_log_directory, directory
             )
 
-    def write(self, sandbox: Sandbox) -> None:
-        """Make the files, which the pod's root may change.
+    async def make(self, sandbox: Sandbox) -> None:
+        """Make the files, which the pod's root may change, and its /dev/shm; the undo is that of all its mounts.
 
-        Raises ResourceExhaustedError when the disk won't have them.
+        Raises ResourceExhaustedError when the kernel has no memory for them, DeadlineError when it does not answer.
         """
+        with host_step(f"sandbox {sandbox.id}: making its /dev/shm and its files"):
+            await in_time("mounting /dev/shm", self._make, sandbox)
+
+    def _make(self, sandbox: Sandbox) -> None:
         owner = root_of(sandbox)
-        etc_dir = self._paths.sandbox(sandbox.id).etc_dir
-        with host_step(f"sandbox {sandbox.id}: writing its files"):
-            etc_dir.mkdir(mode=0o755)
-            for name, content in (
-                ("hostname", f"{sandbox.record.hostname}\n".encode()),
-                ("hosts", self._host_file("hosts", _FALLBACK_HOSTS)),
-                ("resolv.conf", self._resolv_conf(sandbox.config)),
-            ):
-                write_atomic(etc_dir / name, content, mode=0o644)
-                if owner is not None:
-                    os.chown(etc_dir / name, *owner)
-                label_files([etc_dir / name], sandbox.record.labels.files)
+        paths, label = self._paths.sandbox(sandbox.id), sandbox.record.labels.files
+        paths.memory_dir.mkdir(mode=0o700)
+        mount_tmpfs(
+            paths.memory_dir,
+            size_bytes=MEMORY_BYTES,
+            mode=0o755,
+            noexec=True,
+            owner=owner or (0, 0),
+            label=label,
+        )
+        paths.shm_dir.mkdir()
+        paths.shm_dir.chmod(0o1777)
+        paths.etc_dir.mkdir(mode=0o755)
+        for name, content in (
+            ("hostname", f"{sandbox.record.hostname}\n".encode()),
+            ("hosts", self._host_file("hosts", _FALLBACK_HOSTS)),
+            ("resolv.conf", self._resolv_conf(sandbox.config)),
+        ):
+            write_atomic(paths.etc_dir / name, content, mode=0o644)
+        if owner is not None:
+            for path in (paths.shm_dir, *paths.etc_dir.iterdir()):
+                os.chown(path, *owner)
 
     def _resolv_conf(self, config: api.PodSandboxConfig) -> bytes:
         dns = config.dns_config
@@ -116,3 +133,10 @@ def _make_log_directory(directory: str) -> None:
     working_on("config.log_directory", directory)
     with host_step(f"config.log_directory: making {quoted(directory)}"):
         Path(directory).mkdir(parents=True, exist_ok=True, mode=0o755)
+
+
+def shared_dirs(paths: ObjectPaths) -> tuple[Path, Path]:
+    """The sandbox's /dev/shm, and the directory of its files, also of a sandbox that a former version has made."""
+    if paths.former_etc_dir.is_dir():  # which no container can make
+        return paths.former_shm_dir, paths.former_etc_dir
+    return paths.shm_dir, paths.etc_dir

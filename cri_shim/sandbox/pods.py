@@ -91,7 +91,7 @@ class Pods:
         self._paths = paths
         self._store = store
         self._runtime_of = runtime_of
-        self._pause = PauseContainers(paths=paths, specs=specs, launcher=launcher)
+        self._pause = PauseContainers(paths=paths, files=files, specs=specs, launcher=launcher)
         self._network = network
         self._files = files
         self._pause_image = pause_image
@@ -157,7 +157,7 @@ class Pods:
             # 1. The record, before any effect.
             rollback.push("record", lambda: self._forget_failed(sandbox, rollback))
             self._store.create(sandbox)
-            await self._files.prepare(sandbox)
+            await self._files.make_log_directory(sandbox)
             own_network = not has_host_network(config)
             async with new_pod_users(sandbox, self._reaper, with_network=own_network) as users:
                 # 2. The namespace that both sides need.

@@ -49,6 +49,7 @@ from cri_shim.sandbox.host_paths import (
 )
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.sandbox.node import MAX_PROFILE_BYTES, device_nodes, host_devices
+from cri_shim.sandbox.pod_files import shared_dirs
 from cri_shim.sandbox.pod_users import mappings_of, root_of
 from cri_shim.sandbox.provisions import Provisions
 
@@ -317,6 +318,7 @@ class Specs:
         security = sandbox.config.linux.security_context
         host_ipc = security.namespace_options.ipc == api.NODE
         process = sandbox.status.process
+        shm_dir, etc_dir = shared_dirs(paths)
         return SandboxFacts(
             id=sandbox.id,
             name=record.metadata.name,
@@ -328,10 +330,10 @@ class Specs:
             users=mappings_of(sandbox),
             host_ipc=host_ipc,
             privileged=security.privileged,
-            shm_dir=None if host_ipc else str(paths.shm_dir),
-            hostname_file=str(paths.etc_dir / "hostname"),
-            hosts_file=str(paths.etc_dir / "hosts"),
-            resolv_conf_file=str(paths.etc_dir / "resolv.conf"),
+            shm_dir=None if host_ipc else str(shm_dir),
+            hostname_file=str(etc_dir / "hostname"),
+            hosts_file=str(etc_dir / "hosts"),
+            resolv_conf_file=str(etc_dir / "resolv.conf"),
             annotations=dict(sandbox.config.annotations),
             labels=record.labels,
         )

@@ -205,6 +205,45 @@ def test_shm_is_64_mebibytes_for_everyone_in_the_pod_and_nobody_else(
     assert stranger.says("ls /dev/shm") == ""
 
 
+@pytest.mark.parametrize("name", ["resolv.conf", "hosts", "hostname"])
+def test_a_file_of_the_pod_can_be_changed_and_not_grown_beyond_its_memory(
+    client: Client, image: str, daemon: Daemon, name: str
+) -> None:
+    pod = Pod.run(client, image)
+    on_disk = disk_use(daemon.root / "sandboxes" / pod.id)
+    said = pod.says(
+        f"echo '# mine' >> /etc/{name} && tail -n 1 /etc/{name};"
+        f"dd if=/dev/zero bs=1M count=80 of=/etc/{name} 2>&1 | grep -o 'No space left on device';"
+        f"stat -c %s /etc/{name}; : > /etc/{name} && echo small > /etc/{name} && cat /etc/{name}"
+    )
+    mine, refusal, size, small = said.splitlines()
+    assert (mine, refusal, small) == ("# mine", "No space left on device", "small")
+    assert 60 << 20 < int(size) <= 64 << 20
+    assert disk_use(daemon.root / "sandboxes" / pod.id) - on_disk < 1 << 20
+    # The pod's other containers see it, no other pod does.
+    assert pod.says(f"cat /etc/{name}") == "small\n"
+
+
+def test_what_grows_a_file_of_the_pod_is_memory_of_the_container_that_writes_it(
+    client: Client, image: str
+) -> None:
+    pod = Pod.run(client, image)
+    container = pod.sleeper()
+
+    def memory_use() -> int:
+        request = api.ContainerStatsRequest(container_id=container)
+        used: int = client.runtime.ContainerStats(request).stats.memory.usage_bytes.value
+        return used
+
+    before = memory_use()
+    pod.asks(container, "dd if=/dev/zero bs=1M count=8 of=/etc/resolv.conf 2>&1")
+    assert memory_use() - before > 7 << 20
+
+
+def disk_use(directory: Path) -> int:
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*"))
+
+
 def test_network_sysctls_are_set_inside_only(client: Client, image: str) -> None:
     name = "net/ipv4/ip_unprivileged_port_start"
     outside = Path("/proc/sys", name).read_text()

@@ -67,6 +67,10 @@ class ImageMount:
     """Not checked yet."""
 
 
+_POD_FILE = ("rprivate", "nosuid", "noexec", "nodev")
+"""Of the tmpfs that they are on: in a user namespace no mount of it can be without."""
+
+
 def image_mounts(config: ContainerConfig) -> list[ImageMount]:
     """The requested mounts of images.
 
@@ -125,7 +129,7 @@ def build_sandbox_mounts(sandbox: SandboxFacts, *, host_ipc: bool) -> list[Spec]
     if (shm := _shm_source(sandbox, host_ipc=host_ipc)) is not None:
         mounts.append(_bind(shm, "/dev/shm", ["rprivate"]))  # noqa: S108
     if sandbox.resolv_conf_file is not None:
-        mounts.append(_bind(sandbox.resolv_conf_file, "/etc/resolv.conf", ["rprivate", "ro"]))
+        mounts.append(_bind(sandbox.resolv_conf_file, "/etc/resolv.conf", [*_POD_FILE, "ro"]))
     return mounts
 
 
@@ -281,7 +285,7 @@ def _default_mounts(
     ]
     if (shm := _shm_source(sandbox, host_ipc=host_ipc)) is not None:
         mounts.append(_bind(shm, "/dev/shm", ["rprivate"]))  # noqa: S108
-    file_options = ["rprivate", "ro"] if read_only_files else ["rprivate"]
+    file_options = [*_POD_FILE, "ro"] if read_only_files else _POD_FILE
     for source, path in (
         (sandbox.hostname_file, "/etc/hostname"),
         (sandbox.hosts_file, "/etc/hosts"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import CriShimError, InvalidArgumentError
 from cri_shim.paths import Paths
-from cri_shim.sandbox.pod_files import MAX_HOST_FILE_BYTES, PodFiles
+from cri_shim.sandbox import pod_files as module
+from cri_shim.sandbox.pod_files import MAX_HOST_FILE_BYTES, PodFiles, shared_dirs
 from tests.fakes.house import pod_config
 from tests.unit.sandbox.records import make_sandbox
 
@@ -30,14 +32,16 @@ class Node:
 
     def write(self, config: api.PodSandboxConfig) -> dict[str, str]:
         sandbox = make_sandbox(config=config)
-        self.paths.sandbox(sandbox.id).root_dir.mkdir(parents=True)
-        asyncio.run(self.files.prepare(sandbox))
+        self.paths.sandbox(sandbox.id).state_dir.mkdir(parents=True)
+        asyncio.run(self.files.make(sandbox))
         etc = self.paths.sandbox(sandbox.id).etc_dir
         return {path.name: path.read_text() for path in sorted(etc.iterdir())}
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """Without the mount: files are made where it would be."""
+    monkeypatch.setattr(module, "mount_tmpfs", lambda *_, **__: None)
     return Node(tmp_path)
 
 
@@ -141,12 +145,32 @@ def test_a_log_directory_is_absolute_and_climbs_nowhere(node: Node, directory: s
 
 def test_the_log_directory_is_made(node: Node, tmp_path: Path) -> None:
     logs = tmp_path / "logs" / "default_web"
-    config = pod_config(log_directory=str(logs))
-    assert node.files.check(config) == "web"
-    node.write(config)
+    sandbox = make_sandbox(config=pod_config(log_directory=str(logs)))
+    asyncio.run(node.files.make_log_directory(sandbox))
+    asyncio.run(node.files.make_log_directory(sandbox))
     assert logs.is_dir()
 
 
 def test_files_that_cannot_be_written_are_said(node: Node) -> None:
-    with pytest.raises(CriShimError, match="writing its files"):
-        node.files.write(make_sandbox())  # its directory is not there
+    with pytest.raises(CriShimError, match="making its /dev/shm and its files"):
+        asyncio.run(node.files.make(make_sandbox()))  # its directory is not there
+
+
+def test_they_are_on_a_tmpfs_of_bounded_size(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted = []
+    monkeypatch.setattr(
+        module, "mount_tmpfs", lambda target, **how: mounted.append((target, how["size_bytes"]))
+    )
+    node.write(pod_config())
+    paths = node.paths.sandbox("5" * 64)
+    assert mounted == [(paths.memory_dir, 64 << 20)]
+    shm_dir, etc_dir = shared_dirs(paths)
+    assert {shm_dir.parent, etc_dir.parent} == {paths.memory_dir}
+    assert stat.S_IMODE(shm_dir.stat().st_mode) == 0o1777
+
+
+def test_pods_of_former_versions_keep_their_places(node: Node) -> None:
+    paths = node.paths.sandbox("5" * 64)
+    former = paths.root_dir / "etc"
+    former.mkdir(parents=True)
+    assert shared_dirs(paths) == (paths.state_dir / "shm", former)

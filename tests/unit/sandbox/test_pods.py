@@ -459,7 +459,7 @@ async def test_everything_of_a_pod_with_users_of_its_own_is_made_in_terms_of_the
     assert house.kernel.user_namespaces == []
     assert list(house.kernel.netns_fds.values()) == [NETNS_FD]
     assert house.kernel.mapped == {paths.rootfs_dir}
-    assert house.kernel.owners[paths.shm_dir] == root
+    assert house.kernel.owners[paths.memory_dir] == root
     assert stat.S_IMODE(paths.state_dir.stat().st_mode) == 0o710
     assert house.points.passed.index("userns.made") < house.points.passed.index("netns.create")
     container = await house.start(sandbox)

@@ -57,7 +57,7 @@ def test_ordinary_container_has_the_usual_file_systems_read_only_where_they_are_
     assert "ro" in mounts["/sys"]["options"]
     assert "ro" in mounts["/sys/fs/cgroup"]["options"]
     assert mounts["/dev/shm"]["source"] == GOLDEN_PLACE.shm
-    assert mounts["/etc/hosts"]["options"] == ["rbind", "rprivate"]
+    assert mounts["/etc/hosts"]["options"] == ["rbind", "rprivate", "nosuid", "noexec", "nodev"]
 
 
 def test_privileged_container_may_write_sys_and_its_cgroup() -> None:
