@@ -157,13 +157,14 @@ class Attempts:
 
     async def each(self, *steps: Callable[[], Awaitable[None]]) -> bool:
         """Try them in order; whether all of these succeeded."""
-        before = len(self._failures)
+        succeeded = True  # of these: others may be tried at the same time
         for take_away in steps:
             try:
                 await take_away()
             except (CriShimError, OSError) as error:
                 self._failures.append(error)
-        return len(self._failures) == before
+                succeeded = False
+        return succeeded
 
     def finish(self, object_id: str) -> None:
         """Raise the first failure, if there was one; the others are logged."""
