@@ -3,7 +3,7 @@
 Rules of the file:
 - Everything goes to one stream (standard error), one event a line; a stream that can't be written to is no
   reason to stop, so such an event is dropped.
-- The level can change while running, for loggers that exist already too, and an event below it costs one comparison.
+- The level can change while running, for loggers that exist already too.
 - What the standard library's `logging` is given (asyncio, grpc, libraries) comes out the same way.
 - IDs travel in context variables (`log_context`), so that code deep below needs no logger passed down.
 
@@ -114,7 +114,8 @@ def configure(*, level: str, format: str = "auto", stream: TextIO | None = None)
         ],
         wrapper_class=LevelLogger,
         logger_factory=lambda *_: _Sink(stream),
-        # A cached logger would keep the stream and the form of its first use; this costs it 1 µs a call.
+        # A cached logger would keep the stream and the form of its first use; this costs it some µs a call, also of an
+        # event that is not written: see `is_shown`.
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -130,6 +131,11 @@ def set_level(level: str) -> None:
     _threshold = LEVELS[level]
     # Libraries' debug output (a line per socket event) is never asked for by "debug" here.
     logging.getLogger().setLevel(max(_threshold, logging.INFO))
+
+
+def is_shown(level: str) -> bool:
+    """Whether events of that level are written now; for callers to whom making an event's values is a cost."""
+    return LEVELS[level] >= _threshold
 
 
 def log_context(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
@@ -38,8 +39,9 @@ _ID_FIELDS: Final = {
 }
 
 
-class MethodName(NamedTuple):
-    """A method as metrics and logs name it."""
+@dataclass(frozen=True)
+class MethodName:
+    """A method as metrics and logs name it, and what follows from its name: found out once."""
 
     service: str
     method: str
@@ -50,27 +52,27 @@ class MethodName(NamedTuple):
         service, _, method = path.removeprefix("/").partition("/")
         return cls(service, method)
 
-    @property
+    @cached_property
     def is_cri(self) -> bool:
         """Whether it belongs to CRI, of either version."""
         return self.service.startswith("runtime.")
 
-    @property
+    @cached_property
     def is_cri_v1(self) -> bool:
         """Whether it belongs to the API that kubelet speaks today."""
         return self.service.startswith("runtime.v1.")
 
-    @property
+    @cached_property
     def is_about_the_server(self) -> bool:
         """Whether it is answered before recovery is done and while the server stops."""
         return self.service.startswith(_ABOUT_THE_SERVER) or self.method in _ALWAYS_ANSWERED
 
-    @property
+    @cached_property
     def only_looks(self) -> bool:
         """Whether it changes nothing."""
         return self.is_quiet and self.method != "ExecSync"
 
-    @property
+    @cached_property
     def is_quiet(self) -> bool:
         """Whether its successes are noise in a log."""
         return (
@@ -115,9 +117,9 @@ class Call:
 
     def count(self, seconds: float) -> None:
         """Put it into the metrics."""
-        service, method = self.name
-        metrics.GRPC_REQUESTS.labels(service, method, self.code.name).inc()
-        metrics.GRPC_REQUEST_SECONDS.labels(service, method).observe(seconds)
+        name = self.name
+        metrics.GRPC_REQUESTS.labels(name.service, name.method, self.code.name).inc()
+        metrics.GRPC_REQUEST_SECONDS.labels(name.service, name.method).observe(seconds)
 
 
 def subject_of(message: Message) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 Rules:
 - An RPC's name in snake case is the method's name: `RunPodSandbox` -> `run_pod_sandbox(request)`. A method takes the
-  request, or an iterator of requests where the RPC streams them, and returns the response; where the RPC streams
-  responses it takes `send` as well, awaits it for each, and returns nothing. A `send` under way must be awaited to
-  its end: grpc does not finish a call of which a write was cancelled, unless the whole call is.
+  request, or an iterator of requests where the RPC streams them, and returns the response, as a message or as its
+  bytes (`encoded`); where the RPC streams responses it takes `send` as well, awaits it for each, and returns nothing.
+  A `send` under way must be awaited to its end: grpc does not finish a call of which a write was cancelled, unless
+  the whole call is.
 - An RPC that the object has no method for answers UNIMPLEMENTED with a sentence; nothing is written out for it.
 - v1 is the base: `runtime.v1alpha2` is the same objects and the same v1 messages under the older names. Each message of
   v1alpha2 is a subset of its v1 namesake on the wire.
@@ -23,6 +24,7 @@ from cri_shim._pb.admin.v1 import admin_pb2
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2_pb2
 from cri_shim.errors import UnsupportedError
+from cri_shim.rpc.encoded import encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +111,7 @@ def _method_handler(method: MethodDescriptor, servicer: object) -> grpc.RpcMetho
     handler: grpc.RpcMethodHandler[Any, Any] = make(
         call,
         GetMessageClass(method.input_type).FromString,
-        GetMessageClass(method.output_type).SerializeToString,
+        encoder(GetMessageClass(method.output_type)),
     )
     return handler
 

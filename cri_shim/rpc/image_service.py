@@ -19,11 +19,12 @@ from cri_shim.rpc.runtime_service import json_text
 from cri_shim.rpc.translate_images import credentials, image_entry, image_info
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from cri_shim.image.credentials import Credentials
     from cri_shim.image.model import Image
+    from cri_shim.rpc.pieces import Send
 
 
 class DiskUsage(Protocol):
@@ -92,14 +93,10 @@ class ImageService:
     async def stream_images(
         self,
         request: api.StreamImagesRequest,
-        send: Callable[[api.StreamImagesResponse], Awaitable[None]],
+        send: Send,
     ) -> None:
         """The same in pieces: for more images than one message can hold."""
-        await send_in_pieces(
-            map(image_entry, self._selected(request.filter)),
-            lambda piece: api.StreamImagesResponse(images=piece),
-            send,
-        )
+        await send_in_pieces(map(_streamed, self._selected(request.filter)), send)
 
     def _selected(self, filter_: api.ImageFilter) -> Sequence[Image]:
         """Only the filter's `image.image` counts: the images of this node are the same for every runtime handler."""
@@ -156,3 +153,7 @@ class ImageService:
             used_bytes=api.UInt64Value(value=usage.used_bytes),
             inodes_used=api.UInt64Value(value=usage.inodes),
         )
+
+
+def _streamed(image: Image) -> bytes:
+    return api.StreamImagesResponse(images=[image_entry(image)]).SerializeToString()

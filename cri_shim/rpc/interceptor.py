@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from cri_shim import metrics
 from cri_shim.errors import InvalidArgumentError, ResourceExhaustedError
-from cri_shim.log import log_context
+from cri_shim.log import is_shown, log_context
 from cri_shim.rpc.calls import Call, MethodName
 from cri_shim.rpc.redaction import redacted
 from cri_shim.rpc.request_limits import check_parts, check_size
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from cri_shim.rpc.encoded import Encoded
     from cri_shim.rpc.gate import Gate
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -89,7 +90,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 answer = behaviour(request, context)
                 if not handler.response_streaming:
                     message = await answer
-                    call.notice(message)
+                    if not isinstance(
+                        message, bytes
+                    ):  # what is encoded already is a list: about nobody alone
+                        call.notice(message)
                     return self._encoded(codec, message)
                 if hasattr(answer, "__aiter__"):
                     # grpc's reflection: closed here, in this task, should the client go away between two messages.
@@ -144,10 +148,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _noticed(self, call: Call, request: Message) -> Message:
         call.notice(request)
-        log.debug("request", rpc=call.name.method, request=_Shown(request))
+        if is_shown("debug"):
+            log.debug("request", rpc=call.name.method, request=_Shown(request))
         return request
 
-    def _encoded(self, codec: _Codec, message: Message) -> bytes:
+    def _encoded(self, codec: _Codec, message: Message | Encoded) -> bytes:
         raw: bytes = codec.encode(message)
         if len(raw) > self._max_message_bytes:
             raise ResourceExhaustedError(
@@ -159,6 +164,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _report(self, call: Call) -> None:
         seconds = call.seconds
         call.count(seconds)
+        if not is_shown(call.level):
+            return
         fields: dict[str, object] = {
             "rpc": call.name.method,
             "code": call.code.name,

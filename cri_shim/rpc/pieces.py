@@ -8,31 +8,28 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
+
+from cri_shim.rpc.encoded import Encoded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from google.protobuf.message import Message
+    Send = Callable[[Encoded], Awaitable[None]]
 
 PIECE_BYTES: Final = 1 << 19
 """Of entries in one message, unless a single one is longer; `limits.grpc_message` is at least twice that."""
-E = TypeVar("E", bound="Message")
-M = TypeVar("M", bound="Message")
 
 
-async def send_in_pieces(
-    entries: Iterable[E], wrap: Callable[[list[E]], M], send: Callable[[M], Awaitable[None]]
-) -> None:
-    """Send all entries, in order, each message made by `wrap` from some of them."""
-    piece: list[E] = []
+async def send_in_pieces(entries: Iterable[bytes], send: Send) -> None:
+    """Send all entries, in order, several in a message; each is the encoding of a message with this entry alone."""
+    piece: list[bytes] = []
     size = 0
     for entry in entries:
-        entry_bytes = entry.ByteSize()
-        if piece and size + entry_bytes > PIECE_BYTES:
-            await send(wrap(piece))
+        if piece and size + len(entry) > PIECE_BYTES:
+            await send(Encoded(b"".join(piece)))
             piece, size = [], 0
         piece.append(entry)
-        size += entry_bytes
+        size += len(entry)
     if piece:
-        await send(wrap(piece))
+        await send(Encoded(b"".join(piece)))

@@ -21,13 +21,15 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import InvalidArgumentError, NotFoundError
 from cri_shim.rpc import translate_containers as containers_
 from cri_shim.rpc import translate_pods as pods_
+from cri_shim.rpc.encoded import Encoded
 from cri_shim.rpc.fields import require
 from cri_shim.rpc.pieces import send_in_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from cri_shim.rpc.pieces import Send
     from cri_shim.rpc.use_cases import Containers, Pods, Stats, Streams
     from cri_shim.sandbox.stats import ContainerUsage
 
@@ -215,27 +217,17 @@ class RuntimeService:
             response.info["info"] = json_text(self.pods.verbose_info(sandbox))
         return response
 
-    async def list_pod_sandbox(
-        self, request: api.ListPodSandboxRequest
-    ) -> api.ListPodSandboxResponse:
+    async def list_pod_sandbox(self, request: api.ListPodSandboxRequest) -> Encoded:
         """All sandboxes that the filter lets through."""
-        response = api.ListPodSandboxResponse()
         chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
-        response.items.extend(map(pods_.pod_sandbox, chosen))
-        return response
+        return Encoded(b"".join(map(pods_.list_entry, chosen)))
 
     async def stream_pod_sandboxes(
-        self,
-        request: api.StreamPodSandboxesRequest,
-        send: Callable[[api.StreamPodSandboxesResponse], Awaitable[None]],
+        self, request: api.StreamPodSandboxesRequest, send: Send
     ) -> None:
         """The same in pieces: for more sandboxes than one message can hold."""
-        chosen = list(pods_.selected(self.pods.list_pod_sandbox(), request.filter))
-        await send_in_pieces(
-            map(pods_.pod_sandbox, chosen),
-            lambda piece: api.StreamPodSandboxesResponse(pod_sandboxes=piece),
-            send,
-        )
+        chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
+        await send_in_pieces(map(pods_.list_entry, chosen), send)
 
     # --- containers ----------------------------------------------------------------------------------------------
 
@@ -281,27 +273,15 @@ class RuntimeService:
         await self.containers.remove_container(request.container_id)
         return api.RemoveContainerResponse()
 
-    async def list_containers(
-        self, request: api.ListContainersRequest
-    ) -> api.ListContainersResponse:
+    async def list_containers(self, request: api.ListContainersRequest) -> Encoded:
         """All containers that the filter lets through."""
-        response = api.ListContainersResponse()
         chosen = containers_.selected(self.containers.list_containers(), request.filter)
-        response.containers.extend(map(containers_.container_entry, chosen))
-        return response
+        return Encoded(b"".join(map(containers_.list_entry, chosen)))
 
-    async def stream_containers(
-        self,
-        request: api.StreamContainersRequest,
-        send: Callable[[api.StreamContainersResponse], Awaitable[None]],
-    ) -> None:
+    async def stream_containers(self, request: api.StreamContainersRequest, send: Send) -> None:
         """The same in pieces: for more containers than one message can hold."""
-        chosen = list(containers_.selected(self.containers.list_containers(), request.filter))
-        await send_in_pieces(
-            map(containers_.container_entry, chosen),
-            lambda piece: api.StreamContainersResponse(containers=piece),
-            send,
-        )
+        chosen = containers_.selected(self.containers.list_containers(), request.filter)
+        await send_in_pieces(map(containers_.list_entry, chosen), send)
 
     async def container_status(
         self, request: api.ContainerStatusRequest
@@ -392,32 +372,31 @@ class RuntimeService:
         usages = await self.stats.container_stats([container])
         if not usages:
             raise NotFoundError("container", request.container_id, "it was removed meanwhile")
-        return api.ContainerStatsResponse(stats=self._encoded(usages[0]))
+        return api.ContainerStatsResponse(stats=self._container_stats(usages[0]))
 
     async def list_container_stats(
         self, request: api.ListContainerStatsRequest
     ) -> api.ListContainerStatsResponse:
         """What the containers that the filter lets through use."""
-        chosen = list(containers_.selected(self.containers.list_containers(), request.filter))
+        chosen = containers_.selected(self.containers.list_containers(), request.filter)
         usages = await self.stats.container_stats(chosen)
-        return api.ListContainerStatsResponse(stats=map(self._encoded, usages))
+        return api.ListContainerStatsResponse(stats=map(self._container_stats, usages))
 
     async def stream_container_stats(
-        self,
-        request: api.StreamContainerStatsRequest,
-        send: Callable[[api.StreamContainerStatsResponse], Awaitable[None]],
+        self, request: api.StreamContainerStatsRequest, send: Send
     ) -> None:
         """The same in pieces."""
-        chosen = list(containers_.selected(self.containers.list_containers(), request.filter))
+        chosen = containers_.selected(self.containers.list_containers(), request.filter)
         usages = await self.stats.container_stats(chosen)
-        await send_in_pieces(
-            map(self._encoded, usages),
-            lambda piece: api.StreamContainerStatsResponse(container_stats=piece),
-            send,
-        )
+        await send_in_pieces(map(self._streamed, usages), send)
 
-    def _encoded(self, usage: ContainerUsage) -> api.ContainerStats:
+    def _container_stats(self, usage: ContainerUsage) -> api.ContainerStats:
         return containers_.container_stats(usage, mountpoint=str(self.layers_mountpoint))
+
+    def _streamed(self, usage: ContainerUsage) -> bytes:
+        return api.StreamContainerStatsResponse(
+            container_stats=[self._container_stats(usage)]
+        ).SerializeToString()
 
 
 def json_text(document: object) -> str:

@@ -1,23 +1,23 @@
-"""Containers and their usage as CRI messages. Pure; entries of ListContainers are kept as those of sandboxes are."""
+"""Containers and their usage as CRI messages. Pure, but that a container keeps its encoded entry as sandboxes do."""
 
 from __future__ import annotations
 
 import signal
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.rpc.encoded import kept
 from cri_shim.rpc.translate_pods import has_labels
 from cri_shim.sandbox.container_resources import resources_in_force
 from cri_shim.sandbox.model import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Sequence
 
     from google.protobuf.message import Message
 
     from cri_shim.host.cgroups.usage import CgroupStats
-    from cri_shim.sandbox.model import ContainerMetadata, ContainerStatus
+    from cri_shim.sandbox.model import ContainerMetadata
     from cri_shim.sandbox.stats import ContainerUsage
     from cri_shim.sandbox.store import Container
 
@@ -33,16 +33,19 @@ _LAST_SIGNAL: Final = 64
 """From glibc's SIGRTMIN up to SIGRTMAX, CRI's enum counts on without gaps."""
 
 
-_entries: WeakKeyDictionary[Container, tuple[ContainerStatus, api.Container]] = WeakKeyDictionary()
+def list_entry(container: Container) -> bytes:
+    """A ListContainersResponse of this container alone, encoded; a StreamContainersResponse is the same on the wire."""
+    return kept(container, _encoded_entry)
+
+
+def _encoded_entry(container: Container) -> bytes:
+    return api.ListContainersResponse(containers=[container_entry(container)]).SerializeToString()
 
 
 def container_entry(container: Container) -> api.Container:
-    """The entry of ListContainers. The message is shared: callers must not change it."""
-    kept = _entries.get(container)
-    if kept is not None and kept[0] is container.status:
-        return kept[1]
+    """What ListContainers tells about a container."""
     record, config = container.record, container.config
-    entry = api.Container(
+    return api.Container(
         id=record.id,
         pod_sandbox_id=record.sandbox_id,
         metadata=metadata(record.metadata),
@@ -54,8 +57,6 @@ def container_entry(container: Container) -> api.Container:
         labels=config.labels,
         annotations=config.annotations,
     )
-    _entries[container] = (container.status, entry)
-    return entry
 
 
 def container_status(container: Container) -> api.ContainerStatus:
@@ -144,21 +145,21 @@ def stop_signal(number: int) -> api.Signal.ValueType:
 
 
 def selected(
-    containers: Iterable[Container],
+    containers: Sequence[Container],
     filter_: api.ContainerFilter | api.ContainerStatsFilter,
-) -> Iterator[Container]:
+) -> Sequence[Container]:
     """Those that meet every condition of the filter; both IDs in it may be beginnings."""
-    state = None
+    chosen = containers
+    if prefix := filter_.id:
+        chosen = [each for each in chosen if each.record.id.startswith(prefix)]
+    if prefix := filter_.pod_sandbox_id:
+        chosen = [each for each in chosen if each.record.sandbox_id.startswith(prefix)]
     if isinstance(filter_, api.ContainerFilter) and filter_.HasField("state"):
         state = filter_.state.state
-    for container in containers:
-        if (
-            container.record.id.startswith(filter_.id)
-            and container.record.sandbox_id.startswith(filter_.pod_sandbox_id)
-            and state in (None, STATES[container.status.state])
-            and has_labels(container.config.labels, filter_.label_selector)
-        ):
-            yield container
+        chosen = [each for each in chosen if STATES[each.status.state] == state]
+    if labels := dict(filter_.label_selector):
+        chosen = [each for each in chosen if has_labels(each.config.labels, labels)]
+    return chosen
 
 
 def _set_cgroup(message: api.ContainerStats, cgroup: CgroupStats, nano_cores: int | None) -> None:

@@ -1,19 +1,15 @@
-"""Sandboxes as CRI messages. Pure.
-
-Entries of ListPodSandbox are kept per sandbox for as long as its status is the same object, so that a list is an
-extend: kubelet asks for it every second.
-"""
+"""Sandboxes as CRI messages. Pure, but that a sandbox keeps its encoded entry: kubelet lists them every second."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.rpc.encoded import kept
 from cri_shim.sandbox.model import SandboxState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping, Sequence
 
     from cri_shim.sandbox.model import PodMetadata, SandboxStatus
     from cri_shim.sandbox.store import Sandbox
@@ -25,16 +21,20 @@ STATES: Final = {
     SandboxState.NOT_READY: api.SANDBOX_NOTREADY,
 }
 
-_entries: WeakKeyDictionary[Sandbox, tuple[SandboxStatus, api.PodSandbox]] = WeakKeyDictionary()
+
+def list_entry(sandbox: Sandbox) -> bytes:
+    """A ListPodSandboxResponse of this sandbox alone, encoded; a StreamPodSandboxesResponse is the same on the wire."""
+    return kept(sandbox, _encoded_entry)
+
+
+def _encoded_entry(sandbox: Sandbox) -> bytes:
+    return api.ListPodSandboxResponse(items=[pod_sandbox(sandbox)]).SerializeToString()
 
 
 def pod_sandbox(sandbox: Sandbox) -> api.PodSandbox:
-    """The entry of ListPodSandbox. The message is shared: callers must not change it."""
-    kept = _entries.get(sandbox)
-    if kept is not None and kept[0] is sandbox.status:
-        return kept[1]
+    """What ListPodSandbox tells about a sandbox."""
     record, config = sandbox.record, sandbox.config
-    entry = api.PodSandbox(
+    return api.PodSandbox(
         id=record.id,
         metadata=metadata(record.metadata),
         state=STATES[sandbox.status.state],
@@ -43,8 +43,6 @@ def pod_sandbox(sandbox: Sandbox) -> api.PodSandbox:
         annotations=config.annotations,
         runtime_handler=record.handler,
     )
-    _entries[sandbox] = (sandbox.status, entry)
-    return entry
 
 
 def pod_sandbox_status(sandbox: Sandbox) -> api.PodSandboxStatus:
@@ -72,16 +70,17 @@ def metadata(of: PodMetadata) -> api.PodSandboxMetadata:
     )
 
 
-def selected(sandboxes: Iterable[Sandbox], filter_: api.PodSandboxFilter) -> Iterator[Sandbox]:
+def selected(sandboxes: Sequence[Sandbox], filter_: api.PodSandboxFilter) -> Sequence[Sandbox]:
     """Those that meet every condition of the filter; `id` may be the beginning of one."""
-    state = filter_.state.state if filter_.HasField("state") else None
-    for sandbox in sandboxes:
-        if (
-            sandbox.record.id.startswith(filter_.id)
-            and state in (None, STATES[sandbox.status.state])
-            and has_labels(sandbox.config.labels, filter_.label_selector)
-        ):
-            yield sandbox
+    chosen = sandboxes
+    if prefix := filter_.id:
+        chosen = [each for each in chosen if each.record.id.startswith(prefix)]
+    if filter_.HasField("state"):
+        state = filter_.state.state
+        chosen = [each for each in chosen if STATES[each.status.state] == state]
+    if labels := dict(filter_.label_selector):
+        chosen = [each for each in chosen if has_labels(each.config.labels, labels)]
+    return chosen
 
 
 def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:

@@ -63,8 +63,9 @@ class Sandbox:
         self.record = record
         self.status = status
         self.config = config
-        self.lock = asyncio.Lock()
         self.unsaved = False
+        self.list_entry: tuple[SandboxStatus, bytes] | None = None
+        """A status and the encoded entry in lists that shows it; the lists' own."""
 
     @property
     def id(self) -> str:
@@ -93,6 +94,8 @@ class Container:
         self.config = config
         self.lock = asyncio.Lock()
         self.unsaved = False
+        self.list_entry: tuple[ContainerStatus, bytes] | None = None
+        """A status and the encoded entry in lists that shows it; the lists' own."""
         self.ended = asyncio.Event()
         """Set once the exit is known."""
         self.process_spec: dict[str, object] | None = None

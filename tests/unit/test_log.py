@@ -164,3 +164,9 @@ def test_console_values_cannot_forge_lines_or_colours() -> None:
     structlog.get_logger().info("plugin said", text="fine\n12:00 [error] forged \x1b[31m")
     assert len(stream.getvalue().splitlines()) == 1
     assert "\x1b" not in stream.getvalue()
+
+
+def test_a_level_is_shown_or_not_as_it_is_set(stream: io.StringIO) -> None:
+    assert [logs.is_shown(level) for level in ("debug", "info", "error")] == [False, True, True]
+    logs.set_level("debug")
+    assert logs.is_shown("debug")

@@ -13,10 +13,11 @@ from structlog.testing import capture_logs
 from cri_shim import metrics
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import CniPluginError, WrongStateError
+from cri_shim.log import set_level
 from tests.unit.rpc.fakes import Clients, failure_of, make_sandbox, serving
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterator, MutableMapping
     from pathlib import Path
 
 pytestmark = pytest.mark.asyncio
@@ -26,6 +27,14 @@ RUN = api.RunPodSandboxRequest(
         metadata=api.PodSandboxMetadata(name="web", namespace="default", uid="u1")
     )
 )
+
+
+@pytest.fixture
+def every_level() -> Iterator[None]:
+    """Of events that the level leaves out the interceptor makes nothing."""
+    set_level("debug")
+    yield
+    set_level("info")
 
 
 def ends(logs: list[MutableMapping[str, Any]]) -> list[MutableMapping[str, Any]]:
@@ -52,6 +61,7 @@ async def test_a_call_ends_in_one_line_with_what_it_was_about(tmp_path: Path) ->
     assert line["seconds"] >= 0
 
 
+@pytest.mark.usefixtures("every_level")
 async def test_what_kubelet_asks_all_day_is_quiet_unless_it_fails(tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with serving(tmp_path) as (_, clients):
@@ -97,6 +107,7 @@ async def test_the_same_redacted_text_reaches_client_and_log(tmp_path: Path) -> 
     assert not any("hunter2" in str(line) for line in logs)
 
 
+@pytest.mark.usefixtures("every_level")
 async def test_the_debug_log_shows_requests_without_their_secrets(tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with serving(tmp_path) as (_, clients):

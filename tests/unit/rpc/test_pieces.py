@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.rpc.pieces import PIECE_BYTES, send_in_pieces
+
+if TYPE_CHECKING:
+    from cri_shim.rpc.encoded import Encoded
 
 pytestmark = pytest.mark.asyncio
 
@@ -12,14 +17,11 @@ async def pieces_of(*sizes: int) -> list[list[int]]:
     """The sizes of the tags in each message."""
     sent: list[api.StreamImagesResponse] = []
 
-    async def send(message: api.StreamImagesResponse) -> None:
-        sent.append(message)
+    async def send(message: Encoded) -> None:
+        sent.append(api.StreamImagesResponse.FromString(message))
 
-    await send_in_pieces(
-        (api.Image(repo_tags=["x" * size]) for size in sizes),
-        lambda piece: api.StreamImagesResponse(images=piece),
-        send,
-    )
+    alone = (api.StreamImagesResponse(images=[api.Image(repo_tags=["x" * size])]) for size in sizes)
+    await send_in_pieces((each.SerializeToString() for each in alone), send)
     assert all(message.images for message in sent)
     return [[len(image.repo_tags[0]) for image in message.images] for message in sent]
 

@@ -14,6 +14,7 @@ from cri_shim.rpc.translate_containers import (
     container_entry,
     container_stats,
     container_status,
+    list_entry,
     selected,
     stop_signal,
 )
@@ -54,13 +55,19 @@ def test_an_entry_tells_what_the_container_is() -> None:
     )
 
 
-def test_an_entry_is_made_once_per_status() -> None:
+def test_an_entry_is_encoded_once_per_status() -> None:
     container = make_container()
-    first = container_entry(container)
-    assert container_entry(container) is first
+    first = list_entry(container)
+    assert list_entry(container) is first
     container.status = container.status.started(CREATED_AT_NS + 2)
-    assert container_entry(container).state == api.CONTAINER_RUNNING
-    assert first.state == api.CONTAINER_CREATED
+    both = api.ListContainersResponse.FromString(first + list_entry(container))
+    assert [c.state for c in both.containers] == [api.CONTAINER_CREATED, api.CONTAINER_RUNNING]
+
+
+def test_an_entry_is_the_same_in_a_stream() -> None:
+    container = make_container()
+    streamed = api.StreamContainersResponse.FromString(list_entry(container))
+    assert list(streamed.containers) == [container_entry(container)]
 
 
 def test_every_state_has_a_form() -> None:

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import gc
-import weakref
-
 import msgspec
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.rpc import translate_pods
-from cri_shim.rpc.translate_pods import pod_sandbox, pod_sandbox_status, selected
+from cri_shim.rpc.translate_pods import list_entry, pod_sandbox, pod_sandbox_status, selected
 from cri_shim.sandbox.model import SandboxState, SandboxStatus
 from tests.unit.rpc.fakes import CREATED_AT_NS, make_sandbox
 
@@ -26,25 +23,23 @@ def test_an_entry_tells_who_the_sandbox_is() -> None:
     )
 
 
-def test_an_entry_is_made_once_per_status() -> None:
+def test_an_entry_is_encoded_once_per_status() -> None:
     sandbox = make_sandbox()
-    first = pod_sandbox(sandbox)
-    assert pod_sandbox(sandbox) is first
+    first = list_entry(sandbox)
+    assert list_entry(sandbox) is first
     sandbox.status = sandbox.status.stopped(CREATED_AT_NS + 9, "stopped")
-    second = pod_sandbox(sandbox)
-    assert second.state == api.SANDBOX_NOTREADY
-    assert first.state == api.SANDBOX_READY
-    assert pod_sandbox(sandbox) is second
+    second = list_entry(sandbox)
+    assert [pod.state for pod in api.ListPodSandboxResponse.FromString(first + second).items] == [
+        api.SANDBOX_READY,
+        api.SANDBOX_NOTREADY,
+    ]
+    assert list_entry(sandbox) is second
 
 
-def test_the_entry_of_a_removed_sandbox_does_not_stay() -> None:
+def test_an_entry_is_the_same_in_a_stream() -> None:
     sandbox = make_sandbox()
-    pod_sandbox(sandbox)
-    gone = weakref.ref(sandbox)
-    del sandbox
-    gc.collect()
-    assert gone() is None
-    assert not [s for s in translate_pods._entries if s.record.id == "5" * 64]
+    streamed = api.StreamPodSandboxesResponse.FromString(list_entry(sandbox))
+    assert list(streamed.pod_sandboxes) == [pod_sandbox(sandbox)]
 
 
 def test_every_state_has_a_form() -> None:
