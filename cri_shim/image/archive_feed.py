@@ -65,6 +65,9 @@ class ArchiveFeed:
         self._done += 1
         self._tell(ImportProgress("layer", self._what, self._done, self._total))
 
+    async def complete(self, layers: Sequence[PlannedLayer]) -> None:
+        """The archive has them all."""
+
     def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
         """The spooled file becomes the blob."""
         blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)

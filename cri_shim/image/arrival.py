@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 _LAYERS_AT_ONCE = 16
 """Layers of one image under way, each with some descriptors; how many unpack at once is the unpacker's bound."""
-_TRIES = 3
+TRIES = 3
 """For a layer whose bytes were changed on their way."""
 
 
@@ -44,6 +44,12 @@ class Feed(Protocol):
 
     def placed(self, layer: PlannedLayer) -> None:
         """It is in its place, by `unpack` or because it was here."""
+
+    async def complete(self, layers: Sequence[PlannedLayer]) -> None:
+        """All layers of an image are in their places: have at hand what `put_away` needs to keep its blobs.
+
+        Raises what fetching them raises.
+        """
 
     def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
         """Move its blob to `blobs`, if there is one to move. Blocking; raises OSError."""
@@ -89,7 +95,7 @@ async def _ensure(
     parent: asyncio.Task[Layer] | None,
     feed: Feed,
 ) -> Layer:
-    for left in reversed(range(_TRIES)):
+    for left in reversed(range(TRIES)):
         try:
             return await layers.ensure(
                 chain_id, layer.diff_id, lambda fd: feed.unpack(layer, fd), parent=parent

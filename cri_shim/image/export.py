@@ -140,8 +140,8 @@ def _complete_manifest(holdings: Holdings, image: Image) -> str:
         if not missing:
             return digest
     raise WrongStateError(
-        f"image {image.name} can't be exported: {len(missing)} of its packed layers are not kept on this node, the "
-        f"first is {missing[0]}; with images.discard_blobs off, remove the image and pull or import it again"
+        f"image {image.name} can't be exported: {len(missing)} of its packed layers are not on this node, the "
+        f"first is {missing[0]}; pull or import the image once more with images.discard_blobs off: it brings them"
     )
 
 

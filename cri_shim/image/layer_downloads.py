@@ -6,6 +6,8 @@ Rules:
   anyway, and is unpacked from there. Nobody who downloads waits for somebody who unpacks.
 - A download below the minimum rate gives its slot back and goes on as a slow one (`download_slots`): the least that a
   link of use brings, so that only a server that drips, and one that is waited for, is slow.
+- A layer that is here unpacked may be packed in another way in this image: its blob comes all the same, since the
+  image could not be exported without it.
 - A layer counts only after its blob's digest was right. When the blob was not, that is what is told, whatever the
   unpacker had to say about its bytes.
 - Names are made and moved in threads: a file system that writes its journal keeps whoever does so waiting.
@@ -25,12 +27,13 @@ from cri_shim import metrics
 from cri_shim.background import uninterrupted
 from cri_shim.errors import BadArchiveError, DamagedBlobError, RegistryUnavailableError
 from cri_shim.image.archive_feed import put_document
+from cri_shim.image.arrival import TRIES
 from cri_shim.image.growing import Growing
 from cri_shim.image.model import PullProgress, PullStep
 from cri_shim.image.transfer import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from cri_shim.image.blobs import BlobStore
     from cri_shim.image.download_slots import DownloadSlot, DownloadSlots
@@ -74,11 +77,13 @@ class LayerDownloads:
         *,
         at_once: int,
         slots: DownloadSlots,
+        arrived: dict[str, tuple[int, str]],
         tell: Callable[[PullProgress], None],
     ) -> None:
         """`reference` is the image's. `tell` hears each step.
 
         At most `at_once` layers are downloaded at the same time, each with one of the `slots`, as its registry's.
+        `arrived` is for all pulls: the blobs that are whole and not in the store yet, by directory and name.
         """
         self._reference = reference
         self._source = source
@@ -87,6 +92,7 @@ class LayerDownloads:
         self._spool_fd = spool_fd
         self._at_once = asyncio.Semaphore(at_once)
         self._slots = slots
+        self._arrived = arrived
         self._tell = tell
         self._turns: dict[str, asyncio.Lock] = {}
         self._unpacked: set[int] = set()
@@ -101,6 +107,12 @@ class LayerDownloads:
         """
         for name, digest in {layer.file: layer.blob.digest for layer in layers}.items():
             self._blobs.lend(digest, self._spool_fd, name)
+
+    def close(self) -> None:
+        """The spool directory is about to go."""
+        for digest, (directory_fd, _) in list(self._arrived.items()):
+            if directory_fd == self._spool_fd:
+                del self._arrived[digest]
 
     # arrival.Feed
 
@@ -123,8 +135,21 @@ class LayerDownloads:
             metrics.IMAGE_LAYER_REUSE.inc()
         self._say(layer, PullStep.HERE if here else PullStep.DONE, layer.blob.size)
 
+    async def complete(self, layers: Sequence[PlannedLayer]) -> None:
+        """Download the blobs of layers that were here in another packing. Raises as the registry, and OSError."""
+        for layer in self._without_file(layers):
+            await self._borrow_from_another_pull(layer)
+        await uninterrupted(self.borrow, self._without_file(layers))
+        missing = self._without_file(layers)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for layer in missing:
+                    group.create_task(self._fetch(layer))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
     def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
-        """The downloaded file becomes the blob; a layer that was here needed none."""
+        """The downloaded file becomes the blob, if packed layers are kept."""
         if _is_file(layer.file, self._spool_fd):
             blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
 
@@ -135,6 +160,44 @@ class LayerDownloads:
     # One layer
 
     async def _bring(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
+        async with self._receiving(layer) as (transfer, held):
+            async with self._unpacker.stream() as is_free:
+                if is_free:
+                    return await self._bring_as_stream(layer, directory_fd, transfer, held)
+            await self._download(layer, transfer, held)
+        return await self._unpack_file(layer, directory_fd)
+
+    async def _fetch(self, layer: PlannedLayer) -> None:
+        async with self._turns.setdefault(layer.blob.digest, asyncio.Lock()):
+            for left in reversed(range(TRIES)):
+                if _is_file(layer.file, self._spool_fd):
+                    return
+                try:
+                    async with self._receiving(layer) as (transfer, held):
+                        await self._download(layer, transfer, held)
+                    self._say(layer, PullStep.DONE, layer.blob.size)
+                except DamagedBlobError as error:
+                    if not left:
+                        raise
+                    log.warning("a layer came damaged and is tried again", error=str(error))
+
+    async def _borrow_from_another_pull(self, layer: PlannedLayer) -> None:
+        """It put the layer here; its blob is still among its own files, or in the store."""
+        found = self._arrived.get(layer.blob.digest)
+        if found is None:
+            return
+        directory_fd, name = os.dup(found[0]), found[1]  # that pull may end meanwhile
+        try:
+            await uninterrupted(_link, name, directory_fd, layer.file, self._spool_fd)
+        finally:
+            os.close(directory_fd)
+
+    def _without_file(self, layers: Sequence[PlannedLayer]) -> list[PlannedLayer]:
+        return [layer for layer in layers if not _is_file(layer.file, self._spool_fd)]
+
+    @contextlib.asynccontextmanager
+    async def _receiving(self, layer: PlannedLayer) -> AsyncIterator[tuple[Transfer, _Held]]:
+        """A file for its blob, once there is a slot, which the download gives back."""
         self._say(layer, PullStep.WAITING, 0)
         part = layer.file + _PART_SUFFIX
         async with contextlib.AsyncExitStack() as slots:
@@ -149,11 +212,7 @@ class LayerDownloads:
                     what=self._what(layer),
                     tell=lambda got: self._say(layer, PullStep.DOWNLOADING, got),
                 )
-                async with self._unpacker.stream() as is_free:
-                    if is_free:
-                        return await self._bring_as_stream(layer, directory_fd, transfer, held)
-                await self._download(layer, transfer, held)
-        return await self._unpack_file(layer, directory_fd)
+                yield transfer, held
 
     async def _bring_as_stream(
         self,
@@ -193,6 +252,7 @@ class LayerDownloads:
         finally:
             await held.all.aclose()
         await uninterrupted(self._keep, layer)
+        self._arrived.setdefault(layer.blob.digest, (self._spool_fd, layer.file))
         self._say(layer, PullStep.UNPACKING, layer.blob.size)
 
     async def _watch(self, layer: PlannedLayer, transfer: Transfer, slot: DownloadSlot) -> None:
@@ -248,6 +308,17 @@ def _make_empty(name: str, directory_fd: int) -> None:
     """An empty file; what an earlier try left of it is gone."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     os.close(os.open(name, flags, 0o600, dir_fd=directory_fd))
+
+
+def _link(name: str, directory_fd: int, new_name: str, new_directory_fd: int) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it is in the store by now
+        os.link(
+            name,
+            new_name,
+            src_dir_fd=directory_fd,
+            dst_dir_fd=new_directory_fd,
+            follow_symlinks=False,
+        )
 
 
 @contextlib.contextmanager

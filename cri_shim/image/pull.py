@@ -79,6 +79,8 @@ class Puller:
         self._pulls: SingleFlight[Image] = SingleFlight("PullImage")
         self._operations = operations if operations is not None else Operations()
         self._listeners: dict[str, list[Progress]] = {}
+        self._arrived: dict[str, tuple[int, str]] = {}
+        """Blobs that pulls under way have, by directory and name."""
         of_one_image = settings.max_parallel_downloads
         self._slots = DownloadSlots(
             _DOWNLOADS_OF_ALL * of_one_image,
@@ -194,11 +196,15 @@ class Puller:
                     spool_fd,
                     at_once=settings.max_parallel_downloads,
                     slots=self._slots,
+                    arrived=self._arrived,
                     tell=lambda progress: self._tell(key, progress),
                 )
-                await uninterrupted(downloads.borrow, planned.layers)
-                with step("fetching and unpacking layers"):
-                    [image] = await store.bring_in([planned], downloads)
+                try:
+                    await uninterrupted(downloads.borrow, planned.layers)
+                    with step("fetching and unpacking layers"):
+                        [image] = await store.bring_in([planned], downloads)
+                finally:
+                    downloads.close()
         log.info(
             "image pulled",
             image=str(reference),
@@ -213,7 +219,7 @@ class Puller:
     async def _unchanged(self, registry: Registry, reference: Reference) -> Image | None:
         """The image that is here under this name, if the registry says that it is what the name still means."""
         known = self._store.find(str(reference))
-        if known is None or self._store.is_damaged(known):
+        if known is None or self._store.is_damaged(known) or not self._store.has_blobs(reference):
             return None
         digest = await registry.digest(reference.digest or reference.tag or "")
         if digest is None:

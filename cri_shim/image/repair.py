@@ -219,6 +219,9 @@ class _StoredLayers:
     def placed(self, layer: PlannedLayer) -> None:
         """Nobody waits for it."""
 
+    async def complete(self, layers: Sequence[PlannedLayer]) -> None:
+        """What is here is all that it works with."""
+
     def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
         """It is there."""
 

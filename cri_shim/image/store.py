@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cri_shim.image.export import Export
     from cri_shim.image.findings import CheckProgress, CheckReport, Collected, RepairReport
     from cri_shim.image.planned import PlannedImage
+    from cri_shim.image.reference import Reference
     from cri_shim.image.volume import ImageVolume
 
     Progress = Callable[[ImportProgress], None]
@@ -234,6 +235,14 @@ class ImageStore:
             map(self._layers.is_condemned, image.chain)
         )
 
+    def has_blobs(self, reference: Reference) -> bool:
+        """Whether the image of that name could be exported, as far as packed layers are kept."""
+        digest = self._holdings.index.names.get(str(reference), "")
+        facts = self._holdings.described.get(digest)
+        if facts is None or self._holdings.discard_blobs:
+            return True
+        return all(blob in self.blobs for blob in facts.packed)
+
     async def bring_in(self, planned: Sequence[PlannedImage], feed: Feed) -> list[Image]:
         """Have these images here, whole or not at all; their layers come from `feed`, unless they are here already.
 
@@ -253,6 +262,8 @@ class ImageStore:
                 before = {chain_id: self._layers.get(chain_id) for chain_id in ours}
                 for image, chain in zip(planned, chains, strict=True):
                     await unpack_layers(self._layers, image.layers, chain, feed)
+                    if not self._holdings.discard_blobs:
+                        await feed.complete(image.layers)
                 if self._holdings.discard_blobs:
                     now = {chain_id: self._layers.get(chain_id) for chain_id in ours}
                     came = [new for id_, new in now.items() if new and new is not before[id_]]

@@ -9,6 +9,8 @@ import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import zstandard
+
 from cri_shim.errors import BadArchiveError
 from cri_shim.image.document_jobs import read_config, read_manifest
 from cri_shim.image.growing import Growing
@@ -97,6 +99,8 @@ class FakeUnpacker:
                 data = zlib.decompress(data, wbits=31)
             except zlib.error as error:
                 raise BadArchiveError(f"{what}: the gzip stream is damaged: {error}") from error
+        elif data[:4] == b"\x28\xb5\x2f\xfd":
+            data = zstandard.ZstdDecompressor().decompress(data)
         diff_id = "sha256:" + hashlib.sha256(data).hexdigest()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         fd = os.open(MARK, flags, 0o644, dir_fd=directory_fd)

@@ -19,6 +19,7 @@ from cri_shim.image.manifest import Descriptor, chain_ids, digest_of
 from cri_shim.image.planned import PlannedDocument, PlannedLayer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from cri_shim.image.blobs import BlobStore
@@ -57,6 +58,9 @@ class Feed:
 
     def placed(self, layer: PlannedLayer) -> None:
         self.arrived.append(layer)
+
+    async def complete(self, layers: Sequence[PlannedLayer]) -> None:
+        """Nothing is kept."""
 
     def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
         """Nothing to put away."""

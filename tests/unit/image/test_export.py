@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tarfile
@@ -11,10 +12,12 @@ import pytest
 
 from cri_shim.errors import CorruptStateError, NotFoundError, WrongStateError
 from cri_shim.image.manifest import digest_of
+from tests.fakes.registry import Corrupt
 from tests.images import file, layer
 from tests.unit.image.test_check import alter
 
 if TYPE_CHECKING:
+    from cri_shim.host.process import Reaper
     from tests.fakes.registry import FakeRegistry
     from tests.unit.image.conftest import Node
 
@@ -92,6 +95,64 @@ async def test_what_is_not_kept_is_said_before_anything_is_sent(
     with pytest.raises(NotFoundError):
         await exported(node, "absent:1")
     assert node.leftovers() == []
+
+
+async def test_one_layer_packed_in_two_ways_is_kept_in_both(
+    node: Node, registry: FakeRegistry
+) -> None:
+    entries = [file("base", b"b" * 100_000)]
+    packed = {how: layer(*entries, compression=how) for how in ("gzip", "zstd")}
+    for how, made in packed.items():
+        registry.add(f"team/{how}", made, TOP, tag="1", user=how)
+    names = [f"{registry.host}/team/{how}:1" for how in packed]
+    first, second = [await node.puller.pull(name) for name in names]
+    for how, image in zip(packed, (first, second), strict=True):
+        assert "blobs/" + packed[how].digest.replace(":", "/") in members(
+            await exported(node, image.id)
+        )
+    assert first.chain == second.chain  # unpacked it is there once
+    assert [registry.count("GET", made.digest) for made in (*packed.values(), TOP)] == [1, 1, 1]
+    assert node.leftovers() == []
+
+
+async def test_of_two_pulls_at_once_each_keeps_its_own_packing(
+    node: Node, registry: FakeRegistry
+) -> None:
+    entries = [file("base", b"b" * 100_000)]
+    for how in ("gzip", "zstd"):
+        registry.add(f"team/{how}", layer(*entries, compression=how), tag="1", user=how)
+    pulls = [node.puller.pull(f"{registry.host}/team/{how}:1") for how in ("gzip", "zstd")]
+    for image in await asyncio.gather(*pulls):
+        await exported(node, image.id)
+
+
+async def test_another_pull_brings_the_packed_layers_that_are_missing(
+    node: Node, registry: FakeRegistry
+) -> None:
+    registry.add("team/one", BASE, TOP, tag="1")
+    name = f"{registry.host}/team/one:1"
+    image = await node.puller.pull(name)
+    for each in (BASE, TOP):
+        node.store.blobs.forget(each.digest)
+    with pytest.raises(WrongStateError, match=r"2 of its packed layers .* pull or import"):
+        await exported(node, image.id)
+    registry.faults.append(Corrupt(f"/blobs/{BASE.digest}", at=50))
+    await node.puller.pull(name)
+    await exported(node, image.id)
+    await node.puller.pull(name)
+    assert [registry.count("GET", each.digest) for each in (BASE, TOP)] == [3, 2]
+    assert len(node.unpacker.streamed) == 2  # unpacked they were here all the time
+    assert node.leftovers() == []
+
+
+async def test_what_is_not_to_be_kept_is_not_fetched(
+    node: Node, registry: FakeRegistry, reaper: Reaper
+) -> None:
+    await node.open(reaper=reaper, discard_blobs=True)
+    registry.add("team/one", BASE, tag="1")
+    for _ in range(2):
+        await node.puller.pull(f"{registry.host}/team/one:1")
+    assert registry.count("GET", BASE.digest) == 1
 
 
 async def test_a_damaged_blob_breaks_the_archive_off(node: Node, registry: FakeRegistry) -> None:
