@@ -349,7 +349,12 @@ DOCUMENTS: dict[str, tuple[bytes, str, str]] = {
     "a foreign layer": (
         manifest(
             layers=[
-                {"mediaType": TAR_TYPE, "digest": B, "size": 1, "urls": ["http://127.0.0.1:1/"]}
+                {
+                    "mediaType": TAR_TYPE.replace(".layer.", ".layer.nondistributable."),
+                    "digest": B,
+                    "size": 1,
+                    "urls": ["http://127.0.0.1:1/"],
+                }
             ]
         ),
         MANIFEST_TYPE,
