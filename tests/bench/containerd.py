@@ -16,21 +16,24 @@ _CONFIG = """\
 version = 2
 root = "{work}/root"
 state = "{work}/state"
+{top}
 [grpc]
   address = "{socket}"
 """
 
 
 @contextmanager
-def containerd(work: Path, *, config: str = "") -> Iterator[tuple[int, Path]]:
-    """Its process ID and socket; ended when this closes. `config` is what its configuration has besides, in TOML.
+def containerd(work: Path, *, config: str = "", top: str = "") -> Iterator[tuple[int, Path]]:
+    """Its process ID and socket; ended when this closes.
+
+    `config` is what its configuration has besides, in TOML, behind its first table; `top` before it.
 
     Raises: RuntimeError with its log when it does not come up.
     """
     work.mkdir(exist_ok=True)
     socket = work / "c.sock"
     config_file = work / "config.toml"
-    config_file.write_text(_CONFIG.format(work=work, socket=socket) + config)
+    config_file.write_text(_CONFIG.format(work=work, socket=socket, top=top) + config)
     with (work / "log").open("wb") as log:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "containerd", "--config", str(config_file)],
@@ -54,7 +57,7 @@ def containerd(work: Path, *, config: str = "") -> Iterator[tuple[int, Path]]:
 
 def _answers(socket: Path) -> bool:
     done = subprocess.run(
-        ["crictl", "--image-endpoint", f"unix://{socket}", "--timeout", "2s", "images"],
+        ["ctr", "--address", str(socket), "--timeout", "2s", "version"],
         capture_output=True,
         check=False,
     )
