@@ -128,6 +128,48 @@ def test_limits_change_where_they_are_set_and_are_told(
     assert client.status(created).status.resources.linux.cpu_shares == 256
 
 
+def memory_and_swap(container: str) -> tuple[int, int | None]:
+    """The limits of memory, and of memory and swap together; None where this kernel does not account swap."""
+    memory = int(limits(container)["memory"])
+    for cgroup in cgroups_of(container):
+        if (file := cgroup / "memory.memsw.limit_in_bytes").exists():
+            return memory, int(file.read_text())
+        if (file := cgroup / "memory.swap.max").exists():
+            return memory, memory + int(file.read_text())
+    return memory, None
+
+
+def test_limit_of_memory_changes_alone_whatever_the_limit_of_swap(
+    client: Client, image: str
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container("sleep", "3600")
+    config.linux.resources.memory_limit_in_bytes = 64 * MIB
+    config.linux.resources.memory_swap_limit_in_bytes = 96 * MIB
+    container = pod.start(config)
+    for memory, both in ((128, 128), (192, 192), (48, 48)):
+        update(client, container, memory_limit_in_bytes=memory * MIB)
+        assert memory_and_swap(container) in ((memory * MIB, both * MIB), (memory * MIB, None))
+    update(client, container, memory_swap_limit_in_bytes=100 * MIB)
+    for memory in (32, 80):
+        update(client, container, memory_limit_in_bytes=memory * MIB)
+        assert memory_and_swap(container) in ((memory * MIB, 100 * MIB), (memory * MIB, None))
+    told = client.status(container).status.resources.linux
+    assert told.memory_swap_limit_in_bytes == 100 * MIB
+
+    # Both at once, in whichever order the kernel needs.
+    for memory, both in ((200, 300), (40, 50), (150, 150)):
+        update(
+            client,
+            container,
+            memory_limit_in_bytes=memory * MIB,
+            memory_swap_limit_in_bytes=both * MIB,
+        )
+        assert memory_and_swap(container) in ((memory * MIB, both * MIB), (memory * MIB, None))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "memory_swap_limit_in_bytes", str(100 * MIB)):
+        update(client, container, memory_swap_limit_in_bytes=100 * MIB)
+
+
 def test_memory_in_use_is_not_taken_away(client: Client, image: str) -> None:
     pod = Pod.run(client, image)
     config = pod.container(

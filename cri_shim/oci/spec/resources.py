@@ -81,7 +81,8 @@ def merge_resources(
 ) -> LinuxContainerResources:
     """What is in force after an update: what `wanted` sets, and what else there is.
 
-    The OOM score stays: it belongs to processes that run already. So do huge pages, see `check_unchangeable`.
+    The OOM score stays: it belongs to processes that run already. So do huge pages, see `check_unchangeable`. The limit
+    of swap counts memory too, so it follows a limit of memory that changes alone, see `_swap_beside`.
     """
     merged = type(now)()
     merged.CopyFrom(now)
@@ -90,7 +91,20 @@ def merge_resources(
             merged.unified.update(value)
         elif descriptor.name not in _KEPT:
             setattr(merged, descriptor.name, value)
+    if wanted.memory_limit_in_bytes and not wanted.memory_swap_limit_in_bytes:
+        merged.memory_swap_limit_in_bytes = _swap_beside(wanted.memory_limit_in_bytes, now)
     return merged
+
+
+def _swap_beside(limit: int, now: LinuxContainerResources) -> int:
+    """The limit of memory and swap together that goes with a new limit of memory alone; 0: none was asked for.
+
+    It stays what it is, but a container that can't swap goes on so, and no kernel takes one below the limit of memory.
+    """
+    swap = now.memory_swap_limit_in_bytes
+    if swap > 0 and (limit < 0 or swap < limit or swap == now.memory_limit_in_bytes):
+        return limit
+    return swap
 
 
 def check_unchangeable(

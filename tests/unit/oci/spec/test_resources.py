@@ -104,6 +104,40 @@ def test_container_with_a_limit_does_not_swap_unless_it_asks() -> None:
     assert unlimited == {"memory": {"limit": 100, "swap": -1}}
 
 
+@pytest.mark.parametrize(
+    ("now", "limit", "then"),
+    [
+        ((64, 96), 128, 128),
+        ((64, 96), 80, 96),
+        ((64, 96), 32, 96),
+        ((64, 96), -1, -1),
+        ((64, -1), 128, -1),
+        ((64, 64), 128, 128),
+        ((64, 64), 32, 32),
+        ((64, 0), 128, 0),
+        ((0, 0), 64, 0),
+    ],
+)
+def test_limit_of_swap_follows_a_limit_of_memory_that_changes_alone(
+    now: tuple[int, int], limit: int, then: int
+) -> None:
+    memory, swap = now
+    merged = merge_resources(
+        LinuxContainerResources(memory_limit_in_bytes=memory, memory_swap_limit_in_bytes=swap),
+        LinuxContainerResources(memory_limit_in_bytes=limit),
+    )
+    assert merged.memory_swap_limit_in_bytes == then
+    assert build_resources(merged, NODE)["memory"] == {"limit": limit, "swap": then or limit}
+
+
+def test_limit_of_swap_that_is_told_is_the_one() -> None:
+    now = LinuxContainerResources(memory_limit_in_bytes=64, memory_swap_limit_in_bytes=64)
+    wanted = LinuxContainerResources(memory_limit_in_bytes=32, memory_swap_limit_in_bytes=48)
+    assert merge_resources(now, wanted) == wanted
+    with pytest.raises(InvalidArgumentError, match="memory_swap_limit_in_bytes: 48: must not be"):
+        build_resources(merge_resources(now, LinuxContainerResources(memory_swap_limit_in_bytes=48)), NODE)
+
+
 def test_swap_is_left_out_where_it_is_not_counted() -> None:
     node = replace(NODE, swap_accounting=False)
     assert build(node, memory_limit_in_bytes=100) == {"memory": {"limit": 100}}
