@@ -80,6 +80,7 @@ BAD_PODS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "name that would forge CNI_ARGS": (field("metadata.name", "a;IP=10.0.0.9"), ("a;IP=10.0.0.9",)),
     "hostname with a space": (field("hostname", "a b"), ("hostname", "a b")),
     "hostname too long": (field("hostname", "x" * 65), ("hostname", "64")),
+    "hostname that is a comment": (field("hostname", "a#b"), ("hostname", "a#b")),
     "hostname with a line break": (field("hostname", "a\nb"), ("hostname",)),
     "name server with a line break": (
         field("dns_config.servers", ["10.0.0.1\nnameserver 6.6.6.6"]),

@@ -159,12 +159,13 @@ def test_port_mapping_without_a_host_port_publishes_nothing(client: Client, imag
 # --- what containers see -----------------------------------------------------------------------------------------
 
 
-def test_hostname_is_the_pods(client: Client, image: str) -> None:
+@pytest.mark.parametrize("name", ["a-name.of-its-own", "a_b", "-ü.", "h" * 64])
+def test_hostname_is_the_pods(client: Client, image: str, name: str) -> None:
     config = client.pod_config()
-    config.hostname = "a-name.of-its-own"
+    config.hostname = name
     pod = Pod.run(client, image, config)
     said = pod.says("hostname; cat /etc/hostname; echo $HOSTNAME; grep -c localhost /etc/hosts")
-    assert said.splitlines()[:3] == ["a-name.of-its-own"] * 3
+    assert said.splitlines()[:3] == [name] * 3
 
 
 def test_resolv_conf_is_made_from_the_dns_config(client: Client, image: str) -> None:

@@ -38,8 +38,8 @@ PAUSE_OOM_SCORE_ADJ = -998
 """Killing it would take the pod away: it goes last, after kubelet itself (-999)."""
 _PAUSE_CPU_SHARES = 2
 _HOST_NAME_MAX = 64
-_HOST_LABEL_MAX = 63
-_HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
+"""HOST_NAME_MAX: sethostname(2) takes no more."""
+_NOT_IN_A_HOST_NAME = re.compile(r"[\s\x00-\x1f\x7f-\x9f#]")
 
 
 def build_sandbox_spec(
@@ -167,18 +167,13 @@ def sandbox_sysctls(
 
 
 def checked_hostname(hostname: str) -> str:
-    """The host name that a pod asks for, if it is one: labels of RFC 1123 (letters, digits, `-`) with dots between.
+    """The host name that a pod asks for, if the kernel takes it and `/etc/hostname` and `/etc/hosts` can say it.
 
-    A label has up to 63 bytes. The whole has up to 64, which only a fully qualified name (`setHostnameAsFQDN`) makes
-    use of: HOST_NAME_MAX, sethostname(2) takes no more. Raises InvalidArgumentError.
+    The kernel takes up to 64 bytes of any kind, and many names are in use that are no labels of RFC 1123, such as
+    `a_b`. The files end a name at white space and at `#`. Raises InvalidArgumentError.
     """
-    if len(hostname.encode()) > _HOST_NAME_MAX:
+    if len(hostname) > _HOST_NAME_MAX or len(hostname.encode()) > _HOST_NAME_MAX:
         refuse("config.hostname", hostname, f"is longer than the kernel's {_HOST_NAME_MAX} bytes")
-    for label in hostname.split("."):
-        if len(label) > _HOST_LABEL_MAX or _HOST_LABEL.fullmatch(label) is None:
-            refuse(
-                "config.hostname",
-                hostname,
-                f"must be labels of letters, digits and '-', up to {_HOST_LABEL_MAX} bytes each, with dots between",
-            )
+    if _NOT_IN_A_HOST_NAME.search(hostname):
+        refuse("config.hostname", hostname, "contains white space, a control character or '#'")
     return hostname

@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     f"{OPTIONS}.ipc": ("TARGET", "namespace_options.ipc"),
     "linux.cgroup_parent": ("/a/../../b", "cgroup_parent"),
     "linux.sysctls": ({"kernel.core_pattern": "|/evil"}, "sysctls"),
-    "hostname": ("a_b", "hostname"),
+    "hostname": ("a b", "hostname"),
     "log_directory": ("../x", "log_directory"),
 } | {
     f"linux.{which}.{field}": (value, rf"linux\.{which}\.{field}")

@@ -135,7 +135,9 @@ def test_limit_of_swap_that_is_told_is_the_one() -> None:
     wanted = LinuxContainerResources(memory_limit_in_bytes=32, memory_swap_limit_in_bytes=48)
     assert merge_resources(now, wanted) == wanted
     with pytest.raises(InvalidArgumentError, match="memory_swap_limit_in_bytes: 48: must not be"):
-        build_resources(merge_resources(now, LinuxContainerResources(memory_swap_limit_in_bytes=48)), NODE)
+        build_resources(
+            merge_resources(now, LinuxContainerResources(memory_swap_limit_in_bytes=48)), NODE
+        )
 
 
 def test_swap_is_left_out_where_it_is_not_counted() -> None:
