@@ -10,6 +10,7 @@
     ├─ NotFoundError                NOT_FOUND
     ├─ AlreadyExistsError           ALREADY_EXISTS       the name is held by another object
     ├─ WrongStateError              FAILED_PRECONDITION  e.g. start of a running container
+    ├─ ProgramError                 FAILED_PRECONDITION  the image has no such program, or it can't be run
     ├─ UnsupportedError             UNIMPLEMENTED
     ├─ PermissionRefusedError       PERMISSION_DENIED
     │  └─ RegistryAuthError                              a registry wants other credentials, or any
@@ -96,6 +97,18 @@ class AlreadyExistsError(CriShimError):
 
 class WrongStateError(CriShimError):
     """The object is not in the state that the call needs."""
+
+
+class ProgramError(CriShimError):
+    """A program in a container can't be run: it is missing, not executable, or its working directory can't be entered.
+
+    `words` are the runtime's, `exit_code` is what a shell would make of it: 127 for what is not there, else 126.
+    """
+
+    def __init__(self, what: str, words: str, exit_code: int) -> None:
+        super().__init__(f"{what}: {words}")
+        self.words = words
+        self.exit_code = exit_code
 
 
 class UnsupportedError(CriShimError):

@@ -263,7 +263,9 @@ def _resizer(terminal: int, ended: asyncio.Future[int]) -> Callable[[int, int], 
 
     def resize(width: int, height: int) -> None:
         if not ended.done():
-            with contextlib.suppress(OSError):  # hung up
+            with contextlib.suppress(
+                OSError, termios.error
+            ):  # hung up, or what is said of a command that never ran
                 termios.tcsetwinsize(fd, (height, width))
 
     return resize

@@ -30,6 +30,14 @@ _REFUSED_LIMIT = re.compile(
     r"(?:invalid argument|numerical result out of range|permission denied)",
     re.IGNORECASE,
 )
+_NO_PROGRAM = re.compile(
+    r"container process(?: caused)?: (?:error during container init: )?exec: "  # runc
+    r"|\b(?:executable file [`'\"]|open executable\b|exec container process\b|exec [`'\"])",  # crun
+    re.IGNORECASE,
+)
+_NOT_THERE = ("not found", "not found in $path", "no such file or directory")
+NOT_FOUND, NOT_RUNNABLE = 127, 126
+"""What shells exit with for a command that isn't there, and for one that can't be run."""
 _ERROR_LEVELS = frozenset({"error", "fatal", "panic"})
 
 
@@ -88,9 +96,19 @@ def says_too_little_memory(message: str) -> bool:
     )
 
 
+def program_exit_code(message: str, working_directory: str) -> int:
+    """What a shell would exit with, where the runtime could not run the program or enter its directory; else 0.
+
+    That is about the image and the command, not about the rest of the request.
+    """
+    if _NO_PROGRAM.search(message) is None and not says_no_directory(message, working_directory):
+        return 0
+    return NOT_FOUND if message.lower().rstrip(" .").endswith(_NOT_THERE) else NOT_RUNNABLE
+
+
 def says_no_directory(message: str, directory: str) -> bool:
     """Whether the runtime could not make, or enter, the container's working directory."""
-    found = re.search(r"\b(?:mkdir|chdir)(?: to)? [`'\"]?(/[^:`'\"]*)", message)
+    found = re.search(r"\b(?:mkdir|chdir)(?: to)?(?: cwd)? [(`'\"]{0,2}(/[^:`'\"]*)", message)
     return found is not None and f"{directory}/".startswith(f"{found[1].rstrip('/')}/")
 
 

@@ -3,7 +3,8 @@
 Rules:
 - What a request leaves unset stays as it is: the kubelet's CPU manager sends CPUs alone. What is in force is always
   the whole set, kept in the status, shown by ContainerStatus, and told to the runtime as a whole.
-- A created or running container's cgroup is changed by the OCI runtime; an exited one has none, and only remembers.
+- A created or running container's cgroup is changed by the OCI runtime; one that has exited, or whose program can't
+  be run, has none, and only remembers.
 - A limit that can't be had is an error, and what was in force stays in force.
 - `oom_score_adj` belongs to processes, not to the cgroup: it is set at the start, and an update leaves it alone.
 """
@@ -91,7 +92,7 @@ class ContainerResources:
             pids = pids_limit(annotations) or _pids_in_force(container)
             files = self._specs.files_limit(annotations, container.record.handler)
             document = self._specs.update_document(resources, pids)
-            if container.state is not ContainerState.EXITED:
+            if container.state is not ContainerState.EXITED and not container.status.start_fault:
                 self._check_memory(container, wanted.memory_limit_in_bytes)
                 former = None if files is None else await self._limit_files(container, files)
                 try:

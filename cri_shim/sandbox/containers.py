@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cri_shim.errors import CriShimError, NotFoundError, WrongStateError
+from cri_shim.errors import CriShimError, NotFoundError, ProgramError, WrongStateError
 from cri_shim.kernel_call import in_time_for
 from cri_shim.operations import documents, step
 from cri_shim.sandbox.container_log import check_log_file
 from cri_shim.sandbox.container_resources import ContainerResources
 from cri_shim.sandbox.creation import Creation
 from cri_shim.sandbox.details import container_details
-from cri_shim.sandbox.endings import Endings
+from cri_shim.sandbox.endings import NOT_STARTED, Endings
 from cri_shim.sandbox.files_limits import FilesLimits
 from cri_shim.sandbox.model import ContainerMetadata, ContainerState
 from cri_shim.sandbox.requests import name_is_going, request_digest, require_ready
@@ -161,8 +161,8 @@ class Containers:
     async def start_container(self, container_id: str) -> None:
         """Start a created container.
 
-        Raises WrongStateError for any other, RuntimeCommandError when the runtime refuses: then it is exited, with the
-        reason StartError.
+        Raises WrongStateError for any other, ProgramError when its program can't be run, RuntimeCommandError when the
+        runtime refuses: then it is exited, with the reason StartError.
         """
         container = self.find(container_id)
         await self._starts.run(container.id, b"", lambda: self._start(container))
@@ -172,6 +172,9 @@ class Containers:
         async with container.lock:
             if container.state is not ContainerState.CREATED:
                 raise WrongStateError(f"container {container.id} is {container.state}, not created")
+            if fault := container.status.start_fault:
+                self.endings.finish_unstarted(container, fault)
+                raise ProgramError(f"container {container.id} can't be started", fault, NOT_STARTED)
             runtime = self._runtime_of(container.record.handler)
             try:
                 await runtime.start(container.id)
@@ -180,8 +183,7 @@ class Containers:
                     # A start that a former daemon had begun came to its end without it.
                     self._store.update(container, container.status.started(time.time_ns()))
                     return
-                self.endings.finish(container, 128, time.time_ns(), "StartError", str(error))
-                self.endings.release_exited(container)
+                self.endings.finish_unstarted(container, str(error))
                 raise
             self._store.update(container, container.status.started(time.time_ns()))
         log.info("container started", container_id=container.id)

@@ -3,6 +3,8 @@
 Rules:
 - What can be refused is refused before the first effect; the rest, which shows only in the image, is undone.
 - Every effect is pushed on the `Rollback` first, and undone by `release`.
+- What is wrong with the request, its limits, mounts or users, fails the creation. What is wrong with the program fails
+  the start: the container is created without a process, and what the creation held for one is released.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from cri_shim.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
     NotFoundError,
+    ProgramError,
     RuntimeCommandError,
     TooManyFilesError,
 )
@@ -25,8 +28,8 @@ from cri_shim.ids import new_id
 from cri_shim.kernel_call import at_length_for, in_time_for
 from cri_shim.oci.complaints import (
     device_not_made,
+    program_exit_code,
     refused_limit,
-    says_no_directory,
     says_too_little_memory,
 )
 from cri_shim.oci.spec.checks import clean_container_path
@@ -63,9 +66,10 @@ if TYPE_CHECKING:
     from cri_shim.image.store import ImageStore
     from cri_shim.image.volume import ImageVolume
     from cri_shim.oci.runtime import Runtime
-    from cri_shim.oci.spec.inputs import BindVolume
+    from cri_shim.oci.spec.inputs import BindVolume, Spec
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import ExitWatch
+    from cri_shim.sandbox.launch import Created
     from cri_shim.sandbox.release import Release
     from cri_shim.sandbox.specs import Specs
 
@@ -178,35 +182,54 @@ class Creation:
                     root_of(sandbox),
                 )
             # 3. The spec, and the process that waits for its start.
-            spec, user = await self._specs.container_spec(
-                sandbox, container, image, Volumes(mounted, made)
-            )
+            user: User | None = None
+            created: Created | None = None
             try:
-                created = await self._launcher.create(launch, spec, rollback)
-            except RuntimeCommandError as error:
-                require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
-                if refusal := _clearer(error, config, spec["process"]["cwd"]):
-                    raise refusal from error
-                raise
-            except TooManyFilesError as error:
-                raise InvalidArgumentError(
-                    f"annotations[{FILES_LIMIT_ANNOTATION!r}]: {launch.files_limit}: too few for a container to start: "
-                    f"{error}"
-                ) from error
+                spec, resolved = await self._specs.container_spec(
+                    sandbox, container, image, Volumes(mounted, made)
+                )
+                user = User(resolved.uid, resolved.gid, resolved.additional_gids)
+                created = await self._launch(sandbox, config, launch, spec, rollback)
+                container.process_spec = spec["process"]
+                status = container.status.committed(
+                    time.time_ns(), created.process, created.monitor, user
+                )
+            except ProgramError as error:
+                log.info("no such program", container_id=container.id, error=str(error))
+                status = container.status.unstartable(time.time_ns(), error.words, user)
             # 4. Complete, unless the pod was stopped meanwhile.
             require_ready(sandbox)
-            container.process_spec = spec["process"]
-            self._store.commit(
-                container,
-                container.status.committed(
-                    time.time_ns(),
-                    created.process,
-                    created.monitor,
-                    User(user.uid, user.gid, user.additional_gids),
-                ),
-            )
+            self._store.commit(container, status)
             rollback.commit()
-        self._exits.watch(container.id, created.process, created.monitor)
+        if created is not None:
+            self._exits.watch(container.id, created.process, created.monitor)
+
+    async def _launch(
+        self,
+        sandbox: Sandbox,
+        config: api.ContainerConfig,
+        launch: Launch,
+        spec: Spec,
+        rollback: Rollback,
+    ) -> Created:
+        """The process. Raises ProgramError with nothing of one left, InvalidArgumentError, and as `Launcher.create`."""
+        try:
+            return await self._launcher.create(launch, spec, rollback)
+        except RuntimeCommandError as error:
+            require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
+            words = error.stderr_tail
+            if code := program_exit_code(words, spec["process"]["cwd"]):
+                handler, cgroup = launch.runtime.settings.name, launch.place.relative_dir
+                await self._release.process(launch.object_id, handler, cgroup, launch.paths)
+                raise ProgramError("the program can't be run", words, code) from error
+            if refusal := _clearer(error, config):
+                raise refusal from error
+            raise
+        except TooManyFilesError as error:
+            raise InvalidArgumentError(
+                f"annotations[{FILES_LIMIT_ANNOTATION!r}]: {launch.files_limit}: too few for a container to start: "
+                f"{error}"
+            ) from error
 
     def _plan(
         self,
@@ -292,7 +315,7 @@ class Creation:
 
 
 def _clearer(
-    error: RuntimeCommandError, config: api.ContainerConfig, cwd: str
+    error: RuntimeCommandError, config: api.ContainerConfig
 ) -> InvalidArgumentError | None:
     """What a runtime's words mean to who made the request, where they are about one of its fields."""
     words = error.stderr_tail
@@ -301,9 +324,6 @@ def _clearer(
         return InvalidArgumentError(
             f"memory_limit_in_bytes: {limit}: too little for a container to start: {error}"
         )
-    if says_no_directory(words, cwd):
-        field = "working_dir" if config.working_dir else "image WORKDIR"
-        return InvalidArgumentError(f"{field}: {quoted(cwd)}: can't be made there: {words}")
     if field := field_of_limit(refused_limit(words)):
         value = getattr(config.linux.resources, field)
         return InvalidArgumentError(f"{field}: {quoted(value)}: the kernel takes no such: {words}")

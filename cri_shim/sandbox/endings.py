@@ -49,6 +49,8 @@ RELEASES_AT_ONCE = 8
 RELEASES_OF_POD = 2
 """Of those, for one pod: a process that hangs in the kernel is waited for, and then tried again."""
 KILLED = 128 + signal.SIGKILL
+NOT_STARTED = 128
+"""The exit code of a container whose start failed, as containerd has it; the reason is StartError."""
 
 
 @dataclass(slots=True, eq=False)
@@ -153,6 +155,11 @@ class Endings:
             metrics.CONTAINER_OOMS.inc()
         log.info("container exited", container_id=container.id, exit_code=code, reason=reason)
 
+    def finish_unstarted(self, container: Container, message: str) -> None:
+        """Show the container as exited by a start that failed, and begin to release what it holds."""
+        self.finish(container, NOT_STARTED, time.time_ns(), "StartError", message)
+        self.release_exited(container)
+
     def release_exited(self, container: Container) -> None:
         """Begin to `release_process`, tried again until it succeeds; nobody waits for it."""
         if container.status.released:
@@ -192,6 +199,9 @@ class Endings:
         Raises DeadlineError if even SIGKILL doesn't end it.
         """
         if container.state is ContainerState.EXITED:
+            return
+        if container.status.start_fault:  # nothing runs of it, or ever will
+            self.finish_unstarted(container, container.status.start_fault)
             return
         deadline = asyncio.get_running_loop().time() + max(timeout_s, 0)
         stop = self._stops.get(container.id)

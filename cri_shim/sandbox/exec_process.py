@@ -22,6 +22,7 @@ from cri_shim.errors import (
     CriShimError,
     DeadlineError,
     InvalidArgumentError,
+    ProgramError,
     RuntimeCommandError,
     UnsupportedError,
     WrongStateError,
@@ -29,7 +30,7 @@ from cri_shim.errors import (
 )
 from cri_shim.host.files import write_atomic
 from cri_shim.host.proctree import kill_family
-from cri_shim.oci.complaints import runtime_message
+from cri_shim.oci.complaints import program_exit_code, runtime_message
 from cri_shim.oci.spec.process import build_exec_process
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.model import ContainerState
@@ -147,7 +148,8 @@ class ExecProcesses:
     ) -> Child:
         """Have the runtime start it, when its turn comes; the process, now our child.
 
-        Raises RuntimeCommandError with the runtime's words, DeadlineError after `timeout_s` with everything dead,
+        Raises ProgramError for a command that isn't there or can't be run, RuntimeCommandError when the runtime refused
+        for another reason, with its words in both, DeadlineError after `timeout_s` with everything dead,
         UnsupportedError for a runtime whose processes don't come to us, TooManyFilesError.
         """
         loop = asyncio.get_running_loop()
@@ -229,6 +231,8 @@ class ExecProcesses:
             if pid is None:
                 metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
                 said = runtime_message(streams.complaint()[-MAX_ERROR_TEXT:])
+                if code := program_exit_code(said, process["cwd"]):
+                    raise ProgramError(call.what, said, code)
                 raise RuntimeCommandError(call.what, argv, ending.describe(), said)
             if child is None:
                 raise UnsupportedError(

@@ -14,9 +14,10 @@ import contextlib
 import fcntl
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from cri_shim.errors import RuntimeCommandError, host_step
+from cri_shim.errors import ProgramError, RuntimeCommandError, host_step
+from cri_shim.host.child import Ending
 from cri_shim.host.console import ConsoleSocket
 from cri_shim.sandbox import exec_process
 
@@ -25,13 +26,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.background import Background
-    from cri_shim.host.process import Child
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exec_process import ExecCall, ExecProcesses
     from cri_shim.sandbox.store import Container
 
 PIPE_BYTES = 1 << 20
+PIPE_LEAST_BYTES = 4096
+"""Any pipe holds these, so that nobody has to read meanwhile."""
 MAX_COMPLAINT_BYTES = 64 << 10
+
+
+class Command(Protocol):
+    """What an exec's process is to whoever follows it."""
+
+    async def wait(self) -> Ending:
+        """How it ended, once it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,17 @@ class ExecStreams:
     stdin: int | None
     stdout: int | None
     stderr: int | None
-    child: Child
+    child: Command
+
+
+class _NotRun:
+    """A command that isn't there or can't be run: to who asked for it, one that said so and ended."""
+
+    def __init__(self, exit_code: int) -> None:
+        self._ending = Ending(exit_code << 8)
+
+    async def wait(self) -> Ending:
+        return self._ending
 
 
 class _Pipes:
@@ -138,7 +157,9 @@ class ExecSessions:
     ) -> ExecStreams:
         """Start `command`; it goes on, and is followed to its end, whether or not the caller does.
 
-        Raises WrongStateError unless the container runs, RuntimeCommandError when the command can't be started.
+        One that isn't there or can't be run is given as one that said so on stderr (on the terminal, with one) and
+        ended with 127 or 126. Raises WrongStateError unless the container runs, RuntimeCommandError when the runtime
+        can't enter it.
         """
         call = self._processes.plan(container, command)
         opened: list[ExecStreams] = []
@@ -163,6 +184,9 @@ class ExecSessions:
                     streams = await self._start_in_terminal(call, files, stack)
                 else:
                     streams = await self._start_with_pipes(call, files, stdin=stdin, stdout=stdout)
+        except ProgramError as error:
+            _remove(files)
+            streams = _not_run(call, error, tty=tty)
         except BaseException:
             _remove(files)
             raise
@@ -210,10 +234,21 @@ class ExecSessions:
             os.close(master)
             raise
 
-    async def _follow(self, child: Child, files: tuple[Path, Path]) -> None:
+    async def _follow(self, child: Command, files: tuple[Path, Path]) -> None:
         # Cancelled, at the daemon's end, the files stay: the next one's recovery ends what nobody listens to.
         await child.wait()
         _remove(files)
+
+
+def _not_run(call: ExecCall, error: ProgramError, *, tty: bool) -> ExecStreams:
+    """What a client sees of a command that could not be run, as a shell would have told it."""
+    with host_step(f"{call.what}: making a pipe"):
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    line_end = "\r\n" if tty else "\n"
+    os.write(writing, f"{error.words}{line_end}".encode()[-PIPE_LEAST_BYTES:])
+    os.close(writing)
+    child = _NotRun(error.exit_code)
+    return ExecStreams(None, reading if tty else None, None if tty else reading, child)
 
 
 def close_streams(streams: ExecStreams) -> None:

@@ -4,6 +4,8 @@ Rules:
 - Output is bounded while it is read, for each stream and for all execs together: what is beyond a bound is drained and
   dropped, and the exec still succeeds.
 - What a process wrote before its end is in the pipe by then: after the end nothing is waited for.
+- A command that isn't there or can't be run has failed, as in a shell: 127 or 126, and why on stderr. A kubelet throws
+  a probe's *errors* away, and a probe whose command is missing would never fail.
 - At the deadline the process, its session and its descendants die.
 """
 
@@ -13,7 +15,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cri_shim.errors import DeadlineError
+from cri_shim.errors import DeadlineError, ProgramError
 from cri_shim.host.capture import Allowance, Capture
 from cri_shim.sandbox import exec_process
 
@@ -113,7 +115,7 @@ class Execs:
     ) -> ExecResult:
         """Run `command`; `timeout_s` 0 means no deadline.
 
-        Raises WrongStateError unless the container runs, RuntimeCommandError when the command can't be started,
+        Raises WrongStateError unless the container runs, RuntimeCommandError when the runtime can't enter it,
         DeadlineError after the deadline, with the process and its family dead.
         """
         call = self._processes.plan(container, command)
@@ -135,9 +137,12 @@ class Execs:
         files = self._processes.files(call.container)
         streams = _Captured(self._max_output_bytes, self._allowance)
         try:
-            child = await self._processes.start(
-                call, files, streams, timeout_s=deadline.seconds_to_start()
-            )
+            try:
+                child = await self._processes.start(
+                    call, files, streams, timeout_s=deadline.seconds_to_start()
+                )
+            except ProgramError as error:
+                return ExecResult(b"", f"{error.words}\n".encode(), error.exit_code)
             if call.abandoned:
                 await self._processes.kill(call.container, child)
             ended = await child.wait_at_most(deadline.seconds_left())

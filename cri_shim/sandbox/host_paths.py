@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.errors import WrongStateError, host_step
+from cri_shim.errors import ProgramError, WrongStateError, host_step
 from cri_shim.host.files import make_dirs_in_root, open_in_root
 from cri_shim.host.mountinfo import mount_of, read_mounts
 from cri_shim.kernel_call import working_on
+from cri_shim.oci.complaints import NOT_RUNNABLE
 from cri_shim.oci.spec.checks import absolute_path, clean_container_path, refuse
 from cri_shim.oci.spec.process import leads_through_a_process
+from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -221,8 +223,9 @@ def make_working_directory(
 ) -> None:
     """Make the process's working directory if the image has none there; it belongs to the pod's root. Blocking.
 
-    One on a mount is the runtime's to make. Raises InvalidArgumentError when something else is in the way, and for a
-    link of the image that leads into /proc or to a descriptor (CVE-2024-21626): what is there now is not what will be.
+    One on a mount is the runtime's to make. Raises ProgramError when something else is in the way, InvalidArgumentError
+    for a link of the image that leads into /proc or to a descriptor (CVE-2024-21626): what is there now is not what
+    will be.
     """
     cwd = clean_container_path(spec["process"]["cwd"], field)
     if any(f"{cwd}/".startswith(f"{mount['destination']}/") for mount in spec["mounts"]):
@@ -233,7 +236,8 @@ def make_working_directory(
         really = _real_path_in(rootfs_dir, cwd)
     except OSError as error:
         if error.errno in _NO_WAY:
-            refuse(field, cwd, f"in the image: {error.strerror}")
+            words = f"{field}: {quoted(cwd)}: can't be entered: in the image: {error.strerror}"
+            raise ProgramError("the program can't be run", words, NOT_RUNNABLE) from error
         raise
     if f"{really}/".startswith("/proc/") or leads_through_a_process(really):
         refuse(field, cwd, f"is a link to {really} in the image, which leads out of the container")

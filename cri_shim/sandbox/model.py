@@ -9,6 +9,9 @@ Pure: no clock, no files, no tasks. Rules:
                     │                    └───────exit───────────────────────^
                     └─ never listed; recovery undoes it
 
+    A container whose program can't be run is created all the same, without a process, and its start is its exit:
+    kubelets try a failed creation again for ever, but count and space out starts that fail.
+
     sandbox:    creating ──commit──> ready ──stop/pause died──> notready
 
 Times are nanoseconds since the epoch, as CRI counts; 0 means "has not happened".
@@ -255,6 +258,8 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """CRI's LinuxContainerResources in force, as protobuf's JSON, once an update changed the request's; else {}."""
     pids_limit: int = 0
     """What the last update made of it; 0 if none did."""
+    start_fault: str = ""
+    """Why its program can't be run, in the runtime's words: then it has no process, and its start will fail."""
     released: bool = False
     """Whether the runtime's own state and the cgroup are gone, after the exit."""
 
@@ -274,6 +279,13 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
         _require_container(self.state, Step.COMMIT)
         return msgspec.structs.replace(
             self, committed_at_ns=at_ns, process=process, monitor=monitor, user=user
+        )
+
+    def unstartable(self, at_ns: int, fault: str, user: User | None) -> ContainerStatus:
+        """The container is complete but for its process: `fault` says why there can be none."""
+        _require_container(self.state, Step.COMMIT)
+        return msgspec.structs.replace(
+            self, committed_at_ns=at_ns, start_fault=fault, user=user, released=True
         )
 
     def started(self, at_ns: int) -> ContainerStatus:

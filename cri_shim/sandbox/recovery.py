@@ -222,6 +222,8 @@ class Recovery:
             container.ended.set()
             endings.release_exited(container)
             return "kept"
+        if status.start_fault:
+            return "kept"  # it has no process to look for
         if container.record.boot_id != self._boot_id:
             exit_ = self._exits.read(container.id)
             await endings.note_exit(

@@ -37,10 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from cri_shim.background import Background
-    from cri_shim.host.process import Child
     from cri_shim.sandbox.attach import Attachments
     from cri_shim.sandbox.containers import Containers
-    from cri_shim.sandbox.exec_session import ExecSessions
+    from cri_shim.sandbox.exec_session import Command, ExecSessions
     from cri_shim.sandbox.pods import Pods
     from cri_shim.streaming.backend import Request
     from cri_shim.streaming.tickets import Tickets
@@ -193,13 +192,13 @@ class StreamDesk:
             self._say(answer, descriptors)
 
     async def _run_command(self, asked: link.Begin, request: ExecRequest) -> None:
-        started: list[Child] = []
+        started: list[Command] = []
         await self._answer(asked.call, self._start_command(asked.call, request, started))
         for child in started:
             ending = await child.wait()
             self._say(link.Ended(session=asked.session, exit_code=ending.exit_code))
 
-    async def _start_command(self, call: int, request: ExecRequest, started: list[Child]) -> Said:
+    async def _start_command(self, call: int, request: ExecRequest, started: list[Command]) -> Said:
         streams = await self._execs.open(
             self._containers.find(request.container_id),
             request.command,

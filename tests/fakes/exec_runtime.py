@@ -6,6 +6,7 @@ It is called as `exec_runtime.py exec --detach --process FILE --pid-file FILE [-
 first word of `args` says:
 
     refuse      says so on stderr, writes no pid file, exits 255
+    absent      says that there is no such program, as runc does, and fails as `refuse`
     refuse-0    the same, with exit status 0: a runtime's status proves nothing
     torn        leaves a pid file without a pid
     hang        never answers
@@ -35,6 +36,12 @@ def main() -> int:
     if how.startswith("refuse"):
         sys.stderr.write('time="now" level=error msg="exec failed: no such file"\n')
         return 0 if how == "refuse-0" else 255
+    if how == "absent":
+        sys.stderr.write(
+            'time="now" level=error msg="exec failed: unable to start container process: '
+            'exec: \\"absent\\": executable file not found in $PATH"\n'
+        )
+        return 255
     if how == "hang":
         time.sleep(600)
     if how in ("torn", "stranger"):

@@ -258,11 +258,6 @@ BAD_CONTAINERS: dict[str, tuple[Change, grpc.StatusCode, tuple[str, ...]]] = {
         NOT_FOUND,
         (UNKNOWN_ID,),
     ),
-    "working directory that is a file": (
-        field("working_dir", "/etc/passwd"),
-        INVALID,
-        ("working_dir", "/etc/passwd"),
-    ),
     "processor that the node does not have": (
         field("linux.resources.cpuset_cpus", "4000"),
         INVALID,

@@ -27,6 +27,7 @@ from tests.integration.scene import (
 
 if TYPE_CHECKING:
     from tests.harness.client import Client
+    from tests.harness.daemon import Daemon
 
 pytestmark = pytest.mark.integration
 
@@ -153,6 +154,81 @@ def test_container_over_its_memory_limit_is_oom_killed(client: Client, image: st
     config.linux.resources.memory_limit_in_bytes = 32 * MIB
     status = pod.ends(config)
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("no-such-program", "executable file not found in $PATH"),
+        ("/no/such/path", "no such file or directory"),
+        ("/etc/passwd", "permission denied"),
+        ("/etc", ""),
+    ],
+)
+def test_program_that_cannot_run_fails_the_start_with_the_runtimes_words(
+    client: Client, daemon: Daemon, image: str, program: str, words: str
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container(program)
+    container = pod.create(config)
+    assert client.status(container).status.state == api.CONTAINER_CREATED
+    assert cgroups_of(container) == []
+    assert not (daemon.state / "runtime/runc" / container).exists()
+    assert pod.create(config) == container, "a retry finds it"
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, container, program, words):
+        client.start(container)
+    status = client.status(container).status
+    assert (status.state, status.exit_code) == (api.CONTAINER_EXITED, 128)
+    assert status.reason == "StartError"
+    assert program in status.message
+    assert words in status.message
+    assert status.created_at <= status.finished_at <= time.time_ns()
+    assert status.started_at == 0
+    assert Path(status.log_path).read_bytes() == b""
+    client.remove(container)
+    assert client.containers() == []
+
+
+def test_container_without_a_program_is_like_any_other_until_its_start(
+    crash_daemon: Daemon, image: str
+) -> None:
+    client = crash_daemon.client
+    pod = Pod.run(client, image)
+    first, second = (pod.create(pod.container("no-such-program")) for _ in range(2))
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, first, "not running"):
+        client.exec(first, "true")
+    stats = client.runtime.ContainerStats(api.ContainerStatsRequest(container_id=first), timeout=10)
+    assert stats.stats.attributes.id == first
+    resources = api.LinuxContainerResources(cpu_shares=333)
+    client.runtime.UpdateContainerResources(
+        api.UpdateContainerResourcesRequest(container_id=first, linux=resources), timeout=10
+    )
+    crash_daemon.kill9()
+    crash_daemon.start()
+    status = client.status(first).status
+    assert status.state == api.CONTAINER_CREATED
+    assert status.resources.linux.cpu_shares == 333
+    client.stop(second, timeout_s=30)
+    assert client.status(second).status.reason == "StartError"
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "no-such-program"):
+        client.start(first)
+    assert client.status(first).status.reason == "StartError"
+
+
+@pytest.mark.parametrize("script", ["#!/no/such/interpreter\n", "no script at all\0"])
+def test_program_that_the_kernel_does_not_take_ends_by_itself_and_says_why(
+    client: Client, image: str, tmp_path: Path, script: str
+) -> None:
+    (tmp_path / "program").write_text(script)
+    (tmp_path / "program").chmod(0o755)
+    tmp_path.chmod(0o755)
+    pod = Pod.run(client, image)
+    config = pod.container("/mnt/program")
+    config.mounts.add(container_path="/mnt", host_path=str(tmp_path))
+    status = pod.ends(config)
+    assert status.exit_code != 0
+    assert status.reason == "Error"
+    assert b"exec /mnt/program: " in written(Path(status.log_path), "stderr")
 
 
 EATS_MEMORY = "dd if=/dev/zero of=/dev/null bs=200M count=1"

@@ -76,14 +76,24 @@ def test_command_gets_no_descriptor_but_its_streams(client: Client, image: str) 
     assert [fd for fd in said.split() if int(fd) < 10] == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("command", ["no-such-program", "/etc/passwd", "/no/such/path"])
-def test_command_that_cannot_run_is_an_error_with_the_runtimes_words(
-    client: Client, image: str, command: str
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("no-such-program", 127, b"not found"),
+        ("/no/such/path", 127, b"no such file"),
+        ("/etc/passwd", 126, b"permission denied"),
+        ("/etc", 126, b""),
+    ],
+)
+def test_command_that_cannot_run_has_failed_as_in_a_shell(
+    client: Client, image: str, command: str, code: int, words: bytes
 ) -> None:
     pod = Pod.run(client, image)
     container = pod.sleeper()
-    with refused(grpc.StatusCode.INTERNAL, container, "exec", command):
-        client.exec(container, command)
+    answer = client.exec(container, command)
+    assert (answer.stdout, answer.exit_code) == (b"", code)
+    assert command.encode() in answer.stderr
+    assert words in answer.stderr
     assert client.exec(container, "true").exit_code == 0
 
 

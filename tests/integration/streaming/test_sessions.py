@@ -265,6 +265,20 @@ def test_an_exec_in_what_is_gone_says_so(client: Client, image: str) -> None:
         assert "not found" in session.until_closed().status["message"]
 
 
+@pytest.mark.parametrize("tty", [False, True])
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_an_exec_of_what_is_not_there_says_so_and_ends_as_in_a_shell(
+    client: Client, image: str, transport: str, *, tty: bool
+) -> None:
+    container = Pod.run(client, image).sleeper()
+    url = client.exec_url(container, "no-such-program", stdin=True, stderr=not tty, tty=tty)
+    with RemoteCommandClient(url, transport, stdin=True, tty=tty) as session:
+        session.until_closed()
+        assert session.exit_code == 127
+        said = session.stdout if tty else session.stderr
+        assert b"executable file not found in $PATH" in said
+
+
 def test_a_stop_ends_the_execs_and_is_not_held_up_by_them(client: Client, image: str) -> None:
     pod = Pod.run(client, image)
     container = pod.sleeper()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cri_shim.oci.complaints import (
     MAX_MESSAGE_CHARS,
     device_not_made,
+    program_exit_code,
     refused_limit,
     runtime_message,
     says_no_directory,
@@ -151,6 +152,53 @@ def test_working_directory_that_can_not_be_is_told_from_other_failures(
     words: str, blamed: bool
 ) -> None:
     assert says_no_directory(words, "/data/x/y") is blamed
+
+
+NO_START = "runc create failed: unable to start container process: "
+NO_EXEC = "exec failed: unable to start container process: "
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        # runc, at a creation
+        (f'{NO_START}exec: "nope": executable file not found in $PATH', 127),
+        (f'{NO_START}exec: "/no/such": stat /no/such: no such file or directory', 127),
+        (f'{NO_START}exec: "/etc": permission denied', 126),
+        (f'{NO_START}exec: "/etc": is a directory', 126),
+        (f'{NO_START}exec: "/a/b": stat /a/b: not a directory', 126),
+        (f'{NO_START}exec: "/loop": stat /loop: too many levels of symbolic links', 126),
+        (f'{NO_START}error during container init: exec: "/x: y": permission denied', 126),
+        ('starting container process caused: exec: "x": executable file not found in $PATH', 127),
+        (f"{NO_START}error during container init: mkdir /data: not a directory", 126),
+        (f"{NO_START}error during container init: mkdir /data/x: read-only file system", 126),
+        (f'{NO_START}chdir to cwd ("/data/x/y") set in config.json failed: permission denied', 126),
+        # runc, at an exec
+        (f'{NO_EXEC}exec: "nope": executable file not found in $PATH', 127),
+        (
+            f'{NO_EXEC}chdir to cwd ("/data/x/y") set in config.json failed: no such file or directory',
+            127,
+        ),
+        # crun
+        ("executable file `nope` not found in $PATH: No such file or directory", 127),
+        ("executable file `/nope` not found: No such file or directory", 127),
+        ("open executable: Permission denied", 126),
+        ("exec container process `/script`: Exec format error", 126),
+        ("chdir to `/data/x/y`: Permission denied", 126),
+        # others
+        ("", 0),
+        (f"{NO_START}error during container init: mkdir /other: not a directory", 0),
+        (
+            f"{NO_START}error during container init: open /proc/self/exec: no such file or directory",
+            0,
+        ),
+        (f"{NO_START}container init was OOM-killed (memory limit too low?)", 0),
+        ("runc create failed: unable to apply cgroup configuration: permission denied", 0),
+        ("mount `/exec: x`: No such file or directory", 0),
+    ],
+)
+def test_program_that_can_not_be_run_is_told_from_other_failures(words: str, code: int) -> None:
+    assert program_exit_code(words, "/data/x/y") == code
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from cri_shim.errors import (
     InvalidArgumentError,
     MonitorError,
     NotFoundError,
+    ProgramError,
     RuntimeCommandError,
     UnavailableError,
     WrongStateError,
@@ -23,6 +25,7 @@ from cri_shim.errors import (
 from cri_shim.oci.spec.inputs import DeviceNode
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox import specs as specs_module
+from cri_shim.sandbox.container_resources import resources_in_force
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.single_flight import SupersededError
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from cri_shim.sandbox.store import Sandbox
+    from cri_shim.sandbox.store import Container, Sandbox
     from tests.fakes.house import House
 
 pytestmark = pytest.mark.asyncio
@@ -175,18 +178,88 @@ async def test_what_is_no_account_file_names_no_accounts(house: House, error: in
     assert (container.status.user.uid, container.status.user.gid) == (0, 0)
 
 
-async def test_working_directory_that_only_the_runtime_can_not_make_is_refused_by_its_field(
-    house: House,
-) -> None:
+NO_DIRECTORY = "error during container init: mkdir /data/x: read-only file system"
+NO_PROGRAM = 'unable to start container process: exec: "nope": executable file not found in $PATH'
+
+
+async def without_program(house: House, words: str = NO_PROGRAM) -> Container:
+    """A container whose program the runtime can't run, in these words."""
     sandbox = await house.run_pod()
-    before = house.leftovers()
-    words = "error during container init: mkdir /data/x: read-only file system"
     house.points.fail("monitor.created", RuntimeCommandError("creating", ["runc"], "failed", words))
     config = container_config()
     config.mounts.add(container_path="/data", host_path=str(house.base))
     config.working_dir = "/data/x/y"
-    with pytest.raises(InvalidArgumentError, match=r"^working_dir: '/data/x/y': .*read-only"):
-        await house.containers.create_container(sandbox.id, config, sandbox.config)
+    created = await house.containers.create_container(sandbox.id, config, sandbox.config)
+    house.points.heal()
+    return house.containers.find(created)
+
+
+@pytest.mark.parametrize("words", [NO_DIRECTORY, NO_PROGRAM])
+async def test_a_program_that_can_not_be_run_fails_the_start_and_not_the_creation(
+    house: House, words: str
+) -> None:
+    container = await without_program(house, words)
+    created = container.status
+    assert (created.state, created.process) == (ContainerState.CREATED, None)
+    assert created.user is not None
+    with pytest.raises(ProgramError, match=re.escape(words)):
+        await house.containers.start_container(container.id)
+    status = container.status
+    assert (status.state, status.exit_code, status.reason) == ("exited", 128, "StartError")
+    assert (status.message, status.started_at_ns) == (words, 0)
+    assert container.ended.is_set()
+    with pytest.raises(WrongStateError, match="exited"):
+        await house.containers.start_container(container.id)
+
+
+async def test_a_container_without_a_program_holds_nothing_but_files(house: House) -> None:
+    sandbox = await house.run_pod()
+    before = house.leftovers()
+    container = await without_program(house)
+    left = house.leftovers()
+    changed = {kind for kind in left if left[kind] != before.get(kind)}
+    assert changed == {"containers", "files", "mounts"}
+    await house.containers.remove_container(container.id)
+    only_the_pod(house, before)
+    assert sandbox.id == container.sandbox_id
+
+
+async def test_a_retry_finds_the_container_without_a_program(house: House) -> None:
+    container = await without_program(house)
+    sandbox = house.pods.find(container.sandbox_id)
+    again = await house.containers.create_container(sandbox.id, container.config, sandbox.config)
+    assert again == container.id
+
+
+async def test_a_stop_of_a_container_without_a_program_is_its_end_at_once(house: House) -> None:
+    container = await without_program(house)
+    passed = len(house.points.passed)
+    await house.containers.stop_container(container.id, 30)
+    assert (container.status.exit_code, container.status.reason) == (128, "StartError")
+    assert len(house.points.passed) == passed, "there was nothing to kill"
+    await house.containers.stop_container(container.id, 30)
+
+
+async def test_an_update_of_a_container_without_a_program_is_remembered(house: House) -> None:
+    container = await without_program(house)
+    wanted = api.LinuxContainerResources(cpu_shares=512)
+    await house.containers.update_container_resources(container.id, wanted, {})
+    assert resources_in_force(container).cpu_shares == 512
+    assert house.runtime.updates == []
+
+
+async def test_what_a_failed_program_left_must_be_gone_before_the_container_is_there(
+    house: House,
+) -> None:
+    await house.run_pod()
+    before = house.leftovers()
+    house.points.fail("cgroup.remove", CriShimError("busy"))
+    with pytest.raises(CriShimError, match="busy"):
+        await without_program(house)
+    [failed] = house.containers.list_containers()
+    assert failed.status.reason == "CreateContainerError"
+    house.points.heal()
+    await house.containers.remove_container(failed.id)
     only_the_pod(house, before)
 
 

@@ -98,6 +98,21 @@ async def test_a_refusal_brings_the_runtimes_words(node: Node) -> None:
             await opened(node, "refuse", tty=tty)
 
 
+@pytest.mark.parametrize("tty", [False, True])
+async def test_a_command_that_is_not_there_says_so_and_ends_as_in_a_shell(
+    node: Node, *, tty: bool
+) -> None:
+    streams = await opened(node, "absent", tty=tty)
+    assert streams.stdin is None
+    assert (streams.stderr is None) is tty
+    said = await read_to_end(streams.stdout if tty else streams.stderr)
+    end = b"\r\n" if tty else b"\n"
+    assert said.endswith(b'exec: "absent": executable file not found in $PATH' + end)
+    assert (await streams.child.wait()).exit_code == 127
+    close_streams(streams)
+    assert list(node.exec_dir.iterdir()) == []
+
+
 async def test_a_runtime_without_a_terminal_to_give_leaves_nothing_running(node: Node) -> None:
     with pytest.raises(RuntimeCommandError, match="gave no terminal"):
         await opened(node, "no-terminal", tty=True)

@@ -169,6 +169,14 @@ async def test_without_a_pid_the_runtime_refused_whatever_its_status(node: Node,
 
 
 @pytest.mark.asyncio
+async def test_a_command_that_is_not_there_has_failed_as_in_a_shell(node: Node) -> None:
+    result = await node.run("absent")
+    assert (result.stdout, result.exit_code) == (b"", 127)
+    assert result.stderr.endswith(b'exec: "absent": executable file not found in $PATH\n')
+    assert list(node.exec_dir.iterdir()) == []
+
+
+@pytest.mark.asyncio
 async def test_a_torn_pid_file_names_nobody(node: Node) -> None:
     with pytest.raises(RuntimeCommandError):
         await node.run("torn")

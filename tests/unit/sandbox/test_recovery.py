@@ -13,7 +13,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from cri_shim import metrics
-from cri_shim.errors import CniPluginError, CriShimError, DeadlineError, UnavailableError
+from cri_shim.errors import (
+    CniPluginError,
+    CriShimError,
+    DeadlineError,
+    ProgramError,
+    RuntimeCommandError,
+    UnavailableError,
+)
 from cri_shim.sandbox import recovery as recovery_module
 from cri_shim.sandbox import unfinished as unfinished_module
 from cri_shim.sandbox.model import ContainerState, SandboxState, SandboxStatus
@@ -104,6 +111,23 @@ async def test_a_retry_from_before_the_restart_gets_its_result(house: House) -> 
     again = await recovered(house)
     assert await again.pods.run_pod_sandbox(pod_config(), "") == sandbox.id
     assert (await again.create(again.pods.find(sandbox.id))).id == container.id
+    await again.close()
+
+
+async def test_a_container_without_a_program_fails_its_start_after_a_restart(house: House) -> None:
+    sandbox = await house.run_pod()
+    words = 'unable to start container process: exec: "x": permission denied'
+    house.points.fail("monitor.created", RuntimeCommandError("creating", ["runc"], "failed", words))
+    old = await house.create(sandbox)
+    house.points.heal()
+    again = await recovered(house)
+    container = again.containers.find(old.id)
+    assert container.status == old.status
+    with pytest.raises(ProgramError, match="permission denied"):
+        await again.containers.start_container(container.id)
+    assert (container.status.exit_code, container.status.reason) == (128, "StartError")
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
     await again.close()
 
 

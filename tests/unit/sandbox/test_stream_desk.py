@@ -108,6 +108,15 @@ async def test_a_command_is_started_and_its_end_is_told(asker: Asker) -> None:
     close_all(descriptors)
 
 
+async def test_a_command_that_is_not_there_is_told_as_one_that_has_ended(asker: Asker) -> None:
+    session = await asker.session(asker.node.exec_ticket("absent"), "exec")
+    told, descriptors = await asker.ask(link.Begin(call=2, session=session))
+    assert told == link.Started(call=2, stdin=False, stdout=False, stderr=True)
+    await until(lambda: asker.told[-1][0] == link.Ended(session=session, exit_code=127))
+    assert b"not found in $PATH" in os.read(descriptors[0], 1000)
+    close_all(descriptors)
+
+
 async def test_what_cannot_be_started_says_why(asker: Asker) -> None:
     session = await asker.session(asker.node.exec_ticket("refuse"), "exec")
     assert "no such file" in await asker.failure(link.Begin(call=2, session=session))
