@@ -27,7 +27,7 @@ from cri_shim.host.throwaway import in_throwaway_thread
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
 T = TypeVar("T")
@@ -57,12 +57,7 @@ def create_netns(path: Path, sysctls: Mapping[str, str], netns_fd: int | None = 
         FileExistsError: something has that name.
         OSError: the kernel refused, with the file or step in it.
     """
-    values = {sysctl_file(name): (name, value) for name, value in sysctls.items()}
-    for name, value in values.values():
-        if _SYSCTL_VALUE.fullmatch(value) is None:
-            raise InvalidArgumentError(
-                f"sysctl {name}: the value {quoted(value)} is not one line of printable ASCII"
-            )
+    values = _checked_sysctls(sysctls)
     _prepare_directory(path.parent)
     # A mount needs a file to lie on; `ip netns` makes it without any mode as well.
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o000))
@@ -82,6 +77,30 @@ def create_netns(path: Path, sysctls: Mapping[str, str], netns_fd: int | None = 
     except BaseException:
         remove_netns(path)
         raise
+
+
+def set_netns_sysctls(
+    path: Path, sysctls: Mapping[str, str], optional: Collection[str] = ()
+) -> None:
+    """Set sysctls of the interfaces in the namespace `path`, in their order; blocking.
+
+    Those in `optional` are passed over where their interface isn't there. Raises InvalidArgumentError for what
+    isn't there or not taken by the kernel, OSError as `run_in_netns`.
+    """
+    values = _checked_sysctls(sysctls)
+
+    def write() -> None:
+        for file, (name, value) in values.items():
+            # net/FAMILY/KIND/INTERFACE/...: the directory comes and goes with the interface.
+            directory = "/".join(file.split("/")[:4])
+            if os.path.isdir(f"/proc/sys/{directory}"):
+                _write_sysctl(file, name, value)
+            elif name not in optional:
+                raise InvalidArgumentError(
+                    f"sysctl {name}: the pod has no interface {quoted(directory.rpartition('/')[2])}"
+                )
+
+    run_in_netns(path, write)
 
 
 def remove_netns(path: Path) -> None:
@@ -148,6 +167,17 @@ def sysctl_file(name: str) -> str:
                 f"sysctl {quoted(name)}: {quoted(part)} can't be part of a name"
             )
     return "/".join(parts)
+
+
+def _checked_sysctls(sysctls: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Name and value of each by its file."""
+    values = {sysctl_file(name): (name, value) for name, value in sysctls.items()}
+    for name, value in values.values():
+        if _SYSCTL_VALUE.fullmatch(value) is None:
+            raise InvalidArgumentError(
+                f"sysctl {name}: the value {quoted(value)} is not one line of printable ASCII"
+            )
+    return values
 
 
 def _write_sysctl(file: str, name: str, value: str) -> None:

@@ -3,7 +3,8 @@
 Rules:
 - Which networks a sandbox joins is decided once, before its record is written; the status names them, so that DEL can
   be run for each of them after a crash, whether ADD had begun or not.
-- The namespace, `lo` and the `net.*` sysctls are made by us before ADD; the plugins find them as the pod will.
+- The namespace, `lo` and the `net.*` sysctls are made by us before ADD; the plugins find them as the pod will. Only
+  those of interfaces that plugins make are set after ADD.
 - A DEL is waited for a few seconds, and a plugin that a former daemon called not at all: then the DEL is owed.
 - An attachment leaves the sandbox's status only after its DEL succeeded, or stands in the list of debts.
 """
@@ -26,7 +27,7 @@ from cri_shim.errors import (
     NotReadyError,
     host_step,
 )
-from cri_shim.host.namespaces import create_netns, remove_netns
+from cri_shim.host.namespaces import create_netns, remove_netns, set_netns_sysctls
 from cri_shim.kernel_call import in_time
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.attachments import PodAttachments
@@ -41,7 +42,7 @@ from cri_shim.sandbox.network_annotations import (
 from cri_shim.sandbox.plugin_arguments import maps_any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from cri_shim.background import Background
     from cri_shim.cni.attachment import Attachment
@@ -167,6 +168,22 @@ class PodNetwork:
                 netns_file(sandbox_id),
                 sysctls,
                 netns_fd,
+            )
+
+    async def set_sysctls(
+        self, sandbox_id: str, sysctls: Mapping[str, str], optional: Collection[str]
+    ) -> None:
+        """Set sysctls of the interfaces that the plugins made; the `optional` ones where there is that interface.
+
+        Raises InvalidArgumentError for an interface that isn't there, and for what the kernel refuses.
+        """
+        with host_step(f"sandbox {sandbox_id}: setting the sysctls of its interfaces"):
+            await in_time(
+                "setting sysctls of interfaces",
+                set_netns_sysctls,
+                netns_file(sandbox_id),
+                sysctls,
+                optional,
             )
 
     async def remove_namespace(self, sandbox_id: str) -> None:

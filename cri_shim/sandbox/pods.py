@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
     from cri_shim.image.model import Image
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.spec.sysctls import PodSysctls
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import Exit, ExitWatch
@@ -151,6 +152,7 @@ class Pods:
         with step("waiting for the pause image"):
             image = await self._pause_image.get()
         document = await as_json_aside(config)
+        sysctls = self._specs.sysctls(config, runtime.settings.name)
         sandbox = self._plan(config, metadata, runtime, digest, image, document)
         rollback = Rollback(f"sandbox {sandbox.id}")
         async with rollback:
@@ -165,12 +167,12 @@ class Pods:
                     rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))
                     await self._network.create_namespace(
                         sandbox.id,
-                        self._specs.network_sysctls(config, runtime.settings.name),
+                        sysctls.network,
                         users.netns_fd if users else None,
                     )
                 # 3. Network and pause container, side by side.
                 created = await side_by_side(
-                    self._attach(sandbox, rollback),
+                    self._attach(sandbox, sysctls, rollback),
                     self._pause.start(sandbox, runtime, image, rollback, users),
                 )
             # 4. Ready: from here on it is listed.
@@ -213,12 +215,13 @@ class Pods:
         )
         return Sandbox(record, SandboxStatus(attachments=attachments), config)
 
-    async def _attach(self, sandbox: Sandbox, rollback: Rollback) -> None:
-        if not sandbox.status.attachments:
-            return
-        rollback.push("network", lambda: self._network.detach(sandbox))
-        ips = await self._network.attach(sandbox)
-        sandbox.status = msgspec.structs.replace(sandbox.status, ips=ips)
+    async def _attach(self, sandbox: Sandbox, sysctls: PodSysctls, rollback: Rollback) -> None:
+        if sandbox.status.attachments:
+            rollback.push("network", lambda: self._network.detach(sandbox))
+            ips = await self._network.attach(sandbox)
+            sandbox.status = msgspec.structs.replace(sandbox.status, ips=ips)
+        if sysctls.interfaces:
+            await self._network.set_sysctls(sandbox.id, sysctls.interfaces, sysctls.optional)
 
     async def _undo_namespace(self, sandbox: Sandbox, rollback: Rollback) -> None:
         # Plugins find what to take away through the namespace: it stays for the DEL that is still to come.

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from cri_shim.image.model import Image
     from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, ResolvedUser, Spec
     from cri_shim.oci.spec.seccomp import Profile
+    from cri_shim.oci.spec.sysctls import PodSysctls
     from cri_shim.paths import Paths
     from cri_shim.sandbox.host_paths import HostPath
     from cri_shim.sandbox.pod_users import PodUsers
@@ -123,11 +124,9 @@ class Specs:
         """Raises InvalidArgumentError for what no pod's resources can be."""
         check_sizing(overhead=overhead, size=resources, node=self._node)
 
-    def network_sysctls(self, config: api.PodSandboxConfig, handler: str) -> dict[str, str]:
-        """The pod's `net.*` parameters, which are ours to write."""
-        return sandbox_sysctls(
-            config, node=self._node, handler=self._handler_facts(handler)
-        ).network
+    def sysctls(self, config: api.PodSandboxConfig, handler: str) -> PodSysctls:
+        """The pod's kernel parameters, of which the `net.*` ones are ours to write."""
+        return sandbox_sysctls(config, node=self._node, handler=self._handler_facts(handler))
 
     def sandbox_labels(self, config: api.PodSandboxConfig) -> Labels:
         """A new pod's SELinux labels. Raises InvalidArgumentError."""

@@ -23,7 +23,7 @@ from cri_shim.host.procstat import ProcessEntry
 from cri_shim.host.userns import UserNamespace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import pytest
@@ -223,6 +223,12 @@ class Kernel:
         self.namespaces[path] = dict(sysctls)
         self.points.pass_in_thread("netns.created")
 
+    def set_netns_sysctls(
+        self, path: Path, sysctls: Mapping[str, str], optional: Collection[str] = ()
+    ) -> None:
+        self.points.pass_in_thread("netns.sysctls")
+        self.namespaces[path] |= {n: v for n, v in sysctls.items() if n not in optional}
+
     def remove_netns(self, path: Path) -> None:
         self.points.pass_in_thread("netns.remove")
         self.namespaces.pop(path, None)
@@ -271,7 +277,7 @@ class Kernel:
                     "unmount_below",
                     "remove_tree",
                 ),
-                *("create_netns", "remove_netns", "read_in_root"),
+                *("create_netns", "remove_netns", "set_netns_sysctls", "read_in_root"),
                 *("new_user_namespace", "open_user_namespace"),
             )
         } | {"PidWatch": PidWatch}

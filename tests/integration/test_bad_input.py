@@ -98,6 +98,18 @@ BAD_PODS: dict[str, tuple[Change, tuple[str, ...]]] = {
         sysctl("net.ipv4.no_such_thing", "1"),
         ("net.ipv4.no_such_thing",),
     ),
+    "sysctl of an interface that the pod has not": (
+        sysctl("net.ipv4.conf.eth7.forwarding", "1"),
+        ("net.ipv4.conf.eth7.forwarding", "no interface 'eth7'"),
+    ),
+    "sysctl that no interface has": (
+        sysctl("net.ipv4.conf.eth0.no_such_thing", "1"),
+        ("net.ipv4.conf.eth0.no_such_thing", "none of that name"),
+    ),
+    "sysctl value that an interface refuses": (
+        sysctl("net.ipv4.conf.eth0.forwarding", "words"),
+        ("net.ipv4.conf.eth0.forwarding", "words"),
+    ),
     "sysctl value with a line break": (sysctl("net.ipv4.ip_forward", "1\n0"), ("ip_forward",)),
     "sysctl value the kernel refuses": (
         sysctl("net.ipv4.ip_local_port_range", "words"),

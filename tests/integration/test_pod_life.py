@@ -258,6 +258,22 @@ def test_network_sysctls_are_set_inside_only(client: Client, image: str) -> None
     assert Path("/proc/sys", name).read_text() == outside != "77\n"
 
 
+def test_sysctls_of_interfaces_are_set_once_plugins_have_made_them(
+    client: Client, image: str
+) -> None:
+    config = client.pod_config()
+    config.linux.sysctls["net.ipv4.conf.all.forwarding"] = "0"
+    config.linux.sysctls["net.ipv4.conf.eth0.forwarding"] = "1"
+    config.linux.sysctls["net/ipv6/conf/eth0/accept_ra"] = "0"
+    config.linux.sysctls["net.ipv4.conf.default.log_martians"] = "1"
+    pod = Pod.run(client, image, config)
+    said = pod.says(
+        "cd /proc/sys/net; cat ipv4/conf/all/forwarding ipv4/conf/eth0/forwarding"
+        " ipv6/conf/eth0/accept_ra ipv4/conf/eth0/log_martians"
+    )
+    assert said.split() == ["0", "1", "0", "1"]
+
+
 def test_pod_on_the_nodes_network_has_no_namespace_of_its_own(client: Client, image: str) -> None:
     pod = Pod.run(client, image, client.pod_config(host_network=True))
     status = client.pod_status(pod.id).status

@@ -84,7 +84,11 @@ def test_pods_users_are_nobody_on_the_node_and_everything_works(
     assert features[HANDLER]
     config = with_users(client.pod_config())
     config.linux.sysctls.update(
-        {"net.ipv4.ip_unprivileged_port_start": "7", "kernel.shm_rmid_forced": "1"}
+        {
+            "net.ipv4.ip_unprivileged_port_start": "7",
+            "net.ipv4.conf.eth0.log_martians": "1",
+            "kernel.shm_rmid_forced": "1",
+        }
     )
     pod = Pod.run(client, image, config, handler=HANDLER)
     info = json.loads(client.pod_status(pod.id, verbose=True).info["info"])
@@ -105,6 +109,7 @@ def test_pods_users_are_nobody_on_the_node_and_everything_works(
     pod.asks(container, "chown 7:8 /tmp-file && ip addr add 10.99.0.1/32 dev lo")
     assert pod.asks(container, "echo out > /dev/stdout") == "out\n"
     assert pod.asks(container, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start") == "7\n"
+    assert pod.asks(container, "cat /proc/sys/net/ipv4/conf/eth0/log_martians") == "1\n"
     assert pod.asks(container, "cat /proc/sys/kernel/shm_rmid_forced") == "1\n"
     assert pod.ip in pod.asks(container, "ip -4 addr show dev eth0")
     assert pod.says("echo log > /dev/stderr; echo log", like(pod, pod.container())) == "log\n"

@@ -5,15 +5,15 @@ Rules of the file:
   message queue ones unless it shares the node's IPC (CVE-2022-0532). Everything else under kernel, vm, fs changes
   the node and is refused (CVE-2022-0811).
 - Names and values are checked byte by byte, so that neither can smuggle a path or a second line.
-- `net.*` is written into the pinned network namespace before CNI runs, not by the OCI runtime. A handler with a
-  kernel of its own gets all of them in its spec instead.
+- `net.*` is written into the pinned network namespace before CNI runs, not by the OCI runtime; those of interfaces that
+  plugins make, after it. A handler with a kernel of its own gets all of them in its spec instead.
 - The node's defaults give way to the pod's, and are dropped where they don't apply; the pod's own are refused.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cri_shim.oci.spec.checks import refuse
@@ -37,6 +37,10 @@ _IPC_NAMES = frozenset(
         "kernel.shmmni",
     }
 )
+_OF_AN_INTERFACE = re.compile(
+    r"net\.(?:ipv4\.(?:conf|neigh)|ipv6\.(?:conf|neigh)|mpls\.conf)\.(?!(?:all|default|lo)\.)[^.]+\..+"
+)
+"""`all`, `default` and `lo` are there before any plugin."""
 _SWAP_SEPARATORS = str.maketrans("./", "/.")
 
 
@@ -48,6 +52,10 @@ class PodSysctls:
     """For the network namespace, before the first interface is made."""
     spec: dict[str, str]
     """For the OCI runtime."""
+    interfaces: dict[str, str] = field(default_factory=dict)
+    """For the network namespace, once the plugins have made its interfaces."""
+    optional: frozenset[str] = frozenset()
+    """Which of `interfaces` are defaults of the node, and not meant for a pod without that interface."""
 
 
 def pod_sysctls(
@@ -64,9 +72,12 @@ def pod_sysctls(
     """
     network: dict[str, str] = {}
     ipc: dict[str, str] = {}
+    own = set()
     for values, is_default in ((defaults, True), (requested, False)):
         for given, value in values.items():
             name = _checked(given, value)
+            if not is_default:
+                own.add(name)
             if name.startswith("net."):
                 if not host_network:
                     network[name] = value
@@ -85,7 +96,13 @@ def pod_sysctls(
                 )
     if kind is HandlerKind.VM:
         return PodSysctls({}, network | ipc)
-    return PodSysctls(network, ipc)
+    interfaces = {name: value for name, value in network.items() if _OF_AN_INTERFACE.match(name)}
+    return PodSysctls(
+        network={name: value for name, value in network.items() if name not in interfaces},
+        spec=ipc,
+        interfaces=interfaces,
+        optional=frozenset(interfaces) - own,
+    )
 
 
 def _checked(name: str, value: str) -> str:

@@ -16,7 +16,13 @@ import pytest
 
 from cri_shim import paths
 from cri_shim.errors import InvalidArgumentError
-from cri_shim.host.namespaces import create_netns, is_netns, remove_netns, run_in_netns
+from cri_shim.host.namespaces import (
+    create_netns,
+    is_netns,
+    remove_netns,
+    run_in_netns,
+    set_netns_sysctls,
+)
 from tests.harness.mount_points import mounts_below
 
 if TYPE_CHECKING:
@@ -71,6 +77,26 @@ def test_sysctls_hold_inside_only(netns: Path) -> None:
     assert read("ipv4/ip_local_port_range") == "20000\t20999"
     assert read("ipv4/conf/lo/log_martians") == "1"
     assert Path("/proc/sys/net/ipv4/ip_local_port_range").read_text() == outside
+
+
+def test_sysctls_of_interfaces_are_set_when_they_are_there(netns: Path) -> None:
+    forwarding = "net.ipv4.conf.eth0/7.forwarding"
+    create_netns(netns, {"net.ipv4.conf.default.forwarding": "0"})
+    with pytest.raises(
+        InvalidArgumentError, match=r"eth0/7\.forwarding: the pod has no .* 'eth0\.7'"
+    ):
+        set_netns_sysctls(netns, {forwarding: "1"})
+    set_netns_sysctls(netns, {forwarding: "1"}, {forwarding})
+    ip("-n", netns.name, "link", "add", "eth0.7", "type", "veth")
+    set_netns_sysctls(netns, {forwarding: "1"}, {forwarding})
+    file = Path("/proc/sys/net/ipv4/conf/eth0.7/forwarding")
+    assert run_in_netns(netns, file.read_text) == "1\n"
+    for name, value, words in (
+        ("forwarding", "words", "refuses the value 'words'"),
+        ("no_such_thing", "1", "none of that name"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            set_netns_sysctls(netns, {f"net.ipv4.conf.eth0/7.{name}": value})
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,31 @@ async def test_network_sysctls_are_written_before_the_plugins_run(house: House) 
     assert sandbox.record.netns
 
 
+async def test_sysctls_of_interfaces_are_written_after_the_plugins_ran(house: House) -> None:
+    config = pod_config()
+    config.linux.sysctls["net/ipv4/conf/eth0/forwarding"] = "1"
+    add = house.points.hold("cni.add")
+    call = asyncio.ensure_future(house.pods.run_pod_sandbox(config, ""))
+    await add.reached.wait()
+    await until(lambda: "runtime.started" in house.points.passed)
+    [sysctls] = house.kernel.namespaces.values()
+    assert "net.ipv4.conf.eth0.forwarding" not in sysctls
+    add.release()
+    await call
+    [sysctls] = house.kernel.namespaces.values()
+    assert sysctls["net.ipv4.conf.eth0.forwarding"] == "1"
+
+
+async def test_sysctl_of_an_interface_that_is_refused_undoes_the_pod(house: House) -> None:
+    config = pod_config()
+    config.linux.sysctls["net.ipv4.conf.eth0.forwarding"] = "1"
+    house.points.fail("netns.sysctls", InvalidArgumentError("no interface"))
+    with pytest.raises(InvalidArgumentError, match="no interface"):
+        await house.pods.run_pod_sandbox(config, "")
+    assert house.leftovers() == {}
+    assert "cni.del" in house.points.passed
+
+
 async def test_the_pause_container_does_not_wait_for_the_network(house: House) -> None:
     add = house.points.hold("cni.add")
     call = asyncio.ensure_future(house.pods.run_pod_sandbox(pod_config(), ""))

@@ -130,7 +130,7 @@ def test_the_pods_network_parameters_are_ours_to_write(node: Node) -> None:
     config = pod_config()
     config.linux.sysctls["net.ipv4.ip_forward"] = "1"
     config.linux.sysctls["kernel.shm_rmid_forced"] = "1"
-    assert node.specs.network_sysctls(config, "runc") == {"net.ipv4.ip_forward": "1"}
+    assert node.specs.sysctls(config, "runc").network == {"net.ipv4.ip_forward": "1"}
 
 
 @pytest.mark.parametrize("sysctl", ["vm.swappiness", "net.ipv4/../../x"])

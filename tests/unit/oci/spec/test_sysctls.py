@@ -48,7 +48,44 @@ def test_kernel_of_its_own_gets_all_of_them() -> None:
     ],
 )
 def test_first_separator_says_which_one_separates(given: str, name: str) -> None:
-    assert divide({given: "1"}).network == {name: "1"}
+    parts = divide({given: "1"})
+    assert parts.network | parts.interfaces == {name: "1"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "net.ipv4.conf.eth0.forwarding",
+            "net.ipv6.conf.eth0/7.accept_ra",
+            "net.mpls.conf.x.input",
+        ),
+        *("net.ipv4.neigh.eth0.ucast_solicit", "net.ipv6.neigh.net1.ucast_solicit"),
+        *("net.ipv4.conf.all1.forwarding", "net.ipv4.conf.lo1.forwarding"),
+    ],
+)
+def test_parameter_of_an_interface_waits_for_the_interface(name: str) -> None:
+    assert divide({name: "1"}) == PodSysctls({}, {}, {name: "1"})
+    assert divide({name: "1"}, kind=HandlerKind.VM) == PodSysctls({}, {name: "1"})
+    with pytest.raises(InvalidArgumentError, match="shares the node's network"):
+        divide({name: "1"}, host_network=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("net.ipv4.conf.all.forwarding", "net.ipv6.conf.default.accept_ra"),
+        *("net.ipv4.neigh.lo.ucast_solicit", "net.ipv4.conf.eth0", "net.ipv4.ip_forward"),
+    ],
+)
+def test_parameter_that_is_there_from_the_start_is_set_at_the_start(name: str) -> None:
+    assert divide({name: "1"}) == PodSysctls({name: "1"}, {})
+
+
+def test_default_for_an_interface_is_not_meant_for_pods_without_it() -> None:
+    ours, both = "net.ipv4.conf.eth0.forwarding", "net.ipv4.conf.net1.forwarding"
+    parts = divide({both: "1"}, {ours: "0", both: "0"})
+    assert parts == PodSysctls({}, {}, {ours: "0", both: "1"}, frozenset({ours}))
 
 
 @pytest.mark.parametrize(
