@@ -28,6 +28,7 @@ from cri_shim.cni.conf import (
     is_version_at_least,
     parse_conflist,
 )
+from cri_shim.cni.false_alarms import is_about_a_missing_family, without_bridge_address
 from cri_shim.cni.invoke import PluginRunner, Verb
 from cri_shim.cni.result import (
     Result,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cri_shim.cni.attachment import Attachment
+    from cri_shim.cni.conf import PluginConf
     from cri_shim.cni.leftover import LeftoverPlugins
 
 log = structlog.get_logger()
@@ -158,9 +160,10 @@ class Chains:
             )
         prev_result = build_result_document(result, cni_version=network.cni_version)
         told = entry.attachment()
-        for plugin in network.plugins:
+
+        async def ask(plugin: PluginConf, made: dict[str, Any]) -> None:
             config = build_plugin_config(
-                network, plugin, prev_result=prev_result, capability_args=told.capability_args
+                network, plugin, prev_result=made, capability_args=told.capability_args
             )
             await self._runner.run(
                 Verb.CHECK,
@@ -170,6 +173,15 @@ class Chains:
                 netns=attachment.netns,
                 timeout_s=CHECK_TIMEOUT_S,
             )
+
+        for plugin in network.plugins:
+            try:
+                await ask(plugin, prev_result)
+            except CniPluginError as error:
+                if (less := without_bridge_address(error, prev_result)) is not None:
+                    await ask(plugin, less)
+                elif not is_about_a_missing_family(error, result):
+                    raise
 
     def _network_of(self, entry: CacheEntry | None, attachment: Attachment) -> NetworkList | None:
         configured = self._configured(attachment.network)

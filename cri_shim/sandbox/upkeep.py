@@ -257,3 +257,4 @@ class NetworkUpkeep:
                         sandbox_id=sandbox.id,
                         problem=str(error),
                     )
+        log.debug("network checks done")

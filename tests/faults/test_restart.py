@@ -5,8 +5,10 @@ Containers end while no daemon runs, in ways that leave different traces; the su
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.faults.looking import (
     pod_state,
     wait_until,
 )
+from tests.integration.scene import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +104,37 @@ def test_pods_that_run_are_the_same_after_a_restart(
         assert client.status(one.container).status.exit_code == 137
         client.stop_pod(one.pod)
         client.remove_pod(one.pod)
+
+
+def checked_pods(daemon: Daemon) -> tuple[list[str], list[str]]:
+    """After one more start: what plugins were asked to check, and of which pods there was a warning."""
+    before = len(daemon.log().splitlines())
+    kill9(daemon)
+    daemon.start()
+    done = "network checks done"
+    wait_until(lambda: done in "".join(daemon.log().splitlines()[before:]), done)
+    lines = [json.loads(line) for line in daemon.log().splitlines()[before:] if "{" in line]
+    asked = [line["plugin"] for line in lines if line.get("verb") == "CHECK"]
+    warned = [line["sandbox_id"] for line in lines if "is not as it was made" in line["event"]]
+    return asked, warned
+
+
+def test_only_pods_whose_network_has_changed_are_warned_of_after_a_restart(
+    crash_daemon: Daemon,
+) -> None:
+    client = crash_daemon.client
+    ports = [free_port() for _ in range(2)]
+    pods = [client.run_pod(client.pod_config(host_ports={port: 80})) for port in ports]
+    pods.append(client.run_pod(client.pod_config()))
+    # As when the port with the lowest address goes.
+    address = ["ip", "link", "set", crash_daemon.bridge, "address", "02:00:00:00:00:01"]
+    subprocess.run(address, check=True)
+    asked, warned = checked_pods(crash_daemon)
+    assert asked.count("portmap") == len(pods)
+    assert warned == []
+    cut_off = ["ip", "-n", f"cri-{pods[0][:32]}", "route", "del", "default"]
+    subprocess.run(cut_off, check=True)
+    assert checked_pods(crash_daemon)[1] == [pods[0]]
 
 
 def test_containers_that_ended_without_a_daemon_have_their_exact_exit(

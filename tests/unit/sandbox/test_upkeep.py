@@ -272,7 +272,7 @@ async def test_running_pods_are_checked_after_a_start_and_complaints_are_logged(
     house.points.fail("cni.check", CniPluginError("bridge", "CHECK", "its veth is gone"))
     with capture_logs() as logs:
         await house.upkeep.check_attachments()
-    (line,) = logs
+    line, _ = logs
     assert (line["sandbox_id"], "its veth is gone" in line["problem"]) == (there.id, True)
 
 
