@@ -9,12 +9,16 @@ from cri_shim import event_loop, log
 from cri_shim.cli.parser import add_config_options
 from cri_shim.config import load_config
 from cri_shim.daemon.life import Daemon
+from cri_shim.host.malloc import limit_arenas
 
 if TYPE_CHECKING:
     import argparse
 
 CNI_CACHE_DIR = Path("/var/lib/cni/results")
 """Shared with other runtimes of the node, as libcni lays it out."""
+
+MALLOC_ARENAS = 2
+"""One for the event loop, so to speak, and one for all the other threads: they allocate little."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop. Raises CriShimError when the daemon can't start."""
     config = load_config(arguments.config, arguments.set)
     log.configure(level=config.log.level, format=config.log.format)
+    limit_arenas(MALLOC_ARENAS)
     daemon = Daemon(
         config,
         reread=lambda: load_config(arguments.config, arguments.set),

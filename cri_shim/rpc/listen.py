@@ -18,10 +18,10 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
 
 from cri_shim.errors import ConfigError
 from cri_shim.rpc.interceptor import CallInterceptor
+from cri_shim.rpc.reflection import ReflectionHandler
 from cri_shim.rpc.socket_file import SocketFile
 
 if TYPE_CHECKING:
@@ -150,9 +150,7 @@ class Listeners:
         server.add_generic_rpc_handlers([service.handler() for service in services])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = [service.name for service in services]
-        reflection.enable_server_reflection(
-            [*names, HEALTH_SERVICE, reflection.SERVICE_NAME], server
-        )
+        server.add_generic_rpc_handlers([ReflectionHandler([*names, HEALTH_SERVICE])])
         return server
 
     def _tls_credentials(self) -> grpc.ServerCredentials:

@@ -59,7 +59,7 @@ def peak_memory(pid: int) -> Iterator[Peak]:
 
     def sample() -> None:
         while not over.wait(SAMPLE_S):
-            each = [_pss_mib(member) for member in family(pid)]
+            each = [pss_mib(member) for member in family(pid)]
             if sum(each) > peak.mib:
                 peak.mib, peak.of_which_daemon_mib = sum(each), each[0]
 
@@ -72,7 +72,8 @@ def peak_memory(pid: int) -> Iterator[Peak]:
         sampler.join()
 
 
-def _pss_mib(pid: int) -> float:
+def pss_mib(pid: int) -> float:
+    """What one process takes; 0 for one that is gone."""
     try:
         found = _PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
     except (FileNotFoundError, ProcessLookupError):

@@ -1,9 +1,10 @@
-"""A daemon that writes down when it looks at more than an object needs: every process, every mount, or a short poll.
+"""A daemon that writes down what it should not do: look at every process or mount, poll shortly, import late.
 
     python -m tests.harness.audited_daemon serve --config FILE
 
 Each time that it lists /proc, opens a list of mounts, or sleeps for less than `SHORTEST_POLL_S`, a line
-`WHAT FUNCTION (MODULE)` goes to `audit.log` beside FILE, with the function of cri_shim that did so.
+`WHAT FUNCTION (MODULE)` goes to `audit.log` beside FILE, with the function of cri_shim that did so; and for each module
+that it loads, a line `import NAME FUNCTION (MODULE)`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _PACKAGE = f"{os.sep}cri_shim{os.sep}"
 
 def what_is_looked_at(event: str, arguments: tuple[object, ...]) -> str | None:
     """What an audit event (sys.addaudithook) says that is worth a line, if anything."""
+    if event == "import":
+        return f"import {arguments[0]}"
     if event not in ("os.listdir", "os.scandir", "open") or not arguments:
         return None
     path = arguments[0]

@@ -1,4 +1,4 @@
-"""A pod costs what it costs, however much else there is on the node."""
+"""A pod costs what it costs, however much else there is on the node; and what the daemon costs without any."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from tests.bench import footprint
 from tests.harness.audited_daemon import LOG_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.harness.client import Client
     from tests.harness.daemon import Daemon, Daemons
@@ -26,6 +28,18 @@ ROUNDS = 3
 CROWD = 1500
 MOST_TO_FEW = 1.5
 """What a life may cost beside a crowd to one without: the machine's other work tells, their scans would double it."""
+
+NOT_IN_ORDINARY_LIFE = (
+    # Pulls over the network, and unpacking, which is another process's.
+    *("aiohttp", "yarl", "multidict", "cri_shim.image.registry_http", "cri_shim.image.unpacker."),
+    *("libarchive", "isal", "zstandard", "cri_shim.image.tar", "cri_shim.image.layer."),
+    # The streaming process's, and what only people ask for.
+    *("h11", "websockets", "cri_shim.streaming.server", "grpc_reflection.v1alpha"),
+    *("cri_shim.cli.check", "cri_shim.cli.image", "cri_shim.cli.demo", "unittest", "pytest"),
+)
+PODS = 20
+MAX_MIB = 90
+"""With 100 pods, that is; twenty take about a megabyte less. Packages that only development needs are among it."""
 
 
 @pytest.fixture
@@ -71,6 +85,48 @@ def test_ordinary_life_looks_at_no_other_process_and_no_other_mount(
     for _ in range(2):
         pod_life(client, image)
     assert looks(audited_daemon) == []
+
+
+def test_what_ordinary_life_needs_is_loaded_at_the_start_and_nothing_else(
+    audited_daemon: Daemon, image: str
+) -> None:
+    client = audited_daemon.client
+    loaded = {line.split()[1] for line in looks(audited_daemon) if line.startswith("import ")}
+    assert {"grpc", "cri_shim.sandbox.pods"} <= loaded
+    too_much = {name for name in loaded if name.startswith(NOT_IN_ORDINARY_LIFE)}
+    assert too_much == set()
+    pod_life(client, image)
+    client.pods()
+    client.runtime.Status(api.StatusRequest(verbose=True))
+    client.runtime.ListContainerStats(api.ListContainerStatsRequest())
+    assert looks(audited_daemon) == []
+
+
+def test_daemon_streaming_process_and_unpacker_fit_into_their_memory(
+    crash_daemon: Daemon, image: str
+) -> None:
+    client = crash_daemon.client
+    assert crash_daemon.pid is not None
+    before = programs_mib(crash_daemon.pid)
+    for number in range(PODS):
+        config = client.pod_config(f"idle-{number}", host_network=True)
+        client.run(client.run_pod(config), client.container_config(image, ["sleep", "600"]), config)
+    beside = programs_mib(crash_daemon.pid)
+    assert before.keys() == {"cri_shim", "streamer", "unpacker"}
+    # The unpacker ends a minute after its last use, which is before these pods on a slow machine.
+    most = before | beside
+    assert sum(most.values()) < MAX_MIB, f"{most}; before there were pods: {before}"
+
+
+def programs_mib(daemon_pid: int) -> dict[str, float]:
+    """What the daemon and its own programs take (PSS), without monitors and containers."""
+    found: dict[str, float] = {}
+    for pid in footprint.family(daemon_pid):
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        if "-m" in arguments:
+            module = arguments[arguments.index("-m") + 1].rpartition(".")[2]
+            found[module] = footprint.pss_mib(pid)
+    return found
 
 
 def test_an_exec_that_is_late_and_a_command_that_is_not_there_make_nobody_look_at_everything(

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+ARENAS_OF_MANY_THREADS = """
+import ctypes, sys, threading
+from cri_shim.host.malloc import limit_arenas
+
+if sys.argv[1] == "limited":
+    assert limit_arenas(2)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+gate = threading.Barrier(9)
+
+def allocate():
+    libc.malloc(100_000)
+    gate.wait()
+    gate.wait()
+
+for _ in range(8):
+    threading.Thread(target=allocate).start()
+gate.wait()
+libc.malloc_stats()
+gate.wait()
+"""
+
+
+def arenas(how: str) -> int:
+    """How many a process with eight threads has, as malloc_stats(3) tells it."""
+    done = subprocess.run(
+        [sys.executable, "-c", ARENAS_OF_MANY_THREADS, how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return sum(line.startswith("Arena ") for line in done.stderr.splitlines())
+
+
+def test_threads_share_the_arenas() -> None:
+    assert arenas("free") > 2
+    assert arenas("limited") == 2
