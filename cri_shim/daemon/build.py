@@ -105,7 +105,9 @@ async def build(
     operations = Operations()
     cgroups = Cgroups.detect()
     systemd = effective_driver(config.cgroup_driver, cgroups.layout) == "systemd"
-    handlers = Handlers(config.runtime, paths=paths, reaper=reaper, systemd=systemd)
+    handlers = Handlers(
+        config.runtime, paths=paths, reaper=reaper, systemd=systemd, layout=cgroups.layout
+    )
     monitors = Monitors(
         reaper, config.runtime.monitor, exits_dir=paths.exits_dir, socket_dir=paths.console_dir
     )

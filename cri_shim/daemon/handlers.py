@@ -1,4 +1,10 @@
-"""Configured runtime handlers as the mechanisms want them; replaced as a whole by a reload."""
+"""Configured runtime handlers as the mechanisms want them; replaced as a whole by a reload.
+
+Rules:
+- What is announced to kubelets, and by them to schedulers, was probed: the program is there, answers, and does not
+  refuse this node. The rest is said once in the log, and by `cri-shim check`; the next start or reload looks again.
+- A handler that is not announced is tried all the same for a pod that asks for it, and says in its own words why not.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +18,15 @@ from cri_shim.host.mounts import can_map_ids, has_mount_setattr
 from cri_shim.host.userns import new_user_namespace
 from cri_shim.kernel_call import in_time
 from cri_shim.oci.cli import CliRuntime
+from cri_shim.oci.refusals import crun_problem
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeKind, Runtimes
 from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
 
 if TYPE_CHECKING:
     from cri_shim.config.model import RuntimeSettings
+    from cri_shim.host.cgroups.layout import Layout
     from cri_shim.host.process import Reaper
-    from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.runtime import Runtime, RuntimeVersion
     from cri_shim.paths import Paths
 
 log = structlog.get_logger()
@@ -29,11 +37,20 @@ class Handlers:
     """The runtimes, and what each is known to support."""
 
     def __init__(
-        self, settings: RuntimeSettings, *, paths: Paths, reaper: Reaper, systemd: bool
+        self,
+        settings: RuntimeSettings,
+        *,
+        paths: Paths,
+        reaper: Reaper,
+        systemd: bool,
+        layout: Layout | None = None,
     ) -> None:
+        """`layout` is that of the node's cgroups, by which some runtimes choose their nodes."""
         self._paths = paths
         self._reaper = reaper
         self._systemd = systemd
+        self._layout = layout
+        self._usable: set[str] = set()
         self._features: dict[str, RuntimeFeatures | None] = {}
         self._maps_ids = False
         self._use(settings)
@@ -76,8 +93,16 @@ class Handlers:
             reads_user_mappings=features is not None and features.reads_user_mappings,
         )
 
+    def usable(self) -> list[str]:
+        """The handlers that can run pods here, as last probed, the default one first: as "", then by its name."""
+        default = self.get("").settings.name
+        names = sorted(
+            self._usable & self._by_name.keys(), key=lambda name: (name != default, name)
+        )
+        return ["", *names] if default in names else names
+
     async def discover(self) -> None:
-        """Ask every handler that can be run what it supports; the others are said once."""
+        """Ask every handler whether it can be used here, and what it supports; those that can't are said once."""
         # At once: one that hangs must not add its deadline to the others'.
         await asyncio.gather(*map(self._ask, self.runtimes))
         if any(found is not None and found.user_namespaces for found in self._features.values()):
@@ -85,11 +110,24 @@ class Handlers:
 
     async def _ask(self, runtime: Runtime) -> None:
         name = runtime.settings.name
+        self._features[name] = None
         try:
-            self._features[name] = await runtime.features()
+            problem = self._refusal(runtime, await runtime.version())
+            if not problem:
+                self._features[name] = await runtime.features()
         except CriShimError as error:
-            self._features[name] = None
-            log.warning("runtime handler can't be used now", handler=name, error=str(error))
+            problem = str(error)
+        if problem:
+            self._usable.discard(name)
+            log.warning("runtime handler can't be used, not announced", handler=name, error=problem)
+        else:
+            self._usable.add(name)
+
+    def _refusal(self, runtime: Runtime, version: RuntimeVersion) -> str:
+        if runtime.settings.kind is not RuntimeKind.OCI:
+            return f"kind {runtime.settings.kind} is not served yet"
+        refusal = crun_problem(self._layout) if version.name == "crun" else None
+        return "" if refusal is None else f"crun {refusal[0]}: {refusal[1]}"
 
     async def _can_map_ids(self) -> bool:
         """Whether containers' root file systems can be mounted in terms of a user namespace: tried, not guessed."""

@@ -45,20 +45,17 @@ class NodeState:
     def status(self) -> NodeStatus:
         """The conditions now."""
         cni = self._cni.status
-        default = self._handlers.get("").settings.name
-        names = sorted(
-            (r.settings.name for r in self._handlers.runtimes), key=lambda n: n != default
-        )
+        names = self._handlers.usable()
         return NodeStatus(
             runtime=self._runtime(),
             network=Condition(ok=cni.ready, reason=cni.reason, message=cni.message),
             handlers=[
                 ShownHandler(
-                    name=facts.name,
+                    name=name,
                     recursive_read_only_mounts=facts.recursive_read_only_mounts,
                     user_namespaces=facts.user_namespaces,
                 )
-                for facts in map(self._handlers.facts, names)
+                for name, facts in ((name, self._handlers.facts(name)) for name in names)
             ],
             supplemental_groups_policy=True,
             user_namespaces_host_network=any(

@@ -66,7 +66,7 @@ class NodeStatus:
     runtime: Condition
     network: Condition
     handlers: Sequence[HandlerFacts] = ()
-    """The default handler first: it is shown under its own name and as "", which is how pods ask for it."""
+    """Those that work; the default one also as "", which is how pods ask for it."""
     supplemental_groups_policy: bool = False
     user_namespaces_host_network: bool = False
     mount_options: bool = False
@@ -128,10 +128,9 @@ class RuntimeService:
                 mount_options=status.mount_options,
             ),
         )
-        names = ["", *(handler.name for handler in status.handlers)]
-        for name, handler in zip(names, (*status.handlers[:1], *status.handlers), strict=False):
+        for handler in status.handlers:
             response.runtime_handlers.add(
-                name=name,
+                name=handler.name,
                 features=api.RuntimeHandlerFeatures(
                     recursive_read_only_mounts=handler.recursive_read_only_mounts,
                     user_namespaces=handler.user_namespaces,

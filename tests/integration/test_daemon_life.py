@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -25,6 +26,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.host.cgroups.layout import detect_layout
+from cri_shim.oci.refusals import crun_problem
 from tests.fakes.cni_plugin import install_plugin
 from tests.harness.daemon import DaemonError, environment
 from tests.integration.scene import Pod, free_port, processes_running, refused, wait_until
@@ -84,7 +87,11 @@ def test_status_is_ready_and_names_its_handlers(client: Client) -> None:
     answer = client.runtime.Status(api.StatusRequest(), timeout=10)
     conditions = {each.type: each.status for each in answer.status.conditions}
     assert conditions == {"RuntimeReady": True, "NetworkReady": True}
-    assert {handler.name for handler in answer.runtime_handlers} >= {"", "runc"}
+    announced = {handler.name for handler in answer.runtime_handlers}
+    assert announced >= {"", "runc"}
+    assert "kata" not in announced, "its kind is not served"
+    crun_works = shutil.which("crun") and crun_problem(detect_layout(Path("/"))) is None
+    assert ("crun" in announced) is bool(crun_works)
     assert answer.info == {}
 
 

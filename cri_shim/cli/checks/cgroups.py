@@ -64,21 +64,3 @@ def cgroup_driver(node: Node, layout: Layout | None, configured: CgroupDriver) -
         return failed(name, str(error), "cri-shim serve --set cgroup_driver=cgroupfs")
     chosen = " (chosen by auto)" if str(configured) == "auto" else ""
     return ok(name, f"{driver}{chosen}; the kubelet must use the same")
-
-
-def crun_problem(layout: Layout | None) -> tuple[str, str] | None:
-    """Why crun would refuse this node, and the remedy; None if it wouldn't.
-
-    crun manages either all v1 controllers or all v2 ones; one that sits on the v2 mount of a hybrid node is
-    between the two, and crun then refuses each container.
-    """
-    if layout is None or layout.mode is not CgroupMode.HYBRID or layout.unified is None:
-        return None
-    stray = sorted(layout.unified.controllers)
-    if not stray:
-        return None
-    return (
-        f"refuses this hybrid node: {', '.join(stray)} sits on the v2 mount",
-        "boot with systemd.unified_cgroup_hierarchy=1 for pure v2, or mount "
-        f"{', '.join(stray)} as v1; or use runc",
-    )

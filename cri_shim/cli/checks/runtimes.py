@@ -6,10 +6,10 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from cri_shim.cli.checks.cgroups import crun_problem
 from cri_shim.cli.checks.row import Node, Row, failed, ok, version_text, warning
 from cri_shim.cli.programs import ask
 from cri_shim.config.model import HandlerKind
+from cri_shim.oci.refusals import crun_problem
 
 if TYPE_CHECKING:
     from cri_shim.cli.programs import Answer

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
+from cri_shim.cli.checks.cgroups import read_layout
 from cri_shim.config.model import HandlerKind, HandlerSettings, RuntimeSettings
 from cri_shim.config.values import AnnotationPattern, EnvName, Executable, HandlerName
 from cri_shim.daemon import handlers as handlers_module
@@ -16,6 +18,7 @@ from cri_shim.errors import CommandError, UnknownRuntimeHandlerError
 from cri_shim.host.userns import UserNamespace
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.paths import Paths
+from tests.unit.cli.checks.trees import hybrid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -117,6 +120,61 @@ async def test_a_node_without_user_namespaces_offers_none(
 async def test_a_handler_that_cannot_be_run_stops_no_other(handlers: Handlers) -> None:
     await handlers.discover()
     assert not handlers.facts("gone").recursive_read_only_mounts
+
+
+async def test_what_can_not_be_used_is_not_announced_and_said_once(
+    config: Config,
+    reaper: Reaper,
+    install_runtime: Callable[[str], Executable],
+    tmp_path: Path,
+) -> None:
+    named = {name: HandlerSettings(path=install_runtime(name)) for name in ("crun", "b", "a")}
+    named["vm"] = HandlerSettings(path=install_runtime("vm"), kind=HandlerKind.VM)
+    named["gone"] = HandlerSettings(path=Executable("/nonexistent/runtime"))
+    settings = RuntimeSettings(
+        default_handler=HandlerName("b"),
+        handlers={HandlerName(name): each for name, each in named.items()},
+    )
+    handlers = Handlers(
+        settings,
+        paths=Paths(config.root, config.state),
+        reaper=reaper,
+        systemd=False,
+        layout=read_layout(hybrid(tmp_path, on_v2="hugetlb")),
+    )
+    with capture_logs() as logs:
+        await handlers.discover()
+    assert handlers.usable() == ["", "b", "a"]
+    said = {line["handler"]: line["error"] for line in logs}
+    assert said.keys() == {"crun", "vm", "gone"}
+    assert "refuses this hybrid node" in said["crun"]
+    assert "not served yet" in said["vm"]
+    assert "was not found" in said["gone"]
+
+
+async def test_without_its_default_a_node_announces_the_others(
+    config: Config, reaper: Reaper, install_runtime: Callable[[str], Executable]
+) -> None:
+    settings = RuntimeSettings(
+        default_handler=HandlerName("gone"),
+        handlers={
+            HandlerName("gone"): HandlerSettings(path=Executable("/nonexistent/runtime")),
+            HandlerName("rro"): HandlerSettings(path=install_runtime("rro")),
+        },
+    )
+    paths = Paths(config.root, config.state)
+    handlers = Handlers(settings, paths=paths, reaper=reaper, systemd=False)
+    await handlers.discover()
+    assert handlers.usable() == ["rro"]
+    # Installed meanwhile, and looked at again as a reload does.
+    handlers.replace(
+        RuntimeSettings(
+            default_handler=HandlerName("gone"),
+            handlers={HandlerName("gone"): HandlerSettings(path=install_runtime("gone"))},
+        )
+    )
+    await handlers.discover()
+    assert handlers.usable() == ["", "gone"]
 
 
 async def test_a_runtime_without_features_is_taken_to_have_none(

@@ -259,6 +259,7 @@ class FakeNode:
             runtime=Condition(ok=True),
             network=Condition(ok=False, reason="NoNetwork", message="no configuration in /etc"),
             handlers=[
+                HandlerFacts("", recursive_read_only_mounts=True, user_namespaces=True),
                 HandlerFacts("runc", recursive_read_only_mounts=True, user_namespaces=True),
                 HandlerFacts("crun"),
             ],

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from cri_shim.cli.checks import cgroups
 from cri_shim.cli.checks.row import Level
 from cri_shim.config.model import CgroupDriver
-from tests.unit.cli.checks.trees import V1, hybrid, mountinfo, plant
+from tests.unit.cli.checks.trees import V1, mountinfo, plant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,13 +52,3 @@ def test_systemd_as_driver_needs_systemd(tmp_path: Path) -> None:
     assert row.level is Level.FAILED
     assert "systemd does not run this node" in row.detail
     assert cgroups.cgroup_driver(node, layout, CgroupDriver.AUTO).detail.startswith("cgroupfs")
-
-
-def test_crun_refuses_a_hybrid_node_with_a_controller_on_v2(tmp_path: Path) -> None:
-    problem = cgroups.crun_problem(cgroups.read_layout(hybrid(tmp_path, on_v2="hugetlb")))
-    assert problem is not None
-    assert "hugetlb sits on the v2 mount" in problem[0]
-
-
-def test_crun_accepts_a_hybrid_node_without_one(tmp_path: Path) -> None:
-    assert cgroups.crun_problem(cgroups.read_layout(hybrid(tmp_path, on_v2=""))) is None
