@@ -111,15 +111,21 @@ async def side_by_side(
 
     If one fails the other is cancelled and waited for, and that first error is raised alone.
     """
+    failed: tuple[BaseException, ...] = ()
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(first)
             result = group.create_task(second)
     except BaseExceptionGroup as errors:
-        for extra in errors.exceptions[1:]:
-            log.warning("failed as well", error=str(extra))
-        first_error = errors.exceptions[0]
-        raise first_error from first_error.__cause__  # its own cause, not the group
+        failed = errors.exceptions
+        errors.__traceback__ = (
+            None  # it holds the task group's frame, which holds it: see `forget_frames`
+        )
+    for extra in failed[1:]:
+        log.warning("failed as well", error=str(extra))
+    if failed:
+        # Out here, where the group, which has it among its own, does not become what it came from.
+        raise failed[0]
     return result.result()
 
 

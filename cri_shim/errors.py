@@ -245,3 +245,22 @@ def host_step(doing: str) -> Iterator[None]:
         if is_lack(error):
             raise ResourceExhaustedError(f"{text}: {remedy(error)}") from error
         raise CriShimError(text) from error
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error that was told, and of those behind it.
+
+    A traceback holds every frame that the error passed, and these all that they had at hand, such as a request of
+    megabytes. Where one of them has the error at hand, too, only the garbage collector would end the cycle.
+    """
+    known: set[int] = set()
+    to_do: list[BaseException | None] = [error]
+    while to_do:
+        each = to_do.pop()
+        if each is None or id(each) in known:
+            continue
+        known.add(id(each))
+        each.__traceback__ = None
+        to_do += (each.__cause__, each.__context__)
+        if isinstance(each, BaseExceptionGroup):
+            to_do += each.exceptions

@@ -52,6 +52,7 @@ class Rollback:
         """The creation is complete: nothing will be undone."""
         self._observe("commit")
         self._committed = True
+        self._steps.clear()  # they hold all that an undoing needs, this object among it
 
     def _observe(self, step: str) -> None:
         observer = type(self).observer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
-from cri_shim.errors import UnavailableError
+from cri_shim.errors import UnavailableError, forget_frames
 from cri_shim.operations import Operations, step
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class SingleFlight(Generic[T]):
         flight = self._flights.pop(key)
         if not task.cancelled() and (error := task.exception()) and flight.waiters == 0:
             log.warning("work whose caller is gone failed", key=key, error=str(error))
+            forget_frames(error)
 
     async def close(self, grace_s: float) -> None:
         """Let what is under way end within `grace_s`, then cancel it and wait for its undoing."""

@@ -126,6 +126,7 @@ class Daemon:
             # What is here now stays. Looking through it for garbage would stop every call for some 20 ms each time.
             gc.collect()
             gc.freeze()
+            gc.collect()  # from here on a quarter more than what is not frozen has old garbage looked for
             await listeners.set_ready()
             ready.set()
             notify(READY, status("serving"))

@@ -110,6 +110,7 @@ class Streamer:
         # What is here now stays: looking through it for garbage again and again would only cost time.
         gc.collect()
         gc.freeze()
+        gc.collect()  # from here on a quarter more than what is not frozen has garbage looked for
         self._say(link.Ready())
         event_loop.tell_of_stalls(
             lambda wall_s, cpu_s: self._say(link.Stalled(wall_s=wall_s, cpu_s=cpu_s))

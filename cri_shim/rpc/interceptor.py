@@ -4,6 +4,8 @@ Rules:
 - Each call ends in exactly one log line and one count, also when its client has gone.
 - Messages are decoded and encoded here and not by grpc, so that a malformed request and an oversized answer are
   errors of ours, with a sentence, instead of grpc's INTERNAL and a traceback.
+- A call's messages are freed as it ends, however it ends: cycles would keep them, of up to megabytes each, until the
+  garbage collector comes.
 - `except Exception` stands here because nothing may pass: what `status` doesn't know would reach the client with its
   class and text.
 """
@@ -19,7 +21,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from cri_shim import metrics
-from cri_shim.errors import InvalidArgumentError, ResourceExhaustedError
+from cri_shim.errors import InvalidArgumentError, ResourceExhaustedError, forget_frames
 from cri_shim.log import is_shown, log_context
 from cri_shim.rpc.calls import Call, MethodName
 from cri_shim.rpc.redaction import redacted
@@ -28,6 +30,7 @@ from cri_shim.rpc.status import answer_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractContextManager
 
     from google.protobuf.message import Message
 
@@ -82,27 +85,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def run(raw: Any, context: Context) -> bytes | None:  # noqa: ANN401 - bytes, or an iterator of them
             async with self._running(name, context) as call:
-                request = (
-                    codec.decoded_each(raw)
-                    if handler.request_streaming
-                    else self._noticed(call, codec.decoded(raw))
-                )
-                answer = behaviour(request, context)
-                if not handler.response_streaming:
-                    message = await answer
-                    if not isinstance(
-                        message, bytes
-                    ):  # what is encoded already is a list: about nobody alone
-                        call.notice(message)
-                    return self._encoded(codec, message)
-                if hasattr(answer, "__aiter__"):
-                    # grpc's reflection: closed here, in this task, should the client go away between two messages.
-                    async with aclosing(answer):
-                        async for message in answer:
-                            await context.write(message)
-                else:
-                    await answer
-            return None
+                with self._admission(name):
+                    request = (
+                        codec.decoded_each(raw)
+                        if handler.request_streaming
+                        else self._noticed(call, codec.decoded(raw))
+                    )
+                    answer = behaviour(request, context)
+                    if not handler.response_streaming:
+                        message = await answer
+                        if not isinstance(
+                            message, bytes
+                        ):  # what is encoded already is a list: about nobody alone
+                            call.notice(message)
+                        return self._encoded(codec, message)
+                    if hasattr(answer, "__aiter__"):
+                        # grpc's reflection: closed here, in this task, should the client go away between two messages.
+                        async with aclosing(answer):
+                            async for message in answer:
+                                await context.write(message)
+                    else:
+                        await answer
+            return None  # what a call that failed answers is thrown away: its status is not OK
 
         def encode(message: Any) -> bytes:  # noqa: ANN401 - what a stream sends; one answer arrives as bytes
             return message if isinstance(message, bytes) else self._encoded(codec, message)
@@ -117,22 +121,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             case _:
                 return grpc.stream_stream_rpc_method_handler(run, None, encode)
 
-    @asynccontextmanager
-    async def _running(self, name: MethodName, context: Context) -> AsyncIterator[Call]:
-        """One call from admission to its log line; what is raised inside becomes its status."""
-        call = Call(name)
-        admission = (
+    def _admission(self, name: MethodName) -> AbstractContextManager[None]:
+        return (
             nullcontext()
             if name.is_about_the_server
             else self._gate.admitted(only_looks=name.only_looks)
         )
+
+    @asynccontextmanager
+    async def _running(self, name: MethodName, context: Context) -> AsyncIterator[Call]:
+        """One call to its log line; what is raised inside becomes its status."""
+        call = Call(name)
         with (
             log_context(request_id=call.id),
             metrics.GRPC_REQUESTS_IN_FLIGHT.track_inprogress(),
         ):
             try:
-                with admission:
-                    yield call
+                yield call
             except asyncio.CancelledError:
                 call.code = grpc.StatusCode.CANCELLED
                 raise
@@ -142,7 +147,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except Exception as error:  # noqa: BLE001 - the edge: see the module's rules
                 call.code, call.text = answer_to(error, call.id)
-                await context.abort(call.code, call.text)
+                forget_frames(error)
+                # Not `abort`: grpc keeps what that raises beside the call whose frames it is raised through.
+                context.set_code(call.code)
+                context.set_details(call.text)
             finally:
                 self._report(call)
 

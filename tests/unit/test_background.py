@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,7 @@ from cri_shim.background import (
     uninterrupted,
     until_done,
 )
-from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.errors import CriShimError, DeadlineError, forget_frames
 
 
 @pytest.mark.asyncio
@@ -67,6 +68,27 @@ async def test_side_by_side_raises_the_first_error_bare_after_cancelling_the_oth
     with pytest.raises(ValueError, match="first"):
         await side_by_side(fails(), hangs())
     assert cancelled
+
+
+@pytest.mark.asyncio
+async def test_an_error_of_side_by_side_keeps_nothing_once_its_frames_are_forgotten() -> None:
+    kept: list[weakref.ref[object]] = []
+
+    async def fails() -> int:
+        used = asyncio.Event()
+        kept.append(weakref.ref(used))
+        raise CriShimError("for no reason")
+
+    gc.disable()
+    try:
+        with pytest.raises(CriShimError) as raised:
+            await side_by_side(asyncio.sleep(9), fails())
+        assert kept[0]() is not None
+        forget_frames(raised.value)
+        del raised
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.asyncio

@@ -18,6 +18,7 @@ from cri_shim.errors import (
     ResourceExhaustedError,
     RuntimeCommandError,
     UnavailableError,
+    forget_frames,
     host_step,
 )
 
@@ -114,3 +115,20 @@ def test_a_step_leaves_success_and_our_own_errors_alone() -> None:
     with pytest.raises(InvalidArgumentError, match=r"^bad$"):
         with host_step("doing"):
             raise InvalidArgumentError("bad")
+
+
+def raised(error: Exception) -> Exception:
+    with pytest.raises(type(error)) as caught:
+        raise error
+    return caught.value
+
+
+def test_an_error_that_was_told_holds_no_frame_any_more_nor_does_what_is_behind_it() -> None:
+    inside = raised(OSError("inside"))
+    group = raised(ExceptionGroup("several", [inside]))
+    error = raised(CriShimError("outside"))
+    error.__context__ = group
+    error.__cause__ = error  # nothing keeps anybody from it
+    assert all(each.__traceback__ for each in (inside, group, error))
+    forget_frames(error)
+    assert not any(each.__traceback__ for each in (inside, group, error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -206,3 +207,14 @@ async def test_the_operation_under_way_says_which_effect_was_begun_and_which_is_
             rollback.push("netns", undo)
             look()
     assert seen == ["netns", "undoing netns"]
+
+
+@pytest.mark.asyncio
+async def test_after_a_commit_nothing_is_kept_for_an_undoing() -> None:
+    async with Rollback("thing") as rollback:
+        needed = undo([], "one")
+        rollback.push("one", needed)
+        rollback.commit()
+    kept = weakref.ref(needed)
+    del needed
+    assert kept() is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -96,6 +98,21 @@ async def test_a_bug_is_answered_without_detail_and_logged_with_it(tmp_path: Pat
     assert "request_id=" in (failure.details() or "")
     assert any("private" in line.get("exception", "") for line in logs)
     assert ends(logs)[0]["log_level"] == "error"
+
+
+async def test_what_a_call_that_failed_used_is_freed_as_it_ends(tmp_path: Path) -> None:
+    error = WrongStateError("not now")
+    async with serving(tmp_path) as (daemon, clients):
+        gc.disable()
+        try:
+            daemon.pods.failure = error
+            await failure_of(clients.runtime.RunPodSandbox(RUN))
+            daemon.pods.failure = None
+            kept = weakref.ref(error)  # as long as anything is that it was raised through
+            del error
+            assert kept() is None
+        finally:
+            gc.enable()
 
 
 async def test_the_same_redacted_text_reaches_client_and_log(tmp_path: Path) -> None:
