@@ -316,7 +316,7 @@ class _Asking:
             self._doing += f": {nothing_came}"
         else:
             self._complaints[self._asked.url] = Complaint(
-                self._asked.origin, Fault.PASSING, nothing_came
+                self._asked.origin, Fault.PASSING, nothing_came, answered=False
             )
         return self._verdict()
 

@@ -43,12 +43,26 @@ class Fault(Enum):
     """It can't be talked to, and won't in a minute either."""
 
 
+_TELLS = (Fault.PASSING, Fault.BROKEN, Fault.MISSING, Fault.DAMAGED, Fault.REFUSED)
+"""The more, the later."""
+
+
 class Complaint(Exception):  # noqa: N818 - it is one server's, and not yet an error of the pull
     """One server's failure to answer one request."""
 
-    def __init__(self, origin: str, fault: Fault, text: str, *, retry_after_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        origin: str,
+        fault: Fault,
+        text: str,
+        *,
+        retry_after_s: float = 0.0,
+        answered: bool = True,
+    ) -> None:
         super().__init__(f"{origin}: {_clean(text, _MAX_COMPLAINT)}")
         self.fault = fault
+        self.answered = answered
+        """Whether it was the server that said so; else it could not be reached, or fell silent."""
         self.retry_after_s = retry_after_s
         self.progressed = False
         """Whether bytes came before it happened: then the tries are counted anew."""
@@ -57,10 +71,14 @@ class Complaint(Exception):  # noqa: N818 - it is one server's, and not yet an e
 def verdict(doing: str, kind: str, key: str, complaints: Sequence[Complaint]) -> CriShimError:
     """The error for what nobody could give; the last complaint, the registry's own, decides which.
 
+    A registry that said nothing leaves that to its mirrors: then what tells the most of what they said decides.
     `doing` names image and step; `kind` and `key` name what is missing if it is.
     """
     said = "; ".join(map(str, complaints))
-    match complaints[-1].fault:
+    decisive = complaints[-1]
+    if not decisive.answered:
+        decisive = max(complaints, key=lambda each: (each.answered, _TELLS.index(each.fault)))
+    match decisive.fault:
         case Fault.MISSING:
             return NotFoundError(kind, key, f"{doing}: {said}")
         case Fault.REFUSED:

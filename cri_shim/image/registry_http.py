@@ -328,7 +328,7 @@ def _complaints_of(endpoint: Endpoint, where: str = "") -> Iterator[None]:
         yield
     except (aiohttp.ClientError, OSError, ValueError) as error:
         fault, text = _describe(error)
-        raise Complaint(endpoint.origin, fault, where + text) from error
+        raise Complaint(endpoint.origin, fault, where + text, answered=False) from error
 
 
 def _describe(error: Exception) -> tuple[Fault, str]:

@@ -30,6 +30,32 @@ def test_the_last_complaint_decides_and_all_are_told(fault: Fault, error: type[E
 
 
 @pytest.mark.parametrize(
+    ("mirrors", "error"),
+    [
+        ([Fault.MISSING], errors.NotFoundError),
+        ([Fault.REFUSED, Fault.MISSING], errors.RegistryAuthError),
+        ([Fault.MISSING, Fault.DAMAGED], errors.BadArchiveError),
+        ([Fault.PASSING, Fault.MISSING, Fault.BROKEN], errors.NotFoundError),
+        ([Fault.PASSING], errors.RegistryUnavailableError),
+        ([], errors.RegistryUnavailableError),
+    ],
+)
+def test_where_the_registry_is_silent_its_mirrors_most_telling_complaint_decides(
+    mirrors: list[Fault], error: type[Exception]
+) -> None:
+    said = [Complaint(f"m{number}.example", fault, "no") for number, fault in enumerate(mirrors)]
+    silent = Complaint("r.example", Fault.PASSING, "no connection", answered=False)
+    made = verdict("fetching", "image", "r.example/a:1", [*said, silent])
+    assert type(made) is error
+    assert all(str(each) in str(made) for each in (*said, silent))
+
+
+def test_a_registry_that_answered_decides_whatever_its_mirrors_said() -> None:
+    said = [Complaint("m.example", Fault.MISSING, "404"), Complaint("r", Fault.PASSING, "503")]
+    assert type(verdict("f", "image", "a", said)) is errors.RegistryUnavailableError
+
+
+@pytest.mark.parametrize(
     ("body", "words"),
     [
         ({"errors": [{"code": "DENIED", "message": "no access"}]}, "no access"),
