@@ -109,19 +109,12 @@ def test_a_good_hostname_is_taken(node: Node, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "-a",
-        "a-",
-        ".",
         "a b",
         "a\n",
         "a\nb",
-        "ü",
-        "x" * 64,
-        f"{'x' * 60}.abcd",
-        "a_b",
-        "a..b",
-        "a.-b",
-        "a/b",
+        "a#b",
+        "x" * 65,
+        "ü" * 33,
         "\0",
     ],
 )
