@@ -32,11 +32,12 @@ class Peak:
 
 def cpu_s(pid: int) -> float:
     """User and system time of the process, its descendants, and those of them that were waited for."""
-    ticks = 0
-    for each in family(pid):
-        if fields := _stat(each):
-            ticks += sum(int(field) for field in fields[11:15])
-    return ticks / _TICKS_PER_S
+    return sum(map(own_cpu_s, family(pid)))
+
+
+def own_cpu_s(pid: int) -> float:
+    """User and system time of one process and of the children it waited for; 0 for one that is gone."""
+    return sum(int(field) for field in _stat(pid)[11:15]) / _TICKS_PER_S
 
 
 def family(pid: int) -> list[int]:

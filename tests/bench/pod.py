@@ -1,19 +1,19 @@
 """What a pod's calls cost, beside the delegated floor measured in the same run.
 
-    python -m tests.bench.pod [--rounds 30] [--idle 0] [--json]
+    python -m tests.bench.pod [--rounds 30] [--idle 0] [--beside NAME=SOCKET ...] [--json]
 
 Starts a daemon of its own with a private bridge network, times each call of a pod's life over the socket, and in turn
 with each round calls conmon, the OCI runtime and the CNI plugins directly (`floor.py`). Prints medians and their ratio:
 the machine's own speed cancels out. Beside them stands the processor time: the daemon's own for each call, and for a
 whole life the daemon's and the machine's (all processes, so only on a quiet machine the pod's). With `--idle` other
-pods run beside. Needs root and what `tests/run.sh` installs.
+pods run beside, and other servers that are named (`servers.py`) live the same lives by turns. Needs root and what
+`tests/run.sh` installs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cri_shim.host.syscalls import set_child_subreaper
-from cri_shim.image.builtin import busybox_archive
+from tests.bench import servers
 from tests.bench.floor import Example, Floor, exec_true, sandbox, stop_sandbox
+from tests.bench.servers import IMAGE, OURS, Server, machine_cpu_s
 from tests.harness.daemon import Daemon
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from tests.harness.client import Client
-
-IMAGE = "localhost/bench:1"
 BUDGETS = {"RunPodSandbox": 1.3, "ExecSync": 1.25}
 """How many times the floor a call may take."""
 
@@ -43,13 +41,12 @@ LIFE = "a pod's life"
 class Times:
     """Seconds by name: by the clock, of the daemon's processor time and of the machine's."""
 
-    def __init__(self, pid: int | None = None) -> None:
-        """`pid` is the daemon whose processor time is measured, if any."""
+    def __init__(self, server: Server | None = None) -> None:
+        """`server` is whose processor time is measured, if anybody's."""
         self.seconds: dict[str, list[float]] = {}
         self.cpu: dict[str, list[float]] = {}
         self.machine: dict[str, list[float]] = {}
-        # clock_getcpuclockid(3): the processor time of another process, all its threads.
-        self._clock = None if pid is None else (~pid << 3) | 2
+        self._server = server
 
     def add(self, name: str, seconds: float) -> None:
         """One more measurement by the clock."""
@@ -57,15 +54,15 @@ class Times:
 
     def call(self, name: str, function: Callable[[], Any]) -> Any:
         """Measure one call."""
-        machine, cpu, started = machine_cpu(), self._cpu(), time.perf_counter()
+        machine, cpu, started = machine_cpu_s(), self._cpu(), time.perf_counter()
         result = function()
         self.add(name, time.perf_counter() - started)
         self.cpu.setdefault(name, []).append(self._cpu() - cpu)
-        self.machine.setdefault(name, []).append(machine_cpu() - machine)
+        self.machine.setdefault(name, []).append(machine_cpu_s() - machine)
         return result
 
     def _cpu(self) -> float:
-        return 0.0 if self._clock is None else time.clock_gettime(self._clock)
+        return 0.0 if self._server is None else self._server.process_cpu_s()
 
     def median_ms(self, name: str) -> float:
         """In milliseconds, by the clock."""
@@ -80,13 +77,6 @@ class Times:
         return statistics.fmean(self.machine[name]) * 1000
 
 
-def machine_cpu() -> float:
-    """Seconds that all processors together were not idle since the boot."""
-    user, nice, system, _idle, _iowait, *interrupts = Path("/proc/stat").read_text().split()[1:9]
-    busy = sum(map(int, (user, nice, system, *interrupts[:2])))
-    return busy / os.sysconf("SC_CLK_TCK")
-
-
 @contextmanager
 def beside_floor() -> Iterator[tuple[Daemon, Floor]]:
     """A daemon of the benchmark's own that has the image, and the floor on the same network, as long as the block."""
@@ -96,7 +86,7 @@ def beside_floor() -> Iterator[tuple[Daemon, Floor]]:
         work_dir = Path(directory)
         (work_dir / "exits").mkdir()
         archive = work_dir / "image.tar"
-        archive.write_bytes(busybox_archive(IMAGE))
+        servers.write_image(archive)
         network = json.loads((daemon.conf_dir / "10-net.conflist").read_text())
         floor = Floor(work_dir, network, (Path("/opt/cni/bin"), Path("/usr/lib/cni")))
         try:
@@ -111,14 +101,20 @@ def beside_floor() -> Iterator[tuple[Daemon, Floor]]:
             daemon.destroy()
 
 
-def life(daemon: Daemon, times: Times) -> None:
+def ours(daemon: Daemon) -> Server:
+    """The daemon as one of the servers that are measured."""
+    assert daemon.pid is not None
+    return Server(OURS, daemon.client, daemon.pid, daemon.socket)
+
+
+def life(server: Server, times: Times) -> None:
     """One pod of one container, from RunPodSandbox to RemovePodSandbox."""
-    times.call(LIFE, lambda: _life(daemon, times))
+    times.call(LIFE, lambda: _life(server, times))
 
 
-def _life(daemon: Daemon, times: Times) -> None:
-    client = daemon.client
-    config = client.pod_config()
+def _life(server: Server, times: Times) -> None:
+    client = server.client
+    config = server.pod_config()
     pod = times.call("RunPodSandbox", lambda: client.run_pod(config))
     wanted = client.container_config(IMAGE, ["sleep", "600"])
     container = times.call("CreateContainer", lambda: client.create(pod, wanted, config))
@@ -129,12 +125,6 @@ def _life(daemon: Daemon, times: Times) -> None:
     times.call("RemoveContainer", lambda: client.remove(container))
     times.call("StopPodSandbox", lambda: client.stop_pod(pod))
     times.call("RemovePodSandbox", lambda: client.remove_pod(pod))
-
-
-def idle_pod(client: Client) -> None:
-    """One more pod that does nothing."""
-    config = client.pod_config()
-    client.run(client.run_pod(config), client.container_config(IMAGE, ["sleep", "86400"]), config)
 
 
 def examples(daemon: Daemon) -> tuple[Example, Example]:
@@ -173,23 +163,50 @@ def delete_and_forget(floor: Floor, bundle: Path) -> None:
     floor.forget(bundle)
 
 
-def report(ours: Times, floor: Times) -> list[dict[str, Any]]:
+def report(own: Times, floor: Times, others: Mapping[str, Times]) -> list[dict[str, Any]]:
     """One row per call."""
     rows = []
-    for name in ours.seconds:
-        row: dict[str, Any] = {
-            "call": name,
-            "ms": round(ours.median_ms(name), 1),
-            "cpu_ms": round(ours.cpu_ms(name), 1),
-        }
-        if name == LIFE:
-            row["machine_cpu_ms"] = round(ours.machine_ms(name))
+    for name in own.seconds:
+        row: dict[str, Any] = {"call": name, **figures(own, name)}
         if name in floor.seconds:
             row["floor_ms"] = round(floor.median_ms(name), 1)
-            row["ratio"] = round(ours.median_ms(name) / floor.median_ms(name), 2)
+            row["ratio"] = round(own.median_ms(name) / floor.median_ms(name), 2)
             row["budget"] = BUDGETS.get(name)
+        row["beside"] = {other: figures(times, name) for other, times in others.items()}
         rows.append(row)
     return rows
+
+
+def figures(times: Times, name: str) -> dict[str, float]:
+    """What one server took for one call."""
+    found = {"ms": round(times.median_ms(name), 1), "cpu_ms": round(times.cpu_ms(name), 1)}
+    if name == LIFE:
+        found["machine_cpu_ms"] = round(times.machine_ms(name))
+    return found
+
+
+def print_table(rows: list[dict[str, Any]], heading: str) -> None:
+    """For a person."""
+    others = list(rows[0]["beside"])
+    print(
+        f"{'call':<18}{'ms':>8}{'floor ms':>10}{'ratio':>7}{'budget':>8}{'cpu ms':>8}"
+        + "".join(f"{f'{name} ms':>16}{'cpu ms':>8}" for name in others)
+        + f"   ({heading})"
+    )
+    for row in rows:
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        print(
+            f"{row['call']:<18}{row['ms']:>8}{row.get('floor_ms', ''):>10}{ratio:>7}{row.get('budget') or '':>8}"
+            f"{row['cpu_ms']:>8}"
+            + "".join(f"{each['ms']:>16}{each['cpu_ms']:>8}" for each in row["beside"].values())
+        )
+    whole = rows[-1]
+    spent = {OURS: whole["machine_cpu_ms"]}
+    spent.update({name: each["machine_cpu_ms"] for name, each in whole["beside"].items()})
+    print(
+        f"the machine's processor time in {LIFE}: "
+        + ", ".join(f"{name} {ms} ms" for name, ms in spent.items())
+    )
 
 
 def main() -> int:
@@ -197,31 +214,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--idle", type=int, default=0, help="pods that run beside, doing nothing")
+    servers.add_options(parser)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with beside_floor() as (daemon, floor):
-        ours, floor_times = Times(daemon.pid), Times()
+    if options.write_image:
+        servers.write_image(options.write_image)
+        return 0
+    with (
+        beside_floor() as (daemon, floor),
+        servers.beside(options.beside, floor.work_dir) as others,
+    ):
+        all_servers = [ours(daemon), *others]
+        times = {server.name: Times(server) for server in all_servers}
+        floor_times = Times()
         pause, ordinary = examples(daemon)
-        for _ in range(options.idle):
-            idle_pod(daemon.client)
+        for server in all_servers:
+            for _ in range(options.idle):
+                server.idle_pod()
         for _ in range(options.rounds):
-            life(daemon, ours)
+            for server in all_servers:
+                life(server, times[server.name])
             floor_life(floor, pause, ordinary, floor_times)
-    rows = report(ours, floor_times)
+    rows = report(times.pop(OURS), floor_times, times)
     if options.json:
         print(json.dumps(rows, indent=1))
-        return 0
-    print(
-        f"{'call':<18}{'ms':>8}{'floor ms':>10}{'ratio':>7}{'budget':>8}{'cpu ms':>8}   "
-        f"(medians of {options.rounds}, {options.idle} pods beside)"
-    )
-    for row in rows:
-        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
-        print(
-            f"{row['call']:<18}{row['ms']:>8}{row.get('floor_ms', ''):>10}{ratio:>7}{row.get('budget') or '':>8}"
-            f"{row['cpu_ms']:>8}"
-        )
-    print(f"the machine's processor time in {LIFE}: {rows[-1]['machine_cpu_ms']} ms")
+    else:
+        print_table(rows, f"medians of {options.rounds}, {options.idle} pods beside")
     return 0
 
 
