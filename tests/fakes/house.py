@@ -422,7 +422,7 @@ async def open_house(base: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Hou
         await house.close()
 
 
-async def until(condition: Callable[[], object], *, within_s: float = 2.0) -> None:
+async def until(condition: Callable[[], object], *, within_s: float = 20.0) -> None:
     """Let the loop turn until the condition holds."""
     deadline = asyncio.get_running_loop().time() + within_s
     while not condition():

@@ -18,10 +18,18 @@ from cri_shim.config.model import (
 )
 from cri_shim.config.values import Executable, HandlerName, HostPort, ListenUrl
 from cri_shim.host.process import Reaper
+from cri_shim.log import set_level
 from tests.fakes import version_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+
+@pytest.fixture(autouse=True)
+def level_of_the_log() -> Iterator[None]:
+    """A reload may change it, and it is one for all loggers."""
+    yield
+    set_level("info")
 
 
 @pytest.fixture
