@@ -201,7 +201,12 @@ class Monitors:
         """
         async with self._looking:
             if self._former is None:
-                self._former = await in_time("looking for monitors", self.find_monitors)
+                former = await in_time("looking for monitors", self.find_monitors)
+                # What this process started is known until it is discarded, and no longer.
+                for started_id, monitor in self._started.items():
+                    if monitor in former.get(started_id, ()):
+                        former[started_id].remove(monitor)
+                self._former = former
         found = list(self._former.get(container_id, ()))
         own = self._started.get(container_id)
         return found if own is None or own in found else [*found, own]
