@@ -208,8 +208,7 @@ class RuntimeService:
             status=pods_.pod_sandbox_status(sandbox),
             containers_statuses=[
                 containers_.container_status(container)
-                for container in reversed(self.containers.list_containers())
-                if container.record.sandbox_id == sandbox.id
+                for container in reversed(self.containers.containers_of(sandbox.id))
             ],
         )
         if request.verbose:

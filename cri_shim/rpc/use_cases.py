@@ -89,6 +89,9 @@ class Containers(Protocol):
     def list_containers(self) -> Sequence[Container]:
         """All that are shown."""
 
+    def containers_of(self, sandbox_id: str) -> Sequence[Container]:
+        """Of these, those of one sandbox."""
+
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
     ) -> ExecResult:

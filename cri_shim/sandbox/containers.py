@@ -204,7 +204,7 @@ class Containers:
 
     async def stop_all(self, sandbox_id: str) -> None:
         """End every container of a sandbox at once, without grace."""
-        containers = [c for c in self._of_sandbox(sandbox_id) if _is_complete(c)]
+        containers = self.containers_of(sandbox_id)
         for container in containers:
             self._attachments.unblock(container.id)
         await asyncio.gather(*(self.endings.stop(c, 0) for c in containers))
@@ -241,7 +241,7 @@ class Containers:
 
     async def remove_all(self, sandbox_id: str) -> None:
         """Remove every container of a sandbox."""
-        for container in self._of_sandbox(sandbox_id):
+        for container in self._store.of_sandbox(sandbox_id):
             if _is_complete(container):
                 await self.remove_container(container.id)
 
@@ -270,6 +270,10 @@ class Containers:
     def list_containers(self) -> list[Container]:
         """Every container whose creation is complete, oldest first."""
         return [c for c in self._store if _is_complete(c)]
+
+    def containers_of(self, sandbox_id: str) -> list[Container]:
+        """Those of one sandbox."""
+        return [c for c in self._store.of_sandbox(sandbox_id) if _is_complete(c)]
 
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
@@ -319,9 +323,6 @@ class Containers:
             self.endings.close(grace_s),
             self._removals.close(grace_s),
         )
-
-    def _of_sandbox(self, sandbox_id: str) -> list[Container]:
-        return [c for c in self._store if c.sandbox_id == sandbox_id]
 
 
 def _is_complete(container: Container) -> bool:

@@ -73,6 +73,11 @@ class Sandbox:
         return self.record.id
 
     @property
+    def sandbox_id(self) -> str:
+        """The sandbox that it belongs to, as a container does: itself."""
+        return self.record.id
+
+    @property
     def name(self) -> str:
         """The reserved name."""
         return self.record.name
@@ -142,6 +147,8 @@ class Store(Generic[ObjectT]):
         self._read: Callable[[bytes, bytes], ObjectT] = read
         self._by_id: dict[str, ObjectT] = {}
         self._by_name: dict[str, ObjectT] = {}
+        self._by_sandbox: dict[str, dict[str, ObjectT]] = {}
+        """Sandbox ID -> object ID -> the object."""
         self.changed: Callable[[ObjectT], None] = lambda _: None
         """Called after an object came, got another status, or was forgotten: for what is looked up by its status."""
 
@@ -159,6 +166,10 @@ class Store(Generic[ObjectT]):
     def by_name(self, name: str) -> ObjectT | None:
         """Who holds a reserved name."""
         return self._by_name.get(name)
+
+    def of_sandbox(self, sandbox_id: str) -> list[ObjectT]:
+        """Every object of that sandbox, also those being created, oldest first; what others have costs nothing."""
+        return list(self._by_sandbox.get(sandbox_id, {}).values())
 
     def find(self, id_or_prefix: str) -> ObjectT:
         """The object of this ID or unambiguous ID prefix.
@@ -213,6 +224,7 @@ class Store(Generic[ObjectT]):
         """Take in an object whose files are there already."""
         self._by_id[item.id] = item
         self._by_name[item.name] = item
+        self._by_sandbox.setdefault(item.sandbox_id, {})[item.id] = item
         self.changed(item)
 
     def update(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
@@ -244,6 +256,10 @@ class Store(Generic[ObjectT]):
         """Drop the object from memory; its files are the caller's to remove."""
         if self._by_id.get(item.id) is item:
             del self._by_id[item.id]
+            others = self._by_sandbox[item.sandbox_id]
+            del others[item.id]
+            if not others:
+                del self._by_sandbox[item.sandbox_id]
         if self._by_name.get(item.name) is item:
             del self._by_name[item.name]
         self.changed(item)

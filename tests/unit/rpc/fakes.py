@@ -233,6 +233,9 @@ class FakeContainers:
     def list_containers(self) -> Sequence[Container]:
         return self.containers
 
+    def containers_of(self, sandbox_id: str) -> Sequence[Container]:
+        return [c for c in self.containers if c.sandbox_id == sandbox_id]
+
     async def exec_sync(self, container_id: str, cmd: Sequence[str], timeout_s: int) -> ExecAnswer:
         self.calls.append(("exec", container_id, cmd, timeout_s))
         return self.exec_answer

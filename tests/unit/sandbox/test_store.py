@@ -96,6 +96,25 @@ def test_objects_come_oldest_first_and_may_go_while_they_are_looked_at(
     assert len(sandboxes) == 0
 
 
+def test_a_sandboxs_containers_are_found_without_a_look_at_the_others(
+    containers: Store[Container],
+) -> None:
+    first, second, third = (
+        make_container(letter * 64, name=letter, sandbox_id=sandbox * 64)
+        for letter, sandbox in (("c", "5"), ("a", "6"), ("b", "5"))
+    )
+    for container in (first, second, third):
+        containers.create(container)
+    assert containers.of_sandbox("5" * 64) == [first, third]
+    assert containers.of_sandbox("6" * 64) == [second]
+    containers.forget(first)
+    containers.forget(first)
+    containers.forget(second)
+    assert containers.of_sandbox("5" * 64) == [third]
+    assert containers.of_sandbox("6" * 64) == []
+    assert list(containers._by_sandbox) == ["5" * 64], "nothing is kept of a sandbox that has none"
+
+
 def test_a_held_name_is_refused_and_its_holder_named(sandboxes: Store[Sandbox]) -> None:
     first = make_sandbox()
     sandboxes.create(first)
