@@ -170,15 +170,16 @@ class Creation:
                         userns_fd=users.fd if users else None,
                         label=launch.label,
                     )
-            declared = list(volume_paths(image.config.volumes, config))
             made: tuple[BindVolume, ...] = ()
-            if declared:
+            if image.config.volumes:
                 made = await at_length_for(
                     f"pod {sandbox.id}",
                     "copying the image's VOLUMEs",
                     make_volumes,
                     paths,
-                    declared,
+                    volume_paths(
+                        image.config.volumes, config
+                    ),  # looks at all mounts: in the thread
                     root_of(sandbox),
                 )
             # 3. The spec, and the process that waits for its start.

@@ -18,6 +18,8 @@ MAX_PATH_BYTES = 4096
 """PATH_MAX: the kernel takes no longer path."""
 MAX_NAME_BYTES = 255
 """NAME_MAX of Linux's file systems."""
+_CLEAN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[^/]{1,255}+)++")
+"""As most are: nothing to fold, and, in ASCII, no name that is too long."""
 
 
 def refuse(field: str, value: object, why: str) -> NoReturn:
@@ -55,7 +57,10 @@ def clean_container_path(path: str, field: str) -> str:
     `..` is folded by its letters and stops at the root. That is safe here, and only here: the runtime resolves
     the result inside the root file system.
     """
-    clean = "/" + posixpath.normpath(absolute_path(path, field)).lstrip("/")
+    absolute_path(path, field)
+    if path.isascii() and _CLEAN_PATH.fullmatch(path):
+        return path
+    clean = "/" + posixpath.normpath(path).lstrip("/")
     if any(len(name.encode()) > MAX_NAME_BYTES for name in clean.split("/")):
         raise InvalidArgumentError(f"{field}: a name of more than {MAX_NAME_BYTES} bytes")
     return clean

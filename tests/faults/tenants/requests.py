@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 SCHEMES = "://"
 """Looks like the middle of an address, again and again: what looks for addresses' passwords tries at each."""
 HOST_PORTS = 10_000
+MAX_NESTED_MOUNTS, MOUNTS_A_SECOND = 1_000, 40
+"""Each takes the kernel the longer the more there are: the attack must not outlast its time by minutes."""
+CALLS_AT_ONCE = 8
 
 
 def _creates(tenant: Tenant, pod: Pod, config: api.ContainerConfig) -> None:
@@ -44,6 +48,50 @@ def values_of_the_environment(tenant: Tenant) -> None:
                 _creates(tenant, pod, config)
 
 
+def long_texts(tenant: Tenant) -> None:
+    """A working directory, a user, an image, a mount: each of hundreds of kilobytes."""
+    text = SCHEMES * 100_000
+    pod = tenant.pod()
+    tenant.begin()
+    while tenant.goes_on():
+        config = pod.container("sleep", "1")
+        config.working_dir = "/" + text
+        _creates(tenant, pod, config)
+        config = pod.container("sleep", "1")
+        config.linux.security_context.run_as_username = text
+        _creates(tenant, pod, config)
+        config = pod.container("sleep", "1")
+        config.image.image = text
+        _creates(tenant, pod, config)
+        config = pod.container("sleep", "1")
+        config.mounts.append(api.Mount(host_path=text, container_path="/" + text))
+        _creates(tenant, pod, config)
+
+
+def long_commands(tenant: Tenant) -> None:
+    """A program's name that no kernel takes."""
+    pod = tenant.pod()
+    tenant.begin()
+    while tenant.goes_on():
+        _creates(tenant, pod, pod.container(SCHEMES * 100_000))
+
+
+def values_of_sysctls(tenant: Tenant) -> None:
+    """A pod's sysctls with values, and names, that the kernel refuses."""
+    text = SCHEMES * 100_000
+    requests = []
+    for name, value in (("net.ipv4.ip_forward", text), ("net.ipv4." + text, "1")):
+        config = tenant.config()
+        config.linux.sysctls[name] = value
+        Path(config.log_directory).mkdir(parents=True, exist_ok=True)
+        requests.append(api.RunPodSandboxRequest(config=config))
+    tenant.begin()
+    while tenant.goes_on():
+        for request in requests:
+            call = partial(tenant.client.runtime.RunPodSandbox, request, timeout=tenant.left_s())
+            assert not tenant.tries(call), "the kernel took it"
+
+
 def host_ports(tenant: Tenant) -> None:
     """Thousands of host ports, the last of them twice, so that they are compared and then refused."""
     ports = [*range(1, HOST_PORTS), HOST_PORTS - 1]
@@ -56,3 +104,22 @@ def host_ports(tenant: Tenant) -> None:
     tenant.again_and_again(
         lambda: tenant.client.runtime.RunPodSandbox(request, timeout=tenant.left_s())
     )
+
+
+def nested_mounts(tenant: Tenant) -> None:
+    """Containers of up to a thousand mounts, each inside the one before."""
+    n_mounts = min(MAX_NESTED_MOUNTS, round(tenant.seconds * MOUNTS_A_SECOND))
+    pod = tenant.pod()
+    source = tenant.directory / "empty"
+    source.mkdir()
+    tenant.begin()
+
+    def create() -> None:
+        config = pod.container("sleep", "1000000")
+        for depth in range(1, n_mounts + 1):
+            config.mounts.append(api.Mount(host_path=str(source), container_path="/m" * depth))
+        while tenant.goes_on():
+            config.metadata.attempt += 1
+            tenant.tries(lambda: tenant.client.create(pod.id, config, pod.config))
+
+    tenant.at_once(*[create] * CALLS_AT_ONCE)

@@ -19,10 +19,22 @@ from cri_shim.oci.spec.checks import (
         ("//a//b/./c", "/a/b/c"),
         ("/a/../b", "/b"),
         ("/../../b", "/b"),
+        ("/a/..", "/"),
+        ("/a/.", "/a"),
+        ("/.a/..b/...", "/.a/..b/..."),
+        ("/a/b/c", "/a/b/c"),
+        ("/ä/b", "/ä/b"),
     ],
 )
 def test_container_path_has_one_spelling(given: str, clean: str) -> None:
     assert clean_container_path(given, "path") == clean
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "ä" * 128])
+def test_container_path_with_a_name_that_no_file_system_takes_is_refused(name: str) -> None:
+    assert clean_container_path(f"/a/{name[:-1]}/b", "path") == f"/a/{name[:-1]}/b"
+    with pytest.raises(InvalidArgumentError, match="more than 255 bytes"):
+        clean_container_path(f"/a/{name}/b", "path")
 
 
 @pytest.mark.parametrize("path", ["", "a", "./a", "/a\0b", "/" + "x" * 4096, "/" + "ä" * 2048])
