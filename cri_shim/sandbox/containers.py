@@ -104,6 +104,7 @@ class Containers:
             background=background,
             operations=operations,
             place=specs.place,
+            log_directory=lambda sandbox_id: sandboxes.find(sandbox_id).config.log_directory,
         )
         self._resources = ContainerResources(
             paths=paths,

@@ -13,17 +13,21 @@ import asyncio
 import signal
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import msgspec
 import structlog
 
 from cri_shim import metrics
 from cri_shim.background import until_done
-from cri_shim.errors import DeadlineError
+from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.host.pidfd import kill_process
+from cri_shim.kernel_call import in_time_for
 from cri_shim.operations import step
 from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.log_end import close_log
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.sandbox.release import running
 from cri_shim.single_flight import SingleFlight
@@ -48,6 +52,8 @@ RELEASES_AT_ONCE = 8
 """After a start a thousand containers may have ended: not as many runtimes at once. Stop and Remove don't wait here."""
 RELEASES_OF_POD = 2
 """Of those, for one pod: a process that hangs in the kernel is waited for, and then tried again."""
+LOG_PATIENCE_S = 0.5
+"""How long an exit is not shown for the sake of the log's last line."""
 KILLED = 128 + signal.SIGKILL
 NOT_STARTED = 128
 """The exit code of a container whose start failed, as containerd has it; the reason is StartError."""
@@ -84,7 +90,9 @@ class Endings:
         background: Background,
         operations: Operations,
         place: Callable[[str, str], CgroupPlace],
+        log_directory: Callable[[str], str],
     ) -> None:
+        """`log_directory` is that of a sandbox, by its ID."""
         self._paths = paths
         self._store = store
         self._cgroups = cgroups
@@ -93,6 +101,9 @@ class Endings:
         self._background = background
         self._operations = operations
         self._place = place
+        self._log_directory = log_directory
+        self._closed_logs: WeakSet[Container] = WeakSet()
+        """Whose logs need no look with the releasing any more."""
         self._stopping: SingleFlight[None] = SingleFlight("StopContainer", operations)
         self._stops: dict[str, _Stop] = {}
         self._slots = Slots(RELEASES_AT_ONCE)
@@ -104,10 +115,20 @@ class Endings:
         self._background.start(f"exit of {container.id}", self.note_exit(container, exit_))
 
     async def note_exit(
-        self, container: Container, exit_: Exit, *, reason: str | None = None
+        self,
+        container: Container,
+        exit_: Exit,
+        *,
+        reason: str | None = None,
+        log_first: bool = True,
     ) -> None:
-        """Make an exit known and begin to release what it held. `reason` is for a cause that is known better."""
+        """Make an exit known and begin to release what it held. `reason` is for a cause that is known better.
+
+        Without `log_first` the log's last line is closed with the releasing: where many have ended and nobody waits.
+        """
         with self._operations.begin("noting an exit", container.id):
+            if log_first:
+                await self._show_log_closed(container)
             await self._note_exit(container, exit_, reason)
         self.release_exited(container)
 
@@ -124,6 +145,25 @@ class Endings:
             code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
         async with container.lock:  # a start under way comes first
             self.finish(container, code, at_ns, reason or self._explain(container, code), message)
+
+    async def _show_log_closed(self, container: Container) -> None:
+        """Close its last line first: who hears of the exit reads the log. One on a slow disk holds nobody up."""
+        if container.record.log_path:
+            what = f"closing the log of {container.id}"
+            closing = self._background.start(what, self._close_log(container))
+            await asyncio.wait({closing}, timeout=LOG_PATIENCE_S)
+
+    async def _close_log(self, container: Container) -> None:
+        if not container.record.log_path:
+            return
+        log_file, owner = Path(container.record.log_path), f"pod {container.sandbox_id}"
+        try:
+            directory = self._log_directory(container.sandbox_id)
+            await in_time_for(owner, "closing the log", close_log, directory, log_file)
+        except (CriShimError, OSError) as error:
+            log.warning("log not closed", container_id=container.id, error=str(error))
+        else:
+            self._closed_logs.add(container)
 
     def _explain(self, container: Container, code: int) -> str:
         # Whichever process it was, and however the container ended: who has lost one to the limit wants to know that.
@@ -176,6 +216,8 @@ class Endings:
         async with self._slots.slot(
             f"releasing container {container.id}", share, waiting="waiting for other releases"
         ):
+            if container not in self._closed_logs:
+                await self._close_log(container)
             await self.release_process(container)
 
     async def release_process(self, container: Container) -> None:

@@ -227,7 +227,10 @@ class Recovery:
         if container.record.boot_id != self._boot_id:
             exit_ = self._exits.read(container.id)
             await endings.note_exit(
-                container, exit_ or Exit(UNKNOWN_EXIT_CODE, 0), reason=None if exit_ else "Unknown"
+                container,
+                exit_ or Exit(UNKNOWN_EXIT_CODE, 0),
+                reason=None if exit_ else "Unknown",
+                log_first=False,
             )
             return "rebooted"
         if status.process is None or status.monitor is None or not running(status.process):
@@ -262,7 +265,7 @@ class Recovery:
         status = container.status
         exit_ = self._exits.read(container.id)
         if exit_ is not None:
-            await self._container_cases.endings.note_exit(container, exit_)
+            await self._container_cases.endings.note_exit(container, exit_, log_first=False)
         elif status.process and status.monitor and running(status.monitor):
             # It may be about to report; a slow monitor is no dead one.
             self._exits.watch(container.id, status.process, status.monitor)

@@ -147,16 +147,20 @@ def test_containers_that_ended_without_a_daemon_have_their_exact_exit(
         made[0].pod, client.container_config(image, ["sh", "-c", "exit 3"]), made[0].config
     )
     client.wait_exited(earlier)
+    script = f"trap '{EATS_MEMORY}; printf open; exit 4' TERM; while :; do sleep 0.02; done"
+    short = client.container_config(image, ["sh", "-c", script])
+    short.linux.resources.memory_limit_in_bytes = 32 << 20
+    short_of_memory = client.run(made[0].pod, short, made[0].config)
     at_once = client.run(
         made[0].pod,
         client.container_config(image, ["sh", "-c", "sleep 0.3; exit 9"]),
         made[0].config,
     )
-    oom = client.container_config(image, ["sh", "-c", f"sleep 0.3; {EATS_MEMORY}; exit 4"])
-    oom.linux.resources.memory_limit_in_bytes = 32 << 20
-    expected[client.run(made[0].pod, oom, made[0].config)] = 4, "OOMKilled"
+    pid = container_pids(client, short_of_memory).process
     crash_daemon.kill9()
     began = time.time_ns()
+    os.kill(pid, signal.SIGTERM)
+    expected[short_of_memory] = 4, "OOMKilled"
     for one, number, code, reason in zip(
         made,
         (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSEGV),
@@ -180,6 +184,8 @@ def test_containers_that_ended_without_a_daemon_have_their_exact_exit(
         assert (status.exit_code, status.reason) == (code, reason)
         assert began - CLOCK_TICK_NS <= status.finished_at <= ended
         assert status.started_at <= status.finished_at
+    log = Path(client.status(short_of_memory).status.log_path)
+    wait_until(lambda: log.read_text().endswith(" F \n"), "its last line is closed")
     status = client.status(earlier).status
     assert (status.exit_code, status.reason) == (3, "Error")
     assert status.finished_at < began

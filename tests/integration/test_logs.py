@@ -80,10 +80,29 @@ def test_long_line_is_cut_into_parts_that_give_it_back(
     assert len(full) == 2
 
 
-def test_output_without_a_last_newline_is_not_lost(client: Client, image: str) -> None:
+def test_last_line_without_a_newline_is_closed_in_both_streams(client: Client, image: str) -> None:
     pod = Pod.run(client, image)
-    status = pod.ends(pod.container("printf", "no newline"))
-    assert written(Path(status.log_path)).rstrip(b"\n") == b"no newline"
+    status = pod.ends(pod.container("sh", "-c", "printf '1\\n2'; printf err >&2"))
+    lines = log_lines(Path(status.log_path))
+    assert written(Path(status.log_path)) == b"1\n2\n"
+    assert written(Path(status.log_path), "stderr") == b"err\n"
+    assert [line.at for line in lines] == sorted(line.at for line in lines)
+    tags = {line.stream: line.tag for line in lines}
+    assert tags == {"stdout": "F", "stderr": "F"}, "of the last record of each"
+
+
+def test_last_line_of_a_terminal_and_of_a_stopped_container_is_closed(
+    client: Client, image: str
+) -> None:
+    pod = Pod.run(client, image)
+    config = pod.container("sh", "-c", "printf prompt; sleep 60")
+    config.tty = True
+    container = pod.start(config)
+    log = log_of(client, container)
+    wait_until(lambda: log_lines(log))
+    assert log_lines(log)[-1].tag == "P"
+    client.stop(container)
+    assert [(line.tag, line.text) for line in log_lines(log)] == [("P", b"prompt"), ("F", b"")]
 
 
 def test_bytes_are_logged_as_they_are(client: Client, image: str) -> None:
