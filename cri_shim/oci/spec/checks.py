@@ -18,7 +18,7 @@ MAX_PATH_BYTES = 4096
 """PATH_MAX: the kernel takes no longer path."""
 MAX_NAME_BYTES = 255
 """NAME_MAX of Linux's file systems."""
-_CLEAN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[^/]{1,255}+)++")
+_CLEAN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[^/]{1,255})+")
 """As most are: nothing to fold, and, in ASCII, no name that is too long."""
 
 
