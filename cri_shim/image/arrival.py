@@ -68,14 +68,17 @@ async def unpack_layers(
 
     Raises the first error of any layer, once all of them have stopped.
     """
-    # Tasks start, and get their slot, lowest layer first: whoever has one waits only for others that have one.
+    # Tasks start lowest layer first: each waits only for others that have started. Not all of them at once, since an
+    # image may have hundreds of layers, and waiting tasks take a megabyte then.
     slots = asyncio.Semaphore(_LAYERS_AT_ONCE)
 
     async def bring(
         layer: PlannedLayer, chain_id: str, parent: asyncio.Task[Layer] | None
     ) -> Layer:
-        async with slots:
+        try:
             made = await _ensure(layers, layer, chain_id, parent, feed)
+        finally:
+            slots.release()
         feed.placed(layer)
         return made
 
@@ -83,6 +86,7 @@ async def unpack_layers(
         async with asyncio.TaskGroup() as group:
             below: asyncio.Task[Layer] | None = None
             for layer, chain_id in zip(wanted, chain, strict=True):
+                await slots.acquire()
                 below = group.create_task(bring(layer, chain_id, below))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
