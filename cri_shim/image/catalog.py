@@ -7,6 +7,7 @@ that differ only in how layers are packed are one image. What the index names bu
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - msgspec reads the annotations of `Described`
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from cri_shim.image.model import Image
 from cri_shim.image.reference import parse_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from cri_shim.image.blobs import BlobStore
     from cri_shim.image.index import ImageIndex

@@ -12,7 +12,7 @@ leftovers that the next start empties:
 
 1. layers are unpacked below `.ingest` and renamed to their names;
 2. the layers' file system is synced: trees and names are durable, nothing refers to them;
-3. the layers' records are written, and blobs put in their places by rename;
+3. the layers' and images' records are written, and blobs put in their places by rename;
 4. the images' file system is synced: records and blobs are durable, nothing refers to them;
 5. `index.json` is written, synced, renamed, and its directory synced: from here on the images are here;
 6. memory follows, and only then the caller hears of it.
@@ -42,6 +42,7 @@ from cri_shim.host.files import TMP_SUFFIX, remove_tree
 from cri_shim.image.arrival import storage_error
 from cri_shim.image.blobs import BlobStore
 from cri_shim.image.catalog import Catalog, Described, Lost, describe, read_described
+from cri_shim.image.image_records import ImageRecords
 from cri_shim.image.index import ImageIndex, load_index, save_index, set_aside
 from cri_shim.image.layers import INGEST_NAME, LayerStore
 from cri_shim.image.reference import parse_reference
@@ -82,6 +83,7 @@ class Holdings:
         self.index = ImageIndex()
         self.described: dict[str, Described] = {}
         self.lost: dict[str, Lost] = {}
+        self._records = ImageRecords(images_dir / "described")
         self.catalog = Catalog(self.index, {}, self.layers, pins)
         self.changing = asyncio.Lock()
         self._damaged_dir = images_dir / "damaged"
@@ -100,9 +102,10 @@ class Holdings:
         self.blobs.open()
         self.layers.open(self._damaged_dir)
         index = self._load_index()
+        self._records.open(index.manifests)
         described: dict[str, Described] = {}
         for digest in list(index.manifests):
-            found = read_described(digest, self.blobs, self.layers)
+            found = self._records.read(digest, self.blobs, self.layers) or self._parse(digest)
             if isinstance(found, Described):
                 described[digest] = found
                 continue
@@ -116,6 +119,15 @@ class Holdings:
             self.layers.make_empty()  # a power cut may have taken it away
         self.drop_unnamed_lost(index)
         self.take_over(index, described)
+
+    def _parse(self, digest: str) -> Described | Lost:
+        found = read_described(digest, self.blobs, self.layers)
+        if isinstance(found, Described):
+            try:
+                self._records.write(digest, found)
+            except OSError as error:
+                log.warning("an image's record can't be written", error=str(error))
+        return found
 
     def _load_index(self) -> ImageIndex:
         try:
@@ -193,6 +205,14 @@ class Holdings:
         fresh = self.layers.unrecorded({chain_id for chain in chains for chain_id in chain})
 
         def write() -> None:
+            try:
+                store()
+            except BaseException:
+                new = {image.manifest.digest for image in planned} - self.index.manifests.keys()
+                self._records.remove(new)
+                raise
+
+        def store() -> None:
             if not all(chains):
                 self.layers.make_empty()
             if fresh:
@@ -203,6 +223,7 @@ class Holdings:
                 feed.put_document_away(image.manifest, self.blobs)
                 for layer in () if self.discard_blobs else image.layers:
                     feed.put_away(layer, self.blobs)
+                self._records.write(image.manifest.digest, described[image.manifest.digest])
             sync_file_system(self.dir)
             save_index(self.dir, index)
 
@@ -215,9 +236,12 @@ class Holdings:
         for digest in manifest_digests:
             index.forget(digest)
             described.pop(digest, None)
-        await undivided(
-            lambda: save_index(self.dir, index), lambda: self.take_over(index, described)
-        )
+
+        def write() -> None:
+            save_index(self.dir, index)
+            self._records.remove(manifest_digests)
+
+        await undivided(write, lambda: self.take_over(index, described))
 
     def is_in_use(self, image: Image, names_in_use: Collection[str]) -> bool:
         """Whether a container stands on the layers of `image`; one of another image with all of them counts, too."""

@@ -61,6 +61,8 @@ class DiskLog:
             inside = "BLOB"
         elif parts[:2] == ["images", "layers"]:
             inside = "RECORD"
+        elif parts[:2] == ["images", "described"]:
+            inside = "IMAGE RECORD"
         elif parts[0] == "layers" and len(parts) > 1:
             inside = "TRASH" if parts[1] == ".ingest" else "LAYER"
         elif parts[-1].startswith("index.json."):
@@ -84,6 +86,7 @@ async def test_an_image_comes_in_the_order_that_no_power_cut_can_turn_into_a_lie
         "syncfs layers",
         "rename RECORD",
         "rename BLOB",
+        "rename IMAGE RECORD",
         "syncfs images",
         "fsync images/index.json.tmp",
         "rename images/index.json",
@@ -98,13 +101,14 @@ async def test_an_image_goes_from_the_list_before_anything_of_it_is_touched(
     image = await node.puller.pull(f"{registry.host}/team/app:1")
     disk = DiskLog(node.root, monkeypatch)
     await node.store.remove(image.id)
-    assert disk.events[:4] == [
+    assert disk.events[:5] == [
         "fsync images/index.json.tmp",
         "rename images/index.json",
         "fsync images",
+        "unlink IMAGE RECORD",
         "unlink RECORD",
     ]
-    assert set(disk.events[4:]) == {"rename TRASH", "unlink BLOB"}
+    assert set(disk.events[5:]) == {"rename TRASH", "unlink BLOB"}
 
 
 @pytest.mark.parametrize("step", ["syncfs", "record", "blob", "index"])

@@ -197,7 +197,10 @@ async def test_downloads_are_bounded_and_layers_unpack_side_by_side(
     registry.add("team/app", *layers, tag="1")
     registry.paused = asyncio.Event()
     pulling = asyncio.create_task(node.puller.pull(f"{registry.host}/team/app:1"))
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(20):
+        while registry.count("GET", "/blobs/") < 1 + 3:  # noqa: ASYNC110 - requests have no event
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # a fourth would come now
     assert registry.count("GET", "/blobs/") == 1 + 3  # the configuration, and three layers
     assert node.unpacker.at_once == 3
     registry.paused.set()
