@@ -10,6 +10,7 @@ from cri_shim.cli.parser import add_config_options
 from cri_shim.config import load_config
 from cri_shim.daemon.life import Daemon
 from cri_shim.host.malloc import limit_arenas
+from cri_shim.host.signals import reset_signals
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop. Raises CriShimError when the daemon can't start."""
     config = load_config(arguments.config, arguments.set)
     log.configure(level=config.log.level, format=config.log.format)
+    reset_signals()
     limit_arenas(MALLOC_ARENAS)
     daemon = Daemon(
         config,

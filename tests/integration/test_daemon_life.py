@@ -7,6 +7,7 @@ import grp
 import http.client
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -30,7 +31,14 @@ from cri_shim.host.cgroups.layout import detect_layout
 from cri_shim.oci.refusals import crun_problem
 from tests.fakes.cni_plugin import install_plugin
 from tests.harness.daemon import DaemonError, environment
-from tests.integration.scene import Pod, free_port, processes_running, refused, wait_until
+from tests.integration.scene import (
+    Pod,
+    container_info,
+    free_port,
+    processes_running,
+    refused,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -511,6 +519,22 @@ def test_stop_lets_the_call_under_way_end_and_turns_new_ones_away(
     assert crash_daemon.wait_ended() == 0
     crash_daemon.start()
     assert [(each.id, each.state) for each in client.pods()] == [(pod.id, api.SANDBOX_READY)]
+
+
+def test_signals_that_its_starter_ignores_reach_no_container(
+    crash_daemon: Daemon, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignoring = ["env", "--ignore-signal", "--block-signal", *crash_daemon.command_line()]
+    monkeypatch.setattr(crash_daemon, "command_line", lambda failpoint="": ignoring)
+    crash_daemon.restart()
+    client = crash_daemon.client
+    pod = Pod.run(client, image)
+    container = pod.start(pod.container("sleep", "3600"))
+    status = Path(f"/proc/{container_info(client, container)['pid']}/status").read_text()
+    execed = client.exec(container, "cat", "/proc/self/status").stdout.decode()
+    for text in (status, execed):
+        masks = re.findall(r"^Sig(?:Ign|Blk):\t(\w+)$", text, re.MULTILINE)
+        assert [int(mask, 16) for mask in masks] == [0, 0]
 
 
 def test_interrupt_stops_as_well(fresh: Daemon) -> None:
