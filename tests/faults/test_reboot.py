@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,8 @@ def change_boot_id(daemon: Daemon) -> None:
 def reboot(daemon: Daemon, pod: Pod) -> None:
     """Do to a stopped daemon's pod what a reboot does, but to nothing else on this machine."""
     for pid in pod.pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # one that was not started yet goes with its monitor
+            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(map(is_alive, pod.pids)), "everything is dead")
     unmount_below(daemon.state)
     shutil.rmtree(daemon.state)

@@ -61,6 +61,8 @@ class Daemon:
         self.pod_log_dir = self.tree / "pods"
         self.conf_dir = self.tree / "net.d"
         self.lease_dir = self.tree / "leases"
+        self.tmp_dir = self.tree / "tmp"
+        """For the runtimes' temporary files, told from those of others on the machine by being here."""
         self.bridge = self.name
         by_systemd = (settings or {}).get("cgroup_driver") == "systemd"
         self.cgroup_parent = f"{self.name}.slice" if by_systemd else f"/{self.name}"
@@ -70,7 +72,7 @@ class Daemon:
         """What is started as the daemon, unless a failpoint is asked for."""
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
-        for directory in (self.tree, self.root, self.pod_log_dir, self.conf_dir):
+        for directory in (self.tree, self.root, self.pod_log_dir, self.conf_dir, self.tmp_dir):
             directory.mkdir(mode=0o700, parents=True)
         self.write_conflist(conflist if conflist is not None else self.default_conflist())
         self._settings = _merged(self._default_settings(), settings or {})
@@ -284,6 +286,12 @@ class Daemon:
             "log": {"level": "debug", "format": "json"},
             "metrics": {"address": f"127.0.0.1:{self.metrics_port}"},
             "streaming": {"port": 0},
+            "runtime": {
+                "handlers": {
+                    name: {"path": name, "env": {"TMPDIR": str(self.tmp_dir)}}
+                    for name in ("runc", "crun")
+                }
+            },
             "sandbox": {"cgroup_parent": self.cgroup_parent},
             "cni": {"conf_dir": str(self.conf_dir), "timeout": f"{20 * SLOWNESS:g}s"},
             "stats": {"cache": "0s"},

@@ -4,7 +4,8 @@ Rules:
 - `Session.enter` moves the calling thread, so it is called once, on the main thread, before anything is started:
   daemons, monitors and containers are born into the new namespaces.
 - Inside, mounts propagate as on a host that systemd booted, and the places that container runtimes of a node share
-  (/run/netns, /var/lib/cni) are empty and private. Nothing that tests do to links or packet rules reaches the machine.
+  (/run/netns, /var/lib/cni, /run/runc) are empty and private. Nothing that tests do to links or packet rules reaches
+  the machine.
 - Processes, cgroups and files are still the machine's. A session that is killed leaves some behind; the next one finds
   them by the lock file that its death released, and takes them away.
 """
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 TOKEN_PREFIX = "cri-t"
 LOCK_DIR = Path("/run")
-PRIVATE_DIRS = (Path("/run/netns"), Path("/var/lib/cni"))
+RUNTIME_DIRS = (Path("/run/runc"), Path("/run/crun"))
+"""Where runtimes keep containers when nobody says otherwise, which cri-shim always does."""
+PRIVATE_DIRS = (Path("/run/netns"), Path("/var/lib/cni"), *RUNTIME_DIRS)
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 _CLONE_NEWNS = 0x00020000

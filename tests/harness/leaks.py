@@ -5,7 +5,8 @@ Rules:
   went away is not looked at.
 - Tests run in mount and network namespaces of their own (see `isolation`), so namespaces, mounts, links and packet
   rules are compared whole. Processes, cgroups and files live in trees that the machine shares: there, what is ours is
-  told by the session's token, which is part of every name that the harness gives.
+  told by the session's token, which is part of every name that the harness gives. The directory for temporary files
+  that it gives to runtimes is one of the daemon's own.
 - What a CNI plugin makes once per node and keeps by design is furniture, and no leak: see `furniture`.
 - Endings are asynchronous: `leaks_since` looks again for a bounded while before it believes in a leak.
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.image.model import EMPTY_DIR
 from tests.harness import packet_rules, procs
+from tests.harness.isolation import RUNTIME_DIRS
 from tests.harness.slowness import SLOWNESS
 
 if TYPE_CHECKING:
@@ -31,12 +33,9 @@ SETTLE_S = 2.0 * SLOWNESS
 NETNS_DIR = Path("/run/netns")
 CNI_DIR = Path("/var/lib/cni")
 SHARED_DIRS = (Path("/run"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
-RUNTIME_DIRS = (Path("/run/runc"), Path("/run/crun"))
-"""Where runtimes keep containers when nobody says otherwise, which cri-shim always does."""
 FILE_KINDS = ("file", "lease", "CNI result")
 """Kinds found by walking the daemons' trees."""
 OWN_DESCRIPTORS = "descriptor of the test process"
-_FOREIGN_HELPERS = ("conmon", "runc", "crun")
 _HOST_LOCAL_FURNITURE = ("last_reserved_ip.", "lock")
 _CRUN_FURNITURE = ".cache"
 """Below its root crun keeps the seccomp filters that it has compiled."""
@@ -175,12 +174,11 @@ def _cgroups(mounts: list[tuple[str, str]], token: str) -> Iterator[str]:
 
 
 def _temporary_files(token: str, trees: Collection[Path]) -> Iterator[str]:
-    """Names in shared directories that could be ours or our helpers'; the daemons' own trees are left to `_files`."""
-    known = {*RUNTIME_DIRS, *(path for tree in trees for path in (tree, *tree.parents))}
+    """Ours in shared directories, and whatever is in the session's own; the daemons' trees are left to `_files`."""
+    known = {path for tree in trees for path in (tree, *tree.parents)}
     for directory in SHARED_DIRS:
         for name in _names(directory):
-            ours = token in name or name.startswith(_FOREIGN_HELPERS)
-            if ours and directory / name not in known:
+            if token in name and directory / name not in known:
                 yield f"{directory}/{name}"
     for directory in RUNTIME_DIRS:
         yield from (f"{directory}/{name}" for name in _names(directory))

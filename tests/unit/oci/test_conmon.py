@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,6 +285,9 @@ def test_a_monitor_that_was_started_here_is_known_until_its_container_is_forgott
         on_made=made.append,
     )
     [monitors] = made
+    [identity] = seen
+    with suppress(ChildProcessError):  # running on, it would be found by its command line
+        os.waitpid(identity.pid, 0)
     assert asyncio.run(monitors.monitors_of(ID)) == seen
     monitors.discard(ID)
     assert asyncio.run(monitors.monitors_of(ID)) == []

@@ -609,7 +609,7 @@ async def serving(
         async with daemon.channel() as channel:
             yield daemon, Clients(channel)
     finally:
-        await daemon.listeners.stop(0.1)
+        await daemon.listeners.stop(5)  # not waited for unless calls are under way
 
 
 async def failure_of(call: Any) -> grpc.aio.AioRpcError:

@@ -8,7 +8,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -335,9 +334,8 @@ def test_stopping_ends_also_those_that_have_said_nothing() -> None:
         port = node.port
         sock = socket.create_connection(("127.0.0.1", port), timeout=5)
         until(lambda: node.server._newcomers)
-        started = time.monotonic()
-        node.await_(node.server.stop(3))
-        assert time.monotonic() - started < 1
+        patience_s = 600  # longer than `await_` has
+        node.await_(node.server.stop(patience_s))
         with sock:
             assert sock.recv(10) == b""
         with pytest.raises(ConnectionRefusedError):
