@@ -56,12 +56,12 @@ class NodeLink:
         answer, _ = await self._call(link.Redeem(call=call, token=token, kind=kind), link.Granted)
         return answer.grant
 
-    async def exec(self, grant: Grant) -> Command:
+    async def exec(self, grant: Grant, size: tuple[int, int] | None = None) -> Command:
         """Start the command."""
         # Before the call: the ending may be on its way behind the answer.
         ended = self._commands[grant.session] = self._loop.create_future()
         try:
-            answer, given = await self._call(self._begin(grant), link.Started)
+            answer, given = await self._call(self._begin(grant, size=size), link.Started)
             stdin, stdout, stderr = _each(given, answer.stdin, answer.stdout, answer.stderr)
             try:
                 resize: Callable[[int, int], None] = _no_terminal
@@ -132,8 +132,17 @@ class NodeLink:
 
     # --- calls
 
-    def _begin(self, grant: Grant, *, attached: bool = False) -> link.Begin:
-        return link.Begin(call=next(self._numbers), session=grant.session, attached=attached)
+    def _begin(
+        self, grant: Grant, *, attached: bool = False, size: tuple[int, int] | None = None
+    ) -> link.Begin:
+        width, height = size or (0, 0)
+        return link.Begin(
+            call=next(self._numbers),
+            session=grant.session,
+            attached=attached,
+            width=width,
+            height=height,
+        )
 
     async def _call(
         self, asked: link.Redeem | link.Begin | link.MakeSockets, kind: type[A]

@@ -95,6 +95,8 @@ class ExecCall:
     command: list[str]
     abandoned: bool = False
     """Its caller went away before the command had started."""
+    size: tuple[int, int] | None = None
+    """Width and height of its terminal, if that is known."""
     child: Child | None = None
     """What runs of it: the runtime's command, then the command itself."""
 
@@ -187,7 +189,7 @@ class ExecProcesses:
             console_socket=streams.console_socket,
         )
         with host_step(f"container {container.id}: exec: writing its process"):
-            process = self._process_spec(container, call.command, tty=tty)
+            process = self._process_spec(call, tty=tty)
             umask: int = process.get("user", {}).get("umask", -1)
             write_atomic(spec_file, msgspec.json.encode(process))
         with (
@@ -265,12 +267,13 @@ class ExecProcesses:
         )
         await child.wait_at_most(KILL_TIMEOUT_S)
 
-    def _process_spec(self, container: Container, command: Sequence[str], *, tty: bool) -> Spec:
+    def _process_spec(self, call: ExecCall, *, tty: bool) -> Spec:
+        container = call.container
         base = container.process_spec
         if base is None:
             spec_file = self._paths.container(container.id).spec_file
             base = container.process_spec = msgspec.json.decode(spec_file.read_bytes())["process"]
-        return build_exec_process(base, command, tty=tty)
+        return build_exec_process(base, call.command, tty=tty, size=call.size)
 
 
 def _read_pid(pid_file: Path) -> int | None:

@@ -154,14 +154,18 @@ class ExecSessions:
         stdin: bool,
         stdout: bool,
         tty: bool,
+        size: tuple[int, int] | None = None,
     ) -> ExecStreams:
         """Start `command`; it goes on, and is followed to its end, whether or not the caller does.
+
+        `size` is its terminal's width and height, if there is one and somebody has said.
 
         One that isn't there or can't be run is given as one that said so on stderr (on the terminal, with one) and
         ended with 127 or 126. Raises WrongStateError unless the container runs, RuntimeCommandError when the runtime
         can't enter it.
         """
         call = self._processes.plan(container, command)
+        call.size = size
         opened: list[ExecStreams] = []
         try:
             return await self._background.owned(

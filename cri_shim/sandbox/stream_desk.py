@@ -193,23 +193,26 @@ class StreamDesk:
 
     async def _run_command(self, asked: link.Begin, request: ExecRequest) -> None:
         started: list[Command] = []
-        await self._answer(asked.call, self._start_command(asked.call, request, started))
+        await self._answer(asked.call, self._start_command(asked, request, started))
         for child in started:
             ending = await child.wait()
             self._say(link.Ended(session=asked.session, exit_code=ending.exit_code))
 
-    async def _start_command(self, call: int, request: ExecRequest, started: list[Command]) -> Said:
+    async def _start_command(
+        self, asked: link.Begin, request: ExecRequest, started: list[Command]
+    ) -> Said:
         streams = await self._execs.open(
             self._containers.find(request.container_id),
             request.command,
             stdin=request.stdin,
             stdout=request.stdout,
             tty=request.tty,
+            size=(asked.width, asked.height) if asked.width and asked.height else None,
         )
         started.append(streams.child)
         given = (streams.stdin, streams.stdout, streams.stderr)
         answer = link.Started(
-            call=call,
+            call=asked.call,
             stdin=streams.stdin is not None,
             stdout=streams.stdout is not None,
             stderr=streams.stderr is not None,

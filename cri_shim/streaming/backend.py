@@ -117,8 +117,11 @@ class Backend(Protocol):
     async def redeem(self, token: str, kind: str) -> Grant | None:
         """What the ticket is good for, and it is gone; None for one that isn't there, is late, or of another kind."""
 
-    async def exec(self, grant: Grant) -> Command:
-        """Start the command. Raises CriShimError, with the runtime's own words where it refused."""
+    async def exec(self, grant: Grant, size: tuple[int, int] | None = None) -> Command:
+        """Start the command; a terminal begins with this width and height.
+
+        Raises CriShimError, with the runtime's own words where it refused.
+        """
 
     async def attach(self, grant: Grant) -> Command:
         """Join the container. Raises CriShimError."""

@@ -58,6 +58,9 @@ class Begin(_Packet, frozen=True):
     session: int
     attached: bool = False
     """It has a connection to that container's monitor already."""
+    width: Side = 0
+    """With `height` the size that a command's terminal begins with, in characters; 0: nobody has said."""
+    height: Side = 0
 
 
 class MakeSockets(_Packet, frozen=True):

@@ -6,6 +6,7 @@ Rules:
 - A client that vanishes takes the descriptors along: the process reads the end of its input and can write no more; a
   terminal is hung up. It is not killed: that is what peers do, and what a process that minds does by itself.
 - The session is over when the process has ended and what it wrote is sent; a child of it that goes on isn't waited for.
+- A terminal has its client's size before the process begins, if that size comes at once: programs ask for it first.
 - With a terminal, the end of the input is nothing: a terminal has none.
 """
 
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.outcome import Outcome
     from cri_shim.streaming.wire.remotecommand import RemoteCommand, RemoteCommandEvent
 
+    Start = Callable[[tuple[int, int] | None], Awaitable[Command]]
+    """Starts or joins a process, given the size of the client's terminal if that is known."""
+
 log = structlog.get_logger()
+SIZE_PATIENCE_S = 0.2
+"""How long a command waits for the size of its terminal: clients send it right behind the last of their streams."""
 
 
 class _Source:
@@ -96,11 +102,12 @@ class RemoteCommandSession(Session):
         self._input = Input(self._input_taken)
         self._sources: dict[Channel, _Source] = {}
         self._size: tuple[int, int] | None = None
+        self._sized: asyncio.Future[None] = self._loop.create_future()
         self._command: Command | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._all_sent: asyncio.Future[None] = self._loop.create_future()
 
-    async def run(self, leftover: Buffer, start: Callable[[], Awaitable[Command]]) -> None:
+    async def run(self, leftover: Buffer, start: Start) -> None:
         """Serve it whole; `leftover` is what the client sent behind its request."""
         try:
             self._handle(self._commands.start())
@@ -115,15 +122,17 @@ class RemoteCommandSession(Session):
             self._release_command()
             self._release()
 
-    async def _follow(self, start: Callable[[], Awaitable[Command]]) -> Outcome:
+    async def _follow(self, start: Start) -> Outcome:
         timeout_s = self._limits.creation_timeout_s
         if not await self._until_any(self._ready, timeout_s=timeout_s):
             missing = ", ".join(self._commands.missing)
             return Failed(f"the client did not open its streams within {timeout_s:g} s: {missing}")
         if not self._ready.done():
             return self._ended_early()
+        if self._tty and not self._sized.done():
+            await self._until_any(self._sized, timeout_s=SIZE_PATIENCE_S)
         try:
-            self._open(await start())
+            self._open(await start(self._size))
         except CriShimError as error:
             return Failed(str(error))
         assert self._command is not None  # noqa: S101 - it was opened
@@ -188,6 +197,8 @@ class RemoteCommandSession(Session):
                         self._input.end()
                 case Resized(width, height):
                     self._size = width, height
+                    if not self._sized.done():
+                        self._sized.set_result(None)
                     if self._command is not None:
                         self._command.resize(width, height)
                 case Ready():

@@ -207,8 +207,12 @@ class StreamingServer:
         machine = remote_command(
             asked.upgrade, Streams(grant.stdin, grant.stdout, grant.stderr, grant.tty)
         )
-        start: Callable[[Grant], Awaitable[Command]]
-        start = self._backend.exec if grant.kind == "exec" else self._backend.attach
+        start: Callable[[tuple[int, int] | None], Awaitable[Command]]
+        start = (
+            partial(self._backend.exec, grant)
+            if grant.kind == "exec"
+            else lambda _size: self._backend.attach(grant)
+        )
         connection.send([asked.upgrade.response])
         session = RemoteCommandSession(
             connection,
@@ -219,7 +223,7 @@ class StreamingServer:
             tty=grant.tty,
         )
         with self._listed(session):
-            await session.run(asked.leftover, partial(start, grant))
+            await session.run(asked.leftover, start)
 
     async def _run_port_forward(self, connection: Connection, asked: _Asked) -> None:
         grant = asked.grant

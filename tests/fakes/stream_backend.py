@@ -26,6 +26,8 @@ class LocalBackend:
         self._tickets = tickets
         self._granted: dict[int, Request] = {}
         self.left: list[int] = []
+        self.sizes: list[tuple[int, int] | None] = []
+        """With which terminals of execs began."""
         self.processes: list[subprocess.Popen[bytes]] = []
         self.commands: list[Command] = []
         self.dialers: list[LocalDialer] = []
@@ -51,8 +53,9 @@ class LocalBackend:
     def leave(self, grant: Grant) -> None:
         self.left.append(grant.session)
 
-    async def exec(self, grant: Grant) -> Command:
+    async def exec(self, grant: Grant, size: tuple[int, int] | None = None) -> Command:
         request = self._granted[grant.session]
+        self.sizes.append(size)
         assert isinstance(request, ExecRequest)
         if request.container_id == "gone":
             raise NotFoundError("container", "gone")

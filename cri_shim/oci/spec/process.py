@@ -156,20 +156,31 @@ def build_rlimits(ulimits: Mapping[str, Ulimit]) -> list[Spec]:
     ]
 
 
-def build_exec_process(process: Mapping[str, Any], argv: Sequence[str], *, tty: bool) -> Spec:
+def build_exec_process(
+    process: Mapping[str, Any],
+    argv: Sequence[str],
+    *,
+    tty: bool,
+    size: tuple[int, int] | None = None,
+) -> Spec:
     """The process document of an exec: the container's own process with other arguments.
 
     User, capabilities, profiles, limits and environment are the container's, so an exec never has more rights
-    than the container. Raises InvalidArgumentError when `argv` is empty.
+    than the container. `size` is the terminal's width and height, in characters. Raises InvalidArgumentError when
+    `argv` is empty.
     """
     if not argv or not argv[0]:
         raise InvalidArgumentError("cmd: no command to execute")
     env = process["env"]
     if tty and not any(entry.startswith("TERM=") for entry in env):
         env = [*env, "TERM=xterm"]
-    return {
+    document: Spec = {
         **process,
         "args": [no_nul(arg, "cmd") for arg in argv],
         "env": env,
         "terminal": tty,
     }
+    if tty and size is not None:
+        width, height = size
+        document["consoleSize"] = {"height": height, "width": width}
+    return document

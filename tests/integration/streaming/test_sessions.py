@@ -118,6 +118,21 @@ def test_a_terminal_of_an_exec_is_sized_and_hung_up(
     assert pod.asks(container, "ps | grep -c '[s]h$' || :").strip() == "0"
 
 
+@BOTH
+def test_a_terminal_has_its_clients_size_when_the_command_begins(
+    client: Client, image: str, transport: str, protocol: str
+) -> None:
+    container = Pod.run(client, image).sleeper()
+    for width in range(101, 109):
+        url = client.exec_url(container, "stty", "size", stdin=True, tty=True)
+        with RemoteCommandClient(
+            url, transport, protocol=protocol, stdin=True, tty=True
+        ) as session:
+            session.resize(width, 31)
+            session.until_closed()
+            assert session.stdout == b"31 %d\r\n" % width
+
+
 def test_clients_join_one_container_watch_and_leave(client: Client, image: str) -> None:
     pod = Pod.run(client, image)
     script = "echo early; while read line; do echo got $line; echo no >&2; done; echo over"

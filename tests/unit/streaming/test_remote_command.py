@@ -228,6 +228,25 @@ def test_a_terminal_has_its_size_and_gets_the_next_one(transport: str, protocol:
 
 
 @BOTH
+def test_a_command_begins_with_the_size_that_comes_behind_the_streams(transport: str) -> None:
+    with site() as node:
+        for width in range(100, 110):
+            with node.exec("true", transport=transport, tty=True) as client:
+                client.resize(width, 30)
+                client.until_closed()
+        assert node.backend.sizes == [(width, 30) for width in range(100, 110)]
+
+
+def test_a_command_waits_a_moment_for_the_size_of_a_terminal_and_for_none_without_one() -> None:
+    with site() as node:
+        with node.exec("true", tty=True) as client:
+            client.until_closed()
+        with node.exec("true") as client:
+            client.until_closed()
+        assert node.backend.sizes == [None, None]
+
+
+@BOTH
 def test_a_shell_on_a_terminal_ends_with_its_exit_code(transport: str) -> None:
     with site() as node, node.exec("sh", transport=transport, stdin=True, tty=True) as client:
         client.write(b"exit 7\n")

@@ -204,6 +204,9 @@ def test_exec_keeps_everything_but_arguments_and_terminal() -> None:
     kept = build_exec_process({**process, "env": ["TERM=vt100"]}, ["ls"], tty=True)
     assert kept["env"] == ["TERM=vt100"]
     assert build_exec_process(process, ["ls"], tty=False)["env"] == ["A=1"]
+    sized = build_exec_process(process, ["ls"], tty=True, size=(100, 30))
+    assert sized["consoleSize"] == {"height": 30, "width": 100}
+    assert "consoleSize" not in build_exec_process(process, ["ls"], tty=False, size=(100, 30))
 
 
 @pytest.mark.parametrize("argv", [[], [""], ["ls", "\0"]])
