@@ -39,6 +39,7 @@ from cri_shim.quoting import quoted
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.container_log import log_path, prepare_log
 from cri_shim.sandbox.launch import Launch, Launcher
+from cri_shim.sandbox.list_bounds import check_container_entry
 from cri_shim.sandbox.model import (
     ContainerMetadata,
     ContainerRecord,
@@ -245,6 +246,7 @@ class Creation:
         image = self._images.find(config.image.image)
         if image is None:
             raise NotFoundError("image", config.image.image, "pull or import it first")
+        check_container_entry(config, self._store)
         container_id = new_id()
         paths = self._paths.container(container_id)
         layers = self._images.layer_stack(image).lowers

@@ -31,6 +31,7 @@ from cri_shim.operations import documents, step
 from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.details import sandbox_details
+from cri_shim.sandbox.list_bounds import check_sandbox_entry
 from cri_shim.sandbox.model import (
     PodMetadata,
     Process,
@@ -194,6 +195,7 @@ class Pods:
         document: msgspec.Raw,
     ) -> Sandbox:
         """Everything that can be refused is refused here, before the first effect."""
+        check_sandbox_entry(config, self._store)
         sandbox_id = new_id()
         attachments = self._network.plan(sandbox_id, metadata, config)
         hostname = self._files.check(config)
