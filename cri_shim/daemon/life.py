@@ -33,6 +33,7 @@ from cri_shim.daemon.locks import daemon_locks
 from cri_shim.daemon.node_status import NodeState
 from cri_shim.daemon.watchdog import ask_for_patience, feed_watchdog
 from cri_shim.errors import CriShimError
+from cri_shim.host.heap import unmap_large_blocks
 from cri_shim.host.notify import READY, STOPPING, notify, reloading, status
 from cri_shim.host.process import Reaper
 from cri_shim.image.pins import Pins
@@ -81,6 +82,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises CriShimError when it can't start."""
         started = time.monotonic()
+        unmap_large_blocks()
         if unheeded := without_effect(self._config):
             log.warning("configuration keys without effect in this version", keys=unheeded)
         async with AsyncExitStack() as stack:

@@ -36,6 +36,7 @@ from cri_shim.image.registry_hosts import load_endpoints
 from cri_shim.image.resolve import resolve
 from cri_shim.operations import Operations, step
 from cri_shim.single_flight import SingleFlight
+from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from cri_shim.config.model import ImageSettings
     from cri_shim.image.credentials import Credentials
     from cri_shim.image.model import Image, PullProgress
+    from cri_shim.image.planned import PlannedImage
     from cri_shim.image.reference import Reference
     from cri_shim.image.registry import Registry
     from cri_shim.image.store import ImageStore
@@ -57,6 +59,18 @@ _DOWNLOADS_OF_ALL = 4
 _DOWNLOADS_OF_A_REGISTRY = 3
 _SLOW_DOWNLOADS_OF_ALL = 4
 _SLOW_DOWNLOADS_OF_A_REGISTRY = 2
+_PULLS_AT_ONCE = 16
+_SLOW_PULLS = 32
+"""Beside those. What is known of an image on its way takes up to half a megabyte; few of them download at a time."""
+_PULLS_OF_A_REGISTRY = 32
+_SLOW_PULL_AFTER_S = 60.0
+_PULLING_PATIENCE_S = 3600.0
+_RESOLVED_AT_ONCE = 3
+_SLOW_RESOLVED = 2
+"""Beside those. A pull holds one document in memory while it comes and is read: 4 MiB, and twice that for a moment."""
+_RESOLVED_OF_A_REGISTRY = 2
+_RESOLVED_SLOWLY_AFTER_S = 5.0
+_RESOLVING_PATIENCE_S = 30.0
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (NotFoundError, "not_found"),
     (RegistryAuthError, "unauthorized"),
@@ -87,6 +101,19 @@ class Puller:
             of_one_registry=_DOWNLOADS_OF_A_REGISTRY * of_one_image,
             slow=_SLOW_DOWNLOADS_OF_ALL * of_one_image,
             slow_of_one=_SLOW_DOWNLOADS_OF_A_REGISTRY * of_one_image,
+        )
+
+        self._pulling = Slots(
+            _PULLS_AT_ONCE,
+            slow_total=_SLOW_PULLS,
+            slow_after_s=_SLOW_PULL_AFTER_S,
+            patience_s=_PULLING_PATIENCE_S,
+        )
+        self._resolving = Slots(
+            _RESOLVED_AT_ONCE,
+            slow_total=_SLOW_RESOLVED,
+            slow_after_s=_RESOLVED_SLOWLY_AFTER_S,
+            patience_s=_RESOLVING_PATIENCE_S,
         )
 
     def reconfigure(self, settings: ImageSettings) -> None:
@@ -184,10 +211,15 @@ class Puller:
             if known is not None:
                 log.info("image is up to date", image=str(reference), id=known.id)
                 return known
-            async with store.spool(f"pulling {reference}") as spool_fd:
+            share = Share(f"registry {reference.domain}", _PULLS_OF_A_REGISTRY)
+            async with (
+                self._pulling.slot(
+                    f"pulling {reference}", share, waiting="waiting for other pulls"
+                ),
+                store.spool(f"pulling {reference}") as spool_fd,
+            ):
                 with step("fetching the manifest"):
-                    async with store.reader(spool_fd) as reader:
-                        planned = await resolve(registry, reference, reader, self._stored_blob)
+                    planned = await self._resolve(registry, reference, spool_fd)
                 downloads = LayerDownloads(
                     reference,
                     registry,
@@ -215,6 +247,17 @@ class Puller:
             seconds=round(time.monotonic() - started, 3),
         )
         return image
+
+    async def _resolve(
+        self, registry: Registry, reference: Reference, spool_fd: int
+    ) -> PlannedImage:
+        share = Share(f"registry {reference.domain}", _RESOLVED_OF_A_REGISTRY)
+        doing = f"{reference}: fetching its manifest and configuration"
+        async with (
+            self._resolving.slot(doing, share, waiting="waiting for other manifests"),
+            self._store.reader(spool_fd) as reader,
+        ):
+            return await resolve(registry, reference, reader, self._stored_blob)
 
     async def _unchanged(self, registry: Registry, reference: Reference) -> Image | None:
         """The image that is here under this name, if the registry says that it is what the name still means."""
