@@ -19,7 +19,7 @@ CNI_CACHE_DIR = Path("/var/lib/cni/results")
 """Shared with other runtimes of the node, as libcni lays it out."""
 
 MALLOC_ARENAS = 2
-"""One for the event loop, so to speak, and one for all the other threads: they allocate little."""
+"""The event loop's thread allocates most of what there is; the others share the second one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
