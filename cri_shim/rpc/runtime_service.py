@@ -312,7 +312,7 @@ class RuntimeService:
                 f"ExecSyncRequest: timeout is {request.timeout} s; 0 means none, less is impossible"
             )
         result = await self.containers.exec_sync(
-            request.container_id, list(request.cmd), min(request.timeout, MAX_SECONDS)
+            request.container_id, request.cmd, min(request.timeout, MAX_SECONDS)
         )
         return api.ExecSyncResponse(
             stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code

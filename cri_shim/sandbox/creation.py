@@ -34,6 +34,7 @@ from cri_shim.oci.complaints import (
 )
 from cri_shim.oci.spec.checks import clean_container_path
 from cri_shim.oci.spec.mounts import volume_paths
+from cri_shim.oci.spec.process import exec_base
 from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION, field_of_limit
 from cri_shim.quoting import quoted
 from cri_shim.rollback import Rollback
@@ -192,7 +193,7 @@ class Creation:
                 )
                 user = User(resolved.uid, resolved.gid, resolved.additional_gids)
                 created = await self._launch(sandbox, config, launch, spec, rollback)
-                container.process_spec = spec["process"]
+                container.process_spec = exec_base(spec["process"])
                 status = container.status.committed(
                     time.time_ns(), created.process, created.monitor, user
                 )

@@ -31,7 +31,7 @@ from cri_shim.errors import (
 from cri_shim.host.files import write_atomic
 from cri_shim.host.proctree import kill_family
 from cri_shim.oci.complaints import program_exit_code, runtime_message
-from cri_shim.oci.spec.process import build_exec_process
+from cri_shim.oci.spec.process import build_exec_process, exec_base
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.model import ContainerState
 from cri_shim.slots import Share, Slots
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from cri_shim.host.process import Child, Reaper
     from cri_shim.oci.runtime import Runtime
-    from cri_shim.oci.spec.inputs import Spec
     from cri_shim.paths import Paths
     from cri_shim.sandbox.files_limits import FilesLimits
     from cri_shim.sandbox.store import Container
@@ -92,7 +91,8 @@ class ExecCall:
     """One exec under way."""
 
     container: Container
-    command: list[str]
+    command: Sequence[str]
+    """The request's own: thousands of words are several times larger as Python's."""
     abandoned: bool = False
     """Its caller went away before the command had started."""
     size: tuple[int, int] | None = None
@@ -132,7 +132,7 @@ class ExecProcesses:
             raise WrongStateError(f"container {container.id} is {container.state}, not running")
         if not command:
             raise InvalidArgumentError("cmd: at least one word is needed")
-        return ExecCall(container, list(command))
+        return ExecCall(container, command)
 
     def files(self, container: Container) -> tuple[Path, Path]:
         """Where an exec's process and pid go, under a name that is new; the caller removes them at its end."""
@@ -189,9 +189,7 @@ class ExecProcesses:
             console_socket=streams.console_socket,
         )
         with host_step(f"container {container.id}: exec: writing its process"):
-            process = self._process_spec(call, tty=tty)
-            umask: int = process.get("user", {}).get("umask", -1)
-            write_atomic(spec_file, msgspec.json.encode(process))
+            umask, cwd = self._write_process(call, spec_file, tty=tty)
         with (
             self._reaper.awaiting_orphans(),
             metrics.OCI_COMMAND_SECONDS.labels(name, "exec").time(),
@@ -233,7 +231,7 @@ class ExecProcesses:
             if pid is None:
                 metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
                 said = runtime_message(streams.complaint()[-MAX_ERROR_TEXT:])
-                if code := program_exit_code(said, process["cwd"]):
+                if code := program_exit_code(said, cwd):
                     raise ProgramError(call.what, said, code)
                 raise RuntimeCommandError(call.what, argv, ending.describe(), said)
             if child is None:
@@ -267,13 +265,18 @@ class ExecProcesses:
         )
         await child.wait_at_most(KILL_TIMEOUT_S)
 
-    def _process_spec(self, call: ExecCall, *, tty: bool) -> Spec:
+    def _write_process(self, call: ExecCall, spec_file: Path, *, tty: bool) -> tuple[int, str]:
+        """Nothing of its words stays here; returns its umask, -1 for the runtime's, and its working directory."""
         container = call.container
         base = container.process_spec
         if base is None:
-            spec_file = self._paths.container(container.id).spec_file
-            base = container.process_spec = msgspec.json.decode(spec_file.read_bytes())["process"]
-        return build_exec_process(base, call.command, tty=tty, size=call.size)
+            file = self._paths.container(container.id).spec_file
+            base = container.process_spec = exec_base(
+                msgspec.json.decode(file.read_bytes())["process"]
+            )
+        process = build_exec_process(base, call.command, tty=tty, size=call.size)
+        write_atomic(spec_file, msgspec.json.encode(process))
+        return process.get("user", {}).get("umask", -1), process["cwd"]
 
 
 def _read_pid(pid_file: Path) -> int | None:

@@ -198,7 +198,6 @@ class Pods:
         check_sandbox_entry(config, self._store)
         sandbox_id = new_id()
         attachments = self._network.plan(sandbox_id, metadata, config)
-        hostname = self._files.check(config)
         self._specs.check_sandbox(config, runtime.settings.name)
         record = SandboxRecord(
             id=sandbox_id,
@@ -209,7 +208,7 @@ class Pods:
             boot_id=self._boot_id,
             cgroup_parent=self._specs.cgroup_parent(config),
             netns="" if has_host_network(config) else str(netns_file(sandbox_id)),
-            hostname=hostname,
+            hostname=self._files.check(config),
             image_id=image.id,
             layers=self._pause_image.layers(image),
             labels=self._specs.sandbox_labels(config),

@@ -104,7 +104,7 @@ class Container:
         self.ended = asyncio.Event()
         """Set once the exit is known."""
         self.process_spec: dict[str, object] | None = None
-        """The runtime-spec's `process`, which every exec starts from; read back from the bundle when None."""
+        """The runtime-spec's `process` without its words, the start of every exec; read from the bundle when None."""
 
     @property
     def id(self) -> str:

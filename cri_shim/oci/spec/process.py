@@ -156,6 +156,11 @@ def build_rlimits(ulimits: Mapping[str, Ulimit]) -> list[Spec]:
     ]
 
 
+def exec_base(process: Spec) -> Spec:
+    """What is kept of a container's process for its execs: without the words of its command, which can be thousands."""
+    return {**process, "args": []}
+
+
 def build_exec_process(
     process: Mapping[str, Any],
     argv: Sequence[str],

@@ -6,7 +6,8 @@ Rules of the file:
   "unchanged" to the kernel.
 - The primary gid is among the additional ones (CVE-2022-2995).
 - The files come from the image: a malformed line is skipped, their size is bounded by whoever read them. Lines
-  are compared as bytes; parsing megabytes takes a while, so callers do it in a thread.
+  are compared as bytes; parsing megabytes takes a while, so callers do it in a thread. They are taken one by
+  one, and none into pieces whose number it chooses: memory stays at the file's size, and other threads go on.
 - RunAsGroup without a user is an error, as CRI says.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2
@@ -54,13 +56,18 @@ class GroupEntry:
 
     name: bytes
     gid: int
-    members: tuple[bytes, ...]
+    members: bytes
+    """With commas between them."""
+
+    def has(self, name: bytes) -> bool:
+        """Whether the user is among the members."""
+        return b"," not in name and b",%b," % name in b",%b," % self.members
 
 
 def parse_passwd(data: bytes) -> Iterator[PasswdEntry]:
     """The well-formed lines; the rest is skipped, as every libc does."""
-    for line in data.split(b"\n"):
-        fields = line.split(b":")
+    for line in BytesIO(data):
+        fields = line.rstrip(b"\n").split(b":", 6)
         if len(fields) < 4 or not fields[0] or fields[0].startswith(b"#"):
             continue
         uid, gid = _file_id(fields[2]), _file_id(fields[3])
@@ -70,14 +77,13 @@ def parse_passwd(data: bytes) -> Iterator[PasswdEntry]:
 
 def parse_group(data: bytes) -> Iterator[GroupEntry]:
     """The well-formed lines; the rest is skipped."""
-    for line in data.split(b"\n"):
-        fields = line.split(b":")
+    for line in BytesIO(data):
+        fields = line.rstrip(b"\n").split(b":", 4)
         if len(fields) < 3 or not fields[0] or fields[0].startswith(b"#"):
             continue
         gid = _file_id(fields[2])
         if gid is not None:
-            members = fields[3].strip().split(b",") if len(fields) > 3 else []
-            yield GroupEntry(fields[0], gid, tuple(member for member in members if member))
+            yield GroupEntry(fields[0], gid, fields[3].strip() if len(fields) > 3 else b"")
 
 
 def _file_id(text: bytes) -> int | None:
@@ -226,7 +232,7 @@ def _find_group(wanted: _Wanted, group: bytes) -> int:
 def _groups_of(username: bytes, group: bytes) -> Iterable[int]:
     if not username or username not in group:
         return ()
-    return (entry.gid for entry in parse_group(group) if username in entry.members)
+    return (entry.gid for entry in parse_group(group) if entry.has(username))
 
 
 def _with_primary(gid: int, others: Sequence[int]) -> tuple[int, ...]:

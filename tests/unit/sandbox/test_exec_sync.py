@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from cri_shim import slots
+from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import (
     CriShimError,
     DeadlineError,
@@ -89,6 +91,27 @@ async def test_command_has_the_containers_umask_also_from_a_runtime_that_does_no
 ) -> None:
     node.container.process_spec = {"args": ["sh"], "env": [], "cwd": "/", "user": {"umask": 0o037}}
     assert (await node.sh("umask")).stdout == b"0037\n"
+
+
+@pytest.mark.asyncio
+async def test_thousands_of_words_are_pythons_no_longer_once_they_are_written(
+    node: Node, tmp_path: Path
+) -> None:
+    words = 20_000
+    request = api.ExecSyncRequest(
+        cmd=["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60", *(["x" * 9] * words)]
+    )
+    tracemalloc.start()
+    try:
+        call = asyncio.ensure_future(node.execs.exec_sync(node.container, request.cmd, 60))
+        pid = await pid_in(tmp_path / "pid")
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak > words * sys.getsizeof("x" * 9)
+    assert held < words * sys.getsizeof("x" * 9) / 4
+    os.kill(pid, signal.SIGKILL)
+    await call
 
 
 @pytest.mark.asyncio

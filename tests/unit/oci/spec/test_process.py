@@ -12,6 +12,7 @@ from cri_shim.oci.spec.process import (
     build_env,
     build_exec_process,
     build_rlimits,
+    exec_base,
     undecodable_env,
 )
 
@@ -213,3 +214,9 @@ def test_exec_keeps_everything_but_arguments_and_terminal() -> None:
 def test_exec_of_nothing_is_refused(argv: list[str]) -> None:
     with pytest.raises(InvalidArgumentError, match="cmd"):
         build_exec_process({"env": []}, argv, tty=False)
+
+
+def test_what_is_kept_for_execs_has_everything_but_the_words() -> None:
+    process = {"args": ["a"] * 1000, "env": ["A=1"], "cwd": "/"}
+    assert exec_base(process) == {"args": [], "env": ["A=1"], "cwd": "/"}
+    assert build_exec_process(exec_base(process), ["ls"], tty=False)["args"] == ["ls"]

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from cri_shim.oci.spec.user import (
     resolve_user,
 )
 
+FILE_BYTES = 1 << 18
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh
 app:x:1000:1001:An app:/home/app:/bin/false
 4294967296:x:0:0:trap:/root:/bin/sh
@@ -149,8 +152,8 @@ def test_malformed_lines_are_skipped() -> None:
     assert list(parse_passwd(passwd)) == [PasswdEntry(b"ok", 5, 6, b"")]
     group = b"\n#g:x:1:\n:x:1:\ng:x\ng:x:4294967296:\nmin:x:7\nok:x:5: a,,b \r\n"
     assert list(parse_group(group)) == [
-        GroupEntry(b"min", 7, ()),
-        GroupEntry(b"ok", 5, (b"a", b"b")),
+        GroupEntry(b"min", 7, b""),
+        GroupEntry(b"ok", 5, b"a,,b"),
     ]
 
 
@@ -160,6 +163,31 @@ def test_first_of_two_entries_counts_as_in_libc() -> None:
     assert resolve_user(context, image_user="", passwd=passwd, group=b"").home == "/one"
     context = LinuxContainerSecurityContext(run_as_user=number(5))
     assert resolve_user(context, image_user="", passwd=passwd, group=b"").username == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_member"),
+    [(b"a", True), (b"b", True), (b"c,d", False), (b"d", True), (b"ab", False)],
+)
+def test_members_stand_between_commas(name: bytes, *, is_member: bool) -> None:
+    assert GroupEntry(b"g", 1, b"a,,b,c,d").has(name) == is_member
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"ab\n", b":", b"ab,", b"g:x:5:ab,", b"a:x:1:1:::\n"], ids=repr
+)
+def test_files_of_the_most_pieces_take_no_memory_but_their_own(line: bytes) -> None:
+    data = line * (FILE_BYTES // len(line))
+    context = LinuxContainerSecurityContext(run_as_user=number(7))
+    tracemalloc.start()
+    try:
+        resolve_user(context, image_user="", passwd=data, group=data)
+        for _ in parse_group(data):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * FILE_BYTES
 
 
 def test_name_that_only_resembles_a_member_is_none() -> None:
