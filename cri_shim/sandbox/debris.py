@@ -49,12 +49,13 @@ class Debris:
         paths = self._paths
         found = set(await in_time("looking for monitors", self._monitors.find_monitors))
         for directory in (
-            *(paths.sandboxes_dir, paths.containers_dir, paths.exits_dir),
+            *(paths.sandboxes_dir, paths.containers_dir),
             *(paths.state / "sandboxes", paths.state / "containers"),
             *(paths.runtime_root(handler) for handler in self._handlers()),
         ):
             found.update(_names(directory))
-        found.update(name[:ID_LENGTH] for name in _names(paths.damaged_dir))
+        for directory in (paths.damaged_dir, paths.exits_dir):
+            found.update(name[:ID_LENGTH] for name in _names(directory))
         return sorted(object_id for object_id in found if is_id(object_id))
 
     async def release(self, object_id: str, paths: ObjectPaths) -> None:

@@ -9,6 +9,7 @@ Rollback, Stop, Remove and recovery all call these. Rules:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -136,11 +137,11 @@ class Release:
         await in_time_for(
             paths.state_dir.name,
             "removing its volatile files",
-            _remove_with_mounts,
+            _remove_volatile,
             paths.state_dir,
+            self._paths.exits_dir,
         )
         object_id = paths.state_dir.name
-        (self._paths.exits_dir / object_id).unlink(missing_ok=True)
         self._monitors.discard(object_id)
 
     async def root_files(self, paths: ObjectPaths) -> None:
@@ -178,6 +179,21 @@ def _remove_with_mounts(directory: Path) -> None:
     """For a directory of ours, a few files; blocking."""
     unmount_below(directory)
     remove_tree(directory)
+
+
+def _remove_volatile(state_dir: Path, exits_dir: Path) -> None:
+    """The directory of an object, and what its monitor left. Blocking."""
+    _remove_with_mounts(state_dir)
+    object_id = state_dir.name
+    try:
+        (exits_dir / object_id).unlink()
+    except FileNotFoundError:
+        # Killed while it was writing, the monitor has left a file of a name of its own. Beside it lie only those of
+        # objects that have ended.
+        with suppress(FileNotFoundError):
+            for entry in exits_dir.iterdir():
+                if entry.name.startswith(f"{object_id}."):
+                    entry.unlink(missing_ok=True)
 
 
 async def _remove(directory: Path) -> None:

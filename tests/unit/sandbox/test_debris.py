@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio
 
 async def test_an_id_is_known_by_whatever_of_it_is_left(house: House) -> None:
     paths = house.paths
-    names = [new_id() for _ in range(7)]
+    names = [new_id() for _ in range(8)]
     paths.sandbox(names[0]).root_dir.mkdir()
     paths.container(names[1]).state_dir.mkdir()
     leave_exit_file(paths.exits_dir, names[2], 0)
@@ -30,9 +30,10 @@ async def test_an_id_is_known_by_whatever_of_it_is_left(house: House) -> None:
     (paths.damaged_dir / f"{names[4]}-123").mkdir(parents=True)
     house.kernel.spawn(("conmon", "--cid", names[5]))
     (paths.containers_dir / "lost+found").mkdir()
+    (paths.exits_dir / f"{names[6]}.A1B2C3").touch()
     # A namespace that looks like ours may be another root's.
-    netns_file(names[6]).touch()
-    assert await house.debris.ids() == sorted(names[:6])
+    netns_file(names[7]).touch()
+    assert await house.debris.ids() == sorted(names[:7])
 
 
 async def test_all_of_it_goes(house: House) -> None:

@@ -53,6 +53,16 @@ async def test_a_running_container_is_taken_away_whole(house: House) -> None:
     assert house.monitors.discarded == [ID]
 
 
+async def test_what_a_monitor_was_writing_when_it_was_killed_goes_too(house: House) -> None:
+    paths, _, _ = begin(house)
+    others = house.paths.exits_dir / f"{'d' * 64}.A1B2C3"
+    for file in (house.paths.exits_dir / f"{ID}.D4E5F6", others):
+        file.touch()
+    await release_all(house, paths)
+    assert list(house.paths.exits_dir.iterdir()) == [others]
+    others.unlink()
+
+
 async def test_every_step_succeeds_on_what_is_not_there(house: House) -> None:
     paths = house.paths.container(ID)
     await release_all(house, paths)
