@@ -9,7 +9,6 @@ from cri_shim import event_loop, log
 from cri_shim.cli.parser import add_config_options
 from cri_shim.config import load_config
 from cri_shim.daemon.life import Daemon
-from cri_shim.host.malloc import limit_arenas
 from cri_shim.host.signals import reset_signals
 
 if TYPE_CHECKING:
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
 CNI_CACHE_DIR = Path("/var/lib/cni/results")
 """Shared with other runtimes of the node, as libcni lays it out."""
-
-MALLOC_ARENAS = 2
-"""The event loop's thread allocates most of what there is; the others share the second one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +28,6 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     log.configure(level=config.log.level, format=config.log.format)
     reset_signals()
-    limit_arenas(MALLOC_ARENAS)
     daemon = Daemon(
         config,
         reread=lambda: load_config(arguments.config, arguments.set),

@@ -33,7 +33,7 @@ from cri_shim.daemon.locks import daemon_locks
 from cri_shim.daemon.node_status import NodeState
 from cri_shim.daemon.watchdog import ask_for_patience, feed_watchdog
 from cri_shim.errors import CriShimError
-from cri_shim.host.heap import unmap_large_blocks
+from cri_shim.host.heap import limit_arenas, unmap_large_blocks
 from cri_shim.host.notify import READY, STOPPING, notify, reloading, status
 from cri_shim.host.process import Reaper
 from cri_shim.image.pins import Pins
@@ -62,6 +62,8 @@ WORK_GRACE_S = 5.0
 """For work whose caller has gone; what does not end is undone."""
 START_PATIENCE_S = 3.0
 """For what readiness waits for beside recovery. Until a handler has answered, it counts as one without extras."""
+MALLOC_ARENAS = 2
+"""The event loop's thread allocates most of what there is; the others share the second one."""
 TIDY_INTERVAL_S = 5.0
 """How often status files that could not be written are tried again."""
 
@@ -83,6 +85,7 @@ class Daemon:
         """Serve until SIGTERM or SIGINT. Raises CriShimError when it can't start."""
         started = time.monotonic()
         unmap_large_blocks()
+        limit_arenas(MALLOC_ARENAS)
         if unheeded := without_effect(self._config):
             log.warning("configuration keys without effect in this version", keys=unheeded)
         async with AsyncExitStack() as stack:

@@ -1,7 +1,8 @@
-"""Large blocks go back to the kernel, also between small ones that stay. In a process of its own: it changes that."""
+"""What becomes of large blocks, and of many threads' arenas. In processes of their own: it changes those."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -25,3 +26,45 @@ assert held_kib() - before < 8 << 10, held_kib() - before
 
 def test_large_blocks_go_back_to_the_kernel() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], check=True)
+
+
+ARENAS_OF_MANY_THREADS = """
+import ctypes, sys, threading
+from cri_shim.host.heap import limit_arenas
+
+if sys.argv[1] == "limited":
+    assert limit_arenas(2)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+gate = threading.Barrier(9)
+
+def allocate():
+    libc.malloc(100_000)
+    gate.wait()
+    gate.wait()
+
+for _ in range(8):
+    threading.Thread(target=allocate).start()
+gate.wait()
+libc.malloc_stats()
+gate.wait()
+"""
+
+
+def arenas(how: str) -> int:
+    """How many a process with eight threads has, as malloc_stats(3) tells it."""
+    done = subprocess.run(
+        [sys.executable, "-c", ARENAS_OF_MANY_THREADS, how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        # What limits the arenas from outside would hide what is done inside.
+        env={name: value for name, value in os.environ.items() if "MALLOC" not in name},
+    )
+    return sum(line.startswith("Arena ") for line in done.stderr.splitlines())
+
+
+def test_threads_share_the_arenas() -> None:
+    assert arenas("free") > 2
+    assert arenas("limited") == 2
