@@ -7,10 +7,14 @@ A thread that hangs in the kernel can be neither cancelled nor killed. Rules:
 - Whatever a request, an image or a container names may lie on a file system that never answers. So such calls have an
   owner, the pod, for whom at most `MAX_UNANSWERED` may be given up and still hang: further ones are refused at once.
   So are those on a path on which one hangs. A pod that is tried again for ever costs some threads, and no more.
+- Pods come and go, each with two more. So from `MAX_UNANSWERED_OF_NODE` on those are refused that would work on a
+  mount on which one hangs, and from twice as many on all that come to a path that a request names: a link may lead
+  there. What the daemon does with its own files is never refused.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from functools import partial
@@ -37,6 +41,8 @@ LONG_TIMEOUT_S = 600.0
 """For what takes as long as there is much of it: a copy, the labelling of a volume."""
 MAX_UNANSWERED = 2
 """Calls of one owner that were given up and still hang, each with a thread."""
+MAX_UNANSWERED_OF_NODE = 256
+"""Of all owners together, some 50 kB each."""
 _LOOK = "see the kernel's log, and /proc/PID/task/*/stack of the daemon"
 
 
@@ -70,16 +76,19 @@ async def at_length_for(
 def working_on(field: str, path: str) -> None:
     """In such a call: the next that may hang is on `path`, which `field` of the request names.
 
-    Raises UnavailableError where another call hangs there.
+    Raises UnavailableError where another call hangs there, or too many hang on the node, as the module says.
     """
     call: _Call | None = getattr(_here, "call", None)
     if call is None:
         return
-    for other in _unanswered():
+    hanging = _unanswered()
+    for other in hanging:
         if other.path == path:
             raise UnavailableError(
                 f"{field}: {quoted(path)}: a call on it has had no answer for {other.seconds():.0f} s: {_LOOK}"
             )
+    if len(hanging) >= MAX_UNANSWERED_OF_NODE:
+        _refuse_where_others_hang(field, path, hanging)
     call.field, call.path = field, path
 
 
@@ -118,6 +127,35 @@ def _refuse_another(owner: str, what: str) -> None:
             f"{what}: not tried: the kernel has not answered {len(hanging)} calls for {owner}, one for "
             f"{oldest.seconds():.0f} s: {oldest}: {_LOOK}"
         )
+
+
+def _refuse_where_others_hang(field: str, path: str, hanging: list[_Call]) -> None:
+    points = _mount_points()
+    place = _deepest(points, path)
+    if len(hanging) >= 2 * MAX_UNANSWERED_OF_NODE or any(
+        other.path and _deepest(points, other.path) == place for other in hanging
+    ):
+        raise UnavailableError(
+            f"{field}: {quoted(path)}: not tried: the kernel has not answered {len(hanging)} calls on this node, "
+            f"some on the mount {quoted(place)}: {_LOOK}"
+        )
+
+
+def _mount_points() -> set[str]:
+    """As proc(5) writes them in `mountinfo`: with three digits for a space, a tabulator, a newline, a backslash."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        found = {line.split(b" ", 5)[4] for line in file}
+    for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        found = {point.replace(code, char) for point in found}
+    return {os.fsdecode(point) for point in found}
+
+
+def _deepest(points: set[str], path: str) -> str:
+    """The mount point that a path lies on, by its text."""
+    place = os.path.normpath(path)
+    while place not in points and place != "/":
+        place = os.path.dirname(place)
+    return place
 
 
 async def _wait(call: _Call, timeout_s: float, function: Callable[[], T]) -> T:

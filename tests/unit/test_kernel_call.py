@@ -164,6 +164,39 @@ async def test_a_path_on_which_a_call_hangs_is_refused_to_everyone_without_a_thr
         await hangs("pod a", "/dead/other")
 
 
+async def test_too_many_on_the_node_are_refused_on_that_mount_then_on_every_named_path(
+    hangs: Callable[..., Coroutine[None, None, None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel_call, "MAX_UNANSWERED_OF_NODE", 3)
+    monkeypatch.setattr(kernel_call, "_mount_points", lambda: {"/", "/dead", "/dead/not", "/alive"})
+
+    async def named(path: str) -> None:
+        await in_time_for("pod z", "looking", working_on, "mounts[0].host_path", path)
+
+    for n in range(3):
+        await named("/dead/z")
+        with pytest.raises(DeadlineError):
+            await hangs(f"pod {n}", f"/dead/{n}")
+    with pytest.raises(UnavailableError, match=r"'/dead/z': not tried: .* 3 calls .* '/dead'"):
+        await named("/dead/z")
+    for path in ("/alive/z", "/dead/not/z", "/deadly"):
+        await named(path)
+    monkeypatch.setattr(kernel_call, "MAX_UNANSWERED_OF_NODE", 1)
+    with pytest.raises(UnavailableError, match="3 calls on this node"):
+        await named("/alive/z")
+    assert await in_time_for("pod z", "mounting", lambda: 1) == 1  # no path of a request
+    assert await in_time("unmounting", lambda: 1) == 1
+
+
+async def test_a_path_lies_on_the_deepest_mount_that_it_names() -> None:
+    points = kernel_call._mount_points()
+    assert {"/", "/proc"} <= points
+    assert kernel_call._deepest(points, "/proc/self/../1") == "/proc"
+    assert kernel_call._deepest({"/", "/a b"}, "/a b/c") == "/a b"
+    assert kernel_call._deepest({"/", "/a"}, "/ab") == "/"
+
+
 async def test_what_answers_after_all_is_no_reason_to_refuse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
