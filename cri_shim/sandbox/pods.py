@@ -277,6 +277,7 @@ class Pods:
 
     async def _stop(self, sandbox: Sandbox) -> None:
         if sandbox.status.torn_down:
+            await self._network.remove_namespace(sandbox.id)  # a file of its name, that others made
             return
         # Not ready first: a creation in flight will find it so and undo itself.
         self._mark_stopped(sandbox, "stopped")
@@ -331,7 +332,6 @@ class Pods:
         log.info("sandbox removed", sandbox_id=sandbox.id)
 
     # --- UpdatePodSandboxResources -------------------------------------------------------------------------------
-
     async def update_pod_sandbox_resources(
         self,
         sandbox_id: str,
