@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
-from cri_shim.errors import UnavailableError, forget_frames
+from cri_shim.errors import CriShimError, DeadlineError, UnavailableError, forget_frames
 from cri_shim.operations import Operations, step
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 T = TypeVar("T")
+UNDONE_WITHIN_S = 30.0
+"""What was ended. Longer than all that an undoing does takes, even where a step of it hangs and is killed."""
 
 
 class SupersededError(UnavailableError):
@@ -35,6 +37,8 @@ class _Flight(Generic[T]):
     """Whether somebody wants it who may come back for its result."""
     abandoned: bool = False
     """Whether it is being undone, since its last caller went away."""
+    ended: CriShimError | None = None
+    """What its callers are told, where somebody else ended it."""
 
 
 class SingleFlight(Generic[T]):
@@ -93,6 +97,8 @@ class SingleFlight(Generic[T]):
         except asyncio.CancelledError:
             if flight.task.cancelled() and not _being_cancelled():
                 # Not cancelled by our own client.
+                if flight.ended is not None:
+                    raise flight.ended from None
                 if self._closing:
                     raise UnavailableError(f"{key}: undone, since the server stops") from None
                 raise SupersededError(f"a different request for {key} replaced this one") from None
@@ -112,6 +118,26 @@ class SingleFlight(Generic[T]):
         if not task.cancelled() and (error := task.exception()) and flight.waiters == 0:
             log.warning("work whose caller is gone failed", key=key, error=str(error))
             forget_frames(error)
+
+    async def end(
+        self, key: str, error: CriShimError, *, timeout_s: float = UNDONE_WITHIN_S
+    ) -> None:
+        """Undo what is under way for `key`, if anything is, and tell its callers `error`.
+
+        Raises DeadlineError if the undoing, which goes on, takes longer than `timeout_s`.
+        """
+        flight = self._flights.get(key)
+        if flight is None:
+            return
+        if flight.ended is None:
+            flight.ended = error
+            flight.task.cancel()
+        with step(f"waiting for the undoing of {self._operation}"):
+            _, late = await asyncio.wait([flight.task], timeout=timeout_s)
+        if late:
+            raise DeadlineError(
+                f"{key}: its {self._operation}, ended, is still being undone after {timeout_s:g} s: call again"
+            )
 
     async def close(self, grace_s: float) -> None:
         """Let what is under way end within `grace_s`, then cancel it and wait for its undoing."""

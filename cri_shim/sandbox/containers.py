@@ -204,11 +204,33 @@ class Containers:
         await self.endings.stop(container, timeout_s)
 
     async def stop_all(self, sandbox_id: str) -> None:
-        """End every container of a sandbox at once, without grace."""
+        """End every container of a sandbox at once, without grace, and undo those that are being made.
+
+        The sandbox is not ready any more: no further one begins to be made. Raises DeadlineError.
+        """
+        being_made = [
+            container.name
+            for container in self._store.of_sandbox(sandbox_id)
+            if not _is_complete(container)
+        ]
+        await asyncio.gather(
+            self._stop_complete(sandbox_id),
+            *(self._end_creation(sandbox_id, name) for name in being_made),
+        )
+        if being_made:  # one of them may have become complete in the last moment
+            await self._stop_complete(sandbox_id)
+
+    async def _stop_complete(self, sandbox_id: str) -> None:
         containers = self.containers_of(sandbox_id)
         for container in containers:
             self._attachments.unblock(container.id)
         await asyncio.gather(*(self.endings.stop(c, 0) for c in containers))
+
+    async def _end_creation(self, sandbox_id: str, name: str) -> None:
+        error = WrongStateError(
+            f"sandbox {sandbox_id} is not ready: it was stopped while container {name} was created"
+        )
+        await self._creations.end(name, error)
 
     # --- RemoveContainer -----------------------------------------------------------------------------------------
 
@@ -243,7 +265,8 @@ class Containers:
     async def remove_all(self, sandbox_id: str) -> None:
         """Remove every container of a sandbox."""
         for container in self._store.of_sandbox(sandbox_id):
-            if _is_complete(container):
+            # One of a former daemon's may be shown as nothing yet, while it is undone: joined.
+            if _is_complete(container) or self._removals.is_under_way(container.id):
                 await self.remove_container(container.id)
 
     # --- UpdateContainerResources --------------------------------------------------------------------------------

@@ -129,6 +129,9 @@ class Creation:
         async with AsyncExitStack() as held:
             volumes = await hold_image_volumes(self._images, config, held)
             document = await as_json_aside(config)
+            require_ready(
+                sandbox
+            )  # from here to its record nothing can come between: a Stop finds it there
             container, launch, image = self._plan(
                 sandbox, config, metadata, digest, document, volumes
             )

@@ -20,11 +20,7 @@ import structlog
 from cri_shim import metrics
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import side_by_side
-from cri_shim.errors import (
-    AlreadyExistsError,
-    NotFoundError,
-    UnsupportedError,
-)
+from cri_shim.errors import AlreadyExistsError, NotFoundError, UnsupportedError, WrongStateError
 from cri_shim.ids import new_id
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.operations import documents, step
@@ -269,18 +265,25 @@ class Pods:
         Succeeds for a sandbox that is gone. A CNI DEL that fails is owed from then on (`debts`), and holds nobody up.
         Raises what else failed, after everything was tried: call again.
         """
+        if sandbox := await self._find_made(sandbox_id):
+            await self._stops.run(sandbox.id, b"", lambda: self._stop(sandbox))
+
+    async def _find_made(self, sandbox_id: str) -> Sandbox | None:
+        """To be stopped; the creation of one that is being made is ended first. Raises DeadlineError."""
         try:
             sandbox = self._store.find(sandbox_id)
         except NotFoundError:
-            return
-        await self._stops.run(sandbox.id, b"", lambda: self._stop(sandbox))
+            return None
+        if sandbox.state is SandboxState.CREATING:
+            error = WrongStateError(f"sandbox {sandbox.id} was stopped while it was created")
+            await self._creations.end(sandbox.name, error)
+        return self._store.get(sandbox.id)
 
     async def _stop(self, sandbox: Sandbox) -> None:
         if sandbox.status.torn_down:
             await self._network.remove_namespace(sandbox.id)  # a file of its name, that others made
             return
-        # Not ready first: a creation in flight will find it so and undo itself.
-        self._mark_stopped(sandbox, "stopped")
+        self._mark_stopped(sandbox, "stopped")  # first: no further container begins to be made
         await self._stop_containers(sandbox.id)
         await self.release(sandbox)
         self._store.update(sandbox, msgspec.structs.replace(sandbox.status, torn_down=True))
@@ -317,11 +320,8 @@ class Pods:
 
         Succeeds for a sandbox that is gone.
         """
-        try:
-            sandbox = self._store.find(sandbox_id)
-        except NotFoundError:
-            return
-        await self._removals.run(sandbox.id, b"", lambda: self._remove(sandbox))
+        if sandbox := await self._find_made(sandbox_id):
+            await self._removals.run(sandbox.id, b"", lambda: self._remove(sandbox))
 
     async def _remove(self, sandbox: Sandbox) -> None:
         await self._stops.run(sandbox.id, b"", lambda: self._stop(sandbox))

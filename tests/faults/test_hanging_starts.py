@@ -6,19 +6,22 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
+from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.sandbox.exec_process import MAX_STARTS, MAX_STARTS_OF_ONE
+from tests.faults.looking import wait_until
+from tests.harness import procs
 from tests.harness.slowness import SLOWNESS
 from tests.integration.scene import Pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
-    from pathlib import Path
 
     from tests.harness.daemon import Daemon, Daemons
 
@@ -93,3 +96,52 @@ def test_creations_that_hang_in_many_pods_hold_up_no_other_pod(
 
     with attack([partial(create, pod) for pod in attackers]):
         lead_a_life(victim)
+
+
+def test_a_pod_is_removed_with_a_container_whose_creation_hangs(
+    daemon: Daemon, victim: Pod, image: str, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    pod = Pod.run(daemon.client, image)
+    config = pod.container("sleep", "60")
+    config.mounts.add(container_path="/etc/passwd", host_path=str(fifo))
+    # Else it would end with the pause process.
+    config.linux.security_context.namespace_options.pid = api.CONTAINER
+    kept = {top: names(top) for top in tops(daemon)}
+    with ThreadPoolExecutor(1) as threads:
+        creation = threads.submit(pod.create, config)
+        wait_until(lambda: waiting_for_a_writer(daemon) != [], "the runtime hangs")
+        pod.client.stop_pod(pod.id)
+        assert waiting_for_a_writer(daemon) == []
+        pod.client.remove_pod(pod.id)
+        left = {top: names(top) - names_before for top, names_before in kept.items()}
+        error = creation.exception()
+    assert not any(left.values())
+    assert isinstance(error, grpc.RpcError)
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "was stopped while container" in str(error.details())
+
+
+def tops(daemon: Daemon) -> list[Path]:
+    return [top / "containers" for top in (daemon.root, daemon.state)]
+
+
+def names(top: Path) -> set[str]:
+    return {path.name for path in top.iterdir()}
+
+
+def waiting_for_a_writer(daemon: Daemon) -> list[procs.Process]:
+    """Of this daemon's processes, those that have opened a FIFO which nobody writes into."""
+    return [
+        each
+        for each in procs.processes_naming(daemon.name)
+        if stands_at(each.pid) == "wait_for_partner"
+    ]
+
+
+def stands_at(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # it has ended meanwhile

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cri_shim.errors import UnavailableError
+from cri_shim.errors import DeadlineError, UnavailableError, WrongStateError
 from cri_shim.single_flight import SingleFlight, SupersededError
 
 
@@ -244,3 +244,38 @@ async def test_work_that_one_caller_keeps_outlives_those_who_abandon_it() -> Non
     work.go.set()
     assert await flights.run("pull", b"", work.run) == "result 1"
     assert (work.started, work.cancelled) == (1, 0)
+
+
+@pytest.mark.asyncio
+async def test_work_that_somebody_else_ends_is_undone_and_its_callers_are_told_why() -> None:
+    flights: SingleFlight[str] = SingleFlight()
+    work = Work()
+    why = WrongStateError("the pod was stopped")
+    callers = [asyncio.create_task(flights.run("pod", b"a", work.run)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*(flights.end("pod", why, timeout_s=9) for _ in range(2)))
+    assert work.cancelled == 1
+    assert await asyncio.gather(*callers, return_exceptions=True) == [why, why]
+    await flights.end("pod", why, timeout_s=9)  # nothing is there any more
+
+
+@pytest.mark.asyncio
+async def test_an_undoing_that_takes_too_long_goes_on_and_is_told_of() -> None:
+    flights: SingleFlight[str] = SingleFlight("CreateContainer")
+    begun, undone = asyncio.Event(), asyncio.Event()
+
+    async def run() -> str:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await undone.wait()
+        return ""
+
+    caller = asyncio.create_task(flights.run("pod", b"a", run))
+    await begun.wait()
+    with pytest.raises(DeadlineError, match=r"pod: its CreateContainer, ended, .* after 0\.01 s"):
+        await flights.end("pod", WrongStateError("stopped"), timeout_s=0.01)
+    undone.set()
+    with pytest.raises(WrongStateError, match="stopped"):
+        await caller
