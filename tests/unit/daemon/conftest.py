@@ -15,6 +15,7 @@ from cri_shim.config.model import (
     HandlerSettings,
     MetricsSettings,
     RuntimeSettings,
+    StreamingSettings,
 )
 from cri_shim.config.values import Executable, HandlerName, HostPort, ListenUrl
 from cri_shim.host.process import Reaper
@@ -64,8 +65,9 @@ def config(tmp_path: Path, install_runtime: Callable[[str], Executable]) -> Conf
             monitor=install_runtime("conmon"),
         ),
         cni=CniSettings(plugin_dirs=(tmp_path / "cni",), conf_dir=tmp_path / "net.d"),
-        # Whichever is free: the usual one may be another daemon's.
+        # Whichever are free: the usual ones may be another daemon's.
         metrics=MetricsSettings(address=HostPort("127.0.0.1:0")),
+        streaming=StreamingSettings(port=0),
     )
 
 
