@@ -309,3 +309,29 @@ def test_file_system_usage_follows_what_is_there(store: Client, tmp_path: Path) 
     assert used() - before >= BUSYBOX.stat().st_size
     remove(store, NAME)
     assert used() == before
+
+
+def test_nothing_is_listed_after_all_images_were_removed_until_a_pod_brings_the_pinned_pause_image(
+    crash_daemon: Daemon, image: str
+) -> None:
+    client = crash_daemon.client
+    pod = Pod.run(client, image)
+    container = pod.sleeper()
+
+    def remove_all() -> None:
+        """What `crictl rmi -a` does."""
+        for each in listed(client):
+            remove(client, each.id)
+        assert listed(client) == []
+
+    remove_all()
+    crash_daemon.restart()
+    assert listed(client) == []
+    assert pod.asks(container, "echo still there") == "still there\n"
+    client.run_pod(client.pod_config())
+    assert [(list(each.repo_tags), each.pinned) for each in listed(client)] == [
+        (["cri-shim.local/pause:1"], True)
+    ]
+    remove_all()
+    client.remove_all_pods()
+    assert listed(client) == []
