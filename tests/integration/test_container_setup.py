@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
@@ -17,7 +16,6 @@ from tests.integration.scene import (
     cgroups_of,
     container_info,
     log_lines,
-    refused,
     wait_until,
     written,
 )
@@ -71,16 +69,6 @@ def people(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 # --- the process -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", [["no-such-program"], ["/etc/passwd"], ["/etc"]])
-def test_command_that_cannot_run_is_an_error_of_the_creation(
-    client: Client, image: str, command: list[str]
-) -> None:
-    pod = Pod.run(client, image)
-    with refused(grpc.StatusCode.INTERNAL, "creating container", command[0]):
-        pod.create(pod.container(*command))
-    assert client.containers() == []
 
 
 def test_command_of_a_format_the_kernel_does_not_know_ends_in_an_error(

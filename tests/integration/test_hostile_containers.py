@@ -118,22 +118,10 @@ REFUSED: dict[str, tuple[list[images.Entry], dict[str, Any], str]] = {
         {},
         "image: '/etc/hosts'",
     ),
-    "working directory on a file": ([], {"working_dir": "/bin/busybox"}, "image WORKDIR"),
     "relative working directory": ([], {"working_dir": "a/b"}, "image WORKDIR"),
     "working directory with a NUL": ([], {"working_dir": "/a\0b"}, "image WORKDIR"),
     "long working directory": ([], {"working_dir": f"/{LONG}"}, "image WORKDIR"),
     "long name of a working directory": ([], {"working_dir": "/" + "n" * 300}, "image WORKDIR"),
-    "working directory behind a loop": (
-        [images.symlink("loop", "loop")],
-        {"working_dir": "/loop"},
-        "image WORKDIR",
-    ),
-    "working directory behind nothing": (
-        [images.symlink("none", "/no/where")],
-        {"working_dir": "/none"},
-        "image WORKDIR",
-    ),
-    "working directory of the kernel's": ([], {"working_dir": "/sys/none"}, "image WORKDIR"),
     "user with a newline": ([], {"user": "root\n"}, "image USER"),
     "user of other digits": ([], {"user": "\u0661"}, "image USER"),
     "negative user": ([], {"user": "-0"}, "image USER"),
@@ -152,6 +140,26 @@ def test_what_can_not_be_is_refused_at_once_and_by_name(
     with refused(INVALID, words):
         pod.create(pod.container("sleep", "3600"))
     assert time.monotonic() - started < 10
+
+
+NOWHERE: dict[str, tuple[list[images.Entry], str]] = {
+    "on a file": ([], "/bin/busybox"),
+    "behind a loop": ([images.symlink("loop", "loop")], "/loop"),
+    "behind nothing": ([images.symlink("none", "/no/where")], "/none"),
+    "of the kernel's": ([], "/sys/none"),
+}
+
+
+@pytest.mark.parametrize("case", NOWHERE)
+def test_working_directory_that_no_program_can_be_in_fails_the_start(
+    client: Client, hostile: Hostile, case: str
+) -> None:
+    entries, working_dir = NOWHERE[case]
+    pod = Pod.run(client, hostile(*entries, working_dir=working_dir))
+    container = pod.create(pod.container("sleep", "3600"))
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, container, working_dir):
+        client.start(container)
+    assert client.status(container).status.reason == "StartError"
 
 
 @pytest.mark.parametrize(

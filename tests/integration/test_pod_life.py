@@ -125,7 +125,7 @@ def test_pods_reach_each_other_and_the_node_reaches_them(
     serving(one, tmp_path, "hello")
     wait_until(lambda: accepts(one.ip, 80))
     assert get(f"http://{one.ip}/") == "hello"
-    assert other.says(f"wget -q -O - http://{one.ip}/") == "hello"
+    assert other.says(f"wget -q -O - http://{one.ip}/") == "hello\n"
 
 
 def accepts(host: str, port: int) -> bool:
@@ -328,7 +328,7 @@ def test_target_pid_namespace_is_that_of_the_container_named(client: Client, ima
     pod = Pod.run(client, image)
     target = pod.sleeper(with_pids(pod, api.CONTAINER))
     said = pod.says("tr '\\0' ' ' </proc/1/cmdline", with_pids(pod, api.TARGET, target))
-    assert said == "sleep 3600 "
+    assert said == "sleep 3600 \n"
 
 
 def test_containers_share_the_pods_network_ipc_and_host_name_but_not_its_mounts(
