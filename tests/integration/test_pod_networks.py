@@ -368,7 +368,7 @@ def test_a_pod_with_two_extra_networks_has_three_interfaces_that_all_work(
     annotations = only(networks.macvlan, **{f"{CNI_ARGS_PREFIX}address": f"IP={wanted}"})
     neighbour = Pod.run(client, image, client.pod_config(annotations=annotations))
     assert neighbour.ip == wanted
-    assert neighbour.says(f"wget -q -O - http://{ips['fast0']}/name") == "three"
+    assert neighbour.says(f"wget -q -O - http://{ips['fast0']}/name") == "three\n"
 
 
 def test_a_second_network_that_fails_leaves_nothing_of_the_first(
