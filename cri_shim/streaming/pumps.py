@@ -4,11 +4,14 @@ Rules:
 - One read and one write for each turn of the loop, of 256 KiB at most.
 - Once the process has ended, output is what is in the pipe by then: a child of it that holds the pipe holds nobody up.
 - Input that nobody reads any more is dropped, as a shell does whose next command has ended.
+- A full pipe is writable again with every page that its reader takes. To write a page each time would cost twenty times
+  what the bytes do, and take the processor from the very reader that is behind: so a slow one is left alone meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from typing import TYPE_CHECKING
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 TERMINAL_BYTES = 64 << 10
 """More than a terminal keeps for its reader."""
+MIN_REST_S = 0.001
+MAX_REST_S = 0.016
+"""How long a full pipe is left alone: a reader of 64 MB a second doesn't empty 1 MiB in the longest."""
 
 
 class Output:
@@ -122,6 +128,11 @@ class Input:
         self._backlog = Backlog()
         self._fd: int | None = None
         self._ends = self._writing = self._broken = False
+        self._pipe_bytes = 0
+        """What fits in the pipe; nothing for a terminal, which is never left alone."""
+        self._rest_s = 0.0
+        """How long the pipe is left alone whenever it is full: twice as long each time that little was taken."""
+        self._rest: asyncio.TimerHandle | None = None
 
     @property
     def pending(self) -> int:
@@ -137,6 +148,9 @@ class Input:
         """Write there from now on; None: nobody reads. `fd` becomes ours."""
         self._fd = fd
         self._broken = fd is None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                self._pipe_bytes = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
         self._write()
 
     def write(self, data: Buffer) -> None:
@@ -164,9 +178,7 @@ class Input:
     def close(self) -> None:
         """The end of it, now. Idempotent."""
         if self._fd is not None:
-            if self._writing:
-                self._loop.remove_writer(self._fd)
-                self._writing = False
+            self._stop_waiting()
             os.close(self._fd)
             self._fd = None
         self._broken = True
@@ -189,12 +201,43 @@ class Input:
             self._backlog.clear()
         if self.pending and not self._writing and self._fd is not None:
             self._writing = True
-            self._loop.add_writer(self._fd, self._write)
+            self._wait()
         elif not self.pending and self._fd is not None:
-            if self._writing:
-                self._writing = False
-                self._loop.remove_writer(self._fd)
+            self._stop_waiting()
             if self._ends:
                 self.close()
         if taken:
             self._on_taken(taken)
+
+    def _wait(self) -> None:
+        """Until the pipe takes more, and has been left alone."""
+        assert self._fd is not None  # noqa: S101 - something waits for it
+        if self._rest_s:
+            self._loop.remove_writer(self._fd)
+            self._rest = self._loop.call_later(self._rest_s, self._look)
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        self._rest = None
+        if self._fd is not None:
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        before = self.pending
+        self._write()
+        taken = before - self.pending
+        if taken < self._pipe_bytes // 16 and self._writing:
+            self._rest_s = min(max(2 * self._rest_s, MIN_REST_S), MAX_REST_S)
+        elif self._rest_s:
+            self._rest_s = self._rest_s / 2 if self._rest_s > MIN_REST_S else 0.0
+        if self._writing and self._rest_s:
+            self._wait()
+
+    def _stop_waiting(self) -> None:
+        if self._writing and self._fd is not None:
+            self._loop.remove_writer(self._fd)
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+        self._writing = False

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import select
 
 import pytest
 
+from cri_shim.streaming import pumps
 from cri_shim.streaming.pumps import Input, Output
 from tests.fakes.house import until
 
@@ -151,3 +154,56 @@ async def test_input_is_dropped_when_its_reader_goes_in_the_middle() -> None:
     assert input_.pending == 0
     input_.end()
     input_.close()
+
+
+async def test_a_slow_reader_of_a_full_pipe_is_not_woken_for_by_each_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    pipe_bytes = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 256 << 10)
+    writes: list[int] = []
+    gather = os.writev
+
+    def count(fd: int, buffers: list[bytes]) -> int:
+        writes.append(fd)
+        return gather(fd, buffers)
+
+    monkeypatch.setattr(os, "writev", count)
+    input_ = Input(lambda _: None)
+    input_.open(writing)
+    data = os.urandom(pipe_bytes + (1 << 20))
+    input_.write(data)
+    input_.end()
+    read = bytearray()
+    while page := os.read(reading, 4096):
+        read += page
+        for _ in range(3):  # the loop looks whether the pipe is writable, and it is
+            await asyncio.sleep(0)
+        await until(lambda: select.select([reading], [], [], 0)[0])
+    assert read == data
+    # Of the 256 pages that did not fit at first, each would have been a write of its own.
+    assert len(writes) < 64
+    os.close(reading)
+
+
+async def test_a_pipe_that_is_left_alone_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pumps, "MIN_REST_S", 60.0)
+    monkeypatch.setattr(pumps, "MAX_REST_S", 60.0)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    size = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 256 << 10)
+    input_ = Input(lambda _: None)
+    input_.open(writing)
+    input_.write(bytes(2 * size))
+    os.read(reading, 4096)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert input_.pending == size - 4096
+    os.read(reading, 4096)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert input_.pending == size - 4096  # it could have taken another page
+    input_.close()
+    with open(reading, "rb", buffering=0) as rest:
+        assert len(rest.readall() or b"") == size - 4096
