@@ -50,6 +50,11 @@ class ArchiveFeed:
         self._what = (", ".join(names[:_NAMES_SHOWN]) or "image archive") + more
         tell(ImportProgress("received", self._what, 0, self._total))
 
+    @property
+    def source(self) -> str:
+        """This archive alone: that a spooled file has its digest is the word of a child that read the archive."""
+        return f"archive {self._spool_fd}"
+
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         """From the spooled file."""
         fd = open_spooled(self._spool_fd, layer.file)

@@ -17,6 +17,7 @@ from cri_shim.errors import (
     DamagedBlobError,
     ResourceExhaustedError,
 )
+from cri_shim.image.manifest import chain_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,10 @@ TRIES = 3
 
 class Feed(Protocol):
     """Where the layers of arriving images come from."""
+
+    @property
+    def source(self) -> str:
+        """What decides how fast bytes come: feeds that say the same bring the same blob equally well."""
 
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         """Unpack a layer that is not here yet into an empty directory.
@@ -73,10 +78,10 @@ async def unpack_layers(
     slots = asyncio.Semaphore(_LAYERS_AT_ONCE)
 
     async def bring(
-        layer: PlannedLayer, chain_id: str, parent: asyncio.Task[Layer] | None
+        layer: PlannedLayer, chain_id: str, source: str, parent: asyncio.Task[Layer] | None
     ) -> Layer:
         try:
-            made = await _ensure(layers, layer, chain_id, parent, feed)
+            made = await _ensure(layers, layer, chain_id, source, parent, feed)
         finally:
             slots.release()
         feed.placed(layer)
@@ -85,24 +90,38 @@ async def unpack_layers(
     try:
         async with asyncio.TaskGroup() as group:
             below: asyncio.Task[Layer] | None = None
-            for layer, chain_id in zip(wanted, chain, strict=True):
+            for layer, chain_id, source in zip(wanted, chain, _sources(wanted, feed), strict=True):
                 await slots.acquire()
-                below = group.create_task(bring(layer, chain_id, below))
+                below = group.create_task(bring(layer, chain_id, source, below))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+
+
+def _sources(wanted: Sequence[PlannedLayer], feed: Feed) -> list[str]:
+    """Whence each layer comes, with those below, for which it waits: the feed, and what the image says of the blobs.
+
+    An image may name a diff ID of another one beside a blob of its maker's choice, or a size that nothing has.
+    """
+    packed = chain_ids([f"{layer.blob.digest} {layer.blob.size}" for layer in wanted])
+    return [f"{feed.source} {blobs}" for blobs in packed]
 
 
 async def _ensure(
     layers: LayerStore,
     layer: PlannedLayer,
     chain_id: str,
+    source: str,
     parent: asyncio.Task[Layer] | None,
     feed: Feed,
 ) -> Layer:
     for left in reversed(range(TRIES)):
         try:
             return await layers.ensure(
-                chain_id, layer.diff_id, lambda fd: feed.unpack(layer, fd), parent=parent
+                chain_id,
+                layer.diff_id,
+                lambda fd: feed.unpack(layer, fd),
+                source=source,
+                parent=parent,
             )
         except DamagedBlobError as error:
             if not left:

@@ -116,6 +116,11 @@ class LayerDownloads:
 
     # arrival.Feed
 
+    @property
+    def source(self) -> str:
+        """The registry: its servers decide how fast a blob comes, whichever repository it is asked of."""
+        return f"registry {self._reference.domain}"
+
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         """From the blob that is here, or from the registry. Raises as `arrival.Feed.unpack`."""
         digest = layer.blob.digest

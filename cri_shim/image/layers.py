@@ -3,8 +3,10 @@
 Rules:
 - Names are as short as base 36 allows, since the options of an overlay mount must fit one page. A name is taken as
   long as a directory, a record or a container uses it. A directory without a record is a leftover.
-- One unpacking per chain id at a time; whoever comes second waits and finds it done, and if the first fails or is
-  cancelled, does it with its own bytes. A failing client spoils no other's work.
+- One unpacking per chain id and source at a time; whoever comes second waits and finds it done, and if the first fails
+  or is cancelled, does it with its own bytes. A failing client spoils no other's work.
+- A source decides how long its bytes take, so nobody waits for another one's: layers of one chain id are unpacked side
+  by side then. The first that is complete counts; the others find it done, and what they have goes.
 - Nothing is removed that an image, a hold (work under way) or a container refers to.
 - A layer that is condemned is unpacked once more when somebody brings it, under another name: its record is replaced
   durably before anybody sees the new one, and the old directory goes when no container stands on it any longer.
@@ -80,7 +82,10 @@ class LayerStore:
         """Directories below `.ingest` that somebody works on."""
         self._holds: Counter[str] = Counter()
         self._held_names: Counter[str] = Counter()
-        self._locks: dict[str, _SharedLock] = {}
+        self._unpacking = _Locks()
+        """By chain id and source: held for as long as the source likes."""
+        self._placing = _Locks()
+        """By chain id: held while this node's own disk is written to."""
         self._numbers = itertools.count()
 
     def open(self, damaged_dir: Path) -> None:
@@ -162,20 +167,27 @@ class LayerStore:
         diff_id: str,
         unpack: Unpack,
         *,
+        source: str,
         parent: Awaitable[Layer] | None,
     ) -> Layer:
         """The layer; unless it is here and sound, `unpack` is called to unpack it into an empty directory.
 
-        `parent` gives the layer below; it is awaited only once this one is unpacked. The caller holds the chain id.
+        `parent` gives the layer below; it is awaited only once this one is unpacked. `source` says whence this layer
+        and those below it come: with the same one, only one caller at a time unpacks. The caller holds the chain id.
 
         Raises BadArchiveError (hostile, damaged, or not the `diff_id` that was promised) and what `unpack` raises;
         nothing is left then.
         """
-        async with self._locked(chain_id):
-            known = self.get(chain_id)
-            if known is not None and chain_id not in self._condemned:
-                return known
-            async with self.unpacked(diff_id, unpack, parent) as (directory, report, below):
+        async with self._unpacking.of(f"{chain_id} {source}"):
+            if (sound := self._sound(chain_id)) is not None:
+                return sound
+            async with (
+                self.unpacked(diff_id, unpack, parent) as (directory, report, below),
+                self._placing.of(chain_id),
+            ):
+                if (sound := self._sound(chain_id)) is not None:
+                    return sound  # from another source
+                known = self.get(chain_id)
                 layer = Layer(
                     chain_id=chain_id,
                     diff_id=diff_id,
@@ -192,6 +204,9 @@ class LayerStore:
                 else:
                     await self._replace(known, layer)
                 return layer
+
+    def _sound(self, chain_id: str) -> Layer | None:
+        return None if chain_id in self._condemned else self.get(chain_id)
 
     @contextlib.asynccontextmanager
     async def unpacked(
@@ -241,7 +256,7 @@ class LayerStore:
 
     async def seal(self, chain_id: str, seal: str) -> None:
         """Note what the tree of a layer must be. Raises OSError."""
-        async with self._locked(chain_id):
+        async with self._placing.of(chain_id):
             layer = self.get(chain_id)
             if layer is None or layer.seal == seal:
                 return
@@ -351,25 +366,26 @@ class LayerStore:
                     return name
         raise AssertionError("more than 1.7 million layers")
 
-    @contextlib.asynccontextmanager
-    async def _locked(self, chain_id: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(chain_id, _SharedLock())
-        lock.users += 1
-        try:
-            async with lock.lock:
-                yield
-        finally:
-            lock.users -= 1
-            if lock.users == 0:
-                del self._locks[chain_id]
 
-
-class _SharedLock:
-    """One chain id's lock, kept while somebody wants it."""
+class _Locks:
+    """A lock for each key, kept while somebody wants it."""
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._users: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def of(self, key: str) -> AsyncIterator[None]:
+        """While open, nobody else has the lock of this key."""
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        self._users[key] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self._locks[key]
 
 
 async def _ingest(unpack: Unpack, diff_id: str, directory: Path) -> LayerReport:

@@ -205,6 +205,11 @@ class _StoredLayers:
         self._blobs = blobs
         self._unpacker = unpacker
 
+    @property
+    def source(self) -> str:
+        """This node's disk."""
+        return "stored blobs"
+
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         """From the blob."""
         digest = layer.blob.digest

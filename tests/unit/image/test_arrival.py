@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from cri_shim.errors import (
@@ -28,14 +30,18 @@ LAYERS = [
     PlannedLayer(digest_of(b"%d" % n), Descriptor(digest=digest_of(b"b%d" % n), size=1), str(n))
     for n in range(3)
 ]
+OF_ANOTHER_SIZE = Descriptor(digest=LAYERS[0].blob.digest, size=1 << 40)
 CHAIN = chain_ids([layer.diff_id for layer in LAYERS])
 
 
 class Feed:
     """Unpacks nothing, and fails as it is told."""
 
-    def __init__(self, *failures: Exception) -> None:
+    def __init__(self, *failures: Exception, source: str = "r.example") -> None:
         self.failures = list(failures)
+        self.source = source
+        self.held_up: dict[str, asyncio.Event] = {}
+        """By diff id: the layer is unpacked once this is set."""
         self.asked: list[PlannedLayer] = []
         self.arrived: list[PlannedLayer] = []
 
@@ -45,6 +51,8 @@ class Feed:
         os.mkdir("something", dir_fd=directory_fd)
         if self.failures and layer is LAYERS[1]:
             raise self.failures.pop(0)
+        if layer.diff_id in self.held_up:
+            await self.held_up[layer.diff_id].wait()
         return LayerReport(
             diff_id=layer.diff_id,
             inflated_bytes=1,
@@ -118,6 +126,66 @@ async def test_what_stays_wrong_is_an_error_and_leaves_nothing(
         await unpack_layers(layers, LAYERS, CHAIN, feed)
     assert feed.asked.count(LAYERS[1]) == tries
     assert list((tmp_path / "layers" / ".ingest").iterdir()) == []
+
+
+def other_packing(layer: PlannedLayer) -> PlannedLayer:
+    blob = Descriptor(digest=digest_of(b"other " + layer.diff_id.encode()), size=1)
+    return PlannedLayer(layer.diff_id, blob, "x")
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("other.example", LAYERS),
+        ("r.example", [other_packing(LAYERS[0]), *LAYERS[1:]]),
+        ("r.example", [msgspec.structs.replace(LAYERS[0], blob=OF_ANOTHER_SIZE), *LAYERS[1:]]),
+    ],
+    ids=["another server", "another packing below", "another size below"],
+)
+@pytest.mark.asyncio
+async def test_a_layer_from_elsewhere_is_waited_for_by_nobody(
+    layers: LayerStore, tmp_path: Path, source: str, wanted: list[PlannedLayer]
+) -> None:
+    slow, good = Feed(source=source), Feed()
+    slow.held_up[LAYERS[0].diff_id] = asyncio.Event()
+    held_up = asyncio.create_task(unpack_layers(layers, wanted, CHAIN, slow))
+    while len(slow.asked) < len(wanted):  # noqa: ASYNC110 - the tasks need some turns of the loop
+        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await unpack_layers(layers, LAYERS, CHAIN, good)
+    here = layers.stack(CHAIN[-1])
+    assert not held_up.done()
+    slow.held_up[LAYERS[0].diff_id].set()
+    await held_up
+    assert slow.arrived == wanted
+    assert layers.stack(CHAIN[-1]) == here
+    names = {each.name for each in (tmp_path / "layers").iterdir()}
+    assert names == {".ingest", *(layer.name for layer in here)}
+    assert list((tmp_path / "layers" / ".ingest").iterdir()) == []
+
+
+@pytest.mark.asyncio
+async def test_of_two_better_copies_the_first_replaces_a_condemned_layer(
+    layers: LayerStore, tmp_path: Path
+) -> None:
+    await unpack_layers(layers, LAYERS[:1], CHAIN[:1], Feed())
+    [old] = layers.stack(CHAIN[0])
+    layers.condemn(CHAIN[0])
+    slow = Feed(source="other.example")
+    slow.held_up[LAYERS[0].diff_id] = asyncio.Event()
+    held_up = asyncio.create_task(unpack_layers(layers, LAYERS[:1], CHAIN[:1], slow))
+    while not slow.asked:  # noqa: ASYNC110 - the task needs some turns of the loop
+        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await unpack_layers(layers, LAYERS[:1], CHAIN[:1], Feed())
+        [new] = layers.stack(CHAIN[0])
+        await layers.seal(CHAIN[0], "sealed")
+    slow.held_up[LAYERS[0].diff_id].set()
+    await held_up
+    [layer] = layers.stack(CHAIN[0])
+    assert (layer.name, layer.seal) == (new.name, "sealed")
+    names = {each.name for each in (tmp_path / "layers").iterdir()}
+    assert names == {".ingest", old.name, new.name}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

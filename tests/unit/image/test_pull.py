@@ -214,7 +214,7 @@ async def test_four_pulls_that_drip_leave_a_fifth_its_time(
     good = layer(file("good", os.urandom(100_000)))
     registry.add("team/good", good, tag="1")
     async with FakeRegistry() as dripping:
-        dripping.drip_s = 0.05
+        dripping.drip_s = 0.2
         for number in range(4):
             names = [f"{number}-{each}" for each in range(3)]
             layers = [layer(file(name, os.urandom(5000))) for name in names]
@@ -314,6 +314,63 @@ async def test_images_that_share_a_layer_share_its_download(
         node.puller.pull(f"{registry.host}/team/two:1"),
     )
     assert registry.count("GET", f"/blobs/{BASE.digest}") == 1
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+async def test_a_registry_that_drips_holds_up_no_pull_of_the_same_layer_from_another(
+    node: Node, registry: FakeRegistry, ends_well: bool
+) -> None:
+    registry.add("team/good", BASE, TOP, tag="1")
+    async with FakeRegistry() as dripping:
+        dripping.add("team/slow", BASE, tag="1", user="7")
+        dripping.faults += [] if ends_well else [Corrupt(BASE.digest, 1, at=20)]
+        dripping.drip_s = 0.2
+        slow = asyncio.create_task(node.puller.pull(f"{dripping.host}/team/slow:1"))
+        async with asyncio.timeout(20):
+            while not dripping.count("GET", BASE.digest):  # noqa: ASYNC110 - requests have no event
+                await asyncio.sleep(0.01)
+            good = await node.puller.pull(f"{registry.host}/team/good:1")
+        assert not slow.done()
+        dripping.drip_s = 0.0
+        [end] = await asyncio.gather(slow, return_exceptions=True)
+        # Once the layer is here, the next try needs no bytes any more.
+        assert isinstance(end, Image)
+        assert dripping.count("GET", BASE.digest) == 1
+    assert node.store.layer_stack(end).lowers == node.store.layer_stack(good).lowers[1:]
+    assert node.leftovers() == []
+    assert node.store.blobs.path(BASE.digest).read_bytes() == BASE.blob
+
+
+async def test_a_pull_that_fails_leaves_a_layer_to_the_one_that_brought_it(
+    node: Node, registry: FakeRegistry
+) -> None:
+    registry.add("team/good", BASE, TOP, tag="1")
+    async with FakeRegistry() as dripping:
+        dripping.add("team/slow", BASE, MIDDLE, tag="1")
+        dripping.drip_s = 0.2
+        slow = asyncio.create_task(node.puller.pull(f"{dripping.host}/team/slow:1", abandon=True))
+        async with asyncio.timeout(20):
+            while not dripping.count("GET", BASE.digest):  # noqa: ASYNC110 - requests have no event
+                await asyncio.sleep(0.01)
+            good = await node.puller.pull(f"{registry.host}/team/good:1")
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        await node.puller.close(5)
+    assert node.store.images() == [good]
+    assert len(node.store.layer_stack(good).lowers) == 2
+    assert node.leftovers() == []
+
+
+async def test_ten_images_of_one_registry_share_the_download_of_their_base(
+    node: Node, registry: FakeRegistry
+) -> None:
+    for number in range(10):
+        registry.add(f"team/app{number}", BASE, TOP, tag="1", user=str(number))
+    names = [f"{registry.host}/team/app{number}:1" for number in range(10)]
+    pulled = await asyncio.gather(*map(node.puller.pull, names))
+    assert len({image.id for image in pulled}) == 10
+    assert registry.count("GET", BASE.digest) == 1
+    assert registry.count("GET", TOP.digest) == 1
 
 
 async def test_a_failing_pull_does_not_spoil_one_that_shares_its_layers(
