@@ -122,6 +122,8 @@ class Repairer:
         names = self._holdings.index.names_of(digest)
         try:
             planned = await self._planned(digest)
+            if digest not in self._holdings.manifests():
+                return ""  # removed meanwhile
             if planned is not None:
                 await self._bring_in([planned], _StoredLayers(self._holdings.blobs, self._unpacker))
             elif any(name.startswith(f"{RESERVED_DOMAIN}/") for name in names):
@@ -151,8 +153,10 @@ class Repairer:
                 check_layers(config, manifest)
         except (CorruptStateError, BadArchiveError):
             return None
-        chain = holdings.manifests()[digest].chain
-        for chain_id, blob in zip(chain, manifest.layers, strict=False):
+        facts = holdings.manifests().get(digest)
+        if facts is None:
+            return None  # removed meanwhile
+        for chain_id, blob in zip(facts.chain, manifest.layers, strict=False):
             missing = holdings.layers.get(chain_id) is None
             if (
                 missing or holdings.layers.is_condemned(chain_id)
@@ -179,11 +183,17 @@ class Repairer:
         )
 
     def _reason(self, finding: Finding, reasons: dict[str, str]) -> str:
+        is_here = False
         for digest, facts in self._holdings.manifests().items():
-            objects = (digest, facts.image_id, *facts.chain, *facts.packed)
-            if finding.object in objects and (reason := reasons.get(digest)):
-                return reason
-        return "it was brought anew, but without this"
+            if finding.object in (digest, facts.image_id, *facts.chain, *facts.packed):
+                is_here = True
+                if reason := reasons.get(digest):
+                    return reason
+        return (
+            "it was brought anew, but without this"
+            if is_here
+            else "its image was removed meanwhile"
+        )
 
 
 async def _pull_any(names: Sequence[str], pull: Pull) -> str:

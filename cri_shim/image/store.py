@@ -79,6 +79,7 @@ class ImageStore:
             import_archive=self.import_archive,
         )
         self._upkeep = asyncio.Lock()
+        """Held while this node's disk is read and cleared, never while a registry is waited for."""
 
     @classmethod
     async def open(
@@ -344,7 +345,8 @@ class ImageStore:
         manifests = self._holdings.select(names)
         async with self._upkeep:
             checked = await self._checker.check(manifests, progress or _tell_nobody)
-            report = await self._repairer.repair(manifests, checked, pull)
+        # Other checks and collections don't wait for this: a registry decides how long it takes.
+        report = await self._repairer.repair(manifests, checked, pull)
         await self.sweep()
         return report
 

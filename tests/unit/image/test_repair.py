@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -183,6 +184,7 @@ async def test_what_no_registry_has_is_left_with_what_to_do(pulled: Pulled) -> N
     [left] = report.left
     assert left.finding.damage is Damage.CONFIG
     assert "not found" in left.reason
+    print("REPORT", report)
     assert report.repaired == ()
 
 
@@ -203,6 +205,46 @@ async def test_a_failing_disk_leaves_the_old_layer_and_its_record(
     assert before.is_dir()
     assert json.loads(pulled.record(1).read_bytes())["name"] == before.name
     await mended(pulled, registry=False)
+
+
+async def test_a_registry_that_drips_holds_up_no_check_and_no_collection(pulled: Pulled) -> None:
+    store = pulled.node.store
+    alter(store.blobs.path(TOP.digest))
+    alter(pulled.tree(1) / MARK)
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def pull(name: str) -> Image:
+        asked.set()
+        await goes_on.wait()
+        return await pulled.node.puller.pull(name)
+
+    repairing = asyncio.create_task(store.repair(pull=pull))
+    async with asyncio.timeout(20):
+        await asked.wait()
+        assert (await store.check()).images == 2
+        assert (await store.collect()).images == ()
+    assert not repairing.done()
+    goes_on.set()
+    assert (await repairing).left == ()
+    assert (await store.check()).sound
+
+
+async def test_an_image_that_is_removed_while_it_is_mended_stays_away(
+    pulled: Pulled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = pulled.node.store
+    alter(pulled.tree(1) / MARK)
+    read_manifest = pulled.node.unpacker.read_manifest
+
+    async def removed_meanwhile(*args: Any, **more: Any) -> Any:
+        if store.find(pulled.image.id) is not None:
+            await store.remove(pulled.image.id)
+        return await read_manifest(*args, **more)
+
+    monkeypatch.setattr(pulled.node.unpacker, "read_manifest", removed_meanwhile)
+    report = await store.repair([pulled.image.id], pull=pulled.node.puller.pull)
+    assert [left.reason for left in report.left] == ["its image was removed meanwhile"]
+    assert store.images() == [pulled.other]
 
 
 async def test_without_packed_layers_the_damaged_layer_alone_is_downloaded(
