@@ -5,8 +5,10 @@ windows that never open would stall every stream. So each direction goes by what
 
 - *Sending* is bounded by a stream's window once the peer spoke of windows (SETTINGS or WINDOW_UPDATE), and by the
   session's once the peer updated that one.
-- *Receiving*: a peer that overran its window doesn't count, and is never updated again. One that counts stops at the
-  window's end; it is granted the next once the application consumed this one.
+- *Receiving*: a peer that overran its window before it was granted more doesn't count, and is granted nothing. One that
+  counts stops at the window's end; it is granted the next once the application consumed this one. Who was granted
+  something goes on being granted: a peer that counts only once it hears of windows has overrun its first by then, and
+  would wait for ever.
 
 SPDY protocol draft 3.1 §2.6.8.
 """
@@ -43,6 +45,8 @@ class FlowControl:
     initial_window: int = INITIAL_WINDOW
     """Of streams, as the peer set it; the session's can't be set."""
     peer_counts: bool = True
+    has_granted: bool = False
+    """Whether the peer has heard of windows from us."""
     peer_has_stream_windows: bool = False
     peer_has_session_window: bool = False
 
@@ -64,7 +68,7 @@ class FlowControl:
         window.received += size
         self.session.received += size
         if window.received > window.granted or self.session.received > self.session.granted:
-            self.peer_counts = False
+            self.peer_counts = self.has_granted
 
     def received_for_nobody(self, size: int) -> None:
         """The peer sent these bytes on a stream that is over; they came out of the session's window all the same."""
@@ -81,8 +85,11 @@ class FlowControl:
         """What to send as WINDOW_UPDATE of this window, 0 for none."""
         if not self.peer_counts or window.consumed < window.granted:
             return 0
-        window.granted += GRANT_BYTES
-        return GRANT_BYTES
+        # More than that where the window was overrun: what the peer may have beyond what was consumed is what counts.
+        delta = window.consumed - window.granted + GRANT_BYTES
+        window.granted += delta
+        self.has_granted = True
+        return delta
 
     def set_initial(self, size: int) -> None:
         """The peer set the initial window: those of open streams change by the difference, too."""

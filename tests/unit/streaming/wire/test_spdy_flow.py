@@ -83,6 +83,21 @@ def test_a_peer_that_overran_its_window_does_not_count_and_is_granted_nothing() 
     assert flow.grant(stream) == flow.grant(flow.session) == 0
 
 
+def test_a_peer_that_was_granted_something_goes_on_being_granted_though_it_overran() -> None:
+    # It sent on before it heard of windows: from now on it may wait for each.
+    flow, stream, other = FlowControl(), Window(), Window()
+    flow.received(stream, INITIAL_WINDOW)
+    flow.consumed(stream, INITIAL_WINDOW)
+    assert (flow.grant(stream), flow.grant(flow.session)) == (GRANT_BYTES, GRANT_BYTES)
+    flow.received(stream, GRANT_BYTES + 1000)
+    flow.received(other, INITIAL_WINDOW + 70)
+    flow.consumed(stream, GRANT_BYTES + 1000)
+    assert flow.grant(stream) == 1000 + GRANT_BYTES
+    flow.consumed(other, INITIAL_WINDOW + 70)
+    assert flow.grant(other) == 70 + GRANT_BYTES
+    assert flow.grant(flow.session) == 1000 + INITIAL_WINDOW + 70 + GRANT_BYTES
+
+
 def test_bytes_for_nobody_are_given_back_to_the_session() -> None:
     flow = FlowControl()
     flow.received_for_nobody(INITIAL_WINDOW)
