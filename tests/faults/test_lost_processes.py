@@ -92,7 +92,9 @@ def test_log_has_whatever_a_killed_monitor_had_written(
     assert_monitor_died(client, container)
     read = joined([log], "stdout")
     written = text.read_bytes() * (len(read) // TEXT_BYTES + 1)
-    whole = written.startswith(read)
+    # A record that was to be continued is closed, and where it ended nothing says whether a line did.
+    closed = log.read_bytes().endswith(b" stdout F \n")
+    whole = written.startswith(read.removesuffix(b"\n") if closed else read)
     assert whole, "a line is lost, torn or doubled before the end"
     client.stop(container)
     client.remove(container)

@@ -84,7 +84,7 @@ def _document(data: bytes) -> None:
         if isinstance(document, Manifest):
             assert "manifests" not in read
             assert read["config"]["digest"] == document.config.digest
-            assert [each["digest"] for each in read["layers"]] == [
+            assert [each["digest"] for each in read.get("layers") or ()] == [
                 x.digest for x in document.layers
             ]
         else:
