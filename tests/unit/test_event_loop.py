@@ -34,7 +34,8 @@ def compute() -> None:
 
 def test_a_turn_that_computes_long_is_told_with_its_cpu_time() -> None:
     longest = max(stalls_of(compute), key=lambda stall: stall[1])
-    assert longest[0] >= longest[1] >= LONG_S
+    # Two clocks, read one after the other: which of them shows more is chance where nobody else computes.
+    assert min(longest) >= LONG_S
 
 
 def test_a_turn_that_blocks_is_told_and_has_computed_nothing() -> None:
