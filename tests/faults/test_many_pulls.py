@@ -180,6 +180,7 @@ def peak_mib(pid: int | None) -> float:
     return int(match[1]) / 1024
 
 
+@pytest.mark.slow  # half a minute, and its unpacker outlives it by another
 @pytest.mark.timeout(300)
 def test_a_hundred_pulls_of_the_largest_images_cost_little_memory(crash_daemon: Daemon) -> None:
     def pull(number: int) -> str:
