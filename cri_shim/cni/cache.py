@@ -27,6 +27,7 @@ from cri_shim.errors import (
     CriShimError,
     InvalidArgumentError,
     ResourceExhaustedError,
+    is_lack,
 )
 from cri_shim.host.files import TMP_SUFFIX, read_bounded, write_atomic
 
@@ -171,6 +172,8 @@ class ResultCache:
         except FileNotFoundError:
             return None
         except (OSError, *UNREADABLE_DOCUMENT, InvalidArgumentError) as error:
+            if isinstance(error, OSError) and is_lack(error):  # the node's fault, not the entry's
+                raise _disk_error("read", file, error) from error
             self._set_aside(file, str(error))
             return None
         return entry
