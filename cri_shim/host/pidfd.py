@@ -55,7 +55,11 @@ def open_pidfd(pid: int, start_time_ticks: int | None = None) -> int | None:
     # The look comes after the open: what the descriptor holds can't change any more, and a number that still has
     # the right start time now had it then.
     if start_time_ticks is not None:
-        entry = process_entry(pid)
+        try:
+            entry = process_entry(pid)
+        except OSError:  # no descriptor left for the look
+            os.close(pidfd)
+            raise
         if entry is None or entry.start_ticks != start_time_ticks:
             os.close(pidfd)
             return None
