@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -81,7 +82,7 @@ class Times:
 def beside_floor() -> Iterator[tuple[Daemon, Floor]]:
     """A daemon of the benchmark's own that has the image, and the floor on the same network, as long as the block."""
     set_child_subreaper(enabled=True)
-    daemon = Daemon("crib", settings={"log": {"level": "info"}})
+    daemon = Daemon(f"crib{os.getpid()}", settings={"log": {"level": "info"}})
     with tempfile.TemporaryDirectory(prefix="cri-bench-") as directory:
         work_dir = Path(directory)
         (work_dir / "exits").mkdir()

@@ -99,7 +99,7 @@ class Bench:
 
     def daemon(self) -> Daemon:
         """A new one with an empty store, which has pulled once: what is loaded with the first pull is there."""
-        daemon = Daemon("crib", settings={"log": {"level": "info"}})
+        daemon = Daemon(f"crib{os.getpid()}", settings={"log": {"level": "info"}})
         self._stack.callback(daemon.destroy)
         daemon.start()
         daemon.client.pull(f"{self.registry.host}/{WARM_UP}")
