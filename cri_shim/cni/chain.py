@@ -5,8 +5,8 @@ Rules:
   undoes nothing itself: `delete` undoes an ADD that failed, hung, was cancelled, or was cut short by the death of this
   process.
 - `delete` and `check` work with the configuration, arguments and result of the ADD, not with today's. `delete` may be
-  called any number of times, with or without the namespace. It forgets the attachment only when every plugin has
-  succeeded.
+  called any number of times, with or without the namespace: plugins that leave something behind without one get a
+  stand-in with the addresses of the result. It forgets the attachment only when every plugin has succeeded.
 - An attachment that an earlier process made is left alone while a plugin of that process still works on it.
 - A plugin must never be pointed at the host's own network namespace.
 
@@ -16,11 +16,13 @@ CNI spec 1.1 §3 "Execution of Network Configurations".
 from __future__ import annotations
 
 import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+from cri_shim import paths
 from cri_shim.cni.cache import CacheEntry, ResultCache
 from cri_shim.cni.conf import (
     NetworkList,
@@ -28,7 +30,12 @@ from cri_shim.cni.conf import (
     is_version_at_least,
     parse_conflist,
 )
-from cri_shim.cni.false_alarms import is_about_a_missing_family, without_bridge_address
+from cri_shim.cni.false_alarms import (
+    LOOK_INSIDE,
+    is_about_a_missing_family,
+    is_about_missing_rules,
+    without_bridge_address,
+)
 from cri_shim.cni.invoke import PluginRunner, Verb
 from cri_shim.cni.result import (
     Result,
@@ -43,11 +50,13 @@ from cri_shim.errors import (
     ConfigError,
     InvalidArgumentError,
 )
-from cri_shim.host.namespaces import is_netns
+from cri_shim.host.namespaces import is_netns, remove_netns
+from cri_shim.host.standin import make_standin
+from cri_shim.kernel_call import in_time
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from typing import Any
 
     from cri_shim.cni.attachment import Attachment
@@ -131,19 +140,36 @@ class Chains:
             return
         await self._leftovers.wait(attachment.container_id, timeout_s=self._runner.timeout_s)
         told = entry.attachment() if entry is not None else attachment
-        netns = attachment.netns if _is_foreign_netns(attachment.netns) else ""
+        alive = _is_foreign_netns(attachment.netns)
+        result = None if entry is None else _cached_result(entry, cni_version=network.cni_version)
         prev_result = None
-        if entry is not None and is_version_at_least(network.cni_version, "0.4.0"):
-            result = _cached_result(entry, cni_version=network.cni_version)
-            if result is not None:
-                prev_result = build_result_document(result, cni_version=network.cni_version)
+        if result is not None and is_version_at_least(network.cni_version, "0.4.0"):
+            prev_result = build_result_document(result, cni_version=network.cni_version)
         for plugin in reversed(network.plugins):
             config = build_plugin_config(
                 network, plugin, prev_result=prev_result, capability_args=told.capability_args
             )
-            await self._runner.run(Verb.DEL, plugin.type, config, told, netns=netns)
+            if alive:
+                await self._delete_of(plugin, config, told, netns=attachment.netns)
+            elif result is None or plugin.type not in LOOK_INSIDE:
+                await self._delete_of(plugin, config, told, netns="")
+            else:
+                async with _standin(told, result) as netns:
+                    await self._delete_of(plugin, config, told, netns=netns)
         self._cache.remove(attachment)
-        log.info("cni detached", attachment=str(attachment), netns_gone=not netns)
+        log.info("cni detached", attachment=str(attachment), netns_gone=not alive)
+
+    async def _delete_of(
+        self, plugin: PluginConf, config: bytes, told: Attachment, *, netns: str
+    ) -> None:
+        try:
+            await self._runner.run(Verb.DEL, plugin.type, config, told, netns=netns)
+        except CniPluginError as error:
+            if not netns or not is_about_missing_rules(error):
+                raise
+            # Somebody flushed the node's rules, or it was rebooted. Without a namespace the plugin looks for none of
+            # them, and does the rest.
+            await self._runner.run(Verb.DEL, plugin.type, config, told, netns="")
 
     async def check(self, attachment: Attachment) -> None:
         """Every plugin in order, where that is asked for. Raises as `Cni.check`."""
@@ -209,6 +235,36 @@ def _cached_result(entry: CacheEntry, *, cni_version: str) -> Result | None:
     except ResultError as error:
         log.warning("cached cni result is bad", network=entry.network_name, error=str(error))
         return None
+
+
+@asynccontextmanager
+async def _standin(attachment: Attachment, result: Result) -> AsyncIterator[str]:
+    """A namespace in the place of the one that vanished, with what the ADD made in it; "" where there can be none."""
+    path = Path(attachment.netns)
+    if path != paths.netns_file(attachment.container_id):
+        yield ""
+        return
+    addresses = [ip.address for ip in result.ips]
+    try:
+        await in_time(
+            "making a stand-in for a network namespace",
+            make_standin,
+            path,
+            attachment.ifname,
+            addresses,
+        )
+    except OSError as error:
+        log.warning(
+            "no stand-in for a vanished network namespace: rules of it may stay on the node",
+            attachment=str(attachment),
+            error=str(error),
+        )
+        yield ""
+        return
+    try:
+        yield str(path)
+    finally:
+        await in_time("removing the stand-in for a network namespace", remove_netns, path)
 
 
 def _is_foreign_netns(path: str) -> bool:

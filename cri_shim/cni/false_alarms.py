@@ -1,4 +1,4 @@
-"""What common plugins complain of at CHECK though the network is as it was made (pure).
+"""What common plugins complain of though nothing is wrong: the network is as it was made, or is gone already (pure).
 
 Rules:
 - Only complaints whose cause is known are here, told by the plugin's type and its own words: any other one counts.
@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from cri_shim.cni.result import Result
     from cri_shim.errors import CniPluginError
 
+LOOK_INSIDE = ("bridge", "ptp")
+"""Plugins whose DEL finds the rules that they made on the node by the addresses in the pod's namespace."""
+
 _BRIDGE_ADDRESS = re.compile(r"Bridge interface (\S+) Mac doesn't match: ")
 _OTHER_FAMILY = re.compile(r"could not check ipv([46]) dnat: ")
+_NO_CHAIN = re.compile(r"Chain 'CNI-[^']*' does not exist|Couldn't load target `CNI-[^']*'")
+"""The words of iptables, with nf_tables and of old, for a rule that leads to a chain which isn't there."""
 
 
 def without_bridge_address(
@@ -42,3 +47,11 @@ def is_about_a_missing_family(error: CniPluginError, result: Result) -> bool:
     """Whether `portmap` misses rules for addresses of a family of which the pod has none: it looks for both's."""
     found = _OTHER_FAMILY.search(str(error)) if error.plugin == "portmap" else None
     return found is not None and all(ip.address.version != int(found[1]) for ip in result.ips)
+
+
+def is_about_missing_rules(error: CniPluginError) -> bool:
+    """Whether a DEL failed since the rules that it was to take away are gone already.
+
+    Of the ways in which iptables says so, these plugins (1.1.1) know one that newer iptables don't use.
+    """
+    return error.plugin in LOOK_INSIDE and _NO_CHAIN.search(str(error)) is not None

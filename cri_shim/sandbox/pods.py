@@ -281,6 +281,7 @@ class Pods:
 
     async def _stop(self, sandbox: Sandbox) -> None:
         if sandbox.status.torn_down:
+            await self._network.remove_namespace(sandbox.id)  # a file of its name, that others made
             return
         self._mark_stopped(sandbox, "stopped")  # first: no further container begins to be made
         await self._stop_containers(sandbox.id)

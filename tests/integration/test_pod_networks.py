@@ -384,3 +384,20 @@ def test_a_second_network_that_fails_leaves_nothing_of_the_first(
     twice = client.pod_config(annotations={NETWORKS: '{"name": "a", "interface": "eth0"}'})
     with refused(grpc.StatusCode.INVALID_ARGUMENT, NETWORKS, "'eth0'", "taken"):
         client.run_pod(twice)
+
+
+@pytest.mark.parametrize("left", ["nothing", "a bare file"])
+def test_rules_go_with_a_pod_whose_namespace_has_vanished(
+    client: Client, image: str, left: str
+) -> None:
+    pod = Pod.run(client, image, client.pod_config(host_ports={PORT: 80}))
+    assert pod.id in run("iptables-save", "-t", "nat")
+    run("ip", "netns", "delete", pod.netns.name)
+    if left == "a bare file":
+        pod.netns.touch()
+    client.stop_pod(pod.id)
+    assert not pod.netns.exists()
+    assert pod.id not in run("iptables-save", "-t", "nat")
+    pod.netns.touch()
+    client.remove_pod(pod.id)
+    assert not pod.netns.exists()

@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio]
 
 NETNS_DIR = Path("/run/netns")
 PLUGIN_DIR = Path("/usr/lib/cni")
-PLUGINS = ("bridge", "host-local", "portmap", "firewall")
+PLUGINS = ("bridge", "ptp", "host-local", "portmap", "firewall")
 BRIDGE = "cri-it0"
 SUBNET = "10.89.77"
 HOST_PORT = 18080
@@ -84,11 +84,12 @@ class Node:
         version: str = "1.0.0",
         v6: bool = False,
         masquerade: bool = True,
+        plugin: str = "bridge",
     ) -> None:
-        """bridge with host-local, portmap, and `more` at the end."""
+        """bridge (or ptp) with host-local, portmap, and `more` at the end."""
         ranges = [[{"subnet": f"{SUBNET}.0/24"}]] + ([[{"subnet": "fd89:77::/64"}]] if v6 else [])
         bridge = {
-            "type": "bridge",
+            "type": plugin,
             "bridge": BRIDGE,
             "isGateway": True,
             "ipMasq": masquerade,
@@ -230,19 +231,45 @@ async def test_both_families_and_every_version_the_plugins_know(node: Node, vers
         node.assert_nothing_left()
 
 
-async def test_delete_after_the_namespace_and_the_configuration_have_gone(node: Node) -> None:
-    # The bridge plugin (1.1.1) finds what to unmasquerade by the interface in the namespace; without one its rule
-    # stays. That is why a sandbox keeps its namespace until DEL has succeeded.
-    node.configure(masquerade=False)
+@pytest.mark.parametrize("version", ["0.3.1", "1.0.0"])
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+@pytest.mark.parametrize("left", ["nothing", "a bare file"])
+async def test_delete_after_the_namespace_and_the_configuration_have_gone(
+    node: Node, version: str, plugin: str, left: str
+) -> None:
+    # These plugins find what to unmasquerade by the addresses in the namespace: they get a stand-in.
+    node.configure(version=version, v6=True, plugin=plugin)
     with pod(capability_args=PORT_MAPPING) as attachment:
         await node.cni.add(attachment)
-    assert len(node.leases()) == 1
+    assert len(node.leases()) == 2
+    assert any("POSTROUTING" in rule and attachment.container_id in rule for rule in node.rules())
     (node.root / "net.d" / "10-pods.conflist").unlink()
+    netns = Path(attachment.netns)
+    if left == "a bare file":
+        netns.touch(0o000)
     successor = node.make_cni()
     assert not successor.status.ready
     (known,) = successor.attachments(attachment.container_id)
     await successor.delete(known)
     node.assert_nothing_left()
+    assert not netns.exists()
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+@pytest.mark.parametrize("namespace", ["lives", "is gone"])
+async def test_delete_after_the_nodes_rules_were_flushed(
+    node: Node, plugin: str, namespace: str
+) -> None:
+    """As by a firewall that is loaded anew, or by a reboot; then the plugin fails at a chain that isn't there."""
+    node.configure(v6=True, plugin=plugin)
+    with pod(capability_args=PORT_MAPPING) as attachment:
+        await node.cni.add(attachment)
+        run("nsenter", f"--net={node.netns}", "nft", "flush", "ruleset")
+        if namespace == "is gone":
+            remove_netns(Path(attachment.netns))
+        await node.cni.delete(attachment)
+        node.assert_nothing_left()
+        assert Path(attachment.netns).exists() == (namespace == "lives")
 
 
 async def test_pods_attached_side_by_side_have_addresses_of_their_own(node: Node) -> None:

@@ -4,7 +4,11 @@ import json
 
 import pytest
 
-from cri_shim.cni.false_alarms import is_about_a_missing_family, without_bridge_address
+from cri_shim.cni.false_alarms import (
+    is_about_a_missing_family,
+    is_about_missing_rules,
+    without_bridge_address,
+)
 from cri_shim.cni.result import Result, parse_result
 from cri_shim.errors import CniPluginError
 
@@ -64,3 +68,22 @@ def test_rules_are_missed_only_for_families_that_the_pod_has(
 ) -> None:
     error = complaint(plugin, words)
     assert is_about_a_missing_family(error, made(*addresses)) is false_alarm
+
+
+@pytest.mark.parametrize(
+    ("plugin", "words", "gone"),
+    [
+        (
+            "bridge",
+            "exit status 2: iptables v1.8.9 (nf_tables): Chain 'CNI-1' does not exist",
+            True,
+        ),
+        ("ptp", "exit status 2: iptables v1.8.9 (nf_tables): Chain 'CNI-1' does not exist", True),
+        ("bridge", "iptables v1.8.9 (legacy): Couldn't load target `CNI-1':No such file", True),
+        ("portmap", "iptables v1.8.9 (nf_tables): Chain 'CNI-1' does not exist", False),
+        ("bridge", "iptables v1.8.9 (nf_tables): Chain 'POSTROUTING' does not exist", False),
+        ("bridge", "iptables: another app is currently holding the xtables lock", False),
+    ],
+)
+def test_rules_that_are_gone_need_not_be_taken_away(plugin: str, words: str, gone: bool) -> None:
+    assert is_about_missing_rules(CniPluginError(plugin, "DEL", words, code=999)) is gone
