@@ -28,13 +28,7 @@ from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.details import sandbox_details
 from cri_shim.sandbox.list_bounds import check_sandbox_entry
-from cri_shim.sandbox.model import (
-    PodMetadata,
-    Process,
-    SandboxRecord,
-    SandboxState,
-    SandboxStatus,
-)
+from cri_shim.sandbox.model import PodMetadata, Process, SandboxRecord, SandboxState, SandboxStatus
 from cri_shim.sandbox.network import PodNetwork, has_host_network
 from cri_shim.sandbox.pause import PauseContainers
 from cri_shim.sandbox.pod_users import new_pod_users
