@@ -10,8 +10,21 @@ from cri_shim.errors import BadArchiveError
 from cri_shim.image.document import MAX_VALUES, decode_document, read_document
 
 
+class Place(msgspec.Struct):
+    os: str = ""
+    os_features: list[str] = msgspec.field(default_factory=list, name="os.features")
+
+
+class Entry(msgspec.Struct):
+    digest: str = ""
+    platform: Place | None = None
+    annotations: dict[str, str] = {}
+
+
 class Kind(msgspec.Struct):
     layers: list[str] = []
+    manifests: list[Entry] = []
+    entrypoint: list[str] = msgspec.field(default_factory=list, name="Entrypoint")
 
 
 def refuse(data: bytes, words: str, max_bytes: int = 1 << 24) -> None:
@@ -32,7 +45,9 @@ def test_a_document_comes_with_its_outermost_keys() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b'{"layers":[],"labels":{"A":"1","a":"2","Version":"3","version":"4"}}',
+        b'{"layers":[],"labels":{"A":"1","a":"2","Architecture":"3","architecture":"4"}}',
+        b'{"manifests":[{"annotations":{"Layers":"1","layers":"2"}}]}',
+        b'{"unknown":{"Layers":"1","layers":"2"}}',
         b'{"layers":[],"history":[{"a":1},{"a":2}],"n":[1e999,-0.0,12345678901234567890]}',
         '{"layers":[],"author":"é 漢"}'.encode(),
     ],
@@ -42,14 +57,37 @@ def test_what_reads_in_one_way_only_is_read(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b'{"Layers":["a"]}', Kind(layers=["a"])),
+        (b'{"layer\\u017f":["a"],"Unknown":{"Layers":[]}}', Kind(layers=["a"])),
+        (b'{"entrypoint":["a"],"LAYERS":null}', Kind(entrypoint=["a"])),
+        (
+            b'{"Manifests":[{"DIGEST":"a","Platform":{"OS":"b","OS.Features":["c"]}}]}',
+            Kind(manifests=[Entry("a", Place("b", ["c"]))]),
+        ),
+        (
+            b'{"manifests":[{"Annotations":{"Digest":"a","digest":null}}]}',
+            Kind(manifests=[Entry(annotations={"Digest": "a", "digest": ""})]),
+        ),
+    ],
+)
+def test_members_are_known_without_regard_for_case(data: bytes, found: Kind) -> None:
+    assert decode_document(data, Kind, "d", 1000) == found
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [
         (b'{"layers":[],"layers":["a"]}', "'layers' stands twice in one object: ambiguous"),
         (b'{"a":{"b":1,"c":2,"b":3}}', "'b' stands twice"),
         (b'{"a":1,"\\u0061":2}', "'a' stands twice"),
         (b'{"layers":[],"Layers":["a"]}', "'layers' and 'Layers': ambiguous"),
-        (b'{"x":[{"Digest":"a","digest":"b"}]}', "'Digest' and 'digest'"),
-        (b'{"rootfs":{"DIFF_IDS":[],"diff_ids":[]}}', "ambiguous"),
+        (b'{"layers":["a"],"layer\\u017f":["a"]}', "'layers' and '.*': ambiguous"),
+        (b'{"layers":["a"],"LAYERS":null}', "'layers' and 'LAYERS': ambiguous"),
+        (b'{"manifests":[{"Digest":"a","digest":"b"}]}', "'Digest' and 'digest'"),
+        (b'{"manifests":[{"platform":{"OS":"a","os":"a"}}]}', "'OS' and 'os'"),
+        (b'{"entrypoint":["a"],"ENTRYPOINT":["a"]}', "ambiguous"),
         (b'{"a":1,"a\\u001b' + b"x" * 5000 + b'":1,"a":2}', "twice"),
         (b"", "not a valid image document"),
         (b'{"layers":[1]}', "not a valid image document"),
