@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from cri_shim.errors import (
 from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.rpc.translate_containers import container_status
 from cri_shim.sandbox.container_resources import resources_in_force
-from tests.fakes.house import container_config
+from tests.fakes.house import container_config, node_facts
 
 if TYPE_CHECKING:
     from typing import Any
@@ -59,6 +60,29 @@ async def test_runtime_is_told_the_whole_set_of_which_the_request_is_a_part(hous
         "pids": {"limit": 50},
     }
     assert not house.paths.container(container.id).resources_file.exists()
+
+
+async def test_limits_of_memory_and_of_swap_are_told_together(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one document, which every runtime takes in whichever order its kernel needs.
+
+    On cgroup v2, which counts swap alone, runc and crun write the difference, and crun refuses one limit without the
+    other or a difference below zero.
+    """
+    monkeypatch.setattr(house.specs, "_node", replace(node_facts(), swap_accounting=True))
+    container = await limited(house)
+    await update(house, container, memory_swap_limit_in_bytes=96 * MIB)
+    for memory in (80, 128, 48):
+        await update(house, container, memory_limit_in_bytes=memory * MIB)
+    await update(house, container, memory_limit_in_bytes=-1)
+    await update(house, container, cpu_shares=9)
+    told = [document["memory"] for _, document in house.runtime.updates]
+    assert [set(memory) for memory in told] == [{"limit", "swap"}] * 6
+    # memory.max and memory.swap.max, -1 for max.
+    on_v2 = [(m["limit"], -1 if m["swap"] < 0 else m["swap"] - m["limit"]) for m in told]
+    bounded = [(64, 32), (80, 16), (128, 0), (48, 0)]
+    assert on_v2 == [(m * MIB, swap * MIB) for m, swap in bounded] + [(-1, -1)] * 2
 
 
 async def test_status_shows_what_is_in_force_and_so_does_the_next_daemons(house: House) -> None:
