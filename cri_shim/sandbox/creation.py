@@ -33,7 +33,7 @@ from cri_shim.oci.complaints import (
     says_too_little_memory,
 )
 from cri_shim.oci.spec.checks import clean_container_path
-from cri_shim.oci.spec.mounts import volume_paths
+from cri_shim.oci.spec.mounts import check_cost, volume_paths
 from cri_shim.oci.spec.process import exec_base
 from cri_shim.oci.spec.resources import FILES_LIMIT_ANNOTATION, field_of_limit
 from cri_shim.quoting import quoted
@@ -126,6 +126,7 @@ class Creation:
                 "remove that one or raise the attempt"
             )
         require_ready(sandbox)
+        check_cost(config)
         async with AsyncExitStack() as held:
             volumes = await hold_image_volumes(self._images, config, held)
             document = await as_json_aside(config)

@@ -6,6 +6,8 @@ Rules of the file:
 - What is bound for a requested mount was found out before (`mount_sources`). Inside the container the runtime
   resolves.
 - No `rw` option is written: it would make some runtimes remount and so lose the volume's own nosuid or noexec.
+- No more than `MAX_MOUNTS` are requested, and none lies more than `MAX_DEPTH` names deep: with mounts that lie in each
+  other a runtime's work grows with the third power of the depth.
 - /proc must be what it says (CVE-2019-16884): nothing is bound below it but the files that lxcfs stands in for, and
   an image's VOLUME can't cover it, /sys or /dev.
 """
@@ -51,6 +53,10 @@ _PROC_FILES = frozenset(
 )
 """What runtimes let a mount stand in for below /proc."""
 _KERNELS = ("/dev", "/proc", "/sys")
+MAX_MOUNTS = 1024
+"""In one request: half a second of a runtime's CPU time, and for each the kernel locks all mounts of the node."""
+MAX_DEPTH = 32
+"""Of names in the path of a mount. A thousand mounts, each inside the one before, take runc a minute of CPU time."""
 _TTY_GROUP = 5
 """In every distribution."""
 HOST_SHM = "/dev/shm"  # noqa: S108 - the node's, for a pod that shares its IPC
@@ -69,6 +75,22 @@ class ImageMount:
 
 _POD_FILE = ("rprivate", "nosuid", "noexec", "nodev")
 """Of the tmpfs that they are on: in a user namespace no mount of it can be without."""
+
+
+def check_cost(config: ContainerConfig) -> None:
+    """Raises InvalidArgumentError for more mounts, or deeper ones, than a runtime can make in reasonable time."""
+    if len(config.mounts) > MAX_MOUNTS:
+        raise InvalidArgumentError(f"mounts: {len(config.mounts)} entries: at most {MAX_MOUNTS}")
+    for index, mount in enumerate(config.mounts):
+        _check_depth(mount.container_path, f"mounts[{index}].container_path")
+
+
+def _check_depth(path: str, field: str) -> None:
+    if path.count("/") <= MAX_DEPTH:
+        return
+    depth = clean_container_path(path, field).count("/")
+    if depth > MAX_DEPTH:
+        refuse(field, path, f"has {depth} names: at most {MAX_DEPTH}, move the mount further up")
 
 
 def image_mounts(config: ContainerConfig) -> list[ImageMount]:
@@ -101,6 +123,8 @@ def volume_paths(declared: Iterable[str], config: ContainerConfig) -> Iterator[s
     """Where an image's VOLUMEs go, each once: those that the request mounts nothing at, and that can be volumes.
 
     The root, and what is the kernel's, can't: images that declare such a one run without that volume.
+
+    Raises InvalidArgumentError for a volume that lies deeper than `MAX_DEPTH`.
     """
     taken = {
         clean_container_path(mount.container_path, "container_path")
@@ -114,6 +138,7 @@ def volume_paths(declared: Iterable[str], config: ContainerConfig) -> Iterator[s
         destination = clean_container_path(f"/{path}", "image VOLUME")
         kernels = any(_at_or_below(destination, place) for place in _KERNELS)
         if destination not in taken and destination != "/" and not kernels:
+            _check_depth(destination, "image VOLUME")
             taken.add(destination)
             yield destination
 

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.oci.spec.mounts import MAX_DEPTH, MAX_MOUNTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.faults.tenants.tenant import Tenant
     from tests.integration.scene import Pod
 
 SCHEMES = "://"
 """Looks like the middle of an address, again and again: what looks for addresses' passwords tries at each."""
 HOST_PORTS = 10_000
-MAX_NESTED_MOUNTS, MOUNTS_A_SECOND = 1_000, 40
-"""Each takes the kernel the longer the more there are: the attack must not outlast its time by minutes."""
+MOUNTS_A_SECOND = 60
+"""An attack must not outlast its time by minutes."""
 CALLS_AT_ONCE = 8
 
 
@@ -107,19 +110,24 @@ def host_ports(tenant: Tenant) -> None:
 
 
 def nested_mounts(tenant: Tenant) -> None:
-    """Containers of up to a thousand mounts, each inside the one before."""
-    n_mounts = min(MAX_NESTED_MOUNTS, round(tenant.seconds * MOUNTS_A_SECOND))
+    """Containers of as many mounts as may be, in a tree of them as deep as may be; and of ones that lie deeper."""
+    n_mounts = min(MAX_MOUNTS, round(tenant.seconds * MOUNTS_A_SECOND))
     pod = tenant.pod()
     source = tenant.directory / "empty"
     source.mkdir()
+    deep = ["/m" * depth for depth in range(1, MAX_DEPTH)]
+    wide = [f"{deep[-1]}/{number}" for number in range(n_mounts - len(deep))]
+    too_deep = ["/m" * depth for depth in range(1, n_mounts + 1)]
     tenant.begin()
 
-    def create() -> None:
+    def create(paths: Sequence[str]) -> None:
         config = pod.container("sleep", "1000000")
-        for depth in range(1, n_mounts + 1):
-            config.mounts.append(api.Mount(host_path=str(source), container_path="/m" * depth))
+        config.mounts.extend(
+            api.Mount(host_path=str(source), container_path=path) for path in paths
+        )
         while tenant.goes_on():
             config.metadata.attempt += 1
             tenant.tries(lambda: tenant.client.create(pod.id, config, pod.config))
 
-    tenant.at_once(*[create] * CALLS_AT_ONCE)
+    creates = [partial(create, [*deep, *wide])] * (CALLS_AT_ONCE - 1)
+    tenant.at_once(*creates, partial(create, too_deep))

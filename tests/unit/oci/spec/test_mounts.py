@@ -14,9 +14,12 @@ from cri_shim._pb.cri.v1.api_pb2 import (
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.inputs import BindVolume, HandlerFacts
 from cri_shim.oci.spec.mounts import (
+    MAX_DEPTH,
+    MAX_MOUNTS,
     ImageMount,
     build_container_mounts,
     build_sandbox_mounts,
+    check_cost,
     image_mounts,
     rootfs_propagation,
     volume_paths,
@@ -171,6 +174,23 @@ def test_volumes_of_an_image_go_where_nothing_is_requested_and_nothing_is_the_ke
         "/n" * 2100,
     ]
     assert list(volume_paths(declared, config)) == ["/db", "/b"]
+
+
+def test_mount_that_lies_too_deep_is_refused_by_its_place_in_the_request() -> None:
+    deep = "/m" * MAX_DEPTH
+    check_cost(container_config(mounts=[mount(deep), mount(f"{deep}//../m/./")]))
+    with pytest.raises(InvalidArgumentError, match=r"mounts\[1\].container_path: .*33 names: at"):
+        check_cost(container_config(mounts=[mount(), mount(f"{deep}/m")]))
+    assert list(volume_paths([deep], container_config())) == [deep]
+    with pytest.raises(InvalidArgumentError, match=r"image VOLUME: .*33 names: at most 32"):
+        list(volume_paths([f"{deep}/m"], container_config()))
+
+
+def test_more_mounts_than_a_runtime_makes_in_time_are_refused() -> None:
+    mounts = [mount(f"/m/{number}") for number in range(MAX_MOUNTS + 1)]
+    check_cost(container_config(mounts=mounts[1:]))
+    with pytest.raises(InvalidArgumentError, match="mounts: 1025 entries: at most 1024"):
+        check_cost(container_config(mounts=mounts))
 
 
 def test_later_of_two_at_one_path_stays() -> None:
