@@ -127,7 +127,7 @@ def nested_mounts(tenant: Tenant) -> None:
         )
         while tenant.goes_on():
             config.metadata.attempt += 1
-            tenant.tries(lambda: tenant.client.create(pod.id, config, pod.config))
+            _creates(tenant, pod, config)
 
     creates = [partial(create, [*deep, *wide])] * (CALLS_AT_ONCE - 1)
     tenant.at_once(*creates, partial(create, too_deep))
