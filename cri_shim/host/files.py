@@ -34,6 +34,7 @@ __all__ = [
     "read_bounded",
     "read_in_root",
     "remove_tree",
+    "size_in_root",
     "write_atomic",
 ]
 
@@ -118,6 +119,18 @@ def read_in_root(root: Path | int, path: str, max_bytes: int) -> bytes | None:
         return None
     try:
         return _read_regular(named, max_bytes, path)
+    finally:
+        os.close(named)
+
+
+def size_in_root(root: Path | int, path: str) -> int | None:
+    """Bytes of what has this name inside `root`, which is not opened; None when there is nothing. Raises OSError."""
+    try:
+        named = open_in_root(root, path, os.O_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return os.fstat(named).st_size
     finally:
         os.close(named)
 

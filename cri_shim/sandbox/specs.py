@@ -7,7 +7,6 @@ looked up here. Nothing in a container's root file system is followed by name.
 from __future__ import annotations
 
 import dataclasses
-import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,10 @@ import structlog
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import InvalidArgumentError, NotFoundError, WrongStateError
 from cri_shim.host.cgroups.placement import CgroupPlace, parent_directory, place
-from cri_shim.host.files import read_bounded, read_in_root
+from cri_shim.host.files import read_bounded
 from cri_shim.kernel_call import at_length_for, in_time_for, working_on
 from cri_shim.oci.hook_files import check_programs
 from cri_shim.oci.spec.cdi_edits import device_paths, requested_devices
-from cri_shim.oci.spec.checks import clean_container_path, refuse
 from cri_shim.oci.spec.container import build_container_spec
 from cri_shim.oci.spec.devices import host_device_paths
 from cri_shim.oci.spec.inputs import ContainerFacts, ImageDefaults, SandboxFacts
@@ -39,6 +37,7 @@ from cri_shim.oci.spec.selinux import Labels
 from cri_shim.oci.spec.stop_signal import stop_signal
 from cri_shim.oci.spec.user import resolve_sandbox_user, resolve_user
 from cri_shim.quoting import quoted
+from cri_shim.sandbox.accounts import account_file
 from cri_shim.sandbox.host_paths import (
     check_destinations,
     check_devices,
@@ -67,9 +66,6 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.volumes import Volumes
 
 log = structlog.get_logger()
-MAX_ACCOUNT_FILE_BYTES = 2 << 20
-"""/etc/passwd and /etc/group come from the image: what is longer is no such file. Reading 2 MiB of the shortest lines
-takes half a second of a thread that shares the interpreter."""
 
 
 class Specs:
@@ -237,8 +233,8 @@ class Specs:
         user = resolve_user(
             context,
             image_user=defaults.user,
-            passwd=_account_file(rootfs_dir, "etc/passwd", config),
-            group=_account_file(rootfs_dir, "etc/group", config),
+            passwd=account_file(rootfs_dir, "etc/passwd", config),
+            group=account_file(rootfs_dir, "etc/group", config),
         )
         if context.privileged:
             node = dataclasses.replace(node, host_devices=host_devices())
@@ -337,29 +333,6 @@ class Specs:
             annotations=dict(sandbox.config.annotations),
             labels=record.labels,
         )
-
-
-def _account_file(rootfs_dir: Path, path: str, config: api.ContainerConfig) -> bytes:
-    """What an image has there; a loop of links or a huge file is no account file.
-
-    Raises InvalidArgumentError for what is no file: OCI runtimes read it as well, and would wait on a FIFO for ever.
-    """
-    try:
-        return read_in_root(rootfs_dir, path, MAX_ACCOUNT_FILE_BYTES) or b""
-    except OSError as error:
-        if error.errno == errno.EINVAL and not _is_mounted_over(f"/{path}", config):
-            refuse(
-                "image", f"/{path}", "is no regular file, as OCI runtimes need it: mend the image"
-            )
-        log.warning("no account file", path=path, rootfs=str(rootfs_dir), error=str(error))
-        return b""
-
-
-def _is_mounted_over(path: str, config: api.ContainerConfig) -> bool:
-    places = (
-        clean_container_path(mount.container_path, "container_path") for mount in config.mounts
-    )
-    return any(f"{path}/".startswith(f"{place}/") for place in places)
 
 
 def image_defaults(image: Image, name: str) -> ImageDefaults:

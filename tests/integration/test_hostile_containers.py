@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from cri_shim.sandbox.accounts import MAX_READ_BY_RUNTIMES_BYTES
 from tests import images
 from tests.integration.scene import Pod, refused
 
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("unpacking")]
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 LONG = "x" * 5000
+HUGE = b"\0" * (MAX_READ_BY_RUNTIMES_BYTES + 1)
 Hostile = Callable[..., str]
 
 
@@ -112,6 +114,7 @@ REFUSED: dict[str, tuple[list[images.Entry], dict[str, Any], str]] = {
     "groups in a fifo": ([images.fifo("etc/group")], {}, "image: '/etc/group'"),
     "accounts in a directory": ([images.directory("etc/passwd")], {}, "image: '/etc/passwd'"),
     "accounts in a device": ([images.device("etc/passwd", 1, 5)], {}, "image: '/etc/passwd'"),
+    "huge accounts": ([images.file("etc/group", HUGE)], {}, "image: '/etc/group'"),
     "directory as a file of the pod": ([images.directory("etc/hosts")], {}, "image: '/etc/hosts'"),
     "loop as a file of the pod": (
         [images.symlink("etc/hosts", "hosts")],

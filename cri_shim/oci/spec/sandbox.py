@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 PAUSE_OOM_SCORE_ADJ = -998
 """Killing it would take the pod away: it goes last, after kubelet itself (-999)."""
-_PAUSE_CPU_SHARES = 2
 _HOST_NAME_MAX = 64
 """HOST_NAME_MAX: sethostname(2) takes no more."""
 _NOT_IN_A_HOST_NAME = re.compile(r"[\s\x00-\x1f\x7f-\x9f#]")
@@ -73,10 +72,9 @@ def build_sandbox_spec(
         "namespaces": namespaces.build_sandbox_namespaces(options, sandbox=sandbox, node=node),
         "cgroupsPath": cgroups_path,
         **namespaces.build_user_mappings(sandbox, handler),
-        "resources": {
-            "devices": [{"allow": False, "access": "rwm"}],
-            "cpu": {"shares": _PAUSE_CPU_SHARES},
-        },
+        # No small weight for the pause process, which computes nothing: its cgroup is where the runtime works that
+        # makes it, and where it dies. Beside busy containers both would take many seconds.
+        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "maskedPaths": [*security.MASKED_PATHS, *node.extra_masked_paths],
         "readonlyPaths": [*security.READONLY_PATHS],
     }

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.sandbox.accounts import MAX_READ_BY_RUNTIMES_BYTES
+from tests import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,3 +92,24 @@ def accounts_in_a_fifo_of_the_node(tenant: Tenant) -> None:
     mount = api.Mount(host_path=str(fifo), container_path="/etc/passwd")
     create = partial(_create, tenant, pod, mount)
     tenant.at_once(*[partial(tenant.again_and_again, create)] * CALLS_AT_ONCE)
+
+
+def accounts_of_megabytes(tenant: Tenant) -> None:
+    """CreateContainers of an image whose /etc/group is as large as it may be, which runtimes read for each."""
+    name = "test.example/groups:1"
+    group = images.file(
+        "etc/group", (b"g:x:1:\n" * MAX_READ_BY_RUNTIMES_BYTES)[:MAX_READ_BY_RUNTIMES_BYTES]
+    )
+    archive = tenant.directory / "groups.tar"
+    archive.write_bytes(images.oci_archive(images.layer(images.directory("etc"), group), name=name))
+    tenant.client.import_image(archive)
+    pod = tenant.pod()
+    tenant.begin()
+
+    def create_and_remove() -> None:
+        config = pod.container("/none")
+        config.image.image = name
+        tenant.client.remove(tenant.client.create(pod.id, config, pod.config))
+
+    tenant.at_once(*[partial(tenant.again_and_again, create_and_remove)] * CALLS_AT_ONCE)
+    tenant.client.remove_image(name)

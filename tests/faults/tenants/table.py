@@ -20,6 +20,7 @@ ATTACKS: Final = {
         files.accounts_in_a_fifo_of_the_container, cores=1
     ),
     "accounts in a FIFO of the node": Attack(files.accounts_in_a_fifo_of_the_node, cores=1),
+    "accounts of megabytes": Attack(files.accounts_of_megabytes, cores=MAX_OF_POD),
     "processes of an exec": Attack(containers.processes_of_an_exec, cores=2),
     "files of the pod": Attack(containers.files_of_the_pod, cores=1),
     "files of a layer": Attack(containers.files_of_a_layer, cores=1),

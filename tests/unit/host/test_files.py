@@ -14,6 +14,7 @@ from cri_shim.host.files import (
     open_in_root,
     read_bounded,
     read_in_root,
+    size_in_root,
     write_atomic,
 )
 
@@ -120,6 +121,14 @@ def test_every_way_of_writing_a_path_stays_inside(root: Path, path: str) -> None
 def test_link_that_points_out_leads_nowhere(root: Path, target: str) -> None:
     (root / "link").symlink_to(target.format(outside=root.parent / "outside"))
     assert read_in_root(root, "link", 100) is None
+
+
+def test_size_is_told_without_opening(root: Path) -> None:
+    assert size_in_root(root, "etc/passwd") == len(b"inside")
+    assert size_in_root(root, "etc/none") is None
+    assert size_in_root(root, "etc/passwd/none") is None
+    os.mkfifo(root / "fifo")
+    assert size_in_root(root, "fifo") == 0
 
 
 def test_absolute_link_is_resolved_inside(root: Path) -> None:

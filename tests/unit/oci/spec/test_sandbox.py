@@ -136,10 +136,16 @@ def test_size_that_no_pod_can_have_is_refused_by_its_field(field: str) -> None:
 def test_size_of_a_pod_is_not_that_of_its_pause_container() -> None:
     config = pod_config()
     config.linux.resources.memory_limit_in_bytes = 1 << 30
+    config.linux.resources.cpu_shares = 2
     assert sandbox_spec(config)["linux"]["resources"] == {
-        "devices": [{"allow": False, "access": "rwm"}],
-        "cpu": {"shares": 2},
+        "devices": [{"allow": False, "access": "rwm"}]
     }
+
+
+def test_pause_process_has_the_weight_of_any_since_busy_containers_would_starve_its_creation() -> (
+    None
+):
+    assert "cpu" not in sandbox_spec(pod_config())["linux"]["resources"]
 
 
 def test_user_that_the_pods_namespace_does_not_know_is_refused_before_anything_is_built() -> None:
