@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import selectors
+import socket
 import time
 from typing import TYPE_CHECKING
+
+import pytest
 
 from cri_shim import event_loop
 
@@ -87,3 +92,93 @@ def test_the_result_comes_back() -> None:
         return 7
 
     assert event_loop.run(main()) == 7
+
+
+def test_a_socket_is_read_from_and_written_to_at_once() -> None:
+    async def main() -> bytes:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            for each in (ours, theirs):
+                each.setblocking(False)
+            loop = asyncio.get_running_loop()
+            large = bytes(range(256)) * 8192  # more than the sockets hold
+            sending = asyncio.gather(
+                loop.sock_sendall(ours, large), loop.sock_sendall(theirs, b"y")
+            )
+            received = b""
+            while len(received) < len(large):
+                received += await loop.sock_recv(theirs, 1 << 16)
+            assert received == large
+            await sending
+            return await loop.sock_recv(ours, 1)
+
+    assert event_loop.run(main()) == b"y"
+
+
+def test_the_other_sides_end_is_told_to_who_reads_and_to_who_writes() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for add, end in ((loop.add_reader, 0), (loop.add_writer, 1)):
+            pipe = os.pipe()
+            told = loop.create_future()
+            add(pipe[end], told.set_result, None)
+            os.close(pipe[1 - end])
+            await asyncio.wait_for(told, 10)
+            (loop.remove_writer if end else loop.remove_reader)(pipe[end])
+            os.close(pipe[end])
+
+    event_loop.run(main())
+
+
+def test_more_descriptors_than_one_turn_is_for_are_all_served() -> None:
+    count = 200
+
+    async def main() -> set[int]:
+        loop = asyncio.get_running_loop()
+        served: set[int] = set()
+        done = loop.create_future()
+
+        def read(fd: int) -> None:
+            os.read(fd, 1)
+            served.add(fd)
+            if len(served) == count:
+                done.set_result(None)
+
+        pipes = [os.pipe() for _ in range(count)]
+        for reading, writing in pipes:
+            loop.add_reader(reading, read, reading)
+            os.write(writing, b"x")
+        await asyncio.wait_for(done, 10)
+        for reading, writing in pipes:
+            loop.remove_reader(reading)
+            os.close(reading)
+            os.close(writing)
+        return served
+
+    assert len(event_loop.run(main())) == count
+
+
+def test_a_descriptor_is_registered_once_and_forgotten_as_a_whole() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, asyncio.SelectorEventLoop)
+        reading, writing = os.pipe()
+        selector = event_loop._Turns()
+        selector.register(reading, selectors.EVENT_READ, "first")
+        with pytest.raises(KeyError):
+            selector.register(reading, selectors.EVENT_READ)
+        os.write(writing, b"x")
+        assert selector.select(0) == [(selector.get_key(reading), selectors.EVENT_READ)]
+        assert selector.modify(reading, 0, "second").data == "second"
+        assert selector.select(0) == []
+        assert list(selector.get_map()) == [reading]
+        os.close(reading)  # the kernel forgets it before we do
+        selector.unregister(reading)
+        with pytest.raises(KeyError):
+            selector.unregister(reading)
+        with pytest.raises(KeyError):
+            selector.get_key(reading)
+        os.close(writing)
+        selector.close()
+
+    event_loop.run(main())
