@@ -19,6 +19,7 @@ from cri_shim.quoting import bounded_text
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+    from prometheus_client import Counter, Histogram
 
 _QUIET_PREFIXES: Final = ("List", "Stream", "Get")
 _QUIET_SUFFIXES: Final = ("Status", "Stats", "Info", "Reflection")
@@ -73,6 +74,16 @@ class MethodName:
         return self.is_quiet and self.method != "ExecSync"
 
     @cached_property
+    def seconds_of_calls(self) -> Histogram:
+        """How long its calls took."""
+        return metrics.GRPC_REQUEST_SECONDS.labels(self.service, self.method)
+
+    @cached_property
+    def calls_by_code(self) -> dict[grpc.StatusCode, Counter]:
+        """How many calls ended with each of the codes that there were."""
+        return {}
+
+    @cached_property
     def is_quiet(self) -> bool:
         """Whether its successes are noise in a log."""
         return (
@@ -90,16 +101,18 @@ class Call:
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     code: grpc.StatusCode = grpc.StatusCode.OK
     text: str = ""
-    subject: dict[str, str] = field(default_factory=dict)
-    """IDs and names of what it is about, as its log line shows them."""
+    messages: list[Message] = field(default_factory=list)
+    """The request, and what was answered: what they are about is looked for where it is told."""
     started_s: float = field(default_factory=time.perf_counter)
 
-    def notice(self, message: Message) -> None:
-        """Take from a request or response what it is about."""
-        self.subject.update(
-            (key, bounded_text(text, MAX_SUBJECT_CHARS))
+    @property
+    def subject(self) -> dict[str, str]:
+        """IDs and names of what it is about, as its log line shows them."""
+        return {
+            key: bounded_text(text, MAX_SUBJECT_CHARS)
+            for message in self.messages
             for key, text in subject_of(message).items()
-        )
+        }
 
     @property
     def level(self) -> str:
@@ -117,9 +130,14 @@ class Call:
 
     def count(self, seconds: float) -> None:
         """Put it into the metrics."""
-        name = self.name
-        metrics.GRPC_REQUESTS.labels(name.service, name.method, self.code.name).inc()
-        metrics.GRPC_REQUEST_SECONDS.labels(name.service, name.method).observe(seconds)
+        counted = self.name.calls_by_code.get(self.code)
+        if counted is None:
+            counted = metrics.GRPC_REQUESTS.labels(
+                self.name.service, self.name.method, self.code.name
+            )
+            self.name.calls_by_code[self.code] = counted
+        counted.inc()
+        self.name.seconds_of_calls.observe(seconds)
 
 
 def subject_of(message: Message) -> dict[str, str]:

@@ -18,6 +18,7 @@ from cri_shim.errors import NotReadyError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 
 class Phase(StrEnum):
@@ -70,12 +71,14 @@ class Gate:
         if self._busy_with:
             raise UnavailableError(f"{self._busy_with}; retry when that is over")
 
-    @contextmanager
-    def admitted(self, *, only_looks: bool = False) -> Iterator[None]:
+    def admitted(self, *, only_looks: bool = False) -> AbstractContextManager[None]:
         """Be inside for as long as the block runs; `only_looks` for a call that changes nothing.
 
-        Raises: NotReadyError before `open`, UnavailableError after `drain` and during `only_looking`.
+        Entering raises NotReadyError before `open`, UnavailableError after `drain` and during `only_looking`.
         """
+        return _Admission(self, only_looks)
+
+    def _enter(self, only_looks: bool) -> None:
         if self._phase is Phase.RECOVERING:
             raise NotReadyError(
                 "cri-shim is recovering: it still looks after the pods of its last run; retry in a moment"
@@ -86,12 +89,11 @@ class Gate:
             self._refuse_if_busy()
         self._inside += 1
         self._empty.clear()
-        try:
-            yield
-        finally:
-            self._inside -= 1
-            if not self._inside:
-                self._empty.set()
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._empty.set()
 
     async def drain(self, grace_s: float) -> int:
         """Turn new calls away and wait at most `grace_s` for those inside. Returns how many did not end."""
@@ -102,3 +104,19 @@ class Gate:
         except TimeoutError:
             pass  # the caller is told how many are left
         return self._inside
+
+
+class _Admission:
+    """One call's way in and out: a class, since every call has one, and a generator would cost more."""
+
+    __slots__ = ("_gate", "_only_looks")
+
+    def __init__(self, gate: Gate, only_looks: bool) -> None:
+        self._gate = gate
+        self._only_looks = only_looks
+
+    def __enter__(self) -> None:
+        self._gate._enter(self._only_looks)
+
+    def __exit__(self, *exc: object) -> None:
+        self._gate._leave()

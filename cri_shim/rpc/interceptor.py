@@ -13,16 +13,17 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
+from structlog.contextvars import bind_contextvars
 
 from cri_shim import metrics
 from cri_shim.errors import InvalidArgumentError, ResourceExhaustedError, forget_frames
-from cri_shim.log import is_shown, log_context
+from cri_shim.log import is_shown
 from cri_shim.rpc.calls import Call, MethodName
 from cri_shim.rpc.redaction import redacted
 from cri_shim.rpc.request_limits import check_parts, check_size
@@ -74,7 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, name: MethodName, handler: Handler) -> Handler:
-        """The same method on raw bytes: decoding, the method itself and encoding happen inside `_running`."""
+        """The same method on raw bytes: what fails in decoding, in the method or in encoding is reported alike."""
         codec = _Codec(name, handler.request_deserializer, handler.response_serializer)
         behaviour: Any = (
             handler.unary_unary
@@ -84,7 +85,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
 
         async def run(raw: Any, context: Context) -> bytes | None:  # noqa: ANN401 - bytes, or an iterator of them
-            async with self._running(name, context) as call:
+            call = Call(name)
+            # The task is this call's alone, and so is its context: nothing has to be put back.
+            bind_contextvars(request_id=call.id)
+            metrics.GRPC_REQUESTS_IN_FLIGHT.inc()
+            try:
                 with self._admission(name):
                     request = (
                         codec.decoded_each(raw)
@@ -97,7 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         if not isinstance(
                             message, bytes
                         ):  # what is encoded already is a list: about nobody alone
-                            call.notice(message)
+                            call.messages.append(message)
                         return self._encoded(codec, message)
                     if hasattr(answer, "__aiter__"):
                         # grpc's reflection: closed here, in this task, should the client go away between two messages.
@@ -106,6 +111,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                                 await context.write(message)
                     else:
                         await answer
+            except asyncio.CancelledError:
+                call.code = grpc.StatusCode.CANCELLED
+                raise
+            except grpc.aio.AbortError:
+                # A service of grpc's own chose its status itself.
+                call.code, call.text = _chosen(context)
+                raise
+            except Exception as error:  # noqa: BLE001 - the edge: see the module's rules
+                call.code, call.text = answer_to(error, call.id)
+                forget_frames(error)
+                # Not `abort`: grpc keeps what that raises beside the call whose frames it is raised through.
+                context.set_code(call.code)
+                context.set_details(call.text)
+            finally:
+                metrics.GRPC_REQUESTS_IN_FLIGHT.dec()
+                self._report(call)
             return None  # what a call that failed answers is thrown away: its status is not OK
 
         def encode(message: Any) -> bytes:  # noqa: ANN401 - what a stream sends; one answer arrives as bytes
@@ -128,34 +149,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             else self._gate.admitted(only_looks=name.only_looks)
         )
 
-    @asynccontextmanager
-    async def _running(self, name: MethodName, context: Context) -> AsyncIterator[Call]:
-        """One call to its log line; what is raised inside becomes its status."""
-        call = Call(name)
-        with (
-            log_context(request_id=call.id),
-            metrics.GRPC_REQUESTS_IN_FLIGHT.track_inprogress(),
-        ):
-            try:
-                yield call
-            except asyncio.CancelledError:
-                call.code = grpc.StatusCode.CANCELLED
-                raise
-            except grpc.aio.AbortError:
-                # A service of grpc's own chose its status itself.
-                call.code, call.text = _chosen(context)
-                raise
-            except Exception as error:  # noqa: BLE001 - the edge: see the module's rules
-                call.code, call.text = answer_to(error, call.id)
-                forget_frames(error)
-                # Not `abort`: grpc keeps what that raises beside the call whose frames it is raised through.
-                context.set_code(call.code)
-                context.set_details(call.text)
-            finally:
-                self._report(call)
-
     def _noticed(self, call: Call, request: Message) -> Message:
-        call.notice(request)
+        call.messages.append(request)
         if is_shown("debug"):
             log.debug("request", rpc=call.name.method, request=_Shown(request))
         return request

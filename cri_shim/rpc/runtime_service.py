@@ -21,7 +21,7 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import InvalidArgumentError, NotFoundError
 from cri_shim.rpc import translate_containers as containers_
 from cri_shim.rpc import translate_pods as pods_
-from cri_shim.rpc.encoded import Encoded
+from cri_shim.rpc.encoded import Encoded, joined
 from cri_shim.rpc.fields import require
 from cri_shim.rpc.pieces import send_in_pieces
 
@@ -218,7 +218,7 @@ class RuntimeService:
     async def list_pod_sandbox(self, request: api.ListPodSandboxRequest) -> Encoded:
         """All sandboxes that the filter lets through."""
         chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
-        return Encoded(b"".join(map(pods_.list_entry, chosen)))
+        return joined(chosen, pods_.list_entry)
 
     async def stream_pod_sandboxes(
         self, request: api.StreamPodSandboxesRequest, send: Send
@@ -274,7 +274,7 @@ class RuntimeService:
     async def list_containers(self, request: api.ListContainersRequest) -> Encoded:
         """All containers that the filter lets through."""
         chosen = containers_.selected(self.containers.list_containers(), request.filter)
-        return Encoded(b"".join(map(containers_.list_entry, chosen)))
+        return joined(chosen, containers_.list_entry)
 
     async def stream_containers(self, request: api.StreamContainersRequest, send: Send) -> None:
         """The same in pieces: for more containers than one message can hold."""

@@ -211,7 +211,7 @@ class Containers:
         being_made = [
             container.name
             for container in self._store.of_sandbox(sandbox_id)
-            if not _is_complete(container)
+            if not container.status.is_complete
         ]
         await asyncio.gather(
             self._stop_complete(sandbox_id),
@@ -266,7 +266,7 @@ class Containers:
         """Remove every container of a sandbox."""
         for container in self._store.of_sandbox(sandbox_id):
             # One of a former daemon's may be shown as nothing yet, while it is undone: joined.
-            if _is_complete(container) or self._removals.is_under_way(container.id):
+            if container.status.is_complete or self._removals.is_under_way(container.id):
                 await self.remove_container(container.id)
 
     # --- UpdateContainerResources --------------------------------------------------------------------------------
@@ -293,11 +293,11 @@ class Containers:
 
     def list_containers(self) -> list[Container]:
         """Every container whose creation is complete, oldest first."""
-        return [c for c in self._store if _is_complete(c)]
+        return [c for c in self._store if c.status.is_complete]
 
     def containers_of(self, sandbox_id: str) -> list[Container]:
         """Those of one sandbox."""
-        return [c for c in self._store.of_sandbox(sandbox_id) if _is_complete(c)]
+        return [c for c in self._store.of_sandbox(sandbox_id) if c.status.is_complete]
 
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
@@ -347,10 +347,6 @@ class Containers:
             self.endings.close(grace_s),
             self._removals.close(grace_s),
         )
-
-
-def _is_complete(container: Container) -> bool:
-    return container.state is not ContainerState.CREATING
 
 
 async def _runs(runtime: Runtime, container_id: str) -> bool:

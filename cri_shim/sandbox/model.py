@@ -221,6 +221,11 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     """CRI's LinuxPodSandboxConfig with the last overhead and resources it was told, as protobuf's JSON."""
 
     @property
+    def is_complete(self) -> bool:
+        """Whether it has been ready once, or given up."""
+        return bool(self.ready_at_ns or self.stopped_at_ns)
+
+    @property
     def state(self) -> SandboxState:
         """The state that the times amount to."""
         if self.stopped_at_ns:
@@ -262,6 +267,11 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Why its program can't be run, in the runtime's words: then it has no process, and its start will fail."""
     released: bool = False
     """Whether the runtime's own state and the cgroup are gone, after the exit."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its creation came to an end."""
+        return bool(self.committed_at_ns or self.started_at_ns or self.finished_at_ns)
 
     @property
     def state(self) -> ContainerState:

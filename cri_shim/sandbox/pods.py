@@ -371,7 +371,7 @@ class Pods:
 
     def list_pod_sandbox(self) -> list[Sandbox]:
         """Every sandbox that has been ready once, oldest first."""
-        return [s for s in self._store if s.state is not SandboxState.CREATING]
+        return [s for s in self._store if s.status.is_complete]
 
     def verbose_info(self, sandbox: Sandbox) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""

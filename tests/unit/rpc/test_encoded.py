@@ -15,7 +15,7 @@ from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2
 from cri_shim.errors import WrongStateError
 from cri_shim.paths import Paths
 from cri_shim.rpc import translate_containers, translate_pods
-from cri_shim.rpc.encoded import Encoded, encoder
+from cri_shim.rpc.encoded import Encoded, encoder, joined
 from cri_shim.sandbox.model import ContainerStatus, Process, SandboxStatus, User
 from cri_shim.sandbox.store import Container, Sandbox, Store, read_container, read_sandbox
 from tests.unit.rpc.fakes import make_container, make_sandbox, serving
@@ -55,7 +55,7 @@ def test_a_list_of_sandboxes_is_what_it_would_be_encoded_anew(
     changes: list[tuple[str, int]],
 ) -> None:
     def checked(store: Store[Sandbox]) -> None:
-        raw = b"".join(map(translate_pods.list_entry, store))
+        raw = joined(store, translate_pods.list_entry)
         plain = v1.ListPodSandboxResponse(items=map(translate_pods.pod_sandbox, store))
         assert v1.ListPodSandboxResponse.FromString(raw) == plain
         assert _older(v1alpha2.ListPodSandboxResponse, raw) == _older(
@@ -83,7 +83,7 @@ def test_a_list_of_containers_is_what_it_would_be_encoded_anew(
     changes: list[tuple[str, int]],
 ) -> None:
     def checked(store: Store[Container]) -> None:
-        raw = b"".join(map(translate_containers.list_entry, store))
+        raw = joined(store, translate_containers.list_entry)
         plain = v1.ListContainersResponse(
             containers=map(translate_containers.container_entry, store)
         )
