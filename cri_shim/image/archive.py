@@ -49,7 +49,7 @@ from cri_shim.image.reference import Reference, parse_reference
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cri_shim.image.manifest import ImageConfig, Platform
+    from cri_shim.image.manifest import ImageConfig
     from cri_shim.image.members import Member
 
 CONTAINERD_NAME = "io.containerd.image.name"

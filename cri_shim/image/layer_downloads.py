@@ -198,7 +198,9 @@ class LayerDownloads:
             os.close(directory_fd)
 
     def _without_file(self, layers: Sequence[PlannedLayer]) -> list[PlannedLayer]:
-        return [layer for layer in layers if not _is_file(layer.file, self._spool_fd)]
+        """One of those with the same blob: an image may have a layer twice."""
+        blobs = {layer.file: layer for layer in layers}.values()
+        return [layer for layer in blobs if not _is_file(layer.file, self._spool_fd)]
 
     @contextlib.asynccontextmanager
     async def _receiving(self, layer: PlannedLayer) -> AsyncIterator[tuple[Transfer, _Held]]:

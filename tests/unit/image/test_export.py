@@ -12,7 +12,7 @@ import pytest
 
 from cri_shim.errors import CorruptStateError, NotFoundError, WrongStateError
 from cri_shim.image.manifest import digest_of
-from tests.fakes.registry import Corrupt
+from tests.fakes.registry import Corrupt, Stall
 from tests.images import file, layer
 from tests.unit.image.test_check import alter
 
@@ -124,6 +124,24 @@ async def test_of_two_pulls_at_once_each_keeps_its_own_packing(
     pulls = [node.puller.pull(f"{registry.host}/team/{how}:1") for how in ("gzip", "zstd")]
     for image in await asyncio.gather(*pulls):
         await exported(node, image.id)
+
+
+async def test_layer_that_an_image_has_twice_comes_from_another_pull_that_is_under_way(
+    node: Node, registry: FakeRegistry
+) -> None:
+    registry.add("team/one", PLAIN, PLAIN, BASE, tag="1", user="one")
+    registry.add("team/two", PLAIN, PLAIN, tag="1", user="two")
+    registry.faults.append(Stall(f"/blobs/{BASE.digest}"))
+    one = asyncio.create_task(node.puller.pull(f"{registry.host}/team/one:1", abandon=True))
+    while not registry.count("GET", PLAIN.digest):  # noqa: ASYNC110 - requests have no event
+        await asyncio.sleep(0.01)
+    two = await node.puller.pull(f"{registry.host}/team/two:1")
+    assert not one.done()
+    await exported(node, two.id)
+    assert registry.count("GET", PLAIN.digest) == 1
+    one.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await one
 
 
 async def test_another_pull_brings_the_packed_layers_that_are_missing(
