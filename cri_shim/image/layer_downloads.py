@@ -4,8 +4,8 @@ Rules:
 - A blob is downloaded once, however many layers of the image have it, and not at all if it is here.
 - It is unpacked while it comes, if the unpacker has room for one more stream; else it goes to disk, where it goes
   anyway, and is unpacked from there. Nobody who downloads waits for somebody who unpacks.
-- A download below the minimum rate gives its slot back and goes on as a slow one (`download_slots`): the least that a
-  link of use brings, so that only a server that drips, and one that is waited for, is slow.
+- A download below the minimum rate gives its slot back and goes on as a slow one (`slots`): the least that a link of
+  use brings, so that only a server that drips, and one that is waited for, is slow.
 - A layer that is here unpacked may be packed in another way in this image: its blob comes all the same, since the
   image could not be exported without it.
 - A layer counts only after its blob's digest was right. When the blob was not, that is what is told, whatever the
@@ -25,23 +25,24 @@ import structlog
 
 from cri_shim import metrics
 from cri_shim.background import uninterrupted
-from cri_shim.errors import BadArchiveError, DamagedBlobError, RegistryUnavailableError
+from cri_shim.errors import BadArchiveError, DamagedBlobError
 from cri_shim.image.archive_feed import put_document
 from cri_shim.image.arrival import TRIES
 from cri_shim.image.growing import Growing
 from cri_shim.image.model import PullProgress, PullStep
 from cri_shim.image.transfer import Transfer
+from cri_shim.slots import Share
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from cri_shim.image.blobs import BlobStore
-    from cri_shim.image.download_slots import DownloadSlot, DownloadSlots
     from cri_shim.image.jobs import LayerReport
     from cri_shim.image.manifest import Descriptor
     from cri_shim.image.planned import PlannedDocument, PlannedLayer
     from cri_shim.image.reference import Reference
     from cri_shim.image.unpack import Unpacker
+    from cri_shim.slots import Slot, Slots
 
 log = structlog.get_logger()
 _PART_SUFFIX = ".part"
@@ -60,8 +61,12 @@ class BlobSource(Protocol):
 class _Held(NamedTuple):
     """What a download has taken, and gives back with its end."""
 
-    slot: DownloadSlot
-    all: contextlib.AsyncExitStack
+    of_all: Slot
+    of_image: contextlib.ExitStack
+
+    def end(self) -> None:
+        self.of_all.end()
+        self.of_image.close()
 
 
 class LayerDownloads:
@@ -76,13 +81,15 @@ class LayerDownloads:
         spool_fd: int,
         *,
         at_once: int,
-        slots: DownloadSlots,
+        slots: Slots,
+        of_a_registry: int,
         arrived: dict[str, tuple[int, str]],
         tell: Callable[[PullProgress], None],
     ) -> None:
         """`reference` is the image's. `tell` hears each step.
 
-        At most `at_once` layers are downloaded at the same time, each with one of the `slots`, as its registry's.
+        At most `at_once` layers are downloaded at the same time, each with one of the `slots`, of which one registry
+        has at most `of_a_registry`.
         `arrived` is for all pulls: the blobs that are whole and not in the store yet, by directory and name.
         """
         self._reference = reference
@@ -92,6 +99,7 @@ class LayerDownloads:
         self._spool_fd = spool_fd
         self._at_once = asyncio.Semaphore(at_once)
         self._slots = slots
+        self._share = Share(self.source, of_a_registry)
         self._arrived = arrived
         self._tell = tell
         self._turns: dict[str, asyncio.Lock] = {}
@@ -207,19 +215,22 @@ class LayerDownloads:
         """A file for its blob, once there is a slot, which the download gives back."""
         self._say(layer, PullStep.WAITING, 0)
         part = layer.file + _PART_SUFFIX
-        async with contextlib.AsyncExitStack() as slots:
-            await slots.enter_async_context(self._at_once)
-            slot = await slots.enter_async_context(self._slots.slot(self._reference.domain))
-            held = _Held(slot, slots)
-            await uninterrupted(_make_empty, part, self._spool_fd)
-            with _opened(part, os.O_RDWR, self._spool_fd) as fd:
-                transfer = Transfer(
-                    fd,
-                    layer.blob,
-                    what=self._what(layer),
-                    tell=lambda got: self._say(layer, PullStep.DOWNLOADING, got),
-                )
-                yield transfer, held
+        what = self._what(layer)
+        with contextlib.ExitStack() as of_image:
+            await self._at_once.acquire()
+            of_image.callback(self._at_once.release)
+            async with self._slots.slot(
+                f"{what}: its download", self._share, waiting="waiting for other downloads"
+            ) as slot:
+                await uninterrupted(_make_empty, part, self._spool_fd)
+                with _opened(part, os.O_RDWR, self._spool_fd) as fd:
+                    transfer = Transfer(
+                        fd,
+                        layer.blob,
+                        what=what,
+                        tell=lambda got: self._say(layer, PullStep.DOWNLOADING, got),
+                    )
+                    yield transfer, _Held(slot, of_image)
 
     async def _bring_as_stream(
         self,
@@ -246,7 +257,7 @@ class LayerDownloads:
     async def _download(self, layer: PlannedLayer, transfer: Transfer, held: _Held) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                watch = group.create_task(self._watch(layer, transfer, held.slot))
+                watch = group.create_task(self._watch(layer, transfer, held.of_all))
                 sender = await self._source.download(layer.blob, transfer)
                 watch.cancel()
             transfer.finish(sender)
@@ -257,23 +268,19 @@ class LayerDownloads:
             transfer.fail(error)
             raise
         finally:
-            await held.all.aclose()
+            held.end()
         await uninterrupted(self._keep, layer)
         self._arrived.setdefault(layer.blob.digest, (self._spool_fd, layer.file))
         self._say(layer, PullStep.UNPACKING, layer.blob.size)
 
-    async def _watch(self, layer: PlannedLayer, transfer: Transfer, slot: DownloadSlot) -> None:
-        """Give the slot back once too little has come for as long as a window. Raises RegistryUnavailableError."""
+    async def _watch(self, layer: PlannedLayer, transfer: Transfer, slot: Slot) -> None:
+        """Call it slow once too little has come for as long as a window."""
         before = -MIN_BYTES_PER_S * WINDOW_S
         while transfer.received - before >= MIN_BYTES_PER_S * WINDOW_S:
             before = transfer.received
             await asyncio.sleep(WINDOW_S)
         log.info("a layer comes slowly", image=str(self._reference), layer=layer.blob.digest)
-        if not slot.give_back():
-            raise RegistryUnavailableError(
-                f"{self._what(layer)}: it comes with less than {MIN_BYTES_PER_S} bytes a second, and as many layers "
-                f"of {self._reference.domain}, or of all registries, as may be are as slow: try again later"
-            )
+        slot.now_slow()
 
     async def _unpack_file(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         self._say(layer, PullStep.UNPACKING, layer.blob.size)

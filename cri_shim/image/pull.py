@@ -22,6 +22,7 @@ from cri_shim.errors import (
     BadArchiveError,
     BadImageReferenceError,
     CorruptStateError,
+    DeadlineError,
     InvalidArgumentError,
     NotFoundError,
     RegistryAuthError,
@@ -29,7 +30,6 @@ from cri_shim.errors import (
     ResourceExhaustedError,
 )
 from cri_shim.image.credentials import load_auth_file
-from cri_shim.image.download_slots import DownloadSlots
 from cri_shim.image.layer_downloads import LayerDownloads
 from cri_shim.image.reference import RESERVED_DOMAIN, parse_reference
 from cri_shim.image.registry_hosts import load_endpoints
@@ -56,9 +56,9 @@ log = structlog.get_logger()
 
 _DOWNLOADS_OF_ALL = 4
 """Times `max_parallel_downloads`, which is for one image: what all pulls together may do, so that memory is bounded."""
-_DOWNLOADS_OF_A_REGISTRY = 3
 _SLOW_DOWNLOADS_OF_ALL = 4
-_SLOW_DOWNLOADS_OF_A_REGISTRY = 2
+_DOWNLOADS_OF_A_REGISTRY = 3
+"""Of both."""
 _PULLS_AT_ONCE = 16
 _SLOW_PULLS = 32
 """Beside those. What is known of an image on its way takes up to half a megabyte; few of them download at a time."""
@@ -75,6 +75,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (NotFoundError, "not_found"),
     (RegistryAuthError, "unauthorized"),
     (RegistryUnavailableError, "unavailable"),
+    (DeadlineError, "unavailable"),
     (ResourceExhaustedError, "no_space"),
     (BadArchiveError, "bad_image"),
     (InvalidArgumentError, "invalid"),
@@ -96,13 +97,13 @@ class Puller:
         self._arrived: dict[str, tuple[int, str]] = {}
         """Blobs that pulls under way have, by directory and name."""
         of_one_image = settings.max_parallel_downloads
-        self._slots = DownloadSlots(
+        self._downloads_of_a_registry = _DOWNLOADS_OF_A_REGISTRY * of_one_image
+        self._downloads = Slots(
             _DOWNLOADS_OF_ALL * of_one_image,
-            of_one_registry=_DOWNLOADS_OF_A_REGISTRY * of_one_image,
-            slow=_SLOW_DOWNLOADS_OF_ALL * of_one_image,
-            slow_of_one=_SLOW_DOWNLOADS_OF_A_REGISTRY * of_one_image,
+            slow_total=_SLOW_DOWNLOADS_OF_ALL * of_one_image,
+            slow_after_s=None,  # a large layer takes long: the rate tells
+            patience_s=0.0,  # it was looked at for as long as tells its rate
         )
-
         self._pulling = Slots(
             _PULLS_AT_ONCE,
             slow_total=_SLOW_PULLS,
@@ -227,7 +228,8 @@ class Puller:
                     store.blobs,
                     spool_fd,
                     at_once=settings.max_parallel_downloads,
-                    slots=self._slots,
+                    slots=self._downloads,
+                    of_a_registry=self._downloads_of_a_registry,
                     arrived=self._arrived,
                     tell=lambda progress: self._tell(key, progress),
                 )

@@ -141,7 +141,7 @@ class Unpacker:
         Raises BadArchiveError, ResourceExhaustedError (disk full), DeadlineError (also where too many layers are as
         slow), UnavailableError (the unpacker can't run), and whatever the stream raises.
         """
-        slot: AbstractAsyncContextManager[None] = self._streams
+        slot: AbstractAsyncContextManager[object] = self._streams
         if isinstance(source, int):
             share = Share(owner or what, self._files_of_one)
             slot = self._files.slot(f"unpacking {what}", share, waiting="waiting for other layers")
@@ -227,7 +227,7 @@ class Unpacker:
         directory_fd: int,
         what: str,
         expected: type[R],
-        slot: AbstractAsyncContextManager[None],
+        slot: AbstractAsyncContextManager[object],
         platform: Platform = _ANY,
         content_type: str = "",
     ) -> R:

@@ -259,6 +259,7 @@ class Creation:
         record = ContainerRecord(
             id=container_id,
             sandbox_id=sandbox.id,
+            pod_namespace=sandbox.record.metadata.namespace,
             metadata=metadata,
             handler=sandbox.record.handler,
             digest=digest,
@@ -278,6 +279,7 @@ class Creation:
         launch = Launch(
             object_id=container_id,
             pod_id=sandbox.id,
+            tenant=record.tenant,
             paths=paths,
             runtime=self._runtime_of(record.handler),
             place=self._specs.place(record.cgroup_parent, container_id),

@@ -214,7 +214,10 @@ class Endings:
     async def _release_in_turn(self, container: Container) -> None:
         share = Share(f"pod {container.sandbox_id}", RELEASES_OF_POD)
         async with self._slots.slot(
-            f"releasing container {container.id}", share, waiting="waiting for other releases"
+            f"releasing container {container.id}",
+            share,
+            tenant=container.record.tenant,
+            waiting="waiting for other releases",
         ):
             if container not in self._closed_logs:
                 await self._close_log(container)

@@ -161,6 +161,7 @@ class ExecProcesses:
             call.what,
             Share(f"container {container.id}", MAX_STARTS_OF_ONE),
             Share(f"pod {container.sandbox_id}", MAX_STARTS_OF_POD),
+            tenant=container.record.tenant,
             timeout_s=timeout_s,
         ):
             if call.abandoned:

@@ -52,6 +52,8 @@ class Launch:
 
     object_id: str
     pod_id: str
+    tenant: str
+    """See `slots`."""
     paths: ObjectPaths
     runtime: Runtime
     place: CgroupPlace
@@ -177,6 +179,7 @@ class Launcher:
         async with self._slots.slot(
             f"{launch.object_id}: its creation",
             Share(f"pod {launch.pod_id}", MAX_OF_POD),
+            tenant=launch.tenant,
             waiting="waiting for one of runtime.max_parallel_creates",
         ):
             monitored = await self._monitors.create(

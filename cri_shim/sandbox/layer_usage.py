@@ -115,7 +115,8 @@ class LayerUsages:
 
     async def _measure(self, container: Container, name: str) -> None:
         try:
-            async with self._slots.slot(name, Share(f"pod {container.sandbox_id}", 1)):
+            share = Share(f"pod {container.sandbox_id}", 1)
+            async with self._slots.slot(name, share, tenant=container.record.tenant):
                 self._known[container.id] = await self._measured(container.id)
         except (OSError, DeadlineError) as error:  # it vanished, or was given up for others
             if isinstance(error, OSError):

@@ -145,12 +145,19 @@ class ImageVolumeRecord(msgspec.Struct, frozen=True):
     layers: tuple[str, ...]
 
 
+def tenant_of(namespace: str) -> str:
+    """A Kubernetes namespace's pods are one tenant; "" for a pod without one, which is a tenant of its own."""
+    return f"namespace {namespace}" if namespace else ""
+
+
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a container is: written before the first effect, never changed."""
 
     format: int = RECORD_FORMAT
     id: str
     sandbox_id: str
+    pod_namespace: str = ""
+    """The sandbox's Kubernetes namespace. Empty in records of before."""
     metadata: ContainerMetadata
     handler: str
     digest: str
@@ -178,6 +185,11 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The reserved name."""
         return self.metadata.reserved_name(self.sandbox_id)
+
+    @property
+    def tenant(self) -> str:
+        """With whom its pod shares what tenants have of a node, as `slots` names it."""
+        return tenant_of(self.pod_namespace)
 
     @property
     def layers_in_use(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cri_shim.sandbox.launch import Created, Launch, Launcher
+from cri_shim.sandbox.model import tenant_of
 
 if TYPE_CHECKING:
     from cri_shim.image.model import Image
@@ -44,6 +45,7 @@ class PauseContainers:
         launch = Launch(
             object_id=sandbox.id,
             pod_id=sandbox.id,
+            tenant=tenant_of(sandbox.record.metadata.namespace),
             paths=self._paths.sandbox(sandbox.id),
             runtime=runtime,
             place=self._specs.place(sandbox.record.cgroup_parent, sandbox.id),

@@ -10,7 +10,7 @@ import pytest
 
 from cri_shim import slots as slots_module
 from cri_shim.errors import DeadlineError
-from cri_shim.slots import Share, Slots
+from cri_shim.slots import Share, Slot, Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,18 +25,20 @@ class Starts:
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
         self.begun: list[str] = []
+        self.slot_of: dict[str, Slot] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._may_end: dict[str, asyncio.Event] = {}
 
-    async def begin(self, name: str, *shares: Share) -> None:
+    async def begin(self, name: str, *shares: Share, tenant: str = "") -> None:
         may_end = self._may_end[name] = asyncio.Event()
 
         async def start() -> None:
-            async with self.slots.slot(name, *shares):
+            async with self.slots.slot(name, *shares, tenant=tenant) as slot:
+                self.slot_of[name] = slot
                 self.begun.append(name)
                 await may_end.wait()
 
-        self._tasks[name] = asyncio.ensure_future(start())
+        self._tasks[name] = asyncio.create_task(start(), name=name)
         await settled()
 
     async def end(self, name: str) -> None:
@@ -66,6 +68,7 @@ async def settled() -> None:
 
 async def all_slow(slots: Slots) -> None:
     """Until what has begun is slow; what begins from now on never is."""
+    assert slots._slow_after_s is not None
     await asyncio.sleep(2 * slots._slow_after_s)
     slots._slow_after_s = NEVER_S
 
@@ -274,3 +277,82 @@ async def test_a_timeout_of_the_work_itself_stays_what_it_is() -> None:
     with pytest.raises(TimeoutError, match="mine"):
         async with Slots(1).slot("x", pod("p")):
             raise TimeoutError("mine")
+
+
+async def test_a_tenant_leaves_a_slot_to_others_however_many_pods_it_has() -> None:
+    async with Starts(Slots(8, slow_after_s=NEVER_S)).all_ended() as starts:
+        for n in range(9):
+            await starts.begin(f"crowd {n}", pod(f"crowd {n}"), tenant="crowd")
+        assert starts.begun == [f"crowd {n}" for n in range(7)]
+        await starts.begin("other", pod("other"), tenant="other")
+        assert starts.begun[7:] == ["other"]
+
+
+async def test_a_tenant_is_suspected_as_a_whole() -> None:
+    slots = Slots(4, slow_after_s=0.02)
+    async with Starts(slots).all_ended() as starts:
+        await starts.begin("hangs", pod("a"), tenant="attacker")
+        await all_slow(slots)
+        for n in range(4):
+            await starts.begin(f"new {n}", pod(f"new {n}"), tenant="attacker")
+        for n in range(3):
+            await starts.begin(f"honest {n}", pod(f"honest {n}"), tenant=f"honest {n}")
+        assert starts.begun[1:] == ["new 0", "new 1", "honest 0", "honest 1"]
+
+
+async def test_a_tenant_with_many_pods_does_not_come_before_one_with_one() -> None:
+    async with Starts(Slots(4, slow_after_s=NEVER_S)).all_ended() as starts:
+        for n in range(6):
+            await starts.begin(f"crowd {n}", pod(f"crowd {n}"), tenant="crowd")
+        await starts.begin("other 0", pod("other"), tenant="other")
+        await starts.begin("other 1", pod("other"), tenant="other")
+        await starts.end("crowd 0")
+        assert starts.begun[3:] == ["other 0", "other 1"]
+
+
+async def test_of_the_tenant_that_has_most_slow_ones_one_is_given_up() -> None:
+    slots = Slots(8, slow_total=3, slow_after_s=0.02, patience_s=0.0)
+    async with Starts(slots).all_ended() as starts:
+        await starts.begin("honest", pod("honest"), tenant="honest")
+        for n in range(3):
+            await starts.begin(f"hangs {n}", pod(f"p{n}"), tenant="namespace attacker")
+        await all_slow(slots)
+        await settled()
+        given_up = [task for task in starts._tasks.values() if task.done()]
+        assert [task.get_name() for task in given_up] == ["hangs 0"]
+        with pytest.raises(DeadlineError, match="and of namespace attacker most"):
+            await given_up[0]
+
+
+async def test_what_is_slow_only_when_that_is_said_is_so_once() -> None:
+    slots = Slots(1, slow_total=1, slow_after_s=None, patience_s=NEVER_S)
+    async with Starts(slots).all_ended() as starts:
+        for name in ("first", "next", "last"):
+            await starts.begin(name, pod(name))
+        starts.slot_of["first"].now_slow()
+        starts.slot_of["first"].now_slow()
+        await settled()
+        assert starts.begun == ["first", "next"]
+        starts.slot_of["next"].now_slow()  # no room: it keeps its slot
+        await settled()
+        assert starts.begun == ["first", "next"]
+        await starts.end("first")
+        assert starts.begun == ["first", "next", "last"]
+
+
+async def test_what_has_ended_before_its_block_shares_nothing_any_more() -> None:
+    slots = Slots(1, slow_total=1, slow_after_s=None, patience_s=0.0)
+    async with Starts(slots).all_ended() as starts:
+        await starts.begin("first", pod("p", 1))
+        await starts.begin("next", pod("p", 1))
+        starts.slot_of["first"].now_slow()
+        starts.slot_of["first"].end()
+        starts.slot_of["first"].now_slow()
+        await settled()
+        assert starts.begun == ["first", "next"]
+        await starts.end("first")
+        await starts.begin("last", pod("other", 1))
+        assert starts.begun == ["first", "next"]
+        starts.slot_of["next"].end()
+        await settled()
+        assert starts.begun == ["first", "next", "last"]

@@ -14,12 +14,14 @@ from cri_shim.sandbox.accounts import MAX_READ_BY_RUNTIMES_BYTES
 from tests import images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.faults.tenants.tenant import Tenant
     from tests.integration.scene import Pod
 
 CALLS_AT_ONCE = 8
+MAX_PODS, PODS_A_SECOND = 40, 4
+"""Making them, and taking them away, must not take much longer than the attack."""
 EXECS_EACH = 4
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -85,13 +87,23 @@ def accounts_in_a_fifo_of_the_container(tenant: Tenant) -> None:
 
 def accounts_in_a_fifo_of_the_node(tenant: Tenant) -> None:
     """CreateContainers that have a FIFO bind-mounted on /etc/passwd."""
-    pod = tenant.pod()
+    _creates_that_hang(tenant, [tenant.pod()] * CALLS_AT_ONCE)
+
+
+def accounts_in_a_fifo_in_many_pods(tenant: Tenant) -> None:
+    """The same, one in each of many pods."""
+    n_pods = min(MAX_PODS, round(tenant.seconds * PODS_A_SECOND))
+    _creates_that_hang(tenant, [tenant.pod() for _ in range(n_pods)])
+
+
+def _creates_that_hang(tenant: Tenant, pods: Sequence[Pod]) -> None:
     fifo = tenant.directory / "fifo"
     os.mkfifo(fifo)
-    tenant.begin()
     mount = api.Mount(host_path=str(fifo), container_path="/etc/passwd")
-    create = partial(_create, tenant, pod, mount)
-    tenant.at_once(*[partial(tenant.again_and_again, create)] * CALLS_AT_ONCE)
+    tenant.begin()
+    tenant.at_once(
+        *[partial(tenant.again_and_again, partial(_create, tenant, pod, mount)) for pod in pods]
+    )
 
 
 def accounts_of_megabytes(tenant: Tenant) -> None:

@@ -33,6 +33,7 @@ def a_launch(house: House, letter: str = "c") -> Launch:
     return Launch(
         object_id=object_id,
         pod_id="p" * 64,
+        tenant="namespace n",
         paths=paths,
         runtime=house.runtime,
         place=CgroupPlace(f"/pods/{object_id}", f"pods/{object_id}"),
