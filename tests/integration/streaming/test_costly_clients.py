@@ -32,16 +32,16 @@ from tests.harness.streaming_sessions import (
     port_forward,
     remote_command,
 )
+from tests.integration.scene import Pod
 from tests.integration.streaming.footprint import sessions
 from tests.integration.streaming.targets import serving
 from tests.integration.streaming.within import within
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from tests.harness.daemon import Daemon
     from tests.harness.streaming_sessions import Protocol, RemoteCommand, Streams
-    from tests.integration.scene import Pod
 
 pytestmark = pytest.mark.integration
 
@@ -324,3 +324,88 @@ def test_sizes_of_a_terminal_one_behind_the_other(daemon: Daemon, pod: Pod, cont
     beside_a_victim(daemon, pod, container, attack)
     pod.client.stop(terminal)
     pod.client.remove(terminal)
+
+
+WIDE = frames.control_frame(
+    frames.FrameType.SETTINGS,
+    frames.WORDS.pack(1, frames.SETTINGS_INITIAL_WINDOW_SIZE) + frames.WORD.pack((1 << 31) - 1),
+)
+ONE_BYTE = frames.data_header(3, 1, fin=False) + b"x"
+A_BAD_CLIENTS_EXEC = 8
+"""Of so many sessions one is an exec, which costs the node a process; the others are port-forwards."""
+
+
+async def bad_client(
+    stack: AsyncExitStack, pod: Pod, sleeper: str, ports: Sequence[int], number: int
+) -> None:
+    """One of many, each kind in turn: it sends what is dear, or reads nothing of what comes without end.
+
+    `ports` lead to a target that gushes, and to one that ignores.
+    """
+    protocol = PORT_FORWARD[number % 3]
+    if number % A_BAD_CLIENTS_EXEC == 0:
+        command = ["cat", "/dev/zero"] if number % 16 else ["sleep", "600"]
+        url = pod.client.exec_url(sleeper, *command, stdin=True)
+        exec_protocol = (SPDY, WEBSOCKET)[number // 32 % 2]
+        session = await stack.enter_async_context(
+            await remote_command(url, exec_protocol, stdin=True, stdout=True, stderr=True)
+        )
+        stdin = frames.data_header(session._numbers[Channel.STDIN], 1, fin=False) + b"x"
+        wire = (stdin if exec_protocol is SPDY else messages(b"\0x")) * 8000
+        session.streams.stop_reading()
+        await pour(session.streams, wire)
+        return
+    reads = number % 2 == 0
+    port = ports[reads]
+    url = pod.client.port_forward_url(pod.id, port)
+    streams = (await stack.enter_async_context(await port_forward(url, protocol, [port]))).streams
+    in_channels = protocol.framing is Framing.CHANNELS
+    if not in_channels:
+        pair = await asyncio.to_thread(pairs, 1, port, reset=False)
+        await streams.send_raw(carried(protocol, WIDE + pair, 1000))
+    if not reads:
+        streams.stop_reading()
+    wire = messages(b"\0x") * 8000 if in_channels else carried(protocol, ONE_BYTE * 4000, 1000)
+    await pour(streams, wire)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(24, id="24"),
+        pytest.param(320, id="320", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
+)
+def test_many_bad_clients_of_all_kinds_cost_what_is_promised(
+    daemon: Daemon, pod: Pod, sleeper: str, image: str, count: int
+) -> None:
+    """Half of them in another pod: one may not have so many."""
+    other = Pod.run(daemon.client, image)
+    kept = other.sleeper()
+
+    async def all_of_them() -> None:
+        before = procs.streamers_of([daemon.pid or 0])
+        async with AsyncExitStack() as stack:
+            ports = {
+                each.id: [
+                    await stack.enter_async_context(serving(each.netns, serve))
+                    for serve in (gush, ignore)
+                ]
+                for each in (pod, other)
+            }
+            async with asyncio.TaskGroup() as group:
+                for number in range(count):
+                    place, its = (pod, sleeper) if number // 2 % 2 else (other, kept)
+                    group.create_task(bad_client(stack, place, its, ports[place.id], number))
+                    if number % 8 == 7:
+                        await asyncio.sleep(0.1)  # not all execs at once
+            there = await asyncio.to_thread(sessions, daemon)
+            memory = memory_mib(daemon)
+            assert there >= count
+            assert memory < BASE_MIB + SESSION_MIB * there, f"{memory} MiB of {there} sessions"
+            assert await asyncio.to_thread(pod.client.exec, kept, "true")
+        assert procs.streamers_of([daemon.pid or 0]) == before
+
+    within(60 + count, all_of_them())
+    daemon.client.stop_pod(other.id)
+    daemon.client.remove_pod(other.id)
