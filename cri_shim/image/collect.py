@@ -72,7 +72,7 @@ async def collect(
                 raise storage_error(error, "collecting images") from error
         # Looked at again: a container may have come, or work may have ended, while the list was written.
         unneeded = holdings.layers.unneeded(holdings.kept_chains(), holdings.in_use())
-        trash = holdings.layers.detach(unneeded)
+        trash = await holdings.layers.detach(unneeded)
         await uninterrupted(holdings.blobs.sweep, kept_blobs)
     await holdings.layers.delete([*trash, *leftovers])
     log.info(

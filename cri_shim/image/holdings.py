@@ -271,13 +271,13 @@ class Holdings:
                 kept |= {digest, facts.image_id, *facts.packed}
         return kept
 
-    def detach(self, *, among: Collection[str] | None) -> list[Path]:
+    async def detach(self, *, among: Collection[str] | None) -> list[Path]:
         """Take away the layers that nobody needs; what is left of them is for `layers.delete`.
 
         `among`: only layers of these chain ids.
         """
         unneeded = self.layers.unneeded(self.kept_chains(), self.in_use(), among=among)
-        return self.layers.detach(unneeded)
+        return await self.layers.detach(unneeded)
 
     # Places to work in
 

@@ -17,7 +17,7 @@ from cri_shim.image.reference import is_digest
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 log = structlog.get_logger()
@@ -92,12 +92,15 @@ class LayerRecords:
             chain_id = layer.parent
         return found
 
-    def known_stack(self, layer: Layer) -> list[Layer]:
-        """`stack`, or only the layer where one below is missing."""
-        try:
-            return self.stack(layer.chain_id)
-        except KeyError:
-            return [layer]
+    def with_all_below(self, layers: Iterable[Layer]) -> set[str]:
+        """Chain ids of these layers and of all that is here below them; each is looked at once."""
+        found: set[str] = set()
+        for top in layers:
+            layer: Layer | None = top
+            while layer is not None and layer.chain_id not in found:
+                found.add(layer.chain_id)
+                layer = self._layers.get(layer.parent)
+        return found
 
     def is_durable(self, chain_id: str) -> bool:
         """Whether it has a record."""
@@ -121,10 +124,9 @@ class LayerRecords:
         """Its record is there."""
         self._durable.add(chain_id)
 
-    def remove(self, layer: Layer) -> None:
-        """Take the record away, and the layer out. Raises OSError; then it stays."""
+    def unlink(self, layer: Layer) -> None:
+        """Take the record of a layer away that was dropped. Blocking; raises OSError."""
         self._file(layer.chain_id).unlink(missing_ok=True)
-        self.drop(layer)
 
     def drop(self, layer: Layer) -> None:
         """It doesn't count any more."""

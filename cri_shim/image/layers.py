@@ -38,6 +38,7 @@ from cri_shim.image.model import EMPTY_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from cri_shim.image.jobs import LayerReport
@@ -288,7 +289,7 @@ class LayerStore:
 
     def unneeded(
         self,
-        kept: Collection[str],
+        kept: AbstractSet[str],
         names_in_use: Collection[str],
         *,
         among: Collection[str] | None = None,
@@ -298,34 +299,60 @@ class LayerStore:
         With `among` only layers of these chain ids, and of the directories only those that were replaced.
         """
         used = set(names_in_use)
-        kept = set(kept)
         layers = self._records.all()
-        for layer in layers:
-            if layer.name in used:
-                # A container needs its whole stack, and an image that comes back can use it.
-                kept.update(below.chain_id for below in self._records.known_stack(layer))
+        # A container needs its whole stack, and an image that comes back can use it.
+        needed = self._records.with_all_below(layer for layer in layers if layer.name in used)
         gone = tuple(
             layer
             for layer in layers
             if layer.chain_id not in kept
+            and layer.chain_id not in needed
             and not self._holds[layer.chain_id]
             and (among is None or layer.chain_id in among)
         )
         strays = self._strays() if among is None else self._replaced
         return Unneeded(gone, tuple(sorted(strays - used - self._held_names.keys())))
 
-    def detach(self, unneeded: Unneeded) -> list[Path]:
-        """Take these away; what is left of them is for `delete`. A crash before leaves what the next start empties."""
-        names = list(unneeded.names)
+    async def detach(self, unneeded: Unneeded) -> list[Path]:
+        """Take these away; what is left of them is for `delete`. A crash before leaves what the next start empties.
+
+        They are out of the list at once, so that nobody begins to use one while its files go, in a thread: of five
+        hundred layers, or on a busy disk, that takes long.
+        """
+        layers = unneeded.layers
+        durable = [self._records.is_durable(layer.chain_id) for layer in layers]
+        for layer in layers:
+            self._records.drop(layer)
+        unlinked = 0
+        moved: dict[str, Path] = {}
+
+        def remove_files() -> None:
+            nonlocal unlinked
+            try:
+                for layer in layers:
+                    self._records.unlink(layer)
+                    unlinked += 1
+            except OSError as error:
+                # The records that are still there keep what they name; the next sweep tries again.
+                log.warning("layers can't be swept", error=str(error))
+            for name in (*unneeded.names, *(layer.name for layer in layers[:unlinked])):
+                if (trash := self._move_away(name)) is not None:
+                    moved[name] = trash
+
+        def note() -> None:
+            self._names -= moved.keys()
+            self._replaced -= moved.keys()
+            self._condemned -= {layer.chain_id for layer in layers[:unlinked]}
+            for layer, was_durable in zip(layers[unlinked:], durable[unlinked:], strict=True):
+                if self.get(layer.chain_id) is None:
+                    self._records.add(layer, durable=was_durable)
+
         try:
-            for layer in unneeded.layers:
-                self._records.remove(layer)
-                self._condemned.discard(layer.chain_id)
-                names.append(layer.name)
-        except OSError as error:
-            # The records that are still there keep what they name; the next sweep tries again.
-            log.warning("layers can't be swept", error=str(error))
-        return [trash for name in names if (trash := self._move_away(name)) is not None]
+            await undivided(remove_files, note)
+        except asyncio.CancelledError:
+            self._live -= {trash.name for trash in moved.values()}  # leftovers, for a collection
+            raise
+        return list(moved.values())
 
     async def delete(self, trash: Sequence[Path]) -> None:
         """Remove what `detach` or `leftovers` gave; it may be much."""
@@ -354,8 +381,6 @@ class LayerStore:
             log.warning("a layer's directory can't be moved away", name=name, error=str(error))
             self._live.discard(trash.name)
             return None
-        self._names.discard(name)
-        self._replaced.discard(name)
         return trash
 
     def _free_name(self) -> str:

@@ -289,10 +289,12 @@ def without_words(manifest: Manifest) -> Manifest:
     )
 
 
-def kept_annotations(annotations: Mapping[str, str]) -> dict[str, str]:
+def kept_annotations(
+    annotations: Mapping[str, str], max_bytes: int = MAX_ANNOTATIONS_BYTES
+) -> dict[str, str]:
     """The first of a manifest's annotations, as many as are kept."""
     kept = {}
-    left = MAX_ANNOTATIONS_BYTES
+    left = max_bytes
     for key, value in annotations.items():
         left -= _cost((key, value))
         if left < 0:

@@ -309,7 +309,7 @@ class ImageStore:
 
     async def _clear(self, *, among: Collection[str] | None) -> int:
         async with self._holdings.changing:
-            trash = self._holdings.detach(among=among)
+            trash = await self._holdings.detach(among=among)
             # In a thread: unlinking a large file takes the kernel its time.
             await uninterrupted(self.blobs.sweep, self._holdings.kept_blobs())
         await self._layers.delete(trash)

@@ -16,7 +16,12 @@ from cri_shim.errors import CorruptStateError, NotFoundError
 from cri_shim.rpc.fields import require
 from cri_shim.rpc.pieces import send_in_pieces
 from cri_shim.rpc.runtime_service import json_text
-from cri_shim.rpc.translate_images import credentials, image_entry, image_info
+from cri_shim.rpc.translate_images import (
+    credentials,
+    image_entry,
+    image_info,
+    listed_image,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +93,7 @@ class ImageService:
 
     async def list_images(self, request: api.ListImagesRequest) -> api.ListImagesResponse:
         """All images, or the one that the filter names."""
-        return api.ListImagesResponse(images=map(image_entry, self._selected(request.filter)))
+        return api.ListImagesResponse(images=map(listed_image, self._selected(request.filter)))
 
     async def stream_images(
         self,
@@ -156,4 +161,4 @@ class ImageService:
 
 
 def _streamed(image: Image) -> bytes:
-    return api.StreamImagesResponse(images=[image_entry(image)]).SerializeToString()
+    return api.StreamImagesResponse(images=[listed_image(image)]).SerializeToString()

@@ -9,18 +9,31 @@ import msgspec
 from cri_shim._pb.admin.v1 import admin_pb2 as admin
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.image.credentials import credentials_of
+from cri_shim.image.manifest import kept_annotations
 
 if TYPE_CHECKING:
     from cri_shim.image.credentials import Credentials
     from cri_shim.image.findings import Finding
     from cri_shim.image.model import Image
 
+MAX_LISTED_ANNOTATIONS_BYTES: Final = 1 << 10
+"""Of an image in a list. Each may have sixteen times as much, and a thousand of those are all that a kubelet takes."""
+MAX_USER_CHARS: Final = 256
+"""Of a USER that is no number: an image may have one of a hundred thousand, which no container can run as."""
 MAX_UID: Final = (1 << 32) - 2
 """The largest user; the kernel takes 2**32-1 for "no user"."""
 
 
+def listed_image(image: Image) -> api.Image:
+    """The entry of ListImages: bounded, as those of all images together must fit what a kubelet takes."""
+    entry = image_entry(image)
+    entry.spec.annotations.clear()
+    entry.spec.annotations.update(kept_annotations(image.annotations, MAX_LISTED_ANNOTATIONS_BYTES))
+    return entry
+
+
 def image_entry(image: Image) -> api.Image:
-    """The entry of ListImages, and what ImageStatus answers."""
+    """What ImageStatus answers."""
     entry = api.Image(
         id=image.id,
         repo_tags=image.repo_tags,
@@ -34,7 +47,7 @@ def image_entry(image: Image) -> api.Image:
         entry.uid.SetInParent()  # 0 is a user too, and the one that kubelet asks about
         entry.uid.value = int(user)
     else:
-        entry.username = user
+        entry.username = user[:MAX_USER_CHARS]
     return entry
 
 

@@ -1,4 +1,8 @@
-"""What the verbose forms of the status calls tell an operator beyond CRI's fields."""
+"""What the verbose forms of the status calls tell an operator beyond CRI's fields.
+
+Rules: a request and its runtime-spec have megabytes if their author likes. They are JSON already and pass as they are:
+taken apart and put together again, the largest would hold the loop for more than a tenth of a second.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ if TYPE_CHECKING:
     from cri_shim.paths import ObjectPaths
     from cri_shim.sandbox.model import NetworkAttachment
     from cri_shim.sandbox.store import Container, Sandbox
+
+_NONE = msgspec.Raw(b"[]")
 
 
 def sandbox_details(
@@ -38,9 +44,9 @@ def sandbox_details(
         "notReadySince": status.stopped_at_ns,
         "reason": status.reason,
         "rootDirectory": str(paths.root_dir),
-        "resourcesUpdate": msgspec.json.decode(status.sizing),
-        "runtimeSpec": _spec(paths),
-        "config": msgspec.json.decode(sandbox.record.config),
+        "resourcesUpdate": status.sizing,
+        "runtimeSpec": _spec(paths)[0],
+        "config": sandbox.record.config,
     }
 
 
@@ -85,7 +91,8 @@ def container_details(
     container: Container, paths: ObjectPaths, *, cgroup: str
 ) -> dict[str, object]:
     """Processes, root file system, volumes, limits, runtime-spec and request of a container."""
-    status, spec = container.status, _spec(paths)
+    status = container.status
+    spec, mounts = _spec(paths)
     return {
         "sandboxID": container.sandbox_id,
         "pid": status.process.pid if status.process and not status.finished_at_ns else 0,
@@ -93,19 +100,26 @@ def container_details(
         "runtimeHandler": container.record.handler,
         "image": container.record.image_id,
         "snapshot": {"layers": list(container.record.layers), "upper": str(paths.upper_dir)},
-        "mounts": spec.get("mounts", []) if isinstance(spec, dict) else [],
+        "mounts": mounts,
         "imageVolumes": [msgspec.to_builtins(each) for each in container.record.image_volumes],
         "cgroup": cgroup,
-        "resourcesUpdate": msgspec.json.decode(status.resources),
+        "resourcesUpdate": status.resources,
         "rootDirectory": str(paths.root_dir),
         "runtimeSpec": spec,
-        "config": msgspec.json.decode(container.record.config),
+        "config": container.record.config,
     }
 
 
-def _spec(paths: ObjectPaths) -> object:
-    """The runtime-spec; None when the bundle is gone."""
+class _Mounts(msgspec.Struct):
+    """What is looked for in a runtime-spec; the rest is only read over."""
+
+    mounts: msgspec.Raw = _NONE
+
+
+def _spec(paths: ObjectPaths) -> tuple[msgspec.Raw | None, msgspec.Raw]:
+    """The runtime-spec, None when the bundle is gone, and its mounts."""
     try:
-        return msgspec.json.decode(paths.spec_file.read_bytes())
+        document = paths.spec_file.read_bytes()
+        return msgspec.Raw(document), msgspec.json.decode(document, type=_Mounts).mounts
     except (OSError, *UNREADABLE_DOCUMENT):
-        return None
+        return None, _NONE

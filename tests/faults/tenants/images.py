@@ -9,6 +9,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cri_shim._pb.admin.v1 import admin_pb2 as admin
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.image.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, digest_of
 from tests import images
@@ -24,6 +25,7 @@ PULLS, LAYERS_EACH = 4, 4
 BYTE_EVERY_S = 5.0
 LAYER_BYTES = 1 << 20
 ENTRIES = 3_000
+LAYERS, LABELS = 127, 10_000
 LARGE_DOCUMENTS = 3
 """Of manifests and configurations at their limits, so many; an index may name each as often as it likes."""
 
@@ -113,6 +115,30 @@ def index_of_thousands(tenant: Tenant) -> None:
     archive.write_bytes(_archive())
     tenant.begin()
     tenant.again_and_again(lambda: _import(tenant, archive))
+
+
+def layers_and_labels(tenant: Tenant) -> None:
+    """An image of many layers and labels, of which everything is asked that can be, before it goes again."""
+    name = "test.example/layers:1"
+    archive = tenant.directory / "layers.tar"
+    layers = [images.layer(images.file(f"file-{number}", b"x")) for number in range(LAYERS)]
+    labels = {f"label-{number}": "x" * 300 for number in range(LABELS)}
+    archive.write_bytes(images.oci_archive(*layers, name=name, labels=labels, user="u" * 100_000))
+    image = api.ImageSpec(image=name)
+    client = tenant.client
+    tenant.begin()
+
+    def come_and_go() -> None:
+        client.import_image(archive)
+        list(client.admin.CheckImages(admin.CheckImagesRequest(images=[image]), timeout=600))
+        for _ in client.admin.ExportImage(admin.ExportImageRequest(images=[image]), timeout=600):
+            pass
+        client.images.ListImages(api.ListImagesRequest(), timeout=60)
+        client.images.ImageStatus(api.ImageStatusRequest(image=image, verbose=True), timeout=60)
+        client.remove_image(name)
+
+    tenant.again_and_again(come_and_go)
+    client.remove_image(name)
 
 
 def _import(tenant: Tenant, archive: Path) -> None:

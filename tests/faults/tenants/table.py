@@ -30,5 +30,6 @@ ATTACKS: Final = {
     "rapid resets": Attack(streams.rapid_resets, sessions=1, cores=1),
     "connections that ask nothing": Attack(streams.connections_that_ask_nothing, cores=1),
     "registry that drips": Attack(images.registry_that_drips),
+    "layers and labels": Attack(images.layers_and_labels, cores=1),
     "index of thousands": Attack(images.index_of_thousands, cores=1),
 }

@@ -7,7 +7,15 @@ import pytest
 
 from cri_shim.image.findings import Damage, Finding
 from cri_shim.rpc.runtime_service import json_text
-from cri_shim.rpc.translate_images import MAX_UID, damage_entry, image_entry, image_info
+from cri_shim.rpc.translate_images import (
+    MAX_LISTED_ANNOTATIONS_BYTES,
+    MAX_UID,
+    MAX_USER_CHARS,
+    damage_entry,
+    image_entry,
+    image_info,
+    listed_image,
+)
 from tests.unit.rpc.fakes import make_image
 
 
@@ -26,6 +34,19 @@ def test_an_entry_has_the_annotations_that_its_maker_gave_the_image() -> None:
     entry = image_entry(replace(make_image(), annotations=annotations))
     assert dict(entry.spec.annotations) == annotations
     assert not entry.spec.runtime_handler
+
+
+def test_a_list_has_of_an_image_what_fits_ten_thousand_times() -> None:
+    """A kubelet takes lists of 16 MiB: with all that an image may have, a thousand images would hide all others."""
+    annotations = {"org.example/short": "1"} | {f"org.example/{n}": "x" * 200 for n in range(70)}
+    image = replace(make_image(user="u" * 100_000), annotations=annotations)
+    listed = listed_image(image)
+    assert dict(image_entry(image).spec.annotations) == annotations
+    assert 0 < len(listed.spec.annotations) < len(annotations)
+    assert listed.spec.annotations["org.example/short"] == "1"
+    assert listed.ByteSize() < MAX_LISTED_ANNOTATIONS_BYTES + MAX_USER_CHARS + 300
+    small = make_image()
+    assert listed_image(small) == image_entry(small)
 
 
 def test_a_damage_says_what_became_of_it() -> None:
@@ -49,7 +70,7 @@ def test_a_damage_says_what_became_of_it() -> None:
         # What the kernel can't take for a user must not be shown as one, nor wrap round to root.
         (str(MAX_UID + 1), None, str(MAX_UID + 1)),
         (str(1 << 32), None, str(1 << 32)),
-        ("9" * 5000, None, "9" * 5000),
+        ("9" * 5000, None, "9" * MAX_USER_CHARS),
         ("+0", None, "+0"),
         ("\u0660", None, "\u0660"),
         ("-1", None, "-1"),

@@ -9,6 +9,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -51,8 +52,6 @@ from tests.unit.sandbox.interruptions import (
 
 if TYPE_CHECKING:
     from typing import Any
-
-    import msgspec
 
     from tests.fakes.house import House
 
@@ -545,10 +544,16 @@ async def test_a_pods_new_size_is_kept_and_shown_also_by_the_next_daemon(house: 
         "overhead": {"cpu_shares": "10"},
         "resources": {"cpu_quota": "150000", "memory_limit_in_bytes": str(1 << 30)},
     }
-    assert house.pods.verbose_info(sandbox)["resourcesUpdate"] == expected
+    assert (
+        json.loads(msgspec.json.encode(house.pods.verbose_info(sandbox)["resourcesUpdate"]))
+        == expected
+    )
     [(_, again)] = house.sandboxes.load()
     assert not isinstance(again, CriShimError)
-    assert house.pods.verbose_info(again)["resourcesUpdate"] == expected
+    assert (
+        json.loads(msgspec.json.encode(house.pods.verbose_info(again)["resourcesUpdate"]))
+        == expected
+    )
 
 
 async def test_a_size_that_no_pod_can_have_or_for_no_ready_pod_is_refused(house: House) -> None:
