@@ -27,6 +27,12 @@ pytestmark = pytest.mark.usefixtures("quiet_server", "own_logging")
 
 
 @pytest.fixture
+def tmp_path(short_path: Path) -> Path:
+    """The root of a daemon, with its sockets."""
+    return short_path
+
+
+@pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """For a root of the test's own."""
     monkeypatch.setattr(directories, "NETNS_DIR", tmp_path / "netns")

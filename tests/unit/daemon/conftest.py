@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 
+@pytest.fixture
+def tmp_path(short_path: Path) -> Path:
+    """The daemon's directories, with its sockets."""
+    return short_path
+
+
 @pytest.fixture(autouse=True)
 def level_of_the_log() -> Iterator[None]:
     """A reload may change it, and it is one for all loggers."""

@@ -135,10 +135,10 @@ def test_nobody_has_no_family_and_no_children() -> None:
 def test_a_child_whose_number_is_somebody_elses_by_now_is_spared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Listed as a child a moment ago; who has that number now has another parent.
-    monkeypatch.setattr(proctree, "children_of", lambda pid: [os.getpid()] if pid == 1 else [])
-    assert os.getppid() != 1
-    assert family_of(1) == ({}, False)
+    # Listed as a child a moment ago; who has that number now has another parent. Nobody's parent is a child of his.
+    listed = {os.getpid(): [os.getppid()]}
+    monkeypatch.setattr(proctree, "children_of", lambda pid: listed.get(pid, []))
+    assert family_of(os.getpid()) == ({}, False)
 
 
 # --- killing -----------------------------------------------------------------------------------------------------

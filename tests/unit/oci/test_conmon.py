@@ -33,6 +33,12 @@ REPORT = "/proc/self/fd/$_OCI_SYNCPIPE"
 AWAIT_START = "cat /proc/self/fd/$_OCI_STARTPIPE >/dev/null\n"
 
 
+@pytest.fixture
+def tmp_path(short_path: Path) -> Path:
+    """With room for conmon's sockets."""
+    return short_path
+
+
 def _create(
     top: Path,
     script: str,
