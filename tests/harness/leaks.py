@@ -84,7 +84,8 @@ class Snapshot:
     def take(cls, scope: Scope) -> Snapshot:
         """Look at everything once; some 20 ms."""
         mounts = _mounts()
-        processes = procs.processes_of(scope.token, set(scope.daemons().values()), scope.namespaces)
+        everyone, daemons = procs.all_processes(), set(scope.daemons().values())
+        processes = procs.processes_of(scope.token, daemons, scope.namespaces, everyone)
         trees = scope.trees()
         counts = {
             "network namespace": Counter(_names(NETNS_DIR)),
@@ -98,7 +99,7 @@ class Snapshot:
             "temporary file": Counter(_temporary_files(scope.token, trees)),
         }
         for name, pid in scope.daemons().items():
-            both = (pid, *procs.streamers_of([pid]))
+            both = (pid, *procs.streamers_of([pid], everyone))
             found = (each for one in both for each in procs.descriptors(str(one)))
             counts[f"descriptor of daemon {name}"] = Counter(found)
         points = {point for point, _ in mounts}

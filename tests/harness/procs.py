@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
 PROC = Path("/proc")
 STREAMER = "cri_shim.daemon.streamer"
@@ -38,13 +38,17 @@ class Process:
 
 
 def processes_of(
-    token: str, daemons: Collection[int], namespaces: frozenset[str] = frozenset()
+    token: str,
+    daemons: Collection[int],
+    namespaces: frozenset[str] = frozenset(),
+    among: Collection[Process] | None = None,
 ) -> list[Process]:
     """Our processes, zombies included; not this one, and not the daemons themselves with their streaming processes.
 
     A zombie of process 1 is not ours any more: that collects it in its own time, on some machines seconds later.
     """
-    everyone = {process.pid: process for process in _processes()}
+    among = all_processes() if among is None else among
+    everyone = {process.pid: process for process in among}
     roots = {os.getpid(), *daemons}
     ours = set(roots)
     for pid, process in everyone.items():
@@ -52,34 +56,37 @@ def processes_of(
             ours.add(pid)
     grown = True
     while grown:
-        children = {p.pid for p in everyone.values() if p.parent in ours} - ours
+        children = {p.pid for p in among if p.parent in ours} - ours
         ours |= children
         grown = bool(children)
-    found = [everyone[pid] for pid in ours - roots - streamers_of(daemons) if pid in everyone]
+    found = [
+        everyone[pid] for pid in ours - roots - streamers_of(daemons, among) if pid in everyone
+    ]
     return [process for process in found if not (process.zombie and process.parent == 1)]
 
 
-def streamers_of(daemons: Collection[int]) -> set[int]:
+def streamers_of(daemons: Collection[int], among: Collection[Process] | None = None) -> set[int]:
     """The streaming processes of these daemons; one that outlived its daemon is not among them."""
-    return {p.pid for p in _processes() if p.parent in daemons and STREAMER in p.command}
+    among = all_processes() if among is None else among
+    return {p.pid for p in among if p.parent in daemons and STREAMER in p.command}
 
 
 def processes_naming(token: str) -> list[Process]:
     """Processes that name the token in their arguments or their cgroup; not this one."""
-    return [p for p in _processes() if p.pid != os.getpid() and _mentions(p.pid, token)]
+    return [p for p in all_processes() if p.pid != os.getpid() and _mentions(p.pid, token)]
 
 
 def descriptors(pid: str) -> list[str]:
     """What the open descriptors of a process stand for, without the numbers that differ each time."""
     found = []
-    directory = PROC / pid / "fd"
+    directory = f"{PROC}/{pid}/fd"
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, ProcessLookupError):
         return []
     for name in names:
         try:
-            target = os.readlink(directory / name)
+            target = os.readlink(f"{directory}/{name}")
         except (FileNotFoundError, ProcessLookupError):
             continue
         match = _INODE.match(target)
@@ -92,45 +99,44 @@ def link_names() -> list[str]:
     return [name for _, name in socket.if_nameindex()]
 
 
-def _processes() -> Iterator[Process]:
-    for name in os.listdir(PROC):
-        if name.isdigit():
-            process = read_process(int(name))
-            if process is not None:
-                yield process
+def all_processes() -> list[Process]:
+    """Everyone on the machine; whoever looks often reads them once, and says so to the others by `among`."""
+    found = (read_process(int(name)) for name in os.listdir(PROC) if name.isdigit())
+    return [process for process in found if process is not None]
 
 
 def read_process(pid: int) -> Process | None:
     """One process as it is now; None when there is none."""
     try:
-        stat = (PROC / str(pid) / "stat").read_text()
-        command = (
-            (PROC / str(pid) / "cmdline")
-            .read_bytes()
-            .replace(b"\0", b" ")
-            .decode(errors="replace")
-            .strip()
-        )
+        stat = _read(pid, "stat").decode(errors="replace")
+        # The name stands in parentheses and may hold any character; fields are counted after the last one.
+        comm = stat[stat.index("(") + 1 : stat.rindex(")")]
+        fields = stat[stat.rindex(")") + 2 :].split()
+        kernel_thread = bool(int(fields[6]) & PF_KTHREAD)
+        command = b"" if kernel_thread else _read(pid, "cmdline").replace(b"\0", b" ").strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name stands in parentheses and may hold any character; fields are counted after the last one.
-    comm = stat[stat.index("(") + 1 : stat.rindex(")")]
-    fields = stat[stat.rindex(")") + 2 :].split()
     return Process(
         pid=pid,
         parent=int(fields[1]),
         start_ticks=int(fields[19]),
         zombie=fields[0] in "ZX",
-        kernel_thread=bool(int(fields[6]) & PF_KTHREAD),
-        command=command[:300] or f"[{comm}]",
+        kernel_thread=kernel_thread,
+        command=command.decode(errors="replace")[:300] or f"[{comm}]",
     )
+
+
+def _read(pid: int, name: str) -> bytes:
+    # Plain strings: thousands of these are read around each test.
+    with open(f"{PROC}/{pid}/{name}", "rb", buffering=0) as file:
+        return file.read()
 
 
 def _mentions(pid: int, token: str) -> bool:
     wanted = token.encode()
     for name in ("cmdline", "cgroup"):
         try:
-            if wanted in (PROC / str(pid) / name).read_bytes():
+            if wanted in _read(pid, name):
                 return True
         except OSError:
             return False
@@ -142,7 +148,7 @@ def namespaces_of(pid: int | str) -> set[str]:
     found = set()
     for kind in ("mnt", "net"):
         try:
-            found.add(os.readlink(PROC / str(pid) / "ns" / kind))
+            found.add(os.readlink(f"{PROC}/{pid}/ns/{kind}"))
         except OSError:
             # Ended meanwhile, or a zombie: those are found by their parents.
             pass
