@@ -70,7 +70,9 @@ def test_damage_is_named(packed: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "packed", [b"", gzip.compress(b""), zstandard.ZstdCompressor().compress(b"")]
+    "packed",
+    [b"", gzip.compress(b""), zstandard.ZstdCompressor().compress(b"")],
+    ids=["plain", "gzip", "zstd"],
 )
 def test_nothing_is_nothing_however_it_is_packed(packed: bytes) -> None:
     assert inflate(packed) == (b"", "sha256:" + sha256(b"").hexdigest())
