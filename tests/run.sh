@@ -8,14 +8,18 @@
 #   -k EXPRESSION    only tests whose names match, as pytest's -k; no other checks
 #
 # Installs missing Debian packages, and makes .venv in the checkout with the versions of constraints.txt. Every stage is
-# run, whatever the ones before said; the end names those that failed, and the exit status is 1 then.
+# run, whatever the others said; the end names those that failed, and the exit status is 1 then.
+#
+# The integration tests run beside the others, each set on one node of its own: that halves the time on two processors.
+# What they say is shown when the others have ended.
 set -euo pipefail
 
 checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 # shellcheck source=tests/prepare.sh
 . "$checkout/tests/prepare.sh"
-stages=()
-failed=()
+readonly STAGES=(
+    "ruff format" "ruff check" "mypy" "lint-imports" "unit tests" "fault tests" "fuzz tests" "integration tests"
+)
 
 main() {
     local checks=1 unit=1 integration=1 select=()
@@ -45,17 +49,18 @@ main() {
         stage "mypy" mypy
         stage "lint-imports" lint-imports
     fi
+    if [ "$integration" -eq 1 ]; then
+        stage "integration tests" pytest -m "integration and not slow" tests/integration "${select[@]}" \
+            >"$logs/beside" 2>&1 &
+    fi
     if [ "$unit" -eq 1 ]; then
         stage "unit tests" pytest "${select[@]}"
     fi
     if [ "$integration" -eq 1 ]; then
-        stage "integration tests" pytest -m "integration and not slow" tests/integration "${select[@]}"
-    fi
-    if [ "$integration" -eq 1 ] && [ -d tests/faults ]; then
         stage "fault tests" pytest -m "integration and not slow" tests/faults "${select[@]}"
-    fi
-    if [ "$integration" -eq 1 ] && [ -d tests/fuzz ]; then
         stage "fuzz tests" pytest -m "fuzz and not slow" tests/fuzz "${select[@]}"
+        wait
+        cat "$logs/beside"
     fi
     report
 }
@@ -65,30 +70,34 @@ usage() {
     exit 2
 }
 
-# stage NAME COMMAND...
+# stage NAME COMMAND...: its output goes to NAME.log, its verdict to NAME.verdict, in the directory of logs.
 stage() {
-    local name=$1 log="$logs/${#stages[@]}" started=$SECONDS status=0 verdict=ok
+    local name=$1 started=$SECONDS status=0 verdict=ok
     shift
     say "$name"
-    "$@" 9<&- 2>&1 | tee "$log" || status=$?
+    "$@" 9<&- 2>&1 | tee "$logs/$name.log" || status=$?
     # pytest: nothing matched the selection.
     if [ "$status" -ne 0 ] && ! { [ "$1" = pytest ] && [ "$status" -eq 5 ]; }; then
         verdict=FAILED
-        failed+=("$name")
     fi
-    stages+=("$(printf '%-20s %-7s %4d s' "$name" "$verdict" $((SECONDS - started)))")
+    echo "$verdict $((SECONDS - started))" >"$logs/$name.verdict"
 }
 
 # A line per stage, then one in pytest's form with the sums of all its runs; a failed stage of another kind is an error.
 report() {
+    local others=0 failed=() name verdict seconds
     echo
-    printf '%s\n' "${stages[@]}"
-    [ "${#failed[@]}" -eq 0 ] || printf 'FAILED: %s\n' "${failed[@]}"
-    local others=0 name
-    for name in "${failed[@]}"; do
+    for name in "${STAGES[@]}"; do
+        [ -e "$logs/$name.log" ] || continue
+        # A stage that was killed has no verdict.
+        read -r verdict seconds <"$logs/$name.verdict" || verdict=FAILED seconds=$SECONDS
+        printf '%-20s %-7s %4d s\n' "$name" "$verdict" "$seconds"
+        [ "$verdict" = ok ] && continue
+        failed+=("$name")
         case $name in *tests) ;; *) others=$((others + 1)) ;; esac
     done
-    tail -q -n 1 "$logs"/* | awk -v errors="$others" -v seconds="$SECONDS" '
+    [ "${#failed[@]}" -eq 0 ] || printf 'FAILED: %s\n' "${failed[@]}"
+    tail -q -n 1 "$logs"/*.log | awk -v errors="$others" -v seconds="$SECONDS" '
         /^=.* in [0-9.]+s/ {
             for (i = 1; i < NF; i++)
                 if ($i ~ /^[0-9]+$/) { kind = $(i + 1); sub(/,$/, "", kind); sub(/^error$/, "errors", kind); sum[kind] += $i }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.harness.daemon import Daemon
 
-SHORT_KILLS = 8
+SHORT_KILLS = 5
 LONG_KILLS = 200
 CLIENTS = 4
 

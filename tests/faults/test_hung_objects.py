@@ -113,8 +113,15 @@ def node(daemon: Daemon, interposers: Interposers, image: str) -> Node:
     return Node(daemon, interposers, image)
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize(
+    ("goes_on", "moment"),
+    [
+        (True, "before"),
+        (True, "after"),
+        (False, "after"),
+        pytest.param(False, "before", marks=pytest.mark.slow),
+    ],
+)
 def test_a_plugin_that_hangs_in_its_add_holds_up_nobody(
     node: Node,
     interposers: Interposers,

@@ -20,7 +20,7 @@ TEXT = "x" * 300_000
 VARIABLES = [api.KeyValue(key=f"V{n}", value=b"x" * 100_000) for n in range(3)]
 AT_FIRST = 500
 """From then on the allocator has what it needs."""
-MORE = 1500
+MORE = 500
 MAX_MORE_KIB = 4 << 10
 
 

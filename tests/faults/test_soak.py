@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.harness.daemon import Daemon
 
-SOME_S = 8.0
+SOME_S = 5.0
 MANY_MINUTES = 10.0
 
 
