@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
 
 log = structlog.get_logger()
-BACKLOG = 1024
+BACKLOG = 4096
+"""As many as the kernel's own bound lets by; who finds the queue full tries again after a second at best."""
 START_TIMEOUT_S = 30.0
 END_GRACE_S = 2.0
 """Beyond the grace that its clients get."""

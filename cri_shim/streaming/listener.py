@@ -1,13 +1,17 @@
 """The socket that clients connect to: taken from while there is room, a few in each turn of the loop.
 
-Rules: who isn't taken waits in the kernel's queue. Without room, or without descriptors, taking pauses: trying again at
-once would only burn the processor.
+Rules:
+- Who isn't taken waits in the kernel's queue. Without room, or without descriptors, taking pauses: trying again at once
+  would only burn the processor.
+- Who hung up while it waited is dropped as it is taken, also without room. Else who connects and hangs up again and
+  again would fill the queue with the dead, and a client that finds it full tries again after a second at best.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
 from typing import TYPE_CHECKING
 
@@ -24,6 +28,7 @@ LACK_PAUSE_S = 0.5
 KEEPALIVE_S = 30
 KEEPALIVE_TRIES = 4
 """A client whose machine is gone is noticed after two and a half minutes."""
+_POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000)
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -43,6 +48,8 @@ class Listener:
         self._on_client = on_client
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
+        self._waiting: socket.socket | None = None
+        """Who was taken, and found no room."""
         self._loop.add_reader(sock, self._accept)
 
     def close(self) -> None:
@@ -52,27 +59,44 @@ class Listener:
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
             self._socket.close()
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
-            if not self._has_room():
+            sock, self._waiting = self._waiting or self._take(), None
+            if sock is None:
+                return
+            if _has_hung_up(sock):
+                sock.close()
+            elif self._has_room():
+                self._hand_on(sock)
+            else:
+                self._waiting = sock
                 self._wait(FULL_PAUSE_S)
                 return
-            try:
-                sock, _address = self._socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS:
-                    log.error("streaming clients have to wait", error=error.strerror)
-                    self._wait(LACK_PAUSE_S)
-                return
-            try:
-                _prepare(sock)
-            except OSError:  # gone already
-                sock.close()
-            else:
-                self._on_client(sock)
+
+    def _take(self) -> socket.socket | None:
+        """The next one, if there is any."""
+        try:
+            sock, _address = self._socket.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return None
+        except OSError as error:
+            if error.errno in _OUT_OF_DESCRIPTORS:
+                log.error("streaming clients have to wait", error=error.strerror)
+                self._wait(LACK_PAUSE_S)
+            return None
+        return sock
+
+    def _hand_on(self, sock: socket.socket) -> None:
+        try:
+            _prepare(sock)
+        except OSError:  # gone already
+            sock.close()
+        else:
+            self._on_client(sock)
 
     def _wait(self, pause_s: float) -> None:
         self._loop.remove_reader(self._socket)
@@ -81,6 +105,13 @@ class Listener:
     def _go_on(self) -> None:
         self._pause = None
         self._loop.add_reader(self._socket, self._accept)
+        self._accept()  # the one that was taken, whether or not another has come
+
+
+def _has_hung_up(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, _POLLRDHUP)  # an error and a hang-up are always told
+    return bool(poll.poll(0))
 
 
 def _prepare(sock: socket.socket) -> None:
