@@ -75,6 +75,12 @@ class Connection:
 
     # --- before there is a session: one thing after the other
 
+    def has_unread(self) -> bool:
+        """Whether the client sent something, or hung up, and that was not read yet."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not self._closed and bool(poll.poll(0))
+
     async def open(self) -> None:
         """Shake hands, where it is TLS. Raises OSError (ssl.SSLError)."""
         while self._tls is not None:

@@ -3,10 +3,11 @@
 Rules:
 - The kubelet and a pod on the host's network both come from 127.0.0.1, and until its ticket is redeemed nothing tells
   one client from another: neither address nor user would. So what is shared out is time. Everybody has `MIN_TIME_S` to
-  say what it wants, whoever else comes meanwhile; an honest client needs a few milliseconds.
+  say what it wants, whoever else comes meanwhile; an honest client needs a few milliseconds. Who has said something
+  that this process, being busy, has not read yet has `MAX_TIME_S`.
 - Beyond that the oldest makes room: those that say nothing go, not those that have just come.
 - While all are younger, nobody more is accepted. Who comes then waits in the listener's queue, in order, and those
-  there get their turn at `MAX_NEWCOMERS / MIN_TIME_S` a second at least.
+  there get their turn at `MAX_NEWCOMERS / MIN_TIME_S` a second, at `MAX_NEWCOMERS / MAX_TIME_S` at least.
 - One whose ticket is being redeemed has said what it wants, and can't be put out. One that was refused can: it has its
   answer.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_NEWCOMERS = 512
 MIN_TIME_S = 0.5
+MAX_TIME_S = 2.0
 
 
 class Newcomers:
@@ -38,8 +40,11 @@ class Newcomers:
         """Whether one more may come, even if another has to go."""
         if len(self) < MAX_NEWCOMERS:
             return True
-        oldest = next(iter(self._since.values()), None)
-        return oldest is not None and oldest + MIN_TIME_S <= time.monotonic()
+        oldest, since_s = next(iter(self._since.items()), (None, 0.0))
+        if oldest is None:
+            return False
+        age_s = time.monotonic() - since_s
+        return age_s >= MIN_TIME_S and (age_s >= MAX_TIME_S or not oldest.has_unread())
 
     def enter(self, connection: Connection) -> None:
         """One more; the oldest goes if there are too many."""

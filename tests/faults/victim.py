@@ -28,7 +28,7 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from tests.faults.served_images import serve_images
 from tests.harness.client import CALL_TIMEOUT_S, Client
 from tests.harness.daemon import CHECKOUT, environment
-from tests.harness.streaming_client import RemoteCommandClient
+from tests.harness.streaming_client import RefusedError, RemoteCommandClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -249,7 +249,7 @@ class _Life:
             yield problems
         except grpc.RpcError as error:
             problems.append(f"{error.code().name}: {error.details()}"[:500])
-        except (OSError, AssertionError) as error:
+        except (OSError, RefusedError, AssertionError) as error:
             problems.append(f"{type(error).__name__}: {error}"[:500])
         seconds = time.monotonic() - began_s
         self._say(asdict(Call(name, began_s, seconds, "; ".join(problems))))

@@ -172,3 +172,16 @@ async def test_client_that_never_stops_talking_is_listened_to_for_a_while_and_ho
         turns += 1
     await talking
     assert turns > 3
+
+
+async def test_what_waits_to_be_read_is_told() -> None:
+    connection, peer, _ = pair()
+    assert not connection.has_unread()
+    peer.sendall(b"x")
+    assert connection.has_unread()
+    assert await connection.receive() == b"x"
+    assert not connection.has_unread()
+    peer.close()
+    assert connection.has_unread()
+    connection.close()
+    assert not connection.has_unread()

@@ -17,6 +17,10 @@ class Client:
     """As much of a connection as is looked at."""
 
     closed = False
+    unread = False
+
+    def has_unread(self) -> bool:
+        return self.unread
 
     def close(self) -> None:
         self.closed = True
@@ -56,6 +60,19 @@ def test_the_oldest_goes_then(three: list[Connection], monkeypatch: pytest.Monke
     assert [is_closed(each) for each in (*three, more)] == [True, False, False, False]
     room.leave(three[0])
     assert len(room) == 3
+
+
+def test_who_was_not_read_yet_has_longer(
+    three: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newcomers, "MIN_TIME_S", 0.0)
+    room = Newcomers()
+    for each in three:
+        room.enter(each)
+    cast("Client", three[0]).unread = True
+    assert not room.has_room()
+    monkeypatch.setattr(newcomers, "MAX_TIME_S", 0.0)
+    assert room.has_room()
 
 
 def test_who_is_kept_stays_and_may_have_to_go_after_that(
