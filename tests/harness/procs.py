@@ -94,6 +94,12 @@ def descriptors(pid: str) -> list[str]:
     return found
 
 
+def used_and_waited_s(pid: int | str) -> tuple[float, float]:
+    """How long its main thread, or that of `thread-self`, has had a processor, and was ready to run and had none."""
+    used_ns, waited_ns, _ = (PROC / str(pid) / "schedstat").read_text().split()
+    return int(used_ns) / 1e9, int(waited_ns) / 1e9
+
+
 def link_names() -> list[str]:
     """The network interfaces of this thread's network namespace."""
     return [name for _, name in socket.if_nameindex()]

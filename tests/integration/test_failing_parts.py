@@ -536,9 +536,8 @@ def test_what_hangs_is_shown_with_its_step_and_holds_nobody_up(
         starting = calls.submit(broken.start, container)
         wait_until(lambda: container_steps() == ["runc start"])
         for look in (broken.pods, broken.containers, partial(broken.status, other)):
-            began = time.monotonic()
             look()
-            assert time.monotonic() - began < 0.3, look
+            assert not starting.done(), f"{look} was answered only when nothing hung any more"
         shown = json.loads(parts.daemon.cli("status", "--json").stdout)
         [shown_pod] = shown["pods"]
         [waiting, idle] = shown_pod["containers"]

