@@ -44,6 +44,7 @@ from cri_shim.rpc.handlers import admin_service, cri_services
 from cri_shim.rpc.image_service import ImageService
 from cri_shim.rpc.listen import Listeners
 from cri_shim.rpc.metrics_server import MetricsServer
+from cri_shim.rpc.request_budget import RequestBudget, tenant_of_request
 from cri_shim.rpc.runtime_service import RuntimeService
 from cri_shim.sandbox.model import ContainerState, SandboxState
 
@@ -230,6 +231,11 @@ class Daemon:
                 ),
             ],
             gate=gate,
+            budget=RequestBudget(
+                partial(
+                    tenant_of_request, sandbox=parts.sandboxes.get, container=parts.containers.get
+                )
+            ),
             socket=self._config.socket,
             tls=self._config.tls,
             max_message_bytes=self._config.limits.grpc_message_bytes,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from cri_shim.rpc.encoded import Encoded
     from cri_shim.rpc.gate import Gate
+    from cri_shim.rpc.request_budget import RequestBudget
 
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -51,8 +52,9 @@ _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method of one server: what is kept per method must not be found on a server without it."""
 
-    def __init__(self, gate: Gate, *, max_message_bytes: int) -> None:
+    def __init__(self, gate: Gate, budget: RequestBudget, *, max_message_bytes: int) -> None:
         self._gate = gate
+        self._budget = budget
         self._max_message_bytes = max_message_bytes
         self._wrapped: dict[str, Handler] = {}
 
@@ -90,12 +92,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             bind_contextvars(request_id=call.id)
             metrics.GRPC_REQUESTS_IN_FLIGHT.inc()
             try:
-                with self._admission(name):
-                    request = (
-                        codec.decoded_each(raw)
-                        if handler.request_streaming
-                        else self._noticed(call, codec.decoded(raw))
-                    )
+                held = nullcontext() if handler.request_streaming else self._budget.held(raw)
+                with self._admission(name), held:
+                    request: Message | AsyncIterator[Message]
+                    if handler.request_streaming:
+                        request = codec.decoded_each(raw)
+                    else:
+                        async with self._budget.decoding(raw):
+                            request = self._noticed(call, codec.decoded(raw))
                     answer = behaviour(request, context)
                     if not handler.response_streaming:
                         message = await answer
@@ -107,8 +111,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     if hasattr(answer, "__aiter__"):
                         # grpc's reflection: closed here, in this task, should the client go away between two messages.
                         async with aclosing(answer):
-                            async for message in answer:
-                                await context.write(message)
+                            async for piece in answer:
+                                await context.write(piece)
                     else:
                         await answer
             except asyncio.CancelledError:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cri_shim.config.values import ListenUrl
     from cri_shim.rpc.gate import Gate
     from cri_shim.rpc.handlers import Service
+    from cri_shim.rpc.request_budget import RequestBudget
 
 log = structlog.get_logger()
 
@@ -50,6 +51,7 @@ class Listeners:
         services: Sequence[Service],
         *,
         gate: Gate,
+        budget: RequestBudget,
         socket: SocketSettings,
         tls: TlsSettings,
         max_message_bytes: int,
@@ -60,6 +62,7 @@ class Listeners:
         if len(set(urls)) < len(urls):
             raise ConfigError("listen: the same listener is named twice")
         self._gate = gate
+        self._budget = budget
         self._tls = tls
         self._max_message_bytes = max_message_bytes
         self._services = tuple(services)
@@ -137,7 +140,9 @@ class Listeners:
 
     def _server(self, services: Sequence[Service]) -> grpc.aio.Server:
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._gate, max_message_bytes=self._max_message_bytes)],
+            interceptors=[
+                CallInterceptor(self._gate, self._budget, max_message_bytes=self._max_message_bytes)
+            ],
             options=[
                 ("grpc.max_receive_message_length", self._max_message_bytes),
                 # The interceptor refuses what is longer, with a sentence.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from cri_shim.sandbox.accounts import MAX_READ_BY_RUNTIMES_BYTES
 from tests import images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.faults.tenants.tenant import Tenant
     from tests.integration.scene import Pod
@@ -23,6 +24,11 @@ CALLS_AT_ONCE = 8
 MAX_PODS, PODS_A_SECOND = 40, 4
 """Making them, and taking them away, must not take much longer than the attack."""
 EXECS_EACH = 4
+LARGE_REQUEST_BYTES = 1_400_000
+"""An API server takes pods of 1.5 MB."""
+LONG_WORD_BYTES = 131_000
+MANY_WORDS = 60_000
+REFUSED_PAUSE_S = 0.2
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -104,6 +110,47 @@ def _creates_that_hang(tenant: Tenant, pods: Sequence[Pod]) -> None:
     tenant.at_once(
         *[partial(tenant.again_and_again, partial(_create, tenant, pod, mount)) for pod in pods]
     )
+
+
+def requests_that_wait(tenant: Tenant) -> None:
+    """Execs and creations that hang, each of as much as a pod's specification can hold."""
+    pod = tenant.pod()
+    script = "rm -f /etc/passwd && mkfifo /etc/passwd && exec sleep 1000000"
+    container = pod.start(pod.container("sh", "-c", script))
+    fifo = tenant.directory / "fifo"
+    os.mkfifo(fifo)
+    words = ["true", *["x" * LONG_WORD_BYTES] * (LARGE_REQUEST_BYTES // LONG_WORD_BYTES)]
+    many_words = ["true", *["x" * 23] * MANY_WORDS]
+    config = pod.container(*many_words)
+    config.mounts.append(api.Mount(host_path=str(fifo), container_path="/etc/passwd"))
+    tenant.begin()
+
+    def execs(command: Sequence[str]) -> None:
+        request = api.ExecSyncRequest(container_id=container, cmd=command, timeout=30)
+        tenant.client.runtime.ExecSync(request, timeout=tenant.left_s())
+
+    def creates(number: int) -> None:
+        own = api.ContainerConfig()
+        own.CopyFrom(config)
+        own.metadata.name = f"large-{number}"
+        request = api.CreateContainerRequest(
+            pod_sandbox_id=pod.id, config=own, sandbox_config=pod.config
+        )
+        tenant.client.runtime.CreateContainer(request, timeout=tenant.left_s())
+
+    calls = [
+        *[partial(execs, words)] * CALLS_AT_ONCE,
+        *[partial(execs, many_words)] * CALLS_AT_ONCE,
+        *[partial(creates, number) for number in range(EXECS_EACH)],
+    ]
+    tenant.at_once(*[partial(_again_after_a_pause, tenant, call) for call in calls])
+
+
+def _again_after_a_pause(tenant: Tenant, call: Callable[[], None]) -> None:
+    """As a kubelet, which does not try again at once what was refused."""
+    while tenant.goes_on():
+        if not tenant.tries(call):
+            time.sleep(REFUSED_PAUSE_S)
 
 
 def accounts_of_megabytes(tenant: Tenant) -> None:

@@ -22,6 +22,7 @@ ATTACKS: Final = {
     "accounts in a FIFO of the node": Attack(files.accounts_in_a_fifo_of_the_node, cores=1),
     "accounts of megabytes": Attack(files.accounts_of_megabytes, cores=MAX_OF_POD),
     "accounts in a FIFO in many pods": Attack(files.accounts_in_a_fifo_in_many_pods, cores=1),
+    "requests that wait": Attack(files.requests_that_wait, cores=1),
     "processes of an exec": Attack(containers.processes_of_an_exec, cores=2),
     "files of the pod": Attack(containers.files_of_the_pod, cores=1),
     "files of a layer": Attack(containers.files_of_a_layer, cores=1),

@@ -33,6 +33,7 @@ from cri_shim.rpc.gate import Gate
 from cri_shim.rpc.handlers import admin_service, cri_services
 from cri_shim.rpc.image_service import ImageService
 from cri_shim.rpc.listen import Listeners
+from cri_shim.rpc.request_budget import RequestBudget
 from cri_shim.rpc.runtime_service import Condition, HandlerFacts, NodeStatus, RuntimeService
 from cri_shim.sandbox.model import (
     ContainerMetadata,
@@ -571,6 +572,7 @@ class Daemon:
                     )
                 ),
             ],
+            budget=RequestBudget(lambda _: "no pod"),
             gate=self.gate,
             socket=SocketSettings(group=GroupName(""), mode=FileMode(0o600)),
             tls=tls or TlsSettings(),
