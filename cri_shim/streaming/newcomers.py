@@ -32,6 +32,8 @@ class Newcomers:
         self._since: dict[Connection, float] = {}
         """Those that can be put out, the oldest first."""
         self._safe: set[Connection] = set()
+        self._heard: set[Connection] = set()
+        """Of those that can be put out: nothing more of them will be read."""
 
     def __len__(self) -> int:
         return len(self._since) + len(self._safe)
@@ -44,13 +46,15 @@ class Newcomers:
         if oldest is None:
             return False
         age_s = time.monotonic() - since_s
-        return age_s >= MIN_TIME_S and (age_s >= MAX_TIME_S or not oldest.has_unread())
+        if age_s >= MAX_TIME_S or oldest in self._heard:
+            return age_s >= MIN_TIME_S
+        return age_s >= MIN_TIME_S and not oldest.has_unread()
 
     def enter(self, connection: Connection) -> None:
         """One more; the oldest goes if there are too many."""
         if len(self) >= MAX_NEWCOMERS and self._since:
             oldest = next(iter(self._since))
-            del self._since[oldest]
+            self.leave(oldest)
             oldest.close()
         self._since[connection] = time.monotonic()
 
@@ -64,11 +68,13 @@ class Newcomers:
         if connection in self._safe:
             self._safe.remove(connection)
             self._since[connection] = time.monotonic()
+            self._heard.add(connection)
 
     def leave(self, connection: Connection) -> None:
         """It is none any more. Idempotent."""
         self._since.pop(connection, None)
         self._safe.discard(connection)
+        self._heard.discard(connection)
 
     def close(self) -> None:
         """Hang up on all of them."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cri_shim.config.model import ImageSettings
+from tests.images import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 def settings(root: Path, stall_s: float = 20.0) -> ImageSettings:
     return ImageSettings(registry_config=root / "certs.d", pull_progress_timeout_s=stall_s)  # type: ignore[arg-type]
+
+
+async def bring(store: ImageStore, archive: bytes, name: str | None = None) -> Image:
+    """Import an archive of one image."""
+    [image] = await store.import_archive(stream(archive), name)
+    return image
 
 
 def facts(top: Path) -> dict[str, tuple[object, ...]]:

@@ -15,10 +15,10 @@ from tests.images import (
     layer,
     oci_archive,
     opaque,
-    stream,
     symlink,
     whiteout,
 )
+from tests.integration.image.scene import bring
 from tests.rootfs import mounted, seen
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ async def names(store: ImageStore, tmp_path: Path, *layers: LayerBlob) -> list[s
 async def facts(
     store: ImageStore, tmp_path: Path, *layers: LayerBlob
 ) -> dict[str, tuple[object, ...]]:
-    [image] = await store.import_archive(stream(oci_archive(*layers, name="order.example/a:1")))
+    image = await bring(store, oci_archive(*layers, name="order.example/a:1"))
     work = tmp_path / f"mount-{len(list(tmp_path.iterdir()))}"
     work.mkdir()
     with mounted(store.layer_stack(image), work) as root:

@@ -20,7 +20,7 @@ from cri_shim.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
-from cri_shim.host.mounts import mount_overlay, mount_tmpfs, unmount
+from cri_shim.host.mounts import mount_tmpfs, unmount
 from cri_shim.image.builtin import PAUSE_REFERENCE, busybox_archive, pause_archive
 from cri_shim.image.manifest import digest_of
 from cri_shim.image.model import Image, ImportProgress
@@ -37,9 +37,11 @@ from tests.images import (
     symlink,
     whiteout,
 )
+from tests.integration.image.scene import bring
+from tests.rootfs import mounted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from cri_shim.host.process import Reaper
@@ -49,12 +51,6 @@ BASE = layer(directory("etc"), file("etc/os", b"test\n"), compression="gzip")
 APP = layer(file("app", b"#!/bin/sh\n", 0o755), compression="zstd")
 OTHER = layer(file("other", b"x"))
 NAME = "r.example/team/app:1"
-
-
-async def bring(store: ImageStore, archive: bytes, name: str | None = None) -> Image:
-    """Import an archive of one image."""
-    [image] = await store.import_archive(stream(archive), name)
-    return image
 
 
 def files_below(*roots: Path) -> set[str]:
@@ -215,17 +211,8 @@ async def test_the_directories_are_root_s_alone(store: ImageStore, tmp_path: Pat
 # What a stack of layers looks like
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Path]:
-    target = tmp_path / "mounted"
-    for name in ("mounted", "upper", "work"):
-        (tmp_path / name).mkdir()
-    yield target
-    unmount(target)
-
-
 async def test_a_mounted_stack_shows_what_the_layers_mean(
-    store: ImageStore, tmp_path: Path, mounted: Path
+    store: ImageStore, tmp_path: Path
 ) -> None:
     low = layer(
         symlink("srv/link", "/etc/target"),
@@ -258,27 +245,31 @@ async def test_a_mounted_stack_shows_what_the_layers_mean(
         file("back/b"),
     )
     image = await bring(store, oci_archive(low, high, name=NAME))
-    stack = store.layer_stack(image)
-    mount_overlay(
-        mounted,
-        layers_dir=stack.layers_dir,
-        lowers=stack.lowers,
-        upper=tmp_path / "upper",
-        work=tmp_path / "work",
-    )
-    names = sorted(str(path.relative_to(mounted)) for path in mounted.rglob("*"))
-    assert names == sorted(
-        [
-            *("back", "back/b", "etc", "etc/target", "opq", "opq/new", "private", "private/new"),
-            *("srv", "srv/link", "swap", "swap/now-dir", "tmp", "tmp/new", "turn"),
-        ]
-    )
-    # Directories that the upper layer only uses look as the lower layer made them.
-    assert stat.S_IMODE((mounted / "tmp").stat().st_mode) == 0o1777
-    private = (mounted / "private").stat()
-    assert (stat.S_IMODE(private.st_mode), private.st_uid, private.st_gid) == (0o700, 7, 8)
-    assert private.st_mtime == 1000
-    assert os.getxattr(mounted / "private", "user.kind") == b"p"
+    work = tmp_path / "mounted"
+    work.mkdir()
+    with mounted(store.layer_stack(image), work) as root:
+        names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+        assert names == sorted(
+            [
+                *(
+                    "back",
+                    "back/b",
+                    "etc",
+                    "etc/target",
+                    "opq",
+                    "opq/new",
+                    "private",
+                    "private/new",
+                ),
+                *("srv", "srv/link", "swap", "swap/now-dir", "tmp", "tmp/new", "turn"),
+            ]
+        )
+        # Directories that the upper layer only uses look as the lower layer made them.
+        assert stat.S_IMODE((root / "tmp").stat().st_mode) == 0o1777
+        private = (root / "private").stat()
+        assert (stat.S_IMODE(private.st_mode), private.st_uid, private.st_gid) == (0o700, 7, 8)
+        assert private.st_mtime == 1000
+        assert os.getxattr(root / "private", "user.kind") == b"p"
 
 
 async def test_a_directory_inherits_from_the_layer_that_shows_it(store: ImageStore) -> None:

@@ -31,6 +31,8 @@ from tests.images import (
     symlink,
     whiteout,
 )
+from tests.integration.image.scene import bring
+from tests.rootfs import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,11 +66,6 @@ HIGH = layer(
     file("big", b"b" * 3_000_000),
     compression="zstd",
 )  # fmt: skip
-
-
-async def bring(store: ImageStore, archive: bytes) -> Image:
-    [image] = await store.import_archive(stream(archive))
-    return image
 
 
 async def no_pull(name: str) -> Image:
@@ -120,17 +117,9 @@ async def test_every_alteration_is_found_and_mended_under_a_running_overlay(
     assert (await store.check()).findings == ()
     stack = store.layer_stack(image)
     in_use |= set(stack.lowers)
-    target = tmp_path / "mounted"
-    for name in ("mounted", "upper", "work"):
-        (tmp_path / name).mkdir()
-    mount_overlay(
-        target,
-        layers_dir=stack.layers_dir,
-        lowers=stack.lowers,
-        upper=tmp_path / "upper",
-        work=tmp_path / "work",
-    )
-    try:
+    work = tmp_path / "mounted"
+    work.mkdir()
+    with mounted(stack, work) as target:
         for what, alter in ALTERATIONS.items():
             alter(top_of(store, image))
             report = await store.repair(pull=no_pull)
@@ -142,8 +131,6 @@ async def test_every_alteration_is_found_and_mended_under_a_running_overlay(
         assert (target / "bin/same").read_bytes() == b"#!/bin/sh\n"
         assert all((stack.layers_dir / name).is_dir() for name in stack.lowers)
         assert len(os.listdir(stack.layers_dir)) == 1 + 2 + 1  # .ingest, two in use, one better
-    finally:
-        unmount(target)
     in_use.clear()
     await store.sweep()
     assert sorted(os.listdir(stack.layers_dir)) == sorted(

@@ -71,6 +71,16 @@ def test_who_was_not_read_yet_has_longer(
         room.enter(each)
     cast("Client", three[0]).unread = True
     assert not room.has_room()
+    room.keep(three[0])
+    room.release(three[0])
+    room.keep(three[1])
+    room.keep(three[2])
+    assert room.has_room(), "it was read"
+    room.leave(three[0])
+    late = client()
+    cast("Client", late).unread = True
+    room.enter(late)
+    assert not room.has_room()
     monkeypatch.setattr(newcomers, "MAX_TIME_S", 0.0)
     assert room.has_room()
 
