@@ -8,7 +8,6 @@ kernel there is `kernel_call`. Neither uses asyncio's own threads, which are few
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -154,14 +153,41 @@ async def end_of(
     working: asyncio.Future[T], timeout_s: float | None = None
 ) -> asyncio.CancelledError | None:
     """Wait for the end whatever happens, or for `timeout_s`; the cancellation that came meanwhile."""
-    cancelled: asyncio.CancelledError | None = None
-    give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
-    while not working.done():
-        left = None if give_up_at is None else give_up_at - time.monotonic()
-        if left is not None and left <= 0:
-            break
-        try:
-            await asyncio.wait([working], timeout=left)
-        except asyncio.CancelledError as late:
-            cancelled = late
-    return cancelled
+    try:
+        await _done_or_late(working, timeout_s, _Unswayed(loop=asyncio.get_running_loop()))
+    except asyncio.CancelledError as late:
+        return late
+    return None
+
+
+async def settled(future: asyncio.Future[T], timeout_s: float | None = None) -> bool:
+    """Wait until it is done, or for `timeout_s`; whether it is. Cancelling this wait leaves the future alone."""
+    await _done_or_late(future, timeout_s, asyncio.get_running_loop().create_future())
+    return future.done()
+
+
+class _Unswayed(asyncio.Future[None]):
+    """Who waits for it is told of a cancellation after its end: a task keeps one that its future does not take."""
+
+    def cancel(self, msg: object = None) -> bool:
+        return False
+
+
+async def _done_or_late(
+    future: asyncio.Future[T], timeout_s: float | None, waiter: asyncio.Future[None]
+) -> None:
+    # What `asyncio.wait` does for a set of futures, at a third of the cost: a pod's life waits a hundred times.
+    def tell(_future: asyncio.Future[T] | None = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    if future.done():
+        return
+    timer = None if timeout_s is None else waiter.get_loop().call_later(timeout_s, tell)
+    future.add_done_callback(tell)
+    try:
+        await waiter
+    finally:
+        future.remove_done_callback(tell)
+        if timer is not None:
+            timer.cancel()

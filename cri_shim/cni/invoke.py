@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cri_shim.background import settled
 from cri_shim.cni.result import parse_failure
 from cri_shim.errors import CniPluginError, CommandError, DeadlineError
 from cri_shim.operations import step
@@ -156,7 +157,7 @@ class PluginRunner:
             if cancelled is not None and left <= 0:
                 task.cancel()
             try:
-                await asyncio.wait({task}, timeout=left if left > 0 else None)
+                await settled(task, left if left > 0 else None)
             except asyncio.CancelledError as error:
                 if cancelled is None:
                     cancelled, give_up_at = error, time.monotonic() + self._cancel_grace_s

@@ -12,6 +12,7 @@ import os
 import signal
 from dataclasses import dataclass
 
+from cri_shim.background import settled
 from cri_shim.host.pidfd import kill_pidfd
 
 
@@ -97,8 +98,7 @@ class Child:
 
         Raises CancelledError when the reaper is closed meanwhile.
         """
-        if not self._ended.done():
-            await asyncio.wait({self._ended}, timeout=timeout_s)
+        await settled(self._ended, timeout_s)
         if self._ended.cancelled():
             raise asyncio.CancelledError
         return self.ending

@@ -14,6 +14,8 @@ from structlog.testing import capture_logs
 from cri_shim import background as background_module
 from cri_shim.background import (
     Background,
+    end_of,
+    settled,
     side_by_side,
     undivided,
     uninterrupted,
@@ -404,3 +406,44 @@ async def test_what_follows_is_left_out_when_the_work_fails() -> None:
     with pytest.raises(OSError, match="No space"):
         await undivided(fail, follow)
     assert not followed
+
+
+@pytest.mark.asyncio
+async def test_a_wait_that_is_cancelled_leaves_its_future_alone() -> None:
+    future = asyncio.get_running_loop().create_future()
+    waiting = asyncio.ensure_future(settled(future))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not future.cancelled()
+    future.set_result(None)
+    assert await settled(future)
+
+
+@pytest.mark.asyncio
+async def test_a_wait_ends_with_its_time_or_with_its_future() -> None:
+    future = asyncio.get_running_loop().create_future()
+    assert not await settled(future, 0.0)
+    asyncio.get_running_loop().call_soon(future.set_exception, OSError("its own business"))
+    assert await settled(future, 60.0)
+    assert isinstance(future.exception(), OSError)
+
+
+@pytest.mark.asyncio
+async def test_a_cancellation_is_told_after_the_end_and_only_once() -> None:
+    future = asyncio.get_running_loop().create_future()
+    told: list[asyncio.CancelledError | None] = []
+
+    async def wait() -> None:
+        told.append(await end_of(future))
+
+    waiting = asyncio.ensure_future(wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    future.set_result(None)
+    await waiting
+    assert [type(each) for each in told] == [asyncio.CancelledError]
