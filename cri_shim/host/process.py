@@ -158,7 +158,8 @@ class Reaper:
     ) -> Completed:
         """Run `argv` to its end, whatever its status, and return what it wrote: all of stdout, the tail of stderr.
 
-        Output that a grandchild still could write is waited for half a second at most.
+        With `max_stdout_bytes` 0 its stdout is /dev/null, for who has nothing to say there. Output that a grandchild
+        still could write is waited for half a second at most.
 
         Raises:
             OSError: the program can't be started.
@@ -172,21 +173,23 @@ class Reaper:
             if stdin:
                 stdin_fd = _memory_file(stdin)
                 descriptors.callback(os.close, stdin_fd)
-            stdout = Capture(max_stdout_bytes)
-            descriptors.callback(stdout.close)
             stderr = Capture(STDERR_TAIL_BYTES, tail=True)
             descriptors.callback(stderr.close)
+            stdout = Capture(max_stdout_bytes) if max_stdout_bytes else None
+            if stdout is not None:
+                descriptors.callback(stdout.close)
             child = self.spawn(
                 argv,
                 stdin=stdin_fd,
-                stdout=stdout.write_fd,
+                stdout=None if stdout is None else stdout.write_fd,
                 stderr=stderr.write_fd,
                 env=env,
                 cwd=cwd,
                 pass_fds=pass_fds,
             )
             try:
-                stdout.start(on_overflow=child.kill_group)
+                if stdout is not None:
+                    stdout.start(on_overflow=child.kill_group)
                 stderr.start()
                 ending = await child.wait_at_most(timeout_s)
                 if ending is None:
@@ -200,8 +203,8 @@ class Reaper:
                     f"{argv[0]} did not finish within {timeout_s:g} s and was killed"
                     + (f"; it had said: {said}" if said else "")
                 )
-            await _finish((stdout, stderr), PIPE_GRACE_S)
-            if stdout.overflowed:
+            await _finish((stderr,) if stdout is None else (stdout, stderr), PIPE_GRACE_S)
+            if stdout is not None and stdout.overflowed:
                 raise CommandError(
                     "reading its output",
                     argv,
@@ -211,7 +214,7 @@ class Reaper:
             return Completed(
                 argv=tuple(argv),
                 ending=ending,
-                stdout=stdout.data(),
+                stdout=b"" if stdout is None else stdout.data(),
                 stderr_tail=stderr.text(),
                 seconds=time.monotonic() - started,
             )

@@ -9,7 +9,6 @@ Rules:
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +17,7 @@ from cri_shim import metrics
 from cri_shim.errors import UNREADABLE_DOCUMENT, DeadlineError, NotFoundError, RuntimeCommandError
 from cri_shim.host.files import remove_tree
 from cri_shim.host.mounts import unmount_below
+from cri_shim.host.programs import find_program
 from cri_shim.kernel_call import in_time
 from cri_shim.oci.complaints import runtime_message, says_not_found, says_not_running
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeState, RuntimeVersion
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cri_shim.host.process import Completed, Reaper
 
+MAX_ANSWER_BYTES = 1 << 20
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -134,7 +135,7 @@ class CliRuntime:
         Raises RuntimeCommandError, DeadlineError.
         """
         doing = self._doing("asking for the state of", container_id)
-        done = await self._run("state", [container_id], doing)
+        done = await self._run("state", [container_id], doing, max_stdout_bytes=MAX_ANSWER_BYTES)
         if done.ok:
             try:
                 return msgspec.json.decode(done.stdout, type=RuntimeState)
@@ -168,7 +169,8 @@ class CliRuntime:
 
     async def features(self) -> RuntimeFeatures | None:
         """What the runtime supports; None when it has no such command (crun before 1.8.6, kata-runtime, runsc)."""
-        done = await self._run("features", [], f"asking {self._settings.name} for its features")
+        doing = f"asking {self._settings.name} for its features"
+        done = await self._run("features", [], doing, max_stdout_bytes=MAX_ANSWER_BYTES)
         if not done.ok:
             return None
         try:
@@ -182,7 +184,7 @@ class CliRuntime:
         Raises RuntimeCommandError, DeadlineError.
         """
         doing = f"asking runtime handler {quoted(self._settings.name)} for its version"
-        done = await self._run("--version", [], doing)
+        done = await self._run("--version", [], doing, max_stdout_bytes=MAX_ANSWER_BYTES)
         text = done.stdout.decode("utf-8", "replace").strip()
         if not done.ok or not text:
             raise self._failure("--version", doing, done)
@@ -193,7 +195,7 @@ class CliRuntime:
 
     def _executable(self) -> str:
         path = self._settings.path
-        found = shutil.which(path, path=self.environment()["PATH"])
+        found = find_program(path, self.environment()["PATH"])
         if found is None:
             raise RuntimeCommandError(
                 f"runtime handler {quoted(self._settings.name)}",
@@ -201,9 +203,11 @@ class CliRuntime:
                 "was not found",
                 f"install it, or set runtime.handlers.{self._settings.name}.path",
             )
-        return os.path.abspath(found)
+        return found
 
-    async def _run(self, command: str, args: list[str], doing: str) -> Completed:
+    async def _run(
+        self, command: str, args: list[str], doing: str, *, max_stdout_bytes: int = 0
+    ) -> Completed:
         handler = self._settings.name
         argv = [*self.command_prefix(), command, *args]
         try:
@@ -212,7 +216,10 @@ class CliRuntime:
                 metrics.OCI_COMMAND_SECONDS.labels(handler, command).time(),
             ):
                 return await self._reaper.run(
-                    argv, timeout_s=self._timeout_s, env=self.environment()
+                    argv,
+                    timeout_s=self._timeout_s,
+                    env=self.environment(),
+                    max_stdout_bytes=max_stdout_bytes,
                 )
         except DeadlineError as error:
             metrics.OCI_COMMAND_FAILURES.labels(handler, command).inc()

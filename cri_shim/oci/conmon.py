@@ -39,6 +39,7 @@ from cri_shim.errors import (
     RuntimeCommandError,
 )
 from cri_shim.host.pidfd import parent_pid, start_time_ticks
+from cri_shim.host.programs import find_program
 from cri_shim.kernel_call import in_time
 from cri_shim.oci import conmon_control
 from cri_shim.oci.complaints import runtime_message
@@ -321,7 +322,7 @@ class Monitors:
 
     def executable(self) -> str:
         """The path of conmon. Raises MonitorError when there is none."""
-        found = shutil.which(self._conmon)
+        found = find_program(self._conmon, os.environ.get("PATH", os.defpath))
         if found is None:
             raise MonitorError(
                 "container monitor",

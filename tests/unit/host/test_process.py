@@ -95,6 +95,12 @@ async def test_output_that_fills_the_pipe_exactly_is_whole(reaper: Reaper) -> No
     assert len(done.stdout) == 65536
 
 
+async def test_what_nobody_reads_goes_to_dev_null(reaper: Reaper) -> None:
+    script = 'stdout=$(readlink /proc/$$/fd/1); head -c 1000000 /dev/zero; echo "$stdout" >&2'
+    done = await reaper.run(sh(script), timeout_s=10, max_stdout_bytes=0)
+    assert (done.ok, done.stdout, done.stderr_tail) == (True, b"", "/dev/null\n")
+
+
 async def test_output_is_whole_up_to_the_bound(reaper: Reaper) -> None:
     done = await reaper.run(sh("head -c 1000 /dev/zero"), timeout_s=10, max_stdout_bytes=1000)
     assert len(done.stdout) == 1000
