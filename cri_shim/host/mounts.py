@@ -7,14 +7,13 @@ Rules:
 - Unmounting succeeds on what isn't mounted, never follows a symbolic link, and detaches what is busy: its users keep
   what they hold, the name is free at once.
 - A mount's options must fit one page, which the kernel cuts without a word (mount(2)). Therefore layers have short
-  names relative to one directory, and a throw-away thread with a working directory of its own makes the mount.
+  names; where too many do not fit with their directory, a throw-away thread makes the mount from inside it.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ResourceExhaustedError, UnsupportedError
@@ -24,6 +23,7 @@ from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 MAX_LOWER_LAYERS = 500
 """OVL_MAX_STACK in the kernel."""
@@ -80,20 +80,23 @@ def mount_overlay(
         return
 
     target = target.absolute()
+    upper, work = upper and upper.absolute(), work and work.absolute()
     context = f',context="{label}"' if label else ""
-    options = build_overlay_options(names, upper and upper.absolute(), work and work.absolute())
-    options += context
+    options = build_overlay_options(names, upper, work) + context
     _check_fits(options, len(names), target)
     if userns_fd is not None:
-        _mount_mapped(
-            target, layers_dir, names, upper and upper.absolute(), work, userns_fd, context
-        )
+        _mount_mapped(target, layers_dir, names, upper, work, userns_fd, context)
+        return
+    flags = syscalls.MS_RDONLY if upper is None else 0
+    whole_names = [f"{layers_dir.absolute()}/{name}" for name in names]
+    whole_options = build_overlay_options(whole_names, upper, work) + context
+    if _fits(whole_options):
+        syscalls.mount("overlay", target, "overlay", flags, whole_options)
         return
 
     def make() -> None:
         syscalls.unshare(syscalls.CLONE_FS)
         os.chdir(layers_dir)
-        flags = syscalls.MS_RDONLY if upper is None else 0
         syscalls.mount("overlay", target, "overlay", flags, options)
 
     in_throwaway_thread(make, name="overlay-mount")
@@ -230,13 +233,23 @@ def _check_fits(options: str, layers: int, target: Path) -> None:
             f"overlay at {target}: {layers} layers, the kernel takes {MAX_LOWER_LAYERS}; "
             "rebuild the image with fewer layers"
         )
-    size = len(os.fsencode(options)) + 1  # the closing NUL is part of the page
-    page = os.sysconf("SC_PAGE_SIZE")
-    if size > page:
+    if not _fits(options):
         raise ResourceExhaustedError(
-            f"overlay at {target}: the options for {layers} layers take {size} bytes, the kernel "
-            f"takes one page of {page}; rebuild the image with fewer layers"
+            f"overlay at {target}: the options for {layers} layers take {_size(options)} bytes, the kernel "
+            f"takes one page of {_page()}; rebuild the image with fewer layers"
         )
+
+
+def _fits(options: str) -> bool:
+    return _size(options) <= _page()
+
+
+def _size(options: str) -> int:
+    return len(os.fsencode(options)) + 1  # the closing NUL is part of the page
+
+
+def _page() -> int:
+    return os.sysconf("SC_PAGE_SIZE")
 
 
 def bind(source: Path, target: Path, *, readonly: bool = False, recursive: bool = False) -> None:
@@ -287,15 +300,17 @@ def mount_tmpfs(
     syscalls.mount("tmpfs", target, "tmpfs", flags, options)
 
 
-def unmount(target: Path) -> None:
-    """Detach everything mounted at `target`, however often; nothing happens when nothing is; blocking."""
+def unmount(target: Path | str) -> bool:
+    """Detach everything mounted at `target`, however often; whether anything was; blocking."""
+    anything = False
     while True:
         try:
             syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-                return
+                return anything
             raise
+        anything = True
 
 
 def unmount_below(directory: Path) -> None:
@@ -316,12 +331,12 @@ def unmount_below(directory: Path) -> None:
             if entry.is_symlink():
                 continue
             try:
-                unmount(Path(entry.path))
+                mounted = unmount(entry.path)
             except OSError as error:
                 first = first or error
             else:
-                # Asked anew: what was mounted there may have been of another kind.
-                if os.path.isdir(entry.path):
+                # Asked anew where something was mounted: it may have been of another kind.
+                if os.path.isdir(entry.path) if mounted else entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
     if first is not None:
         raise first

@@ -94,13 +94,13 @@ class Cgroups:
 
     def exists(self, relative_dir: str) -> bool:
         """Whether any hierarchy has the cgroup."""
-        return any(tree.directory(relative_dir).is_dir() for tree in self.layout.hierarchies)
+        return any(os.path.isdir(tree.path(relative_dir)) for tree in self.layout.hierarchies)
 
     def pids(self, relative_dir: str) -> list[int]:
         """The processes in the cgroup and below it, in any hierarchy."""
         found: set[int] = set()
         for tree in self.layout.hierarchies:
-            for directory in _subtree(tree.directory(relative_dir)):
+            for directory in _subtree(tree.path(relative_dir)):
                 found.update(_processes(directory))
         found.discard(0)  # a process of a pid namespace that we can't see into
         return sorted(found)
@@ -152,15 +152,15 @@ class Cgroups:
         _refuse_root(relative_dir)
         for tree in self.layout.hierarchies:
             with contextlib.suppress(OSError):
-                tree.directory(relative_dir).rmdir()
+                os.rmdir(tree.path(relative_dir))
 
     def find(self, container_id: str) -> set[str]:
         """Every cgroup named after a container, wherever its parent was. Synchronous: a look at all there are."""
         return {
-            str(directory.relative_to(tree.mount_point))
+            os.path.relpath(directory, tree.mount_point)
             for tree in self.layout.hierarchies
-            for directory in _subtree(tree.mount_point)
-            if is_named_after(directory.name, container_id)
+            for directory in _subtree(str(tree.mount_point))
+            if is_named_after(os.path.basename(directory), container_id)
         }
 
     def read_stats(self, relative_dir: str) -> CgroupStats:
@@ -203,7 +203,7 @@ class Cgroups:
         files = open_files.hierarchy_of_files(self.layout)
         if files is None or not files.directory(relative_dir).is_dir():
             return
-        below = files.directory(relative_dir)
+        below = files.path(relative_dir)
         open_files.gather(
             files,
             relative_dir,
@@ -211,11 +211,11 @@ class Cgroups:
             inside=lambda: (pid for each in _subtree(below) for pid in _processes(each)),
         )
 
-    def _remove(self, relative_dir: str) -> Path | None:
+    def _remove(self, relative_dir: str) -> str | None:
         """Remove it wherever that is possible; a directory that is busy, if one is."""
         busy = None
         for tree in self.layout.hierarchies:
-            busy = _remove_subtree(tree.directory(relative_dir)) or busy
+            busy = _remove_subtree(tree.path(relative_dir)) or busy
         if busy is None and (files := open_files.hierarchy_of_files(self.layout)) is not None:
             open_files.prune(files, relative_dir)
         return busy
@@ -229,11 +229,11 @@ class Cgroups:
         # What forks faster than we kill stops growing here. The cgroup is about to go, so nothing is put back.
         pids = self.layout.of_controller("pids")
         if pids is not None:
-            _write(pids.directory(relative_dir) / "pids.max", "0")
+            _write(f"{pids.path(relative_dir)}/pids.max", "0")
 
     def _kill_subtree(self, relative_dir: str) -> None:
         if self.layout.unified is not None:  # Linux 5.14
-            _write(self.layout.unified.directory(relative_dir) / "cgroup.kill", "1")
+            _write(f"{self.layout.unified.path(relative_dir)}/cgroup.kill", "1")
 
     def _kill_listed(self, relative_dir: str) -> list[int]:
         """Kill what the cgroup lists now; that."""
@@ -260,8 +260,8 @@ class Cgroups:
         # v1's freezer holds back SIGKILL too: a paused container dies when it is let go, and not before.
         freezer = self.layout.of_controller("freezer")
         if freezer is not None and freezer.version == 1:
-            for directory in _subtree(freezer.directory(relative_dir)):
-                _write(directory / "freezer.state", "THAWED")
+            for directory in _subtree(freezer.path(relative_dir)):
+                _write(f"{directory}/freezer.state", "THAWED")
 
     def _describe(self, pids: list[int]) -> str:
         """Who is left, for a person: number, name and the kernel's state letter of a few."""
@@ -302,7 +302,7 @@ async def _settle(pids: list[int], before: list[int], left_s: float) -> None:
         await asyncio.sleep(pause_s)
 
 
-def _subtree(top: Path) -> Iterator[Path]:
+def _subtree(top: str) -> Iterator[str]:
     """`top` and every cgroup below it, parents first; nothing when it is gone."""
     waiting = [top]
     while waiting:
@@ -314,10 +314,10 @@ def _subtree(top: Path) -> Iterator[Path]:
                 continue
             raise
         yield directory
-        waiting.extend(directory / name for name in children)
+        waiting.extend(f"{directory}/{name}" for name in children)
 
 
-def _names_below(directory: Path) -> list[str]:
+def _names_below(directory: str) -> list[str]:
     # A directory has a link for itself, one for its name, and one from each directory in it: most cgroups have none.
     if os.stat(directory).st_nlink == _LINKS_OF_A_LEAF:
         return []
@@ -325,9 +325,10 @@ def _names_below(directory: Path) -> list[str]:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def _processes(directory: Path) -> list[int]:
+def _processes(directory: str) -> list[int]:
     try:
-        return [int(line) for line in (directory / "cgroup.procs").read_bytes().split()]
+        with open(f"{directory}/cgroup.procs", "rb", buffering=0) as file:
+            return [int(line) for line in file.readall().split()]
     except OSError as error:
         # EOPNOTSUPP: a threaded v2 cgroup, whose processes its domain lists.
         if error.errno in _VANISHED or error.errno == errno.EOPNOTSUPP:
@@ -335,11 +336,11 @@ def _processes(directory: Path) -> list[int]:
         raise
 
 
-def _remove_subtree(top: Path) -> Path | None:
+def _remove_subtree(top: str) -> str | None:
     """Remove `top` and the cgroups below it, children first; the one that is busy, if any is."""
     for directory in reversed(list(_subtree(top))):
         try:
-            directory.rmdir()
+            os.rmdir(directory)
         except OSError as error:
             if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
                 return directory
@@ -348,7 +349,7 @@ def _remove_subtree(top: Path) -> Path | None:
     return None
 
 
-def _write(path: Path, text: str) -> bool:
+def _write(path: str, text: str) -> bool:
     """Write one control file; False when it isn't there or the kernel refuses."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
