@@ -118,10 +118,14 @@ class Chains:
                 result = parse_result(answer, cni_version=network.cni_version)
             except ResultError as error:
                 raise CniPluginError(plugin.type, Verb.ADD, str(error)) from error
-            document = build_result_document(result, cni_version=network.cni_version)
+            before, document = (
+                document,
+                build_result_document(result, cni_version=network.cni_version),
+            )
             # After each plugin, not only the last: should the next one fail, this one's DEL may need its result
-            # to find what it made (the firewall plugin does).
-            self._cache.save(CacheEntry.of(attachment, network.document, document))
+            # to find what it made (the firewall plugin does). Most of the later ones only pass on what they got.
+            if document != before:
+                self._cache.save(CacheEntry.of(attachment, network.document, document))
         assert result is not None  # a list has at least one plugin  # noqa: S101
         log.info(
             "cni attached",
@@ -214,6 +218,8 @@ class Chains:
         if entry is not None and entry.result is None and configured is not None:
             # Its ADD never succeeded, perhaps for a mistake in the configuration that DEL would stumble over for ever:
             # what the operator has corrected since counts.
+            return configured
+        if entry is not None and configured is not None and entry.config == configured.document:
             return configured
         if entry is not None:
             try:

@@ -122,8 +122,8 @@ class Cni:
 
         What its plugins said to STATUS does not count: it may be old, and the ADD tells the truth.
         """
-        status = self._configs.status(self._runner)
         default = self._configs.default
+        status = self._configs.status_of(default, self._runner)
         if not status.ready or default is None or default.network is None:
             raise NotReadyError(f"pod network is not ready: {status.message}")
         return default.network

@@ -83,7 +83,10 @@ class NetworkConfigs:
 
     def status(self, runner: PluginRunner) -> CniStatus:
         """Whether a pod could join the default network now."""
-        default = self.default
+        return self.status_of(self.default, runner)
+
+    def status_of(self, default: LoadedFile | None, runner: PluginRunner) -> CniStatus:
+        """The same of a `default` that was just asked for."""
         if default is None or default.network is None:
             cause = (
                 f"no usable network configuration in {self.conf_dir}: {'; '.join(self._problems)}"

@@ -36,6 +36,7 @@ __all__ = [
     "remove_tree",
     "size_in_root",
     "write_atomic",
+    "write_new",
 ]
 
 TMP_SUFFIX = ".tmp"
@@ -50,21 +51,13 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, fsync: bool = Fa
     replaced, not followed. Raises OSError; on ENOSPC nothing stays.
     """
     # Distinct per process and call; one that a killed daemon left is in the way of nobody.
-    tmp = path.with_name(f"{path.name}.{os.getpid()}-{next(_tmp_numbers)}{TMP_SUFFIX}")
-    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    tmp = f"{path}.{os.getpid()}-{next(_tmp_numbers)}{TMP_SUFFIX}"
     try:
-        try:
-            os.fchmod(fd, mode)  # whatever the umask
-            left = memoryview(data)
-            while left:
-                left = left[os.write(fd, left) :]
-            if fsync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        tmp.rename(path)
+        _write(tmp, os.O_TRUNC, data, mode, fsync=fsync)
+        os.rename(tmp, path)
     except BaseException:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(tmp)
         raise
     if fsync:
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -72,6 +65,27 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, fsync: bool = Fa
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Make a file of these bytes and this mode, which nobody reads before the caller says that it is there.
+
+    Raises OSError, FileExistsError too; what was written until then stays.
+    """
+    _write(path, os.O_EXCL, data, mode, fsync=False)
+
+
+def _write(path: Path | str, how: int, data: bytes, mode: int, *, fsync: bool) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | how | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(fd, mode)  # whatever the umask
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+        if fsync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

@@ -154,16 +154,14 @@ class Creation:
             # 1. The record, before any effect.
             rollback.push("record", lambda: self._forget_failed(container, rollback))
             self._store.create(container)
-            await in_time_for(
-                f"pod {sandbox.id}",
-                "making the log's directory",
-                prepare_log,
-                sandbox.config.log_directory,
-                launch.log_file,
-            )
-            # 2. The root file system, where the user is looked up, and the volumes made of images.
+            # 2. The root file system, where the user is looked up, the log, and the volumes made of images.
             with users_of(sandbox) as users:
-                await self._launcher.mount_rootfs(launch, rollback, users)
+                await self._launcher.mount_rootfs(
+                    launch,
+                    rollback,
+                    users,
+                    then=lambda: prepare_log(sandbox.config.log_directory, launch.log_file),
+                )
                 mounted: Mapping[int, Path] = {}
                 if image_volumes:
                     rollback.push("image volumes", lambda: self._release.mounts(paths))

@@ -26,7 +26,7 @@ from cri_shim.sandbox.release import note_monitor
 from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cri_shim.host.cgroups.placement import CgroupPlace
@@ -98,33 +98,47 @@ class Launcher:
         self._slots = Slots(max_parallel, slow_total=max(MIN_SLOW, 2 * max_parallel))
 
     async def mount_rootfs(
-        self, launch: Launch, rollback: Rollback, users: PodUsers | None = None
+        self,
+        launch: Launch,
+        rollback: Rollback,
+        users: PodUsers | None = None,
+        *,
+        first: Callable[[], None] = lambda: None,
+        then: Callable[[], None] = lambda: None,
     ) -> None:
         """Make the bundle's directory and mount the overlay root file system in it, in terms of the pod's `users`.
 
-        Raises ResourceExhaustedError where the disk, or the page that mount options must fit, is full.
+        `first` is done in between and `then` after it, blocking and in the same thread. Should one of the three hang
+        and go on when all was undone, the next fails: the bundle is gone. What `then` ends with may hang for ever.
+        Raises what those raise, and ResourceExhaustedError where the disk, or the page that mount options must fit,
+        is full.
         """
+        rollback.push("bundle", lambda: self._release.state_files(launch.paths))
+        rollback.push("rootfs", lambda: self._release.mounts(launch.paths))
+        await in_time_for(
+            f"pod {launch.pod_id}",
+            "preparing files and mounts",
+            self._mount_rootfs,
+            launch,
+            users,
+            first,
+            then,
+        )
+
+    def _mount_rootfs(
+        self,
+        launch: Launch,
+        users: PodUsers | None,
+        first: Callable[[], None],
+        then: Callable[[], None],
+    ) -> None:
         paths = launch.paths
-        rollback.push("bundle", lambda: self._release.state_files(paths))
-        with host_step(f"{launch.object_id}: preparing its bundle and root file system"):
-            paths.state_dir.mkdir(mode=0o700, parents=True)
-            paths.rootfs_dir.mkdir(mode=0o700)
-            # The container's own users must reach their root through it.
-            paths.rootfs_dir.chmod(0o755)
-            if users is not None:
-                # So must a root that is nobody on the node, on its way to the root file system; nobody else.
-                os.chown(paths.state_dir, -1, users.root[1])
-                paths.state_dir.chmod(0o710)
-            for directory in (paths.upper_dir, paths.work_dir, paths.persist_dir, paths.exec_dir):
-                directory.mkdir(mode=0o700)
-            paths.upper_dir.chmod(0o755)
-            if users is not None:
-                os.chown(paths.upper_dir, *users.root)
-            rollback.push("rootfs", lambda: self._release.mounts(paths))
-            await in_time_for(
-                f"pod {launch.pod_id}",
-                "mounting the root file system",
-                mount_overlay,
+        what = f"{launch.object_id}: preparing its bundle and root file system"
+        with host_step(what):
+            _make_bundle(paths, users)
+        first()
+        with host_step(what):
+            mount_overlay(
                 paths.rootfs_dir,
                 layers_dir=self._paths.layers_dir,
                 lowers=launch.layers,
@@ -133,6 +147,7 @@ class Launcher:
                 userns_fd=None if users is None else users.fd,
                 label=launch.label,
             )
+        then()
 
     def _check_cgroup(self, launch: Launch, pid: int) -> None:
         """A process in another cgroup would run without its limits (CVE-2025-47291); where it is, it stays for good.
@@ -204,3 +219,19 @@ class Launcher:
             process=Process(monitored.container_pid, started),
             monitor=Process(monitored.monitor.pid, monitored.monitor.start_time_ticks),
         )
+
+
+def _make_bundle(paths: ObjectPaths, users: PodUsers | None) -> None:
+    paths.state_dir.mkdir(mode=0o700, parents=True)
+    paths.rootfs_dir.mkdir(mode=0o700)
+    # The container's own users must reach their root through it.
+    paths.rootfs_dir.chmod(0o755)
+    if users is not None:
+        # So must a root that is nobody on the node, on its way to the root file system; nobody else.
+        os.chown(paths.state_dir, -1, users.root[1])
+        paths.state_dir.chmod(0o710)
+    for directory in (paths.upper_dir, paths.work_dir, paths.persist_dir, paths.exec_dir):
+        directory.mkdir(mode=0o700)
+    paths.upper_dir.chmod(0o755)
+    if users is not None:
+        os.chown(paths.upper_dir, *users.root)

@@ -152,23 +152,17 @@ class PodNetwork:
                 "remove that one or choose another port"
             )
 
-    async def create_namespace(
+    def create_namespace(
         self, sandbox_id: str, sysctls: Mapping[str, str], netns_fd: int | None = None
     ) -> None:
-        """Make and pin the pod's network namespace with `lo` up and its `net.*` sysctls set.
+        """Make and pin the pod's network namespace with `lo` up and its `net.*` sysctls set; blocking.
 
         `netns_fd` is the one that was made with the pod's user namespace, for a pod that has its own.
 
         Raises InvalidArgumentError for a sysctl that the kernel refuses, ResourceExhaustedError when it has no room.
         """
         with host_step(f"sandbox {sandbox_id}: making its network namespace"):
-            await in_time(
-                "making the network namespace",
-                create_netns,
-                netns_file(sandbox_id),
-                sysctls,
-                netns_fd,
-            )
+            create_netns(netns_file(sandbox_id), sysctls, netns_fd)
 
     async def set_sysctls(
         self, sandbox_id: str, sysctls: Mapping[str, str], optional: Collection[str]
@@ -229,28 +223,31 @@ class PodNetwork:
     async def detach(self, sandbox: Sandbox) -> None:
         """CNI DEL of every attachment still noted, last first; what failed is owed from now on, and no longer noted.
 
-        So is what a former daemon's plugin still works on, which may take as long as it likes.
+        So is what a former daemon's plugin still works on, which may take as long as it likes. That all DELs have
+        succeeded is for the caller to save: should it not come to that, a further DEL finds nothing to do.
         Raises CriShimError only where a debt can't be written down.
         """
         metadata = sandbox.record.metadata
         for planned in reversed(sandbox.status.attachments):
-            await self._delete(
+            done = await self._delete(
                 self._attachments.of(sandbox, planned), pod=f"{metadata.namespace}/{metadata.name}"
             )
             left = tuple(a for a in sandbox.status.attachments if a != planned)
-            self._store.update(sandbox, msgspec.structs.replace(sandbox.status, attachments=left))
+            status = msgspec.structs.replace(sandbox.status, attachments=left)
+            (self._store.note if done else self._store.update)(sandbox, status)
 
     def is_busy(self, sandbox_id: str) -> bool:
         """Whether a plugin works on this pod that nobody waits for: what it is owed must wait."""
         return sandbox_id in self._slow or self._cni.leftovers.at_work(sandbox_id)
 
-    async def _delete(self, attachment: Attachment, *, pod: str) -> None:
+    async def _delete(self, attachment: Attachment, *, pod: str) -> bool:
+        """Whether the DEL succeeded; else it is owed."""
         if self._cni.leftovers.at_work(attachment.container_id):
             self._debts.owe(attachment, pod=pod, error=FORMER_PLUGIN)
-            return
+            return False
         if attachment.container_id in self._slow:
             self._debts.owe(attachment, pod=pod, error=SLOW_PLUGIN)
-            return
+            return False
         try:
             async with asyncio.timeout(DEL_PATIENCE_S):
                 await self._background.owned(f"cni DEL of {attachment}", self._call_del(attachment))
@@ -259,6 +256,9 @@ class PodNetwork:
             self._debts.owe(attachment, pod=pod, error=SLOW_PLUGIN)
         except CriShimError as error:
             self._debts.owe(attachment, pod=pod, error=str(error))
+        else:
+            return True
+        return False
 
     async def _call_del(self, attachment: Attachment) -> None:
         try:

@@ -11,6 +11,8 @@ from cri_shim.sandbox.launch import Created, Launch, Launcher
 from cri_shim.sandbox.model import tenant_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cri_shim.image.model import Image
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
@@ -30,17 +32,18 @@ class PauseContainers:
         self._specs = specs
         self._launcher = launcher
 
-    async def start(
+    async def prepare(
         self,
         sandbox: Sandbox,
         runtime: Runtime,
-        image: Image,
         rollback: Rollback,
         users: PodUsers | None,
-    ) -> Created:
-        """Make the sandbox's own container, which joins the pod's `users`, and start it.
+        *,
+        first: Callable[[], None],
+    ) -> Launch:
+        """Make what the pod has on the node: what `first` does, root file system, /dev/shm, files, log directory.
 
-        Raises what `Launcher` and the runtime's start raise.
+        In one thread, since each takes less time than a thread's beginning. Raises as all of them.
         """
         launch = Launch(
             object_id=sandbox.id,
@@ -52,9 +55,28 @@ class PauseContainers:
             layers=sandbox.record.layers,
             label=sandbox.record.labels.files,
         )
-        await self._launcher.mount_rootfs(launch, rollback, users)
-        await self._files.make(sandbox)
+
+        def then() -> None:
+            self._files.make(sandbox)
+            # Last: no effect follows on one that hangs.
+            self._files.make_log_directory(sandbox)
+
+        await self._launcher.mount_rootfs(launch, rollback, users, first=first, then=then)
+        return launch
+
+    async def start(
+        self,
+        sandbox: Sandbox,
+        launch: Launch,
+        image: Image,
+        rollback: Rollback,
+        users: PodUsers | None,
+    ) -> Created:
+        """Make the sandbox's own container, which joins the pod's `users`, and start it.
+
+        Raises what `Launcher` and the runtime's start raise.
+        """
         spec = await self._specs.sandbox_spec(sandbox, image, users)
         created = await self._launcher.create(launch, spec, rollback)
-        await runtime.start(sandbox.id)
+        await launch.runtime.start(sandbox.id)
         return created

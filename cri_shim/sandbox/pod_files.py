@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.host.mounts import mount_tmpfs
-from cri_shim.kernel_call import in_time, in_time_for, working_on
+from cri_shim.kernel_call import working_on
 from cri_shim.oci.spec.sandbox import checked_hostname
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.network import has_host_network
@@ -67,23 +67,23 @@ class PodFiles:
             return socket.gethostname()
         return checked_hostname(hostname)
 
-    async def make_log_directory(self, sandbox: Sandbox) -> None:
-        """The directory for the logs of the pod's containers.
+    def make_log_directory(self, sandbox: Sandbox) -> None:
+        """The directory for the logs of the pod's containers. Blocking, for as long as its file system likes.
 
-        Raises ResourceExhaustedError when its disk won't have it, DeadlineError when that doesn't answer, CriShimError.
+        Raises ResourceExhaustedError when its disk won't have it, UnavailableError where others hang, CriShimError.
         """
         if directory := sandbox.config.log_directory:
-            await in_time_for(
-                f"pod {sandbox.id}", "making the log directory", _make_log_directory, directory
-            )
+            working_on("config.log_directory", directory)
+            with host_step(f"config.log_directory: making {quoted(directory)}"):
+                Path(directory).mkdir(parents=True, exist_ok=True, mode=0o755)
 
-    async def make(self, sandbox: Sandbox) -> None:
+    def make(self, sandbox: Sandbox) -> None:
         """Make the files, which the pod's root may change, and its /dev/shm; the undo is that of all its mounts.
 
-        Raises ResourceExhaustedError when the kernel has no memory for them, DeadlineError when it does not answer.
+        Blocking. Raises ResourceExhaustedError when the kernel has no memory for them.
         """
         with host_step(f"sandbox {sandbox.id}: making its /dev/shm and its files"):
-            await in_time("mounting /dev/shm", self._make, sandbox)
+            self._make(sandbox)
 
     def _make(self, sandbox: Sandbox) -> None:
         owner = root_of(sandbox)
@@ -127,12 +127,6 @@ class PodFiles:
             return read_bounded(self._etc_dir / name, MAX_HOST_FILE_BYTES)
         except (OSError, ValueError):
             return fallback
-
-
-def _make_log_directory(directory: str) -> None:
-    working_on("config.log_directory", directory)
-    with host_step(f"config.log_directory: making {quoted(directory)}"):
-        Path(directory).mkdir(parents=True, exist_ok=True, mode=0o755)
 
 
 def shared_dirs(paths: ObjectPaths) -> tuple[Path, Path]:

@@ -150,21 +150,24 @@ class Pods:
             # 1. The record, before any effect.
             rollback.push("record", lambda: self._forget_failed(sandbox, rollback))
             self._store.create(sandbox)
-            await self._files.make_log_directory(sandbox)
             own_network = not has_host_network(config)
             async with new_pod_users(sandbox, self._reaper, with_network=own_network) as users:
-                # 2. The namespace that both sides need.
+                # 2. The namespace that both sides need, the pause container's root file system, the pod's files.
                 if own_network:
                     rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))
-                    await self._network.create_namespace(
-                        sandbox.id,
-                        sysctls.network,
-                        users.netns_fd if users else None,
-                    )
+
+                def make_namespace() -> None:
+                    if own_network:
+                        netns_fd = users.netns_fd if users else None
+                        self._network.create_namespace(sandbox.id, sysctls.network, netns_fd)
+
+                launch = await self._pause.prepare(
+                    sandbox, runtime, rollback, users, first=make_namespace
+                )
                 # 3. Network and pause container, side by side.
                 created = await side_by_side(
                     self._attach(sandbox, sysctls, rollback),
-                    self._pause.start(sandbox, runtime, image, rollback, users),
+                    self._pause.start(sandbox, launch, image, rollback, users),
                 )
             # 4. Ready: from here on it is listed.
             self._store.commit(
@@ -295,19 +298,21 @@ class Pods:
         async def end_pause() -> None:
             place = self._specs.place(sandbox.record.cgroup_parent, sandbox.id)
             handler = sandbox.record.handler
-            await attempts.each(
-                lambda: self._release.process(sandbox.id, handler, place.relative_dir, paths),
-                lambda: self._release.mounts(paths),
+            ended = await attempts.each(
+                lambda: self._release.process(sandbox.id, handler, place.relative_dir, paths)
             )
+            # Where it has not ended, the monitor's note among the files is what a further call needs.
+            take_away = self._release.state_files if ended else self._release.mounts
+            await attempts.each(lambda: take_away(paths))
 
         # Side by side: a DEL finds the namespace by its name, which needs no process in it.
         left = await side_by_side(end_pause(), attempts.each(lambda: self._network.detach(sandbox)))
         if left:
             # Plugins find what to take away through the namespace: it goes after the last DEL.
             await attempts.each(lambda: self._network.remove_namespace(sandbox.id))
+        if attempts.failed:
+            self._store.save(sandbox)  # which networks it has left
         attempts.finish(sandbox.id)
-        # Last: the monitor's note in it is what a further call needs.
-        await self._release.state_files(paths)
 
     async def remove_pod_sandbox(self, sandbox_id: str) -> None:
         """Stop the sandbox if need be, remove its containers by force, and everything that is left of it.

@@ -167,6 +167,11 @@ class Attempts:
                 succeeded = False
         return succeeded
 
+    @property
+    def failed(self) -> bool:
+        """Whether any of them has."""
+        return bool(self._failures)
+
     def finish(self, object_id: str) -> None:
         """Raise the first failure, if there was one; the others are logged."""
         for extra in self._failures[1:]:

@@ -143,13 +143,15 @@ class Specs:
             image=image_defaults(image, ""),
             rootfs_path=str(self._paths.sandbox(sandbox.id).rootfs_dir),
             cgroups_path=place_.spec_path,
-            localhost_seccomp=await in_time_for(
-                f"pod {sandbox.id}",
-                "reading its seccomp profile",
-                localhost_profile,
-                sandbox.config.linux.security_context,
-            ),
+            localhost_seccomp=await self._sandbox_profile(sandbox),
         )
+
+    async def _sandbox_profile(self, sandbox: Sandbox) -> Profile | None:
+        context = sandbox.config.linux.security_context
+        if seccomp_reference(context).choice is not Choice.LOCALHOST:
+            return None  # no file to read: not worth a thread
+        what = "reading its seccomp profile"
+        return await in_time_for(f"pod {sandbox.id}", what, localhost_profile, context)
 
     def update_document(self, resources: api.LinuxContainerResources, pids_limit: int) -> Spec:
         """What an OCI runtime's update is told. Raises InvalidArgumentError naming the field."""

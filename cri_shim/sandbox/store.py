@@ -27,7 +27,7 @@ from cri_shim.errors import (
     NotFoundError,
     host_step,
 )
-from cri_shim.host.files import read_bounded, write_atomic
+from cri_shim.host.files import read_bounded, write_atomic, write_new
 from cri_shim.ids import is_id, is_id_prefix
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.formats import in_this_format
@@ -202,7 +202,8 @@ class Store(Generic[ObjectT]):
         with host_step(f"{self.kind} {item.id}: writing its record"):
             try:
                 paths.root_dir.mkdir(mode=0o700)
-                write_atomic(paths.status_file, msgspec.json.encode(item.status))
+                # Whole or not: without a record beside it nothing reads it.
+                write_new(paths.status_file, msgspec.json.encode(item.status))
                 write_atomic(paths.record_file, msgspec.json.encode(item.record))
             except OSError:
                 _take_back(paths)
@@ -227,10 +228,14 @@ class Store(Generic[ObjectT]):
         self._by_sandbox.setdefault(item.sandbox_id, {})[item.id] = item
         self.changed(item)
 
-    def update(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
-        """Replace the object's status, in memory and then in its file."""
+    def note(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the object's status in memory alone: `save`, or the next `update`, is soon to follow."""
         item.status = status  # type: ignore[assignment]
         self.changed(item)
+
+    def update(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the object's status, in memory and then in its file."""
+        self.note(item, status)
         self.save(item)
 
     def save(self, item: ObjectT) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cri_shim.cni.cache import CacheEntry, ResultCache
 from cri_shim.errors import CniPluginError
 
 from .conftest import make_cni
@@ -71,3 +73,21 @@ def plugins_running(node: Node) -> list[str]:
         if any(word.startswith(str(node.root / "bin")) for word in words):
             found.append(pid)
     return found
+
+
+async def test_a_result_that_is_only_passed_on_is_not_written_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[object] = []
+    save = ResultCache.save
+
+    def note(cache: ResultCache, entry: CacheEntry) -> None:
+        written.append(entry.result)
+        save(cache, entry)
+
+    monkeypatch.setattr(ResultCache, "save", note)
+    made = await node.cni.add(node.attachment())
+    assert node.order() == ["ADD first", "ADD second"]
+    assert written[0] is None
+    assert all(later != earlier for earlier, later in pairwise(written))
+    assert node.cni.cached_result(node.attachment()) == made

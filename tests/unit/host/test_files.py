@@ -16,6 +16,7 @@ from cri_shim.host.files import (
     read_in_root,
     size_in_root,
     write_atomic,
+    write_new,
 )
 
 MINE = {"uid": os.getuid(), "gid": os.getgid()}
@@ -236,3 +237,12 @@ def test_no_path_whatever_makes_a_thing_outside(
         pass
     assert os.listdir(tmp_path / "fuzz") == ["root"]
     assert os.listdir(tmp_path) == ["fuzz"]
+
+
+def test_a_new_file_is_written_whole_and_replaces_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_new(file, b"words", mode=0o640)
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"words", 0o640)
+    with pytest.raises(FileExistsError):
+        write_new(file, b"other words")
+    assert file.read_bytes() == b"words"

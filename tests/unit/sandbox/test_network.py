@@ -76,7 +76,7 @@ async def test_a_pod_that_no_plugin_could_be_told_of_is_refused_beforehand(
 @pytest.mark.asyncio
 async def test_networks_are_attached_in_order_and_told_who_the_pod_is(joined: House) -> None:
     sandbox = stored(joined)
-    await joined.network.create_namespace(sandbox.id, {"net.ipv4.ip_forward": "1"})
+    joined.network.create_namespace(sandbox.id, {"net.ipv4.ip_forward": "1"})
     assert await joined.network.attach(sandbox) == ("10.0.0.2",)
     first, second = joined.cni.attached.values()
     assert (first.ifname, second.ifname) == ("eth0", "net1")
@@ -93,7 +93,7 @@ async def test_the_pods_addresses_are_those_of_its_first_network_in_the_plugins_
 ) -> None:
     joined.cni.addresses["pods"] = "fd00::2/64 10.0.0.2/24"
     sandbox = stored(joined)
-    await joined.network.create_namespace(sandbox.id, {})
+    joined.network.create_namespace(sandbox.id, {})
     assert await joined.network.attach(sandbox) == ("fd00::2", "10.0.0.2")
 
 
@@ -106,7 +106,7 @@ async def test_the_loopback_network_comes_first_and_has_no_address_of_the_pod(
     planned = joined.network.plan("5" * 64, METADATA, pod_config())
     assert [a.ifname for a in planned] == ["lo", "eth0"]
     sandbox = make_sandbox(status=SandboxStatus(attachments=planned))
-    await joined.network.create_namespace(sandbox.id, {})
+    joined.network.create_namespace(sandbox.id, {})
     assert await joined.network.attach(sandbox) == ("10.0.0.2",)
 
 
@@ -190,7 +190,7 @@ async def test_a_second_network_that_fails_takes_the_first_with_it(joined: House
 @pytest.mark.asyncio
 async def test_what_the_plugins_made_is_shown_while_it_is_there(joined: House) -> None:
     sandbox = stored(joined)
-    await joined.network.create_namespace(sandbox.id, {})
+    joined.network.create_namespace(sandbox.id, {})
     assert [n["attached"] for n in joined.network.describe(sandbox)] == [False, False]
     await joined.network.attach(sandbox)
     first, second = joined.network.describe(sandbox)
@@ -233,7 +233,8 @@ async def test_a_failing_detachment_stops_no_other_and_is_owed(joined: House) ->
     await joined.network.detach(sandbox)
     assert sandbox.status.attachments == ()
     [(_, again)] = joined.sandboxes.load()
-    assert again.status == sandbox.status  # type: ignore[union-attr]
+    # Of what is owed the file speaks no more; of what was left, the caller's next save.
+    assert [a.network for a in again.status.attachments] == ["pods"]  # type: ignore[union-attr]
     (debt,) = joined.debts
     assert (debt.key, debt.pod) == (("storage", sandbox.id, "net1"), "default/web")
     assert "busy" in debt.error
@@ -260,7 +261,7 @@ async def test_a_port_that_a_former_pod_may_still_have_is_given_with_a_warning(
 @pytest.mark.asyncio
 async def test_by_the_id_alone_everything_known_to_be_attached_is_detached(joined: House) -> None:
     sandbox = stored(joined)
-    await joined.network.create_namespace(sandbox.id, {})
+    joined.network.create_namespace(sandbox.id, {})
     await joined.network.attach(sandbox)
     await joined.network.release_by_id(sandbox.id)
     assert joined.cni.attached == {}

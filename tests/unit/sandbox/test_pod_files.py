@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import stat
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ class Node:
     def write(self, config: api.PodSandboxConfig) -> dict[str, str]:
         sandbox = make_sandbox(config=config)
         self.paths.sandbox(sandbox.id).state_dir.mkdir(parents=True)
-        asyncio.run(self.files.make(sandbox))
+        self.files.make(sandbox)
         etc = self.paths.sandbox(sandbox.id).etc_dir
         return {path.name: path.read_text() for path in sorted(etc.iterdir())}
 
@@ -139,14 +138,14 @@ def test_a_log_directory_is_absolute_and_climbs_nowhere(node: Node, directory: s
 def test_the_log_directory_is_made(node: Node, tmp_path: Path) -> None:
     logs = tmp_path / "logs" / "default_web"
     sandbox = make_sandbox(config=pod_config(log_directory=str(logs)))
-    asyncio.run(node.files.make_log_directory(sandbox))
-    asyncio.run(node.files.make_log_directory(sandbox))
+    node.files.make_log_directory(sandbox)
+    node.files.make_log_directory(sandbox)
     assert logs.is_dir()
 
 
 def test_files_that_cannot_be_written_are_said(node: Node) -> None:
     with pytest.raises(CriShimError, match="making its /dev/shm and its files"):
-        asyncio.run(node.files.make(make_sandbox()))  # its directory is not there
+        node.files.make(make_sandbox())  # its directory is not there
 
 
 def test_they_are_on_a_tmpfs_of_bounded_size(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

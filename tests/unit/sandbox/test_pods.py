@@ -413,13 +413,16 @@ async def test_a_daemon_that_stops_undoes_what_does_not_end_in_time(
     assert house.leftovers() == {}
 
 
-async def test_a_network_failure_waits_for_the_mount_that_is_being_made(house: House) -> None:
-    add, mount = house.points.hold("cni.added"), house.points.hold("overlay.mount")
+async def test_no_network_is_joined_before_the_mounts_are_there_and_its_failure_undoes_them(
+    house: House,
+) -> None:
+    mount = house.points.hold("overlay.mount")
     house.points.fail("cni.added", CniPluginError("bridge", "ADD", "no more addresses"))
     call = asyncio.ensure_future(house.pods.run_pod_sandbox(pod_config(), ""))
     await mount.reached.wait()
-    add.release()
-    await asyncio.sleep(0.02)
+    assert "netns.created" in house.points.passed
+    await turn_over()
+    assert "cni.add" not in house.points.passed
     mount.release()
     with pytest.raises(CniPluginError):
         await call

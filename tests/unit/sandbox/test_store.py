@@ -180,7 +180,8 @@ def test_half_a_record_does_not_stay(
             raise OSError(28, "No space left on device", str(path))
         path.write_bytes(data)
 
-    monkeypatch.setattr("cri_shim.sandbox.store.write_atomic", fill_up)
+    for writing in ("write_new", "write_atomic"):
+        monkeypatch.setattr(f"cri_shim.sandbox.store.{writing}", fill_up)
     with pytest.raises(ResourceExhaustedError, match="No space left"):
         sandboxes.create(make_sandbox())
     # The record comes last: what has one is whole.
