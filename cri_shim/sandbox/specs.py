@@ -47,6 +47,7 @@ from cri_shim.sandbox.host_paths import (
     resolve_host_paths,
 )
 from cri_shim.sandbox.model import ContainerState
+from cri_shim.sandbox.mount_depth import check_depths
 from cri_shim.sandbox.node import MAX_PROFILE_BYTES, device_nodes, host_devices
 from cri_shim.sandbox.pod_files import shared_dirs
 from cri_shim.sandbox.pod_users import mappings_of, root_of
@@ -285,6 +286,7 @@ class Specs:
         )
         check_devices(spec, config, rootfs_dir)
         check_pod_files(spec, config, rootfs_dir)
+        check_depths(spec, config, rootfs_dir)
         make_working_directory(
             spec,
             rootfs_dir,

@@ -121,6 +121,11 @@ REFUSED: dict[str, tuple[list[images.Entry], dict[str, Any], str]] = {
         {},
         "image: '/etc/hosts'",
     ),
+    "volume that a link takes too deep": (
+        [images.symlink("deep", "/m" * 32)],
+        {"volumes": volumes("/deep/x")},
+        "image: '/deep/x': links lead 33 names deep",
+    ),
     "relative working directory": ([], {"working_dir": "a/b"}, "image WORKDIR"),
     "working directory with a NUL": ([], {"working_dir": "/a\0b"}, "image WORKDIR"),
     "long working directory": ([], {"working_dir": f"/{LONG}"}, "image WORKDIR"),
