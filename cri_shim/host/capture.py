@@ -1,7 +1,7 @@
 """What a child writes to a pipe, read by the running loop within a bound.
 
-Rules: the pipe is always read until its end, so that a talkative child never blocks; what is beyond the bound is not
-stored. The write end is the child's: `start` closes ours, or the end of the pipe would never come.
+Rules: the pipe is always read until its end, so that a talkative child never blocks for longer than `UNREAD_S`; what is
+beyond the bound is not stored. The write end is the child's: `start` closes ours, or the end of the pipe would never come.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+UNREAD_S = 0.05
+"""How long a child is left alone: most have ended by then, and what they wrote is in the pipe. Looking for it earlier
+takes the loop a turn for each pipe."""
 _READ_BYTES = 65536  # a pipe's default capacity
 
 
@@ -47,6 +50,7 @@ class Capture:
         self._buffer = bytearray()
         self._on_overflow: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._later: asyncio.TimerHandle | None = None
         self._reading = False
         self.overflowed = False
         self.eof: asyncio.Future[None] = self._loop.create_future()
@@ -56,11 +60,16 @@ class Capture:
         os.set_blocking(self._read_fd, False)  # this end only: the child's stays as programs expect
 
     def start(self, on_overflow: Callable[[], None] | None = None) -> None:
-        """Give up our copy of the write end, now that the child has its own, and read from now on."""
+        """Give up our copy of the write end, now that the child has its own, and read: what is not drained by then."""
         self._close_write_fd()
         self._on_overflow = on_overflow
-        self._loop.add_reader(self._read_fd, self._read_some)
-        self._reading = True
+        self._later = self._loop.call_later(UNREAD_S, self.read_on)
+
+    def read_on(self) -> None:
+        """Read what comes, from now on."""
+        if self._read_fd >= 0 and not self._reading:
+            self._loop.add_reader(self._read_fd, self._read_some)
+            self._reading = True
 
     def drain(self) -> bool:
         """Take what a child that has ended left in the pipe; True when the pipe's end was reached, too.
@@ -121,6 +130,8 @@ class Capture:
     def _close_read_fd(self) -> None:
         if self._read_fd < 0:
             return
+        if self._later is not None:
+            self._later.cancel()
         if self._reading:
             self._loop.remove_reader(self._read_fd)
         os.close(self._read_fd)

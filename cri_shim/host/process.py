@@ -322,9 +322,11 @@ async def _kill_and_collect(child: Child) -> None:
 
 async def _finish(captures: tuple[Capture, ...], grace_s: float) -> None:
     """Read what is left; only a pipe that somebody else still holds has to be waited for."""
-    held = {capture.eof for capture in captures if not capture.drain()}
+    held = [capture for capture in captures if not capture.drain()]
+    for capture in held:
+        capture.read_on()
     if held:
-        await asyncio.wait(held, timeout=grace_s)
+        await asyncio.wait({capture.eof for capture in held}, timeout=grace_s)
 
 
 def _memory_file(data: bytes) -> int:
