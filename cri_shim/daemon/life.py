@@ -181,6 +181,8 @@ class Daemon:
         await parts.pods.close(WORK_GRACE_S)
         await parts.container_cases.close(WORK_GRACE_S)
         await parts.background.close(WORK_GRACE_S)
+        parts.sandboxes.save_unsaved()
+        parts.containers.save_unsaved()
         log.info("stopped")
 
     # --- start ---------------------------------------------------------------------------------------------------

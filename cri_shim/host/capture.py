@@ -1,7 +1,7 @@
 """What a child writes to a pipe, read by the running loop within a bound.
 
-Rules: the pipe is always read until its end, so that a talkative child never blocks for longer than `UNREAD_S`; what is
-beyond the bound is not stored. The write end is the child's: `start` closes ours, or the end of the pipe would never come.
+Rules: the pipe is read until its end, so that a talkative child never blocks for longer than `UNREAD_S`; what is beyond
+the bound is not stored. The write end is the child's: `start` closes ours, or the end of the pipe would never come.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import structlog
 from cri_shim import metrics
 from cri_shim.background import until_done
 from cri_shim.errors import CriShimError, DeadlineError
-from cri_shim.host.pidfd import kill_process
+from cri_shim.host.pidfd import ends_of, kill_process
 from cri_shim.kernel_call import in_time_for
 from cri_shim.operations import step
 from cri_shim.sandbox.exits import Exit
@@ -52,6 +52,10 @@ RELEASES_AT_ONCE = 8
 """After a start a thousand containers may have ended: not as many runtimes at once. Stop and Remove don't wait here."""
 RELEASES_OF_POD = 2
 """Of those, for one pod: a process that hangs in the kernel is waited for, and then tried again."""
+KILLED_ALONE_S = 0.1
+"""How long a container may take to end with its first process, before all of its cgroup is killed. Nearly all do."""
+MONITOR_FAREWELL_S = 0.5
+"""How long a monitor that has said how its container ended may take to end itself, before it is killed."""
 LOG_PATIENCE_S = 0.5
 """How long an exit is not shown for the sake of the log's last line."""
 KILLED = 128 + signal.SIGKILL
@@ -228,13 +232,15 @@ class Endings:
         async with container.lock:
             if container.status.released:
                 return
+            await _let_monitor_end(container)
             await self._release.process(
                 container.id,
                 container.record.handler,
                 self.cgroup_dir(container),
                 self._paths.container(container.id),
             )
-            self._store.update(container, msgspec.structs.replace(container.status, released=True))
+            # Who doesn't know that releases it once more. So its file can wait, and mostly the container goes before.
+            self._store.show(container, msgspec.structs.replace(container.status, released=True))
 
     # --- stops ---------------------------------------------------------------------------------------------------
 
@@ -266,8 +272,8 @@ class Endings:
                     await _wait_for_end(container, stop)
             if not container.ended.is_set():
                 stop.killing = True
-                if process is not None:
-                    kill_process(process.pid, process.start_ticks)
+                await self._kill_first_process(container, stop)
+            if not container.ended.is_set():
                 with step("killing the cgroup"):
                     await self._cgroups.kill_all(
                         self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S
@@ -287,6 +293,14 @@ class Endings:
         finally:
             self._stops.pop(container.id, None)
 
+    async def _kill_first_process(self, container: Container, stop: _Stop) -> None:
+        """The others end with it where they are in its PID namespace; those that are not, go with the releasing."""
+        process = container.status.process
+        if process is not None and kill_process(process.pid, process.start_ticks):
+            stop.deadline = asyncio.get_running_loop().time() + KILLED_ALONE_S
+            with step("waiting for the exit"):
+                await _wait_for_end(container, stop)
+
     async def close(self, grace_s: float) -> None:
         """Let running stops end, at most `grace_s` seconds."""
         await self._stopping.close(grace_s)
@@ -294,6 +308,14 @@ class Endings:
     def cgroup_dir(self, container: Container) -> str:
         """Its cgroup's directory in every hierarchy."""
         return self._place(container.record.cgroup_parent, container.id).relative_dir
+
+
+async def _let_monitor_end(container: Container) -> None:
+    """Wait for what comes by itself, where it does: to kill it would cost more."""
+    monitor = container.status.monitor
+    if monitor is not None and container.status.started_at_ns and container.ended.is_set():
+        with step("waiting for the monitor's end"):
+            await ends_of([(monitor.pid, monitor.start_ticks)], MONITOR_FAREWELL_S)
 
 
 async def _wait_for_end(container: Container, stop: _Stop) -> None:

@@ -11,6 +11,7 @@ would instead hold the call until every grandchild closes the pipe, and keep the
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -28,7 +29,7 @@ from cri_shim.errors import (
     WrongStateError,
     host_step,
 )
-from cri_shim.host.files import write_atomic
+from cri_shim.host.files import write_new
 from cri_shim.host.proctree import kill_family
 from cri_shim.oci.complaints import program_exit_code, runtime_message
 from cri_shim.oci.spec.process import build_exec_process, exec_base
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store import Container
 
 KILL_TIMEOUT_S = 5.0
+_PID_BYTES = 32
 MAX_ERROR_TEXT = 4096
 MAX_STARTS = 32
 """Runtimes that enter containers at one time: each takes some 10 MB, and hundreds of probes may come at once."""
@@ -276,12 +278,20 @@ class ExecProcesses:
                 msgspec.json.decode(file.read_bytes())["process"]
             )
         process = build_exec_process(base, call.command, tty=tty, size=call.size)
-        write_atomic(spec_file, msgspec.json.encode(process))
+        write_new(spec_file, msgspec.json.encode(process))
         return process.get("user", {}).get("umask", -1), process["cwd"]
 
 
 def _read_pid(pid_file: Path) -> int | None:
     try:
-        return int(pid_file.read_text())
-    except (FileNotFoundError, ValueError):
+        fd = os.open(pid_file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        text = os.read(fd, _PID_BYTES)
+    finally:
+        os.close(fd)
+    try:
+        return int(text)
+    except ValueError:
         return None

@@ -238,6 +238,11 @@ class Store(Generic[ObjectT]):
         self.note(item, status)
         self.save(item)
 
+    def show(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the object's status in memory; its file follows with `save_unsaved`, if the object is still there."""
+        self.note(item, status)
+        item.unsaved = True
+
     def save(self, item: ObjectT) -> None:
         """Write the object's status as it is now; a failure is remembered, not raised."""
         try:

@@ -4,7 +4,8 @@
 
 Starts a daemon of its own with a private bridge network, times each call of a pod's life over the socket, and in turn
 with each round calls conmon, the OCI runtime and the CNI plugins directly (`floor.py`). Prints medians and their ratio:
-the machine's own speed cancels out. Beside them stands the processor time: the daemon's own for each call, and for a
+the machine's own speed cancels out. The floor has no call of gRPC's in it: `to both` is the ratio to the floor and a
+call that does nothing (`Version`). Beside them stands the processor time: the daemon's own for each call, and for a
 whole life the daemon's and the machine's (all processes, so only on a quiet machine the pod's). With `--idle` other
 pods run beside, and other servers that are named (`servers.py`) live the same lives by turns. Needs root and what
 `tests/run.sh` installs.
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.host.syscalls import set_child_subreaper
 from tests.bench import servers
 from tests.bench.floor import Example, Floor, exec_true, sandbox, stop_sandbox
@@ -37,6 +39,8 @@ BUDGETS = {"RunPodSandbox": 1.3, "ExecSync": 1.25}
 
 
 LIFE = "a pod's life"
+EMPTY = "Version"
+"""The call that does nothing: what any gRPC server and client on this machine add to the floor of each other call."""
 
 
 class Times:
@@ -108,6 +112,12 @@ def ours(daemon: Daemon) -> Server:
     return Server(OURS, daemon.client, daemon.pid, daemon.socket)
 
 
+def empty_calls(server: Server, times: Times) -> None:
+    """Three calls that do nothing."""
+    for _ in range(3):
+        times.call(EMPTY, lambda: server.client.runtime.Version(api.VersionRequest()))
+
+
 def life(server: Server, times: Times) -> None:
     """One pod of one container, from RunPodSandbox to RemovePodSandbox."""
     times.call(LIFE, lambda: _life(server, times))
@@ -172,6 +182,9 @@ def report(own: Times, floor: Times, others: Mapping[str, Times]) -> list[dict[s
         if name in floor.seconds:
             row["floor_ms"] = round(floor.median_ms(name), 1)
             row["ratio"] = round(own.median_ms(name) / floor.median_ms(name), 2)
+            row["ratio_with_call"] = round(
+                own.median_ms(name) / (floor.median_ms(name) + own.median_ms(EMPTY)), 2
+            )
             row["budget"] = BUDGETS.get(name)
         row["beside"] = {other: figures(times, name) for other, times in others.items()}
         rows.append(row)
@@ -190,14 +203,15 @@ def print_table(rows: list[dict[str, Any]], heading: str) -> None:
     """For a person."""
     others = list(rows[0]["beside"])
     print(
-        f"{'call':<18}{'ms':>8}{'floor ms':>10}{'ratio':>7}{'budget':>8}{'cpu ms':>8}"
+        f"{'call':<18}{'ms':>8}{'floor ms':>10}{'ratio':>7}{'to both':>9}{'budget':>8}{'cpu ms':>8}"
         + "".join(f"{f'{name} ms':>16}{'cpu ms':>8}" for name in others)
         + f"   ({heading})"
     )
     for row in rows:
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
         print(
-            f"{row['call']:<18}{row['ms']:>8}{row.get('floor_ms', ''):>10}{ratio:>7}{row.get('budget') or '':>8}"
+            f"{row['call']:<18}{row['ms']:>8}{row.get('floor_ms', ''):>10}{ratio:>7}"
+            f"{row.get('ratio_with_call', ''):>9}{row.get('budget') or '':>8}"
             f"{row['cpu_ms']:>8}"
             + "".join(f"{each['ms']:>16}{each['cpu_ms']:>8}" for each in row["beside"].values())
         )
@@ -234,6 +248,7 @@ def main() -> int:
                 server.idle_pod()
         for _ in range(options.rounds):
             for server in all_servers:
+                empty_calls(server, times[server.name])
                 life(server, times[server.name])
             floor_life(floor, pause, ordinary, floor_times)
     rows = report(times.pop(OURS), floor_times, times)
