@@ -113,6 +113,9 @@ class Cgroups:
         _refuse_root(relative_dir)
         give_up_at = time.monotonic() + timeout_s
         before: list[int] = []
+        self._forbid_forks(relative_dir)
+        if self._is_empty(relative_dir):
+            return
         killed = await in_time("killing the cgroup", self._kill, relative_dir)
         while killed:
             left_s = give_up_at - time.monotonic()
@@ -132,6 +135,8 @@ class Cgroups:
         Raises CriShimError, naming hierarchy and processes, when it stays busy.
         """
         _refuse_root(relative_dir)
+        if open_files.hierarchy_of_files(self.layout) is None and not self.exists(relative_dir):
+            return  # the runtime has seen to it
         give_up_at = time.monotonic() + timeout_s
         before: list[int] = []
         while (
@@ -146,6 +151,27 @@ class Cgroups:
                 )
             await _settle(left, before, left_s)
             before = left
+
+    def _is_empty(self, relative_dir: str) -> bool:
+        """Whether nothing is in the cgroup or below it, as far as a short look tells; False says nothing.
+
+        The lists themselves, which may be long, are read only where the kernel has counted nobody.
+        """
+        pids = self.layout.of_controller("pids")
+        if pids is None:
+            return False
+        try:
+            if _read_whole(f"{pids.path(relative_dir)}/pids.current").strip() != b"0":
+                return False
+            directories = (tree.path(relative_dir) for tree in self.layout.hierarchies)
+            return not any(
+                os.stat(directory).st_nlink != _LINKS_OF_A_LEAF
+                or _read_whole(f"{directory}/cgroup.procs")
+                for directory in directories
+                if os.path.isdir(directory)
+            )
+        except OSError:  # it goes, or has gone
+            return not self.exists(relative_dir)
 
     def remove_if_empty(self, relative_dir: str) -> None:
         """Remove the cgroup wherever it holds neither processes nor other cgroups; no harm where it does."""
@@ -221,7 +247,6 @@ class Cgroups:
         return busy
 
     def _kill(self, relative_dir: str) -> list[int]:
-        self._forbid_forks(relative_dir)
         self._kill_subtree(relative_dir)
         return self._kill_listed(relative_dir)
 
@@ -327,13 +352,17 @@ def _names_below(directory: str) -> list[str]:
 
 def _processes(directory: str) -> list[int]:
     try:
-        with open(f"{directory}/cgroup.procs", "rb", buffering=0) as file:
-            return [int(line) for line in file.readall().split()]
+        return [int(line) for line in _read_whole(f"{directory}/cgroup.procs").split()]
     except OSError as error:
         # EOPNOTSUPP: a threaded v2 cgroup, whose processes its domain lists.
         if error.errno in _VANISHED or error.errno == errno.EOPNOTSUPP:
             return []
         raise
+
+
+def _read_whole(file: str) -> bytes:
+    with open(file, "rb", buffering=0) as stream:
+        return stream.readall()
 
 
 def _remove_subtree(top: str) -> str | None:

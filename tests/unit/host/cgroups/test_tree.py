@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.host.cgroups import tree as tree_module
 from cri_shim.host.cgroups.layout import CgroupMode
 from cri_shim.host.cgroups.tree import Cgroups
 
@@ -86,6 +87,73 @@ def test_killing_an_empty_v2_cgroup_asks_the_kernel_once_and_returns(tmp_path: P
     asyncio.run(Cgroups.detect(tmp_path).kill_all("a", 1.0))
 
     assert (tree / "a/cgroup.kill").read_text(encoding="ascii") == "1"
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long look, which would be made in a thread, is an error."""
+
+    async def refuse(what: str, *_: object) -> None:
+        raise AssertionError(what)
+
+    monkeypatch.setattr(tree_module, "in_time", refuse)
+
+
+@pytest.mark.usefixtures("no_thread")
+def test_a_cgroup_of_which_the_kernel_counts_and_lists_nobody_is_not_looked_at_longer(
+    tmp_path: Path,
+) -> None:
+    tree = _v2_node(tmp_path)
+    for name, text in (("pids.current", "0\n"), ("pids.max", "max"), ("cgroup.procs", "")):
+        (tree / "a/b" / name).write_text(text, encoding="ascii")
+
+    asyncio.run(Cgroups.detect(tmp_path).kill_all("a/b", 1.0))
+
+    assert (tree / "a/b/pids.max").read_text(encoding="ascii") == "0ax"  # no fork from then on
+
+
+@pytest.mark.usefixtures("no_thread")
+@pytest.mark.parametrize(
+    ("current", "listed", "has_child"),
+    [("1\n", "", False), ("0\n", "4194304\n", False), ("0\n", "", True), ("", "", False)],
+)
+def test_whoever_may_be_in_a_cgroup_is_looked_for(
+    tmp_path: Path, current: str, listed: str, *, has_child: bool
+) -> None:
+    tree = _v2_node(tmp_path)
+    (tree / "a/b/pids.current").write_text(current, encoding="ascii")
+    (tree / "a/b/cgroup.procs").write_text(listed, encoding="ascii")
+    if has_child:
+        (tree / "a/b/c").mkdir()
+    with pytest.raises(AssertionError, match="killing"):
+        asyncio.run(Cgroups.detect(tmp_path).kill_all("a/b", 1.0))
+
+
+@pytest.mark.usefixtures("no_thread")
+def test_a_cgroup_that_has_gone_costs_no_thread(tmp_path: Path) -> None:
+    _v2_node(tmp_path)
+    cgroups = Cgroups.detect(tmp_path)
+    asyncio.run(cgroups.kill_all("a/gone", 1.0))
+    asyncio.run(cgroups.remove("a/gone"))
+
+
+@pytest.mark.usefixtures("no_thread")
+def test_a_process_in_one_hierarchy_alone_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text(
+        "".join(
+            f"{number} 23 0:{number} / /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}\n"
+            for number, name in ((30, "pids"), (31, "memory"))
+        ),
+        encoding="ascii",
+    )
+    for name, listed in (("pids", ""), ("memory", "4194304\n")):
+        directory = tmp_path / "sys/fs/cgroup" / name / "a"
+        directory.mkdir(parents=True)
+        (directory / "cgroup.procs").write_text(listed, encoding="ascii")
+    (tmp_path / "sys/fs/cgroup/pids/a/pids.current").write_text("0\n", encoding="ascii")
+    with pytest.raises(AssertionError, match="killing"):
+        asyncio.run(Cgroups.detect(tmp_path).kill_all("a", 1.0))
 
 
 def test_kill_gives_up_at_its_deadline_and_names_what_is_left(tmp_path: Path) -> None:
