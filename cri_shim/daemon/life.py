@@ -33,7 +33,7 @@ from cri_shim.daemon.locks import daemon_locks
 from cri_shim.daemon.node_status import NodeState
 from cri_shim.daemon.watchdog import ask_for_patience, feed_watchdog
 from cri_shim.errors import CriShimError
-from cri_shim.host.heap import limit_arenas, unmap_large_blocks
+from cri_shim.host.heap import gather_in_large_pages, limit_arenas, unmap_large_blocks
 from cri_shim.host.notify import READY, STOPPING, notify, reloading, status
 from cri_shim.host.process import Reaper
 from cri_shim.image.pins import Pins
@@ -133,6 +133,7 @@ class Daemon:
             gc.collect()
             gc.freeze()
             gc.collect()  # from here on a quarter more than what is not frozen has old garbage looked for
+            gather_in_large_pages()
             await listeners.set_ready()
             ready.set()
             notify(READY, status("serving"))

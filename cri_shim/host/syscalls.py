@@ -7,6 +7,7 @@ the GIL during the call, so a slow mount stops only its own thread. Policy lives
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -32,6 +33,9 @@ MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+
+# <linux/mman.h>
+MADV_COLLAPSE = 25
 
 # <linux/mount.h>
 MOUNT_ATTR_RDONLY = 0x00000001
@@ -148,6 +152,18 @@ def mount(
 def umount2(target: str | os.PathLike[str], flags: int) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """madvise(2)."""
+    _check(_libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_int(advice)))
+
+
+def mincore(address: int, length: int) -> bytes:
+    """mincore(2): a byte for each page, 1 where it is in memory."""
+    there = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
+    _check(_libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), there))
+    return bytes(byte & 1 for byte in there.raw)
 
 
 def open_tree(path: str | os.PathLike[str], flags: int) -> int:

@@ -1,10 +1,11 @@
-"""What becomes of large blocks, and of many threads' arenas. In processes of their own: it changes those."""
+"""Large blocks, the arenas of many threads, large pages. In processes of their own: it changes those."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 from cri_shim.host.heap import unmap_large_blocks
@@ -68,3 +69,34 @@ def arenas(how: str) -> int:
 def test_threads_share_the_arenas() -> None:
     assert arenas("free") > 2
     assert arenas("limited") == 2
+
+
+LARGE_PAGES = """
+import ctypes, mmap, re
+from cri_shim.host.heap import gather_in_large_pages
+
+def of_this_process(field):
+    return int(re.search(field + r": +(\\d+)", open("/proc/self/smaps_rollup").read())[1])
+
+full, sparse = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE), mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE)
+full.write(bytes(range(256)) * (16 << 12))
+sparse[0] = sparse[-1] = 7
+before = of_this_process("Rss")
+gathered = gather_in_large_pages()
+large_kib, more_kib = of_this_process("AnonHugePages"), of_this_process("Rss") - before
+assert full[:] == bytes(range(256)) * (16 << 12)
+assert (sparse[0], sparse[1], sparse[-1]) == (7, 0, 7)
+assert large_kib >= gathered * 2048, (large_kib, gathered)
+assert more_kib < 16 << 10, more_kib
+print(gathered)
+"""
+
+
+def test_what_is_there_is_gathered_in_large_pages_and_what_is_not_stays_away() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_PAGES], capture_output=True, text=True, check=True
+    )
+    collapses = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 1)
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if collapses and switch.exists() and "[never]" not in switch.read_text():
+        assert int(done.stdout) >= 6
