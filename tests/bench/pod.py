@@ -112,10 +112,9 @@ def ours(daemon: Daemon) -> Server:
     return Server(OURS, daemon.client, daemon.pid, daemon.socket)
 
 
-def empty_calls(server: Server, times: Times) -> None:
-    """Three calls that do nothing."""
-    for _ in range(3):
-        times.call(EMPTY, lambda: server.client.runtime.Version(api.VersionRequest()))
+def empty_call(server: Server, times: Times) -> None:
+    """A call that does nothing, after what a call of a life comes after: some milliseconds of other programs."""
+    times.call(EMPTY, lambda: server.client.runtime.Version(api.VersionRequest()))
 
 
 def life(server: Server, times: Times) -> None:
@@ -248,7 +247,7 @@ def main() -> int:
                 server.idle_pod()
         for _ in range(options.rounds):
             for server in all_servers:
-                empty_calls(server, times[server.name])
+                empty_call(server, times[server.name])
                 life(server, times[server.name])
             floor_life(floor, pause, ordinary, floor_times)
     rows = report(times.pop(OURS), floor_times, times)

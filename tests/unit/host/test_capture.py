@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cri_shim.host.capture import Allowance, Capture
+from cri_shim.host.capture import UNREAD_S, Allowance, Capture
 
 pytestmark = pytest.mark.asyncio
 
@@ -22,6 +22,38 @@ async def test_what_is_written_is_read_by_the_loop() -> None:
     assert capture.data() == b"one two"
     assert not capture.overflowed
     capture.close()
+    capture.close()
+
+
+async def test_a_short_child_is_read_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "add_reader", lambda fd, *_: added.append(fd))
+    capture = Capture(100)
+    writer = os.dup(capture.write_fd)
+    capture.start()
+    os.write(writer, b"whole")
+    os.close(writer)
+    await asyncio.sleep(0)
+    assert capture.drain()
+    assert capture.data() == b"whole"
+    await asyncio.sleep(2 * UNREAD_S)
+    assert added == []
+    capture.close()
+
+
+async def test_a_child_that_fills_its_pipe_is_read_while_it_runs() -> None:
+    capture = Capture(1 << 20)
+    writer = os.dup(capture.write_fd)
+    capture.start()
+    os.set_blocking(writer, False)
+    size = os.write(writer, bytes(1 << 20))  # as much as there is room for
+    await asyncio.sleep(2 * UNREAD_S)
+    more = os.write(writer, bytes(1 << 20))
+    assert more > 0
+    os.close(writer)
+    await asyncio.wait_for(capture.eof, 5)
+    assert len(capture.data()) == size + more
     capture.close()
 
 

@@ -229,6 +229,30 @@ async def test_a_stop_without_grace_kills_at_once(house: House) -> None:
     assert house.kernel.signals[0] == (pid, signal.SIGKILL)
 
 
+async def test_what_ends_with_its_first_process_is_not_looked_for_in_its_cgroup(
+    house: House,
+) -> None:
+    container = await house.start(await house.run_pod())
+    hold = house.points.hold("cgroup.kill", everyone=True)
+    await asyncio.wait_for(house.containers.stop_container(container.id, 0), 5)
+    assert container.status.exit_code == 137  # and only the releasing comes to it
+    await hold.reached.wait()
+    hold.release()
+
+
+async def test_what_outlives_its_first_process_is_killed_with_its_cgroup(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings_module, "KILLED_ALONE_S", 0.01)
+    container = await house.start(await house.run_pod())
+    house.monitors.write_exit_files = False  # as one that waits for somebody who holds its pipes
+    stopping = asyncio.ensure_future(house.containers.stop_container(container.id, 0))
+    await until(lambda: "cgroup.kill" in house.points.passed)
+    leave_exit_file(house.paths.exits_dir, container.id, 137)
+    await stopping
+    assert container.status.exit_code == 137
+
+
 async def test_a_second_stop_shortens_the_first(house: House) -> None:
     container = await house.start(await house.run_pod())
     process = process_of(house, container)

@@ -207,6 +207,30 @@ def test_a_commit_is_on_disk_before_it_is_seen(sandboxes: Store[Sandbox], paths:
     assert msgspec.json.decode(status_file.read_bytes(), type=SandboxStatus) == ready
 
 
+def test_a_status_that_can_wait_is_shown_and_written_later(
+    sandboxes: Store[Sandbox], paths: Paths
+) -> None:
+    sandbox, other = make_sandbox(), make_sandbox("6" * 64, name="other")
+    for each in (sandbox, other):
+        sandboxes.create(each)
+    status_file = paths.sandbox(sandbox.id).status_file
+    before, status = status_file.read_bytes(), SandboxStatus(ready_at_ns=7)
+    told: list[Sandbox] = []
+    sandboxes.changed = told.append
+    sandboxes.show(sandbox, status)
+    assert (sandbox.status, told) == (status, [sandbox])
+    assert status_file.read_bytes() == before
+    sandboxes.save_unsaved()
+    assert msgspec.json.decode(status_file.read_bytes(), type=SandboxStatus) == status
+
+    other_file = paths.sandbox(other.id).status_file
+    sandboxes.show(other, status)
+    sandboxes.forget(other)  # goes before its file is written
+    other_file.unlink()
+    sandboxes.save_unsaved()
+    assert not other_file.exists()
+
+
 def test_a_status_that_cannot_be_written_is_kept_and_written_later(
     sandboxes: Store[Sandbox], paths: Paths
 ) -> None:
