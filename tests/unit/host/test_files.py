@@ -49,25 +49,6 @@ def test_file_is_written_with_exact_bytes_and_mode(tmp_path: Path, fsync: bool) 
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_new_file_is_written_and_nothing_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "new"
-    write_new(file, b"data")
-    assert (file.read_bytes(), file.stat().st_mode & 0o7777) == (b"data", 0o600)
-    with pytest.raises(FileExistsError):
-        write_new(file, b"other")
-    assert file.read_bytes() == b"data"
-
-    def full(_fd: int, _data: object) -> int:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="full"):
-        write_new(tmp_path / "other", b"data")
-    assert not (tmp_path / "other").exists()
-
-
 def test_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a", b"old")
     with (tmp_path / "a").open("rb") as old:
