@@ -50,7 +50,7 @@ from cri_shim.sandbox.model import (
 )
 from cri_shim.sandbox.pod_users import root_of, users_of
 from cri_shim.sandbox.requests import require_ready
-from cri_shim.sandbox.store import Container, Sandbox, Store, as_json_aside
+from cri_shim.sandbox.store import Container, Sandbox, Store, as_json_aside, without_words
 from cri_shim.sandbox.volumes import (
     Volumes,
     hold_image_volumes,
@@ -206,6 +206,7 @@ class Creation:
             require_ready(sandbox)
             self._store.commit(container, status)
             rollback.commit()
+        container.config = without_words(config)
         if created is not None:
             self._exits.watch(container.id, created.process, created.monitor)
 

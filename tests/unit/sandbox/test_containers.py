@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import re
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
@@ -100,6 +102,24 @@ async def test_its_record_survives_the_daemon(house: House) -> None:
     assert again.config == container.config
 
 
+async def test_its_variables_and_words_are_only_on_record_once_it_is_made(house: House) -> None:
+    sandbox = await house.run_pod()
+    config = container_config()
+    config.args.append("a-word")
+    config.envs.add(key="K", value=b"v")
+    made = await house.containers.create_container(sandbox.id, config, sandbox.config)
+    assert await house.containers.create_container(sandbox.id, config, sandbox.config) == made
+    container = house.containers.find(made)
+    [(_, again)] = house.stored.load()
+    assert not isinstance(again, CriShimError)
+    for kept in (container.config, again.config):
+        assert (list(kept.envs), list(kept.command), list(kept.args)) == ([], [], [])
+        assert kept.metadata == config.metadata
+    shown = json.loads(msgspec.json.encode(house.containers.verbose_info(container)))
+    assert shown["config"]["args"] == ["a-word"]
+    assert shown["runtimeSpec"]["process"]["args"] == ["sleep", "9", "a-word"]
+
+
 async def test_its_monitor_is_told_where_the_log_goes_and_the_directory_is_made(
     house: House, tmp_path: Path
 ) -> None:
@@ -182,13 +202,19 @@ NO_DIRECTORY = "error during container init: mkdir /data/x: read-only file syste
 NO_PROGRAM = 'unable to start container process: exec: "nope": executable file not found in $PATH'
 
 
+def config_without_program(house: House) -> api.ContainerConfig:
+    """What `without_program` asks for."""
+    config = container_config()
+    config.mounts.add(container_path="/data", host_path=str(house.base))
+    config.working_dir = "/data/x/y"
+    return config
+
+
 async def without_program(house: House, words: str = NO_PROGRAM) -> Container:
     """A container whose program the runtime can't run, in these words."""
     sandbox = await house.run_pod()
     house.points.fail("monitor.created", RuntimeCommandError("creating", ["runc"], "failed", words))
-    config = container_config()
-    config.mounts.add(container_path="/data", host_path=str(house.base))
-    config.working_dir = "/data/x/y"
+    config = config_without_program(house)
     created = await house.containers.create_container(sandbox.id, config, sandbox.config)
     house.points.heal()
     return house.containers.find(created)
@@ -227,7 +253,8 @@ async def test_a_container_without_a_program_holds_nothing_but_files(house: Hous
 async def test_a_retry_finds_the_container_without_a_program(house: House) -> None:
     container = await without_program(house)
     sandbox = house.pods.find(container.sandbox_id)
-    again = await house.containers.create_container(sandbox.id, container.config, sandbox.config)
+    config = config_without_program(house)
+    again = await house.containers.create_container(sandbox.id, config, sandbox.config)
     assert again == container.id
 
 
