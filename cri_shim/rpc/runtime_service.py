@@ -204,6 +204,8 @@ class RuntimeService:
         """
         require(request, "pod_sandbox_id")
         sandbox = self.pods.find(request.pod_sandbox_id)
+        # First, for it takes a while: status and details are then of one moment.
+        info = await self.pods.verbose_info(sandbox) if request.verbose else None
         response = api.PodSandboxStatusResponse(
             status=pods_.pod_sandbox_status(sandbox),
             containers_statuses=[
@@ -211,8 +213,8 @@ class RuntimeService:
                 for container in reversed(self.containers.containers_of(sandbox.id))
             ],
         )
-        if request.verbose:
-            response.info["info"] = json_text(self.pods.verbose_info(sandbox))
+        if info is not None:
+            response.info["info"] = json_text(info)
         return response
 
     async def list_pod_sandbox(self, request: api.ListPodSandboxRequest) -> Encoded:
@@ -287,9 +289,10 @@ class RuntimeService:
         """One container."""
         require(request, "container_id")
         container = self.containers.find(request.container_id)
+        info = await self.containers.verbose_info(container) if request.verbose else None
         response = api.ContainerStatusResponse(status=containers_.container_status(container))
-        if request.verbose:
-            response.info["info"] = json_text(self.containers.verbose_info(container))
+        if info is not None:
+            response.info["info"] = json_text(info)
         return response
 
     async def update_container_resources(

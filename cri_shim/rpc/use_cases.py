@@ -54,7 +54,7 @@ class Pods(Protocol):
     def list_pod_sandbox(self) -> Sequence[Sandbox]:
         """All that are shown."""
 
-    def verbose_info(self, sandbox: Sandbox) -> Mapping[str, object]:
+    async def verbose_info(self, sandbox: Sandbox) -> Mapping[str, object]:
         """More, for a person."""
 
 
@@ -100,7 +100,7 @@ class Containers(Protocol):
     async def reopen_container_log(self, container_id: str) -> None:
         """Reopen its log after a rotation."""
 
-    def verbose_info(self, container: Container) -> Mapping[str, object]:
+    async def verbose_info(self, container: Container) -> Mapping[str, object]:
         """More, for a person."""
 
 

@@ -21,7 +21,7 @@ from cri_shim.operations import documents, step
 from cri_shim.sandbox.container_log import check_log_file
 from cri_shim.sandbox.container_resources import ContainerResources
 from cri_shim.sandbox.creation import Creation
-from cri_shim.sandbox.details import container_details
+from cri_shim.sandbox.details import container_details, read_documents
 from cri_shim.sandbox.endings import NOT_STARTED, Endings
 from cri_shim.sandbox.files_limits import FilesLimits
 from cri_shim.sandbox.model import ContainerMetadata, ContainerState
@@ -329,10 +329,10 @@ class Containers:
         self._attachments.unblock(container.id)
         await self._monitors.reopen_log(self._paths.container(container.id).bundle_dir, log_file)
 
-    def verbose_info(self, container: Container) -> dict[str, object]:
+    async def verbose_info(self, container: Container) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""
-        paths = self._paths.container(container.id)
-        details = container_details(container, paths, cgroup=self.endings.cgroup_dir(container))
+        read = await read_documents(self._paths.container(container.id))
+        details = container_details(container, read, cgroup=self.endings.cgroup_dir(container))
         return details | {"operations": documents(self._operations.under_way(container.id))}
 
     async def end_creations(self, grace_s: float) -> None:

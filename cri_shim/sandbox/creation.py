@@ -320,6 +320,7 @@ class Creation:
             reason="CreateContainerError",
             message=message,
         )
+        container.config = without_words(container.config)
         container.ended.set()
 
 

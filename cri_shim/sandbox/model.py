@@ -29,6 +29,8 @@ from cri_shim.oci.spec.selinux import Labels
 
 RECORD_FORMAT: Final = 1
 """Raised when an older daemon could misread what a newer one writes."""
+ON_DISK: Final = msgspec.Raw(b"null")
+"""In a record's `config` once it is written: a request may have megabytes, and an object may live for months."""
 
 
 class ContainerState(StrEnum):
@@ -123,7 +125,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     labels: Labels = Labels()
     """SELinux: of its processes and files. The level is taken while this record is."""
     config: msgspec.Raw
-    """CRI's PodSandboxConfig as protobuf's JSON."""
+    """CRI's PodSandboxConfig as protobuf's JSON; in memory `ON_DISK` once it is written."""
 
     @property
     def name(self) -> str:
@@ -179,7 +181,7 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     labels: Labels = Labels()
     """SELinux: of its processes and files."""
     config: msgspec.Raw
-    """CRI's ContainerConfig as protobuf's JSON."""
+    """CRI's ContainerConfig as protobuf's JSON; in memory `ON_DISK` once it is written."""
 
     @property
     def name(self) -> str:

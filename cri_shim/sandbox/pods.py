@@ -26,7 +26,7 @@ from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.operations import documents, step
 from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
-from cri_shim.sandbox.details import sandbox_details
+from cri_shim.sandbox.details import read_documents, sandbox_details
 from cri_shim.sandbox.list_bounds import check_sandbox_entry
 from cri_shim.sandbox.model import PodMetadata, Process, SandboxRecord, SandboxState, SandboxStatus
 from cri_shim.sandbox.network import PodNetwork, has_host_network
@@ -378,11 +378,11 @@ class Pods:
         """Every sandbox that has been ready once, oldest first."""
         return [s for s in self._store if s.status.is_complete]
 
-    def verbose_info(self, sandbox: Sandbox) -> dict[str, object]:
+    async def verbose_info(self, sandbox: Sandbox) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""
         return sandbox_details(
             sandbox,
-            self._paths.sandbox(sandbox.id),
+            await read_documents(self._paths.sandbox(sandbox.id)),
             self._network.describe(sandbox),
             cgroup=self._specs.place(sandbox.record.cgroup_parent, sandbox.id).relative_dir,
         ) | {"operations": documents(self._operations.under_way(sandbox.id))}

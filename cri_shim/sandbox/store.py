@@ -3,6 +3,7 @@
 Rules:
 - Memory is the truth while running; the files are the truth across a crash. One directory per object, no database.
 - `create` writes the record before the caller's first effect; `update` is the only way a status changes.
+- The JSON of the request stays in the file alone.
 - Only a creation insists on its writes (`create`, `commit`). Any other status that can't be written (disk full) is
   visible at once, marked unsaved and written again by `save_unsaved`; recovery could derive the same from exit files
   and the kernel.
@@ -32,6 +33,7 @@ from cri_shim.ids import is_id, is_id_prefix
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.formats import in_this_format
 from cri_shim.sandbox.model import (
+    ON_DISK,
     ContainerRecord,
     ContainerState,
     ContainerStatus,
@@ -130,6 +132,7 @@ class Container:
 
 
 ObjectT = TypeVar("ObjectT", Sandbox, Container)
+RecordT = TypeVar("RecordT", SandboxRecord, ContainerRecord)
 ConfigT = TypeVar("ConfigT", api.PodSandboxConfig, api.ContainerConfig)
 
 
@@ -210,6 +213,7 @@ class Store(Generic[ObjectT]):
             except OSError:
                 _take_back(paths)
                 raise
+        item.record = _without_request(item.record)
         self.adopt(item)
 
     def commit(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
@@ -315,14 +319,22 @@ def read_sandbox(record: bytes, status: bytes) -> Sandbox:
     """A sandbox from its two files."""
     parsed = msgspec.json.decode(record, type=SandboxRecord)
     config = _read_config(parsed.config, api.PodSandboxConfig())
-    return Sandbox(parsed, msgspec.json.decode(status, type=SandboxStatus), config)
+    return Sandbox(
+        _without_request(parsed), msgspec.json.decode(status, type=SandboxStatus), config
+    )
 
 
 def read_container(record: bytes, status: bytes) -> Container:
     """A container from its two files."""
     parsed = msgspec.json.decode(record, type=ContainerRecord)
     config = without_words(_read_config(parsed.config, api.ContainerConfig()))
-    return Container(parsed, msgspec.json.decode(status, type=ContainerStatus), config)
+    return Container(
+        _without_request(parsed), msgspec.json.decode(status, type=ContainerStatus), config
+    )
+
+
+def _without_request(record: RecordT) -> RecordT:
+    return msgspec.structs.replace(record, config=ON_DISK)
 
 
 def without_words(config: api.ContainerConfig) -> api.ContainerConfig:

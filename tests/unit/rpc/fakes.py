@@ -185,7 +185,7 @@ class FakePods:
     def list_pod_sandbox(self) -> Sequence[Sandbox]:
         return self.sandboxes
 
-    def verbose_info(self, sandbox: Sandbox) -> Mapping[str, object]:
+    async def verbose_info(self, sandbox: Sandbox) -> Mapping[str, object]:
         return {"pid": 42, "root": Path("/x")}
 
 
@@ -244,7 +244,7 @@ class FakeContainers:
     async def reopen_container_log(self, container_id: str) -> None:
         self.calls.append(("reopen", container_id))
 
-    def verbose_info(self, container: Container) -> Mapping[str, object]:
+    async def verbose_info(self, container: Container) -> Mapping[str, object]:
         return {"pid": 43}
 
 

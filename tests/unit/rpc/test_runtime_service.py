@@ -303,6 +303,32 @@ async def test_a_container_status_brings_its_document_only_when_asked(tmp_path: 
     assert json.loads(verbose.info["info"]) == {"pid": 43}
 
 
+async def test_status_and_document_are_of_one_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.pods.sandboxes = [make_sandbox("a" * 64)]
+        daemon.containers.containers = [make_container("1" * 64, "a" * 64)]
+
+        async def starts_meanwhile(item: object) -> dict[str, object]:
+            if daemon.containers.containers[0].status.started_at_ns == 0:
+                await daemon.containers.start_container("1" * 64)
+            return {}
+
+        monkeypatch.setattr(daemon.pods, "verbose_info", starts_meanwhile)
+        pod = await clients.runtime.PodSandboxStatus(
+            v1.PodSandboxStatusRequest(pod_sandbox_id="a", verbose=True)
+        )
+        daemon.containers.containers = [make_container("1" * 64)]
+        monkeypatch.setattr(daemon.containers, "verbose_info", starts_meanwhile)
+        container = await clients.runtime.ContainerStatus(
+            v1.ContainerStatusRequest(container_id="1", verbose=True)
+        )
+    assert [each.state for each in pod.containers_statuses] == [v1.CONTAINER_RUNNING]
+    assert container.status.state == v1.CONTAINER_RUNNING
+    assert (pod.info["info"], container.info["info"]) == ("{}", "{}")
+
+
 async def test_lists_are_filtered(tmp_path: Path) -> None:
     async with serving(tmp_path) as (daemon, clients):
         await _fill(daemon)

@@ -115,7 +115,7 @@ async def test_its_variables_and_words_are_only_on_record_once_it_is_made(house:
     for kept in (container.config, again.config):
         assert (list(kept.envs), list(kept.command), list(kept.args)) == ([], [], [])
         assert kept.metadata == config.metadata
-    shown = json.loads(msgspec.json.encode(house.containers.verbose_info(container)))
+    shown = json.loads(msgspec.json.encode(await house.containers.verbose_info(container)))
     assert shown["config"]["args"] == ["a-word"]
     assert shown["runtimeSpec"]["process"]["args"] == ["sleep", "9", "a-word"]
 
@@ -409,6 +409,8 @@ async def test_what_could_not_be_undone_is_listed_exited_and_removed_later(
     [container] = house.containers.list_containers()
     assert container.state is ContainerState.EXITED
     assert container.status.reason == "CreateContainerError"
+    assert not container.config.command, "it is listed until it is removed, its words are not kept"
+    assert container.config.metadata.name == "main"
     assert step in container.status.message
 
     house.points.heal()

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, cast
+import threading
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import pytest
 
 from cri_shim.cni.result import Result, parse_result
-from cri_shim.sandbox.details import network_details
+from cri_shim.host.files import read_bounded
+from cri_shim.sandbox.details import MAX_SHOWN_BYTES, network_details
 from cri_shim.sandbox.model import NetworkAttachment
 from tests.unit.sandbox.looking import exited, process_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri_shim.sandbox.store import Container, Sandbox
     from tests.fakes.house import House
 
 
 @pytest.mark.asyncio
 async def test_verbose_information_names_what_an_operator_looks_for(house: House) -> None:
     sandbox = await house.run_pod()
-    info = house.pods.verbose_info(sandbox)
+    info = await house.pods.verbose_info(sandbox)
     assert sandbox.status.process
     assert info["pid"] == sandbox.status.process.pid
     assert info["netns"] == sandbox.record.netns
@@ -35,7 +40,7 @@ async def test_verbose_information_names_what_an_operator_looks_for(house: House
     assert shown["runtimeSpec"]["process"]["args"] == ["/pause"]
     assert shown["config"]["metadata"]["name"] == "web"
     await house.pods.stop_pod_sandbox(sandbox.id)
-    info = house.pods.verbose_info(sandbox)
+    info = await house.pods.verbose_info(sandbox)
     assert info["runtimeSpec"] is None
     assert (info["reason"], info["notReadySince"]) == ("stopped", sandbox.status.stopped_at_ns)
 
@@ -111,7 +116,7 @@ def result_of(answer: object) -> Result:
 @pytest.mark.asyncio
 async def test_verbose_information_shows_the_spec_while_there_is_one(house: House) -> None:
     container = await house.start(await house.run_pod())
-    info = house.containers.verbose_info(container)
+    info = await house.containers.verbose_info(container)
     assert info["pid"] == process_of(house, container).pid
     shown = json.loads(msgspec.json.encode(info))
     assert shown["mounts"] == shown["runtimeSpec"]["mounts"] != []
@@ -119,5 +124,87 @@ async def test_verbose_information_shows_the_spec_while_there_is_one(house: Hous
     house.paths.container(container.id).spec_file.unlink()
     house.kernel.end(process_of(house, container).pid, 0)
     await exited(container)
-    info = house.containers.verbose_info(container)
+    info = await house.containers.verbose_info(container)
     assert (info["pid"], info["runtimeSpec"]) == (0, None)
+
+
+async def container_shown(house: House, container: Container) -> dict[str, Any]:
+    info = await house.containers.verbose_info(container)
+    return cast("dict[str, Any]", json.loads(msgspec.json.encode(info)))
+
+
+async def pod_shown(house: House, sandbox: Sandbox) -> dict[str, Any]:
+    info = await house.pods.verbose_info(sandbox)
+    return cast("dict[str, Any]", json.loads(msgspec.json.encode(info)))
+
+
+@pytest.mark.asyncio
+async def test_documents_are_read_off_the_loop(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = await house.run_pod()
+    container = await house.create(sandbox)
+    readers = []
+
+    def read(path: Path, max_bytes: int) -> bytes:
+        readers.append((path.name, threading.current_thread() is threading.main_thread()))
+        return read_bounded(path, max_bytes)
+
+    monkeypatch.setattr("cri_shim.sandbox.details.read_bounded", read)
+    await house.pods.verbose_info(sandbox)
+    await house.containers.verbose_info(container)
+    assert readers == 2 * [("record.json", False), ("config.json", False)]
+
+
+@pytest.mark.asyncio
+async def test_in_place_of_a_large_document_a_text_says_where_it_is(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.create(sandbox)
+    for paths in (house.paths.sandbox(sandbox.id), house.paths.container(container.id)):
+        for file in (paths.record_file, paths.spec_file):
+            text = file.read_bytes()
+            file.write_bytes(text + b" " * (MAX_SHOWN_BYTES - len(text)))
+    most = await container_shown(house, container)
+    assert most["config"]["metadata"]["name"] == "main"
+    assert most["runtimeSpec"]["mounts"] == most["mounts"] != []
+    assert (await pod_shown(house, sandbox))["runtimeSpec"]["process"]["args"] == ["/pause"]
+    for paths in (house.paths.sandbox(sandbox.id), house.paths.container(container.id)):
+        for file in (paths.record_file, paths.spec_file):
+            with file.open("ab") as end:
+                end.write(b" ")
+    of = house.paths.container(container.id)
+    shown = await container_shown(house, container)
+    assert shown["config"] == f"not shown: more than 4194304 bytes; see {of.record_file}"
+    assert shown["runtimeSpec"] == f"not shown: more than 4194304 bytes; see {of.spec_file}"
+    assert shown["mounts"] == shown["runtimeSpec"]
+    assert shown["sandboxID"] == sandbox.id
+    pod = await pod_shown(house, sandbox)
+    assert "record.json" in pod["config"]
+    assert "config.json" in pod["runtimeSpec"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "damage", [b"", b"null", b"[", b'{"config": {"a": ', b'{"config": "\xff", "mounts": []}']
+)
+async def test_a_damaged_document_is_left_out(house: House, damage: bytes) -> None:
+    container = await house.create(await house.run_pod())
+    of = house.paths.container(container.id)
+    of.record_file.write_bytes(damage)
+    whole_spec = await container_shown(house, container)
+    assert (whole_spec["config"], whole_spec["pid"]) == (None, process_of(house, container).pid)
+    assert whole_spec["runtimeSpec"]["process"]["args"] == ["sleep", "9"]
+    of.spec_file.write_bytes(damage)
+    neither = await container_shown(house, container)
+    assert (neither["config"], neither["runtimeSpec"], neither["mounts"]) == (None, None, [])
+
+
+@pytest.mark.asyncio
+async def test_what_is_removed_meanwhile_is_told_of_without_its_documents(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.start(sandbox)
+    await house.pods.remove_pod_sandbox(sandbox.id)
+    shown = await container_shown(house, container)
+    assert (shown["config"], shown["runtimeSpec"], shown["mounts"]) == (None, None, [])
+    pod = await pod_shown(house, sandbox)
+    assert (pod["config"], pod["runtimeSpec"], pod["reason"]) == (None, None, "stopped")

@@ -548,13 +548,13 @@ async def test_a_pods_new_size_is_kept_and_shown_also_by_the_next_daemon(house: 
         "resources": {"cpu_quota": "150000", "memory_limit_in_bytes": str(1 << 30)},
     }
     assert (
-        json.loads(msgspec.json.encode(house.pods.verbose_info(sandbox)["resourcesUpdate"]))
+        json.loads(msgspec.json.encode((await house.pods.verbose_info(sandbox))["resourcesUpdate"]))
         == expected
     )
     [(_, again)] = house.sandboxes.load()
     assert not isinstance(again, CriShimError)
     assert (
-        json.loads(msgspec.json.encode(house.pods.verbose_info(again)["resourcesUpdate"]))
+        json.loads(msgspec.json.encode((await house.pods.verbose_info(again))["resourcesUpdate"]))
         == expected
     )
 

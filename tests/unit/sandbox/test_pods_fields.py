@@ -249,6 +249,6 @@ async def test_a_pods_size_is_shown_and_limits_nothing(house: House, which: str)
     }
     config = request(f"linux.{which}", size, "")
     made = Made(house, house.pods.find(await house.pods.run_pod_sandbox(config, "")))
-    shown = json.loads(msgspec.json.encode(house.pods.verbose_info(made.sandbox)["config"]))
+    shown = json.loads(msgspec.json.encode((await house.pods.verbose_info(made.sandbox))["config"]))
     assert {k: str(v) for k, v in shown["linux"][which].items()} == size
     assert "cpu" not in made.spec["linux"]["resources"]

@@ -9,6 +9,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -23,7 +24,7 @@ from cri_shim.errors import (
 )
 from cri_shim.sandbox import recovery as recovery_module
 from cri_shim.sandbox import unfinished as unfinished_module
-from cri_shim.sandbox.model import ContainerState, SandboxState, SandboxStatus
+from cri_shim.sandbox.model import ON_DISK, ContainerState, SandboxState, SandboxStatus
 from tests.fakes.house import pod_config, until
 from tests.fakes.runtime import leave_exit_file
 from tests.unit.sandbox.interruptions import fill_disk, outcome_of
@@ -85,6 +86,20 @@ async def test_what_ran_runs_on_untouched(house: House) -> None:
     assert again.containers.find(running.id).status == running.status
     assert again.containers.find(created.id).status == created.status
     assert counted("container", "running") == adopted + 2
+    await again.close()
+
+
+async def test_requests_are_shown_after_a_restart_and_not_kept(house: House) -> None:
+    sandbox = await house.run_pod()
+    container = await house.start(sandbox)
+    again = await recovered(house)
+    pod_again, taken = again.pods.find(sandbox.id), again.containers.find(container.id)
+    for item in (sandbox, container, pod_again, taken):
+        assert item.record.config is ON_DISK
+    pod_info = await again.pods.verbose_info(pod_again)
+    info = await again.containers.verbose_info(taken)
+    for shown, name in ((pod_info, "web"), (info, "main")):
+        assert json.loads(msgspec.json.encode(shown["config"]))["metadata"]["name"] == name
     await again.close()
 
 

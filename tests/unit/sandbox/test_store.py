@@ -18,7 +18,7 @@ from cri_shim.errors import (
     ResourceExhaustedError,
 )
 from cri_shim.paths import Paths
-from cri_shim.sandbox.model import RECORD_FORMAT, ContainerStatus, SandboxStatus
+from cri_shim.sandbox.model import ON_DISK, RECORD_FORMAT, ContainerStatus, SandboxStatus
 from cri_shim.sandbox.store import (
     Container,
     Sandbox,
@@ -299,6 +299,22 @@ def test_what_was_written_is_read_back(
         container.status,
         without_words(config),
     )
+
+
+def test_the_request_as_json_is_kept_in_the_file_alone(
+    sandboxes: Store[Sandbox], containers: Store[Container], paths: Paths
+) -> None:
+    sandbox, container = make_sandbox(), make_container()
+    requests = [bytes(item.record.config) for item in (sandbox, container)]
+    sandboxes.create(sandbox)
+    containers.create(container)
+    [(_, pod_again)], [(_, again)] = sandboxes.load(), containers.load()
+    for item in (sandbox, container, pod_again, again):
+        assert isinstance(item, Sandbox | Container)
+        assert item.record.config is ON_DISK
+    files = paths.sandbox(sandbox.id).record_file, paths.container(container.id).record_file
+    for file, request in zip(files, requests, strict=True):
+        assert json.loads(file.read_bytes())["config"] == json.loads(request) != {}
 
 
 def test_nothing_is_loaded_where_nothing_is(sandboxes: Store[Sandbox], paths: Paths) -> None:
