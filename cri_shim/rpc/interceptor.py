@@ -215,7 +215,7 @@ class _Codec(NamedTuple):
                 "wrong field type, text that is no UTF-8, or a cut message"
             ) from error
         if self.name.is_cri:
-            check_parts(message)
+            check_parts(message, len(raw))
         return message
 
     async def decoded_each(self, raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:

@@ -53,9 +53,11 @@ def check_size(raw: bytes) -> None:
         )
 
 
-def check_parts(message: Message) -> None:
-    """Raises InvalidArgumentError naming the field, what it has and what it may have."""
-    _check(message, "")
+def check_parts(message: Message, size: int) -> None:
+    """`size` is the message's on the wire. Raises InvalidArgumentError naming the field, what it has and may have."""
+    # Neither a string nor a list in it can be larger than the whole, and no limit is smaller than this.
+    if size > MAX_CHARS:
+        _check(message, "")
 
 
 class _Field(NamedTuple):
@@ -90,9 +92,7 @@ def _fields(descriptor: Descriptor) -> dict[str, tuple[_Field, bool]]:
 
 
 def _check(message: Message, prefix: str) -> None:
-    # Neither a string nor a list in it can be larger than the whole, and no limit is smaller than this.
-    if message.ByteSize() <= MAX_CHARS:
-        return
+    # Not by `ByteSize` of each message on the way: that encodes megabytes once more at each level.
     fields = _fields(message.DESCRIPTOR)
     for descriptor, value in message.ListFields():
         if descriptor.name not in fields:
