@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +22,14 @@ from tests.harness.daemon import Daemons
 from tests.harness.isolation import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.harness.client import Client
     from tests.harness.daemon import Daemon
 
 HERE = Path(__file__).parent
 IMAGE = "test.example/busybox:1"
+UNPACKER_IS_WARM_S = 20.0
 _SESSION = pytest.StashKey[Session]()
 
 
@@ -78,8 +81,10 @@ def leak_scope(daemons: Daemons) -> leaks.Scope:
 
 
 @pytest.fixture(autouse=True)
-def leak_guard(leak_scope: leaks.Scope) -> Iterator[None]:
+def leak_guard(request: pytest.FixtureRequest, leak_scope: leaks.Scope) -> Iterator[None]:
     """Fail the test that leaves something behind."""
+    if "daemon" in request.fixturenames:
+        request.getfixturevalue("keep_unpacking")()
     before = leaks.Snapshot.take(leak_scope)
     yield
     found = leaks.leaks_since(before, leak_scope)
@@ -133,11 +138,22 @@ def crash_daemon(daemons: Daemons, archives: list[Path], image: str) -> Iterator
         pytest.fail(found, pytrace=False)
 
 
-@pytest.fixture(scope="module")
-def unpacking(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The daemon's unpacker runs, and goes on for a minute after each use: it is no test's leak."""
+@pytest.fixture(scope="session")
+def keep_unpacking(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], None]:
+    """Use the daemon's unpacker, unless that was done just now.
+
+    It goes on for a minute after each use. So it runs before a test and after it, and is no test's leak.
+    """
     name, archive = "test.example/warm:1", tmp_path_factory.mktemp("warm") / "warm.tar"
-    layer = images.layer(images.file("warm", archive.name.encode() + os.urandom(8)))
-    archive.write_bytes(images.docker_archive(layer, tags=[name]))
-    daemon.client.import_image(archive)
-    daemon.client.remove_image(name)
+    used_s = -math.inf
+
+    def keep() -> None:
+        nonlocal used_s
+        if time.monotonic() - used_s > UNPACKER_IS_WARM_S:
+            layer = images.layer(images.file("warm", os.urandom(8)))
+            archive.write_bytes(images.docker_archive(layer, tags=[name]))
+            daemon.client.import_image(archive)
+            daemon.client.remove_image(name)
+            used_s = time.monotonic()
+
+    return keep

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.harness.client import Client
     from tests.harness.daemon import Daemon
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("unpacking")]
+pytestmark = pytest.mark.integration
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh

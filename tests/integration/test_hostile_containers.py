@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.harness.client import Client
     from tests.harness.daemon import Daemon
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("unpacking")]
+pytestmark = pytest.mark.integration
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 LONG = "x" * 5000
