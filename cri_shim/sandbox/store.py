@@ -198,18 +198,25 @@ class Store(Generic[ObjectT]):
     def create(self, item: ObjectT) -> None:
         """Store a new object, before its first effect.
 
-        Raises AlreadyExistsError if its name is held, ResourceExhaustedError if it can't be written.
+        Raises AlreadyExistsError if its name is held, InvalidArgumentError if its request is too large to be read
+        back, ResourceExhaustedError if it can't be written.
         """
         holder = self._by_name.get(item.name)
         if holder is not None:
             raise AlreadyExistsError(f"{self.kind} name {item.name} is held by {holder.id}")
+        record = msgspec.json.encode(item.record)
+        if len(record) > MAX_RECORD_BYTES:
+            # JSON writes one byte of a request as up to six.
+            raise InvalidArgumentError(
+                f"the request takes {len(record)} bytes as JSON: at most {MAX_RECORD_BYTES} fit a record"
+            )
         paths = self._paths_of(item.id)
         with host_step(f"{self.kind} {item.id}: writing its record"):
             try:
                 paths.root_dir.mkdir(mode=0o700)
                 # Whole or not: without a record beside it nothing reads it.
                 write_new(paths.status_file, msgspec.json.encode(item.status))
-                write_atomic(paths.record_file, msgspec.json.encode(item.record))
+                write_atomic(paths.record_file, record)
             except OSError:
                 _take_back(paths)
                 raise

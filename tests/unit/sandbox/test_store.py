@@ -122,6 +122,17 @@ def test_a_sandboxs_containers_are_found_without_a_look_at_the_others(
     assert list(containers._by_sandbox) == ["5" * 64], "nothing is kept of a sandbox that has none"
 
 
+def test_a_request_whose_json_could_not_be_read_back_is_refused_before_anything_is_written(
+    sandboxes: Store[Sandbox], paths: Paths
+) -> None:
+    sandbox = make_sandbox()
+    text = json.dumps({"annotations": {"a": "\x01" * (6 << 20)}}).encode()
+    sandbox.record = msgspec.structs.replace(sandbox.record, config=msgspec.Raw(text))
+    with pytest.raises(InvalidArgumentError, match="bytes as JSON: at most 33554432 fit a record"):
+        sandboxes.create(sandbox)
+    assert not list(paths.sandboxes_dir.iterdir())
+
+
 def test_a_held_name_is_refused_and_its_holder_named(sandboxes: Store[Sandbox]) -> None:
     first = make_sandbox()
     sandboxes.create(first)
