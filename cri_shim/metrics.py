@@ -192,7 +192,7 @@ class _Objects(Collector):
         self.sandboxes: Callable[[], Mapping[str, int]] | None = None
         self.containers: Callable[[], Mapping[str, int]] | None = None
         self.images: Callable[[], int] | None = None
-        self.cni_debts: Callable[[], int] | None = None
+        self.cni_pending_deletes: Callable[[], int] | None = None
         self.slow_operations: Callable[[], Mapping[str, int]] | None = None
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
@@ -201,7 +201,7 @@ class _Objects(Collector):
             _family("sandboxes", "state"),
             _family("containers", "state"),
             _family("images"),
-            _cni_debts(),
+            _cni_pending_deletes(),
             _slow_operations(),
         ]
 
@@ -215,9 +215,9 @@ class _Objects(Collector):
         if self.images:
             family.add_metric([], self.images())
         yield family
-        family = _cni_debts()
-        if self.cni_debts:
-            family.add_metric([], self.cni_debts())
+        family = _cni_pending_deletes()
+        if self.cni_pending_deletes:
+            family.add_metric([], self.cni_pending_deletes())
         yield family
         family = _slow_operations()
         for step, number in (self.slow_operations() if self.slow_operations else {}).items():
@@ -230,9 +230,9 @@ def _family(name: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"cri_shim_{name}", text, labels=labels)
 
 
-def _cni_debts() -> GaugeMetricFamily:
+def _cni_pending_deletes() -> GaugeMetricFamily:
     return GaugeMetricFamily(
-        "cri_shim_cni_debts", "Network attachments whose DEL failed and is tried again."
+        "cri_shim_cni_pending_deletes", "Network attachments whose DEL failed and is tried again."
     )
 
 
@@ -253,7 +253,7 @@ def watch_objects(
     sandboxes: Callable[[], Mapping[str, int]] | None = None,
     containers: Callable[[], Mapping[str, int]] | None = None,
     images: Callable[[], int] | None = None,
-    cni_debts: Callable[[], int] | None = None,
+    cni_pending_deletes: Callable[[], int] | None = None,
     slow_operations: Callable[[], Mapping[str, int]] | None = None,
 ) -> None:
     """Say how to count objects; what isn't given stays as it was.
@@ -264,7 +264,7 @@ def watch_objects(
     _objects.sandboxes = sandboxes or _objects.sandboxes
     _objects.containers = containers or _objects.containers
     _objects.images = images or _objects.images
-    _objects.cni_debts = cni_debts or _objects.cni_debts
+    _objects.cni_pending_deletes = cni_pending_deletes or _objects.cni_pending_deletes
     _objects.slow_operations = slow_operations or _objects.slow_operations
 
 

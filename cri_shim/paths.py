@@ -151,9 +151,9 @@ class Paths:
         return self.state / "apparmor" / "cri-shim-default"
 
     @property
-    def debts_dir(self) -> Path:
-        """One file per network attachment whose DEL failed and is still owed."""
-        return self.root / "debts"
+    def pending_deletes_dir(self) -> Path:
+        """One file per network attachment whose DEL failed and is tried again."""
+        return self.root / "pending_deletes"
 
     @property
     def damaged_dir(self) -> Path:

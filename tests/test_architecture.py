@@ -1,4 +1,4 @@
-"""The house's own rules, as tests: layers, documentation, size, and tests that mirror the source.
+"""The project's own rules, as tests: layers, documentation, size, and tests that mirror the source.
 
 That the generated stubs are fresh is a test of theirs, in `tests/unit/api`.
 """

@@ -89,7 +89,7 @@ async def collect(config: Config, node: Node | None = None) -> list[Row]:
             network.cni_plugins(node, reaper, config.cni),
             network.cni_config(reaper, config.cni),
             await network.cni_versions(reaper, config.cni),
-            network.cni_debts(config.root),
+            network.cni_pending_deletes(config.root),
             packet_filter,
             security.seccomp(node),
             security.apparmor(node, config.security.apparmor_profile),

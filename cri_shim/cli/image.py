@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cri_shim.cli import daemon_address, image_export, image_pull, image_upkeep
+from cri_shim.cli import daemon_address, image_export, image_pull
+from cri_shim.cli import image_maintenance as image_maintenance
 from cri_shim.cli.archive_stream import ArchiveStream
 from cri_shim.cli.image_calls import open_images
 from cri_shim.cli.output import json_text, printable, short_id, table
@@ -70,14 +71,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     remove.add_argument("refs", nargs="+", metavar="REF", help="name, digest or ID")
     remove.set_defaults(run=run_rm)
-    image_upkeep.configure_check(
+    image_maintenance.configure_check(
         add(
             "check",
-            help="find damaged images, and mend them",
+            help="find damaged images, and repair them",
             description="Read images as a whole and say what is damaged. Exits with 1 if anything is.",
         )
     )
-    image_upkeep.configure_gc(
+    image_maintenance.configure_gc(
         add(
             "gc",
             help="remove what nothing needs",

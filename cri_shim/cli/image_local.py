@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cri_shim import log
 from cri_shim.cli.archive_stream import import_messages
-from cri_shim.daemon.images import Images, open_alone
+from cri_shim.daemon.images import Images, open_offline
 from cri_shim.errors import AlreadyExistsError, CriShimError, UnavailableError
 from cri_shim.rpc.admin_images import ImageCalls
 from cri_shim.rpc.client import local_errors_of
@@ -50,7 +50,7 @@ class LocalImages:
         # Warnings, of retries say, would stand between a command's bars; what they lead to is in its error.
         log.configure(level="error", format=self._config.log.format)
         try:
-            opened: Images = self._run(self._stack.enter_async_context(open_alone(self._config)))
+            opened: Images = self._run(self._stack.enter_async_context(open_offline(self._config)))
         except CriShimError as error:
             self._runner.close()
             hint = ""

@@ -19,8 +19,8 @@ from cri_shim.cli.output import short_id
 from cri_shim.cli.progress import size_text
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.host.files import read_bounded
-from cri_shim.image.credentials import load_auth_file
 from cri_shim.image.reference import parse_reference
+from cri_shim.image.registry.credentials import load_auth_file
 
 if TYPE_CHECKING:
     import argparse

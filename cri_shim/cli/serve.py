@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cri_shim import event_loop, log
 from cri_shim.cli.parser import add_config_options
 from cri_shim.config import load_config
-from cri_shim.daemon.life import Daemon
+from cri_shim.daemon.lifecycle import Daemon
 from cri_shim.host.signals import reset_signals
 
 if TYPE_CHECKING:

@@ -86,9 +86,9 @@ def _wipe(
         if arguments.socket is not None:
             raise
         # What opens a root is imported only where it is needed.
-        from cri_shim.cli.wipe_local import wipe_alone
+        from cri_shim.cli.wipe_local import wipe_offline
 
-        wipe_alone(config, request, tell, no_daemon=str(error))
+        wipe_offline(config, request, tell, no_daemon=str(error))
         return
     with client, errors_of(DOING):
         for answer in client.admin.Wipe(request):
@@ -127,7 +127,7 @@ def report(sums: admin.WipeSums, left: Sequence[admin.WipeLeft]) -> list[str]:
         counted(sums.sandboxes, "pod"),
         counted(sums.containers, "container"),
         *([counted(sums.leftovers, "leftover")] if sums.leftovers else []),
-        *([counted(sums.attachments, "owed network attachment")] if sums.attachments else []),
+        *([counted(sums.attachments, "pending network delete")] if sums.attachments else []),
         *([counted(sums.images, "image")] if sums.images else []),
     ]
     lines = [f"left: {printable(each.what)}: {printable(each.why)}" for each in left]

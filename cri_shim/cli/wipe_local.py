@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cri_shim import log
 from cri_shim._pb.admin.v1 import admin_pb2 as admin
 from cri_shim.cli.serve import CNI_CACHE_DIR
-from cri_shim.daemon.alone import open_to_wipe
+from cri_shim.daemon.offline import open_to_wipe
 from cri_shim.errors import AlreadyExistsError, UnavailableError
 from cri_shim.rpc.admin_wipe import answer_wipe
 from cri_shim.rpc.client import local_errors_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cri_shim.config import Config
 
 
-def wipe_alone(
+def wipe_offline(
     config: Config,
     request: admin.WipeRequest,
     tell: Callable[[admin.WipeResponse], None],

@@ -3,7 +3,7 @@
 Rules:
 - Whoever calls `add` pushes `delete` on a Rollback first (`chain` says what they keep in mind).
 - Operations on one container run one after the other, those on different containers side by side; garbage collection
-  of a network runs alone on it (`turns`).
+  of a network runs alone on it (`operation_locks`).
 - Garbage is collected only on a network that is all ours: where the result cache shows attachments that the caller does
   not know, another runtime uses it, and what it has would be taken for garbage.
 - An attachment that an earlier process made is left alone while a plugin of that process still works on it.
@@ -26,8 +26,8 @@ from cri_shim.cni.conf import NetworkList, parse_conflist
 from cri_shim.cni.invoke import CANCEL_GRACE_S, PluginRunner, Verb
 from cri_shim.cni.leftover import LeftoverPlugins
 from cri_shim.cni.network_verbs import collect_garbage, knows_network_verbs
+from cri_shim.cni.operation_locks import OperationLocks
 from cri_shim.cni.readiness import Readiness
-from cri_shim.cni.turns import Turns
 from cri_shim.cni.watch import CniStatus, NetworkConfigs
 from cri_shim.errors import NotReadyError, WrongStateError
 from cri_shim.quoting import quoted
@@ -76,7 +76,7 @@ class Cni:
         self._cache = ResultCache(cache_dir)
         self.leftovers = LeftoverPlugins(plugin_dirs)
         self._chains = Chains(self._runner, self._cache, self._known_network, self.leftovers)
-        self._turns = Turns()
+        self._operation_locks = OperationLocks()
         self._readiness = Readiness(self._runner, self._configured_default)
         self.on_change(self._readiness.wake)
 
@@ -166,7 +166,7 @@ class Cni:
             CniPluginError: a plugin failed, hung or answered garbage; the chain ended there.
             InvalidArgumentError: the namespace is not there, or is the host's.
         """
-        async with self._turns.operation(attachment.container_id, attachment.network):
+        async with self._operation_locks.operation(attachment.container_id, attachment.network):
             with _measured(Verb.ADD):
                 return await self._chains.add(attachment, self._to_join(attachment))
 
@@ -176,7 +176,7 @@ class Cni:
         Raises CniPluginError when a plugin fails; the plugins before it in the chain have not been called then, the
         attachment stays in the cache, and the next call does the whole chain again.
         """
-        async with self._turns.operation(attachment.container_id, attachment.network):
+        async with self._operation_locks.operation(attachment.container_id, attachment.network):
             with _measured(Verb.DEL):
                 await self._chains.delete(attachment)
 
@@ -194,7 +194,7 @@ class Cni:
         Raises CniPluginError with the words of the first that found something wrong, InvalidArgumentError where the
         namespace is gone.
         """
-        async with self._turns.operation(attachment.container_id, attachment.network):
+        async with self._operation_locks.operation(attachment.container_id, attachment.network):
             with _measured(Verb.CHECK):
                 await self._chains.check(attachment)
 
@@ -218,7 +218,7 @@ class Cni:
         network = self.networks.get(name)
         if network is None or network.disable_gc or not knows_network_verbs(network):
             return False
-        async with self._turns.collection(name, patience_s=GC_PATIENCE_S):
+        async with self._operation_locks.collection(name, patience_s=GC_PATIENCE_S):
             kept = sorted(valid())
             ours = {*kept, *known()}
             cached = await asyncio.to_thread(self._cache.attached_to, name)

@@ -11,7 +11,7 @@ from cri_shim.cni.network import Cni
 from cri_shim.config.model import GcMode
 from cri_shim.daemon.handlers import Handlers
 from cri_shim.daemon.images import layers_of, open_store
-from cri_shim.daemon.provisions import provide
+from cri_shim.daemon.node_resources import open_node_resources
 from cri_shim.daemon.streaming import Streaming
 from cri_shim.host.cgroups.layout import effective_driver
 from cri_shim.host.cgroups.placement import parent_directory
@@ -19,30 +19,30 @@ from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.image.pull import Puller
 from cri_shim.oci.conmon import Monitors
 from cri_shim.operations import Operations
-from cri_shim.sandbox.attach import Attachments
 from cri_shim.sandbox.containers import Containers
-from cri_shim.sandbox.debris import Debris
-from cri_shim.sandbox.debts import Debts
-from cri_shim.sandbox.exec_process import ExecProcesses
-from cri_shim.sandbox.exec_session import ExecSessions
-from cri_shim.sandbox.exec_sync import Execs
+from cri_shim.sandbox.exec.attach import AttachSessions
+from cri_shim.sandbox.exec.files_limits import FilesLimits
+from cri_shim.sandbox.exec.process import ExecProcesses
+from cri_shim.sandbox.exec.session import ExecSessions
+from cri_shim.sandbox.exec.sync import Execs
 from cri_shim.sandbox.exits import Exit, ExitWatch
-from cri_shim.sandbox.files_limits import FilesLimits
 from cri_shim.sandbox.launch import Launcher
-from cri_shim.sandbox.network import PodNetwork
-from cri_shim.sandbox.node import boot_id, read_node_facts
-from cri_shim.sandbox.pod_files import PodFiles
+from cri_shim.sandbox.network.pending_deletes import PendingDeletes
+from cri_shim.sandbox.network.pod_network import PodNetwork
+from cri_shim.sandbox.network.reconciler import NetworkReconciler
 from cri_shim.sandbox.pod_images import PauseImage
 from cri_shim.sandbox.pods import Pods
-from cri_shim.sandbox.recovery import Recovery
-from cri_shim.sandbox.release import Release
-from cri_shim.sandbox.specs import Specs
+from cri_shim.sandbox.recovery.orphans import Orphans
+from cri_shim.sandbox.recovery.recovery import Recovery
+from cri_shim.sandbox.recovery.wipe import Wipe
+from cri_shim.sandbox.spec.node import boot_id, read_node_facts
+from cri_shim.sandbox.spec.pod_files import PodFiles
+from cri_shim.sandbox.spec.specs import Specs
 from cri_shim.sandbox.stats import Stats
-from cri_shim.sandbox.store import Container, Sandbox, Store, read_container, read_sandbox
-from cri_shim.sandbox.stream_desk import StreamDesk
-from cri_shim.sandbox.streams import Streams
-from cri_shim.sandbox.upkeep import NetworkUpkeep
-from cri_shim.sandbox.wipe import Wipe
+from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
+from cri_shim.sandbox.stream_backend import StreamBackend
+from cri_shim.sandbox.stream_requests import StreamRequests
+from cri_shim.sandbox.teardown import Teardown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
     from cri_shim.image.store import ImageStore
     from cri_shim.paths import Paths
-    from cri_shim.sandbox.provisions import Provisions
+    from cri_shim.sandbox.spec.node_resources import NodeResources
 
 CREATES_PER_CORE = 4
 ANSWER_HEADROOM_BYTES = 64 << 10
@@ -71,22 +71,22 @@ class Parts:
     handlers: Handlers
     monitors: Monitors
     cni: Cni
-    debts: Debts
-    upkeep: NetworkUpkeep
+    pending_deletes: PendingDeletes
+    reconciler: NetworkReconciler
     images: ImageStore
     puller: Puller
     exits: ExitWatch
     sandboxes: Store[Sandbox]
     containers: Store[Container]
     pods: Pods
-    container_cases: Containers
+    container_service: Containers
     stats: Stats
     recovery: Recovery
     wipe: Wipe
-    provisions: Provisions
+    node_resources: NodeResources
     streaming: Streaming
-    stream_desk: StreamDesk
-    streams: Streams
+    stream_backend: StreamBackend
+    streams: StreamRequests
 
 
 async def build(
@@ -95,9 +95,9 @@ async def build(
     paths: Paths,
     reaper: Reaper,
     cni_cache_dir: Path,
-    provisions: Provisions | None = None,
+    node_resources: NodeResources | None = None,
 ) -> Parts:
-    """Everything below the gRPC edge, not yet started; `provisions` are for who makes no containers.
+    """Everything below the gRPC edge, not yet started; `node_resources` are for who makes no containers.
 
     Raises ConfigError for what only this node shows to be impossible.
     """
@@ -125,13 +125,13 @@ async def build(
         config, paths, reaper, lambda: layers_of(containers) | layers_of(sandboxes)
     )
     puller = Puller(images, config.images, operations)
-    release = Release(paths=paths, cgroups=cgroups, monitors=monitors, runtime_of=handlers.get)
-    provisions = provisions or await provide(
+    teardown = Teardown(paths=paths, cgroups=cgroups, monitors=monitors, runtime_of=handlers.get)
+    node_resources = node_resources or await open_node_resources(
         config.security, paths=paths, reaper=reaper, sandboxes=sandboxes, containers=containers
     )
     specs = Specs(
         paths=paths,
-        provisions=provisions,
+        node_resources=node_resources,
         node=read_node_facts(config.security, cgroups),
         handler_facts=handlers.facts,
         containers=containers,
@@ -141,46 +141,50 @@ async def build(
     launcher = Launcher(
         paths=paths,
         monitors=monitors,
-        release=release,
+        teardown=teardown,
         cgroups=cgroups,
         start_timeout_s=config.runtime.start_timeout_s,
         max_parallel=config.runtime.max_parallel_creates
         or CREATES_PER_CORE * len(os.sched_getaffinity(0)),
     )
-    debts = Debts(paths.debts_dir)
+    pending_deletes = PendingDeletes(paths.pending_deletes_dir)
     network = PodNetwork(
-        cni, sandboxes, debts, background=background, publish_ports=config.sandbox.hostport
+        cni,
+        sandboxes,
+        pending_deletes,
+        background=background,
+        publish_ports=config.sandbox.hostport,
     )
-    upkeep = NetworkUpkeep(
+    reconciler = NetworkReconciler(
         cni=cni,
         network=network,
         sandboxes=sandboxes,
-        debts=debts,
+        pending_deletes=pending_deletes,
         operations=operations,
         background=background,
         collects_garbage=config.cni.gc is GcMode.AUTO,
     )
-    cni.on_change(upkeep.wake)
+    cni.on_change(reconciler.wake)
     this_boot = boot_id()
 
     def on_exit(object_id: str, exit_: Exit) -> None:
         if (container := containers.get(object_id)) is not None:
-            container_cases.endings.on_exit(container, exit_)
+            container_service.exit_handling.on_exit(container, exit_)
         elif (sandbox := sandboxes.get(object_id)) is not None:
             pods.on_exit(sandbox, exit_)
 
-    attachments = Attachments(paths=paths, monitors=monitors, background=background)
-    exits = ExitWatch(paths.exits_dir, on_exit, needs_monitor=attachments.unblock)
+    attach_sessions = AttachSessions(paths=paths, monitors=monitors, background=background)
+    exits = ExitWatch(paths.exits_dir, on_exit, needs_monitor=attach_sessions.unblock)
     exec_processes = ExecProcesses(
         paths=paths,
         runtime_of=handlers.get,
         reaper=reaper,
-        files_limits=FilesLimits(cgroups, specs.place),
+        files_limits=FilesLimits(cgroups, specs.cgroup_path),
         pids_of=lambda container: cgroups.pids(
-            specs.place(container.record.cgroup_parent, container.id).relative_dir
+            specs.cgroup_path(container.record.cgroup_parent, container.id).relative_dir
         ),
     )
-    container_cases = Containers(
+    container_service = Containers(
         paths=paths,
         store=containers,
         sandboxes=sandboxes,
@@ -196,10 +200,10 @@ async def build(
         launcher=launcher,
         specs=specs,
         cgroups=cgroups,
-        release=release,
+        teardown=teardown,
         exits=exits,
         background=background,
-        attachments=attachments,
+        attach_sessions=attach_sessions,
         operations=operations,
         boot_id=this_boot,
     )
@@ -212,17 +216,17 @@ async def build(
         files=PodFiles(paths),
         pause_image=PauseImage(images, config.sandbox.image, puller.pull),
         specs=specs,
-        release=release,
+        teardown=teardown,
         exits=exits,
         reaper=reaper,
         operations=operations,
         boot_id=this_boot,
-        stop_containers=container_cases.stop_all,
-        remove_containers=container_cases.remove_all,
+        stop_containers=container_service.stop_all,
+        remove_containers=container_service.remove_all,
     )
-    debris = Debris(
+    orphans = Orphans(
         paths=paths,
-        release=release,
+        teardown=teardown,
         network=network,
         monitors=monitors,
         runtimes=lambda: handlers.runtimes,
@@ -232,11 +236,11 @@ async def build(
         sandboxes=sandboxes,
         containers=containers,
         pods=pods,
-        container_cases=container_cases,
-        debris=debris,
+        container_service=container_service,
+        orphans=orphans,
         runtimes=lambda: handlers.runtimes,
         cgroups=cgroups,
-        release=release,
+        teardown=teardown,
         exits=exits,
         background=background,
         operations=operations,
@@ -246,11 +250,11 @@ async def build(
         sandboxes=sandboxes,
         containers=containers,
         pods=pods,
-        container_cases=container_cases,
-        debris=debris,
+        container_service=container_service,
+        orphans=orphans,
         network=network,
-        debts=debts,
-        upkeep=upkeep,
+        pending_deletes=pending_deletes,
+        reconciler=reconciler,
         cgroups=cgroups,
         # A slice is systemd's to remove.
         own_cgroup=""
@@ -263,7 +267,7 @@ async def build(
         paths=paths,
         store=containers,
         cgroups=cgroups,
-        cgroup_dir=container_cases.endings.cgroup_dir,
+        cgroup_dir=container_service.exit_handling.cgroup_dir,
         background=background,
         cache_s=config.stats.cache_s,
     )
@@ -278,27 +282,27 @@ async def build(
         handlers=handlers,
         monitors=monitors,
         cni=cni,
-        debts=debts,
-        upkeep=upkeep,
+        pending_deletes=pending_deletes,
+        reconciler=reconciler,
         images=images,
         puller=puller,
         exits=exits,
         sandboxes=sandboxes,
         containers=containers,
         pods=pods,
-        container_cases=container_cases,
+        container_service=container_service,
         stats=stats,
         recovery=recovery,
         wipe=wipe,
-        provisions=provisions,
+        node_resources=node_resources,
         streaming=streaming,
-        stream_desk=StreamDesk(
+        stream_backend=StreamBackend(
             tickets=streaming.tickets,
-            containers=container_cases,
+            containers=container_service,
             pods=pods,
             execs=ExecSessions(exec_processes, paths=paths, background=background),
-            attachments=attachments,
+            attach_sessions=attach_sessions,
             background=background,
         ),
-        streams=Streams(container_cases, pods, streaming.tickets, streaming.base_url),
+        streams=StreamRequests(container_service, pods, streaming.tickets, streaming.base_url),
     )

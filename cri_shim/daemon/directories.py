@@ -21,7 +21,7 @@ def prepare_directories(paths: Paths) -> None:
         for directory in (
             paths.sandboxes_dir,
             paths.containers_dir,
-            paths.debts_dir,
+            paths.pending_deletes_dir,
             paths.exits_dir,
             paths.console_dir,
             paths.state / "runtime",

@@ -17,7 +17,7 @@ from cri_shim.host.process import Reaper
 from cri_shim.image.pull import Puller
 from cri_shim.image.store import ImageStore
 from cri_shim.paths import Paths
-from cri_shim.sandbox.store import Container, Sandbox, Store, read_container, read_sandbox
+from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable
@@ -65,7 +65,7 @@ def layers_of(objects: Iterable[Sandbox | Container]) -> set[str]:
 
 
 @asynccontextmanager
-async def open_alone(config: Config) -> AsyncIterator[Images]:
+async def open_offline(config: Config) -> AsyncIterator[Images]:
     """The images of the configured root, for a process that is no daemon. On the main thread, in a running loop.
 
     Raises AlreadyExistsError while another process has that root, PermissionRefusedError, ConfigError, CriShimError.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cri_shim.config import Config
     from cri_shim.daemon.handlers import Handlers
     from cri_shim.oci.conmon import Monitors
-    from cri_shim.sandbox.debts import Debts
+    from cri_shim.sandbox.network.pending_deletes import PendingDeletes
 
 
 class NodeState:
@@ -27,7 +27,7 @@ class NodeState:
         self,
         *,
         cni: Cni,
-        debts: Debts,
+        pending_deletes: PendingDeletes,
         pod_cidr: PodCidr,
         handlers: Handlers,
         monitors: Monitors,
@@ -36,7 +36,7 @@ class NodeState:
     ) -> None:
         self._monitors = monitors
         self._cni = cni
-        self._debts = debts
+        self._pending_deletes = pending_deletes
         self._pod_cidr = pod_cidr
         self._handlers = handlers
         self._config = config
@@ -74,7 +74,7 @@ class NodeState:
         return Condition(ok=True)
 
     def info(self) -> Mapping[str, object]:
-        """The effective configuration, the last CNI load, and what plugins are owed."""
+        """The effective configuration, the last CNI load, and the pending deletes."""
         cni = self._cni.status
         return {
             "config": to_tree(self._config()),
@@ -83,16 +83,16 @@ class NodeState:
                 "reason": cni.reason,
                 "message": cni.message,
                 "networks": list(self._cni.networks),
-                "debts": [
+                "pendingDeletes": [
                     {
-                        "pod": debt.pod,
-                        "sandbox": debt.container_id,
-                        "network": debt.network,
-                        "interface": debt.ifname,
-                        "sinceNs": debt.since_ns,
-                        "error": debt.error,
+                        "pod": pending.pod,
+                        "sandbox": pending.container_id,
+                        "network": pending.network,
+                        "interface": pending.ifname,
+                        "sinceNs": pending.since_ns,
+                        "error": pending.error,
                     }
-                    for debt in self._debts
+                    for pending in self._pending_deletes
                 ],
             },
         }

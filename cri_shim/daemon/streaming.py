@@ -1,8 +1,8 @@
 """The streaming server's part of the daemon: its socket, its process, and the URL that clients get.
 
 Rules:
-- The server is a process of its own (`daemon/streamer`), so that streams at their full rate don't hold up who asks for
-  a list. What it asks is answered by `sandbox/stream_desk`.
+- The server is a process of its own (`streamer/process`), so that streams at their full rate don't hold up who asks for
+  a list. What it asks is answered by `sandbox/stream_backend`.
 - The listening socket is the daemon's. When the process dies, or doesn't answer for long, another takes its place: its
   sessions are lost, but clients that come meanwhile wait, and tickets are still good.
 """
@@ -21,7 +21,7 @@ import structlog
 from cri_shim.errors import UNREADABLE_DOCUMENT, ConfigError, CriShimError, UnavailableError
 from cri_shim.host.own_program import spawn_own_program
 from cri_shim.host.packets import Packets, close_all
-from cri_shim.streaming import link
+from cri_shim.streaming import ipc
 from cri_shim.streaming.tickets import Tickets
 
 if TYPE_CHECKING:
@@ -47,30 +47,32 @@ _OUTSIDE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 """Addresses of nobody (RFC 5737, RFC 3849), to ask the routing table for ours; nothing is sent there."""
 
 
-class Desk(Protocol):
-    """Who answers the process: `sandbox.stream_desk`."""
+class StreamBackend(Protocol):
+    """Who answers the process: `sandbox.stream_backend`."""
 
-    def open(self, say: Callable[..., None]) -> None:
-        """A process is there; `say(packet, descriptors)` tells it something and takes the descriptors."""
+    def open(self, send: Callable[..., None]) -> None:
+        """A process is there; `send(packet, descriptors)` sends it a message and takes the descriptors."""
 
     def close(self) -> None:
         """It is gone."""
 
-    def heard(self, asked: link.Asked) -> None:
+    def handle(self, message: ipc.ToDaemon) -> None:
         """What it says."""
 
 
 class _Process:
     """One streaming process, from its start to its end."""
 
-    def __init__(self, reaper: Reaper, setup: link.Setup, listener: int, desk: Desk) -> None:
+    def __init__(
+        self, reaper: Reaper, setup: ipc.Setup, listener: int, backend: StreamBackend
+    ) -> None:
         """Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
                 self.child = spawn_own_program(
                     reaper,
-                    "cri_shim.daemon.streamer",
+                    "cri_shim.streamer.process",
                     theirs.fileno(),
                     stderr=sys.stderr.fileno(),
                     env={},
@@ -78,48 +80,48 @@ class _Process:
         except BaseException:
             ours.close()
             raise
-        self._desk = desk
-        self._packets = Packets(ours, self._heard, self._gone)
+        self._backend = backend
+        self._packets = Packets(ours, self._handle, self._gone)
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """It has hung up, or was made to."""
         self.unanswered = 0
-        desk.open(self.say)
-        self.say(setup, [os.dup(listener)])
+        backend.open(self.send)
+        self.send(setup, [os.dup(listener)])
 
-    def say(self, told: link.Told, descriptors: Sequence[int] = ()) -> None:
+    def send(self, message: ipc.ToStreamer, descriptors: Sequence[int] = ()) -> None:
         """Tell it something; it gets the descriptors."""
-        self._packets.send(link.encode(told), descriptors)
+        self._packets.send(ipc.encode(message), descriptors)
 
     def hang_up(self) -> None:
         """It ends, and its sessions are over for us."""
         self._packets.close()
         self._gone()
 
-    def _heard(self, packet: bytes, descriptors: list[int]) -> None:
+    def _handle(self, packet: bytes, descriptors: list[int]) -> None:
         close_all(descriptors)  # it has none to give
         try:
-            asked = link.decode_asked(packet)
+            message = ipc.decode_to_daemon(packet)
         except UNREADABLE_DOCUMENT as error:
             log.error("the streaming process makes no sense and is ended", error=str(error))
             self.child.kill()
             self.hang_up()
             return
-        match asked:
-            case link.Ready():
+        match message:
+            case ipc.Ready():
                 self._settle(None)
-            case link.Broken(reason=reason):
+            case ipc.Broken(reason=reason):
                 self._settle(ConfigError(reason))
-            case link.Pong():
+            case ipc.Pong():
                 self.unanswered = 0
             case _:
-                self._desk.heard(asked)
+                self._backend.handle(message)
 
     def _gone(self) -> None:
-        if self.gone.done():  # by now the desk may be another's
+        if self.gone.done():  # by now the backend may be another's
             return
         self.gone.set_result(None)
-        self._desk.close()
+        self._backend.close()
         self._settle(UnavailableError("the streaming process ended while it was starting"))
 
     def _settle(self, error: CriShimError | None) -> None:
@@ -168,17 +170,17 @@ class Streaming:
         """Of the process that serves now."""
         return None if self._process is None else self._process.child.pid
 
-    async def start(self, desk: Desk) -> None:
+    async def start(self, backend: StreamBackend) -> None:
         """Listen, and return when the process serves. Raises ConfigError, UnavailableError."""
         settings = self._settings
         self._listener = _listen(settings.address, settings.port)
         try:
-            self._process = await self._launch(desk)
+            self._process = await self._launch(backend)
         except BaseException:
             self._listener.close()
             self._listener = None
             raise
-        self._background.keep("streaming process", self._keep(self._process, desk))
+        self._background.keep("streaming process", self._keep(self._process, backend))
         if settings.base_url is not None:
             self._url = settings.base_url.rstrip("/")
         else:
@@ -192,7 +194,7 @@ class Streaming:
         self.tickets.ttl_s = settings.token_ttl_s
         self._log_settings = log_settings
         if self._process is not None:
-            self._process.say(link.LogLevel(level=log_settings.level))
+            self._process.send(ipc.LogLevel(level=log_settings.level))
 
     async def stop(self, grace_s: float) -> None:
         """Tell the sessions' clients, end within about `grace_s` seconds. Idempotent."""
@@ -202,16 +204,16 @@ class Streaming:
             self._listener = None
         process, self._process = self._process, None
         if process is not None:
-            process.say(link.Stop(grace_s=grace_s))
+            process.send(ipc.Stop(grace_s=grace_s))
             await process.end(grace_s + END_GRACE_S)
 
     # --- the process
 
-    async def _launch(self, desk: Desk) -> _Process:
+    async def _launch(self, backend: StreamBackend) -> _Process:
         """Raises ConfigError for what can't be served with, UnavailableError."""
         assert self._listener is not None  # noqa: S101 - the callers have seen to it
         try:
-            process = _Process(self._reaper, self._setup(), self._listener.fileno(), desk)
+            process = _Process(self._reaper, self._setup(), self._listener.fileno(), backend)
         except OSError as error:
             raise UnavailableError(f"starting the streaming process: {error}") from error
         try:
@@ -227,9 +229,9 @@ class Streaming:
             raise
         return process
 
-    def _setup(self) -> link.Setup:
+    def _setup(self) -> ipc.Setup:
         settings = self._settings
-        return link.Setup(
+        return ipc.Setup(
             creation_timeout_s=float(settings.creation_timeout_s),
             idle_timeout_s=float(settings.idle_timeout_s),
             path_prefix="" if settings.base_url is None else urlsplit(settings.base_url).path,
@@ -240,7 +242,7 @@ class Streaming:
             log_format=self._log_settings.format,
         )
 
-    async def _keep(self, process: _Process, desk: Desk) -> None:
+    async def _keep(self, process: _Process, backend: StreamBackend) -> None:
         """Have one that serves, until the daemon stops."""
         loop = asyncio.get_running_loop()
         pause_s, since = FIRST_PAUSE_S, loop.time()
@@ -257,7 +259,7 @@ class Streaming:
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 try:
-                    process = await self._launch(desk)
+                    process = await self._launch(backend)
                 except CriShimError as error:
                     log.error("no streaming process", error=str(error), next_try_s=pause_s)
                     continue
@@ -285,7 +287,7 @@ class Streaming:
                 process.hang_up()
                 return
             process.unanswered += 1
-            process.say(link.Ping())
+            process.send(ipc.Ping())
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cri_shim.image.manifest import ImageConfig
-    from cri_shim.image.members import Member
+    from cri_shim.image.unpack.members import Member
 
 CONTAINERD_NAME = "io.containerd.image.name"
 MAX_IMAGES = 512

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cri_shim.image.blobs import BlobStore
-    from cri_shim.image.jobs import LayerReport
     from cri_shim.image.planned import PlannedDocument, PlannedImage, PlannedLayer
     from cri_shim.image.reference import Reference
-    from cri_shim.image.unpack import Unpacker
+    from cri_shim.image.unpack.client import Unpacker
+    from cri_shim.image.unpack.protocol import LayerReport
 
     Tell = Callable[[ImportProgress], None]
 
@@ -34,7 +34,7 @@ _NAMES_SHOWN = 3
 
 
 class ArchiveFeed:
-    """The layers of a spooled archive (`arrival.Feed`)."""
+    """The layers of a spooled archive (`ingest.Feed`)."""
 
     def __init__(
         self, unpacker: Unpacker, spool_fd: int, planned: Sequence[PlannedImage], tell: Tell
@@ -73,11 +73,11 @@ class ArchiveFeed:
     async def complete(self, layers: Sequence[PlannedLayer]) -> None:
         """The archive has them all."""
 
-    def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
+    def commit_layer(self, layer: PlannedLayer, blobs: BlobStore) -> None:
         """The spooled file becomes the blob."""
         blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
 
-    def put_document_away(self, document: PlannedDocument, blobs: BlobStore) -> None:
+    def commit_document(self, document: PlannedDocument, blobs: BlobStore) -> None:
         """The spooled file's bytes become the blob."""
         put_document(document, self._spool_fd, blobs)
 

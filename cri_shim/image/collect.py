@@ -16,43 +16,41 @@ import structlog
 
 from cri_shim.background import uninterrupted
 from cri_shim.host.files import disk_usage
-from cri_shim.image.arrival import storage_error
-from cri_shim.image.findings import Collected
+from cri_shim.image.ingest import storage_error
+from cri_shim.image.integrity.report import Collected
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from pathlib import Path
 
-    from cri_shim.image.holdings import Holdings
     from cri_shim.image.model import Image
+    from cri_shim.image.store_state import StoreState
 
 log = structlog.get_logger()
 
 
 async def collect(
-    holdings: Holdings, *, dry_run: bool, untagged: bool, damaged: Collection[str]
+    state: StoreState, *, dry_run: bool, untagged: bool, damaged: Collection[str]
 ) -> Collected:
     """Take away, or with `dry_run` only count, what nobody needs; `damaged` layers keep their blobs.
 
     Raises CriShimError, ResourceExhaustedError when the list can't be written: then nothing has gone.
     """
-    async with holdings.changing:
-        gone = [image for image in holdings.catalog.images() if _may_go(holdings, image, untagged)]
+    async with state.changing:
+        gone = [image for image in state.catalog.images() if _may_go(state, image, untagged)]
         lost = [
-            digest
-            for digest in holdings.lost
-            if not holdings.pins.match(holdings.index.names_of(digest))
+            digest for digest in state.lost if not state.pins.match(state.index.names_of(digest))
         ]
         manifests = {digest for image in gone for digest in image.manifest_digests}.union(lost)
-        unneeded = holdings.layers.unneeded(holdings.kept_chains(manifests), holdings.in_use())
-        kept_blobs = holdings.kept_blobs(manifests) - _discardable(holdings, damaged)
-        blobs = holdings.blobs.unneeded(kept_blobs)
-        leftovers = holdings.leftovers()
-        strays = [holdings.layers_dir / name for name in unneeded.names]
+        unneeded = state.layers.unneeded(state.kept_chains(manifests), state.in_use())
+        kept_blobs = state.kept_blobs(manifests) - _discardable(state, damaged)
+        blobs = state.blobs.unneeded(kept_blobs)
+        leftovers = state.leftovers()
+        strays = [state.layers_dir / name for name in unneeded.names]
         stray_bytes, stray_inodes = await uninterrupted(_measure, [*leftovers, *strays])
         layers = unneeded.layers
         names = [image.name for image in gone]
-        names += [next(iter(holdings.index.names_of(digest)), digest) for digest in lost]
+        names += [next(iter(state.index.names_of(digest)), digest) for digest in lost]
         collected = Collected(
             images=tuple(names),
             layers=len(layers),
@@ -60,21 +58,21 @@ async def collect(
             leftovers=len(leftovers) + len(strays),
             freed_bytes=stray_bytes
             + sum(layer.disk_bytes for layer in layers)
-            + sum(map(holdings.blobs.disk_bytes, blobs)),
+            + sum(map(state.blobs.disk_bytes, blobs)),
             freed_inodes=stray_inodes + sum(layer.inodes for layer in layers) + len(blobs),
         )
         if dry_run:
             return collected
         if manifests:
             try:
-                await holdings.forget(manifests)
+                await state.forget(manifests)
             except OSError as error:
                 raise storage_error(error, "collecting images") from error
         # Looked at again: a container may have come, or work may have ended, while the list was written.
-        unneeded = holdings.layers.unneeded(holdings.kept_chains(), holdings.in_use())
-        trash = await holdings.layers.detach(unneeded)
-        await uninterrupted(holdings.blobs.sweep, kept_blobs)
-    await holdings.layers.delete([*trash, *leftovers])
+        unneeded = state.layers.unneeded(state.kept_chains(), state.in_use())
+        trash = await state.layers.detach(unneeded)
+        await uninterrupted(state.blobs.sweep, kept_blobs)
+    await state.layers.delete([*trash, *leftovers])
     log.info(
         "collected",
         images=len(names),
@@ -85,20 +83,20 @@ async def collect(
     return collected
 
 
-def _may_go(holdings: Holdings, image: Image, untagged: bool) -> bool:
+def _may_go(state: StoreState, image: Image, untagged: bool) -> bool:
     named = image.repo_tags if untagged else (*image.repo_tags, *image.repo_digests)
-    return not named and not image.pinned and not holdings.is_in_use(image, holdings.in_use())
+    return not named and not image.pinned and not state.is_in_use(image, state.in_use())
 
 
-def _discardable(holdings: Holdings, damaged: Collection[str]) -> set[str]:
-    if not holdings.discard_blobs:
+def _discardable(state: StoreState, damaged: Collection[str]) -> set[str]:
+    if not state.discard_blobs:
         return set()
     packed: set[str] = set()
     wanted: set[str] = set()
-    for digest, facts in holdings.manifests().items():
+    for digest, facts in state.manifests().items():
         wanted |= {digest, facts.image_id}
         for chain_id, blob in zip(facts.chain, facts.packed, strict=False):
-            layer = holdings.layers.get(chain_id)
+            layer = state.layers.get(chain_id)
             sealed = layer is not None and layer.seal
             (packed if sealed and chain_id not in damaged else wanted).add(blob)
     return packed - wanted

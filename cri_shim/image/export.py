@@ -25,8 +25,8 @@ from cri_shim.image.manifest import OCI_INDEX, REF_NAME, Descriptor, Index
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-    from cri_shim.image.holdings import Holdings
     from cri_shim.image.model import Image
+    from cri_shim.image.store_state import StoreState
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _PIECE_BYTES = 1 << 19
@@ -88,7 +88,7 @@ class Export:
             )
 
 
-def prepare_export(holdings: Holdings, images: Sequence[Image], spool_fd: int) -> Export:
+def prepare_export(state: StoreState, images: Sequence[Image], spool_fd: int) -> Export:
     """Take hold of what the images are made of, in the directory `spool_fd`. Blocking.
 
     Raises WrongStateError when a packed layer is not kept, OSError.
@@ -97,9 +97,9 @@ def prepare_export(holdings: Holdings, images: Sequence[Image], spool_fd: int) -
     docker: list[dict[str, object]] = []
     blobs: dict[str, int] = {}
     for image in images:
-        digest = _complete_manifest(holdings, image)
-        facts = holdings.described[digest]
-        media_type, size = holdings.index.manifests[digest]
+        digest = _complete_manifest(state, image)
+        facts = state.described[digest]
+        media_type, size = state.index.manifests[digest]
         entries += [
             Descriptor(
                 media_type=media_type,
@@ -117,9 +117,9 @@ def prepare_export(holdings: Holdings, images: Sequence[Image], spool_fd: int) -
             }
         )
         for blob in (digest, facts.image_id, *facts.packed):
-            blobs[blob] = holdings.blobs.size(blob)
+            blobs[blob] = state.blobs.size(blob)
     for blob in blobs:
-        if not holdings.blobs.lend(blob, spool_fd, blob.removeprefix("sha256:")):
+        if not state.blobs.lend(blob, spool_fd, blob.removeprefix("sha256:")):
             raise WrongStateError(f"blob {blob} was removed at this moment; try again")
     index = Index(schema_version=2, media_type=OCI_INDEX, manifests=entries)
     documents = {
@@ -130,13 +130,13 @@ def prepare_export(holdings: Holdings, images: Sequence[Image], spool_fd: int) -
     return Export(documents, blobs, spool_fd)
 
 
-def _complete_manifest(holdings: Holdings, image: Image) -> str:
+def _complete_manifest(state: StoreState, image: Image) -> str:
     """A manifest of the image of which everything is here."""
     missing: list[str] = []
     for digest in image.manifest_digests:
-        facts = holdings.described[digest]
+        facts = state.described[digest]
         needed = (digest, facts.image_id, *facts.packed)
-        missing = [blob for blob in needed if blob not in holdings.blobs]
+        missing = [blob for blob in needed if blob not in state.blobs]
         if not missing:
             return digest
     raise WrongStateError(

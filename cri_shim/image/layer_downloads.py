@@ -27,21 +27,21 @@ from cri_shim import metrics
 from cri_shim.background import uninterrupted
 from cri_shim.errors import BadArchiveError, DamagedBlobError
 from cri_shim.image.archive_feed import put_document
-from cri_shim.image.arrival import TRIES
-from cri_shim.image.growing import Growing
+from cri_shim.image.ingest import TRIES
 from cri_shim.image.model import PullProgress, PullStep
 from cri_shim.image.transfer import Transfer
+from cri_shim.image.unpack.growing_file import Growing
 from cri_shim.slots import Share
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from cri_shim.image.blobs import BlobStore
-    from cri_shim.image.jobs import LayerReport
     from cri_shim.image.manifest import Descriptor
     from cri_shim.image.planned import PlannedDocument, PlannedLayer
     from cri_shim.image.reference import Reference
-    from cri_shim.image.unpack import Unpacker
+    from cri_shim.image.unpack.client import Unpacker
+    from cri_shim.image.unpack.protocol import LayerReport
     from cri_shim.slots import Slot, Slots
 
 log = structlog.get_logger()
@@ -70,7 +70,7 @@ class _Held(NamedTuple):
 
 
 class LayerDownloads:
-    """Brings the layers of one image from a registry (`arrival.Feed`)."""
+    """Brings the layers of one image from a registry (`ingest.Feed`)."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class LayerDownloads:
         self._share = Share(self.source, of_a_registry)
         self._arrived = arrived
         self._tell = tell
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
         self._unpacked: set[int] = set()
         """Identities: an image may have the same layer twice."""
         self.reused = 0
@@ -130,13 +130,13 @@ class LayerDownloads:
         return f"registry {self._reference.domain}"
 
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
-        """From the blob that is here, or from the registry. Raises as `arrival.Feed.unpack`."""
+        """From the blob that is here, or from the registry. Raises as `ingest.Feed.unpack`."""
         digest = layer.blob.digest
-        async with self._turns.setdefault(digest, asyncio.Lock()):
+        async with self._locks.setdefault(digest, asyncio.Lock()):
             if _is_file(layer.file, self._spool_fd):
                 report = await self._unpack_file(layer, directory_fd)
             else:
-                report = await self._bring(layer, directory_fd)
+                report = await self._obtain(layer, directory_fd)
         self._unpacked.add(id(layer))
         return report
 
@@ -161,27 +161,27 @@ class LayerDownloads:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    def put_away(self, layer: PlannedLayer, blobs: BlobStore) -> None:
+    def commit_layer(self, layer: PlannedLayer, blobs: BlobStore) -> None:
         """The downloaded file becomes the blob, if packed layers are kept."""
         if _is_file(layer.file, self._spool_fd):
             blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
 
-    def put_document_away(self, document: PlannedDocument, blobs: BlobStore) -> None:
+    def commit_document(self, document: PlannedDocument, blobs: BlobStore) -> None:
         """The file that the pull kept becomes the blob."""
         put_document(document, self._spool_fd, blobs)
 
     # One layer
 
-    async def _bring(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
+    async def _obtain(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         async with self._receiving(layer) as (transfer, held):
             async with self._unpacker.stream() as is_free:
                 if is_free:
-                    return await self._bring_as_stream(layer, directory_fd, transfer, held)
+                    return await self._obtain_as_stream(layer, directory_fd, transfer, held)
             await self._download(layer, transfer, held)
         return await self._unpack_file(layer, directory_fd)
 
     async def _fetch(self, layer: PlannedLayer) -> None:
-        async with self._turns.setdefault(layer.blob.digest, asyncio.Lock()):
+        async with self._locks.setdefault(layer.blob.digest, asyncio.Lock()):
             for left in reversed(range(TRIES)):
                 if _is_file(layer.file, self._spool_fd):
                     return
@@ -232,7 +232,7 @@ class LayerDownloads:
                     )
                     yield transfer, _Held(slot, of_image)
 
-    async def _bring_as_stream(
+    async def _obtain_as_stream(
         self,
         layer: PlannedLayer,
         directory_fd: int,

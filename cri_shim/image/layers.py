@@ -8,8 +8,9 @@ Rules:
 - A source decides how long its bytes take, so nobody waits for another one's: layers of one chain id are unpacked side
   by side then. The first that is complete counts; the others find it done, and what they have goes.
 - Nothing is removed that an image, a hold (work under way) or a container refers to.
-- A layer that is condemned is unpacked once more when somebody brings it, under another name: its record is replaced
-  durably before anybody sees the new one, and the old directory goes when no container stands on it any longer.
+- A layer that is marked damaged is unpacked once more when somebody ingests it, under another name: its record is
+  replaced durably before anybody sees the new one, and the old directory goes when no container stands on it any
+  longer.
 - Everything half made is below `.ingest`, which is emptied at start; what is there and not `live` is a leftover.
 """
 
@@ -32,16 +33,16 @@ from cri_shim.errors import BadArchiveError
 from cri_shim.host.allocation import place_apart
 from cri_shim.host.durable import sync_file_system
 from cri_shim.host.files import remove_tree
-from cri_shim.image.finish import finish_layer
 from cri_shim.image.layer_records import Layer, LayerRecords
 from cri_shim.image.model import EMPTY_LAYER
+from cri_shim.image.unpack.finish import finish_layer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from cri_shim.image.jobs import LayerReport
+    from cri_shim.image.unpack.protocol import LayerReport
 
     Unpack = Callable[[int], Awaitable[LayerReport]]
     """Unpacks a layer into the empty directory of this descriptor."""
@@ -78,7 +79,7 @@ class LayerStore:
         """Names whose layer is about to count."""
         self._replaced: set[str] = set()
         """Names that lost their layer to a better copy."""
-        self._condemned: set[str] = set()
+        self._damaged: set[str] = set()
         self._live: set[str] = set()
         """Directories below `.ingest` that somebody works on."""
         self._holds: Counter[str] = Counter()
@@ -152,13 +153,13 @@ class LayerStore:
             self._held_names.subtract(names)
             self._held_names = +self._held_names
 
-    def condemn(self, chain_id: str) -> None:
+    def mark_damaged(self, chain_id: str) -> None:
         """It is damaged: whoever wants to `ensure` it next brings it anew. Until then it is used as it is."""
-        self._condemned.add(chain_id)
+        self._damaged.add(chain_id)
 
-    def is_condemned(self, chain_id: str) -> bool:
+    def is_damaged(self, chain_id: str) -> bool:
         """Whether it waits for a better copy."""
-        return chain_id in self._condemned
+        return chain_id in self._damaged
 
     # How they come
 
@@ -201,13 +202,13 @@ class LayerStore:
                 self._names.add(layer.name)
                 if known is None:
                     self._records.add(layer, durable=False)
-                    self._condemned.discard(chain_id)
+                    self._damaged.discard(chain_id)
                 else:
                     await self._replace(known, layer)
                 return layer
 
     def _sound(self, chain_id: str) -> Layer | None:
-        return None if chain_id in self._condemned else self.get(chain_id)
+        return None if chain_id in self._damaged else self.get(chain_id)
 
     @contextlib.asynccontextmanager
     async def unpacked(
@@ -241,7 +242,7 @@ class LayerStore:
 
         def take_over() -> None:
             self._records.add(new, durable=True)
-            self._condemned.discard(new.chain_id)
+            self._damaged.discard(new.chain_id)
             self._replaced.add(old.name)
 
         try:
@@ -342,7 +343,7 @@ class LayerStore:
         def note() -> None:
             self._names -= moved.keys()
             self._replaced -= moved.keys()
-            self._condemned -= {layer.chain_id for layer in layers[:unlinked]}
+            self._damaged -= {layer.chain_id for layer in layers[:unlinked]}
             for layer, was_durable in zip(layers[unlinked:], durable[unlinked:], strict=True):
                 if self.get(layer.chain_id) is None:
                     self._records.add(layer, durable=was_durable)

@@ -1,4 +1,4 @@
-"""Images that are to be brought in: what was read in their documents, as plain values that pass between processes.
+"""Images that are to be ingested: what was read in their documents, as plain values that pass between processes.
 
 Rules: whoever made such a value has read hostile bytes, and might be theirs by now: `checked` proves what the daemon
 relies on, names, digests and file names. What an image says of itself beyond that is its maker's word anyway.
@@ -23,7 +23,7 @@ class PlannedDocument(msgspec.Struct, frozen=True):
 
 
 class PlannedLayer(msgspec.Struct, frozen=True):
-    """One layer of an image that is to be brought in."""
+    """One layer of an image that is to be ingested."""
 
     diff_id: str
     blob: Descriptor
@@ -32,7 +32,7 @@ class PlannedLayer(msgspec.Struct, frozen=True):
 
 
 class PlannedImage(msgspec.Struct, frozen=True):
-    """One image that is to be brought in, its documents read and checked, its layers not unpacked yet."""
+    """One image that is to be ingested, its documents read and checked, its layers not unpacked yet."""
 
     names: tuple[Reference, ...]
     manifest: PlannedDocument

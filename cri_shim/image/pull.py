@@ -29,10 +29,10 @@ from cri_shim.errors import (
     RegistryUnavailableError,
     ResourceExhaustedError,
 )
-from cri_shim.image.credentials import load_auth_file
 from cri_shim.image.layer_downloads import LayerDownloads
 from cri_shim.image.reference import RESERVED_DOMAIN, parse_reference
-from cri_shim.image.registry_hosts import load_endpoints
+from cri_shim.image.registry.credentials import load_auth_file
+from cri_shim.image.registry.hosts import load_endpoints
 from cri_shim.image.resolve import resolve
 from cri_shim.operations import Operations, step
 from cri_shim.single_flight import SingleFlight
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from cri_shim.config.model import ImageSettings
-    from cri_shim.image.credentials import Credentials
     from cri_shim.image.model import Image, PullProgress
     from cri_shim.image.planned import PlannedImage
     from cri_shim.image.reference import Reference
-    from cri_shim.image.registry import Registry
+    from cri_shim.image.registry.client import Registry
+    from cri_shim.image.registry.credentials import Credentials
     from cri_shim.image.store import ImageStore
 
     Progress = Callable[[PullProgress], None]
@@ -236,7 +236,7 @@ class Puller:
                 try:
                     await uninterrupted(downloads.borrow, planned.layers)
                     with step("fetching and unpacking layers"):
-                        [image] = await store.bring_in([planned], downloads)
+                        [image] = await store.ingest([planned], downloads)
                 finally:
                     downloads.close()
         log.info(
@@ -288,6 +288,6 @@ class Puller:
 
 
 def _registry_module() -> ModuleType:
-    from cri_shim.image import registry
+    from cri_shim.image.registry import client as registry
 
     return registry

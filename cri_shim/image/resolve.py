@@ -23,11 +23,11 @@ from cri_shim.image.platforms import check_config
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cri_shim.image.document_reader import DocumentReader
-    from cri_shim.image.jobs import ManifestReport
     from cri_shim.image.manifest import Descriptor, Manifest
     from cri_shim.image.planned import PlannedDocument
     from cri_shim.image.reference import Reference
+    from cri_shim.image.unpack.document_reader import DocumentReader
+    from cri_shim.image.unpack.protocol import ManifestReport
 
 _MAX_DEPTH = 4
 """An index in an index in an index is still meant; more is a puzzle."""

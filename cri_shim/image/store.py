@@ -4,7 +4,7 @@ Rules:
 - Memory answers `images`, `find` and `layer_stack`; they never wait. One lock orders changes.
 - Names are tags (which move) and `repository@digest` (which don't). Names below `cri-shim.local` are the built-in
   images': no archive can bring one.
-- Work half done holds its layers. In which order things are written, `holdings` says; what is checked, `check`.
+- Work half done holds its layers. In which order things are written, `store_state` says; what is checked, `check`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from cri_shim.errors import (
     NotFoundError,
 )
 from cri_shim.image.archive_feed import ArchiveFeed, with_names
-from cri_shim.image.arrival import storage_error, unpack_layers
-from cri_shim.image.check import Checker
 from cri_shim.image.collect import collect
-from cri_shim.image.document_reader import DocumentReader
 from cri_shim.image.export import prepare_export
-from cri_shim.image.holdings import Holdings
+from cri_shim.image.ingest import storage_error, unpack_layers
+from cri_shim.image.integrity.check import Checker
+from cri_shim.image.integrity.repair import Repairer
 from cri_shim.image.manifest import MAX_CONFIG_BYTES, chain_ids
 from cri_shim.image.model import EMPTY_LAYER, FsUsage, Image, ImportProgress, LayerStack
 from cri_shim.image.pins import Pins
 from cri_shim.image.platforms import platform_of, platform_problem
 from cri_shim.image.reference import parse_reference
-from cri_shim.image.repair import Repairer
-from cri_shim.image.unpack import Unpacker
+from cri_shim.image.store_state import StoreState
+from cri_shim.image.unpack.client import Unpacker
+from cri_shim.image.unpack.document_reader import DocumentReader
 from cri_shim.image.volume import check_sub_path, image_volume
 from cri_shim.quoting import quoted
 
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.host.process import Reaper
-    from cri_shim.image.arrival import Feed
     from cri_shim.image.blobs import BlobStore
     from cri_shim.image.export import Export
-    from cri_shim.image.findings import CheckProgress, CheckReport, Collected, RepairReport
+    from cri_shim.image.ingest import Feed
+    from cri_shim.image.integrity.report import CheckProgress, CheckReport, Collected, RepairReport
     from cri_shim.image.planned import PlannedImage
     from cri_shim.image.reference import Reference
     from cri_shim.image.volume import ImageVolume
@@ -64,21 +64,21 @@ class ImageStore:
     """The images of one root. Made by `open`; used on the loop's thread."""
 
     def __init__(
-        self, holdings: Holdings, unpacker: Unpacker, reaper: Reaper, *, machine: str
+        self, state: StoreState, unpacker: Unpacker, reaper: Reaper, *, machine: str
     ) -> None:
-        self._holdings = holdings
-        self._layers = holdings.layers
+        self._state = state
+        self._layers = state.layers
         self.unpacker = unpacker
         self.platform = platform_of(machine)
-        self._checker = Checker(holdings, unpacker, reaper)
+        self._checker = Checker(state, unpacker, reaper)
         self._repairer = Repairer(
-            holdings,
+            state,
             unpacker,
             self.platform,
-            bring_in=self.bring_in,
+            ingest=self.ingest,
             import_archive=self.import_archive,
         )
-        self._upkeep = asyncio.Lock()
+        self._maintenance = asyncio.Lock()
         """Held while this node's disk is read and cleared, never while a registry is waited for."""
 
     @classmethod
@@ -100,12 +100,12 @@ class ImageStore:
         (`pins`). Layers that nothing refers to stay until `sweep`, which the daemon calls once it knows its
         containers. Raises ConfigError (`pinned`), OSError when the directories can't be used.
         """
-        holdings = Holdings(
+        state = StoreState(
             images_dir, layers_dir, in_use, Pins(pinned), discard_blobs=discard_blobs
         )
-        await asyncio.to_thread(holdings.load)
+        await asyncio.to_thread(state.load)
         return cls(
-            holdings,
+            state,
             unpacker or Unpacker(reaper),
             reaper,
             machine=machine or os.uname().machine,
@@ -117,26 +117,26 @@ class ImageStore:
 
     def pin(self, pins: Pins) -> None:
         """From now on these are pinned."""
-        self._holdings.pins = pins
-        self._holdings.take_over(self._holdings.index, self._holdings.described)
+        self._state.pins = pins
+        self._state.take_over(self._state.index, self._state.described)
 
     # What there is
 
     @property
     def blobs(self) -> BlobStore:
         """The blobs of all images."""
-        return self._holdings.blobs
+        return self._state.blobs
 
     def images(self) -> Sequence[Image]:
         """Every image."""
-        return self._holdings.catalog.images()
+        return self._state.catalog.images()
 
     def find(self, text: str) -> Image | None:
         """The image of that reference, ID, or beginning of an ID that only one has.
 
         Raises BadImageReferenceError for what can be none of these.
         """
-        return self._holdings.catalog.find(text)
+        return self._state.catalog.find(text)
 
     def layer_stack(self, image: Image) -> LayerStack:
         """What to mount for `image`. Raises CorruptStateError when a layer went missing."""
@@ -147,7 +147,7 @@ class ImageStore:
                 f"image {image.name}: its layer {error.args[0]} is gone; remove the image and pull it again"
             ) from None
         names = tuple(layer.name for layer in layers)
-        return LayerStack(self._holdings.layers_dir, names or (EMPTY_LAYER,))
+        return LayerStack(self._state.layers_dir, names or (EMPTY_LAYER,))
 
     @contextlib.contextmanager
     def hold(self, image: Image) -> Iterator[LayerStack]:
@@ -179,7 +179,7 @@ class ImageStore:
     async def fs_usage(self) -> FsUsage:
         """What images take; counted as they come and go, not by walking the disk."""
         return FsUsage(
-            self._holdings.dir,
+            self._state.dir,
             self._layers.disk_bytes + self.blobs.used_bytes,
             self._layers.inodes + self.blobs.inodes,
         )
@@ -211,7 +211,7 @@ class ImageStore:
             )
             planned = with_names(planned, reference)
             feed = ArchiveFeed(self.unpacker, fd, planned, tell)
-            imported = await self.bring_in(planned, feed)
+            imported = await self.ingest(planned, feed)
         for known in imported:
             tell(ImportProgress("committed", known.name, len(known.chain), len(known.chain)))
             log.info("image imported", image=known.name, id=known.id, size=known.size)
@@ -222,7 +222,7 @@ class ImageStore:
 
         An OSError in it is raised as ResourceExhaustedError (disk full) or CriShimError, with `doing` in front.
         """
-        return self._holdings.spool(doing)
+        return self._state.spool(doing)
 
     @contextlib.asynccontextmanager
     async def reader(self, spool_fd: int) -> AsyncIterator[DocumentReader]:
@@ -231,20 +231,20 @@ class ImageStore:
             yield DocumentReader(self.unpacker, self.platform, spool_fd, apart_fd)
 
     def is_damaged(self, image: Image) -> bool:
-        """Whether a check found damage that is not mended yet: then it has to be brought once more."""
+        """Whether a check found damage that is not repaired yet: then it has to be ingested once more."""
         return any(blob not in self.blobs for blob in (image.id, *image.manifest_digests)) or any(
-            map(self._layers.is_condemned, image.chain)
+            map(self._layers.is_damaged, image.chain)
         )
 
     def has_blobs(self, reference: Reference) -> bool:
         """Whether the image of that name could be exported, as far as packed layers are kept."""
-        digest = self._holdings.index.names.get(str(reference), "")
-        facts = self._holdings.described.get(digest)
-        if facts is None or self._holdings.discard_blobs:
+        digest = self._state.index.names.get(str(reference), "")
+        facts = self._state.described.get(digest)
+        if facts is None or self._state.discard_blobs:
             return True
         return all(blob in self.blobs for blob in facts.packed)
 
-    async def bring_in(self, planned: Sequence[PlannedImage], feed: Feed) -> list[Image]:
+    async def ingest(self, planned: Sequence[PlannedImage], feed: Feed) -> list[Image]:
         """Have these images here, whole or not at all; their layers come from `feed`, unless they are here already.
 
         Raises what `feed` raises, OSError, and BadArchiveError for layers that aren't what the images promise.
@@ -263,14 +263,14 @@ class ImageStore:
                 before = {chain_id: self._layers.get(chain_id) for chain_id in ours}
                 for image, chain in zip(planned, chains, strict=True):
                     await unpack_layers(self._layers, image.layers, chain, feed)
-                    if not self._holdings.discard_blobs:
+                    if not self._state.discard_blobs:
                         await feed.complete(image.layers)
-                if self._holdings.discard_blobs:
+                if self._state.discard_blobs:
                     now = {chain_id: self._layers.get(chain_id) for chain_id in ours}
                     came = [new for id_, new in now.items() if new and new is not before[id_]]
                     await self._checker.seal(came)
-                async with self._holdings.changing:
-                    await self._holdings.commit(planned, chains, feed)
+                async with self._state.changing:
+                    await self._state.commit(planned, chains, feed)
         except BaseException:
             await self._clear(among=ours)
             raise
@@ -284,12 +284,12 @@ class ImageStore:
 
         Layers of other images and of containers stay. Raises NotFoundError, BadImageReferenceError.
         """
-        async with self._holdings.changing:
+        async with self._state.changing:
             image = self.find(text)
-            digests = self._holdings.lost_called(text) if image is None else image.manifest_digests
+            digests = self._state.lost_called(text) if image is None else image.manifest_digests
             try:
                 if digests:
-                    await self._holdings.forget(digests)
+                    await self._state.forget(digests)
             except OSError as error:
                 raise storage_error(error, f"removing image {text}") from error
             if image is None:
@@ -302,20 +302,20 @@ class ImageStore:
         """Remove every layer and blob that no image, import or container refers to; how many layers went."""
         return await self._clear(among=None)
 
-    async def released(self, image_id: str) -> None:
+    async def sweep_after(self, image_id: str) -> None:
         """A container of that image is gone, and so may be layers that were only there for it."""
         if self._layers.some_replaced or self.find(image_id) is None:
             await self.sweep()
 
     async def _clear(self, *, among: Collection[str] | None) -> int:
-        async with self._holdings.changing:
-            trash = await self._holdings.detach(among=among)
+        async with self._state.changing:
+            trash = await self._state.detach(among=among)
             # In a thread: unlinking a large file takes the kernel its time.
-            await uninterrupted(self.blobs.sweep, self._holdings.kept_blobs())
+            await uninterrupted(self.blobs.sweep, self._state.kept_blobs())
         await self._layers.delete(trash)
         return len(trash)
 
-    # Upkeep
+    # Maintenance
 
     async def check(
         self,
@@ -327,8 +327,8 @@ class ImageStore:
 
         Raises NotFoundError, BadImageReferenceError, and CriShimError when nothing can be read.
         """
-        manifests = self._holdings.select(names)
-        async with self._upkeep:
+        manifests = self._state.select(names)
+        async with self._maintenance:
             return await self._checker.check(manifests, progress or _tell_nobody)
 
     async def repair(
@@ -340,10 +340,10 @@ class ImageStore:
     ) -> RepairReport:
         """Check, and bring anew what is damaged: from blobs that are here, else with `pull`, by `repository@digest`.
 
-        Containers go on with what they stand on. What can't be mended is in the report. Raises as `check`.
+        Containers go on with what they stand on. What can't be repaired is in the report. Raises as `check`.
         """
-        manifests = self._holdings.select(names)
-        async with self._upkeep:
+        manifests = self._state.select(names)
+        async with self._maintenance:
             checked = await self._checker.check(manifests, progress or _tell_nobody)
         # Other checks and collections don't wait for this: a registry decides how long it takes.
         report = await self._repairer.repair(manifests, checked, pull)
@@ -355,13 +355,11 @@ class ImageStore:
 
         `untagged`: images without a tag as well. Raises CriShimError, ResourceExhaustedError (disk full).
         """
-        async with self._upkeep:
+        async with self._maintenance:
             damaged: Collection[str] = ()
-            if self._holdings.discard_blobs and not dry_run:
+            if self._state.discard_blobs and not dry_run:
                 damaged = await self._checker.seal_all()
-            return await collect(
-                self._holdings, dry_run=dry_run, untagged=untagged, damaged=damaged
-            )
+            return await collect(self._state, dry_run=dry_run, untagged=untagged, damaged=damaged)
 
     @contextlib.asynccontextmanager
     async def export(self, names: Sequence[str]) -> AsyncIterator[Export]:
@@ -376,7 +374,7 @@ class ImageStore:
                 raise NotFoundError("image", name)
             images[image.id] = image
         async with self.spool("exporting images") as fd:
-            yield await uninterrupted(prepare_export, self._holdings, tuple(images.values()), fd)
+            yield await uninterrupted(prepare_export, self._state, tuple(images.values()), fd)
 
 
 def _tell_nobody(_: object) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from cri_shim import metrics
 from cri_shim.background import uninterrupted
 from cri_shim.errors import DamagedBlobError
-from cri_shim.image.arrival import storage_error
+from cri_shim.image.ingest import storage_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -19,8 +19,8 @@ from cri_shim.host.files import remove_tree
 from cri_shim.host.mounts import unmount_below
 from cri_shim.host.programs import find_program
 from cri_shim.kernel_call import in_time
-from cri_shim.oci.complaints import runtime_message, says_not_found, says_not_running
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeState, RuntimeVersion
+from cri_shim.oci.runtime_errors import runtime_message, says_not_found, says_not_running
 from cri_shim.operations import step
 from cri_shim.quoting import quoted
 

@@ -42,8 +42,8 @@ from cri_shim.host.pidfd import parent_pid, start_time_ticks
 from cri_shim.host.programs import find_program
 from cri_shim.kernel_call import in_time
 from cri_shim.oci import conmon_control
-from cri_shim.oci.complaints import runtime_message
 from cri_shim.oci.conmon_sync import MAX_REPORT_BYTES, Pipe, own_words, parse_report, read_line
+from cri_shim.oci.runtime_errors import runtime_message
 from cri_shim.operations import step
 from cri_shim.quoting import quoted
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
-    from cri_shim.image.credentials import Credentials
-    from cri_shim.image.findings import CheckProgress, CheckReport, Collected, RepairReport
+    from cri_shim.image.integrity.report import CheckProgress, CheckReport, Collected, RepairReport
     from cri_shim.image.model import Image, ImportProgress, PullProgress
+    from cri_shim.image.registry.credentials import Credentials
 
 LAYER_STATES: Final = {
     PullStep.WAITING: admin.LayerProgress.WAITING,
@@ -86,7 +86,7 @@ class ImageStore(Protocol):
         pull: Callable[[str], Awaitable[Image]],
         progress: Callable[[CheckProgress], None] | None = None,
     ) -> RepairReport:
-        """The same, and mend it."""
+        """The same, and repair it."""
 
     async def collect(self, *, dry_run: bool = False, untagged: bool = False) -> Collected:
         """Remove what nothing needs."""

@@ -81,5 +81,5 @@ class AdminService(ImageCalls):
         self, request: admin.WipeRequest, send: Callable[[admin.WipeResponse], Awaitable[None]]
     ) -> None:
         """Take everything away, alone."""
-        with self.gate.only_looking("everything on this node is being wiped"):
+        with self.gate.read_only("everything on this node is being wiped"):
             await answer_wipe(self.everything, request, send)

@@ -69,7 +69,7 @@ class MethodName:
         return self.service.startswith(_ABOUT_THE_SERVER) or self.method in _ALWAYS_ANSWERED
 
     @cached_property
-    def only_looks(self) -> bool:
+    def is_read_only(self) -> bool:
         """Whether it changes nothing."""
         return self.is_quiet and self.method != "ExecSync"
 

@@ -4,7 +4,7 @@
          └────────────────drain────────────^
 
 Calls that are about the server itself (Version, Operations, health, reflection) pass in every phase and are not waited
-for. While something has the server to itself (`only_looking`), of the others those pass that change nothing.
+for. While something has the server to itself (`read_only`), of the others those pass that change nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Gate:
             self._phase = Phase.OPEN
 
     @contextmanager
-    def only_looking(self, why: str) -> Iterator[None]:
+    def read_only(self, why: str) -> Iterator[None]:
         """Turn away what would change something, for as long as the block runs; `why` is the answer.
 
         Raises UnavailableError while another such block runs.
@@ -71,21 +71,21 @@ class Gate:
         if self._busy_with:
             raise UnavailableError(f"{self._busy_with}; retry when that is over")
 
-    def admitted(self, *, only_looks: bool = False) -> AbstractContextManager[None]:
-        """Be inside for as long as the block runs; `only_looks` for a call that changes nothing.
+    def admitted(self, *, is_read_only: bool = False) -> AbstractContextManager[None]:
+        """Be inside for as long as the block runs; `is_read_only` for a call that changes nothing.
 
-        Entering raises NotReadyError before `open`, UnavailableError after `drain` and during `only_looking`.
+        Entering raises NotReadyError before `open`, UnavailableError after `drain` and during `read_only`.
         """
-        return _Admission(self, only_looks)
+        return _Admission(self, is_read_only)
 
-    def _enter(self, only_looks: bool) -> None:
+    def _enter(self, is_read_only: bool) -> None:
         if self._phase is Phase.RECOVERING:
             raise NotReadyError(
                 "cri-shim is recovering: it still looks after the pods of its last run; retry in a moment"
             )
         if self._phase is Phase.CLOSED:
             raise UnavailableError("cri-shim is stopping; retry when it is up again")
-        if not only_looks:
+        if not is_read_only:
             self._refuse_if_busy()
         self._inside += 1
         self._empty.clear()
@@ -109,14 +109,14 @@ class Gate:
 class _Admission:
     """One call's way in and out: a class, since every call has one, and a generator would cost more."""
 
-    __slots__ = ("_gate", "_only_looks")
+    __slots__ = ("_gate", "_is_read_only")
 
-    def __init__(self, gate: Gate, only_looks: bool) -> None:
+    def __init__(self, gate: Gate, is_read_only: bool) -> None:
         self._gate = gate
-        self._only_looks = only_looks
+        self._is_read_only = is_read_only
 
     def __enter__(self) -> None:
-        self._gate._enter(self._only_looks)
+        self._gate._enter(self._is_read_only)
 
     def __exit__(self, *exc: object) -> None:
         self._gate._leave()

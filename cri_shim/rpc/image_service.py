@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cri_shim.image.credentials import Credentials
     from cri_shim.image.model import Image
+    from cri_shim.image.registry.credentials import Credentials
     from cri_shim.rpc.pieces import Send
 
 

@@ -150,7 +150,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return (
             nullcontext()
             if name.is_about_the_server
-            else self._gate.admitted(only_looks=name.only_looks)
+            else self._gate.admitted(is_read_only=name.is_read_only)
         )
 
     def _noticed(self, call: Call, request: Message) -> Message:

@@ -22,12 +22,12 @@ from google.protobuf.message import DecodeError
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import ResourceExhaustedError
-from cri_shim.sandbox.model import tenant_of
+from cri_shim.sandbox.store.model import tenant_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from cri_shim.sandbox.store import Container, Sandbox
+    from cri_shim.sandbox.store.store import Container, Sandbox
 
 LARGE_BYTES: Final = 64 << 10
 """A request of more is a large one: a container with more than a thousand variables."""

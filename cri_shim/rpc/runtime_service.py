@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.rpc.pieces import Send
-    from cri_shim.rpc.use_cases import Containers, Pods, Stats, Streams
+    from cri_shim.rpc.use_cases import Containers, Pods, Stats, StreamRequests
     from cri_shim.sandbox.stats import ContainerUsage
 
 log = structlog.get_logger()
@@ -95,7 +95,7 @@ class RuntimeService:
     pods: Pods
     containers: Containers
     stats: Stats
-    streams: Streams
+    streams: StreamRequests
     node: Node
     layers_mountpoint: Path
     """What clients are told holds the writable layers; ImageFsInfo says the same."""

@@ -9,7 +9,7 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.rpc.encoded import kept
 from cri_shim.rpc.translate_pods import has_labels
 from cri_shim.sandbox.container_resources import resources_in_force
-from cri_shim.sandbox.model import ContainerState
+from cri_shim.sandbox.store.model import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from cri_shim.host.cgroups.usage import CgroupStats
-    from cri_shim.sandbox.model import ContainerMetadata
     from cri_shim.sandbox.stats import ContainerUsage
-    from cri_shim.sandbox.store import Container
+    from cri_shim.sandbox.store.model import ContainerMetadata
+    from cri_shim.sandbox.store.store import Container
 
 STATES: Final = {
     # A container that is still being created is not shown; should it be, nothing is known of it.

@@ -8,13 +8,13 @@ import msgspec
 
 from cri_shim._pb.admin.v1 import admin_pb2 as admin
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.image.credentials import credentials_of
 from cri_shim.image.manifest import kept_annotations
+from cri_shim.image.registry.credentials import credentials_of
 
 if TYPE_CHECKING:
-    from cri_shim.image.credentials import Credentials
-    from cri_shim.image.findings import Finding
+    from cri_shim.image.integrity.report import Finding
     from cri_shim.image.model import Image
+    from cri_shim.image.registry.credentials import Credentials
 
 MAX_LISTED_ANNOTATIONS_BYTES: Final = 1 << 10
 """Of an image in a list. Each may have sixteen times as much, and a thousand of those are all that a kubelet takes."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.rpc.encoded import kept
-from cri_shim.sandbox.model import SandboxState
+from cri_shim.sandbox.store.model import SandboxState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cri_shim.sandbox.model import PodMetadata, SandboxStatus
-    from cri_shim.sandbox.store import Sandbox
+    from cri_shim.sandbox.store.model import PodMetadata, SandboxStatus
+    from cri_shim.sandbox.store.store import Sandbox
 
 STATES: Final = {
     # A sandbox that is still being created is not shown; should it be, it is not ready.

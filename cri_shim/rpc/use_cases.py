@@ -1,4 +1,5 @@
-"""The use cases as RuntimeService sees them: protocols as narrow as what it calls, so that tests need no kernel."""
+"""The services below as RuntimeService sees them: protocols as narrow as what it calls, so that tests need no
+kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
     from cri_shim.sandbox.stats import ContainerUsage
-    from cri_shim.sandbox.store import Container, Sandbox
+    from cri_shim.sandbox.store.store import Container, Sandbox
 
 
 class ExecResult(Protocol):
@@ -111,7 +112,7 @@ class Stats(Protocol):
         """Usage of each of these that still is there."""
 
 
-class Streams(Protocol):
+class StreamRequests(Protocol):
     """Where clients can have streams; each returns a URL for one use."""
 
     def exec(

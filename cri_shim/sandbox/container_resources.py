@@ -27,16 +27,16 @@ from cri_shim.errors import (
     host_step,
 )
 from cri_shim.host.files import write_atomic
-from cri_shim.oci.complaints import refused_limit
+from cri_shim.oci.runtime_errors import refused_limit
 from cri_shim.oci.spec.resources import (
     FILES_LIMIT_ANNOTATION,
     field_of_limit,
     merge_resources,
     pids_limit,
 )
-from cri_shim.sandbox.model import ContainerState
-from cri_shim.sandbox.release import running
-from cri_shim.sandbox.store import as_json
+from cri_shim.sandbox.store.model import ContainerState
+from cri_shim.sandbox.store.processes import running
+from cri_shim.sandbox.store.store import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.inputs import Spec
     from cri_shim.paths import Paths
-    from cri_shim.sandbox.files_limits import FilesLimits
-    from cri_shim.sandbox.specs import Specs
-    from cri_shim.sandbox.store import Container, Store
+    from cri_shim.sandbox.exec.files_limits import FilesLimits
+    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.store.store import Container, Store
 
 log = structlog.get_logger()
 

@@ -3,7 +3,7 @@
 Rules:
 - A creation's work belongs to the server (see `pods`); so do a stop and a removal.
 - A container's lock is held while its state is decided, never across a grace period or a removal's waiting.
-- How a container is made is in `creation`, how it ends, by itself or by a stop, in `endings`.
+- How a container is made is in `creation`, how it ends, by itself or by a stop, in `exit_handling`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from cri_shim.sandbox.container_log import check_log_file
 from cri_shim.sandbox.container_resources import ContainerResources
 from cri_shim.sandbox.creation import Creation
 from cri_shim.sandbox.details import container_details, read_documents
-from cri_shim.sandbox.endings import NOT_STARTED, Endings
-from cri_shim.sandbox.files_limits import FilesLimits
-from cri_shim.sandbox.model import ContainerMetadata, ContainerState
-from cri_shim.sandbox.requests import name_is_going, request_digest, require_ready
+from cri_shim.sandbox.exec.files_limits import FilesLimits
+from cri_shim.sandbox.exit_handling import NOT_STARTED, ExitHandling
+from cri_shim.sandbox.store.model import ContainerMetadata, ContainerState
+from cri_shim.sandbox.store.requests import name_is_going, request_digest, require_ready
 from cri_shim.single_flight import SingleFlight
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from cri_shim.oci.runtime import Runtime
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
-    from cri_shim.sandbox.attach import Attachments
-    from cri_shim.sandbox.exec_sync import ExecResult, Execs
+    from cri_shim.sandbox.exec.attach import AttachSessions
+    from cri_shim.sandbox.exec.sync import ExecResult, Execs
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.launch import Launcher
-    from cri_shim.sandbox.release import Release
-    from cri_shim.sandbox.specs import Specs
-    from cri_shim.sandbox.store import Container, Sandbox, Store
+    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.store.store import Container, Sandbox, Store
+    from cri_shim.sandbox.teardown import Teardown
 
 log = structlog.get_logger()
 
@@ -66,10 +66,10 @@ class Containers:
         launcher: Launcher,
         specs: Specs,
         cgroups: Cgroups,
-        release: Release,
+        teardown: Teardown,
         exits: ExitWatch,
         background: Background,
-        attachments: Attachments,
+        attach_sessions: AttachSessions,
         operations: Operations,
         boot_id: str,
     ) -> None:
@@ -80,9 +80,9 @@ class Containers:
         self._runtime_of = runtime_of
         self._monitors = monitors
         self._execs = execs
-        self._release = release
+        self._teardown = teardown
         self._exits = exits
-        self._attachments = attachments
+        self._attach_sessions = attach_sessions
         self._operations = operations
         self._creation = Creation(
             paths=paths,
@@ -91,19 +91,19 @@ class Containers:
             runtime_of=runtime_of,
             launcher=launcher,
             specs=specs,
-            release=release,
+            teardown=teardown,
             exits=exits,
             boot_id=boot_id,
         )
-        self.endings = Endings(
+        self.exit_handling = ExitHandling(
             paths=paths,
             store=store,
             cgroups=cgroups,
-            release=release,
+            teardown=teardown,
             exits=exits,
             background=background,
             operations=operations,
-            place=specs.place,
+            cgroup_path=specs.cgroup_path,
             log_directory=lambda sandbox_id: sandboxes.find(sandbox_id).config.log_directory,
         )
         self._resources = ContainerResources(
@@ -112,8 +112,8 @@ class Containers:
             runtime_of=runtime_of,
             specs=specs,
             cgroups=cgroups,
-            cgroup_dir=self.endings.cgroup_dir,
-            files_limits=FilesLimits(cgroups, specs.place),
+            cgroup_dir=self.exit_handling.cgroup_dir,
+            files_limits=FilesLimits(cgroups, specs.cgroup_path),
         )
         self._creations: SingleFlight[str] = SingleFlight("CreateContainer", operations)
         self._starts: SingleFlight[None] = SingleFlight("StartContainer", operations)
@@ -174,7 +174,7 @@ class Containers:
             if container.state is not ContainerState.CREATED:
                 raise WrongStateError(f"container {container.id} is {container.state}, not created")
             if fault := container.status.start_fault:
-                self.endings.finish_unstarted(container, fault)
+                self.exit_handling.finish_unstarted(container, fault)
                 raise ProgramError(f"container {container.id} can't be started", fault, NOT_STARTED)
             runtime = self._runtime_of(container.record.handler)
             try:
@@ -184,7 +184,7 @@ class Containers:
                     # A start that a former daemon had begun came to its end without it.
                     self._store.update(container, container.status.started(time.time_ns()))
                     return
-                self.endings.finish_unstarted(container, str(error))
+                self.exit_handling.finish_unstarted(container, str(error))
                 raise
             self._store.update(container, container.status.started(time.time_ns()))
         log.info("container started", container_id=container.id)
@@ -200,8 +200,8 @@ class Containers:
             container = self._store.find(container_id)
         except NotFoundError:
             return
-        self._attachments.unblock(container.id)
-        await self.endings.stop(container, timeout_s)
+        self._attach_sessions.unblock(container.id)
+        await self.exit_handling.stop(container, timeout_s)
 
     async def stop_all(self, sandbox_id: str) -> None:
         """End every container of a sandbox at once, without grace, and undo those that are being made.
@@ -223,8 +223,8 @@ class Containers:
     async def _stop_complete(self, sandbox_id: str) -> None:
         containers = self.containers_of(sandbox_id)
         for container in containers:
-            self._attachments.unblock(container.id)
-        await asyncio.gather(*(self.endings.stop(c, 0) for c in containers))
+            self._attach_sessions.unblock(container.id)
+        await asyncio.gather(*(self.exit_handling.stop(c, 0) for c in containers))
 
     async def _end_creation(self, sandbox_id: str, name: str) -> None:
         error = WrongStateError(
@@ -245,22 +245,22 @@ class Containers:
     async def _remove(self, container: Container) -> None:
         if container.state is ContainerState.CREATING:
             raise WrongStateError(f"container {container.id} is still being created: call again")
-        self._attachments.unblock(container.id)
-        await self.endings.stop(container, 0)
+        self._attach_sessions.unblock(container.id)
+        await self.exit_handling.stop(container, 0)
         await self.destroy(container)
         log.info("container removed", container_id=container.id)
 
     async def destroy(self, container: Container) -> None:
         """Take away everything a container owns, whatever state it is in; its processes are killed."""
         self._exits.forget(container.id)
-        await self.endings.release_process(container)
+        await self.exit_handling.tear_down_process(container)
         paths = self._paths.container(container.id)
-        await self._release.state_files(paths)
-        await self._release.root_files(paths)
+        await self._teardown.state_files(paths)
+        await self._teardown.root_files(paths)
         self._store.forget(container)
         volumes = (volume.image_id for volume in container.record.image_volumes)
         for image_id in dict.fromkeys((container.record.image_id, *volumes)):
-            await self._images.released(image_id)
+            await self._images.sweep_after(image_id)
 
     async def remove_all(self, sandbox_id: str) -> None:
         """Remove every container of a sandbox."""
@@ -302,7 +302,7 @@ class Containers:
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
     ) -> ExecResult:
-        """Run a command in a running container; see `exec_sync`."""
+        """Run a command in a running container; see `exec.sync`."""
         container = self.find(container_id)
         with self._operations.begin("ExecSync", container.id), step("waiting for the command"):
             return await self._execs.exec_sync(container, command, timeout_s)
@@ -326,13 +326,15 @@ class Containers:
             sandbox.config.log_directory,
             log_file,
         )
-        self._attachments.unblock(container.id)
+        self._attach_sessions.unblock(container.id)
         await self._monitors.reopen_log(self._paths.container(container.id).bundle_dir, log_file)
 
     async def verbose_info(self, container: Container) -> dict[str, object]:
         """What an operator may want to know beyond CRI's fields."""
         read = await read_documents(self._paths.container(container.id))
-        details = container_details(container, read, cgroup=self.endings.cgroup_dir(container))
+        details = container_details(
+            container, read, cgroup=self.exit_handling.cgroup_dir(container)
+        )
         return details | {"operations": documents(self._operations.under_way(container.id))}
 
     async def end_creations(self, grace_s: float) -> None:
@@ -344,7 +346,7 @@ class Containers:
         await asyncio.gather(
             self._creations.close(grace_s),
             self._starts.close(grace_s),
-            self.endings.close(grace_s),
+            self.exit_handling.close(grace_s),
             self._removals.close(grace_s),
         )
 

@@ -2,9 +2,9 @@
 
 Rules:
 - What can be refused is refused before the first effect; the rest, which shows only in the image, is undone.
-- Every effect is pushed on the `Rollback` first, and undone by `release`.
+- Every effect is pushed on the `Rollback` first, and undone by `teardown`.
 - What is wrong with the request, its limits, mounts or users, fails the creation. What is wrong with the program fails
-  the start: the container is created without a process, and what the creation held for one is released.
+  the start: the container is created without a process, and what the creation held for one is torn down.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cri_shim.errors import (
 )
 from cri_shim.ids import new_id
 from cri_shim.kernel_call import at_length_for, in_time_for
-from cri_shim.oci.complaints import (
+from cri_shim.oci.runtime_errors import (
     device_not_made,
     program_exit_code,
     refused_limit,
@@ -41,23 +41,23 @@ from cri_shim.rollback import Rollback
 from cri_shim.sandbox.container_log import log_path, prepare_log
 from cri_shim.sandbox.launch import Launch, Launcher
 from cri_shim.sandbox.list_bounds import check_container_entry
-from cri_shim.sandbox.model import (
-    ContainerMetadata,
-    ContainerRecord,
-    ContainerState,
-    ContainerStatus,
-    User,
-)
-from cri_shim.sandbox.pod_users import root_of, users_of
-from cri_shim.sandbox.requests import require_ready
-from cri_shim.sandbox.store import Container, Sandbox, Store, as_json_aside, without_words
-from cri_shim.sandbox.volumes import (
+from cri_shim.sandbox.spec.user_namespace import root_of, user_namespace_of
+from cri_shim.sandbox.spec.volumes import (
     Volumes,
     hold_image_volumes,
     make_volumes,
     mount_images,
     volume_records,
 )
+from cri_shim.sandbox.store.model import (
+    ContainerMetadata,
+    ContainerRecord,
+    ContainerState,
+    ContainerStatus,
+    User,
+)
+from cri_shim.sandbox.store.requests import require_ready
+from cri_shim.sandbox.store.store import Container, Sandbox, Store, as_json_aside, without_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,8 +72,8 @@ if TYPE_CHECKING:
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.launch import Created
-    from cri_shim.sandbox.release import Release
-    from cri_shim.sandbox.specs import Specs
+    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.teardown import Teardown
 
 log = structlog.get_logger()
 
@@ -90,7 +90,7 @@ class Creation:
         runtime_of: Callable[[str], Runtime],
         launcher: Launcher,
         specs: Specs,
-        release: Release,
+        teardown: Teardown,
         exits: ExitWatch,
         boot_id: str,
     ) -> None:
@@ -100,7 +100,7 @@ class Creation:
         self._runtime_of = runtime_of
         self._launcher = launcher
         self._specs = specs
-        self._release = release
+        self._teardown = teardown
         self._exits = exits
         self._boot_id = boot_id
 
@@ -155,7 +155,7 @@ class Creation:
             rollback.push("record", lambda: self._forget_failed(container, rollback))
             self._store.create(container)
             # 2. The root file system, where the user is looked up, the log, and the volumes made of images.
-            with users_of(sandbox) as users:
+            with user_namespace_of(sandbox) as users:
                 await self._launcher.mount_rootfs(
                     launch,
                     rollback,
@@ -164,7 +164,7 @@ class Creation:
                 )
                 mounted: Mapping[int, Path] = {}
                 if image_volumes:
-                    rollback.push("image volumes", lambda: self._release.mounts(paths))
+                    rollback.push("image volumes", lambda: self._teardown.mounts(paths))
                     mounted = await in_time_for(
                         f"pod {sandbox.id}",
                         "mounting image volumes",
@@ -225,8 +225,8 @@ class Creation:
             require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
             words = error.stderr_tail
             if code := program_exit_code(words, spec["process"]["cwd"]):
-                handler, cgroup = launch.runtime.settings.name, launch.place.relative_dir
-                await self._release.process(launch.object_id, handler, cgroup, launch.paths)
+                handler, cgroup = launch.runtime.settings.name, launch.cgroup_path.relative_dir
+                await self._teardown.process(launch.object_id, handler, cgroup, launch.paths)
                 raise ProgramError("the program can't be run", words, code) from error
             if refusal := _clearer(error, config):
                 raise refusal from error
@@ -281,7 +281,7 @@ class Creation:
             tenant=record.tenant,
             paths=paths,
             runtime=self._runtime_of(record.handler),
-            place=self._specs.place(record.cgroup_parent, container_id),
+            cgroup_path=self._specs.cgroup_path(record.cgroup_parent, container_id),
             layers=layers,
             label=record.labels.files,
             files_limit=self._specs.files_limit(config.annotations, record.handler),
@@ -295,7 +295,7 @@ class Creation:
     async def _forget_failed(self, container: Container, rollback: Rollback) -> None:
         if not rollback.failed:
             try:
-                await self._release.root_files(self._paths.container(container.id))
+                await self._teardown.root_files(self._paths.container(container.id))
             except OSError:
                 rollback.failed.append("record")
                 log.exception("record not removed", container_id=container.id)

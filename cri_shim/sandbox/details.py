@@ -23,10 +23,8 @@ from cri_shim.host.files import read_bounded
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cri_shim.cni.result import Address, Result
     from cri_shim.paths import ObjectPaths
-    from cri_shim.sandbox.model import NetworkAttachment
-    from cri_shim.sandbox.store import Container, Sandbox
+    from cri_shim.sandbox.store.store import Container, Sandbox
 
 MAX_SHOWN_BYTES: Final = 4 << 20
 """Of a record or a runtime-spec; in place of a larger one a text says where it is."""
@@ -131,43 +129,6 @@ def sandbox_details(
         "runtimeSpec": documents.spec,
         "config": documents.request,
     }
-
-
-def network_details(attachment: NetworkAttachment, result: Result | None) -> dict[str, object]:
-    """What one network's plugins say they made in the pod; without a result, that they did not get that far."""
-    told: dict[str, object] = {
-        "network": attachment.network,
-        "interface": attachment.ifname,
-        "attached": result is not None,
-    }
-    if result is None:
-        return told
-    inside = {i: each for i, each in enumerate(result.interfaces) if each.sandbox}
-    interfaces = [
-        {
-            "name": interface.name,
-            "mac": interface.mac or "",
-            "ips": [_address(ip) for ip in result.ips if ip.interface == index],
-        }
-        for index, interface in inside.items()
-    ]
-    # Plugins of the early versions name no interfaces: what they made is the one that they were asked for.
-    if nowhere := [_address(ip) for ip in result.ips if ip.interface is None]:
-        asked = next((each for each in interfaces if each["name"] == attachment.ifname), None)
-        if asked is None:
-            interfaces.append({"name": attachment.ifname, "mac": "", "ips": nowhere})
-        else:
-            asked["ips"] = [*asked["ips"], *nowhere]
-    return {
-        **told,
-        "interfaces": interfaces,
-        "routes": [{"dst": route.dst, "gw": route.gw or ""} for route in result.routes],
-        "dns": {k: v for k, v in msgspec.structs.asdict(result.dns).items() if v},
-    }
-
-
-def _address(ip: Address) -> dict[str, str]:
-    return {"address": str(ip.address), "gateway": ip.gateway}
 
 
 def container_details(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cri_shim.sandbox.model import Process
+    from cri_shim.sandbox.store.model import Process
 
 log = structlog.get_logger()
 SLOW_MONITOR_S = 2.0

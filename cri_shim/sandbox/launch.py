@@ -1,7 +1,7 @@
 """From an image and a runtime-spec to a created, monitored process: the part pods and containers share.
 
 A pause container and an ordinary one are the same to the kernel: an overlay root file system, a bundle, a monitor with
-an OCI runtime below it. Each effect is pushed on the caller's `Rollback` first, and undone by `release`.
+an OCI runtime below it. Each effect is pushed on the caller's `Rollback` first, and undone by `teardown`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from cri_shim.oci.conmon import MonitorRequest
 from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.oci.spec.container import encode_spec
 from cri_shim.quoting import quoted
-from cri_shim.sandbox.files_limits import limit_files
-from cri_shim.sandbox.model import Process
-from cri_shim.sandbox.release import note_monitor
+from cri_shim.sandbox.exec.files_limits import limit_files
+from cri_shim.sandbox.store.model import Process
+from cri_shim.sandbox.store.processes import note_monitor
 from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from cri_shim.host.cgroups.placement import CgroupPlace
+    from cri_shim.host.cgroups.placement import CgroupPath
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.inputs import Spec
     from cri_shim.paths import ObjectPaths, Paths
     from cri_shim.rollback import Rollback
-    from cri_shim.sandbox.pod_users import PodUsers
-    from cri_shim.sandbox.release import Release
+    from cri_shim.sandbox.spec.user_namespace import PodUserNamespace
+    from cri_shim.sandbox.teardown import Teardown
 
 
 MAX_OF_POD = 4
@@ -56,7 +56,7 @@ class Launch:
     """See `slots`."""
     paths: ObjectPaths
     runtime: Runtime
-    place: CgroupPlace
+    cgroup_path: CgroupPath
     layers: Sequence[str]
     """Short names, topmost first."""
     label: str = ""
@@ -85,14 +85,14 @@ class Launcher:
         *,
         paths: Paths,
         monitors: Monitors,
-        release: Release,
+        teardown: Teardown,
         cgroups: Cgroups,
         start_timeout_s: float,
         max_parallel: int,
     ) -> None:
         self._paths = paths
         self._monitors = monitors
-        self._release = release
+        self._teardown = teardown
         self._cgroups = cgroups
         self._start_timeout_s = start_timeout_s
         self._slots = Slots(max_parallel, slow_total=max(MIN_SLOW, 2 * max_parallel))
@@ -101,7 +101,7 @@ class Launcher:
         self,
         launch: Launch,
         rollback: Rollback,
-        users: PodUsers | None = None,
+        users: PodUserNamespace | None = None,
         *,
         first: Callable[[], None] = lambda: None,
         then: Callable[[], None] = lambda: None,
@@ -113,8 +113,8 @@ class Launcher:
         Raises what those raise, and ResourceExhaustedError where the disk, or the page that mount options must fit,
         is full.
         """
-        rollback.push("bundle", lambda: self._release.state_files(launch.paths))
-        rollback.push("rootfs", lambda: self._release.mounts(launch.paths))
+        rollback.push("bundle", lambda: self._teardown.state_files(launch.paths))
+        rollback.push("rootfs", lambda: self._teardown.mounts(launch.paths))
         await in_time_for(
             f"pod {launch.pod_id}",
             "preparing files and mounts",
@@ -128,7 +128,7 @@ class Launcher:
     def _mount_rootfs(
         self,
         launch: Launch,
-        users: PodUsers | None,
+        users: PodUserNamespace | None,
         first: Callable[[], None],
         then: Callable[[], None],
     ) -> None:
@@ -156,7 +156,7 @@ class Launcher:
         """
         if launch.runtime.settings.kind is not RuntimeKind.OCI:
             return
-        found, wanted = self._cgroups.cgroup_of(pid), launch.place.relative_dir
+        found, wanted = self._cgroups.cgroup_of(pid), launch.cgroup_path.relative_dir
         if found is not None and f"{found}/".startswith(f"{wanted}/"):
             return
         entry = process_entry(pid)
@@ -177,8 +177,11 @@ class Launcher:
             write_atomic(paths.spec_file, encode_spec(spec))
         rollback.push(
             "process",
-            lambda: self._release.process(
-                launch.object_id, launch.runtime.settings.name, launch.place.relative_dir, paths
+            lambda: self._teardown.process(
+                launch.object_id,
+                launch.runtime.settings.name,
+                launch.cgroup_path.relative_dir,
+                paths,
             ),
         )
         request = MonitorRequest(
@@ -213,7 +216,7 @@ class Launcher:
         self._check_cgroup(launch, monitored.container_pid)
         if launch.files_limit is not None and launch.files_limit > 0:
             await limit_files(
-                self._cgroups, launch.object_id, launch.place.relative_dir, launch.files_limit
+                self._cgroups, launch.object_id, launch.cgroup_path.relative_dir, launch.files_limit
             )
         return Created(
             process=Process(monitored.container_pid, started),
@@ -221,7 +224,7 @@ class Launcher:
         )
 
 
-def _make_bundle(paths: ObjectPaths, users: PodUsers | None) -> None:
+def _make_bundle(paths: ObjectPaths, users: PodUserNamespace | None) -> None:
     paths.state_dir.mkdir(mode=0o700, parents=True)
     paths.rootfs_dir.mkdir(mode=0o700)
     # The container's own users must reach their root through it.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.background import Background
-    from cri_shim.sandbox.store import Container, Store
+    from cri_shim.sandbox.store.store import Container, Store
 
 log = structlog.get_logger()
 PATIENCE_S = 2.0

@@ -22,7 +22,7 @@ from cri_shim.errors import ResourceExhaustedError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cri_shim.sandbox.store import Container, Sandbox
+    from cri_shim.sandbox.store.store import Container, Sandbox
 
 ORDINARY_SANDBOX_BYTES: Final = 8 << 10
 ORDINARY_CONTAINER_BYTES: Final = 2 << 10

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cri_shim.sandbox.launch import Created, Launch, Launcher
-from cri_shim.sandbox.model import tenant_of
+from cri_shim.sandbox.store.model import tenant_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.rollback import Rollback
-    from cri_shim.sandbox.pod_files import PodFiles
-    from cri_shim.sandbox.pod_users import PodUsers
-    from cri_shim.sandbox.specs import Specs
-    from cri_shim.sandbox.store import Sandbox
+    from cri_shim.sandbox.spec.pod_files import PodFiles
+    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.spec.user_namespace import PodUserNamespace
+    from cri_shim.sandbox.store.store import Sandbox
 
 
 class PauseContainers:
@@ -37,7 +37,7 @@ class PauseContainers:
         sandbox: Sandbox,
         runtime: Runtime,
         rollback: Rollback,
-        users: PodUsers | None,
+        users: PodUserNamespace | None,
         *,
         first: Callable[[], None],
     ) -> Launch:
@@ -51,7 +51,7 @@ class PauseContainers:
             tenant=tenant_of(sandbox.record.metadata.namespace),
             paths=self._paths.sandbox(sandbox.id),
             runtime=runtime,
-            place=self._specs.place(sandbox.record.cgroup_parent, sandbox.id),
+            cgroup_path=self._specs.cgroup_path(sandbox.record.cgroup_parent, sandbox.id),
             layers=sandbox.record.layers,
             label=sandbox.record.labels.files,
         )
@@ -70,7 +70,7 @@ class PauseContainers:
         launch: Launch,
         image: Image,
         rollback: Rollback,
-        users: PodUsers | None,
+        users: PodUserNamespace | None,
     ) -> Created:
         """Make the sandbox's own container, which joins the pod's `users`, and start it.
 

@@ -48,7 +48,7 @@ class PauseImage:
 
     async def sweep_after(self, image_id: str) -> None:
         """A sandbox of that image is gone: if the image had been removed before it, so are its layers now."""
-        await self._images.released(image_id)
+        await self._images.sweep_after(image_id)
 
     def layers(self, image: Image) -> tuple[str, ...]:
         """Short names of its layers, topmost first."""

@@ -28,13 +28,13 @@ from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.details import read_documents, sandbox_details
 from cri_shim.sandbox.list_bounds import check_sandbox_entry
-from cri_shim.sandbox.model import PodMetadata, Process, SandboxRecord, SandboxState, SandboxStatus
-from cri_shim.sandbox.network import PodNetwork, has_host_network
+from cri_shim.sandbox.network.pod_network import PodNetwork, has_host_network
 from cri_shim.sandbox.pause import PauseContainers
-from cri_shim.sandbox.pod_users import new_pod_users
-from cri_shim.sandbox.release import Attempts
-from cri_shim.sandbox.requests import name_is_going, request_digest, require_ready
-from cri_shim.sandbox.store import Sandbox, Store, as_json, as_json_aside
+from cri_shim.sandbox.spec.user_namespace import new_pod_userns
+from cri_shim.sandbox.store.model import PodMetadata, SandboxRecord, SandboxState, SandboxStatus
+from cri_shim.sandbox.store.requests import name_is_going, request_digest, require_ready
+from cri_shim.sandbox.store.store import Sandbox, Store, as_json, as_json_aside
+from cri_shim.sandbox.teardown import Attempts, Teardown
 from cri_shim.single_flight import SingleFlight
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import Exit, ExitWatch
     from cri_shim.sandbox.launch import Launcher
-    from cri_shim.sandbox.pod_files import PodFiles
     from cri_shim.sandbox.pod_images import PauseImage
-    from cri_shim.sandbox.release import Release
-    from cri_shim.sandbox.specs import Specs
+    from cri_shim.sandbox.spec.pod_files import PodFiles
+    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.store.model import Process
 
 log = structlog.get_logger()
 PAUSE_PATIENCE_S = 0.5
@@ -72,7 +72,7 @@ class Pods:
         files: PodFiles,
         pause_image: PauseImage,
         specs: Specs,
-        release: Release,
+        teardown: Teardown,
         exits: ExitWatch,
         reaper: Reaper,
         operations: Operations,
@@ -88,7 +88,7 @@ class Pods:
         self._files = files
         self._pause_image = pause_image
         self._specs = specs
-        self._release = release
+        self._teardown = teardown
         self._exits = exits
         self._reaper = reaper
         self._operations = operations
@@ -151,7 +151,7 @@ class Pods:
             rollback.push("record", lambda: self._forget_failed(sandbox, rollback))
             self._store.create(sandbox)
             own_network = not has_host_network(config)
-            async with new_pod_users(sandbox, self._reaper, with_network=own_network) as users:
+            async with new_pod_userns(sandbox, self._reaper, with_network=own_network) as users:
                 # 2. The namespace that both sides need, the pause container's root file system, the pod's files.
                 if own_network:
                     rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))
@@ -225,7 +225,7 @@ class Pods:
     async def _forget_failed(self, sandbox: Sandbox, rollback: Rollback) -> None:
         if not rollback.failed:
             try:
-                await self._release.root_files(self._paths.sandbox(sandbox.id))
+                await self._teardown.root_files(self._paths.sandbox(sandbox.id))
             except OSError:
                 rollback.failed.append("record")
                 log.exception("record not removed", sandbox_id=sandbox.id)
@@ -245,13 +245,13 @@ class Pods:
     async def undo(self, sandbox: Sandbox) -> None:
         """Take away a creation that nobody was told of; a Stop or a Remove that comes meanwhile joins it.
 
-        Raises as `release`.
+        Raises as `tear_down`.
         """
         await self._removals.run(sandbox.id, b"", lambda: self._undo(sandbox))
 
     async def _undo(self, sandbox: Sandbox) -> None:
-        await self._stops.run(sandbox.id, b"", lambda: self.release(sandbox))
-        await self._release.root_files(self._paths.sandbox(sandbox.id))
+        await self._stops.run(sandbox.id, b"", lambda: self.tear_down(sandbox))
+        await self._teardown.root_files(self._paths.sandbox(sandbox.id))
         self._store.forget(sandbox)
 
     # --- StopPodSandbox, RemovePodSandbox ------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Pods:
     async def stop_pod_sandbox(self, sandbox_id: str) -> None:
         """Stop the pod's containers, take it off its networks, end its pause container.
 
-        Succeeds for a sandbox that is gone. A CNI DEL that fails is owed from then on (`debts`), and holds nobody up.
+        Succeeds for a sandbox that is gone. A CNI DEL that fails is pending from then on, and holds nobody up.
         Raises what else failed, after everything was tried: call again.
         """
         if sandbox := await self._find_made(sandbox_id):
@@ -282,11 +282,11 @@ class Pods:
             return
         self._mark_stopped(sandbox, "stopped")  # first: no further container begins to be made
         await self._stop_containers(sandbox.id)
-        await self.release(sandbox)
+        await self.tear_down(sandbox)
         self._store.update(sandbox, msgspec.structs.replace(sandbox.status, torn_down=True))
         log.info("sandbox stopped", sandbox_id=sandbox.id)
 
-    async def release(self, sandbox: Sandbox) -> None:
+    async def tear_down(self, sandbox: Sandbox) -> None:
         """Take away everything a sandbox holds but its record, whatever state it is in.
 
         Raises what failed; every step that did not is done, and a further call does the rest.
@@ -296,13 +296,13 @@ class Pods:
         attempts = Attempts()
 
         async def end_pause() -> None:
-            place = self._specs.place(sandbox.record.cgroup_parent, sandbox.id)
+            cgroup = self._specs.cgroup_path(sandbox.record.cgroup_parent, sandbox.id)
             handler = sandbox.record.handler
             ended = await attempts.each(
-                lambda: self._release.process(sandbox.id, handler, place.relative_dir, paths)
+                lambda: self._teardown.process(sandbox.id, handler, cgroup.relative_dir, paths)
             )
             # Where it has not ended, the monitor's note among the files is what a further call needs.
-            take_away = self._release.state_files if ended else self._release.mounts
+            take_away = self._teardown.state_files if ended else self._teardown.mounts
             await attempts.each(lambda: take_away(paths))
 
         # Side by side: a DEL finds the namespace by its name, which needs no process in it.
@@ -325,7 +325,7 @@ class Pods:
     async def _remove(self, sandbox: Sandbox) -> None:
         await self._stops.run(sandbox.id, b"", lambda: self._stop(sandbox))
         await self._remove_containers(sandbox.id)
-        await self._release.root_files(self._paths.sandbox(sandbox.id))
+        await self._teardown.root_files(self._paths.sandbox(sandbox.id))
         self._store.forget(sandbox)
         await self._pause_image.sweep_after(sandbox.record.image_id)
         log.info("sandbox removed", sandbox_id=sandbox.id)
@@ -384,7 +384,7 @@ class Pods:
             sandbox,
             await read_documents(self._paths.sandbox(sandbox.id)),
             self._network.describe(sandbox),
-            cgroup=self._specs.place(sandbox.record.cgroup_parent, sandbox.id).relative_dir,
+            cgroup=self._specs.cgroup_path(sandbox.record.cgroup_parent, sandbox.id).relative_dir,
         ) | {"operations": documents(self._operations.under_way(sandbox.id))}
 
     async def end_creations(self, grace_s: float) -> None:

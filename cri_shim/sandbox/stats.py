@@ -15,7 +15,7 @@ import structlog
 from cri_shim.background import uninterrupted
 from cri_shim.host.tree import DiskUsage
 from cri_shim.sandbox.layer_usage import LayerUsages
-from cri_shim.sandbox.model import ContainerState
+from cri_shim.sandbox.store.model import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.usage import CgroupStats
     from cri_shim.paths import Paths
     from cri_shim.sandbox.layer_usage import LayerUsage
-    from cri_shim.sandbox.store import Container, Store
+    from cri_shim.sandbox.store.store import Container, Store
 
 log = structlog.get_logger()
 MIN_RATE_SPAN_NS = 500_000_000

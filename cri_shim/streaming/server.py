@@ -34,7 +34,7 @@ from cri_shim.streaming.wire.errors import ProtocolError
 from cri_shim.streaming.wire.http1 import RequestReader, error_answer, error_response
 from cri_shim.streaming.wire.machines import port_forward, remote_command
 from cri_shim.streaming.wire.portforward_spdy import parse_port
-from cri_shim.streaming.wire.remotecommand import Streams
+from cri_shim.streaming.wire.remotecommand import RequestedStreams
 from cri_shim.streaming.wire.shares import Share, Shares
 from cri_shim.streaming.wire.spdy import DEFAULT_MAX_STREAMS
 from cri_shim.streaming.wire.upgrade import negotiate_port_forward, negotiate_remote_command
@@ -62,7 +62,7 @@ REFUSAL_STALL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Redeemed:
     """A request that may be served."""
 
     grant: Grant
@@ -123,15 +123,15 @@ class StreamingServer:
 
     async def _serve(self, connection: Connection) -> None:
         try:
-            asked = await self._hear(connection)
+            redeemed = await self._hear(connection)
             self._newcomers.leave(connection)
-            if asked is not None:
-                await self._run(connection, asked)
+            if redeemed is not None:
+                await self._run(connection, redeemed)
         finally:
             self._newcomers.leave(connection)
             connection.close()
 
-    async def _hear(self, connection: Connection) -> _Asked | None:
+    async def _hear(self, connection: Connection) -> _Redeemed | None:
         """What the client wants, or None once it was told why not."""
         reader = RequestReader()
         try:
@@ -160,7 +160,7 @@ class StreamingServer:
             log.debug("streaming client went away before its request", error=str(error))
         return None
 
-    async def _redeem(self, request: HttpRequest, leftover: bytes) -> _Asked:
+    async def _redeem(self, request: HttpRequest, leftover: bytes) -> _Redeemed:
         """Raises ProtocolError with the answer."""
         path = request.path
         if self._prefix and path.startswith(self._prefix + "/"):
@@ -188,24 +188,24 @@ class StreamingServer:
                 f"sandbox {grant.sandbox_id} has {MAX_SESSIONS_OF_A_POD} streaming sessions: end some",
                 http_status=429,
             )
-        return _Asked(grant, request, upgrade, leftover)
+        return _Redeemed(grant, request, upgrade, leftover)
 
     # --- sessions
 
-    async def _run(self, connection: Connection, asked: _Asked) -> None:
+    async def _run(self, connection: Connection, redeemed: _Redeemed) -> None:
         try:
-            if asked.grant.kind == "portforward":
-                await self._run_port_forward(connection, asked)
+            if redeemed.grant.kind == "portforward":
+                await self._run_port_forward(connection, redeemed)
             else:
-                await self._run_remote_command(connection, asked)
+                await self._run_remote_command(connection, redeemed)
         finally:
-            self._backend.leave(asked.grant)
-            self._taken.give(asked.grant.sandbox_id)
+            self._backend.leave(redeemed.grant)
+            self._taken.give(redeemed.grant.sandbox_id)
 
-    async def _run_remote_command(self, connection: Connection, asked: _Asked) -> None:
-        grant = asked.grant
+    async def _run_remote_command(self, connection: Connection, redeemed: _Redeemed) -> None:
+        grant = redeemed.grant
         machine = remote_command(
-            asked.upgrade, Streams(grant.stdin, grant.stdout, grant.stderr, grant.tty)
+            redeemed.upgrade, RequestedStreams(grant.stdin, grant.stdout, grant.stderr, grant.tty)
         )
         start: Callable[[tuple[int, int] | None], Awaitable[Command]]
         start = (
@@ -213,23 +213,25 @@ class StreamingServer:
             if grant.kind == "exec"
             else lambda _size: self._backend.attach(grant)
         )
-        connection.send([asked.upgrade.response])
+        connection.send([redeemed.upgrade.response])
         session = RemoteCommandSession(
             connection,
             machine,
             self._limits,
-            self._traffic(grant.kind, asked),
+            self._traffic(grant.kind, redeemed),
             self._turns,
             tty=grant.tty,
         )
         with self._listed(session):
-            await session.run(asked.leftover, start)
+            await session.run(redeemed.leftover, start)
 
-    async def _run_port_forward(self, connection: Connection, asked: _Asked) -> None:
-        grant = asked.grant
+    async def _run_port_forward(self, connection: Connection, redeemed: _Redeemed) -> None:
+        grant = redeemed.grant
         streams = Share(self._streams, grant.sandbox_id, DEFAULT_MAX_STREAMS)
         try:
-            machine = port_forward(asked.upgrade, grant.ports or _ports_in(asked.http), streams)
+            machine = port_forward(
+                redeemed.upgrade, grant.ports or _ports_in(redeemed.http), streams
+            )
             dialer = await self._backend.port_forward(grant)
         except ProtocolError as error:
             await _refuse(connection, error_answer(error))
@@ -237,25 +239,25 @@ class StreamingServer:
         except CriShimError as error:
             await _refuse(connection, error_response(409, str(error)))
             return
-        connection.send([asked.upgrade.response])
+        connection.send([redeemed.upgrade.response])
         session = PortForwardSession(
             connection,
             machine,
             self._limits,
-            self._traffic("port_forward", asked),
+            self._traffic("port_forward", redeemed),
             self._turns,
             background=self._background,
             ports=grant.ports,
         )
         try:
             with self._listed(session):
-                await session.run(asked.leftover, dialer)
+                await session.run(redeemed.leftover, dialer)
         finally:
             streams.close()
 
-    def _traffic(self, kind: str, asked: _Asked) -> Traffic:
-        protocol = f"{asked.upgrade.framing}/{asked.upgrade.protocol}"
-        log.debug("streaming session", kind=kind, protocol=protocol, id=asked.grant.object_id)
+    def _traffic(self, kind: str, redeemed: _Redeemed) -> Traffic:
+        protocol = f"{redeemed.upgrade.framing}/{redeemed.upgrade.protocol}"
+        log.debug("streaming session", kind=kind, protocol=protocol, id=redeemed.grant.object_id)
         return Traffic(self._meter, kind, protocol)
 
     @contextmanager

@@ -206,7 +206,7 @@ class FakeImages:
         self.pulls.append(reference)
         return self.add(reference)
 
-    async def released(self, image_id: str) -> None:
+    async def sweep_after(self, image_id: str) -> None:
         if self.find(image_id) is None:
             self.sweeps += 1
 

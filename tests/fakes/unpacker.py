@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import zstandard
 
 from cri_shim.errors import BadArchiveError
-from cri_shim.image.document_jobs import read_config, read_manifest
-from cri_shim.image.growing import Growing
-from cri_shim.image.jobs import LayerReport
+from cri_shim.image.unpack.document_jobs import read_config, read_manifest
+from cri_shim.image.unpack.growing_file import Growing
+from cri_shim.image.unpack.protocol import LayerReport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from cri_shim.image.jobs import ManifestReport
     from cri_shim.image.manifest import ImageConfig, Platform
+    from cri_shim.image.unpack.protocol import ManifestReport
 
 MARK = "unpacked"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.sandbox.network_annotations import NETWORKS
+from cri_shim.sandbox.network.annotations import NETWORKS
 from tests.faults.ledger import ViolationError
 from tests.faults.served_images import WHOLE
 from tests.harness.client import Client

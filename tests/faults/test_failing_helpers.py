@@ -37,7 +37,7 @@ DEADLINE_S = 2
 """Of each helper, by the daemon's configuration."""
 ANSWER_S = 20.0
 """Of a call in which one of them hangs: its own deadline, and those of the undoing."""
-ENDINGS = ("fail", "die", "hang")
+OUTCOMES = ("fail", "die", "hang")
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +177,6 @@ def test_helpers_that_are_killed_after_their_work(trial: Trial, subtests: pytest
 def test_helpers_that_end_badly_at_every_call(trial: Trial, subtests: pytest.Subtests) -> None:
     for stage, moments in STAGES.items():
         for moment in moments:
-            for ending in ENDINGS:
+            for ending in OUTCOMES:
                 with subtests.test(" ".join(moment), stage=stage, ending=ending):
                     trial(stage, ending, moment)

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.sandbox.exec_process import MAX_STARTS, MAX_STARTS_OF_ONE
+from cri_shim.sandbox.exec.process import MAX_STARTS, MAX_STARTS_OF_ONE
 from tests.faults.looking import wait_until
 from tests.harness import procs
 from tests.harness.slowness import SLOWNESS

@@ -23,7 +23,7 @@ from tests.integration.streaming.within import within
 
 if TYPE_CHECKING:
     from tests.harness.daemon import Daemon
-    from tests.harness.streaming_sessions import Streams
+    from tests.harness.streaming_sessions import ClientStreams
 
 STOP_S = 15.0 * SLOWNESS
 """Less than what a service manager gives, far less than what a client is waited for that still may read."""
@@ -46,7 +46,7 @@ def test_sessions_whose_clients_never_read_hold_up_no_end_and_no_start(
             writer.write(bytes(1 << 16))
             await writer.drain()
 
-    async def deaf_sessions(port: int) -> list[Streams]:
+    async def deaf_sessions(port: int) -> list[ClientStreams]:
         found = []
         for protocol in (SPDY, WEBSOCKET):
             url = client.exec_url(sleeper, "yes", mark)

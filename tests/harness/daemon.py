@@ -194,7 +194,7 @@ class Daemon:
             client.run(pod, client.container_config(image.names[0], ["sleep", "60"]), config)
         client.remove_all_pods()
 
-    def is_own_house(self, leak: leaks.Leak) -> bool:
+    def is_own_directory(self, leak: leaks.Leak) -> bool:
         """Whether this is what the first pod brings for good: the bridge, and the cgroup that pods are put under."""
         if leak.kind == "cgroup":
             last = leak.name.rpartition("/")[2]
@@ -342,7 +342,7 @@ class Daemons:
         """A started daemon for tests that kill, stop or start it, with the images of `archives`.
 
         At the end it is started if need be, so that its recovery has had its chance, its pods are removed by their IDs,
-        and it is stopped: nothing but its configuration, images and empty house may be left. Raises: LeakError.
+        and it is stopped: nothing but its configuration, images and empty directories may be left. Raises: LeakError.
         """
         scope = self.scope()
         earlier = leaks.Snapshot.take(scope)
@@ -359,7 +359,7 @@ class Daemons:
             found = leaks.leaks_since(
                 earlier.with_kinds_of(at_first, *leaks.FILE_KINDS, leaks.OWN_DESCRIPTORS),
                 scope,
-                allowed=daemon.is_own_house,
+                allowed=daemon.is_own_directory,
             )
         finally:
             self.destroy(daemon)

@@ -201,7 +201,7 @@ def _files(trees: Collection[Path], mount_points: Collection[str]) -> Iterator[t
                     continue
             else:
                 kind = "file"
-            # The house's own directories may be made on demand; a directory of an object must go with it.
+            # The daemon's own directories may be made on demand; a directory of an object must go with it.
             if not is_dir or _is_objects_own(parts):
                 yield kind, path
 

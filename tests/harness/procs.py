@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 PROC = Path("/proc")
-STREAMER = "cri_shim.daemon.streamer"
+STREAMER = "cri_shim.streamer.process"
 PF_KTHREAD = 0x00200000
 _INODE = re.compile(r"^([a-z_]+):\[\d+\]$")
 

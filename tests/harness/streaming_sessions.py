@@ -105,7 +105,7 @@ class _Inbox:
     """Whether the server, which counts what those send who count, may take more."""
 
 
-class Streams(ABC):
+class ClientStreams(ABC):
     """The streams of one connection, by number."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -283,7 +283,7 @@ class Streams(ABC):
             self._room.set()
 
 
-class SpdyStreams(Streams):
+class SpdyStreams(ClientStreams):
     """Those of SPDY, plain or tunnelled."""
 
     def __init__(
@@ -341,7 +341,7 @@ class SpdyStreams(Streams):
         self.session.close()
 
 
-class ChannelStreams(Streams):
+class ChannelStreams(ClientStreams):
     """The channels of a WebSocket."""
 
     def __init__(
@@ -387,7 +387,7 @@ class ChannelStreams(Streams):
 class RemoteCommand:
     """One exec or attach."""
 
-    def __init__(self, streams: Streams, numbers: Mapping[Channel, int]) -> None:
+    def __init__(self, streams: ClientStreams, numbers: Mapping[Channel, int]) -> None:
         self.streams = streams
         self._numbers = numbers
         for number in numbers.values():
@@ -447,7 +447,7 @@ class RemoteCommand:
 class Forwarded:
     """One forwarded connection."""
 
-    streams: Streams
+    streams: ClientStreams
     _data: int
     _error: int
 
@@ -490,7 +490,7 @@ class Forwarded:
 class PortForward:
     """One port-forward."""
 
-    def __init__(self, streams: Streams, ports: Sequence[int]) -> None:
+    def __init__(self, streams: ClientStreams, ports: Sequence[int]) -> None:
         """`ports`: those of the request; only channels need them."""
         self.streams = streams
         self._requests = 0
@@ -551,7 +551,7 @@ async def port_forward(url: str, protocol: Protocol, ports: Sequence[int] = ()) 
     return PortForward(await connect(url, protocol), ports)
 
 
-async def connect(url: str, protocol: Protocol) -> Streams:
+async def connect(url: str, protocol: Protocol) -> ClientStreams:
     """Begin a session, without a stream of it. Raises: RefusedError."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=CHUNK_BYTES)

@@ -31,8 +31,20 @@ MOST_TO_FEW = 1.5
 
 NOT_IN_ORDINARY_LIFE = (
     # Pulls over the network, and unpacking, which is another process's.
-    *("aiohttp", "yarl", "multidict", "cri_shim.image.registry_http", "cri_shim.image.unpacker."),
-    *("libarchive", "isal", "zstandard", "cri_shim.image.tar", "cri_shim.image.layer."),
+    *(
+        "aiohttp",
+        "yarl",
+        "multidict",
+        "cri_shim.image.registry.http",
+        "cri_shim.image.unpack.template_process.",
+    ),
+    *(
+        "libarchive",
+        "isal",
+        "zstandard",
+        "cri_shim.image.unpack.tar",
+        "cri_shim.image.unpack.extract.",
+    ),
     # The streaming process's, and what only people ask for.
     *("h11", "websockets", "cri_shim.streaming.server", "grpc_reflection.v1alpha"),
     *("cri_shim.cli.check", "cri_shim.cli.image", "cri_shim.cli.demo", "unittest", "pytest"),

@@ -152,9 +152,9 @@ def network_ready(parts: Parts) -> api.RuntimeCondition:
     return node_condition(parts, "NetworkReady")
 
 
-def debts(parts: Parts) -> list[dict[str, Any]]:
+def pending_deletes(parts: Parts) -> list[dict[str, Any]]:
     info = parts.daemon.client.runtime.Status(api.StatusRequest(verbose=True), timeout=10).info
-    found: list[dict[str, Any]] = json.loads(info["cni"])["debts"]
+    found: list[dict[str, Any]] = json.loads(info["cni"])["pendingDeletes"]
     return found
 
 
@@ -219,7 +219,7 @@ def test_pod_can_be_run_once_the_plugin_works_again(
     assert len(leases(parts)) == 1
 
 
-def test_pod_whose_network_does_not_let_go_ends_all_the_same_and_its_detachment_is_owed(
+def test_pod_whose_network_does_not_let_go_ends_all_the_same_and_its_delete_is_pending(
     parts: Parts, broken: Client, image: str
 ) -> None:
     pod = Pod.run(broken, image)
@@ -232,19 +232,19 @@ def test_pod_whose_network_does_not_let_go_ends_all_the_same_and_its_detachment_
     assert (broken.pods(), cgroups_of(pod.id)) == ([], [])
     # What the plugin holds is known, shown, and what it needs to let go is there still.
     assert (len(leases(parts)), pod.netns.exists()) == (1, True)
-    (debt,) = debts(parts)
-    assert (debt["sandbox"], debt["network"]) == (pod.id, parts.daemon.name)
-    assert "can't let go" in debt["error"]
-    assert "cri_shim_cni_debts 1.0" in metrics_page(parts)
+    (pending,) = pending_deletes(parts)
+    assert (pending["sandbox"], pending["network"]) == (pod.id, parts.daemon.name)
+    assert "can't let go" in pending["error"]
+    assert "cri_shim_cni_pending_deletes 1.0" in metrics_page(parts)
     assert "can't let go" in parts.daemon.cli("check", check=False).stdout
     parts.plugin()
-    wait_until(lambda: not debts(parts))
+    wait_until(lambda: not pending_deletes(parts))
     wait_until(lambda: not pod.netns.exists())
     assert leases(parts) == []
-    assert "cri_shim_cni_debts 0.0" in metrics_page(parts)
+    assert "cri_shim_cni_pending_deletes 0.0" in metrics_page(parts)
 
 
-def test_what_is_owed_outlives_the_daemon_and_garbage_is_collected_at_its_start(
+def test_what_is_pending_outlives_the_daemon_and_garbage_is_collected_at_its_start(
     parts: Parts, broken: Client, image: str
 ) -> None:
     parts.daemon.write_conflist(parts.conflist("scripted", version="1.1.0"))
@@ -254,13 +254,13 @@ def test_what_is_owed_outlives_the_daemon_and_garbage_is_collected_at_its_start(
     (parts.leases / "lost-eth0").touch()
     parts.daemon.kill9()
     parts.daemon.start()
-    # GC gives back what belongs to no pod; the DEL is owed all the same.
+    # GC gives back what belongs to no pod; the DEL is pending all the same.
     wait_until(lambda: leases(parts) == [f"{stays.id}-eth0"])
-    assert [debt["sandbox"] for debt in debts(parts)] == [pod.id]
+    assert [pending["sandbox"] for pending in pending_deletes(parts)] == [pod.id]
     assert broken.pod_status(stays.id).status.state == api.SANDBOX_READY
     parts.plugin()
     parts.daemon.reload()
-    wait_until(lambda: not debts(parts))
+    wait_until(lambda: not pending_deletes(parts))
     wait_until(lambda: not pod.netns.exists())
 
 
@@ -280,10 +280,10 @@ def test_plugin_that_fails_at_every_verb_in_whatever_way_leaves_nothing_in_the_e
         with refused(grpc.StatusCode.UNAVAILABLE, "scripted", "ADD"):
             broken.run_pod(broken.pod_config())
         assert broken.pods() == []
-    assert len(debts(parts)) == len(leases(parts)) == len(behaviours)
+    assert len(pending_deletes(parts)) == len(leases(parts)) == len(behaviours)
     parts.plugin()
     parts.daemon.reload()
-    wait_until(lambda: not debts(parts))
+    wait_until(lambda: not pending_deletes(parts))
     assert leases(parts) == []
     wait_until(lambda: not processes_running(str(parts.plugin_dir / "scripted")))
 
@@ -564,7 +564,7 @@ def test_what_hangs_is_shown_with_its_step_and_holds_nobody_up(
     wait_until(lambda: not processes_running(SECONDS))
     parts.plugin()
     parts.daemon.reload()
-    wait_until(lambda: not debts(parts))
+    wait_until(lambda: not pending_deletes(parts))
 
 
 def test_daemon_still_serves_after_all_of_this(parts: Parts, broken: Client, image: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from cri_shim.sandbox.accounts import MAX_READ_BY_RUNTIMES_BYTES
+from cri_shim.sandbox.spec.accounts import MAX_READ_BY_RUNTIMES_BYTES
 from tests import images
 from tests.integration.scene import Pod, refused
 

@@ -22,8 +22,8 @@ import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.host.namespaces import run_in_netns
-from cri_shim.sandbox.bandwidth import EGRESS, INGRESS, bandwidth
-from cri_shim.sandbox.network_annotations import CNI_ARGS_PREFIX, DISABLE_DEFAULT, NETWORKS
+from cri_shim.sandbox.network.annotations import CNI_ARGS_PREFIX, DISABLE_DEFAULT, NETWORKS
+from cri_shim.sandbox.network.bandwidth import EGRESS, INGRESS, bandwidth
 from tests.integration.scene import Pod, refused, wait_until
 
 if TYPE_CHECKING:

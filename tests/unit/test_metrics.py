@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def nothing_watched() -> Iterator[None]:
     yield
-    metrics.watch_objects(sandboxes=dict, containers=dict, images=lambda: 0, cni_debts=lambda: 0)
+    metrics.watch_objects(
+        sandboxes=dict, containers=dict, images=lambda: 0, cni_pending_deletes=lambda: 0
+    )
 
 
 def samples() -> dict[str, float]:
@@ -78,7 +80,7 @@ def test_objects_are_counted_when_the_page_is_asked_for() -> None:
         sandboxes=lambda: {"ready": 2, "notready": 0},
         containers=lambda: {"running": running},
         images=lambda: 7,
-        cni_debts=lambda: 5,
+        cni_pending_deletes=lambda: 5,
         slow_operations=lambda: {"runc start": 4},
     )
     running = 3
@@ -87,7 +89,7 @@ def test_objects_are_counted_when_the_page_is_asked_for() -> None:
     assert found["cri_shim_sandboxes,state=notready"] == 0
     assert found["cri_shim_containers,state=running"] == 3
     assert found["cri_shim_images"] == 7
-    assert found["cri_shim_cni_debts"] == 5
+    assert found["cri_shim_cni_pending_deletes"] == 5
     assert found["cri_shim_slow_operations,step=runc start"] == 4
 
 

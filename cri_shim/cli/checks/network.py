@@ -16,7 +16,7 @@ from cri_shim.cni.network_verbs import supported_versions
 from cri_shim.cni.watch import NetworkConfigs
 from cri_shim.errors import CniPluginError
 from cri_shim.paths import Paths
-from cri_shim.sandbox.debts import read_debts
+from cri_shim.sandbox.network.pending_deletes import read_pending_deletes
 
 if TYPE_CHECKING:
     from cri_shim.config.model import CniSettings, SocketSettings
@@ -98,20 +98,22 @@ async def cni_versions(reaper: Reaper, settings: CniSettings) -> Row:
     return ok(name, f"the plugins of {network.name} support {network.cni_version}")
 
 
-def cni_debts(root: Path) -> Row:
+def cni_pending_deletes(root: Path) -> Row:
     """Network attachments of pods that are gone, whose plugins have not let go."""
-    name = "cni debts"
-    directory = Paths(root, root).debts_dir
+    name = "cni pending deletes"
+    directory = Paths(root, root).pending_deletes_dir
     try:
-        debts = sorted(read_debts(directory), key=lambda debt: debt.since_ns)
+        pending_deletes = sorted(
+            read_pending_deletes(directory), key=lambda pending: pending.since_ns
+        )
     except OSError as error:
         return warning(name, f"{directory}: {error.strerror}", "run this as root")
-    if not debts:
+    if not pending_deletes:
         return ok(name, "every pod that is gone has left its networks")
-    first = debts[0]
+    first = pending_deletes[0]
     return warning(
         name,
-        f"{len(debts)} network attachments of pods that are gone could not be taken away; the first, of "
+        f"{len(pending_deletes)} network attachments of pods that are gone could not be taken away; the first, of "
         f"{first.pod or first.container_id[:13]}: {first.error}",
         f"repair the plugin: the daemon tries again by itself; to give one up, stop the daemon and remove its file "
         f"in {directory}",

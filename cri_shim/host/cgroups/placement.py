@@ -24,7 +24,7 @@ _MAX_NAME_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
-class CgroupPlace:
+class CgroupPath:
     """The cgroup of one container."""
 
     spec_path: str
@@ -33,7 +33,7 @@ class CgroupPlace:
     """The directory below each hierarchy's mount point."""
 
 
-def place(parent: str, container_id: str, *, systemd: bool) -> CgroupPlace:
+def cgroup_path(parent: str, container_id: str, *, systemd: bool) -> CgroupPath:
     """Where the cgroup of `container_id` goes below the pod's `cgroup_parent`; an empty parent is ours.
 
     Raises InvalidArgumentError for a parent that is no cgroup path, or no slice where the driver is systemd.
@@ -42,12 +42,12 @@ def place(parent: str, container_id: str, *, systemd: bool) -> CgroupPlace:
     if systemd:
         slice_name = parent_dir.rpartition("/")[2] or "-.slice"
         scope = f"{SCOPE_PREFIX}-{container_id}.scope"
-        return CgroupPlace(
+        return CgroupPath(
             spec_path=f"{slice_name}:{SCOPE_PREFIX}:{container_id}",
             relative_dir=f"{parent_dir}/{scope}".lstrip("/"),
         )
     relative_dir = f"{parent_dir}/{container_id}".lstrip("/")
-    return CgroupPlace(spec_path=f"/{relative_dir}", relative_dir=relative_dir)
+    return CgroupPath(spec_path=f"/{relative_dir}", relative_dir=relative_dir)
 
 
 def is_named_after(name: str, container_id: str) -> bool:
@@ -60,7 +60,7 @@ def parent_directory(parent: str, *, systemd: bool) -> str:
 
     With the systemd driver kubelet sends the whole path of nested slices; its last element says all.
 
-    Raises InvalidArgumentError, as `place`.
+    Raises InvalidArgumentError, as `cgroup_path`.
     """
     segments = [segment for segment in parent.split("/") if segment not in ("", ".")]
     if ".." in segments or any(ord(char) < 0x20 or char == "\x7f" for char in parent):

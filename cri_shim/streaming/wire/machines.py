@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cri_shim.streaming.wire.portforward import PortForward
-    from cri_shim.streaming.wire.remotecommand import RemoteCommand, Streams
+    from cri_shim.streaming.wire.remotecommand import RemoteCommand, RequestedStreams
     from cri_shim.streaming.wire.shares import Share
     from cri_shim.streaming.wire.upgrade import Upgrade
 
 
-def remote_command(upgrade: Upgrade, streams: Streams) -> RemoteCommand:
+def remote_command(upgrade: Upgrade, streams: RequestedStreams) -> RemoteCommand:
     """The machine of an exec or attach."""
     if upgrade.framing is Framing.SPDY:
         return SpdyRemoteCommand(upgrade.protocol, streams)

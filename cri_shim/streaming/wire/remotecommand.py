@@ -29,7 +29,7 @@ class Channel(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Streams:
+class RequestedStreams:
     """What was asked for."""
 
     stdin: bool

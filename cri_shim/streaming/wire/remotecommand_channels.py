@@ -19,10 +19,10 @@ from cri_shim.streaming.wire.remotecommand import (
     Closed,
     Ready,
     RemoteCommandEvent,
+    RequestedStreams,
     Resized,
     StdinData,
     StdinEnd,
-    Streams,
 )
 from cri_shim.streaming.wire.terminal_size import TerminalSizeReader
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class ChannelRemoteCommand:
     """Exec or attach over the channels of a WebSocket, any version."""
 
-    def __init__(self, protocol: str, streams: Streams) -> None:
+    def __init__(self, protocol: str, streams: RequestedStreams) -> None:
         self._protocol = protocol
         self._streams = streams
         self._channels = ChannelConnection(protocol)

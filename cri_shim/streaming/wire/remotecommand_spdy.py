@@ -17,10 +17,10 @@ from cri_shim.streaming.wire.remotecommand import (
     Closed,
     Ready,
     RemoteCommandEvent,
+    RequestedStreams,
     Resized,
     StdinData,
     StdinEnd,
-    Streams,
     Writable,
 )
 from cri_shim.streaming.wire.spdy import SpdyConnection
@@ -54,7 +54,7 @@ class SpdyRemoteCommand:
     MAX_STREAMS = 16
     """Five are known; the rest is refused."""
 
-    def __init__(self, protocol: str, streams: Streams) -> None:
+    def __init__(self, protocol: str, streams: RequestedStreams) -> None:
         self._protocol = protocol
         self._session = SpdyConnection(max_streams=self.MAX_STREAMS)
         self._wanted = _wanted(protocol, streams)
@@ -219,7 +219,7 @@ class SpdyRemoteCommand:
             events.append(Writable(channel))
 
 
-def _wanted(protocol: str, streams: Streams) -> frozenset[Channel]:
+def _wanted(protocol: str, streams: RequestedStreams) -> frozenset[Channel]:
     wanted = {Channel.ERROR}
     wanted |= {Channel.STDIN} if streams.stdin else set()
     wanted |= {Channel.STDOUT} if streams.stdout else set()

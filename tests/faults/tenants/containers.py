@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.sandbox.pod_files import MEMORY_BYTES
+from cri_shim.sandbox.spec.pod_files import MEMORY_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

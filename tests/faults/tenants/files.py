@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.sandbox.accounts import MAX_READ_BY_RUNTIMES_BYTES
+from cri_shim.sandbox.spec.accounts import MAX_READ_BY_RUNTIMES_BYTES
 from tests import images
 
 if TYPE_CHECKING:

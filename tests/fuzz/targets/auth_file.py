@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cri_shim.errors import ConfigError
-from cri_shim.image.credentials import parse_auth_file, registry_host, same_registry
 from cri_shim.image.reference import parse_reference
+from cri_shim.image.registry.credentials import parse_auth_file, registry_host, same_registry
 from tests.fuzz import assert_sound
 
 SEEDS = [

@@ -1,4 +1,4 @@
-"""What a registry answers to who asks: challenges, where they send our credentials, token answers, complaints."""
+"""What a registry answers to who asks: challenges, where they send our credentials, token answers, failures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
-from cri_shim.image.credentials import Credentials
-from cri_shim.image.registry_auth import Authorizer, TokenRequest, parse_challenges
-from cri_shim.image.registry_complaints import Complaint, Fault, registry_words
-from cri_shim.image.registry_hosts import Endpoint
-from cri_shim.image.registry_http import redirected, retry_after_s
-from cri_shim.image.registry_proxy import proxy_for
+from cri_shim.image.registry.auth import Authorizer, TokenRequest, parse_challenges
+from cri_shim.image.registry.credentials import Credentials
+from cri_shim.image.registry.errors import Fault, ServerFailure, registry_words
+from cri_shim.image.registry.hosts import Endpoint
+from cri_shim.image.registry.http import redirected, retry_after_s
+from cri_shim.image.registry.proxy import proxy_for
 from tests.fuzz import assert_sound
 
 SEEDS = [
@@ -64,8 +64,8 @@ def fuzz(data: bytes) -> None:
             authorizer = Authorizer(endpoint, credentials, "repository:a:pull", server)
             try:
                 better = _LOOP.run_until_complete(authorizer.answer(challenges, None))
-            except Complaint as complaint:
-                assert_sound(complaint, without=_SECRET)
+            except ServerFailure as failure:
+                assert_sound(failure, without=_SECRET)
             else:
                 assert better == (authorizer.authorization is not None)
                 shown = authorizer.authorization or ""
@@ -75,7 +75,7 @@ def fuzz(data: bytes) -> None:
     words = registry_words(body)
     assert words.isprintable()
     assert len(words) <= 300
-    assert_sound(Complaint("r.example", Fault.PASSING, late.decode("utf-8", "replace")))
+    assert_sound(ServerFailure("r.example", Fault.PASSING, late.decode("utf-8", "replace")))
     target = redirected(URL("https://r.example/v2/a"), late.decode("utf-8", "surrogateescape"))
     if target is not None:
         assert urlsplit(str(target)).hostname == (target.raw_host or "").lower()

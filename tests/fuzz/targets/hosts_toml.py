@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from yarl import URL
 
 from cri_shim.errors import ConfigError
-from cri_shim.image.registry_hosts import default_server, parse_hosts
+from cri_shim.image.registry.hosts import default_server, parse_hosts
 from tests.fuzz import assert_sound
 
 _FILE = Path("/certs.d/r.example/hosts.toml")

@@ -9,8 +9,8 @@ import zlib
 
 import zstandard
 
-from cri_shim.image.inflate import Inflater, PlainFile
-from cri_shim.image.jobs import InputError
+from cri_shim.image.unpack.inflate import Inflater, PlainFile
+from cri_shim.image.unpack.protocol import InputError
 from tests.fuzz import assert_sound
 
 _LIMIT = 1 << 20

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from libarchive import ffi
 
 from cri_shim.host import confine
-from cri_shim.image import tar
-from cri_shim.image.jobs import InputError, Limits
-from cri_shim.image.layer import LayerUnpacker
-from cri_shim.image.members import MemberSpool
-from cri_shim.image.unpacker import CHILD_CAPABILITIES
+from cri_shim.image.unpack import tar
+from cri_shim.image.unpack.extract import LayerUnpacker
+from cri_shim.image.unpack.members import MemberSpool
+from cri_shim.image.unpack.protocol import InputError, Limits
+from cri_shim.image.unpack.template_process import CHILD_CAPABILITIES
 from tests.fuzz import assert_sound
 from tests.images import device, directory, fifo, file, hardlink, opaque, symlink, tar_of, whiteout
 
@@ -102,7 +102,7 @@ MAX_BYTES = 16 << 10
 
 
 def mutate(data: bytes, max_bytes: int, chance: random.Random) -> bytes:
-    """Change a few bytes anywhere, or a field of a header, or order and number of blocks; then mend the checksums."""
+    """Change a few bytes anywhere, or a field of a header, or order and number of blocks; then repair the checksums."""
     changed = bytearray(data)
     changed += bytes(-len(changed) % _BLOCK)
     for _ in range(chance.choice([1, 1, 2, 4])):

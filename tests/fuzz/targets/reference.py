@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cri_shim.errors import BadImageReferenceError
 from cri_shim.image.reference import MAX_NAME_LENGTH, MAX_REFERENCE_LENGTH, parse_reference
-from cri_shim.image.registry_hosts import load_endpoints
+from cri_shim.image.registry.hosts import load_endpoints
 from tests.fuzz import assert_sound
 
 _DIGEST = b"sha256:" + b"ab" * 32

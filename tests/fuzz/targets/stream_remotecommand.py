@@ -9,9 +9,9 @@ from cri_shim.streaming.wire.remotecommand import (
     Ready,
     RemoteCommand,
     RemoteCommandEvent,
+    RequestedStreams,
     Resized,
     StdinData,
-    Streams,
 )
 from cri_shim.streaming.wire.remotecommand_channels import ChannelRemoteCommand
 from cri_shim.streaming.wire.remotecommand_spdy import SpdyRemoteCommand
@@ -26,8 +26,8 @@ from tests.unit.streaming.wire import recorded
 from tests.unit.streaming.wire.roleplay import heard as all_heard
 from tests.unit.streaming.wire.roleplay import sent
 
-_ALL = Streams(stdin=True, stdout=True, stderr=True, tty=False)
-_TTY = Streams(stdin=True, stdout=True, stderr=False, tty=True)
+_ALL = RequestedStreams(stdin=True, stdout=True, stderr=True, tty=False)
+_TTY = RequestedStreams(stdin=True, stdout=True, stderr=False, tty=True)
 
 
 def _streams(*types: str) -> Peer:

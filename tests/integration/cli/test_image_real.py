@@ -85,14 +85,14 @@ def live(node: Node, registry: DockerRegistry, tmp_path: Path, word: str) -> Non
     back = node.tagged(name)
     assert back is not None
     assert (back["id"], back["size"]) == (image["id"], image["size"])
-    # A damage is found, told, and mended from what is here.
+    # A damage is found, told, and repaired from what is here.
     assert "no damage" in node.succeed("check", name)
     file = node.word_file()
     file.write_bytes(file.read_bytes()[::-1])
     damaged = node.run("check")
     assert damaged.code == 1
     assert f" of {name}" in damaged.out
-    assert "to mend it: cri-shim image check --repair" in damaged.out
+    assert "to repair it: cri-shim image check --repair" in damaged.out
     assert not json.loads(node.run("check", "--json", name).out)["sound"]
     assert "repaired: " in node.succeed("check", "--repair", name)
     assert "no damage" in node.succeed("check", "--repair", name)

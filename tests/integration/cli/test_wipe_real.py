@@ -67,7 +67,7 @@ class Wiped:
         daemon = self.daemon
         wait_until(lambda: not processes_running(SECONDS))
         left = [
-            *(path for directory in ("sandboxes", "containers", "damaged", "debts") for base in
+            *(path for directory in ("sandboxes", "containers", "damaged", "pending_deletes") for base in
               (daemon.root, daemon.state) for path in (base / directory).glob("*")),
             *(daemon.state / "exits").iterdir(),
             *(daemon.state / "runtime").glob("*/*"),

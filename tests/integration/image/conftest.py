@@ -10,14 +10,14 @@ import pytest_asyncio
 
 from cri_shim.host.process import Reaper
 from cri_shim.image.store import ImageStore
-from cri_shim.image.unpack import Unpacker
+from cri_shim.image.unpack.client import Unpacker
 from tests.images import stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from cri_shim.image.jobs import LayerReport
+    from cri_shim.image.unpack.protocol import LayerReport
 
 
 @pytest_asyncio.fixture

@@ -16,11 +16,11 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.errors import BadArchiveError, CriShimError, DeadlineError, UnavailableError
-from cri_shim.image.document_reader import DocumentReader
-from cri_shim.image.jobs import Limits
 from cri_shim.image.manifest import digest_of, parse_config
 from cri_shim.image.platforms import platform_of
-from cri_shim.image.unpack import Unpacker
+from cri_shim.image.unpack.client import Unpacker
+from cri_shim.image.unpack.document_reader import DocumentReader
+from cri_shim.image.unpack.protocol import Limits
 from tests.images import (
     Entry,
     config_of,

@@ -22,11 +22,11 @@ import pytest_asyncio
 import zstandard
 
 from cri_shim.errors import BadArchiveError, NotFoundError
-from cri_shim.image.jobs import Limits
 from cri_shim.image.manifest import digest_of
 from cri_shim.image.pull import Puller
 from cri_shim.image.store import ImageStore
-from cri_shim.image.unpack import Unpacker
+from cri_shim.image.unpack.client import Unpacker
+from cri_shim.image.unpack.protocol import Limits
 from tests.fakes.registry import INDEX_TYPE, MANIFEST_TYPE, Answer, FakeRegistry
 from tests.images import (
     LayerBlob,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.errors import BadArchiveError
-from cri_shim.image.jobs import LayerReport, Limits
-from cri_shim.image.unpack import Unpacker
+from cri_shim.image.unpack.client import Unpacker
+from cri_shim.image.unpack.protocol import LayerReport, Limits
 from tests.images import (
     MTIME,
     device,

@@ -331,4 +331,4 @@ def children_of(pid: int) -> list[int]:
 
 
 def is_unpacker(pid: int) -> bool:
-    return b"cri_shim.image.unpacker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"cri_shim.image.unpack.template_process" in Path(f"/proc/{pid}/cmdline").read_bytes()

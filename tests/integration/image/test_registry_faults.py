@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.errors import BadArchiveError, DamagedBlobError, RegistryUnavailableError
-from cri_shim.image import registry as registry_module
 from cri_shim.image.pull import Puller
+from cri_shim.image.registry import client as registry_module
 from tests.fakes.registry import Answer, Corrupt, Cut, Fault, IgnoreRange, Stall
 from tests.harness.fault_proxy import Endless, EndlessHead, FaultProxy, Pause, WrongLength
 from tests.harness.registry import docker_registry

@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.errors import RegistryAuthError, RegistryUnavailableError
-from cri_shim.image import registry as registry_module
-from cri_shim.image.credentials import Credentials
 from cri_shim.image.pull import Puller
+from cri_shim.image.registry import client as registry_module
+from cri_shim.image.registry.credentials import Credentials
 from tests.fakes.registry import Answer, Corrupt, FakeRegistry
 from tests.harness.fault_proxy import FaultProxy, Pause
 from tests.harness.registry import docker_registry

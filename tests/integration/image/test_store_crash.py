@@ -45,7 +45,7 @@ async def main():
         if number % 3 == 1:
             # As a repair has it: both layers come once more, and take the place of those that are here.
             for chain_id in image.chain:
-                store._layers.condemn(chain_id)
+                store._layers.mark_damaged(chain_id)
             await store.import_archive(stream(archive(number)))
             await store.sweep()
         if number % 3 == 2:

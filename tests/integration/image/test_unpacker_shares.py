@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim.image.unpack import Unpacker
+from cri_shim.image.unpack.client import Unpacker
 from tests.images import file, tar_of
 
 if TYPE_CHECKING:

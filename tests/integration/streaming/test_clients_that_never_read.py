@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cri_shim.streaming.wire.buffers import Buffer
     from tests.harness.daemon import Daemon
-    from tests.harness.streaming_sessions import RemoteCommand, Streams
+    from tests.harness.streaming_sessions import ClientStreams, RemoteCommand
     from tests.integration.scene import Pod
 
 pytestmark = pytest.mark.integration
@@ -174,7 +174,7 @@ def test_a_forwarded_connection_that_nobody_reads_holds_its_target_and_nobody_el
 
     async def all_of_them(stack: AsyncExitStack) -> None:
         before = Footprint.of(daemon)
-        clients: list[Streams] = []
+        clients: list[ClientStreams] = []
         async with (
             serving(pod.netns, pour) as pouring,
             serving(pod.netns, echo) as echoing,
@@ -213,7 +213,7 @@ def test_a_target_that_never_reads_stops_its_client_and_nobody_else(
     async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await ignored.wait()
 
-    async def fill(stack: AsyncExitStack, url: str, port: int) -> Streams:
+    async def fill(stack: AsyncExitStack, url: str, port: int) -> ClientStreams:
         session = await stack.enter_async_context(await port_forward(url, PORT_FORWARD[0]))
         connection = await session.connect(port)
         assert await blocks(connection.write, bytes(1 << 16), within_s=0.3)

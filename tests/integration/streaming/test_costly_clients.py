@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from tests.harness.daemon import Daemon
-    from tests.harness.streaming_sessions import Protocol, RemoteCommand, Streams
+    from tests.harness.streaming_sessions import ClientStreams, Protocol, RemoteCommand
 
 pytestmark = pytest.mark.integration
 
@@ -65,7 +65,7 @@ def memory_mib(daemon: Daemon) -> float:
     return int(kib) / 1024
 
 
-async def pour(streams: Streams, wire: bytes) -> bool:
+async def pour(streams: ClientStreams, wire: bytes) -> bool:
     """Send it over and over, for as long as an attack lasts; whether the server ended that."""
     try:
         async with asyncio.timeout(ATTACK_S):

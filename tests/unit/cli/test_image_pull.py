@@ -17,8 +17,8 @@ from cri_shim.errors import (
     RegistryUnavailableError,
     UnavailableError,
 )
-from cri_shim.image.credentials import Credentials
 from cri_shim.image.model import PullProgress, PullStep
+from cri_shim.image.registry.credentials import Credentials
 from tests.unit.cli.image_commands import command, run
 from tests.unit.rpc.fakes import make_image, serving
 

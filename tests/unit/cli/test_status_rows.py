@@ -53,11 +53,11 @@ def test_what_is_being_made_has_a_row_before_any_list_has_it() -> None:
 def test_what_belongs_to_no_row_is_told_by_what_it_is_about() -> None:
     seen = sight(
         operation("PullImage", "docker.io/library/busybox:1", "fetching and unpacking layers"),
-        operation("owed cni DEL", "9" * 64, "cni DEL bridge", object_id="9" * 64),
+        operation("pending cni DEL", "9" * 64, "cni DEL bridge", object_id="9" * 64),
     )
     assert others(seen) == [
         "docker.io/library/busybox:1: PullImage: fetching and unpacking layers (3.0 s)",
-        f"{'9' * 64}: owed cni DEL: cni DEL bridge (3.0 s)",
+        f"{'9' * 64}: pending cni DEL: cni DEL bridge (3.0 s)",
     ]
 
 

@@ -16,7 +16,7 @@ from cri_shim.daemon.locks import root_lock
 from cri_shim.errors import UnavailableError
 from cri_shim.ids import new_id
 from cri_shim.paths import Paths
-from cri_shim.sandbox.wipe import Left
+from cri_shim.sandbox.recovery.wipe import Left
 from tests.unit.cli.node_commands import command
 from tests.unit.rpc.fakes import serving
 
@@ -133,5 +133,5 @@ def test_a_daemon_that_was_named_is_asked_or_nobody(tmp_path: Path, options: lis
 def test_only_what_there_was_is_summed_up() -> None:
     sums = admin.WipeSums(sandboxes=1, leftovers=2, attachments=1, images=4)
     assert wipe.report(sums, []) == [
-        "taken away: 1 pod, 0 containers, 2 leftovers, 1 owed network attachment, 4 images"
+        "taken away: 1 pod, 0 containers, 2 leftovers, 1 pending network delete, 4 images"
     ]

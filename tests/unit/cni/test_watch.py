@@ -111,9 +111,9 @@ def test_a_file_that_turns_bad_keeps_its_network_and_says_why(
     assert default_name(configs) == "pods"
     configs.load()
     assert default_name(configs) == "pods"
-    file.write_text(document("mended"))
+    file.write_text(document("repaired"))
     assert configs.status(runner).message == ""
-    assert default_name(configs) == "mended"
+    assert default_name(configs) == "repaired"
 
 
 def test_a_file_bad_from_the_start_leaves_the_default_to_the_next(

@@ -15,7 +15,7 @@ from cri_shim.errors import ConfigError
 from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.paths import Paths
 from cri_shim.sandbox.exits import Exit
-from cri_shim.sandbox.model import (
+from cri_shim.sandbox.store.model import (
     ContainerState,
     ContainerStatus,
     SandboxState,
@@ -62,7 +62,7 @@ async def parts(config: Config, reaper: Reaper, tmp_path: Path) -> AsyncIterator
 
 async def test_nothing_is_there_at_first(parts: Parts) -> None:
     assert parts.pods.list_pod_sandbox() == []
-    assert parts.container_cases.list_containers() == []
+    assert parts.container_service.list_containers() == []
     assert list(parts.images.images()) == []
     assert not parts.systemd
 
@@ -82,7 +82,7 @@ async def test_an_end_reaches_the_container_or_the_sandbox_that_it_is_of(parts: 
 
 
 async def test_the_layers_of_containers_and_sandboxes_are_in_use(parts: Parts) -> None:
-    in_use = parts.images._holdings.in_use
+    in_use = parts.images._state.in_use
     assert set(in_use()) == set()
     parts.sandboxes.create(make_sandbox())
     assert set(in_use()) == {"base"}
@@ -95,7 +95,7 @@ async def test_the_pods_of_a_recovered_daemon_know_their_containers(parts: Parts
     parts.sandboxes.create(sandbox)
     container = make_container(
         sandbox_id=sandbox.id,
-        status=ContainerStatus(committed_at_ns=1, finished_at_ns=2, released=True),
+        status=ContainerStatus(committed_at_ns=1, finished_at_ns=2, torn_down=True),
     )
     parts.containers.create(container)
     await parts.pods.remove_pod_sandbox(sandbox.id)

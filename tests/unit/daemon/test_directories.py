@@ -24,13 +24,13 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
 def test_they_are_made_closed_and_may_be_there_already(paths: Paths) -> None:
     for _ in range(2):
         prepare_directories(paths)
-    for directory in (paths.root, paths.sandboxes_dir, paths.debts_dir, paths.exits_dir):
+    for directory in (paths.root, paths.sandboxes_dir, paths.pending_deletes_dir, paths.exits_dir):
         assert directory.stat().st_mode & 0o777 == 0o700
     for directory in (paths.state, paths.state / "sandboxes", paths.state / "containers"):
         assert directory.stat().st_mode & 0o777 == 0o711
 
 
 def test_one_that_can_not_be_made_is_named(paths: Paths) -> None:
-    paths.debts_dir.write_text("a file")
-    with pytest.raises(ConfigError, match=r"debts: can't be made: File exists"):
+    paths.pending_deletes_dir.write_text("a file")
+    with pytest.raises(ConfigError, match=r"pending_deletes: can't be made: File exists"):
         prepare_directories(paths)

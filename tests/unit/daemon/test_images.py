@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from cri_shim.daemon.images import layers_of, open_alone, open_store, pinned
+from cri_shim.daemon.images import layers_of, open_offline, open_store, pinned
 from cri_shim.errors import AlreadyExistsError, CriShimError
 from cri_shim.paths import Paths
 from tests.unit.sandbox.records import make_container, make_sandbox
@@ -14,7 +14,7 @@ from tests.unit.sandbox.records import make_container, make_sandbox
 if TYPE_CHECKING:
     from cri_shim.config import Config
     from cri_shim.host.process import Reaper
-    from cri_shim.sandbox.store import Container, Sandbox
+    from cri_shim.sandbox.store.store import Container, Sandbox
 
 pytestmark = pytest.mark.asyncio
 
@@ -32,7 +32,7 @@ async def left_after_a_sweep(config: Config, *directories: str) -> set[str]:
     layers_dir = Paths(config.root, config.state).layers_dir
     for name in directories:
         (layers_dir / name).mkdir(parents=True)
-    async with open_alone(config) as images:
+    async with open_offline(config) as images:
         await images.store.sweep()
     return {path.name for path in layers_dir.iterdir()} & set(directories)
 
@@ -66,11 +66,11 @@ async def test_a_record_that_can_not_be_read_keeps_every_layer(config: Config) -
 
 
 async def test_a_store_is_opened_once_at_a_time(config: Config) -> None:
-    async with open_alone(config):
+    async with open_offline(config):
         with pytest.raises(AlreadyExistsError, match="in use by process"):
-            async with open_alone(config):
+            async with open_offline(config):
                 pass
-    async with open_alone(config):
+    async with open_offline(config):
         assert config.root.stat().st_mode & 0o777 == 0o700
 
 

@@ -13,7 +13,7 @@ from cri_shim.daemon.handlers import Handlers
 from cri_shim.daemon.node_status import NodeState
 from cri_shim.oci.conmon import Monitors
 from cri_shim.paths import Paths
-from cri_shim.sandbox.debts import Debts
+from cri_shim.sandbox.network.pending_deletes import PendingDeletes
 from tests.fakes.networks import FakeCni
 from tests.fakes.points import Points
 
@@ -31,12 +31,12 @@ class Node:
     def __init__(self, config: Config, reaper: Reaper) -> None:
         paths = Paths(config.root, config.state)
         self.cni = FakeCni(Points(), "pods", "storage")
-        self.debts = Debts(paths.debts_dir)
+        self.pending_deletes = PendingDeletes(paths.pending_deletes_dir)
         self.config = config
         self.handlers = Handlers(config.runtime, paths=paths, reaper=reaper, systemd=False)
         self.state = NodeState(
             cni=cast("Cni", self.cni),
-            debts=self.debts,
+            pending_deletes=self.pending_deletes,
             pod_cidr=PodCidr(cast("Cni", self.cni), conf_dir=config.root, template=None),
             handlers=self.handlers,
             monitors=Monitors(
@@ -98,18 +98,18 @@ async def test_information_holds_the_configuration_and_the_networks(node: Node) 
         "reason": "",
         "message": "",
         "networks": ["pods", "storage"],
-        "debts": [],
+        "pendingDeletes": [],
     }
 
 
-async def test_information_names_what_plugins_are_owed(node: Node) -> None:
+async def test_information_names_what_plugins_have_pending(node: Node) -> None:
     attachment = Attachment(container_id="a1", netns="", ifname="eth0", network="pods")
-    node.debts.owe(attachment, pod="default/web", error="busy")
+    node.pending_deletes.add(attachment, pod="default/web", error="busy")
     cni = node.state.info()["cni"]
     assert isinstance(cni, dict)
-    (debt,) = cni["debts"]
-    assert debt.pop("sinceNs") > 0
-    assert debt == {
+    (pending,) = cni["pendingDeletes"]
+    assert pending.pop("sinceNs") > 0
+    assert pending == {
         "pod": "default/web",
         "sandbox": "a1",
         "network": "pods",

@@ -19,15 +19,15 @@ from cri_shim.background import Background
 from cri_shim.config.model import LogLevel, LogSettings, StreamingSettings, TlsSettings
 from cri_shim.config.values import HttpUrl, IpAddress, Seconds
 from cri_shim.daemon import streaming as module
-from cri_shim.daemon.streamer import MAX_MEMORY_BYTES, WITHOUT_MEMORY_STATUS
 from cri_shim.daemon.streaming import Streaming
 from cri_shim.errors import ConfigError, UnavailableError
 from cri_shim.host.own_program import spawn_own_program
 from cri_shim.host.process import Reaper
-from cri_shim.streaming import link
+from cri_shim.streamer.process import MAX_MEMORY_BYTES, WITHOUT_MEMORY_STATUS
+from cri_shim.streaming import ipc
 from cri_shim.streaming.backend import ExecRequest, PortForwardRequest
-from tests.fakes.house import until
-from tests.fakes.stream_desk import LocalDesk, descriptors_of
+from tests.fakes.local_stream_backend import LocalStreamBackend, descriptors_of
+from tests.fakes.node_harness import until
 from tests.harness.streaming_client import PortForwardClient, RemoteCommandClient
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Node:
         self.streaming = Streaming(
             settings, LogSettings(), reaper=self.reaper, background=self.background
         )
-        self.desk = LocalDesk(self.streaming.tickets)
+        self.backend = LocalStreamBackend(self.streaming.tickets)
 
     @contextlib.asynccontextmanager
     async def reaping(self) -> AsyncIterator[None]:
@@ -54,7 +54,7 @@ class Node:
         finally:
             await self.streaming.stop(1)
             await self.background.close(1)
-            self.desk.backend.close()
+            self.backend.backend.close()
             self.reaper.close()
 
     @property
@@ -80,7 +80,7 @@ class Node:
 async def started(settings: StreamingSettings = ANY_PORT) -> AsyncIterator[Node]:
     node = Node(settings)
     async with node.reaping():
-        await node.streaming.start(node.desk)
+        await node.streaming.start(node.backend)
         pid = node.pid
         yield node
     assert not Path(f"/proc/{pid}").exists()
@@ -113,7 +113,7 @@ async def test_it_is_killed_before_the_daemon_when_memory_runs_out_and_has_a_bou
 async def test_without_memory_it_ends() -> None:
     program = (
         "import asyncio\n"
-        "from cri_shim.daemon.streamer import end_without_memory\n"
+        "from cri_shim.streamer.process import end_without_memory\n"
         "loop = asyncio.new_event_loop()\n"
         "loop.set_exception_handler(end_without_memory)\n"
         "loop.call_soon(lambda: 1 / 0)\n"
@@ -157,7 +157,7 @@ async def test_a_port_that_is_taken_is_the_configurations_fault() -> None:
         node = Node(replace(ANY_PORT, port=port))
         async with node.reaping():
             with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}"):
-                await node.streaming.start(node.desk)
+                await node.streaming.start(node.backend)
     assert node.streaming.base_url() is None
 
 
@@ -170,9 +170,9 @@ async def test_what_its_process_cannot_serve_with_is_the_configurations_fault(
     node = Node(replace(ANY_PORT, tls=tls))
     async with node.reaping():
         with pytest.raises(ConfigError, match=r"streaming\.tls: .*cert"):
-            await node.streaming.start(node.desk)
+            await node.streaming.start(node.backend)
         assert node.streaming.pid is None
-        assert node.desk.closed == node.desk.opened == 1
+        assert node.backend.closed == node.backend.opened == 1
 
 
 async def test_a_process_that_cannot_be_started_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ async def test_a_process_that_cannot_be_started_is_said(monkeypatch: pytest.Monk
     node = Node(ANY_PORT)
     async with node.reaping():
         with pytest.raises(UnavailableError, match=r"starting the streaming process: .*processes"):
-            await node.streaming.start(node.desk)
+            await node.streaming.start(node.backend)
 
 
 async def test_it_has_no_capability_and_nothing_of_ours() -> None:
@@ -210,7 +210,7 @@ async def test_another_takes_the_place_of_one_that_died_and_tickets_are_still_go
         assert done.stdout == b"still good\n"
         assert node.streaming.base_url() == base
         assert node.pid != pid
-        assert (node.desk.opened, node.desk.closed) == (2, 1)
+        assert (node.backend.opened, node.backend.closed) == (2, 1)
 
 
 async def test_one_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ async def test_one_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPa
     async with started() as node:
         await asyncio.sleep(0.3)
         pid = node.pid
-        assert node.desk.opened == 1  # it answers
+        assert node.backend.opened == 1  # it answers
         os.kill(pid, signal.SIGSTOP)
         await until(lambda: node.pid != pid)
         assert await node.run("echo", "hello") == b"hello\n"
@@ -229,7 +229,7 @@ async def test_one_that_makes_no_sense_is_replaced(monkeypatch: pytest.MonkeyPat
         pid = node.pid
         process = node.streaming._process
         assert process is not None
-        process._heard(b"nonsense", [])
+        process._handle(b"nonsense", [])
         await until(lambda: node.pid != pid)
         assert await node.run("echo", "hello") == b"hello\n"
 
@@ -262,18 +262,18 @@ async def test_stopping_while_there_is_none_ends_it_all(monkeypatch: pytest.Monk
 
         monkeypatch.setattr(module, "spawn_own_program", spawn)
         os.kill(node.pid, signal.SIGKILL)
-        await until(lambda: node.desk.closed)
+        await until(lambda: node.backend.closed)
         await node.streaming.stop(1)
         assert node.streaming.base_url() is None
         await node.background.close(1)
-        assert node.desk.opened == 1
+        assert node.backend.opened == 1
 
 
 async def test_its_clients_are_told_at_the_end_and_one_that_hangs_is_killed() -> None:
     async with started() as node:
         url = node.url("sleep", "60")
         with await asyncio.to_thread(RemoteCommandClient, url) as client:
-            await until(lambda: node.desk.backend.processes)
+            await until(lambda: node.backend.backend.processes)
             await node.streaming.stop(1)
             done = await asyncio.to_thread(client.until_closed)
         assert "shutting down" in done.status["message"]
@@ -299,8 +299,8 @@ async def test_a_port_forward_gets_its_sockets_from_the_node() -> None:
                         return bytes(client.received[connection])
 
             assert await asyncio.to_thread(talk) == b"from the pod"
-            await until(lambda: any(isinstance(a, link.Leave) for a in node.desk.heard_all))
-            asked = [a for a in node.desk.heard_all if isinstance(a, link.MakeSockets)]
+            await until(lambda: any(isinstance(a, ipc.Leave) for a in node.backend.messages))
+            asked = [a for a in node.backend.messages if isinstance(a, ipc.MakeSockets)]
             assert asked[0].family == socket.AF_INET
 
 

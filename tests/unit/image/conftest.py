@@ -9,8 +9,8 @@ import pytest_asyncio
 
 from cri_shim.config.model import ImageSettings
 from cri_shim.host.process import Reaper
-from cri_shim.image import registry as registry_module
 from cri_shim.image.pull import Puller
+from cri_shim.image.registry import client as registry_module
 from cri_shim.image.store import ImageStore
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.unpacker import FakeUnpacker

@@ -14,8 +14,8 @@ import pytest
 from cri_shim.errors import BadArchiveError
 from cri_shim.image.archive import MAX_IMAGES, Archive
 from cri_shim.image.manifest import digest_of
-from cri_shim.image.members import Member
 from cri_shim.image.platforms import platform_of
+from cri_shim.image.unpack.members import Member
 from tests.images import (
     config_of,
     docker_archive,

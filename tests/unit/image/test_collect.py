@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.errors import ResourceExhaustedError
-from cri_shim.image.findings import Collected
+from cri_shim.image.integrity.report import Collected
 from cri_shim.image.pins import Pins
 from tests.images import file, layer
-from tests.unit.image.test_check import alter
+from tests.unit.image.integrity.test_check import alter
 
 if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
@@ -38,7 +38,7 @@ async def moved_tag(node: Node, registry: FakeRegistry) -> tuple[Image, Image]:
 async def unnamed(node: Node, registry: FakeRegistry) -> tuple[Image, Image]:
     """An image without any name, and another one."""
     old, new = await moved_tag(node, registry)
-    del node.store._holdings.index.names[old.repo_digests[0]]
+    del node.store._state.index.names[old.repo_digests[0]]
     node.store.pin(Pins())
     found = node.store.find(old.id)
     assert found is not None
@@ -152,5 +152,5 @@ async def test_packed_layers_from_before_go_once_their_layers_are_sealed_and_sou
     collected = await node.store.collect()
     assert collected.blobs == 1
     assert BASE.digest not in node.store.blobs
-    assert OLD.digest in node.store.blobs, "it can still mend the layer"
+    assert OLD.digest in node.store.blobs, "it can still repair the layer"
     assert not (await node.store.check()).sound

@@ -14,7 +14,7 @@ from cri_shim.errors import CorruptStateError, NotFoundError, WrongStateError
 from cri_shim.image.manifest import digest_of
 from tests.fakes.registry import Corrupt, Stall
 from tests.images import file, layer
-from tests.unit.image.test_check import alter
+from tests.unit.image.integrity.test_check import alter
 
 if TYPE_CHECKING:
     from cri_shim.host.process import Reaper

@@ -21,8 +21,8 @@ from cri_shim.errors import (
     UnavailableError,
 )
 from cri_shim.image import layer_downloads
-from cri_shim.image.credentials import Credentials
 from cri_shim.image.model import Image, PullStep
+from cri_shim.image.registry.credentials import Credentials
 from cri_shim.slots import Slots
 from tests.fakes.registry import Answer, Corrupt, Cut, FakeRegistry, Stall
 from tests.images import LayerBlob, file, layer

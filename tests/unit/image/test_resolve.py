@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cri_shim.errors import BadArchiveError, NotFoundError
-from cri_shim.image.document_reader import DocumentReader
 from cri_shim.image.manifest import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Platform, digest_of
 from cri_shim.image.reference import parse_reference
 from cri_shim.image.resolve import resolve
+from cri_shim.image.unpack.document_reader import DocumentReader
 from tests.fakes.unpacker import FakeUnpacker
 from tests.images import config_of, file, layer
 

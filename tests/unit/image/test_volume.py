@@ -121,5 +121,5 @@ async def test_the_layers_of_a_volume_stay_until_a_record_has_them(
     await node.store.sweep()
     assert all((volume.layers_dir / name).is_dir() for name in volume.layers)
     node.in_use.clear()
-    await node.store.released(image.id)
+    await node.store.sweep_after(image.id)
     assert not any((volume.layers_dir / name).exists() for name in volume.layers)

@@ -18,7 +18,7 @@ from cri_shim._pb.cri.v1alpha2 import api_pb2_grpc as v1alpha2_grpc
 from cri_shim.config.model import SocketSettings, TlsSettings
 from cri_shim.config.values import FileMode, GroupName, ListenUrl
 from cri_shim.errors import NotFoundError
-from cri_shim.image.findings import (
+from cri_shim.image.integrity.report import (
     CheckProgress,
     CheckReport,
     Collected,
@@ -35,7 +35,8 @@ from cri_shim.rpc.image_service import ImageService
 from cri_shim.rpc.listen import Listeners
 from cri_shim.rpc.request_budget import RequestBudget
 from cri_shim.rpc.runtime_service import Condition, HandlerFacts, NodeStatus, RuntimeService
-from cri_shim.sandbox.model import (
+from cri_shim.sandbox.recovery.wipe import Wiped
+from cri_shim.sandbox.store.model import (
     ContainerMetadata,
     ContainerRecord,
     ContainerStatus,
@@ -44,8 +45,7 @@ from cri_shim.sandbox.model import (
     SandboxStatus,
     User,
 )
-from cri_shim.sandbox.store import Container, Sandbox
-from cri_shim.sandbox.wipe import Wiped
+from cri_shim.sandbox.store.store import Container, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
         Sequence,
     )
 
-    from cri_shim.image.credentials import Credentials
-    from cri_shim.image.findings import Finding
+    from cri_shim.image.integrity.report import Finding
+    from cri_shim.image.registry.credentials import Credentials
     from cri_shim.sandbox.stats import ContainerUsage
 
 CREATED_AT_NS = 1_700_000_000_000_000_000

@@ -16,9 +16,9 @@ from cri_shim.errors import (
     CriShimError,
     RegistryUnavailableError,
 )
-from cri_shim.image.credentials import Credentials
-from cri_shim.image.findings import Damage, Finding, Unrepaired
+from cri_shim.image.integrity.report import Damage, Finding, Unrepaired
 from cri_shim.image.model import ImportProgress, PullProgress, PullStep
+from cri_shim.image.registry.credentials import Credentials
 from cri_shim.rpc.admin_images import step_text
 from cri_shim.rpc.client import Client, errors_of
 from tests.unit.rpc.fakes import Clients, FakeArchive, make_image, serving

@@ -11,7 +11,7 @@ from cri_shim._pb.admin.v1 import admin_pb2 as admin
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.ids import new_id
 from cri_shim.operations import step
-from cri_shim.sandbox.wipe import Left
+from cri_shim.sandbox.recovery.wipe import Left
 from tests.unit.rpc.fakes import serving
 
 if TYPE_CHECKING:

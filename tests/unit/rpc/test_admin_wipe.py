@@ -5,7 +5,7 @@ import pytest
 from cri_shim._pb.admin.v1 import admin_pb2 as admin
 from cri_shim.errors import CriShimError
 from cri_shim.rpc.admin_wipe import answer_wipe
-from cri_shim.sandbox.wipe import Left, Wiped
+from cri_shim.sandbox.recovery.wipe import Left, Wiped
 from tests.unit.rpc.fakes import FakeWipe
 
 pytestmark = pytest.mark.asyncio

@@ -16,8 +16,8 @@ from cri_shim.errors import WrongStateError
 from cri_shim.paths import Paths
 from cri_shim.rpc import translate_containers, translate_pods
 from cri_shim.rpc.encoded import Encoded, encoder, joined
-from cri_shim.sandbox.model import ContainerStatus, Process, SandboxStatus, User
-from cri_shim.sandbox.store import Container, Sandbox, Store, read_container, read_sandbox
+from cri_shim.sandbox.store.model import ContainerStatus, Process, SandboxStatus, User
+from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
 from tests.unit.rpc.fakes import make_container, make_sandbox, serving
 
 if TYPE_CHECKING:

@@ -58,8 +58,8 @@ async def test_draining_an_idle_gate_returns_at_once() -> None:
 async def test_while_something_has_the_server_to_itself_others_may_look() -> None:
     gate = Gate()
     gate.open()
-    with gate.only_looking("it is being wiped"):
-        with gate.admitted(only_looks=True):
+    with gate.read_only("it is being wiped"):
+        with gate.admitted(is_read_only=True):
             assert gate.inside == 1
         with (
             pytest.raises(UnavailableError, match=r"^it is being wiped; retry when that is over$"),
@@ -68,7 +68,7 @@ async def test_while_something_has_the_server_to_itself_others_may_look() -> Non
             pass
         with (
             pytest.raises(UnavailableError, match="it is being wiped"),
-            gate.only_looking("a second time"),
+            gate.read_only("a second time"),
         ):
             pass
     with gate.admitted():

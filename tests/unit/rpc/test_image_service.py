@@ -9,7 +9,7 @@ import pytest
 from cri_shim import errors
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2
-from cri_shim.image.credentials import Credentials
+from cri_shim.image.registry.credentials import Credentials
 from tests.unit.rpc.fakes import failure_of, make_image, serving
 
 if TYPE_CHECKING:

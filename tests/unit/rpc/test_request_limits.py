@@ -26,10 +26,10 @@ from cri_shim.rpc.request_limits import (
     check_parts,
 )
 from cri_shim.rpc.status import MAX_TEXT_BYTES, answer_to
-from cri_shim.sandbox.host_paths import lying_below
-from cri_shim.sandbox.host_ports import host_ports
-from cri_shim.sandbox.network_annotations import additional_networks, cni_args
-from cri_shim.sandbox.store import as_json
+from cri_shim.sandbox.network.annotations import additional_networks, cni_args
+from cri_shim.sandbox.network.host_ports import host_ports
+from cri_shim.sandbox.spec.host_paths import lying_below
+from cri_shim.sandbox.store.store import as_json
 from tests.request_sizes import WORDS, Place, fill, places, request_names
 from tests.unit.oci.spec.cases import container_spec, sandbox_spec
 

@@ -18,8 +18,8 @@ from cri_shim.rpc.translate_containers import (
     selected,
     stop_signal,
 )
-from cri_shim.sandbox.model import ContainerState, ContainerStatus, ImageVolumeRecord, User
 from cri_shim.sandbox.stats import ContainerUsage
+from cri_shim.sandbox.store.model import ContainerState, ContainerStatus, ImageVolumeRecord, User
 from tests.unit.rpc.fakes import CREATED_AT_NS, make_container
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from cri_shim.sandbox.store import Container
+    from cri_shim.sandbox.store.store import Container
 
 USER = User(1000, 2000, (2000, 3000))
 EXITED = ContainerStatus(

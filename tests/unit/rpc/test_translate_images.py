@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cri_shim.image.findings import Damage, Finding
+from cri_shim.image.integrity.report import Damage, Finding
 from cri_shim.rpc.runtime_service import json_text
 from cri_shim.rpc.translate_images import (
     MAX_LISTED_ANNOTATIONS_BYTES,

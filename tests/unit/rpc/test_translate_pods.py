@@ -6,7 +6,7 @@ import pytest
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.rpc import translate_pods
 from cri_shim.rpc.translate_pods import list_entry, pod_sandbox, pod_sandbox_status, selected
-from cri_shim.sandbox.model import SandboxState, SandboxStatus
+from cri_shim.sandbox.store.model import SandboxState, SandboxStatus
 from tests.unit.rpc.fakes import CREATED_AT_NS, make_sandbox
 
 

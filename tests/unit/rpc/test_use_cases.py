@@ -18,7 +18,7 @@ from cri_shim.sandbox.stats import Stats
         (use_cases.Stats, Stats),
     ],
 )
-def test_the_real_use_cases_take_what_the_services_pass(protocol: type, real: type) -> None:
+def test_the_real_services_take_what_the_services_pass(protocol: type, real: type) -> None:
     methods = {
         name: method
         for name, method in vars(protocol).items()

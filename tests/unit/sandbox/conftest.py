@@ -1,4 +1,4 @@
-"""A house per test."""
+"""A harness per test."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.background import until_done
-from cri_shim.sandbox import endings
-from tests.fakes.house import House, open_house
+from cri_shim.sandbox import exit_handling
+from tests.fakes.node_harness import NodeHarness, open_house
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What must not be given up is tried again almost at once."""
-    monkeypatch.setattr(endings, "until_done", partial(until_done, first_pause_s=0.001))
+    monkeypatch.setattr(exit_handling, "until_done", partial(until_done, first_pause_s=0.001))
 
 
 @pytest_asyncio.fixture
-async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+async def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NodeHarness]:
     """All use cases on a fake kernel."""
     async with open_house(tmp_path, monkeypatch) as opened:
         yield opened

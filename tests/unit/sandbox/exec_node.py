@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, cast
 
 from cri_shim.background import Background
 from cri_shim.errors import TooManyFilesError
-from cri_shim.host.cgroups.placement import CgroupPlace, place
+from cri_shim.host.cgroups.placement import CgroupPath, cgroup_path
 from cri_shim.host.process import Reaper
 from cri_shim.host.proctree import process_table
 from cri_shim.oci.runtime import HandlerSettings
 from cri_shim.paths import Paths
-from cri_shim.sandbox.exec_process import ExecProcesses
-from cri_shim.sandbox.exec_session import ExecSessions
-from cri_shim.sandbox.exec_sync import ExecResult, Execs
-from cri_shim.sandbox.files_limits import FilesLimits
-from cri_shim.sandbox.model import ContainerStatus
+from cri_shim.sandbox.exec.files_limits import FilesLimits
+from cri_shim.sandbox.exec.process import ExecProcesses
+from cri_shim.sandbox.exec.session import ExecSessions
+from cri_shim.sandbox.exec.sync import ExecResult, Execs
+from cri_shim.sandbox.store.model import ContainerStatus
 from tests.fakes import exec_runtime
-from tests.fakes.house import until
+from tests.fakes.node_harness import until
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.oci.runtime import Runtime
-    from cri_shim.sandbox.store import Container
+    from cri_shim.sandbox.store.store import Container
 
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
 MAX_OUTPUT, MAX_ANSWER = 4096, 6000
@@ -90,7 +90,7 @@ class Node:
             paths=self.paths,
             runtime_of=lambda _handler: cast("Runtime", self.runtime),
             reaper=self.reaper,
-            files_limits=FilesLimits(cast("Cgroups", self.cgroups), self._place),
+            files_limits=FilesLimits(cast("Cgroups", self.cgroups), self._cgroup_path),
             pids_of=lambda _container: self.pids_in_container,
         )
         self.sessions = ExecSessions(processes, paths=self.paths, background=self.background)
@@ -110,8 +110,8 @@ class Node:
     def another_container(self, letter: str = "d", pod: str = "s") -> Container:
         return self._make_container(letter, pod)
 
-    def _place(self, parent: str, object_id: str) -> CgroupPlace:
-        return place(parent, object_id, systemd=False)
+    def _cgroup_path(self, parent: str, object_id: str) -> CgroupPath:
+        return cgroup_path(parent, object_id, systemd=False)
 
     async def run(self, *command: str, timeout_s: float = 0) -> ExecResult:
         return await self.execs.exec_sync(self.container, command, cast("int", timeout_s))

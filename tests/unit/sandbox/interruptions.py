@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.host.files import write_atomic
 from cri_shim.rollback import Rollback
-from tests.fakes.house import turn_over
+from tests.fakes.node_harness import turn_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -68,5 +68,5 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write_atomic(path, data, mode=mode, fsync=fsync)
 
-    for module in ("store", "pod_files", "launch", "release"):
+    for module in ("store.store", "spec.pod_files", "launch", "store.processes"):
         monkeypatch.setattr(f"cri_shim.sandbox.{module}.write_atomic", write)

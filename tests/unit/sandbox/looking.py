@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cri_shim.sandbox.model import ContainerState
-from tests.fakes.house import until
+from cri_shim.sandbox.store.model import ContainerState
+from tests.fakes.node_harness import until
 
 if TYPE_CHECKING:
-    from cri_shim.sandbox.store import Container
-    from tests.fakes.house import House
+    from cri_shim.sandbox.store.store import Container
     from tests.fakes.kernel import FakeProcess
+    from tests.fakes.node_harness import NodeHarness
 
 
-def process_of(house: House, container: Container) -> FakeProcess:
+def process_of(harness: NodeHarness, container: Container) -> FakeProcess:
     """Its first process, which lives."""
     assert container.status.process is not None
-    return house.kernel.processes[container.status.process.pid]
+    return harness.kernel.processes[container.status.process.pid]
 
 
 async def exited(container: Container) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cri_shim.sandbox.model import (
+from cri_shim.sandbox.store.model import (
     ContainerMetadata,
     ContainerRecord,
     ContainerStatus,
@@ -13,8 +13,8 @@ from cri_shim.sandbox.model import (
     SandboxRecord,
     SandboxStatus,
 )
-from cri_shim.sandbox.store import Container, Sandbox, as_json
-from tests.fakes.house import BOOT_ID, container_config, pod_config
+from cri_shim.sandbox.store.store import Container, Sandbox, as_json
+from tests.fakes.node_harness import BOOT_ID, container_config, pod_config
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1 import api_pb2 as api

@@ -25,18 +25,18 @@ from cri_shim.oci.cdi_registry import CdiRegistry
 from cri_shim.oci.spec.inputs import DeviceNode, HandlerFacts
 from cri_shim.oci.spec.selinux import parse_contexts
 from cri_shim.rpc.translate_containers import container_status
-from cri_shim.sandbox import host_paths
-from cri_shim.sandbox import selinux as selinux_module
-from cri_shim.sandbox import specs as specs_module
-from cri_shim.sandbox.provisions import Provisions
-from cri_shim.sandbox.selinux import SELinux
-from tests.fakes.house import container_config, node_facts, pod_config
+from cri_shim.sandbox.spec import host_paths
+from cri_shim.sandbox.spec import selinux as selinux_module
+from cri_shim.sandbox.spec import specs as specs_module
+from cri_shim.sandbox.spec.node_resources import NodeResources
+from cri_shim.sandbox.spec.selinux import SELinux
+from tests.fakes.node_harness import container_config, node_facts, pod_config
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
 
-    from cri_shim.sandbox.store import Container
-    from tests.fakes.house import House
+    from cri_shim.sandbox.store.store import Container
+    from tests.fakes.node_harness import NodeHarness
 
 pytestmark = pytest.mark.asyncio
 
@@ -50,14 +50,14 @@ SELINUX = f"{CONTEXT}.selinux_options"
 class Made:
     """A container that was made, and what was made of it."""
 
-    def __init__(self, house: House, container: Container) -> None:
-        self.house = house
+    def __init__(self, harness: NodeHarness, container: Container) -> None:
+        self.harness = harness
         self.container = container
         self.status = container_status(container)
         self.spec: dict[str, Any] = json.loads(
-            house.paths.container(container.id).spec_file.read_bytes()
+            harness.paths.container(container.id).spec_file.read_bytes()
         )
-        self.monitor = house.monitors.requests[-1]
+        self.monitor = harness.monitors.requests[-1]
         self.relabelled = list(RELABELLED)
         self.target_pid = 0
 
@@ -454,10 +454,10 @@ async def test_the_former_version_has_no_field_that_is_not_among_them() -> None:
 
 
 @pytest.fixture
-def house(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
+def harness(harness: NodeHarness, monkeypatch: pytest.MonkeyPatch) -> NodeHarness:
     """With another image, and a node that has all that a field may ask for."""
-    house.images.add("other")
-    house.images.add("data")
+    harness.images.add("other")
+    harness.images.add("data")
     node = node_facts()
     everything = type(node)(
         **{name: getattr(node, name) for name in node.__slots__}
@@ -466,9 +466,9 @@ def house(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
         | {"apparmor_default_profile": "default"}
     )
     able = HandlerFacts("runc", user_namespaces=True, recursive_read_only_mounts=True)
-    monkeypatch.setattr(house.specs, "_node", everything)
+    monkeypatch.setattr(harness.specs, "_node", everything)
     gpu = {"path": "/dev/gpu0", "hostPath": "/dev/fuse"}
-    devices = house.base / "cdi"
+    devices = harness.base / "cdi"
     devices.mkdir()
     (devices / "gpu.json").write_text(
         json.dumps(
@@ -483,16 +483,16 @@ def house(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
         'process = "system_u:system_r:container_t"\nfile = "system_u:object_r:container_file_t"'
     )
     monkeypatch.setattr(
-        house.specs,
-        "_provisions",
-        Provisions(
+        harness.specs,
+        "_node_resources",
+        NodeResources(
             cdi=CdiRegistry([devices]), selinux=SELinux(parse_contexts(contexts, "policy"), tuple)
         ),
     )
     monkeypatch.setattr(selinux_module, "relabel", lambda path, *_, **__: RELABELLED.append(path))
     RELABELLED.clear()
-    (house.base / "seccomp.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
-    monkeypatch.setattr(house.specs, "_handler_facts", lambda _: able)
+    (harness.base / "seccomp.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
+    monkeypatch.setattr(harness.specs, "_handler_facts", lambda _: able)
     fuse = DeviceNode("/dev/fuse", "c", 10, 229)
     monkeypatch.setattr(
         specs_module, "device_nodes", lambda path: (fuse,) if path == "/dev/fuse" else ()
@@ -500,13 +500,13 @@ def house(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
     root = Mount(1, 0, "0:1", "/", Path("/"), "rw", ("shared:1",), "ext4", "disk", "rw")
     monkeypatch.setattr(host_paths, "read_mounts", lambda: [root])
     monkeypatch.setattr(
-        "cri_shim.sandbox.volumes.open_sub_path", lambda *_: os.open("/", os.O_PATH)
+        "cri_shim.sandbox.spec.volumes.open_sub_path", lambda *_: os.open("/", os.O_PATH)
     )
-    return house
+    return harness
 
 
-async def made_of(house: House, path: str, value: object) -> Made:
-    pod = pod_config(log_directory=f"{house.base}/logs")
+async def made_of(harness: NodeHarness, path: str, value: object) -> Made:
+    pod = pod_config(log_directory=f"{harness.base}/logs")
     if path.startswith(f"{OPTIONS}.") or path.endswith("privileged"):
         pod.linux.security_context.privileged = True
         options = pod.linux.security_context.namespace_options
@@ -515,15 +515,15 @@ async def made_of(house: House, path: str, value: object) -> Made:
         ParseDict(USERS, pod.linux.security_context.namespace_options.userns_options)
         pod.linux.security_context.privileged = False
     if path.endswith("unified"):
-        facts = house.specs._node
+        facts = harness.specs._node
         v2 = {name: getattr(facts, name) for name in facts.__slots__} | {"cgroup_v2": True}
-        house.specs._node = type(facts)(**v2)
-    sandbox = house.pods.find(await house.pods.run_pod_sandbox(pod, ""))
+        harness.specs._node = type(facts)(**v2)
+    sandbox = harness.pods.find(await harness.pods.run_pod_sandbox(pod, ""))
     config = container_config()
     document = MessageToDict(config, preserving_proto_field_name=True)
     put(document, path, value)
     target = (
-        await house.start(sandbox, "target")
+        await harness.start(sandbox, "target")
         if path.endswith("target_id") and value == "TARGET"
         else None
     )
@@ -532,9 +532,9 @@ async def made_of(house: House, path: str, value: object) -> Made:
     config = ParseDict(document, api.ContainerConfig())
     if path.endswith("seccomp.localhost_ref"):
         seccomp = config.linux.security_context.seccomp
-        seccomp.localhost_ref = f"{house.base}/{seccomp.localhost_ref.lower()}.json"
-    created = await house.containers.create_container(sandbox.id, config, sandbox.config)
-    made = Made(house, house.containers.find(created))
+        seccomp.localhost_ref = f"{harness.base}/{seccomp.localhost_ref.lower()}.json"
+    created = await harness.containers.create_container(sandbox.id, config, sandbox.config)
+    made = Made(harness, harness.containers.find(created))
     if target is not None and target.status.process is not None:
         made.target_pid = target.status.process.pid
     return made
@@ -556,18 +556,18 @@ def put(document: dict[str, Any], path: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(HONOURED))
-async def test_what_a_field_asks_for_is_done(house: House, path: str) -> None:
+async def test_what_a_field_asks_for_is_done(harness: NodeHarness, path: str) -> None:
     value, look = HONOURED[path]
-    assert look(await made_of(house, path, value))
+    assert look(await made_of(harness, path, value))
 
 
 @pytest.mark.parametrize("path", sorted(REFUSED))
-async def test_what_can_not_be_is_refused_by_its_name(house: House, path: str) -> None:
+async def test_what_can_not_be_is_refused_by_its_name(harness: NodeHarness, path: str) -> None:
     value, says = REFUSED[path]
     errors = (
         *(InvalidArgumentError, UnsupportedError, PermissionRefusedError),
         *(NotFoundError, WrongStateError),
     )
     with pytest.raises(errors, match=says):
-        await made_of(house, path, value)
-    assert not list(house.stored)
+        await made_of(harness, path, value)
+    assert not list(harness.stored)

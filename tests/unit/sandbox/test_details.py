@@ -11,21 +11,22 @@ import pytest
 
 from cri_shim.cni.result import Result, parse_result
 from cri_shim.host.files import read_bounded
-from cri_shim.sandbox.details import MAX_SHOWN_BYTES, network_details
-from cri_shim.sandbox.model import NetworkAttachment
+from cri_shim.sandbox.details import MAX_SHOWN_BYTES
+from cri_shim.sandbox.network.details import network_details
+from cri_shim.sandbox.store.model import NetworkAttachment
 from tests.unit.sandbox.looking import exited, process_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cri_shim.sandbox.store import Container, Sandbox
-    from tests.fakes.house import House
+    from cri_shim.sandbox.store.store import Container, Sandbox
+    from tests.fakes.node_harness import NodeHarness
 
 
 @pytest.mark.asyncio
-async def test_verbose_information_names_what_an_operator_looks_for(house: House) -> None:
-    sandbox = await house.run_pod()
-    info = await house.pods.verbose_info(sandbox)
+async def test_verbose_information_names_what_an_operator_looks_for(harness: NodeHarness) -> None:
+    sandbox = await harness.run_pod()
+    info = await harness.pods.verbose_info(sandbox)
     assert sandbox.status.process
     assert info["pid"] == sandbox.status.process.pid
     assert info["netns"] == sandbox.record.netns
@@ -39,8 +40,8 @@ async def test_verbose_information_names_what_an_operator_looks_for(house: House
     assert shown["resourcesUpdate"] == {}
     assert shown["runtimeSpec"]["process"]["args"] == ["/pause"]
     assert shown["config"]["metadata"]["name"] == "web"
-    await house.pods.stop_pod_sandbox(sandbox.id)
-    info = await house.pods.verbose_info(sandbox)
+    await harness.pods.stop_pod_sandbox(sandbox.id)
+    info = await harness.pods.verbose_info(sandbox)
     assert info["runtimeSpec"] is None
     assert (info["reason"], info["notReadySince"]) == ("stopped", sandbox.status.stopped_at_ns)
 
@@ -114,36 +115,36 @@ def result_of(answer: object) -> Result:
 
 
 @pytest.mark.asyncio
-async def test_verbose_information_shows_the_spec_while_there_is_one(house: House) -> None:
-    container = await house.start(await house.run_pod())
-    info = await house.containers.verbose_info(container)
-    assert info["pid"] == process_of(house, container).pid
+async def test_verbose_information_shows_the_spec_while_there_is_one(harness: NodeHarness) -> None:
+    container = await harness.start(await harness.run_pod())
+    info = await harness.containers.verbose_info(container)
+    assert info["pid"] == process_of(harness, container).pid
     shown = json.loads(msgspec.json.encode(info))
     assert shown["mounts"] == shown["runtimeSpec"]["mounts"] != []
     assert shown["config"]["metadata"]["name"] == "main"
-    house.paths.container(container.id).spec_file.unlink()
-    house.kernel.end(process_of(house, container).pid, 0)
+    harness.paths.container(container.id).spec_file.unlink()
+    harness.kernel.end(process_of(harness, container).pid, 0)
     await exited(container)
-    info = await house.containers.verbose_info(container)
+    info = await harness.containers.verbose_info(container)
     assert (info["pid"], info["runtimeSpec"]) == (0, None)
 
 
-async def container_shown(house: House, container: Container) -> dict[str, Any]:
-    info = await house.containers.verbose_info(container)
+async def container_shown(harness: NodeHarness, container: Container) -> dict[str, Any]:
+    info = await harness.containers.verbose_info(container)
     return cast("dict[str, Any]", json.loads(msgspec.json.encode(info)))
 
 
-async def pod_shown(house: House, sandbox: Sandbox) -> dict[str, Any]:
-    info = await house.pods.verbose_info(sandbox)
+async def pod_shown(harness: NodeHarness, sandbox: Sandbox) -> dict[str, Any]:
+    info = await harness.pods.verbose_info(sandbox)
     return cast("dict[str, Any]", json.loads(msgspec.json.encode(info)))
 
 
 @pytest.mark.asyncio
 async def test_documents_are_read_off_the_loop(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sandbox = await house.run_pod()
-    container = await house.create(sandbox)
+    sandbox = await harness.run_pod()
+    container = await harness.create(sandbox)
     readers = []
 
     def read(path: Path, max_bytes: int) -> bytes:
@@ -151,34 +152,34 @@ async def test_documents_are_read_off_the_loop(
         return read_bounded(path, max_bytes)
 
     monkeypatch.setattr("cri_shim.sandbox.details.read_bounded", read)
-    await house.pods.verbose_info(sandbox)
-    await house.containers.verbose_info(container)
+    await harness.pods.verbose_info(sandbox)
+    await harness.containers.verbose_info(container)
     assert readers == 2 * [("record.json", False), ("config.json", False)]
 
 
 @pytest.mark.asyncio
-async def test_in_place_of_a_large_document_a_text_says_where_it_is(house: House) -> None:
-    sandbox = await house.run_pod()
-    container = await house.create(sandbox)
-    for paths in (house.paths.sandbox(sandbox.id), house.paths.container(container.id)):
+async def test_in_place_of_a_large_document_a_text_says_where_it_is(harness: NodeHarness) -> None:
+    sandbox = await harness.run_pod()
+    container = await harness.create(sandbox)
+    for paths in (harness.paths.sandbox(sandbox.id), harness.paths.container(container.id)):
         for file in (paths.record_file, paths.spec_file):
             text = file.read_bytes()
             file.write_bytes(text + b" " * (MAX_SHOWN_BYTES - len(text)))
-    most = await container_shown(house, container)
+    most = await container_shown(harness, container)
     assert most["config"]["metadata"]["name"] == "main"
     assert most["runtimeSpec"]["mounts"] == most["mounts"] != []
-    assert (await pod_shown(house, sandbox))["runtimeSpec"]["process"]["args"] == ["/pause"]
-    for paths in (house.paths.sandbox(sandbox.id), house.paths.container(container.id)):
+    assert (await pod_shown(harness, sandbox))["runtimeSpec"]["process"]["args"] == ["/pause"]
+    for paths in (harness.paths.sandbox(sandbox.id), harness.paths.container(container.id)):
         for file in (paths.record_file, paths.spec_file):
             with file.open("ab") as end:
                 end.write(b" ")
-    of = house.paths.container(container.id)
-    shown = await container_shown(house, container)
+    of = harness.paths.container(container.id)
+    shown = await container_shown(harness, container)
     assert shown["config"] == f"not shown: more than 4194304 bytes; see {of.record_file}"
     assert shown["runtimeSpec"] == f"not shown: more than 4194304 bytes; see {of.spec_file}"
     assert shown["mounts"] == shown["runtimeSpec"]
     assert shown["sandboxID"] == sandbox.id
-    pod = await pod_shown(house, sandbox)
+    pod = await pod_shown(harness, sandbox)
     assert "record.json" in pod["config"]
     assert "config.json" in pod["runtimeSpec"]
 
@@ -187,24 +188,26 @@ async def test_in_place_of_a_large_document_a_text_says_where_it_is(house: House
 @pytest.mark.parametrize(
     "damage", [b"", b"null", b"[", b'{"config": {"a": ', b'{"config": "\xff", "mounts": []}']
 )
-async def test_a_damaged_document_is_left_out(house: House, damage: bytes) -> None:
-    container = await house.create(await house.run_pod())
-    of = house.paths.container(container.id)
+async def test_a_damaged_document_is_left_out(harness: NodeHarness, damage: bytes) -> None:
+    container = await harness.create(await harness.run_pod())
+    of = harness.paths.container(container.id)
     of.record_file.write_bytes(damage)
-    whole_spec = await container_shown(house, container)
-    assert (whole_spec["config"], whole_spec["pid"]) == (None, process_of(house, container).pid)
+    whole_spec = await container_shown(harness, container)
+    assert (whole_spec["config"], whole_spec["pid"]) == (None, process_of(harness, container).pid)
     assert whole_spec["runtimeSpec"]["process"]["args"] == ["sleep", "9"]
     of.spec_file.write_bytes(damage)
-    neither = await container_shown(house, container)
+    neither = await container_shown(harness, container)
     assert (neither["config"], neither["runtimeSpec"], neither["mounts"]) == (None, None, [])
 
 
 @pytest.mark.asyncio
-async def test_what_is_removed_meanwhile_is_told_of_without_its_documents(house: House) -> None:
-    sandbox = await house.run_pod()
-    container = await house.start(sandbox)
-    await house.pods.remove_pod_sandbox(sandbox.id)
-    shown = await container_shown(house, container)
+async def test_what_is_removed_meanwhile_is_told_of_without_its_documents(
+    harness: NodeHarness,
+) -> None:
+    sandbox = await harness.run_pod()
+    container = await harness.start(sandbox)
+    await harness.pods.remove_pod_sandbox(sandbox.id)
+    shown = await container_shown(harness, container)
     assert (shown["config"], shown["runtimeSpec"], shown["mounts"]) == (None, None, [])
-    pod = await pod_shown(house, sandbox)
+    pod = await pod_shown(harness, sandbox)
     assert (pod["config"], pod["runtimeSpec"], pod["reason"]) == (None, None, "stopped")

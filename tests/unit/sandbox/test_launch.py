@@ -11,60 +11,64 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.errors import CriShimError, DeadlineError, MonitorError, ResourceExhaustedError
-from cri_shim.host.cgroups.placement import CgroupPlace
+from cri_shim.host.cgroups.placement import CgroupPath
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.launch import Launch
-from cri_shim.sandbox.model import Process
-from cri_shim.sandbox.release import read_monitor
-from tests.fakes.house import turn_over, until
+from cri_shim.sandbox.store.model import Process
+from cri_shim.sandbox.store.processes import read_monitor
+from tests.fakes.node_harness import turn_over, until
 
 if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import Spec
     from cri_shim.sandbox.launch import Created
-    from tests.fakes.house import House
+    from tests.fakes.node_harness import NodeHarness
 
 pytestmark = pytest.mark.asyncio
 
 
-def a_launch(house: House, letter: str = "c") -> Launch:
+def a_launch(harness: NodeHarness, letter: str = "c") -> Launch:
     object_id = letter * 64
-    paths = house.paths.container(object_id)
+    paths = harness.paths.container(object_id)
     paths.root_dir.mkdir()
     return Launch(
         object_id=object_id,
         pod_id="p" * 64,
         tenant="namespace n",
         paths=paths,
-        runtime=house.runtime,
-        place=CgroupPlace(f"/pods/{object_id}", f"pods/{object_id}"),
+        runtime=harness.runtime,
+        cgroup_path=CgroupPath(f"/pods/{object_id}", f"pods/{object_id}"),
         layers=("top", "base"),
     )
 
 
 def a_spec(launch: Launch) -> Spec:
-    return {"process": {"args": ["sh"]}, "linux": {"cgroupsPath": launch.place.spec_path}}
+    return {"process": {"args": ["sh"]}, "linux": {"cgroupsPath": launch.cgroup_path.spec_path}}
 
 
-async def launch_it(house: House, launch: Launch) -> Created:
+async def launch_it(harness: NodeHarness, launch: Launch) -> Created:
     async with Rollback("thing") as rollback:
-        await house.launcher.mount_rootfs(launch, rollback)
-        created = await house.launcher.create(launch, a_spec(launch), rollback)
+        await harness.launcher.mount_rootfs(launch, rollback)
+        created = await harness.launcher.create(launch, a_spec(launch), rollback)
         rollback.commit()
     return created
 
 
-async def test_a_launch_mounts_writes_the_bundle_and_names_both_processes(house: House) -> None:
-    launch = a_launch(house)
-    created = await launch_it(house, launch)
-    assert house.kernel.mounts == {launch.paths.rootfs_dir}
+async def test_a_launch_mounts_writes_the_bundle_and_names_both_processes(
+    harness: NodeHarness,
+) -> None:
+    launch = a_launch(harness)
+    created = await launch_it(harness, launch)
+    assert harness.kernel.mounts == {launch.paths.rootfs_dir}
     assert json.loads(launch.paths.spec_file.read_bytes())["process"]["args"] == ["sh"]
-    assert house.kernel.process_entry(created.process.pid) is not None
+    assert harness.kernel.process_entry(created.process.pid) is not None
     assert read_monitor(launch.paths) == created.monitor
 
 
-async def test_its_users_reach_the_root_file_system_and_others_reach_nothing(house: House) -> None:
-    launch = a_launch(house)
-    await launch_it(house, launch)
+async def test_its_users_reach_the_root_file_system_and_others_reach_nothing(
+    harness: NodeHarness,
+) -> None:
+    launch = a_launch(harness)
+    await launch_it(harness, launch)
     paths = launch.paths
     modes = {
         path.name: path.stat().st_mode & 0o777
@@ -73,78 +77,82 @@ async def test_its_users_reach_the_root_file_system_and_others_reach_nothing(hou
     assert modes == {"rootfs": 0o755, "upper": 0o755, "work": 0o700, "exec": 0o700}
 
 
-async def test_the_monitor_is_noted_before_it_may_create_anything(house: House) -> None:
-    launch = a_launch(house)
-    hold = house.points.hold("monitor.create")
-    call = asyncio.ensure_future(launch_it(house, launch))
+async def test_the_monitor_is_noted_before_it_may_create_anything(harness: NodeHarness) -> None:
+    launch = a_launch(harness)
+    hold = harness.points.hold("monitor.create")
+    call = asyncio.ensure_future(launch_it(harness, launch))
     await hold.reached.wait()
-    [monitor] = house.kernel.processes.values()
+    [monitor] = harness.kernel.processes.values()
     assert read_monitor(launch.paths) == Process(monitor.pid, monitor.start_ticks)
     hold.release()
     await call
 
 
-async def test_no_more_are_created_at_once_than_allowed(house: House) -> None:
-    hold = house.points.hold("monitor.spawn", everyone=True)
-    calls = [asyncio.ensure_future(launch_it(house, a_launch(house, letter))) for letter in "abc"]
-    await until(lambda: house.points.passed.count("overlay.mounted") == 3)
+async def test_no_more_are_created_at_once_than_allowed(harness: NodeHarness) -> None:
+    hold = harness.points.hold("monitor.spawn", everyone=True)
+    calls = [
+        asyncio.ensure_future(launch_it(harness, a_launch(harness, letter))) for letter in "abc"
+    ]
+    await until(lambda: harness.points.passed.count("overlay.mounted") == 3)
     await turn_over()
-    assert len(house.monitors.requests) == 2
+    assert len(harness.monitors.requests) == 2
     hold.release()
     await asyncio.gather(*calls)
-    assert len(house.monitors.requests) == 3
+    assert len(harness.monitors.requests) == 3
 
 
-async def test_a_directory_that_cannot_be_made_is_said(house: House) -> None:
-    launch = a_launch(house)
+async def test_a_directory_that_cannot_be_made_is_said(harness: NodeHarness) -> None:
+    launch = a_launch(harness)
     launch.paths.upper_dir.write_text("in the way")
     with pytest.raises(CriShimError, match="upper"):
-        await launch_it(house, launch)
-    assert house.kernel.mounts == set()
+        await launch_it(harness, launch)
+    assert harness.kernel.mounts == set()
     assert not launch.paths.state_dir.exists()
 
 
 @pytest.mark.parametrize("point", ["overlay.mount", "overlay.mounted"])
 async def test_a_failing_mount_is_undone_whether_it_took_effect_or_not(
-    house: House, point: str
+    harness: NodeHarness, point: str
 ) -> None:
-    launch = a_launch(house)
-    house.points.fail(point, OSError(errno.ENOSPC, "no room"))
+    launch = a_launch(harness)
+    harness.points.fail(point, OSError(errno.ENOSPC, "no room"))
     with pytest.raises(ResourceExhaustedError, match="preparing its bundle"):
-        await launch_it(house, launch)
-    assert house.kernel.mounts == set()
+        await launch_it(harness, launch)
+    assert harness.kernel.mounts == set()
     assert not launch.paths.state_dir.exists()
 
 
-async def test_a_monitor_that_fails_leaves_neither_process_nor_cgroup(house: House) -> None:
-    launch = a_launch(house)
-    house.points.fail("monitor.created", MonitorError("creating", ["conmon"], "was killed", ""))
+async def test_a_monitor_that_fails_leaves_neither_process_nor_cgroup(harness: NodeHarness) -> None:
+    launch = a_launch(harness)
+    harness.points.fail("monitor.created", MonitorError("creating", ["conmon"], "was killed", ""))
     with pytest.raises(MonitorError):
-        await launch_it(house, launch)
-    await house.release.root_files(launch.paths)
-    assert house.leftovers() == {}
+        await launch_it(harness, launch)
+    await harness.teardown.root_files(launch.paths)
+    assert harness.leftovers() == {}
 
 
 async def test_a_process_that_is_gone_before_it_was_looked_at_is_an_error(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cri_shim.sandbox.launch.start_time_ticks", lambda _pid: None)
     with pytest.raises(DeadlineError, match="ended before it was started"):
-        await launch_it(house, a_launch(house))
+        await launch_it(harness, a_launch(harness))
 
 
-async def test_a_process_in_another_cgroup_than_its_own_is_ended(house: House) -> None:
-    launch = a_launch(house)
-    house.kernel.cgroups.misplaced = "elsewhere"
+async def test_a_process_in_another_cgroup_than_its_own_is_ended(harness: NodeHarness) -> None:
+    launch = a_launch(harness)
+    harness.kernel.cgroups.misplaced = "elsewhere"
     with pytest.raises(CriShimError, match="'elsewhere', not in 'pods/c"):
-        await launch_it(house, launch)
-    assert house.kernel.processes == {}
-    assert house.kernel.mounts == set()
+        await launch_it(harness, launch)
+    assert harness.kernel.processes == {}
+    assert harness.kernel.mounts == set()
 
 
-async def test_a_process_below_its_cgroup_or_of_a_vm_is_where_it_should_be(house: House) -> None:
-    below = a_launch(house)
-    house.kernel.cgroups.misplaced = f"{below.place.relative_dir}/container"
-    await launch_it(house, below)
-    house.kernel.cgroups.misplaced = "sandboxes"
-    await launch_it(house, replace(a_launch(house, "d"), runtime=house.runtimes["kata"]))
+async def test_a_process_below_its_cgroup_or_of_a_vm_is_where_it_should_be(
+    harness: NodeHarness,
+) -> None:
+    below = a_launch(harness)
+    harness.kernel.cgroups.misplaced = f"{below.cgroup_path.relative_dir}/container"
+    await launch_it(harness, below)
+    harness.kernel.cgroups.misplaced = "sandboxes"
+    await launch_it(harness, replace(a_launch(harness, "d"), runtime=harness.runtimes["kata"]))

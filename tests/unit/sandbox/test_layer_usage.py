@@ -17,8 +17,8 @@ from cri_shim.host.tree import DiskUsage
 from cri_shim.paths import Paths
 from cri_shim.sandbox import layer_usage
 from cri_shim.sandbox.layer_usage import AT_ONCE, LayerUsages
-from cri_shim.sandbox.store import Container, Store, read_container
-from tests.fakes.house import until
+from cri_shim.sandbox.store.store import Container, Store, read_container
+from tests.fakes.node_harness import until
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:

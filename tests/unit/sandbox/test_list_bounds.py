@@ -16,7 +16,7 @@ from cri_shim.sandbox.list_bounds import (
     check_container_entry,
     check_sandbox_entry,
 )
-from tests.fakes.house import container_config, pod_config
+from tests.fakes.node_harness import container_config, pod_config
 from tests.unit.sandbox.records import make_container, make_sandbox
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
-    from cri_shim.sandbox.store import Container, Sandbox
-    from tests.fakes.house import House
+    from cri_shim.sandbox.store.store import Container, Sandbox
+    from tests.fakes.node_harness import NodeHarness
 
 CLIENTS_TAKE_BYTES = 16 << 20
 STATISTICS_BYTES = 512
@@ -115,19 +115,19 @@ def test_what_was_removed_makes_room() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_pod_and_a_container_that_are_refused_leave_nothing(house: House) -> None:
+async def test_a_pod_and_a_container_that_are_refused_leave_nothing(harness: NodeHarness) -> None:
     for number in range(12):
         config = pod_of("tenant", 256 * KIB)
         config.metadata.name = config.metadata.uid = f"big-{number}"
-        await house.pods.run_pod_sandbox(config, "")
+        await harness.pods.run_pod_sandbox(config, "")
     with pytest.raises(ResourceExhaustedError, match="the namespace's objects may have"):
-        await house.pods.run_pod_sandbox(pod_of("tenant", 256 * KIB), "")
-    assert len(house.sandboxes) == 12
-    sandbox = await house.run_pod()
+        await harness.pods.run_pod_sandbox(pod_of("tenant", 256 * KIB), "")
+    assert len(harness.sandboxes) == 12
+    sandbox = await harness.run_pod()
     for number in range(4):
         big = container_of("tenant", 256 * KIB)
         big.metadata.name = f"big-{number}"
-        await house.containers.create_container(sandbox.id, big, sandbox.config)
+        await harness.containers.create_container(sandbox.id, big, sandbox.config)
     big.metadata.name = "one too many"
     with pytest.raises(ResourceExhaustedError, match="the namespace's objects may have"):
-        await house.containers.create_container(sandbox.id, big, sandbox.config)
+        await harness.containers.create_container(sandbox.id, big, sandbox.config)

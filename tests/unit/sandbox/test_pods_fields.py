@@ -13,13 +13,13 @@ from google.protobuf.json_format import ParseDict
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
-from tests.fakes.house import pod_config
+from tests.fakes.node_harness import pod_config
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
 
-    from cri_shim.sandbox.store import Sandbox
-    from tests.fakes.house import House
+    from cri_shim.sandbox.store.store import Sandbox
+    from tests.fakes.node_harness import NodeHarness
 
 pytestmark = pytest.mark.asyncio
 
@@ -36,10 +36,10 @@ WHOLE = {"windows", f"{CONTEXT}.selinux_options"}
 class Made:
     """A pod that was made, and what was made of it."""
 
-    def __init__(self, house: House, sandbox: Sandbox) -> None:
-        self.house = house
+    def __init__(self, harness: NodeHarness, sandbox: Sandbox) -> None:
+        self.harness = harness
         self.sandbox = sandbox
-        self.paths = house.paths.sandbox(sandbox.id)
+        self.paths = harness.paths.sandbox(sandbox.id)
         self.spec: dict[str, Any] = json.loads(self.paths.spec_file.read_bytes())
 
     @property
@@ -53,7 +53,7 @@ class Made:
 
     @property
     def capabilities(self) -> dict[str, object]:
-        [attachment] = self.house.cni.attached.values()
+        [attachment] = self.harness.cni.attached.values()
         return dict(attachment.capability_args)
 
     def etc(self, name: str) -> str:
@@ -115,7 +115,7 @@ HONOURED: dict[str, tuple[object, Look]] = {
         {"net.core.somaxconn": "9", "kernel.sem": "1 2 3 4"},
         lambda made: (
             made.spec["linux"]["sysctl"] == {"kernel.sem": "1 2 3 4"}
-            and [*made.house.kernel.namespaces.values()] == [{"net.core.somaxconn": "9"}]
+            and [*made.harness.kernel.namespaces.values()] == [{"net.core.somaxconn": "9"}]
         ),
     ),
     f"{OPTIONS}.network": ("NODE", lambda made: "network" not in made.namespaces),
@@ -221,23 +221,23 @@ def request(path: str, value: object, logs: str) -> api.PodSandboxConfig:
 
 
 @pytest.mark.parametrize("path", sorted(HONOURED))
-async def test_what_a_field_asks_for_is_done(house: House, path: str) -> None:
+async def test_what_a_field_asks_for_is_done(harness: NodeHarness, path: str) -> None:
     value, look = HONOURED[path]
-    config = request(path, value, f"{house.base}/logs")
-    sandbox = house.pods.find(await house.pods.run_pod_sandbox(config, ""))
-    assert look(Made(house, sandbox))
+    config = request(path, value, f"{harness.base}/logs")
+    sandbox = harness.pods.find(await harness.pods.run_pod_sandbox(config, ""))
+    assert look(Made(harness, sandbox))
 
 
 @pytest.mark.parametrize("path", sorted(REFUSED))
-async def test_what_can_not_be_is_refused_by_its_name(house: House, path: str) -> None:
+async def test_what_can_not_be_is_refused_by_its_name(harness: NodeHarness, path: str) -> None:
     value, says = REFUSED[path]
     with pytest.raises((InvalidArgumentError, UnsupportedError), match=says):
-        await house.pods.run_pod_sandbox(request(path, value, ""), "")
-    assert house.leftovers() == {}
+        await harness.pods.run_pod_sandbox(request(path, value, ""), "")
+    assert harness.leftovers() == {}
 
 
 @pytest.mark.parametrize("which", ["overhead", "resources"])
-async def test_a_pods_size_is_shown_and_limits_nothing(house: House, which: str) -> None:
+async def test_a_pods_size_is_shown_and_limits_nothing(harness: NodeHarness, which: str) -> None:
     size = {
         "cpu_period": "100000",
         "cpu_quota": "50000",
@@ -248,7 +248,9 @@ async def test_a_pods_size_is_shown_and_limits_nothing(house: House, which: str)
         "oom_score_adj": "100",
     }
     config = request(f"linux.{which}", size, "")
-    made = Made(house, house.pods.find(await house.pods.run_pod_sandbox(config, "")))
-    shown = json.loads(msgspec.json.encode((await house.pods.verbose_info(made.sandbox))["config"]))
+    made = Made(harness, harness.pods.find(await harness.pods.run_pod_sandbox(config, "")))
+    shown = json.loads(
+        msgspec.json.encode((await harness.pods.verbose_info(made.sandbox))["config"])
+    )
     assert {k: str(v) for k, v in shown["linux"][which].items()} == size
     assert "cpu" not in made.spec["linux"]["resources"]

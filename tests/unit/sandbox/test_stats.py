@@ -12,9 +12,9 @@ from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.host.tree import DiskUsage
 from cri_shim.paths import Paths
 from cri_shim.sandbox import layer_usage as layer_module
-from cri_shim.sandbox.model import ContainerStatus
 from cri_shim.sandbox.stats import Stats
-from cri_shim.sandbox.store import Container, Store, read_container
+from cri_shim.sandbox.store.model import ContainerStatus
+from cri_shim.sandbox.store.store import Container, Store, read_container
 from tests.fakes.kernel import FakeCgroups, Kernel
 from tests.fakes.points import Points
 from tests.unit.sandbox.records import make_container

@@ -960,7 +960,7 @@ class WipeSums(_message.Message):
     leftovers: _builtins.int
     """objects of which no readable record was left"""
     attachments: _builtins.int
-    """network attachments that had been owed their DEL"""
+    """network attachments whose DEL had been pending"""
     images: _builtins.int
     def __init__(
         self,

@@ -117,7 +117,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckImages(self, request, context):
-        """Reads images as a whole and tells what is damaged; on request it mends that, from what is here or from the
+        """Reads images as a whole and tells what is damaged; on request it repairs that, from what is here or from the
         image's registry. Answers progress as it goes and, last, each damage and then the sums.
 
         A damage, repaired or not, is an answer and no error. NOT_FOUND: an image was named that is not here.

@@ -64,7 +64,7 @@ class AdminStub:
     DATA_LOSS: a blob is damaged; it may be found after a part of the archive was sent.
     """
     CheckImages: _grpc.UnaryStreamMultiCallable[_admin_pb2.CheckImagesRequest, _admin_pb2.CheckImagesResponse]
-    """Reads images as a whole and tells what is damaged; on request it mends that, from what is here or from the
+    """Reads images as a whole and tells what is damaged; on request it repairs that, from what is here or from the
     image's registry. Answers progress as it goes and, last, each damage and then the sums.
 
     A damage, repaired or not, is an answer and no error. NOT_FOUND: an image was named that is not here.
@@ -115,7 +115,7 @@ class AdminAsyncStub(AdminStub):
     DATA_LOSS: a blob is damaged; it may be found after a part of the archive was sent.
     """
     CheckImages: _aio.UnaryStreamMultiCallable[_admin_pb2.CheckImagesRequest, _admin_pb2.CheckImagesResponse]  # type: ignore[assignment]
-    """Reads images as a whole and tells what is damaged; on request it mends that, from what is here or from the
+    """Reads images as a whole and tells what is damaged; on request it repairs that, from what is here or from the
     image's registry. Answers progress as it goes and, last, each damage and then the sums.
 
     A damage, repaired or not, is an answer and no error. NOT_FOUND: an image was named that is not here.
@@ -187,7 +187,7 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.CheckImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.CheckImagesResponse], _abc.AsyncIterator[_admin_pb2.CheckImagesResponse]]:
-        """Reads images as a whole and tells what is damaged; on request it mends that, from what is here or from the
+        """Reads images as a whole and tells what is damaged; on request it repairs that, from what is here or from the
         image's registry. Answers progress as it goes and, last, each damage and then the sums.
 
         A damage, repaired or not, is an answer and no error. NOT_FOUND: an image was named that is not here.

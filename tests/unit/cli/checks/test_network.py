@@ -14,7 +14,7 @@ from cri_shim.cni.attachment import Attachment
 from cri_shim.config.model import CniSettings, SocketSettings
 from cri_shim.config.values import FileMode, GroupName
 from cri_shim.host.process import Reaper
-from cri_shim.sandbox.debts import Debts
+from cri_shim.sandbox.network.pending_deletes import PendingDeletes
 from tests.unit.cli.checks.trees import plant
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def test_the_daemon_is_told_by_its_command_not_by_its_directory(
     assert network.is_daemon(command) is expected
 
 
-# --- CNI versions and debts --------------------------------------------------------------------------------------
+# --- CNI versions and pending deletes ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,13 +240,13 @@ def test_a_plugin_that_fails_to_tell_its_versions_is_quoted(cni: CniSettings) ->
 
 
 def test_what_plugins_have_not_let_go_of_is_shown(tmp_path: Path) -> None:
-    assert network.cni_debts(tmp_path).level is Level.OK
-    debts = Debts(tmp_path / "debts")
+    assert network.cni_pending_deletes(tmp_path).level is Level.OK
+    pending_deletes = PendingDeletes(tmp_path / "pending_deletes")
     for name in ("a1", "b2"):
         attachment = Attachment(container_id=name, netns="", ifname="eth0", network="pods")
-        debts.owe(attachment, pod="default/web", error=f"{name} is busy")
-    row = network.cni_debts(tmp_path)
+        pending_deletes.add(attachment, pod="default/web", error=f"{name} is busy")
+    row = network.cni_pending_deletes(tmp_path)
     assert row.level is Level.WARNING
     assert "2 network attachments" in row.detail
     assert "default/web: a1 is busy" in row.detail
-    assert str(tmp_path / "debts") in row.remedy
+    assert str(tmp_path / "pending_deletes") in row.remedy

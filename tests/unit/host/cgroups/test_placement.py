@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cri_shim.errors import InvalidArgumentError
-from cri_shim.host.cgroups.placement import CgroupPlace, expand_slice, parent_directory, place
+from cri_shim.host.cgroups.placement import CgroupPath, cgroup_path, expand_slice, parent_directory
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from cri_shim.host.cgroups.placement import CgroupPlace, expand_slice, parent_di
 def test_cgroupfs_driver_puts_the_container_below_its_parent(
     parent: str, spec_path: str, relative_dir: str
 ) -> None:
-    assert place(parent, "ab", systemd=False) == CgroupPlace(spec_path, relative_dir)
+    assert cgroup_path(parent, "ab", systemd=False) == CgroupPath(spec_path, relative_dir)
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_cgroupfs_driver_puts_the_container_below_its_parent(
 def test_systemd_driver_names_slice_and_scope(
     parent: str, spec_path: str, relative_dir: str
 ) -> None:
-    assert place(parent, "ab", systemd=True) == CgroupPlace(spec_path, relative_dir)
+    assert cgroup_path(parent, "ab", systemd=True) == CgroupPath(spec_path, relative_dir)
 
 
 @pytest.mark.parametrize("parent", ["../../etc", "/a/../..", "/a\nb", "a\x00b"])
 @pytest.mark.parametrize("systemd", [False, True])
 def test_parent_cannot_lead_out_of_the_tree(parent: str, systemd: bool) -> None:
     with pytest.raises(InvalidArgumentError):
-        place(parent, "ab", systemd=systemd)
+        cgroup_path(parent, "ab", systemd=systemd)
 
 
 @pytest.mark.parametrize(

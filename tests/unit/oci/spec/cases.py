@@ -88,7 +88,7 @@ class Place:
     )
 
 
-GOLDEN_PLACE = Place(
+GOLDEN_CGROUP = Place(
     NodeFacts(
         arch="x86_64",
         kernel=(6, 1),
@@ -100,7 +100,7 @@ GOLDEN_PLACE = Place(
         swap_accounting=True,
     )
 )
-V2_NODE = replace(GOLDEN_PLACE.node, cgroup_v2=True, cgroup_namespace=True)
+V2_NODE = replace(GOLDEN_CGROUP.node, cgroup_v2=True, cgroup_namespace=True)
 IMAGE = ImageDefaults(
     name="registry.example/app:1",
     entrypoint=("/bin/busybox",),
@@ -158,7 +158,7 @@ def container_config(
 
 
 def sandbox_spec(
-    config: PodSandboxConfig, place: Place = GOLDEN_PLACE, **changes: Any
+    config: PodSandboxConfig, place: Place = GOLDEN_CGROUP, **changes: Any
 ) -> dict[str, Any]:
     return build_sandbox_spec(
         config,
@@ -173,7 +173,7 @@ def sandbox_spec(
 
 
 def container_spec(
-    config: ContainerConfig, place: Place = GOLDEN_PLACE, **changes: Any
+    config: ContainerConfig, place: Place = GOLDEN_CGROUP, **changes: Any
 ) -> dict[str, Any]:
     return build_container_spec(
         config,
@@ -540,4 +540,4 @@ def golden_text(spec: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     for case, build in CASES.items():
-        (GOLDEN_DIR / f"{case}.json").write_text(golden_text(build(GOLDEN_PLACE)))
+        (GOLDEN_DIR / f"{case}.json").write_text(golden_text(build(GOLDEN_CGROUP)))

@@ -4,7 +4,7 @@ import pytest
 
 from cri_shim.oci.spec.annotations import build_container_annotations, build_sandbox_annotations
 from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
-from tests.unit.oci.spec.cases import GOLDEN_PLACE, RUNC, SANDBOX_ID, sandbox_facts
+from tests.unit.oci.spec.cases import GOLDEN_CGROUP, RUNC, SANDBOX_ID, sandbox_facts
 
 WIDE_OPEN = HandlerFacts("wide", pod_annotations=("*",), container_annotations=("*",))
 KATA = HandlerFacts(
@@ -17,7 +17,7 @@ def of_container(
 ) -> dict[str, str]:
     return build_container_annotations(
         requested,
-        sandbox=replace(sandbox_facts(GOLDEN_PLACE), annotations=pod or {}),
+        sandbox=replace(sandbox_facts(GOLDEN_CGROUP), annotations=pod or {}),
         handler=handler,
         container_name="app",
         image_name="image",
@@ -25,7 +25,9 @@ def of_container(
 
 
 def of_sandbox(pod: dict[str, str], handler: HandlerFacts) -> dict[str, str]:
-    return build_sandbox_annotations(replace(sandbox_facts(GOLDEN_PLACE), annotations=pod), handler)
+    return build_sandbox_annotations(
+        replace(sandbox_facts(GOLDEN_CGROUP), annotations=pod), handler
+    )
 
 
 def test_only_ours_are_set_without_an_allow_list() -> None:

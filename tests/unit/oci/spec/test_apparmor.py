@@ -17,9 +17,9 @@ from cri_shim.oci.spec.apparmor import (
     default_profile_text,
     sandbox_apparmor,
 )
-from tests.unit.oci.spec.cases import GOLDEN_PLACE
+from tests.unit.oci.spec.cases import GOLDEN_CGROUP
 
-NODE = replace(GOLDEN_PLACE.node, apparmor_default_profile=DEFAULT_PROFILE)
+NODE = replace(GOLDEN_CGROUP.node, apparmor_default_profile=DEFAULT_PROFILE)
 WITH_APPARMOR = replace(NODE, apparmor_profiles=frozenset({DEFAULT_PROFILE, "mine"}))
 WITHOUT_DEFAULT = replace(NODE, apparmor_profiles=frozenset({"mine"}))
 DEFAULT, UNCONFINED, LOCALHOST = (

@@ -10,9 +10,9 @@ from cri_shim.oci.spec.capabilities import (
     build_capabilities,
     container_capabilities,
 )
-from tests.unit.oci.spec.cases import DEFAULT_CAPABILITIES, GOLDEN_PLACE
+from tests.unit.oci.spec.cases import DEFAULT_CAPABILITIES, GOLDEN_CGROUP
 
-NODE = GOLDEN_PLACE.node
+NODE = GOLDEN_CGROUP.node
 POOR_NODE = replace(NODE, capabilities=("CHOWN", "KILL", "NET_RAW"))
 
 

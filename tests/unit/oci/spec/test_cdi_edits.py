@@ -14,7 +14,7 @@ from cri_shim.oci.spec.cdi_edits import (
 )
 from cri_shim.oci.spec.inputs import DeviceNode, ResolvedUser
 from tests.unit.oci.spec.cases import (
-    GOLDEN_PLACE,
+    GOLDEN_CGROUP,
     container_config,
     container_facts,
     container_spec,
@@ -198,7 +198,7 @@ def test_network_devices_are_refused_rather_than_left_out() -> None:
 def test_builder_applies_what_the_caller_found() -> None:
     config = container_config(CDI_devices=[CDIDevice(name="vendor.com/gpu=d")])
     edits = edits_for(["vendor.com/gpu=d"], [placed("a", d={"env": ["GPU=0"]})])
-    spec = container_spec(config, container=container_facts(GOLDEN_PLACE, cdi_edits=edits))
+    spec = container_spec(config, container=container_facts(GOLDEN_CGROUP, cdi_edits=edits))
     assert "GPU=0" in spec["process"]["env"]
 
 

@@ -17,7 +17,7 @@ from cri_shim.oci.spec.hooks import parse_hook_file
 from cri_shim.oci.spec.inputs import Ulimit
 from cri_shim.oci.spec.selinux import Labels
 from tests.unit.oci.spec.cases import (
-    GOLDEN_PLACE,
+    GOLDEN_CGROUP,
     MAPPING_RUNC,
     RUNC,
     USERS,
@@ -39,7 +39,7 @@ def test_privileged_container_needs_a_privileged_sandbox() -> None:
     config = container_config(context=LinuxContainerSecurityContext(privileged=True))
     with pytest.raises(InvalidArgumentError, match="not privileged"):
         container_spec(config)
-    assert container_spec(config, sandbox=sandbox_facts(GOLDEN_PLACE, privileged=True))
+    assert container_spec(config, sandbox=sandbox_facts(GOLDEN_CGROUP, privileged=True))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_windows_is_refused() -> None:
 
 def test_limits_and_profile_of_the_node_reach_the_process() -> None:
     node = replace(
-        GOLDEN_PLACE.node,
+        GOLDEN_CGROUP.node,
         default_ulimits={"nofile": Ulimit(1, 2)},
         apparmor_profiles=frozenset({"cri-shim-default"}),
         apparmor_default_profile="cri-shim-default",
@@ -89,7 +89,7 @@ def test_any_environment_bytes_make_valid_json() -> None:
 
 def test_labels_reach_process_and_mounts() -> None:
     labels = Labels("u:r:container_t:s0:c1,c2", "u:object_r:container_file_t:s0:c1,c2")
-    facts = container_facts(GOLDEN_PLACE, labels=labels)
+    facts = container_facts(GOLDEN_CGROUP, labels=labels)
     spec = container_spec(container_config(), container=facts)
     assert spec["process"]["selinuxLabel"] == labels.process
     assert spec["linux"]["mountLabel"] == labels.files
@@ -101,17 +101,17 @@ def test_labels_reach_process_and_mounts() -> None:
 def test_hooks_are_chosen_by_the_annotations_of_container_and_pod() -> None:
     document = b"""{"version": "1.0.0", "hook": {"path": "/bin/true"},
         "when": {"annotations": {"^gpu$": "^yes$"}}, "stages": ["prestart"]}"""
-    facts = container_facts(GOLDEN_PLACE, hooks=(parse_hook_file(document, "h.json"),))
+    facts = container_facts(GOLDEN_CGROUP, hooks=(parse_hook_file(document, "h.json"),))
     asking = container_config(annotations={"gpu": "yes"})
     assert "prestart" in container_spec(asking, container=facts)["hooks"]
-    pod = sandbox_facts(GOLDEN_PLACE, annotations={"gpu": "yes"})
+    pod = sandbox_facts(GOLDEN_CGROUP, annotations={"gpu": "yes"})
     assert "hooks" in container_spec(container_config(), container=facts, sandbox=pod)
-    pod = sandbox_facts(GOLDEN_PLACE, annotations={"gpu": "no"})
+    pod = sandbox_facts(GOLDEN_CGROUP, annotations={"gpu": "no"})
     assert "hooks" not in container_spec(asking, container=facts, sandbox=pod), "the pod's count"
 
 
 def test_unmasked_proc_is_for_pods_with_users_of_their_own() -> None:
-    pod = sandbox_facts(GOLDEN_PLACE, users=USERS)
+    pod = sandbox_facts(GOLDEN_CGROUP, users=USERS)
     spec = container_spec(container_config(), sandbox=pod, handler=MAPPING_RUNC)
     assert spec["linux"]["maskedPaths"] == spec["linux"]["readonlyPaths"] == []
     assert container_spec(container_config())["linux"]["maskedPaths"]
@@ -122,7 +122,7 @@ def test_cve_2023_6476_annotations_lift_no_limit() -> None:
         "io.kubernetes.cri-o.UnifiedCgroup.app": "memory.max=max;pids.max=max",
         "io.kubernetes.cri-o.unified-cgroup": "memory.max=max",
     }
-    pod = sandbox_facts(GOLDEN_PLACE, annotations=lifting)
+    pod = sandbox_facts(GOLDEN_CGROUP, annotations=lifting)
     wide_open = replace(RUNC, pod_annotations=("*",), container_annotations=("*",))
     spec = container_spec(container_config(annotations=lifting), sandbox=pod, handler=wide_open)
     assert spec["linux"]["resources"] == container_spec(container_config())["linux"]["resources"]

@@ -9,7 +9,7 @@ from cri_shim.oci.spec.devices import build_devices, host_device_paths
 from cri_shim.oci.spec.inputs import DeviceNode, ResolvedUser
 from tests.unit.oci.spec.cases import (
     FUSE,
-    GOLDEN_PLACE,
+    GOLDEN_CGROUP,
     RUNC,
     container_config,
     container_facts,
@@ -18,7 +18,7 @@ from tests.unit.oci.spec.cases import (
 TUN = DeviceNode("/dev/net/tun", "c", 10, 200, file_mode=0o600, uid=1, gid=2)
 DENY = {"allow": False, "access": "rwm"}
 ALLOW = {"allow": True, "access": "rwm"}
-NODE = replace(GOLDEN_PLACE.node, host_devices=(FUSE, TUN))
+NODE = replace(GOLDEN_CGROUP.node, host_devices=(FUSE, TUN))
 
 
 def build(
@@ -32,7 +32,7 @@ def build(
         container_config(
             devices=devices, context=LinuxContainerSecurityContext(privileged=privileged)
         ),
-        container=container_facts(GOLDEN_PLACE, host_devices=found or {}),
+        container=container_facts(GOLDEN_CGROUP, host_devices=found or {}),
         handler=replace(
             RUNC,
             privileged_without_host_devices=without_host_devices,

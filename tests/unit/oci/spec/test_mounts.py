@@ -24,9 +24,9 @@ from cri_shim.oci.spec.mounts import (
     rootfs_propagation,
     volume_paths,
 )
-from tests.unit.oci.spec.cases import GOLDEN_PLACE, RUNC, container_config, sandbox_facts
+from tests.unit.oci.spec.cases import GOLDEN_CGROUP, RUNC, container_config, sandbox_facts
 
-SANDBOX = sandbox_facts(GOLDEN_PLACE)
+SANDBOX = sandbox_facts(GOLDEN_CGROUP)
 BIDIRECTIONAL = api_pb2.PROPAGATION_BIDIRECTIONAL
 FROM_HOST = api_pb2.PROPAGATION_HOST_TO_CONTAINER
 
@@ -45,7 +45,7 @@ def build(
         container_config(mounts=mounts, context=context),
         sandbox=changes.get("sandbox", SANDBOX),
         handler=changes.get("handler", RUNC),
-        node=changes.get("node", GOLDEN_PLACE.node),
+        node=changes.get("node", GOLDEN_CGROUP.node),
         volumes=volumes,
         sources=changes.get("sources", {}),
     )
@@ -59,7 +59,7 @@ def test_ordinary_container_has_the_usual_file_systems_read_only_where_they_are_
     assert list(mounts)[:3] == ["/proc", "/dev", "/sys"]
     assert "ro" in mounts["/sys"]["options"]
     assert "ro" in mounts["/sys/fs/cgroup"]["options"]
-    assert mounts["/dev/shm"]["source"] == GOLDEN_PLACE.shm
+    assert mounts["/dev/shm"]["source"] == GOLDEN_CGROUP.shm
     assert mounts["/etc/hosts"]["options"] == ["rbind", "rprivate", "nosuid", "noexec", "nodev"]
 
 
@@ -296,7 +296,7 @@ def test_mappings_that_can_not_be_are_refused(
 
 
 def test_relabel_is_refused_for_what_is_the_nodes_where_selinux_enforces() -> None:
-    node = replace(GOLDEN_PLACE.node, selinux_enabled=True)
+    node = replace(GOLDEN_CGROUP.node, selinux_enabled=True)
     with pytest.raises(InvalidArgumentError, match="selinux_relabel"):
         build(mount(host="/etc", selinux_relabel=True), node=node)
     with pytest.raises(InvalidArgumentError, match="selinux_relabel"):

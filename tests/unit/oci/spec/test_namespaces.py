@@ -23,7 +23,7 @@ from cri_shim.oci.spec.namespaces import (
     user_mappings,
 )
 from tests.unit.oci.spec.cases import (
-    GOLDEN_PLACE,
+    GOLDEN_CGROUP,
     MAPPING_RUNC,
     RUNC,
     V2_NODE,
@@ -33,14 +33,14 @@ from tests.unit.oci.spec.cases import (
 
 NODE_MODE, TARGET, CONTAINER = api_pb2.NODE, api_pb2.TARGET, api_pb2.CONTAINER
 KATA = HandlerFacts("kata", HandlerKind.VM)
-SANDBOX = sandbox_facts(GOLDEN_PLACE)
+SANDBOX = sandbox_facts(GOLDEN_CGROUP)
 
 
 def of_container(options: NamespaceOption, **changes: Any) -> dict[str, str | None]:
     namespaces = build_container_namespaces(
         options,
         sandbox=changes.get("sandbox", SANDBOX),
-        container=container_facts(GOLDEN_PLACE, target_pid=99),
+        container=container_facts(GOLDEN_CGROUP, target_pid=99),
         node=V2_NODE,
         privileged=changes.get("privileged", False),
     )
@@ -101,7 +101,7 @@ def test_sandbox_makes_what_it_does_not_share() -> None:
 
 def test_cgroup_namespace_is_the_nodes_choice() -> None:
     namespaces = build_sandbox_namespaces(
-        NamespaceOption(), sandbox=SANDBOX, node=GOLDEN_PLACE.node
+        NamespaceOption(), sandbox=SANDBOX, node=GOLDEN_CGROUP.node
     )
     assert {"type": "cgroup"} not in namespaces
 
@@ -111,7 +111,7 @@ def test_target_that_does_not_run_is_refused() -> None:
         build_container_namespaces(
             NamespaceOption(pid=TARGET, target_id="ab"),
             sandbox=SANDBOX,
-            container=container_facts(GOLDEN_PLACE),
+            container=container_facts(GOLDEN_CGROUP),
             node=V2_NODE,
             privileged=False,
         )
@@ -122,7 +122,7 @@ def test_container_of_a_sandbox_without_a_pause_process_is_refused() -> None:
         build_container_namespaces(
             NamespaceOption(),
             sandbox=replace(SANDBOX, pause_pid=None),
-            container=container_facts(GOLDEN_PLACE),
+            container=container_facts(GOLDEN_CGROUP),
             node=V2_NODE,
             privileged=False,
         )

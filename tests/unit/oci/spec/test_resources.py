@@ -15,9 +15,9 @@ from cri_shim.oci.spec.resources import (
     oom_score_adj,
     pids_limit,
 )
-from tests.unit.oci.spec.cases import GOLDEN_PLACE, V2_NODE
+from tests.unit.oci.spec.cases import GOLDEN_CGROUP, V2_NODE
 
-NODE = GOLDEN_PLACE.node
+NODE = GOLDEN_CGROUP.node
 
 
 def build(node: Any = NODE, **fields: Any) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def huge(limit: int, size: str = "2MB") -> LinuxContainerResources:
 
 
 def test_limits_of_huge_pages_are_repeated_and_not_changed() -> None:
-    node = GOLDEN_PLACE.node
+    node = GOLDEN_CGROUP.node
     check_unchangeable(huge(4), huge(4), node)
     check_unchangeable(huge(4), huge(8, "64KB"), node)
     check_unchangeable(LinuxContainerResources(), huge(0), node)

@@ -18,14 +18,14 @@ from cri_shim.oci.spec.inputs import ImageDefaults
 from cri_shim.oci.spec.sandbox import check_sandbox_config, checked_hostname, sandbox_sysctls
 from cri_shim.oci.spec.selinux import Labels
 from tests.unit.oci.spec.cases import (
-    GOLDEN_PLACE,
+    GOLDEN_CGROUP,
     RUNC,
     pod_config,
     sandbox_facts,
     sandbox_spec,
 )
 
-NODE = GOLDEN_PLACE.node
+NODE = GOLDEN_CGROUP.node
 
 
 def test_pause_has_no_rights_whatever_the_pod_asks() -> None:
@@ -66,7 +66,7 @@ def test_parameter_of_a_shared_namespace_is_refused_before_anything_is_built() -
     context = LinuxSandboxSecurityContext(namespace_options=NamespaceOption(network=api_pb2.NODE))
     config = pod_config(security_context=context, sysctls={"net.ipv4.ip_forward": "1"})
     with pytest.raises(InvalidArgumentError, match="sysctls"):
-        sandbox_spec(config, sandbox=sandbox_facts(GOLDEN_PLACE, netns_path=None))
+        sandbox_spec(config, sandbox=sandbox_facts(GOLDEN_CGROUP, netns_path=None))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_user_that_the_pods_namespace_does_not_know_is_refused_before_anything_i
 
 def test_labels_of_the_pod_reach_its_process_and_mounts() -> None:
     labels = Labels("u:r:container_t:s0:c1,c2", "u:object_r:container_file_t:s0:c1,c2")
-    facts = sandbox_facts(GOLDEN_PLACE, pause_pid=None, labels=labels)
+    facts = sandbox_facts(GOLDEN_CGROUP, pause_pid=None, labels=labels)
     spec = sandbox_spec(pod_config(), sandbox=facts)
     assert spec["process"]["selinuxLabel"] == labels.process
     assert spec["linux"]["mountLabel"] == labels.files

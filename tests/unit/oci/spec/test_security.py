@@ -19,9 +19,9 @@ from cri_shim.oci.spec.security import (
     sandbox_seccomp,
     seccomp_reference,
 )
-from tests.unit.oci.spec.cases import GOLDEN_PLACE
+from tests.unit.oci.spec.cases import GOLDEN_CGROUP
 
-NODE = GOLDEN_PLACE.node
+NODE = GOLDEN_CGROUP.node
 DEFAULT, UNCONFINED, LOCALHOST = (
     SecurityProfile.RuntimeDefault,
     SecurityProfile.Unconfined,

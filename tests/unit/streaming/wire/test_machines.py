@@ -8,7 +8,7 @@ from cri_shim.streaming.wire.errors import ProtocolError
 from cri_shim.streaming.wire.machines import port_forward, remote_command
 from cri_shim.streaming.wire.portforward_channels import ChannelPortForward
 from cri_shim.streaming.wire.portforward_spdy import SpdyPortForward
-from cri_shim.streaming.wire.remotecommand import Streams
+from cri_shim.streaming.wire.remotecommand import RequestedStreams
 from cri_shim.streaming.wire.remotecommand_channels import ChannelRemoteCommand
 from cri_shim.streaming.wire.remotecommand_spdy import SpdyRemoteCommand
 from cri_shim.streaming.wire.upgrade import PORT_FORWARD, PORT_FORWARD_TUNNEL, V4, Framing, Upgrade
@@ -16,7 +16,7 @@ from tests.unit.streaming.wire.roleplay import sent
 
 
 def test_a_remote_command_goes_over_spdy_or_channels() -> None:
-    streams = Streams(stdin=True, stdout=True, stderr=False, tty=False)
+    streams = RequestedStreams(stdin=True, stdout=True, stderr=False, tty=False)
     over_spdy = remote_command(Upgrade(Framing.SPDY, V4, b""), streams)
     assert isinstance(over_spdy, SpdyRemoteCommand)
     over_channels = remote_command(Upgrade(Framing.CHANNELS, V4, b""), streams)
@@ -42,5 +42,5 @@ def test_channels_need_the_ports_of_the_request() -> None:
 
 
 def test_a_terminal_has_no_stderr() -> None:
-    assert not Streams(stdin=True, stdout=True, stderr=True, tty=True).stderr
-    assert Streams(stdin=True, stdout=True, stderr=True, tty=False).stderr
+    assert not RequestedStreams(stdin=True, stdout=True, stderr=True, tty=True).stderr
+    assert RequestedStreams(stdin=True, stdout=True, stderr=True, tty=False).stderr

@@ -14,10 +14,10 @@ from cri_shim.streaming.wire.remotecommand import (
     Channel,
     Closed,
     Ready,
+    RequestedStreams,
     Resized,
     StdinData,
     StdinEnd,
-    Streams,
 )
 from cri_shim.streaming.wire.remotecommand_channels import ChannelRemoteCommand
 from cri_shim.streaming.wire.upgrade import V1, V1_BASE64, V4, V4_BASE64, V5
@@ -26,13 +26,15 @@ from tests.unit.streaming.wire import recorded
 from tests.unit.streaming.wire.roleplay import RandomKeys, deliver, in_pieces, sent
 
 PROTOCOLS = [V1, V1_BASE64, V4, V4_BASE64, V5]
-ALL = Streams(stdin=True, stdout=True, stderr=True, tty=False)
-TTY = Streams(stdin=True, stdout=True, stderr=True, tty=True)
-STDERR = Streams(stdin=False, stdout=False, stderr=True, tty=False)
-STDIN = Streams(stdin=True, stdout=False, stderr=False, tty=False)
+ALL = RequestedStreams(stdin=True, stdout=True, stderr=True, tty=False)
+TTY = RequestedStreams(stdin=True, stdout=True, stderr=True, tty=True)
+STDERR = RequestedStreams(stdin=False, stdout=False, stderr=True, tty=False)
+STDIN = RequestedStreams(stdin=True, stdout=False, stderr=False, tty=False)
 
 
-def pair(protocol: str, streams: Streams) -> tuple[ChannelConnection, ChannelRemoteCommand]:
+def pair(
+    protocol: str, streams: RequestedStreams
+) -> tuple[ChannelConnection, ChannelRemoteCommand]:
     """A client and a machine that has begun."""
     client = ChannelConnection(protocol, WebSocketConnection(mask_key=RandomKeys()))
     machine = ChannelRemoteCommand(protocol, streams)
@@ -45,7 +47,7 @@ def pair(protocol: str, streams: Streams) -> tuple[ChannelConnection, ChannelRem
 
 @pytest.mark.parametrize(("streams", "channel"), [(ALL, 1), (STDERR, 2), (STDIN, 3)])
 def test_a_first_empty_message_tells_the_client_that_it_began(
-    streams: Streams, channel: int
+    streams: RequestedStreams, channel: int
 ) -> None:
     machine = ChannelRemoteCommand(V4, streams)
     machine.start()

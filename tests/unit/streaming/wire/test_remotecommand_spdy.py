@@ -14,10 +14,10 @@ from cri_shim.streaming.wire.remotecommand import (
     Channel,
     Closed,
     Ready,
+    RequestedStreams,
     Resized,
     StdinData,
     StdinEnd,
-    Streams,
     Writable,
 )
 from cri_shim.streaming.wire.remotecommand_spdy import SpdyRemoteCommand
@@ -37,8 +37,8 @@ from tests.unit.streaming.wire.roleplay import byte_by_byte, deliver, in_pieces,
 if TYPE_CHECKING:
     from cri_shim.streaming.wire.remotecommand import RemoteCommandEvent
 
-ALL = Streams(stdin=True, stdout=True, stderr=True, tty=False)
-TTY = Streams(stdin=True, stdout=True, stderr=True, tty=True)
+ALL = RequestedStreams(stdin=True, stdout=True, stderr=True, tty=False)
+TTY = RequestedStreams(stdin=True, stdout=True, stderr=True, tty=True)
 
 
 class Client:
@@ -80,7 +80,7 @@ class Client:
         return heard
 
 
-def ready(protocol: str, streams: Streams, *types: str) -> Client:
+def ready(protocol: str, streams: RequestedStreams, *types: str) -> Client:
     client = Client(SpdyRemoteCommand(protocol, streams))
     assert client.make(*types) == [Ready()]
     client.hear()
@@ -95,11 +95,15 @@ def ready(protocol: str, streams: Streams, *types: str) -> Client:
         (V5, TTY, ["error", "stdin", "stdout", "resize"]),
         (V3, TTY, ["error", "stdin", "stdout", "resize"]),
         (V2, TTY, ["error", "stdin", "stdout"]),
-        (V4, Streams(stdin=False, stdout=True, stderr=False, tty=False), ["error", "stdout"]),
+        (
+            V4,
+            RequestedStreams(stdin=False, stdout=True, stderr=False, tty=False),
+            ["error", "stdout"],
+        ),
     ],
 )
 def test_it_is_ready_when_every_stream_the_request_implies_is_there(
-    protocol: str, streams: Streams, types: list[str]
+    protocol: str, streams: RequestedStreams, types: list[str]
 ) -> None:
     client = Client(SpdyRemoteCommand(protocol, streams))
     missing = set(types)

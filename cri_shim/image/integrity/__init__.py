@@ -1,0 +1,1 @@
+"""Whether images are what they should be: checked, sealed, repaired."""

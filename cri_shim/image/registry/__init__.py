@@ -1,0 +1,1 @@
+"""Registries: servers, authorization, downloads."""

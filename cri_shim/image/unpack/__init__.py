@@ -1,0 +1,1 @@
+"""The unpacker: a template process, its children, and the daemon's end of it."""

@@ -1,0 +1,331 @@
+"""The daemon's end of the unpacker: jobs go out, confined children do them, reports come back.
+
+Rules:
+- The template process is started with the first job and ended after a while without one: nothing is paid for images
+  while none arrive. This process never imports what inflates or unpacks.
+- A job has a deadline, counted anew with each piece that a stream brings: a slow sender has limits of its own. However
+  it ends (error, cancellation, deadline), its child is gone before the call returns, so that its directory can be
+  removed.
+- How long a layer takes, its maker decides. So an image has its share of the children that unpack files, and a slow one
+  gives its place to others (`slots`): it goes on with the processors' time that nobody else wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from cri_shim.errors import (
+    BadArchiveError,
+    CriShimError,
+    DeadlineError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from cri_shim.host.mounts import without_devices
+from cri_shim.image.manifest import Platform
+from cri_shim.image.planned import PlannedImage, checked
+from cri_shim.image.unpack.growing_file import Growing
+from cri_shim.image.unpack.process_handle import UnpackerProcess
+from cri_shim.image.unpack.protocol import (
+    ArchiveReport,
+    ConfigReport,
+    Failure,
+    Fault,
+    Job,
+    JobKind,
+    LayerReport,
+    Limits,
+    ManifestReport,
+)
+from cri_shim.slots import Share, Slots
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from cri_shim.host.process import Reaper
+    from cri_shim.image.manifest import ImageConfig
+
+IDLE_S = 60.0
+MIN_FILES, MAX_FILES = 4, 16
+"""Layers that are unpacked from files at once, one for each processor; slow ones not counted."""
+MAX_SLOW_FILES = 8
+SLOW_AFTER_S = 10.0
+PATIENCE_S = 120.0
+"""What no layer is given up before, however many are slow: a gigabyte takes some ten seconds."""
+MAX_STREAMS = 4
+_MAX_ARCHIVES = 4
+_MAX_DOCUMENTS = 2
+_ANY = Platform()
+_MAX_WHAT_CHARS = 700
+"""Of what a job works on: a job is one packet."""
+_MAX_TYPE_CHARS = 100
+"""Longer than any media type that means something here."""
+DEFAULT_TIMEOUT_S = 3600.0
+
+R = TypeVar("R", LayerReport, ArchiveReport, ManifestReport, ConfigReport)
+T = TypeVar("T")
+
+
+class Unpacker:
+    """Runs jobs in confined children; used on the loop's thread.
+
+    At most `max_parallel` have a file to work on, half of them for one owner, beside `MAX_SLOW_FILES` slow ones; and
+    `max_streams` a stream: a stream waits for its sender, and may not keep anybody from working who has everything at
+    hand. Documents, which are short, and archives, which nobody but an operator brings, wait for neither.
+    """
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        *,
+        max_parallel: int | None = None,
+        max_streams: int = MAX_STREAMS,
+        limits: Limits | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        slow_after_s: float = SLOW_AFTER_S,
+        idle_s: float = IDLE_S,
+    ) -> None:
+        self._reaper = reaper
+        self._limits = limits or Limits()
+        self._timeout_s = timeout_s
+        self._idle_s = idle_s
+        self._slow_after_s = slow_after_s
+        files = max_parallel or min(max(MIN_FILES, os.cpu_count() or 1), MAX_FILES)
+        self._files = Slots(
+            files, slow_total=MAX_SLOW_FILES, slow_after_s=slow_after_s, patience_s=PATIENCE_S
+        )
+        self._files_of_one = max(1, files // 2)
+        self._streams = asyncio.Semaphore(max_streams)
+        self._archives = asyncio.Semaphore(_MAX_ARCHIVES)
+        self._documents = asyncio.Semaphore(_MAX_DOCUMENTS)
+        self._template: UnpackerProcess | None = None
+        self._running = 0
+        self._idle: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[bool]:
+        """Room for unpacking one file that grows, as long as this is open; False, at once, where there is none.
+
+        Nobody waits for it: who has it may wait for a sender for as long as that likes.
+        """
+        if self._streams.locked():
+            yield False
+            return
+        async with self._streams:
+            yield True
+
+    def warm_up(self) -> None:
+        """Work is coming: start the template process, unless it runs. Raises UnavailableError."""
+        self._acquire()
+        self._release()
+
+    async def unpack_layer(
+        self,
+        source: AsyncIterator[bytes] | Growing | int,
+        directory_fd: int,
+        *,
+        what: str,
+        owner: str = "",
+    ) -> LayerReport:
+        """Unpack a layer blob into an empty directory; `what` names the blob in errors, `owner` whose share it is of.
+
+        `source` is a stream, a file that still grows (for which the caller has room by `stream`), or the descriptor of
+        a file at its beginning; the caller closes what it opened.
+
+        Raises BadArchiveError, ResourceExhaustedError (disk full), DeadlineError (also where too many layers are as
+        slow), UnavailableError (the unpacker can't run), and whatever the stream raises.
+        """
+        slot: AbstractAsyncContextManager[object] = self._streams
+        if isinstance(source, int):
+            share = Share(owner or what, self._files_of_one)
+            slot = self._files.slot(f"unpacking {what}", share, waiting="waiting for other layers")
+        elif isinstance(source, Growing):
+            slot = nullcontext()
+        return await self._run(JobKind.LAYER, source, directory_fd, what, LayerReport, slot)
+
+    async def spool_archive(
+        self,
+        source: AsyncIterator[bytes] | int,
+        directory_fd: int,
+        platform: Platform,
+        *,
+        what: str,
+    ) -> list[PlannedImage]:
+        """Put the files of an image archive into an empty directory under numbers; its images for `platform`.
+
+        Raises as `unpack_layer`.
+        """
+        report = await self._run(
+            JobKind.MEMBERS,
+            source,
+            directory_fd,
+            what,
+            ArchiveReport,
+            self._archives,
+            platform,
+        )
+        return [checked(image) for image in report.images]
+
+    async def read_manifest(
+        self,
+        document_fd: int,
+        directory_fd: int,
+        platform: Platform,
+        *,
+        what: str,
+        content_type: str,
+    ) -> ManifestReport:
+        """What a manifest or an index says, from a file at its beginning; for an index, where it leads on `platform`.
+
+        It came as `content_type`. The directory is empty, and what is in it afterwards is worth nothing. Raises as
+        `unpack_layer`.
+        """
+        return await self._run(
+            JobKind.MANIFEST,
+            document_fd,
+            directory_fd,
+            what,
+            ManifestReport,
+            self._documents,
+            platform,
+            content_type,
+        )
+
+    async def read_config(
+        self, document_fd: int, directory_fd: int, platform: Platform, *, what: str
+    ) -> ImageConfig:
+        """What an image configuration says, which is for `platform`. Otherwise as `read_manifest`."""
+        report = await self._run(
+            JobKind.CONFIG,
+            document_fd,
+            directory_fd,
+            what,
+            ConfigReport,
+            self._documents,
+            platform,
+        )
+        return report.config
+
+    async def close(self) -> None:
+        """End the template process, and with it every child. Idempotent."""
+        if self._idle is not None:
+            self._idle.cancel()
+        template, self._template = self._template, None
+        if template is not None:
+            await template.close()
+
+    async def _run(
+        self,
+        kind: JobKind,
+        source: AsyncIterator[bytes] | Growing | int,
+        directory_fd: int,
+        what: str,
+        expected: type[R],
+        slot: AbstractAsyncContextManager[object],
+        platform: Platform = _ANY,
+        content_type: str = "",
+    ) -> R:
+        async with slot:
+            template = self._acquire()
+            try:
+                async with asyncio.timeout(self._timeout_s) as deadline:
+                    if isinstance(source, Growing):
+                        source = replace(source, sizes=self._counted_anew(source.sizes, deadline))
+                    elif not isinstance(source, int):
+                        source = self._counted_anew(source, deadline)
+                    job = Job(
+                        number=template.next_number(),
+                        kind=kind,
+                        limits=self._limits,
+                        what=what[:_MAX_WHAT_CHARS],
+                        platform=platform,
+                        content_type=content_type[:_MAX_TYPE_CHARS],
+                    )
+                    with (
+                        _apart(directory_fd, what) as apart_fd,
+                        self._aside_when_slow(template, job),
+                    ):
+                        result = await template.run(job, source, apart_fd, what)
+            except TimeoutError:
+                raise DeadlineError(
+                    f"{what}: unpacking went on for {self._timeout_s:g} s and was given up"
+                ) from None
+            finally:
+                self._release()
+        if isinstance(result, Failure):
+            raise _failure(result, what)
+        if not isinstance(result, expected):
+            raise CriShimError(f"{what}: the unpacker answered with another job's report")
+        return result
+
+    @contextmanager
+    def _aside_when_slow(self, template: UnpackerProcess, job: Job) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._slow_after_s, template.step_aside, job.number)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def _counted_anew(
+        self, source: AsyncIterator[T], deadline: asyncio.Timeout
+    ) -> AsyncIterator[T]:
+        loop = asyncio.get_running_loop()
+        try:
+            async for piece in source:
+                deadline.reschedule(loop.time() + self._timeout_s)
+                yield piece
+        finally:
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+
+    def _acquire(self) -> UnpackerProcess:
+        self._running += 1
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._template is None or self._template.gone:
+            self._template = UnpackerProcess(self._reaper)
+        return self._template
+
+    def _release(self) -> None:
+        self._running -= 1
+        if self._running == 0:
+            loop = asyncio.get_running_loop()
+            self._idle = loop.call_later(self._idle_s, self._end_idle)
+
+    def _end_idle(self) -> None:
+        template, self._template = self._template, None
+        if template is not None:
+            template.hang_up()
+
+
+@contextmanager
+def _apart(directory_fd: int, what: str) -> Iterator[int]:
+    """The directory on a mount on which devices can be made and not opened; itself where the kernel has none (5.12)."""
+    try:
+        fd = without_devices(directory_fd)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise UnavailableError(f"{what}: shutting up its unpacker: {error}") from error
+        fd = os.dup(directory_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _failure(failure: Failure, what: str) -> CriShimError:
+    # The child has read hostile bytes, and might be theirs by now.
+    reason = "".join(c if c.isprintable() else " " for c in failure.reason[:2000])
+    if failure.fault is Fault.INPUT:
+        return BadArchiveError(reason if reason.startswith(what) else f"{what}: {reason}")
+    if failure.fault is Fault.SPACE:
+        return ResourceExhaustedError(f"{what}: {reason}; free some space and try again")
+    return CriShimError(f"{what}: unpacking failed: {reason}")

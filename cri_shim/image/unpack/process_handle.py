@@ -1,0 +1,272 @@
+"""The unpacker's template process as the daemon sees it: jobs with their descriptors go in, wait statuses come out.
+
+Rules:
+- Bytes are relayed with backpressure; a file is handed over as a descriptor and not read here at all, also one that
+  still grows: then it is relayed how far it has come.
+- However a job ends, its child is gone before `run` returns or raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from cri_shim.errors import UNREADABLE_DOCUMENT, BadArchiveError, CriShimError, UnavailableError
+from cri_shim.host.own_program import spawn_own_program
+from cri_shim.host.process import Child, Ending, Reaper
+from cri_shim.image.unpack.growing_file import Growing, encode_size
+from cri_shim.image.unpack.protocol import (
+    MAX_PACKET_BYTES,
+    MAX_RESULT_BYTES,
+    Broken,
+    Ended,
+    Job,
+    Kill,
+    Notice,
+    Ready,
+    Request,
+    Result,
+    StepAside,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+log = structlog.get_logger()
+
+_END_GRACE_S = 5.0
+_CHUNK_BYTES = 256 << 10
+_STDERR_BYTES = 16 << 10
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_notice = msgspec.msgpack.Decoder(Notice).decode
+_decode_result = msgspec.msgpack.Decoder(Result).decode
+
+
+class UnpackerProcess:
+    """The template process and the jobs it runs for us."""
+
+    def __init__(self, reaper: Reaper) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._next = 0
+        self._jobs: dict[int, asyncio.Future[int]] = {}
+        """Job number -> its child's wait status."""
+        self._broken = ""
+        # In memory: what it says last is wanted when it breaks, and nobody need read along until then.
+        self._stderr = os.memfd_create("unpacker-stderr", os.MFD_CLOEXEC)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setblocking(False)
+            self._connection = ours
+            try:
+                self._child: Child = spawn_own_program(
+                    reaper,
+                    "cri_shim.image.unpack.template_process",
+                    theirs.fileno(),
+                    stderr=self._stderr,
+                    # Naming libarchive spares it running ldconfig and a compiler to find it.
+                    env={"LIBARCHIVE": "libarchive.so.13"},
+                )
+            except OSError as error:
+                ours.close()
+                os.close(self._stderr)
+                raise UnavailableError(f"starting the layer unpacker: {error}") from error
+        self._loop.add_reader(ours.fileno(), self._receive)
+
+    @property
+    def gone(self) -> bool:
+        """Whether it can take no more jobs."""
+        return self._connection.fileno() < 0
+
+    def next_number(self) -> int:
+        """A number that no job of this process has had."""
+        self._next += 1
+        return self._next
+
+    def step_aside(self, number: int) -> None:
+        """Have that job's child take the processors only as far as others leave them, from now on."""
+        if number in self._jobs:
+            self._try_send(StepAside(number=number))
+
+    async def run(
+        self,
+        job: Job,
+        source: AsyncIterator[bytes] | Growing | int,
+        directory_fd: int,
+        what: str,
+    ) -> Result:
+        """One job from beginning to end; its child is gone when this returns or raises."""
+        number = job.number
+        result_ours, result_theirs = socket.socketpair()
+        with result_ours:
+            result_ours.setblocking(False)
+            with result_theirs:
+                ended = self._jobs[number] = self._loop.create_future()
+                feeding: socket.socket | None = None
+                try:
+                    if isinstance(source, int):
+                        self._send(job, (source, directory_fd, result_theirs.fileno()))
+                    else:
+                        growing = (source.fd,) if isinstance(source, Growing) else ()
+                        feeding, theirs = socket.socketpair(
+                            type=socket.SOCK_SEQPACKET if growing else socket.SOCK_STREAM
+                        )
+                        with theirs:
+                            feeding.setblocking(False)
+                            descriptors = (theirs.fileno(), directory_fd, result_theirs.fileno())
+                            self._send(job, descriptors + growing)
+                except BaseException:
+                    del self._jobs[number]
+                    if feeding is not None:
+                        feeding.close()
+                    raise
+            try:
+                if feeding is None or isinstance(source, int):
+                    data = await self._collect(result_ours, what)
+                else:
+                    data = await self._feed_and_collect(source, feeding, result_ours, what)
+            finally:
+                if feeding is not None:
+                    feeding.close()
+                status = await self._see_the_end(number, ended)
+        if not data:
+            raise self._no_answer(status, what)
+        try:
+            answer: Result = _decode_result(data)
+        except UNREADABLE_DOCUMENT as error:
+            raise CriShimError(f"{what}: the unpacker's answer makes no sense: {error}") from error
+        return answer
+
+    async def _feed_and_collect(
+        self,
+        source: AsyncIterator[bytes] | Growing,
+        feeding: socket.socket,
+        result: socket.socket,
+        what: str,
+    ) -> bytes:
+        """Both at once: a child that ends early must not have to wait for a source that has stalled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                pieces = source.sizes if isinstance(source, Growing) else source
+                feed = group.create_task(self._feed(pieces, feeding))
+                data = await self._collect(result, what)
+                feed.cancel()  # the report is here: nobody wants the rest
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return data
+
+    async def _feed(
+        self, source: AsyncIterator[bytes] | AsyncIterator[int], feeding: socket.socket
+    ) -> None:
+        try:
+            async for piece in source:
+                data = encode_size(piece) if isinstance(piece, int) else piece
+                await self._loop.sock_sendall(feeding, data)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the child has ended; its report says why
+        finally:
+            feeding.close()
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+
+    async def _collect(self, result: socket.socket, what: str) -> bytes:
+        data = bytearray()
+        while chunk := await self._loop.sock_recv(result, _CHUNK_BYTES):
+            data += chunk
+            if len(data) > MAX_RESULT_BYTES:
+                raise BadArchiveError(f"{what}: the report of what is in it has no end")
+        return bytes(data)
+
+    async def _see_the_end(self, number: int, ended: asyncio.Future[int]) -> int | None:
+        """Wait until the job's child is gone, killing it if it isn't; None when the template went first."""
+        if not ended.done():
+            # After a report the child ends by itself; one more signal does no harm.
+            self._try_send(Kill(number=number))
+        cancelled: asyncio.CancelledError | None = None
+        while not ended.done():
+            try:
+                _, late = await asyncio.wait([ended], timeout=_END_GRACE_S)
+                if late:
+                    log.warning("an unpacker's child does not go away", job=number)
+                    break
+            except asyncio.CancelledError as late_cancel:
+                cancelled = late_cancel
+        self._jobs.pop(number, None)
+        if cancelled is not None:
+            raise cancelled
+        return ended.result() if ended.done() and not ended.cancelled() else None
+
+    def _no_answer(self, status: int | None, what: str) -> CriShimError:
+        if self._broken:
+            return UnavailableError(f"{what}: {self._broken}")
+        if status is None:
+            return UnavailableError(f"{what}: the unpacker process ended; try again")
+        how = Ending(status).describe()
+        return BadArchiveError(
+            f"{what}: its unpacker {how} without a word, as it does when it takes too much memory or time"
+        )
+
+    def _send(self, request: Request, descriptors: tuple[int, ...] = ()) -> None:
+        try:
+            socket.send_fds(self._connection, [_encode(request)], descriptors)
+        except OSError as error:
+            reason = self._broken or f"the unpacker process does not take jobs: {error}"
+            raise UnavailableError(reason) from error
+
+    def _try_send(self, request: Request) -> None:
+        try:
+            self._send(request)
+        except UnavailableError:
+            pass  # gone, and its children with it
+
+    def _receive(self) -> None:
+        try:
+            packet = self._connection.recv(MAX_PACKET_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            packet = b""
+        if not packet:
+            self.hang_up()
+            return
+        notice = _decode_notice(packet)
+        if isinstance(notice, Ended):
+            ended = self._jobs.get(notice.number)
+            if ended is not None and not ended.done():
+                ended.set_result(notice.wait_status)
+        elif isinstance(notice, Broken):
+            self._broken = notice.reason
+        elif isinstance(notice, Ready):
+            log.debug("unpacker started", pid=self._child.pid, libarchive=notice.libarchive)
+
+    def hang_up(self) -> None:
+        """Close our end: the template ends, its children with it. Idempotent."""
+        if self.gone:
+            return
+        self._loop.remove_reader(self._connection.fileno())
+        self._connection.close()
+        said = os.pread(self._stderr, _STDERR_BYTES, 0).decode("utf-8", "replace").strip()
+        os.close(self._stderr)
+        if said and not self._broken:
+            log.error("the unpacker process broke", pid=self._child.pid, said=said)
+            self._broken = f"the unpacker process broke: {said.splitlines()[-1]}"
+        for ended in self._jobs.values():
+            if not ended.done():
+                ended.cancel()
+
+    async def close(self) -> None:
+        """`hang_up`, and wait for the end."""
+        self.hang_up()
+        try:
+            async with asyncio.timeout(_END_GRACE_S):
+                await self._child.wait()
+        except TimeoutError:
+            self._child.kill()
+            await self._child.wait()

@@ -1,0 +1,1 @@
+"""Commands in containers, attach sessions, and sockets into pods."""

@@ -1,0 +1,96 @@
+"""Commands that a former daemon ran in a container: nobody is left to read them or to collect their status.
+
+Rules:
+- They are noted before the server is ready, so that none of this daemon's own is among them.
+- Nothing here trusts a bare pid: whether a process is an exec of ours is told by its parent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import structlog
+
+from cri_shim.host.procstat import pid_namespace_depth, process_entry
+from cri_shim.host.proctree import kill_family
+from cri_shim.operations import step
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from cri_shim.host.procstat import ProcessEntry
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.store.store import Container
+
+log = structlog.get_logger()
+KILL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeftoverExecs:
+    """Those of one container: their processes, and the files that name them."""
+
+    container_id: str
+    files: tuple[Path, ...]
+    processes: tuple[ProcessEntry, ...]
+    cgroup_pids: tuple[int, ...]
+    """All that were in the container's cgroup; their sessions die with them."""
+    console_dir: Path
+
+    @classmethod
+    def of(cls, container: Container, paths: Paths, cgroup_pids: Collection[int]) -> Self:
+        """What is there now; `cgroup_pids` are the processes in the container's cgroup."""
+        files = tuple(sorted(paths.container(container.id).exec_dir.glob("*")))
+        processes = []
+        for file in files:
+            try:
+                pid = int(file.read_text()) if file.suffix == ".pid" else 0
+            except (OSError, ValueError):
+                continue
+            entry = process_entry(pid) if pid in cgroup_pids else None
+            if entry is not None and _came_from_outside(entry, cgroup_pids, container):
+                processes.append(entry)
+        return cls(container.id, files, tuple(processes), tuple(cgroup_pids), paths.console_dir)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.files)
+
+    async def end(self) -> None:
+        """Kill them, with what they had started, and remove their files."""
+        for entry in self.processes:
+            log.info(
+                "killing an exec of the former daemon",
+                container_id=self.container_id,
+                pid=entry.pid,
+            )
+            with step("killing an exec of the former daemon"):
+                await kill_family(
+                    entry.pid,
+                    entry.start_ticks,
+                    timeout_s=KILL_TIMEOUT_S,
+                    strays=lambda: self.cgroup_pids,
+                )
+        for file in self.files:
+            (self.console_dir / file.stem).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+
+
+def _came_from_outside(
+    entry: ProcessEntry, cgroup_pids: Collection[int], container: Container
+) -> bool:
+    """Whether it was brought into the container rather than born there: the number may be another's by now.
+
+    An exec's parent is the daemon, or whoever inherits a dead daemon's children, in our own PID namespace. The
+    container's own processes descend from its first one; whoever loses its parent falls to the first process of its PID
+    namespace, and in the host's to the monitor.
+    """
+    known = {p.pid for p in (container.status.process, container.status.monitor) if p}
+    return (
+        entry.pid not in known
+        and entry.parent_pid not in known
+        and entry.parent_pid not in cgroup_pids
+        and pid_namespace_depth(entry.parent_pid) == 0
+    )

@@ -1,0 +1,330 @@
+"""How containers end: exits noted, stops carried out, what an ended one held torn down.
+
+Rules:
+- An exit is shown as soon as it is known; the runtime's state and the cgroup go right after it, so that an exited
+  container costs nothing but its files.
+- Noting an exit and tearing down what it held are never given up: they are tried again until they succeed.
+- Concurrent stops share one: the earliest deadline counts. No lock is held across a grace period.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+import msgspec
+import structlog
+
+from cri_shim import metrics
+from cri_shim.background import until_done
+from cri_shim.errors import CriShimError, DeadlineError
+from cri_shim.host.pidfd import ends_of, kill_process
+from cri_shim.kernel_call import in_time_for
+from cri_shim.operations import step
+from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.log_end import close_log
+from cri_shim.sandbox.store.model import ContainerState
+from cri_shim.sandbox.store.processes import running
+from cri_shim.single_flight import SingleFlight
+from cri_shim.slots import Share, Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri_shim.background import Background
+    from cri_shim.host.cgroups.placement import CgroupPath
+    from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.operations import Operations
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.exits import ExitWatch
+    from cri_shim.sandbox.store.store import Container, Store
+    from cri_shim.sandbox.teardown import Teardown
+
+log = structlog.get_logger()
+KILL_TIMEOUT_S = 10.0
+"""After SIGKILL: what has not ended by then sits in the kernel, and the caller is told."""
+TEARDOWNS_AT_ONCE = 8
+"""After a start a thousand containers may have ended: not as many runtimes at once. Stop and Remove don't wait here."""
+TEARDOWNS_OF_POD = 2
+"""Of those, for one pod: a process that hangs in the kernel is waited for, and then tried again."""
+KILLED_ALONE_S = 0.1
+"""How long a container may take to end with its first process, before all of its cgroup is killed. Nearly all do."""
+MONITOR_FAREWELL_S = 0.5
+"""How long a monitor that has said how its container ended may take to end itself, before it is killed."""
+LOG_PATIENCE_S = 0.5
+"""How long an exit is not shown for the sake of the log's last line."""
+KILLED = 128 + signal.SIGKILL
+NOT_STARTED = 128
+"""The exit code of a container whose start failed, as containerd has it; the reason is StartError."""
+
+
+@dataclass(slots=True, eq=False)
+class _Stop:
+    """One stop that concurrent callers share."""
+
+    deadline: float
+    """When the grace period ends, by the loop's clock."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """The container ended, or the deadline moved."""
+    killing: bool = False
+    """The grace period is over; the deadline is now that of SIGKILL, which nobody shortens."""
+
+    def shorten(self, deadline: float) -> None:
+        if not self.killing and deadline < self.deadline:
+            self.deadline = deadline
+            self.changed.set()
+
+
+class ExitHandling:
+    """Ends containers, and notes how they ended."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        store: Store[Container],
+        cgroups: Cgroups,
+        teardown: Teardown,
+        exits: ExitWatch,
+        background: Background,
+        operations: Operations,
+        cgroup_path: Callable[[str, str], CgroupPath],
+        log_directory: Callable[[str], str],
+    ) -> None:
+        """`log_directory` is that of a sandbox, by its ID."""
+        self._paths = paths
+        self._store = store
+        self._cgroups = cgroups
+        self._teardown = teardown
+        self._exits = exits
+        self._background = background
+        self._operations = operations
+        self._cgroup_path = cgroup_path
+        self._log_directory = log_directory
+        self._closed_logs: WeakSet[Container] = WeakSet()
+        """Whose logs need no look at the teardown any more."""
+        self._stopping: SingleFlight[None] = SingleFlight("StopContainer", operations)
+        self._stops: dict[str, _Stop] = {}
+        self._slots = Slots(TEARDOWNS_AT_ONCE)
+
+    # --- exits ---------------------------------------------------------------------------------------------------
+
+    def on_exit(self, container: Container, exit_: Exit) -> None:
+        """Its process ended, or its monitor did."""
+        self._background.start(f"exit of {container.id}", self.note_exit(container, exit_))
+
+    async def note_exit(
+        self,
+        container: Container,
+        exit_: Exit,
+        *,
+        reason: str | None = None,
+        log_first: bool = True,
+    ) -> None:
+        """Make an exit known and begin to tear down what it held. `reason` is for a cause that is known better.
+
+        Without `log_first` the log's last line is closed with the teardown: where many have ended and nobody waits.
+        """
+        with self._operations.begin("noting an exit", container.id):
+            if log_first:
+                await self._show_log_closed(container)
+            await self._note_exit(container, exit_, reason)
+        self.tear_down_exited(container)
+
+    async def _note_exit(self, container: Container, exit_: Exit, reason: str | None) -> None:
+        code, at_ns, message = exit_.code, exit_.at_ns or time.time_ns(), ""
+        if code is None:
+            # Nobody will ever know the real code; a container that nobody watches must not go on.
+            await until_done(
+                f"killing container {container.id}",
+                lambda: self._teardown.kill_processes(
+                    container.id, self.cgroup_dir(container), self._paths.container(container.id)
+                ),
+            )
+            code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
+        async with container.lock:  # a start under way comes first
+            self.finish(container, code, at_ns, reason or self._explain(container, code), message)
+
+    async def _show_log_closed(self, container: Container) -> None:
+        """Close its last line first: who hears of the exit reads the log. One on a slow disk holds nobody up."""
+        if container.record.log_path:
+            what = f"closing the log of {container.id}"
+            closing = self._background.start(what, self._close_log(container))
+            await asyncio.wait({closing}, timeout=LOG_PATIENCE_S)
+
+    async def _close_log(self, container: Container) -> None:
+        if not container.record.log_path:
+            return
+        log_file, owner = Path(container.record.log_path), f"pod {container.sandbox_id}"
+        try:
+            directory = self._log_directory(container.sandbox_id)
+            await in_time_for(owner, "closing the log", close_log, directory, log_file)
+        except (CriShimError, OSError) as error:
+            log.warning("log not closed", container_id=container.id, error=str(error))
+        else:
+            self._closed_logs.add(container)
+
+    def _explain(self, container: Container, code: int) -> str:
+        # Whichever process it was, and however the container ended: who has lost one to the limit wants to know that.
+        if self._ran_out_of_memory(container):
+            return "OOMKilled"
+        return "Error" if code else "Completed"
+
+    def _ran_out_of_memory(self, container: Container) -> bool:
+        kills = self._cgroups.oom_kills(self.cgroup_dir(container))
+        if kills is not None:
+            return kills > 0
+        return (self._paths.container(container.id).persist_dir / "oom").exists()
+
+    def finish(
+        self, container: Container, code: int, at_ns: int, reason: str, message: str
+    ) -> None:
+        """Show the container as exited; the first exit stays."""
+        if container.state is ContainerState.EXITED:
+            return
+        self._exits.forget(container.id)
+        self._store.update(
+            container, container.status.exited(at_ns, code, reason=reason, message=message)
+        )
+        container.ended.set()
+        if (stop := self._stops.get(container.id)) is not None:
+            stop.changed.set()
+        metrics.CONTAINER_EXITS.labels(reason=reason).inc()
+        if reason == "OOMKilled":
+            metrics.CONTAINER_OOMS.inc()
+        log.info("container exited", container_id=container.id, exit_code=code, reason=reason)
+
+    def finish_unstarted(self, container: Container, message: str) -> None:
+        """Show the container as exited by a start that failed, and begin to tear down what it holds."""
+        self.finish(container, NOT_STARTED, time.time_ns(), "StartError", message)
+        self.tear_down_exited(container)
+
+    def tear_down_exited(self, container: Container) -> None:
+        """Begin to `tear_down_process`, tried again until it succeeds; nobody waits for it."""
+        if container.status.torn_down:
+            return
+        what = f"tearing down container {container.id}"
+        self._background.start(what, self._tear_down_exited(what, container))
+
+    async def _tear_down_exited(self, what: str, container: Container) -> None:
+        with self._operations.begin("tearing down what ended", container.id):
+            await until_done(what, lambda: self._tear_down_in_slot(container))
+
+    async def _tear_down_in_slot(self, container: Container) -> None:
+        share = Share(f"pod {container.sandbox_id}", TEARDOWNS_OF_POD)
+        async with self._slots.slot(
+            f"tearing down container {container.id}",
+            share,
+            tenant=container.record.tenant,
+            waiting="waiting for other teardowns",
+        ):
+            if container not in self._closed_logs:
+                await self._close_log(container)
+            await self.tear_down_process(container)
+
+    async def tear_down_process(self, container: Container) -> None:
+        """Take away what the runtime and the kernel still hold of a container; what runs of it is killed."""
+        async with container.lock:
+            if container.status.torn_down:
+                return
+            await _let_monitor_end(container)
+            await self._teardown.process(
+                container.id,
+                container.record.handler,
+                self.cgroup_dir(container),
+                self._paths.container(container.id),
+            )
+            # Who doesn't know that releases it once more. So its file can wait, and mostly the container goes before.
+            self._store.show(container, msgspec.structs.replace(container.status, torn_down=True))
+
+    # --- stops ---------------------------------------------------------------------------------------------------
+
+    async def stop(self, container: Container, timeout_s: float) -> None:
+        """Send the stop signal, wait up to `timeout_s` seconds, then kill; returns once the container has exited.
+
+        Raises DeadlineError if even SIGKILL doesn't end it.
+        """
+        if container.state is ContainerState.EXITED:
+            return
+        if container.status.start_fault:  # nothing runs of it, or ever will
+            self.finish_unstarted(container, container.status.start_fault)
+            return
+        deadline = asyncio.get_running_loop().time() + max(timeout_s, 0)
+        stop = self._stops.get(container.id)
+        if stop is None:
+            stop = self._stops[container.id] = _Stop(deadline)
+        else:
+            stop.shorten(deadline)
+        shared = stop
+        await self._stopping.run(container.id, b"", lambda: self._stop(container, shared))
+
+    async def _stop(self, container: Container, stop: _Stop) -> None:
+        process = container.status.process
+        try:
+            if process is not None and stop.deadline > asyncio.get_running_loop().time():
+                kill_process(process.pid, process.start_ticks, container.record.stop_signal)
+                with step("waiting for the exit"):
+                    await _wait_for_end(container, stop)
+            if not container.ended.is_set():
+                stop.killing = True
+                await self._kill_first_process(container, stop)
+                # In the pod's PID namespace nothing else ends with the first process. An empty cgroup costs two looks.
+                with step("killing the cgroup"):
+                    await self._cgroups.kill_all(
+                        self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S
+                    )
+                stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
+                with step("waiting for the exit"):
+                    await _wait_for_end(container, stop)
+            if not container.ended.is_set() and not running(process):
+                # Its end was missed, whatever the reason: it must not keep the container from being removed.
+                exit_ = self._exits.read(container.id) or Exit(None, 0)
+                await self.note_exit(container, exit_)
+            if not container.ended.is_set():
+                raise DeadlineError(
+                    f"container {container.id}: process {process.pid if process else '?'} did not end "
+                    f"{KILL_TIMEOUT_S:g} s after SIGKILL: it hangs in the kernel (see its /proc/PID/stack)"
+                )
+        finally:
+            self._stops.pop(container.id, None)
+
+    async def _kill_first_process(self, container: Container, stop: _Stop) -> None:
+        """The others end with it where it is the first of a PID namespace."""
+        process = container.status.process
+        if process is not None and kill_process(process.pid, process.start_ticks):
+            stop.deadline = asyncio.get_running_loop().time() + KILLED_ALONE_S
+            with step("waiting for the exit"):
+                await _wait_for_end(container, stop)
+
+    async def close(self, grace_s: float) -> None:
+        """Let running stops end, at most `grace_s` seconds."""
+        await self._stopping.close(grace_s)
+
+    def cgroup_dir(self, container: Container) -> str:
+        """Its cgroup's directory in every hierarchy."""
+        return self._cgroup_path(container.record.cgroup_parent, container.id).relative_dir
+
+
+async def _let_monitor_end(container: Container) -> None:
+    """Wait for what comes by itself, where it does: to kill it would cost more."""
+    monitor = container.status.monitor
+    if monitor is not None and container.status.started_at_ns and container.ended.is_set():
+        with step("waiting for the monitor's end"):
+            await ends_of([(monitor.pid, monitor.start_ticks)], MONITOR_FAREWELL_S)
+
+
+async def _wait_for_end(container: Container, stop: _Stop) -> None:
+    """Return when the container has ended or the stop's deadline, which may move, is over."""
+    loop = asyncio.get_running_loop()
+    while not container.ended.is_set() and (left := stop.deadline - loop.time()) > 0:
+        stop.changed.clear()
+        try:
+            async with asyncio.timeout(left):
+                await stop.changed.wait()
+        except TimeoutError:
+            return

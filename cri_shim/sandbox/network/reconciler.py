@@ -1,0 +1,277 @@
+"""The reconciler of pod networks: pending deletes tried again, garbage collected, attachments checked after a start.
+
+Rules:
+- A pending delete is tried at once, then with growing pauses; all are tried at once when the configuration changed. A
+  network whose plugins fail again and again is left alone until the next time: others must not wait behind it.
+- A DEL that has to follow a plugin that still runs, a former daemon's or a slow one, holds up no other. A former
+  daemon's is killed at its deadline, as every other.
+- A pending delete ends with a DEL that succeeded, with nothing else. GC gives plugins a chance to let go without it,
+  but GC is no substitute for DEL (the specification says so, and common IPAM plugins do nothing at GC).
+- Valid for GC is what our pods are attached to, attachments being made among it, less what is pending. Only the default
+  network, and networks that our pods or pending deletes name, are collected.
+- Nothing here fails a pod: what goes wrong is logged, counted, and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import CniPluginError, CriShimError, NotReadyError, WrongStateError
+from cri_shim.sandbox.store.model import SandboxState
+
+if TYPE_CHECKING:
+    from cri_shim.background import Background
+    from cri_shim.cni.network import Cni
+    from cri_shim.operations import Operations
+    from cri_shim.sandbox.network.pending_deletes import PendingDelete, PendingDeletes
+    from cri_shim.sandbox.network.pod_network import PodNetwork
+    from cri_shim.sandbox.store.store import Sandbox, Store
+
+log = structlog.get_logger()
+
+FIRST_RETRY_S = 1.0
+MAX_RETRY_S = 120.0
+FAILURES_PER_PASS = 3
+"""Of one network, before its other pending deletes wait for a later pass."""
+PASS_PAUSE_S = 5.0
+"""How long those wait."""
+RETRIES_AT_ONCE = 8
+"""Where all are wanted now: a plugin that hangs takes its deadline for each."""
+GC_INTERVAL_S = 3600.0
+NAMESPACE_KEPT_S = 600.0
+"""How long a pending delete keeps its pod's namespace: plugins can do without it if they must, and memory is not for
+ever."""
+
+
+class NetworkReconciler:
+    """One endless task, `run`; on the loop's thread only."""
+
+    def __init__(
+        self,
+        *,
+        cni: Cni,
+        network: PodNetwork,
+        sandboxes: Store[Sandbox],
+        pending_deletes: PendingDeletes,
+        operations: Operations,
+        background: Background,
+        collects_garbage: bool,
+    ) -> None:
+        self._cni = cni
+        self._network = network
+        self._sandboxes = sandboxes
+        self._pending_deletes = pending_deletes
+        self._operations = operations
+        self._background = background
+        self._collects_garbage = collects_garbage
+        self._next_try: dict[tuple[str, str, str], tuple[float, float]] = {}
+        self._next_gc = 0.0
+        self._gc_problems: dict[str, str] = {}
+        self._woken = asyncio.Event()
+        pending_deletes.added = self._note_added
+        network.plugin_ended = self._woken.set
+
+    def _note_added(self, pending: PendingDelete) -> None:
+        """Its plugin has failed just now: not again at once. One that it has to wait for is another's."""
+        if not self._has_to_wait(pending):
+            self._next_try[pending.key] = (time.monotonic() + FIRST_RETRY_S, FIRST_RETRY_S * 2)
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Try every pending delete now: something changed."""
+        self._next_try.clear()
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Work, until cancelled; once recovery is done."""
+        for container_id in self._cni.leftovers.containers():
+            self._background.keep(f"plugins of {container_id}", self._outlast(container_id))
+        while True:
+            self._woken.clear()
+            try:
+                await self.retry_due()
+                if self._collects_garbage and time.monotonic() >= self._next_gc:
+                    self._next_gc = time.monotonic() + GC_INTERVAL_S
+                    await self.collect_garbage()
+            except Exception:
+                log.exception("network reconciler failed; it goes on")
+            try:
+                async with asyncio.timeout(self._pause_s()):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    def _pause_s(self) -> float:
+        due = [self._due(d) for d in self._pending_deletes if not self._has_to_wait(d)]
+        if self._collects_garbage:
+            due.append(self._next_gc)
+        return max(min(due, default=time.monotonic() + GC_INTERVAL_S) - time.monotonic(), 0.1)
+
+    # --- pending deletes -----------------------------------------------------------------------------------------
+
+    async def retry_due(self) -> None:
+        """Call DEL for each pending delete that is due, but for those that have to follow a former daemon's plugin."""
+        due: dict[str, list[PendingDelete]] = {}
+        for pending in self._pending_deletes:
+            if not self._has_to_wait(pending) and self._due(pending) <= time.monotonic():
+                due.setdefault(pending.network, []).append(pending)
+        # Whoever was not tried the last time comes first: three that never succeed must not keep the rest waiting.
+        await asyncio.gather(
+            *(
+                self._retry(sorted(pending_deletes, key=self._due))
+                for pending_deletes in due.values()
+            )
+        )
+
+    async def _outlast(self, container_id: str) -> None:
+        """Wait for a former daemon's plugins of this container; its pending deletes are due then."""
+        while self._cni.leftovers.at_work(container_id):
+            try:
+                with self._operations.begin("cni plugins of a former daemon", container_id):
+                    await self._cni.outlast_leftovers(container_id)
+            except CriShimError as error:
+                log.warning("plugins still run", container_id=container_id, error=str(error))
+                await asyncio.sleep(MAX_RETRY_S)
+        self._woken.set()
+
+    async def retry_all(self) -> None:
+        """Call DEL once for every pending delete, whether it is due or not; a former daemon's plugins get no more
+        time."""
+        left = iter(self._pending_deletes)
+
+        async def take() -> None:
+            for pending in left:
+                await self._end_former_plugins(pending.container_id)
+                if await self._retry_as_operation(pending):
+                    self._next_try.pop(pending.key, None)
+
+        await asyncio.gather(*(take() for _ in range(RETRIES_AT_ONCE)))
+
+    async def _end_former_plugins(self, container_id: str) -> None:
+        try:
+            await self._cni.leftovers.end(container_id)
+        except CriShimError as error:
+            log.warning("still not ended", container_id=container_id, error=str(error))
+
+    def _has_to_wait(self, pending: PendingDelete) -> bool:
+        return self._network.is_busy(pending.container_id)
+
+    def _due(self, pending: PendingDelete) -> float:
+        return self._next_try.get(pending.key, (0.0, 0.0))[0]
+
+    async def _retry(self, pending_deletes: list[PendingDelete]) -> None:
+        failures = 0
+        for pending in pending_deletes:
+            _, pause_s = self._next_try.get(pending.key, (0.0, FIRST_RETRY_S))
+            if failures == FAILURES_PER_PASS:
+                self._next_try[pending.key] = (time.monotonic() + PASS_PAUSE_S, pause_s)
+            elif await self._retry_as_operation(pending):
+                self._next_try.pop(pending.key, None)
+            else:
+                failures += 1
+                self._next_try[pending.key] = (
+                    time.monotonic() + pause_s,
+                    min(pause_s * 2, MAX_RETRY_S),
+                )
+
+    async def _retry_as_operation(self, pending: PendingDelete) -> bool:
+        with self._operations.begin("pending cni DEL", pending.container_id):
+            return await self._retry_one(pending)
+
+    async def _retry_one(self, pending: PendingDelete) -> bool:
+        try:
+            if time.time_ns() - pending.since_ns > NAMESPACE_KEPT_S * 1e9:
+                await self._unpin_namespace(pending.container_id)
+            await self._cni.delete(pending.attachment)
+            if not any(
+                d.container_id == pending.container_id
+                for d in self._pending_deletes
+                if d != pending
+            ):
+                # First: once nothing is pending any more, nobody would come back for it.
+                await self._unpin_namespace(pending.container_id)
+            self._pending_deletes.remove(pending)
+            log.info("pending cni DEL is done", attachment=str(pending.attachment), pod=pending.pod)
+        except (CriShimError, OSError) as error:
+            log.info(
+                "cni DEL is still pending", attachment=str(pending.attachment), error=str(error)
+            )
+            return False
+        return True
+
+    async def _unpin_namespace(self, sandbox_id: str) -> None:
+        """Give up a pod's namespace, unless its own Stop still has a DEL to call, which ends with the same."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or not sandbox.status.attachments:
+            await self._network.unpin_namespace(sandbox_id)
+
+    # --- garbage -------------------------------------------------------------------------------------------------
+
+    async def collect_garbage(self) -> None:
+        """GC of our networks; then every pending delete is tried again, since a plugin may have let go."""
+        for name in self._our_networks():
+            problem = ""
+            try:
+                with self._operations.begin("cni GC", name):
+                    done = await self._cni.collect_garbage(
+                        name, valid=partial(self._valid, name), known=partial(self._pending, name)
+                    )
+                if not done:
+                    continue
+                log.info("cni garbage collected", network=name)
+                for pending in self._pending_deletes:
+                    if pending.network == name:
+                        self._next_try.pop(pending.key, None)
+            except TimeoutError:
+                problem = "pods came and went without a pause; it is tried again later"
+            except (CniPluginError, WrongStateError) as error:
+                problem = str(error)
+            if problem and self._gc_problems.get(name) != problem:
+                log.warning("cni garbage not collected", network=name, problem=problem)
+            self._gc_problems[name] = problem
+
+    def _our_networks(self) -> list[str]:
+        names = {a.network for sandbox in self._sandboxes for a in sandbox.status.attachments}
+        names.update(pending.network for pending in self._pending_deletes)
+        try:
+            names.add(self._cni.default_network().name)
+        except NotReadyError:
+            pass
+        return sorted(names)
+
+    def _valid(self, network: str) -> set[tuple[str, str]]:
+        attached = {
+            (sandbox.id, attachment.ifname)
+            for sandbox in self._sandboxes
+            for attachment in sandbox.status.attachments
+            if attachment.network == network
+        }
+        return attached - self._pending(network)
+
+    def _pending(self, network: str) -> set[tuple[str, str]]:
+        return {
+            (pending.container_id, pending.ifname)
+            for pending in self._pending_deletes
+            if pending.network == network
+        }
+
+    # --- checks --------------------------------------------------------------------------------------------------
+
+    async def check_attachments(self) -> None:
+        """CHECK of every running pod that a predecessor made; what its plugins find wrong is logged."""
+        for sandbox in list(self._sandboxes):
+            if sandbox.state is SandboxState.READY and not self._cni.leftovers.at_work(sandbox.id):
+                try:
+                    await self._network.check(sandbox)
+                except (CriShimError, OSError) as error:
+                    log.warning(
+                        "a running pod's network is not as it was made",
+                        sandbox_id=sandbox.id,
+                        problem=str(error),
+                    )
+        log.debug("network checks done")

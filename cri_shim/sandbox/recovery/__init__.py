@@ -1,0 +1,1 @@
+"""What a former daemon left: taken over, undone, or wiped."""

@@ -1,0 +1,92 @@
+"""Orphans, what is left of objects without a readable record: found by this root's own state, and taken away by the ID
+alone.
+
+Rules:
+- An ID counts as ours where one of our directories, or a monitor of our state directory, names it. What only looks like
+  ours (a network namespace `cri-…`, a cgroup, an entry of the CNI result cache) may be another root's.
+- Whether it was a sandbox or a container is not known: both are looked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri_shim.background import uninterrupted
+from cri_shim.host.tree import remove_tree
+from cri_shim.ids import ID_LENGTH, is_id
+from cri_shim.kernel_call import in_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from cri_shim.oci.conmon import Monitors
+    from cri_shim.oci.runtime import Runtimes
+    from cri_shim.paths import ObjectPaths, Paths
+    from cri_shim.sandbox.network.pod_network import PodNetwork
+    from cri_shim.sandbox.teardown import Teardown
+
+
+class Orphans:
+    """Finds and removes it. Each step may be repeated."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        teardown: Teardown,
+        network: PodNetwork,
+        monitors: Monitors,
+        runtimes: Callable[[], Runtimes],
+    ) -> None:
+        self._paths = paths
+        self._teardown = teardown
+        self._network = network
+        self._monitors = monitors
+        self._runtimes = runtimes
+
+    async def ids(self) -> list[str]:
+        """Every ID that this root knows of, whether it has a record or not."""
+        paths = self._paths
+        found = set(await in_time("looking for monitors", self._monitors.find_monitors))
+        for directory in (
+            *(paths.sandboxes_dir, paths.containers_dir),
+            *(paths.state / "sandboxes", paths.state / "containers"),
+            *(paths.runtime_root(handler) for handler in self._handlers()),
+        ):
+            found.update(_names(directory))
+        for directory in (paths.damaged_dir, paths.exits_dir):
+            found.update(name[:ID_LENGTH] for name in _names(directory))
+        return sorted(object_id for object_id in found if is_id(object_id))
+
+    async def tear_down(self, object_id: str, paths: ObjectPaths) -> None:
+        """Processes, runtime state, cgroups, network attachments and namespace of an ID.
+
+        Raises DeadlineError for what can't be killed, CriShimError.
+        """
+        await self._teardown.process_without_record(object_id, self._handlers(), paths)
+        await self._network.tear_down_by_id(object_id)
+
+    async def remove(self, object_id: str) -> None:
+        """All of that, mounts and every file. Raises as `tear_down`, OSError."""
+        both = (self._paths.sandbox(object_id), self._paths.container(object_id))
+        for paths in both:
+            await self.tear_down(object_id, paths)
+        for paths in both:
+            await self._teardown.state_files(paths)
+            await self._teardown.root_files(paths)
+        for name in _names(self._paths.damaged_dir):
+            if name.startswith(object_id):
+                await uninterrupted(remove_tree, self._paths.damaged_dir / name)
+
+    def _handlers(self) -> list[str]:
+        """Those that are configured, and those that were."""
+        configured = (runtime.settings.name for runtime in self._runtimes())
+        return sorted({*configured, *_names(self._paths.runtime_root(""))})
+
+
+def _names(directory: Path) -> Iterator[str]:
+    try:
+        yield from [entry.name for entry in directory.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return

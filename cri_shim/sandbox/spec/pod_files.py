@@ -1,0 +1,136 @@
+"""What a pod's containers share: hostname, hosts and resolv.conf, /dev/shm, and the directory for their logs.
+
+Rules:
+- The files are made once per sandbox and bind-mounted. Containers may change them, as with other runtimes: so they are
+  on the tmpfs that /dev/shm is on, whose size bounds them and whose pages count as the memory of who writes them.
+- What a client puts in is checked byte by byte, since one newline would add a line of the client's choosing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.errors import InvalidArgumentError, host_step
+from cri_shim.host.files import read_bounded, write_atomic
+from cri_shim.host.mounts import mount_tmpfs
+from cri_shim.kernel_call import working_on
+from cri_shim.oci.spec.sandbox import checked_hostname
+from cri_shim.quoting import quoted
+from cri_shim.sandbox.network.pod_network import has_host_network
+from cri_shim.sandbox.spec.user_namespace import root_of
+
+if TYPE_CHECKING:
+    from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.paths import ObjectPaths, Paths
+    from cri_shim.sandbox.store.store import Sandbox
+
+MAX_HOST_FILE_BYTES = 1 << 20
+MEMORY_BYTES = 64 << 20
+"""What Docker and every CRI runtime gives a pod's /dev/shm; here with the files."""
+_WORD = re.compile(r"[!-~]+")
+_FALLBACK_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+class PodFiles:
+    """Writes what a sandbox's containers find in /etc."""
+
+    def __init__(self, paths: Paths, etc_dir: Path = Path("/etc")) -> None:
+        self._paths = paths
+        self._etc_dir = etc_dir
+
+    def check(self, config: api.PodSandboxConfig) -> str:
+        """The hostname the pod will have.
+
+        Raises InvalidArgumentError for a hostname, DNS entry or log directory that can't be.
+        """
+        for name, words in (
+            ("servers", config.dns_config.servers),
+            ("searches", config.dns_config.searches),
+            ("options", config.dns_config.options),
+        ):
+            for word in words:
+                if not _WORD.fullmatch(word):
+                    raise InvalidArgumentError(
+                        f"config.dns_config.{name}: {quoted(word)}: printable ASCII without white space"
+                    )
+        directory = config.log_directory
+        if directory and (not directory.startswith("/") or ".." in directory.split("/")):
+            raise InvalidArgumentError(
+                f"config.log_directory: {quoted(directory)}: an absolute path without '..'"
+            )
+        hostname = config.hostname
+        if has_host_network(config) or not hostname:
+            return socket.gethostname()
+        return checked_hostname(hostname)
+
+    def make_log_directory(self, sandbox: Sandbox) -> None:
+        """The directory for the logs of the pod's containers. Blocking, for as long as its file system likes.
+
+        Raises ResourceExhaustedError when its disk won't have it, UnavailableError where others hang, CriShimError.
+        """
+        if directory := sandbox.config.log_directory:
+            working_on("config.log_directory", directory)
+            with host_step(f"config.log_directory: making {quoted(directory)}"):
+                Path(directory).mkdir(parents=True, exist_ok=True, mode=0o755)
+
+    def make(self, sandbox: Sandbox) -> None:
+        """Make the files, which the pod's root may change, and its /dev/shm; the undo is that of all its mounts.
+
+        Blocking. Raises ResourceExhaustedError when the kernel has no memory for them.
+        """
+        with host_step(f"sandbox {sandbox.id}: making its /dev/shm and its files"):
+            self._make(sandbox)
+
+    def _make(self, sandbox: Sandbox) -> None:
+        owner = root_of(sandbox)
+        paths, label = self._paths.sandbox(sandbox.id), sandbox.record.labels.files
+        paths.memory_dir.mkdir(mode=0o700)
+        mount_tmpfs(
+            paths.memory_dir,
+            size_bytes=MEMORY_BYTES,
+            mode=0o755,
+            noexec=True,
+            owner=owner or (0, 0),
+            label=label,
+        )
+        paths.shm_dir.mkdir()
+        paths.shm_dir.chmod(0o1777)
+        paths.etc_dir.mkdir(mode=0o755)
+        for name, content in (
+            ("hostname", f"{sandbox.record.hostname}\n".encode()),
+            ("hosts", self._host_file("hosts", _FALLBACK_HOSTS)),
+            ("resolv.conf", self._resolv_conf(sandbox.config)),
+        ):
+            write_atomic(paths.etc_dir / name, content, mode=0o644)
+        if owner is not None:
+            for path in (paths.shm_dir, *paths.etc_dir.iterdir()):
+                os.chown(path, *owner)
+
+    def _resolv_conf(self, config: api.PodSandboxConfig) -> bytes:
+        dns = config.dns_config
+        if not (dns.servers or dns.searches or dns.options):
+            return self._host_file("resolv.conf", b"")
+        lines = []
+        if dns.searches:
+            lines.append(f"search {' '.join(dns.searches)}\n")
+        lines += [f"nameserver {server}\n" for server in dns.servers]
+        if dns.options:
+            lines.append(f"options {' '.join(dns.options)}\n")
+        return "".join(lines).encode()
+
+    def _host_file(self, name: str, fallback: bytes) -> bytes:
+        try:
+            return read_bounded(self._etc_dir / name, MAX_HOST_FILE_BYTES)
+        except (OSError, ValueError):
+            return fallback
+
+
+def shared_dirs(paths: ObjectPaths) -> tuple[Path, Path]:
+    """The sandbox's /dev/shm, and the directory of its files, also of a sandbox that a former version has made."""
+    if paths.former_etc_dir.is_dir():  # which no container can make
+        return paths.former_shm_dir, paths.former_etc_dir
+    return paths.shm_dir, paths.etc_dir

@@ -1,0 +1,97 @@
+"""SELinux labels of pods and containers on this node: given out, and put on files.
+
+Rules: which levels are taken stands in the records of sandboxes and containers and nowhere else. So a restart keeps
+them, and removing the last one that bears a level gives it back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.config.model import Switch
+from cri_shim.errors import ConfigError, host_step
+from cri_shim.host.selinux import container_contexts, enforcing, label_file, relabel
+from cri_shim.kernel_call import working_on
+from cri_shim.oci.spec.selinux import (
+    UNTOUCHABLE,
+    Contexts,
+    Labels,
+    container_labels,
+    free_level,
+    parse_contexts,
+    pod_labels,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from cri_shim.sandbox.spec.host_paths import HostPath
+
+
+class SELinux:
+    """Gives out labels; there is one only where containers are labelled."""
+
+    def __init__(self, contexts: Contexts, levels_taken: Callable[[], Iterable[str]]) -> None:
+        self._contexts = contexts
+        self._levels_taken = levels_taken
+
+    def labels_of_sandbox(self, config: api.PodSandboxConfig) -> Labels:
+        """A new pod's labels. The caller stores them before anybody else asks.
+
+        Raises InvalidArgumentError, ResourceExhaustedError when no level is free.
+        """
+        context = config.linux.security_context
+        options = context.namespace_options
+        return pod_labels(
+            context.selinux_options,
+            self._contexts,
+            free_level=free_level(self._levels_taken(), secrets.randbelow(1 << 19)),
+            shares_with_node=api.NODE in (options.pid, options.ipc),
+        )
+
+    def labels_of_container(self, config: api.ContainerConfig, pod: Labels) -> Labels:
+        """A new container's labels. Raises InvalidArgumentError."""
+        context = config.linux.security_context
+        return container_labels(
+            context.selinux_options, pod, self._contexts, privileged=context.privileged
+        )
+
+    def relabel_volumes(
+        self, config: api.ContainerConfig, host_paths: Mapping[int, HostPath], label: str
+    ) -> None:
+        """Label the volumes that ask for it as the container's files; blocks, for as long as they are large.
+
+        What is labelled is what is mounted, the resolved path: a link that changed meanwhile leads nowhere else. Raises
+        InvalidArgumentError for a directory of the node, and for a link in the place of what was looked at.
+        """
+        for index, mount in enumerate(config.mounts):
+            if mount.selinux_relabel and index in host_paths:
+                path = host_paths[index].path
+                working_on(f"mounts[{index}].host_path", path)
+                with host_step(f"mounts[{index}].selinux_relabel: labelling {path}"):
+                    relabel(path, label, untouchable=UNTOUCHABLE)
+
+
+def label_files(files: Iterable[Path], label: str) -> None:
+    """Label files of ours that containers are to use; nothing where there are no labels. Raises OSError."""
+    if label:
+        for file in files:
+            label_file(file, label)
+
+
+def open_selinux(
+    switch: Switch, levels_taken: Callable[[], Iterable[str]], root: Path = Path("/")
+) -> SELinux | None:
+    """Whether and how containers are labelled on this node. `root` stands in for / in tests.
+
+    Raises ConfigError where they are to be and can't: no SELinux, or no policy for containers.
+    """
+    mode = enforcing(root)
+    if switch is Switch.ON and mode is None:
+        raise ConfigError("security.selinux: on, but this node's kernel has no SELinux")
+    if switch is Switch.OFF or mode is None or (switch is Switch.AUTO and not mode):
+        return None
+    return SELinux(parse_contexts(*container_contexts(root)), levels_taken)

@@ -1,0 +1,167 @@
+"""A container's volumes that come from images: images mounted as volumes, and what its own image declares as VOLUMEs.
+
+Rules:
+- An image as a volume is an overlay below the container's volatile directory, named by the mount's place in the
+  request: `teardown.mounts` finds it by the container's ID alone. The names of its layers stand in the record.
+- A VOLUME is a directory below the container's persistent directory, with a copy of what the image has there. It goes
+  with the container. What the image says is a path in the image, whatever it looks like (CVE-2022-23648).
+- All of it blocks; from a coroutine, call through `kernel_call`. What is still under way when that gave up fails once
+  the directories are gone: none is made anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim.errors import host_step
+from cri_shim.host.files import open_in_root
+from cri_shim.host.mounts import bind, mount_overlay
+from cri_shim.host.tree_copy import copy_tree
+from cri_shim.image.volume import open_sub_path
+from cri_shim.oci.spec.inputs import BindVolume
+from cri_shim.oci.spec.mounts import image_mounts
+from cri_shim.sandbox.store.model import ImageVolumeRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from contextlib import AsyncExitStack
+
+    from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.image.store import ImageStore
+    from cri_shim.image.volume import ImageVolume
+    from cri_shim.paths import ObjectPaths
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """What was made of images for one container."""
+
+    images: Mapping[int, Path]
+    """What to bind for each requested mount of an image, by its place in the request."""
+    declared: tuple[BindVolume, ...]
+    """The VOLUMEs of the container's own image."""
+
+
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+async def hold_image_volumes(
+    images: ImageStore, config: api.ContainerConfig, held: AsyncExitStack
+) -> dict[int, ImageVolume]:
+    """The images that are to be mounted, by the mounts' places in the request; their layers stay while `held` is open.
+
+    Raises InvalidArgumentError, NotFoundError (image).
+    """
+    return {
+        mount.index: await held.enter_async_context(images.volume(mount.image, mount.sub_path))
+        for mount in image_mounts(config)
+    }
+
+
+def volume_records(volumes: Mapping[int, ImageVolume]) -> tuple[ImageVolumeRecord, ...]:
+    """What a container's record keeps of them."""
+    return tuple(
+        ImageVolumeRecord(index, volume.image.id, volume.layers)
+        for index, volume in volumes.items()
+    )
+
+
+def mount_images(
+    paths: ObjectPaths,
+    volumes: Mapping[int, ImageVolume],
+    *,
+    userns_fd: int | None,
+    label: str = "",
+) -> dict[int, Path]:
+    """Mount them, read-only, in terms of a pod's users and with its SELinux label; what to bind for each. Blocking.
+
+    Raises NotFoundError and InvalidArgumentError for a sub path, ResourceExhaustedError, CriShimError.
+    """
+    sources = {}
+    with host_step(f"{paths.root_dir.name}: mounting images"):
+        paths.images_dir.mkdir(mode=0o755)
+    for index, volume in volumes.items():
+        whole = paths.images_dir / str(index)
+        with host_step(f"mounts[{index}].image: mounting {volume.image.name}"):
+            whole.mkdir(mode=0o755)
+            mount_overlay(
+                whole,
+                layers_dir=volume.layers_dir,
+                lowers=volume.lowers,
+                upper=None,
+                work=None,
+                userns_fd=userns_fd,
+                label=label,
+            )
+            sources[index] = whole
+            if volume.sub_path:
+                sources[index] = _bind_part(whole, volume)
+    return sources
+
+
+def _bind_part(whole: Path, volume: ImageVolume) -> Path:
+    """What was found is bound by its descriptor: a path would be walked once more, by the runtime, as the node's."""
+    part = whole.with_name(f"{whole.name}.part")
+    fd = open_sub_path(whole, volume)
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            part.mkdir(mode=0o755)
+        else:
+            part.touch(mode=0o644)
+        bind(Path(f"/proc/self/fd/{fd}"), part)
+    finally:
+        os.close(fd)
+    return part
+
+
+def make_volumes(
+    paths: ObjectPaths, container_paths: Iterable[str], root: tuple[int, int] | None
+) -> tuple[BindVolume, ...]:
+    """The VOLUMEs at `container_paths`, with what the mounted root file system has there. Blocking.
+
+    One that the image has no directory for is empty and belongs to `root`, the pod's root on the node. Raises
+    ResourceExhaustedError (disk full), CriShimError.
+    """
+    made = []
+    with host_step(f"{paths.root_dir.name}: the image's VOLUMEs"):
+        for number, container_path in enumerate(container_paths):
+            directory = paths.volumes_dir / str(number)
+            if _make_volume(directory, paths.rootfs_dir, container_path, root):
+                made.append(BindVolume(container_path, str(directory)))
+    return tuple(made)
+
+
+def _make_volume(
+    directory: Path, rootfs_dir: Path, container_path: str, root: tuple[int, int] | None
+) -> bool:
+    """False where the image has something else than a directory: that stays what it is."""
+    try:
+        source: int | None = open_in_root(rootfs_dir, container_path, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY:
+            raise
+        if error.errno != errno.ENOENT:
+            log.warning("no VOLUME", path=container_path, error=error.strerror)
+            return False
+        source = None
+    directory.parent.mkdir(mode=0o700, exist_ok=True)
+    directory.mkdir(mode=0o755)
+    directory.chmod(0o755)
+    if source is None:
+        if root is not None:
+            os.chown(directory, *root)
+        return True
+    try:
+        copy_tree(source, directory)
+    finally:
+        os.close(source)
+    return True

@@ -1,0 +1,1 @@
+"""Sandboxes and containers: their model, their records on disk, and questions that a record answers."""

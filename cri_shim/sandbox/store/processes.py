@@ -1,0 +1,37 @@
+"""Processes that records and notes name: written down, read back, and told from others with the same number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cri_shim.errors import host_step
+from cri_shim.host.files import read_bounded, write_atomic
+from cri_shim.host.procstat import process_entry
+from cri_shim.sandbox.store.model import Process
+
+if TYPE_CHECKING:
+    from cri_shim.paths import ObjectPaths
+
+
+def note_monitor(paths: ObjectPaths, monitor: Process) -> None:
+    """Write down who monitors, before it may do anything."""
+    with host_step(f"noting monitor {monitor.pid}"):
+        write_atomic(paths.monitor_file, msgspec.json.encode(monitor))
+
+
+def read_monitor(paths: ObjectPaths) -> Process | None:
+    """Who was noted; None if nobody was or the note can't be read."""
+    try:
+        return msgspec.json.decode(read_bounded(paths.monitor_file, 4096), type=Process)
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return None
+
+
+def running(process: Process | None) -> bool:
+    """Whether this very process still runs (a zombie does not)."""
+    if process is None:
+        return False
+    entry = process_entry(process.pid)
+    return entry is not None and entry.start_ticks == process.start_ticks and not entry.zombie

@@ -1,0 +1,385 @@
+"""Sandboxes and containers in memory and as files: the only writer of record.json and status.json.
+
+Rules:
+- Memory is the truth while running; the files are the truth across a crash. One directory per object, no database.
+- `create` writes the record before the caller's first effect; `update` is the only way a status changes.
+- The JSON of the request stays in the file alone.
+- Only a creation insists on its writes (`create`, `commit`). Any other status that can't be written (disk full) is
+  visible at once, marked unsaved and written again by `save_unsaved`; recovery could derive the same from exit files
+  and the kernel.
+- No fsync: these files must survive the daemon's death, not the power's, after which every container is dead anyway.
+- One damaged file never stops the rest: `load` yields what it can and says what it can't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+import structlog
+from google.protobuf import json_format
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.errors import (
+    AlreadyExistsError,
+    CorruptStateError,
+    InvalidArgumentError,
+    NotFoundError,
+    host_step,
+)
+from cri_shim.host.files import read_bounded, write_atomic, write_new
+from cri_shim.ids import is_id, is_id_prefix
+from cri_shim.quoting import quoted
+from cri_shim.sandbox.store.formats import in_this_format
+from cri_shim.sandbox.store.model import (
+    ON_DISK,
+    ContainerRecord,
+    ContainerState,
+    ContainerStatus,
+    SandboxRecord,
+    SandboxState,
+    SandboxStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from cri_shim.paths import ObjectPaths
+
+log = structlog.get_logger()
+MAX_RECORD_BYTES = 32 << 20
+"""Twice the largest gRPC message, as JSON: anything longer was not written by us."""
+
+MAX_QUICK_BYTES = 65536
+"""Of a request that is turned into JSON on the loop."""
+_ONLY_TO_CREATE = frozenset({"envs", "command", "args"})
+
+
+class Sandbox:
+    """One sandbox: hashable by identity, its status replaced as a whole."""
+
+    def __init__(
+        self, record: SandboxRecord, status: SandboxStatus, config: api.PodSandboxConfig
+    ) -> None:
+        self.record = record
+        self.status = status
+        self.config = config
+        self.unsaved = False
+        self.list_entry: tuple[SandboxStatus, bytes] | None = None
+        """A status and the encoded entry in lists that shows it; the lists' own."""
+
+    @property
+    def id(self) -> str:
+        """The sandbox ID."""
+        return self.record.id
+
+    @property
+    def sandbox_id(self) -> str:
+        """The sandbox that it belongs to, as a container does: itself."""
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        """The reserved name."""
+        return self.record.name
+
+    @property
+    def state(self) -> SandboxState:
+        """The state its times amount to."""
+        return self.status.state
+
+
+class Container:
+    """One container: hashable by identity, its status replaced as a whole."""
+
+    def __init__(
+        self, record: ContainerRecord, status: ContainerStatus, config: api.ContainerConfig
+    ) -> None:
+        self.record = record
+        self.status = status
+        self.config = config
+        """Of the request; once the container is complete, `without_words`."""
+        self.lock = asyncio.Lock()
+        self.unsaved = False
+        self.list_entry: tuple[ContainerStatus, bytes] | None = None
+        """A status and the encoded entry in lists that shows it; the lists' own."""
+        self.ended = asyncio.Event()
+        """Set once the exit is known."""
+        self.process_spec: dict[str, object] | None = None
+        """The runtime-spec's `process` without its words, the start of every exec; read from the bundle when None."""
+
+    @property
+    def id(self) -> str:
+        """The container ID."""
+        return self.record.id
+
+    @property
+    def sandbox_id(self) -> str:
+        """The sandbox it runs in."""
+        return self.record.sandbox_id
+
+    @property
+    def name(self) -> str:
+        """The reserved name."""
+        return self.record.name
+
+    @property
+    def state(self) -> ContainerState:
+        """The state its times amount to."""
+        return self.status.state
+
+
+ObjectT = TypeVar("ObjectT", Sandbox, Container)
+RecordT = TypeVar("RecordT", SandboxRecord, ContainerRecord)
+ConfigT = TypeVar("ConfigT", api.PodSandboxConfig, api.ContainerConfig)
+
+
+class Store(Generic[ObjectT]):
+    """All objects of one kind."""
+
+    def __init__(
+        self,
+        kind: str,
+        directory: Path,
+        paths_of: Callable[[str], ObjectPaths],
+        read: Callable[[bytes, bytes], ObjectT],
+    ) -> None:
+        self.kind = kind
+        self._directory = directory
+        self._paths_of = paths_of
+        self._read: Callable[[bytes, bytes], ObjectT] = read
+        self._by_id: dict[str, ObjectT] = {}
+        self._by_name: dict[str, ObjectT] = {}
+        self._by_sandbox: dict[str, dict[str, ObjectT]] = {}
+        """Sandbox ID -> object ID -> the object."""
+        self.changed: Callable[[ObjectT], None] = lambda _: None
+        """Called after an object came, got another status, or was forgotten: for what is looked up by its status."""
+
+    def __iter__(self) -> Iterator[ObjectT]:
+        """Every object, also those being created, oldest first."""
+        return iter(list(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, object_id: str) -> ObjectT | None:
+        """The object with exactly this ID."""
+        return self._by_id.get(object_id)
+
+    def by_name(self, name: str) -> ObjectT | None:
+        """Who holds a reserved name."""
+        return self._by_name.get(name)
+
+    def of_sandbox(self, sandbox_id: str) -> list[ObjectT]:
+        """Every object of that sandbox, also those being created, oldest first; what others have costs nothing."""
+        return list(self._by_sandbox.get(sandbox_id, {}).values())
+
+    def find(self, id_or_prefix: str) -> ObjectT:
+        """The object of this ID or unambiguous ID prefix.
+
+        Raises NotFoundError, or InvalidArgumentError for a prefix that several share.
+        """
+        exact = self._by_id.get(id_or_prefix)
+        if exact is not None:
+            return exact
+        if not is_id_prefix(id_or_prefix):
+            raise NotFoundError(self.kind, id_or_prefix)
+        matches = [o for key, o in self._by_id.items() if key.startswith(id_or_prefix)]
+        if len(matches) > 1:
+            raise InvalidArgumentError(
+                f"{self.kind} ID prefix {quoted(id_or_prefix)} fits {len(matches)} of them: give more"
+            )
+        if not matches:
+            raise NotFoundError(self.kind, id_or_prefix)
+        return matches[0]
+
+    def create(self, item: ObjectT) -> None:
+        """Store a new object, before its first effect.
+
+        Raises AlreadyExistsError if its name is held, InvalidArgumentError if its request is too large to be read
+        back, ResourceExhaustedError if it can't be written.
+        """
+        holder = self._by_name.get(item.name)
+        if holder is not None:
+            raise AlreadyExistsError(f"{self.kind} name {item.name} is held by {holder.id}")
+        record = msgspec.json.encode(item.record)
+        if len(record) > MAX_RECORD_BYTES:
+            # JSON writes one byte of a request as up to six.
+            raise InvalidArgumentError(
+                f"the request takes {len(record)} bytes as JSON: at most {MAX_RECORD_BYTES} fit a record"
+            )
+        paths = self._paths_of(item.id)
+        with host_step(f"{self.kind} {item.id}: writing its record"):
+            try:
+                paths.root_dir.mkdir(mode=0o700)
+                # Whole or not: without a record beside it nothing reads it.
+                write_new(paths.status_file, msgspec.json.encode(item.status))
+                write_atomic(paths.record_file, record)
+            except OSError:
+                _take_back(paths)
+                raise
+        item.record = _without_request(item.record)
+        self.adopt(item)
+
+    def commit(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the status at the end of a creation: on disk first, since the client is told of it.
+
+        Raises ResourceExhaustedError when it can't be written; the object is then as it was.
+        """
+        with host_step(f"{self.kind} {item.id}: writing that it is complete"):
+            write_atomic(self._paths_of(item.id).status_file, msgspec.json.encode(status))
+        item.status = status  # type: ignore[assignment]
+        item.unsaved = False
+        self.changed(item)
+
+    def adopt(self, item: ObjectT) -> None:
+        """Take in an object whose files are there already."""
+        self._by_id[item.id] = item
+        self._by_name[item.name] = item
+        self._by_sandbox.setdefault(item.sandbox_id, {})[item.id] = item
+        self.changed(item)
+
+    def note(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the object's status in memory alone: `save`, or the next `update`, is soon to follow."""
+        item.status = status  # type: ignore[assignment]
+        self.changed(item)
+
+    def update(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the object's status, in memory and then in its file."""
+        self.note(item, status)
+        self.save(item)
+
+    def show(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
+        """Replace the object's status in memory; its file follows with `save_unsaved`, if the object is still there."""
+        self.note(item, status)
+        item.unsaved = True
+
+    def save(self, item: ObjectT) -> None:
+        """Write the object's status as it is now; a failure is remembered, not raised."""
+        try:
+            write_atomic(self._paths_of(item.id).status_file, msgspec.json.encode(item.status))
+        except OSError as error:
+            if not item.unsaved:
+                log.error(
+                    "status not saved, will retry", kind=self.kind, id=item.id, error=str(error)
+                )
+            item.unsaved = True
+        else:
+            item.unsaved = False
+
+    def save_unsaved(self) -> None:
+        """Try again what could not be written."""
+        for item in self._by_id.values():
+            if item.unsaved:
+                self.save(item)
+
+    def forget(self, item: ObjectT) -> None:
+        """Drop the object from memory; its files are the caller's to remove."""
+        if self._by_id.get(item.id) is item:
+            del self._by_id[item.id]
+            others = self._by_sandbox[item.sandbox_id]
+            del others[item.id]
+            if not others:
+                del self._by_sandbox[item.sandbox_id]
+        if self._by_name.get(item.name) is item:
+            del self._by_name[item.name]
+        self.changed(item)
+
+    def load(self) -> Iterator[tuple[str, ObjectT | CorruptStateError]]:
+        """Every object directory found on disk: its ID, and the object or what is wrong with it."""
+        if not self._directory.is_dir():
+            return
+        for directory in sorted(self._directory.iterdir()):
+            if not is_id(directory.name):
+                log.warning("foreign entry left alone", kind=self.kind, path=str(directory))
+                continue
+            yield directory.name, self._load(directory.name)
+
+    def _load(self, object_id: str) -> ObjectT | CorruptStateError:
+        paths = self._paths_of(object_id)
+        try:
+            record = read_bounded(paths.record_file, MAX_RECORD_BYTES)
+            status = read_bounded(paths.status_file, MAX_RECORD_BYTES)
+            item = self._read(in_this_format(record), in_this_format(status))
+        except FileNotFoundError as error:
+            return CorruptStateError(f"{self.kind} {object_id}: {error.filename} is missing")
+        except CorruptStateError as error:
+            return CorruptStateError(f"{self.kind} {object_id}: {error}")
+        except (OSError, msgspec.MsgspecError, json_format.ParseError, ValueError) as error:
+            return CorruptStateError(f"{self.kind} {object_id}: unreadable record: {error}")
+        if item.record.id != object_id:
+            return CorruptStateError(f"{self.kind} {object_id}: its record says {item.record.id}")
+        return item
+
+
+def _take_back(paths: ObjectPaths) -> None:
+    """Remove what `create` had begun, without a descriptor: it may be those that are lacking."""
+    for file in (paths.record_file, paths.status_file):
+        file.unlink(missing_ok=True)
+    if paths.root_dir.exists():
+        paths.root_dir.rmdir()
+
+
+def read_sandbox(record: bytes, status: bytes) -> Sandbox:
+    """A sandbox from its two files."""
+    parsed = msgspec.json.decode(record, type=SandboxRecord)
+    config = _read_config(parsed.config, api.PodSandboxConfig())
+    return Sandbox(
+        _without_request(parsed), msgspec.json.decode(status, type=SandboxStatus), config
+    )
+
+
+def read_container(record: bytes, status: bytes) -> Container:
+    """A container from its two files."""
+    parsed = msgspec.json.decode(record, type=ContainerRecord)
+    config = without_words(_read_config(parsed.config, api.ContainerConfig()))
+    return Container(
+        _without_request(parsed), msgspec.json.decode(status, type=ContainerStatus), config
+    )
+
+
+def _without_request(record: RecordT) -> RecordT:
+    return msgspec.structs.replace(record, config=ON_DISK)
+
+
+def without_words(config: api.ContainerConfig) -> api.ContainerConfig:
+    """A copy of a request without what is read only while its container is made: variables and command.
+
+    60,000 variables take 4 MiB. A message's memory goes only as a whole, so clearing its fields would free nothing.
+    """
+    kept = api.ContainerConfig()
+    for field, value in config.ListFields():
+        if field.name in _ONLY_TO_CREATE:
+            continue
+        if field.is_repeated:
+            getattr(kept, field.name).MergeFrom(value)
+        elif field.message_type is not None:
+            getattr(kept, field.name).CopyFrom(value)
+        else:
+            setattr(kept, field.name, value)
+    return kept
+
+
+def _read_config(text: msgspec.Raw, empty: ConfigT) -> ConfigT:
+    # What a later version's API added to a request is passed over, as are a later version's own keys.
+    return json_format.Parse(bytes(text), empty, ignore_unknown_fields=True)
+
+
+async def as_json_aside(message: api.PodSandboxConfig | api.ContainerConfig) -> msgspec.Raw:
+    """`as_json`, of a large message in a thread: it takes a tenth of a second for the largest."""
+    if message.ByteSize() <= MAX_QUICK_BYTES:
+        return as_json(message)
+    return await asyncio.to_thread(as_json, message)
+
+
+def as_json(
+    message: api.PodSandboxConfig
+    | api.LinuxPodSandboxConfig
+    | api.ContainerConfig
+    | api.LinuxContainerResources,
+) -> msgspec.Raw:
+    """A CRI message as the record keeps it, readable by an operator."""
+    text = json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
+    return msgspec.Raw(text.encode())

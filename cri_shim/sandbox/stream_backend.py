@@ -1,0 +1,277 @@
+"""The backend of the streaming process, in the daemon: what tickets are for, and what granted sessions need of the
+node.
+
+Rules:
+- Nothing is done but what a ticket is for. A session is known from its grant to its `Leave`, or to that process's end.
+- What is handed out is descriptors: whatever goes through them doesn't pass here. An exec is followed to its end for
+  whoever listens; the command itself is nobody's but its own (`exec.session`).
+- A streaming process that is gone has left all its sessions; what came of them ends as for clients that vanish.
+- A call is answered, whatever becomes of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cri_shim import metrics
+from cri_shim.errors import CriShimError, WrongStateError
+from cri_shim.host.packets import close_all
+from cri_shim.sandbox.exec.attach import make_pipes
+from cri_shim.sandbox.exec.port_forward import pod_sockets
+from cri_shim.sandbox.store.requests import require_ready
+from cri_shim.streaming import ipc
+from cri_shim.streaming.backend import (
+    KINDS,
+    AttachRequest,
+    ExecRequest,
+    Grant,
+    PortForwardRequest,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from cri_shim.background import Background
+    from cri_shim.sandbox.containers import Containers
+    from cri_shim.sandbox.exec.attach import AttachSessions
+    from cri_shim.sandbox.exec.session import Command, ExecSessions
+    from cri_shim.sandbox.pods import Pods
+    from cri_shim.streaming.backend import Request
+    from cri_shim.streaming.tickets import Tickets
+
+    Reply = tuple[ipc.Answer, Sequence[int]]
+
+log = structlog.get_logger()
+
+
+def _to_nobody(_packet: ipc.ToStreamer, descriptors: Sequence[int] = ()) -> None:
+    close_all(descriptors)
+
+
+class StreamBackend:
+    """Answers one streaming process at a time, between `open` and `close`."""
+
+    def __init__(
+        self,
+        *,
+        tickets: Tickets,
+        containers: Containers,
+        pods: Pods,
+        execs: ExecSessions,
+        attach_sessions: AttachSessions,
+        background: Background,
+    ) -> None:
+        self._tickets = tickets
+        self._containers = containers
+        self._pods = pods
+        self._execs = execs
+        self._attach_sessions = attach_sessions
+        self._background = background
+        self._numbers = itertools.count(1)
+        self._granted: dict[int, Request] = {}
+        self._commands: dict[int, asyncio.Task[None]] = {}
+        """What starts and follows the command of a session."""
+        self._send: Callable[..., None] = _to_nobody
+        attach_sessions.ask_how_far = lambda container_id: self._send(
+            ipc.HowFar(container_id=container_id)
+        )
+
+    def open(self, send: Callable[..., None]) -> None:
+        """A streaming process is there; `send(packet, descriptors)` sends it a message and takes the descriptors."""
+        self._send = send
+
+    def close(self) -> None:
+        """It is gone. Idempotent."""
+        self._send = _to_nobody
+        for session in list(self._granted):
+            self._leave(session)
+        self._attach_sessions.all_disconnected()
+        metrics.STREAM_SESSIONS.clear()
+
+    def handle(self, message: ipc.ToDaemon) -> None:
+        """What it says."""
+        match message:
+            case ipc.Redeem():
+                self._send(ipc.Granted(call=message.call, grant=self._redeem(message)))
+            case ipc.Begin():
+                self._begin(message)
+            case ipc.MakeSockets():
+                self._background.start(
+                    "sockets for a port-forward", self._answer(message.call, self._sockets(message))
+                )
+            case ipc.Resize(session=session, width=width, height=height):
+                self._resize(session, width, height)
+            case ipc.Leave(session=session):
+                self._leave(session)
+            case ipc.Detached(container_id=container_id):
+                self._attach_sessions.disconnected(container_id)
+            case ipc.ReadSoFar(container_id=container_id, packets=packets):
+                self._attach_sessions.read_so_far(container_id, packets)
+            case ipc.Counted(sessions=sessions, carried=carried):
+                _count(sessions, carried)
+            case ipc.Stalled(wall_s=wall_s, cpu_s=cpu_s):
+                metrics.count_stall("streaming", wall_s, cpu_s)
+            case ipc.Ready() | ipc.Broken() | ipc.Pong():
+                pass  # about the process itself, not about sessions
+
+    # --- sessions
+
+    def _redeem(self, message: ipc.Redeem) -> Grant | None:
+        kind = KINDS.get(message.kind)
+        request = None if kind is None else self._tickets.redeem(message.token, kind)
+        if request is None:
+            return None
+        session = next(self._numbers)
+        self._granted[session] = request
+        if isinstance(request, PortForwardRequest):
+            return Grant(
+                session,
+                message.kind,
+                request.sandbox_id,
+                ports=request.ports,
+                sandbox_id=request.sandbox_id,
+            )
+        streams = (request.stdin, request.stdout, request.stderr, request.tty)
+        return Grant(
+            session, message.kind, request.container_id, *streams, sandbox_id=request.sandbox_id
+        )
+
+    def _begin(self, message: ipc.Begin) -> None:
+        match self._granted.get(message.session):
+            case ExecRequest() as request:
+                work = self._run_command(message, request)
+                task = self._background.start(f"exec in {request.container_id}", work)
+                self._commands[message.session] = task
+                task.add_done_callback(lambda _: self._commands.pop(message.session, None))
+            case AttachRequest() as request:
+                self._answer_now(message.call, partial(self._join, message, request))
+            case PortForwardRequest() as request:
+                self._answer_now(message.call, partial(self._admit, message, request))
+            case None:
+                self._answer_now(message.call, partial(self._unknown, message.session))
+
+    def _leave(self, session: int) -> None:
+        self._granted.pop(session, None)
+        if (command := self._commands.pop(session, None)) is not None:
+            command.cancel()  # the following, not the command
+
+    def _resize(self, session: int, width: int, height: int) -> None:
+        request = self._granted.get(session)
+        if isinstance(request, AttachRequest):
+            try:
+                container = self._containers.find(request.container_id)
+                self._attach_sessions.resize(
+                    self._attach_sessions.attachable(container), width, height
+                )
+            except CriShimError as error:  # it ended meanwhile
+                log.debug("terminal not resized", error=str(error))
+
+    # --- answers
+
+    def _answer_now(self, call: int, work: Callable[[], Reply]) -> None:
+        try:
+            answer, descriptors = work()
+        except CriShimError as error:
+            self._send(_failed(call, error))
+        else:
+            self._send(answer, descriptors)
+
+    async def _answer(self, call: int, work: Awaitable[Reply]) -> None:
+        answer: ipc.Answer = ipc.Failed(call=call, reason="this failed; the daemon's log says how")
+        descriptors: Sequence[int] = ()
+        try:
+            answer, descriptors = await work
+        except CriShimError as error:
+            answer = _failed(call, error)
+        finally:
+            self._send(answer, descriptors)
+
+    async def _run_command(self, message: ipc.Begin, request: ExecRequest) -> None:
+        started: list[Command] = []
+        await self._answer(message.call, self._start_command(message, request, started))
+        for child in started:
+            ending = await child.wait()
+            self._send(ipc.Ended(session=message.session, exit_code=ending.exit_code))
+
+    async def _start_command(
+        self, message: ipc.Begin, request: ExecRequest, started: list[Command]
+    ) -> Reply:
+        streams = await self._execs.open(
+            self._containers.find(request.container_id),
+            request.command,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            tty=request.tty,
+            size=(message.width, message.height) if message.width and message.height else None,
+        )
+        started.append(streams.child)
+        given = (streams.stdin, streams.stdout, streams.stderr)
+        answer = ipc.Started(
+            call=message.call,
+            stdin=streams.stdin is not None,
+            stdout=streams.stdout is not None,
+            stderr=streams.stderr is not None,
+        )
+        return answer, [fd for fd in given if fd is not None]
+
+    def _join(self, message: ipc.Begin, request: AttachRequest) -> Reply:
+        target = self._attach_sessions.attachable(self._containers.find(request.container_id))
+        connection = [] if message.attached else [self._attach_sessions.connect(target)]
+        try:
+            pipes = make_pipes(
+                target, stdin=request.stdin, stdout=request.stdout, stderr=request.stderr
+            )
+        except BaseException:
+            close_all(connection)
+            self._attach_sessions.disconnected(target.container_id)
+            raise
+        given = (pipes.stdin, pipes.stdout, pipes.stderr)
+        answer = ipc.Joined(
+            call=message.call,
+            container_id=target.container_id,
+            has_stdin=target.stdin,
+            stdin_once=target.stdin_once,
+            connection=bool(connection),
+            stdin=pipes.stdin is not None,
+            stdout=pipes.stdout is not None,
+            stderr=pipes.stderr is not None,
+        )
+        return answer, [*connection, *(fd for pipe in given for fd in pipe or ())]
+
+    def _admit(self, message: ipc.Begin, request: PortForwardRequest) -> Reply:
+        require_ready(self._pods.find(request.sandbox_id))
+        return ipc.Done(call=message.call), ()
+
+    def _unknown(self, session: int) -> Reply:
+        raise WrongStateError(f"session {session} is over")
+
+    async def _sockets(self, message: ipc.MakeSockets) -> Reply:
+        request = self._granted.get(message.session)
+        if not isinstance(request, PortForwardRequest):
+            return self._unknown(message.session)
+        sandbox = self._pods.find(request.sandbox_id)
+        require_ready(sandbox)
+        netns = Path(sandbox.record.netns) if sandbox.record.netns else None
+        made = await pod_sockets(sandbox.id, netns, message.family, message.count)
+        return ipc.Done(call=message.call), [each.detach() for each in made]
+
+
+def _failed(call: int, error: CriShimError) -> ipc.Failed:
+    cause = error.__cause__
+    number = cause.errno if isinstance(cause, OSError) else None
+    return ipc.Failed(call=call, reason=ipc.bounded(str(error)), errno=number or 0)
+
+
+def _count(
+    sessions: Sequence[tuple[str, str, int]], carried: Sequence[tuple[str, str, int]]
+) -> None:
+    for kind, protocol, now in sessions:
+        metrics.STREAM_SESSIONS.labels(kind, protocol).set(now)
+    for kind, direction, more in carried:
+        metrics.STREAM_BYTES.labels(kind, direction).inc(more)

@@ -1,0 +1,436 @@
+"""The whole sandbox layer, wired as the daemon wires it, on a fake kernel; and the question what is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
+
+from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.background import Background
+from cri_shim.oci.runtime import RuntimeKind, Runtimes
+from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts
+from cri_shim.operations import Operations
+from cri_shim.paths import Paths
+from cri_shim.sandbox.containers import Containers
+from cri_shim.sandbox.exec.attach import AttachSessions
+from cri_shim.sandbox.exec.files_limits import FilesLimits
+from cri_shim.sandbox.exec.process import ExecProcesses
+from cri_shim.sandbox.exec.sync import Execs
+from cri_shim.sandbox.exits import Exit, ExitWatch
+from cri_shim.sandbox.launch import Launcher
+from cri_shim.sandbox.network.pending_deletes import PendingDeletes
+from cri_shim.sandbox.network.pod_network import PodNetwork
+from cri_shim.sandbox.network.reconciler import NetworkReconciler
+from cri_shim.sandbox.pod_images import PauseImage
+from cri_shim.sandbox.pods import Pods
+from cri_shim.sandbox.recovery.orphans import Orphans
+from cri_shim.sandbox.recovery.recovery import Recovery
+from cri_shim.sandbox.spec.pod_files import PodFiles
+from cri_shim.sandbox.spec.specs import Specs
+from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
+from cri_shim.sandbox.teardown import Teardown
+from tests.fakes.kernel import FakeProcess, Kernel
+from tests.fakes.networks import FakeCni, FakeImages
+from tests.fakes.points import Points
+from tests.fakes.runtime import Entry, FakeMonitors, FakeRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from pathlib import Path
+
+    import pytest
+
+    from cri_shim.cni.attachment import Attachment
+    from cri_shim.cni.network import Cni
+    from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.host.process import Reaper
+    from cri_shim.image.store import ImageStore
+    from cri_shim.oci.conmon import Monitors
+
+BOOT_ID = "this-boot"
+
+
+def node_facts() -> NodeFacts:
+    """A node where everything is there."""
+    return NodeFacts(
+        arch="x86_64",
+        kernel=(6, 1),
+        cgroup_v2=False,
+        cgroup_namespace=False,
+        capabilities=("CHOWN", "KILL", "SYS_ADMIN"),
+        default_capabilities=("CHOWN", "KILL"),
+    )
+
+
+def pod_config(
+    name: str = "web", *, attempt: int = 0, host_network: bool = False, log_directory: str = ""
+) -> api.PodSandboxConfig:
+    """A pod as kubelet asks for it."""
+    config = api.PodSandboxConfig(
+        metadata=api.PodSandboxMetadata(
+            name=name, namespace="default", uid=f"uid-{name}", attempt=attempt
+        ),
+        hostname="" if host_network else name,
+        log_directory=log_directory,
+        labels={"app": name},
+    )
+    if host_network:
+        config.linux.security_context.namespace_options.network = api.NODE
+    return config
+
+
+def container_config(name: str = "main", *, attempt: int = 0) -> api.ContainerConfig:
+    """A container as kubelet asks for it."""
+    return api.ContainerConfig(
+        metadata=api.ContainerMetadata(name=name, attempt=attempt),
+        image=api.ImageSpec(image="busybox"),
+        command=["sleep", "9"],
+    )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A node at one instant: what a crash of the daemon would leave."""
+
+    files: Path
+    processes: dict[int, FakeProcess]
+    mounts: set[Path]
+    namespaces: dict[Path, dict[str, str]]
+    cgroups: set[str]
+    attached: dict[tuple[str, str, str], Attachment]
+    containers: dict[str, dict[str, Entry]]
+
+
+@dataclass
+class NodeHarness:
+    """One daemon's use cases on one node."""
+
+    base: Path
+    points: Points
+    kernel: Kernel
+    cni: FakeCni
+    images: FakeImages
+    runtimes: dict[str, FakeRuntime]
+    boot_id: str = BOOT_ID
+    pause_reference: str | None = None
+    publish_ports: bool = True
+    reported: list[tuple[str, Exit]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.paths = Paths(self.base / "root", self.base / "state")
+        for directory in (
+            *(self.paths.sandboxes_dir, self.paths.containers_dir, self.paths.exits_dir),
+            *(self.paths.state / "sandboxes", self.paths.state / "containers"),
+            *(self.paths.layers_dir, self.base / "netns", self.base / "etc"),
+        ):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.background = Background()
+        self.operations = Operations()
+        self.sandboxes: Store[Sandbox] = Store(
+            "sandbox", self.paths.sandboxes_dir, self.paths.sandbox, read_sandbox
+        )
+        self.stored: Store[Container] = Store(
+            "container", self.paths.containers_dir, self.paths.container, read_container
+        )
+        self.exits = ExitWatch(self.paths.exits_dir, self._on_exit)
+        self.monitors = FakeMonitors(self.kernel, self.paths.exits_dir, self.runtimes)
+        self._wire()
+
+    @property
+    def runtime(self) -> FakeRuntime:
+        """The default handler's."""
+        return self.runtimes["runc"]
+
+    @property
+    def cgroups(self) -> Cgroups:
+        return cast("Cgroups", self.kernel.cgroups)
+
+    def runtime_of(self, handler: str) -> FakeRuntime:
+        return cast(
+            "FakeRuntime", Runtimes(self.runtimes.values(), default_handler="runc").get(handler)
+        )
+
+    def _wire(self) -> None:
+        images = cast("ImageStore", self.images)
+        monitors = cast("Monitors", self.monitors)
+        self.teardown = Teardown(
+            paths=self.paths,
+            cgroups=self.cgroups,
+            monitors=monitors,
+            runtime_of=self.runtime_of,
+        )
+        self.specs = Specs(
+            paths=self.paths,
+            node=replace(
+                node_facts(), lack_of_files_limits=self.kernel.cgroups.lack_of_files_limits
+            ),
+            handler_facts=lambda name: HandlerFacts(name or "runc", user_namespaces=True),
+            containers=self.stored,
+            systemd=False,
+            default_parent="",
+        )
+        self.launcher = Launcher(
+            paths=self.paths,
+            monitors=monitors,
+            teardown=self.teardown,
+            cgroups=self.cgroups,
+            start_timeout_s=10,
+            max_parallel=2,
+        )
+        self.pending_deletes = PendingDeletes(self.paths.pending_deletes_dir)
+        self.pending_deletes.load()
+        self.network = PodNetwork(
+            cast("Cni", self.cni),
+            self.sandboxes,
+            self.pending_deletes,
+            background=self.background,
+            publish_ports=self.publish_ports,
+        )
+        self.reconciler = NetworkReconciler(
+            cni=cast("Cni", self.cni),
+            network=self.network,
+            sandboxes=self.sandboxes,
+            pending_deletes=self.pending_deletes,
+            operations=self.operations,
+            background=self.background,
+            collects_garbage=True,
+        )
+        self.containers = Containers(
+            paths=self.paths,
+            store=self.stored,
+            sandboxes=self.sandboxes,
+            images=images,
+            runtime_of=self.runtime_of,
+            monitors=monitors,
+            execs=Execs(
+                ExecProcesses(
+                    paths=self.paths,
+                    runtime_of=self.runtime_of,
+                    reaper=cast("Reaper", None),
+                    files_limits=FilesLimits(self.cgroups, self.specs.cgroup_path),
+                    pids_of=lambda _container: [],
+                ),
+                background=self.background,
+                max_output_bytes=4096,
+                max_answer_bytes=6000,
+            ),
+            launcher=self.launcher,
+            specs=self.specs,
+            cgroups=self.cgroups,
+            teardown=self.teardown,
+            exits=self.exits,
+            background=self.background,
+            operations=self.operations,
+            attach_sessions=AttachSessions(
+                paths=self.paths, monitors=monitors, background=self.background
+            ),
+            boot_id=self.boot_id,
+        )
+        self.pods = Pods(
+            paths=self.paths,
+            store=self.sandboxes,
+            runtime_of=self.runtime_of,
+            launcher=self.launcher,
+            network=self.network,
+            files=PodFiles(self.paths, self.base / "etc"),
+            pause_image=PauseImage(images, self.pause_reference, self.images.pull),
+            specs=self.specs,
+            teardown=self.teardown,
+            exits=self.exits,
+            reaper=cast("Reaper", None),
+            operations=self.operations,
+            boot_id=self.boot_id,
+            stop_containers=self.containers.stop_all,
+            remove_containers=self.containers.remove_all,
+        )
+        self.orphans = Orphans(
+            paths=self.paths,
+            teardown=self.teardown,
+            network=self.network,
+            monitors=monitors,
+            runtimes=lambda: Runtimes(self.runtimes.values(), default_handler="runc"),
+        )
+        self.recovery = Recovery(
+            paths=self.paths,
+            sandboxes=self.sandboxes,
+            containers=self.stored,
+            pods=self.pods,
+            container_service=self.containers,
+            orphans=self.orphans,
+            runtimes=lambda: Runtimes(self.runtimes.values(), default_handler="runc"),
+            cgroups=self.cgroups,
+            teardown=self.teardown,
+            exits=self.exits,
+            background=self.background,
+            operations=self.operations,
+            boot_id=self.boot_id,
+        )
+
+    def _on_exit(self, object_id: str, exit_: Exit) -> None:
+        self.reported.append((object_id, exit_))
+        if (container := self.stored.get(object_id)) is not None:
+            self.containers.exit_handling.on_exit(container, exit_)
+        elif (sandbox := self.sandboxes.get(object_id)) is not None:
+            self.pods.on_exit(sandbox, exit_)
+
+    # --- the daemon's life ---------------------------------------------------------------------------------------
+
+    def restarted(self, boot_id: str | None = None) -> NodeHarness:
+        """A new daemon on the same node; this one is dead at once, with its watches."""
+        self.exits.close()
+        if boot_id is not None:
+            self.reboot()
+        harness = NodeHarness(
+            base=self.base,
+            points=self.points,
+            kernel=self.kernel,
+            cni=self.cni,
+            images=self.images,
+            runtimes=self.runtimes,
+            boot_id=boot_id or self.boot_id,
+        )
+        harness.exits.open()
+        return harness
+
+    async def crashed_at(self, point: str, call: Coroutine[object, object, object]) -> NodeHarness:
+        """A new daemon on what is left when the former one dies at `point` of `call`."""
+        hold = self.points.hold(point)
+        task = asyncio.ensure_future(call)
+        await hold.reached.wait()
+        snapshot = self._snapshot()
+        hold.release()
+        await asyncio.wait([task])
+        task.cancelled() or task.exception()
+        self._restore(snapshot)
+        return self.restarted()
+
+    def _snapshot(self) -> Snapshot:
+        files = self.base.with_name(f"{self.base.name}-snapshot")
+        shutil.rmtree(files, ignore_errors=True)
+        shutil.copytree(self.base, files, symlinks=True)
+        return Snapshot(
+            files=files,
+            processes={pid: replace(p) for pid, p in self.kernel.processes.items()},
+            mounts=set(self.kernel.mounts),
+            namespaces=dict(self.kernel.namespaces),
+            cgroups=set(self.kernel.cgroups.dirs),
+            attached=dict(self.cni.attached),
+            containers={name: dict(r.containers) for name, r in self.runtimes.items()},
+        )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        shutil.rmtree(self.base)
+        snapshot.files.rename(self.base)
+        self.kernel.processes = snapshot.processes
+        self.kernel.mounts = snapshot.mounts
+        self.kernel.namespaces = snapshot.namespaces
+        self.kernel.cgroups.dirs = snapshot.cgroups
+        self.cni.attached = snapshot.attached
+        for name, runtime in self.runtimes.items():
+            runtime.containers = snapshot.containers[name]
+
+    def reboot(self) -> None:
+        """The power went: every process, mount, namespace and cgroup is gone."""
+        self.kernel.processes.clear()
+        self.kernel.mounts.clear()
+        self.kernel.namespaces.clear()
+        self.kernel.cgroups.dirs.clear()
+        for pin in (self.base / "netns").iterdir():
+            pin.unlink()
+        for runtime in self.runtimes.values():
+            runtime.containers.clear()
+
+    async def close(self) -> None:
+        await self.pods.close(1)
+        await self.containers.close(1)
+        await self.background.close(1)
+        self.exits.close()
+
+    # --- short ways ----------------------------------------------------------------------------------------------
+
+    async def run_pod(self, name: str = "web") -> Sandbox:
+        return self.pods.find(await self.pods.run_pod_sandbox(pod_config(name), ""))
+
+    async def create(self, sandbox: Sandbox, name: str = "main") -> Container:
+        created = await self.containers.create_container(
+            sandbox.id, container_config(name), sandbox.config
+        )
+        return self.containers.find(created)
+
+    async def start(self, sandbox: Sandbox, name: str = "main") -> Container:
+        container = await self.create(sandbox, name)
+        await self.containers.start_container(container.id)
+        return container
+
+    async def settle(self) -> None:
+        """Let everything that is under way on its own come to an end."""
+        await asyncio.sleep(0.002)  # inotify
+        await self.background.close(2)
+
+    # --- what is left --------------------------------------------------------------------------------------------
+
+    def leftovers(self) -> dict[str, object]:
+        """Everything that is still there, by kind; empty for a node on which nothing happened."""
+        kernel, paths = self.kernel, self.paths
+        found: dict[str, object] = {
+            "processes": [p.argv for p in kernel.processes.values()],
+            "mounts": sorted(map(str, kernel.mounts)),
+            "namespaces": sorted(map(str, kernel.namespaces)),
+            "cgroups": sorted(kernel.cgroups.dirs),
+            "attachments": sorted(self.cni.attached),
+            "runtime": [i for r in self.runtimes.values() for i in r.containers],
+            "sandboxes": [s.id for s in self.sandboxes],
+            "containers": [c.id for c in self.stored],
+            "pending_deletes": [d.key for d in self.pending_deletes],
+            "watches": list(kernel.watches),
+            "files": sorted(
+                str(entry.relative_to(self.base))
+                for directory in (
+                    *(paths.sandboxes_dir, paths.containers_dir, paths.exits_dir),
+                    *(paths.state / "sandboxes", paths.state / "containers", self.base / "netns"),
+                )
+                for entry in directory.iterdir()
+            ),
+        }
+        return {kind: what for kind, what in found.items() if what}
+
+
+@asynccontextmanager
+async def open_house(base: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[NodeHarness]:
+    """A harness to test in; nothing of it goes on afterwards."""
+    points = Points()
+    kernel = Kernel(points)
+    kernel.install(patch, base / "netns")
+    harness = NodeHarness(
+        base=base,
+        points=points,
+        kernel=kernel,
+        cni=FakeCni(points),
+        images=FakeImages(),
+        runtimes={
+            "runc": FakeRuntime(kernel),
+            "kata": FakeRuntime(kernel, "kata", RuntimeKind.VM),
+        },
+    )
+    harness.exits.open()
+    try:
+        yield harness
+    finally:
+        await harness.close()
+
+
+async def until(condition: Callable[[], object], *, within_s: float = 20.0) -> None:
+    """Let the loop turn until the condition holds."""
+    deadline = asyncio.get_running_loop().time() + within_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, "it did not come about"
+        await asyncio.sleep(0.001)
+
+
+async def turn_over(times: int = 20) -> None:
+    """Let the loop turn a few times, for everything that is ready to run."""
+    for _ in range(times):
+        await asyncio.sleep(0)
