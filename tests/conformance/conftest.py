@@ -24,6 +24,7 @@ _PACKAGES: pytest.StashKey[Mapping[str, Path]] = pytest.StashKey()
 
 daemons = node.daemons
 leak_scope = node.leak_scope
+keep_unpacking = node.keep_unpacking
 leak_guard = node.leak_guard
 
 

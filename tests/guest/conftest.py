@@ -14,7 +14,14 @@ import pytest
 from tests.guest import systemd
 from tests.harness import leaks
 from tests.integration import conftest as node
-from tests.integration.conftest import archives, daemons, image, leak_guard, leak_scope
+from tests.integration.conftest import (
+    archives,
+    daemons,
+    image,
+    keep_unpacking,
+    leak_guard,
+    leak_scope,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +33,7 @@ __all__ = [
     "archives",
     "daemons",
     "image",
+    "keep_unpacking",
     "leak_guard",
     "leak_scope",
 ]  # fixtures, under the same names
