@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -232,9 +233,12 @@ def test_a_command_that_is_not_there_fails_the_start_by_name(
     pod_file = crictl.file(pod(daemon.pod_log_dir))
     pod_id = crictl("runp", pod_file)
     config = crictl.file(container(image, ["/nonesuch/command"]))
-    # The runtime looks for the command already when the container is created.
-    assert "/nonesuch/command" in crictl.refusal("create", pod_id, config, pod_file)
-    assert crictl("ps", "-aq") == ""
+    created = crictl("create", pod_id, config, pod_file)
+    assert "/nonesuch/command" in crictl.refusal("start", created)
+    # So a kubelet sees a container that failed, and backs off.
+    status = json.loads(crictl("inspect", created))["status"]
+    assert (status["state"], status["exitCode"]) == ("CONTAINER_EXITED", 128)
+    assert status["reason"] == "StartError"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
