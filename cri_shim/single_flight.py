@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
+from cri_shim.background import settled
 from cri_shim.errors import CriShimError, DeadlineError, UnavailableError, forget_frames
 from cri_shim.operations import Operations, step
 
@@ -82,6 +83,7 @@ class SingleFlight(Generic[T]):
                 log.info("a different request replaces the one in flight", key=key)
                 flight.task.cancel()
             with step(f"waiting for the end of another {self._operation}"):
+                # Not `settled`: of a task that has just ended, the flight is still to be taken away in this turn.
                 await asyncio.wait([flight.task])
         if flight is None:
             flight = _Flight(
@@ -133,8 +135,8 @@ class SingleFlight(Generic[T]):
             flight.ended = error
             flight.task.cancel()
         with step(f"waiting for the undoing of {self._operation}"):
-            _, late = await asyncio.wait([flight.task], timeout=timeout_s)
-        if late:
+            ended = await settled(flight.task, timeout_s)
+        if not ended:
             raise DeadlineError(
                 f"{key}: its {self._operation}, ended, is still being undone after {timeout_s:g} s: call again"
             )

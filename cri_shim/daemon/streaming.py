@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from cri_shim.background import settled
 from cri_shim.errors import UNREADABLE_DOCUMENT, ConfigError, CriShimError, UnavailableError
 from cri_shim.host.own_program import spawn_own_program
 from cri_shim.host.packets import Packets, close_all
@@ -277,8 +278,7 @@ class Streaming:
     async def _watch(self, process: _Process) -> None:
         """Return when it is gone, or was ended because it doesn't answer."""
         while True:
-            await asyncio.wait([process.gone], timeout=PING_INTERVAL_S)
-            if process.gone.done():
+            if await settled(process.gone, PING_INTERVAL_S):
                 return
             if process.unanswered >= PINGS_UNANSWERED:
                 log.error(

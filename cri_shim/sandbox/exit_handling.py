@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from cri_shim import metrics
-from cri_shim.background import until_done
+from cri_shim.background import settled, until_done
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.host.pidfd import ends_of, kill_process
 from cri_shim.kernel_call import in_time_for
@@ -155,7 +155,7 @@ class ExitHandling:
         if container.record.log_path:
             what = f"closing the log of {container.id}"
             closing = self._background.start(what, self._close_log(container))
-            await asyncio.wait({closing}, timeout=LOG_PATIENCE_S)
+            await settled(closing, LOG_PATIENCE_S)
 
     async def _close_log(self, container: Container) -> None:
         if not container.record.log_path:

@@ -18,6 +18,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cri_shim.background import settled
+
 if TYPE_CHECKING:
     from cri_shim.streaming.connection import Connection
     from cri_shim.streaming.meter import Meter
@@ -163,7 +165,7 @@ class Session:
         self._flush()
         if not self._gone.done() and not self._machine.is_finished:
             # A client that counts hasn't room for the last words yet.
-            await asyncio.wait([self._gone], timeout=STALL_S)
+            await settled(self._gone, STALL_S)
         await self._connection.finish(STALL_S)
 
     def _release(self) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from cri_shim.background import end_of
 from cri_shim.errors import UNREADABLE_DOCUMENT, BadArchiveError, CriShimError, UnavailableError
 from cri_shim.host.own_program import spawn_own_program
 from cri_shim.host.process import Child, Ending, Reaper
@@ -189,15 +190,9 @@ class UnpackerProcess:
         if not ended.done():
             # After a report the child ends by itself; one more signal does no harm.
             self._try_send(Kill(number=number))
-        cancelled: asyncio.CancelledError | None = None
-        while not ended.done():
-            try:
-                _, late = await asyncio.wait([ended], timeout=_END_GRACE_S)
-                if late:
-                    log.warning("an unpacker's child does not go away", job=number)
-                    break
-            except asyncio.CancelledError as late_cancel:
-                cancelled = late_cancel
+        cancelled = await end_of(ended, _END_GRACE_S)
+        if not ended.done():
+            log.warning("an unpacker's child does not go away", job=number)
         self._jobs.pop(number, None)
         if cancelled is not None:
             raise cancelled
