@@ -9,10 +9,12 @@ Rules:
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cri_shim.errors import is_lack
 from cri_shim.kernel_call import working_on
 from cri_shim.oci.spec.checks import clean_container_path, refuse
 from cri_shim.oci.spec.mounts import MAX_DEPTH
@@ -25,8 +27,16 @@ if TYPE_CHECKING:
 
 MAX_WALK = 4 * MAX_DEPTH
 """Of names on the way to one mount, those of links included: a thousand such ways take a fifth of a second."""
-_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What is lacking then is the node's; other errors are the place's (a broken volume): the runtime says them."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """In the container's root: something is mounted there, or below."""
+
+    is_mounted: bool = False
+    source: str | None = None
+    """What is mounted there; None where it is nothing of the node's."""
+    below: dict[str, _Place] = dataclasses.field(default_factory=dict)
 
 
 def check_depths(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> None:
@@ -41,23 +51,29 @@ def check_depths(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> N
         ): f"mounts[{index}].container_path"
         for index, mount in enumerate(config.mounts)
     }
-    mounted: dict[tuple[str, ...], str | None] = {(): str(rootfs_dir)}
+    root = _Place(is_mounted=True, source=str(rootfs_dir))
     for mount in spec["mounts"]:
         destination: str = mount["destination"]
-        field = fields.get(destination, "image")
-        place = _place(destination, field, mounted)
-        for hidden in [each for each in mounted if each and each[: len(place)] == place]:
-            del mounted[hidden]
-        mounted[place] = mount["source"] if mount["type"] == "bind" else None
+        place = root
+        for name in _way(destination, fields.get(destination, "image"), root):
+            place = place.below.setdefault(name, _Place())
+        place.is_mounted, place.source = True, mount["source"] if mount["type"] == "bind" else None
+        place.below = {}  # what lay there before is hidden
 
 
-def _place(
-    destination: str, field: str, mounted: dict[tuple[str, ...], str | None]
-) -> tuple[str, ...]:
-    """The names of the place where the runtime will mount."""
+def _way(destination: str, field: str, root: _Place) -> list[str]:
+    """The names that lead from the root to where the runtime will mount, no link among them."""
     names: list[str] = []
-    fds = [_open(mounted[()])]  # of the root and each of `names`; None where nothing is known to be
+    fds = [_open(root.source)]  # of the root and each of `names`; None where nothing is known to be
+    places: list[_Place | None] = [root]  # the same; None where nothing is mounted, there or below
     left, walked = _names(destination), 0
+
+    def leave(stays: int) -> None:
+        while len(names) > stays:
+            names.pop()
+            places.pop()
+            _close(fds.pop())
+
     try:
         while left:
             name = left.pop()
@@ -65,28 +81,24 @@ def _place(
             if walked > MAX_WALK:
                 refuse(field, destination, f"links lead through more than {MAX_WALK} names there")
             if name == "..":
-                _leave(names, fds, max(len(names) - 1, 0))
+                leave(max(len(names) - 1, 0))
                 continue
             target = _link(fds[-1], name)
             if target is not None:
-                _leave(names, fds, 0 if target.startswith("/") else len(names))
+                leave(0 if target.startswith("/") else len(names))
                 left += _names(target)
                 continue
             names.append(name)
             if len(names) > MAX_DEPTH:
                 why = f"links lead {len(names)} names deep there, or more: at most {MAX_DEPTH}"
                 refuse(field, destination, why)
-            fds.append(_enter(fds[-1], tuple(names), field, mounted))
-        return tuple(names)
+            above = places[-1]
+            places.append(None if above is None else above.below.get(name))
+            fds.append(_enter(fds[-1], name, places[-1], field))
+        return names
     finally:
         for fd in fds:
             _close(fd)
-
-
-def _leave(names: list[str], fds: list[int | None], stays: int) -> None:
-    while len(names) > stays:
-        names.pop()
-        _close(fds.pop())
 
 
 def _names(path: str) -> list[str]:
@@ -101,23 +113,19 @@ def _link(directory: int | None, name: str) -> str | None:
     try:
         return os.readlink(name, dir_fd=directory)
     except OSError as error:
-        if error.errno in _OURS:
+        if is_lack(
+            error
+        ):  # the node's; other errors are the place's (a broken volume): the runtime says them
             raise
         return None
 
 
-def _enter(
-    directory: int | None,
-    place: tuple[str, ...],
-    field: str,
-    mounted: dict[tuple[str, ...], str | None],
-) -> int | None:
-    if place not in mounted:
-        return None if directory is None else _open(place[-1], directory)
-    source = mounted[place]
-    if source is not None:
-        working_on(field, source)
-    return _open(source)
+def _enter(directory: int | None, name: str, place: _Place | None, field: str) -> int | None:
+    if place is None or not place.is_mounted:
+        return None if directory is None else _open(name, directory)
+    if place.source is not None:
+        working_on(field, place.source)
+    return _open(place.source)
 
 
 def _open(path: str | None, directory: int | None = None) -> int | None:
@@ -126,7 +134,9 @@ def _open(path: str | None, directory: int | None = None) -> int | None:
     try:
         return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
-        if error.errno in _OURS:
+        if is_lack(
+            error
+        ):  # the node's; other errors are the place's (a broken volume): the runtime says them
             raise
         return None
 
