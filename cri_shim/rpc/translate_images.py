@@ -12,6 +12,8 @@ from cri_shim.image.manifest import kept_annotations
 from cri_shim.image.registry.credentials import credentials_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cri_shim.image.integrity.report import Finding
     from cri_shim.image.model import Image
     from cri_shim.image.registry.credentials import Credentials
@@ -26,20 +28,21 @@ MAX_UID: Final = (1 << 32) - 2
 
 def listed_image(image: Image) -> api.Image:
     """The entry of ListImages: bounded, as those of all images together must fit what a kubelet takes."""
-    entry = image_entry(image)
-    entry.spec.annotations.clear()
-    entry.spec.annotations.update(kept_annotations(image.annotations, MAX_LISTED_ANNOTATIONS_BYTES))
-    return entry
+    return _entry(image, kept_annotations(image.annotations, MAX_LISTED_ANNOTATIONS_BYTES))
 
 
 def image_entry(image: Image) -> api.Image:
     """What ImageStatus answers."""
+    return _entry(image, image.annotations)
+
+
+def _entry(image: Image, annotations: Mapping[str, str]) -> api.Image:
     entry = api.Image(
         id=image.id,
         repo_tags=image.repo_tags,
         repo_digests=image.repo_digests,
         size=image.size,
-        spec=api.ImageSpec(image=image.id, annotations=image.annotations),
+        spec=api.ImageSpec(image=image.id, annotations=annotations),
         pinned=image.pinned,
     )
     user = image.config.user.partition(":")[0]
