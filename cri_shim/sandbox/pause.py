@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cri_shim.sandbox.launch import Created, Launch, Launcher
-from cri_shim.sandbox.store.model import tenant_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +47,7 @@ class PauseContainers:
         launch = Launch(
             object_id=sandbox.id,
             pod_id=sandbox.id,
-            tenant=tenant_of(sandbox.record.metadata.namespace),
+            tenant=sandbox.record.tenant,
             paths=self._paths.sandbox(sandbox.id),
             runtime=runtime,
             cgroup_path=self._specs.cgroup_path(sandbox.record.cgroup_parent, sandbox.id),

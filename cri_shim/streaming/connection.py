@@ -77,9 +77,7 @@ class Connection:
 
     def has_unread(self) -> bool:
         """Whether the client sent something, or hung up, and that was not read yet."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return not self._closed and bool(poll.poll(0))
+        return not self._closed and _has_events(self._fd, select.POLLIN)
 
     async def open(self) -> None:
         """Shake hands, where it is TLS. Raises OSError (ssl.SSLError)."""
@@ -237,9 +235,7 @@ class Connection:
             return 0
 
     def _look_for_peer(self) -> None:
-        poll = select.poll()
-        poll.register(self._fd, _POLLRDHUP)
-        if poll.poll(0):
+        if has_hung_up(self._fd):
             self._lose("the client hung up")
         else:
             self._look = self._loop.call_later(LOOK_S, self._look_for_peer)
@@ -292,3 +288,14 @@ class Connection:
 def _set(ready: asyncio.Future[None]) -> None:
     if not ready.done():
         ready.set_result(None)
+
+
+def has_hung_up(fd: int) -> bool:
+    """Whether the other side of a socket will send nothing more, or is gone; what it sent before may be unread."""
+    return _has_events(fd, _POLLRDHUP)
+
+
+def _has_events(fd: int, events: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, events)  # an error and a hang-up are always told
+    return bool(poll.poll(0))

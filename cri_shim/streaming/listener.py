@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import select
 import socket
 from typing import TYPE_CHECKING
 
 import structlog
+
+from cri_shim.streaming.connection import has_hung_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,6 @@ LACK_PAUSE_S = 0.5
 KEEPALIVE_S = 30
 KEEPALIVE_TRIES = 4
 """A client whose machine is gone is noticed after two and a half minutes."""
-_POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000)
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -68,7 +68,7 @@ class Listener:
             sock, self._waiting = self._waiting or self._take(), None
             if sock is None:
                 return
-            if _has_hung_up(sock):
+            if has_hung_up(sock.fileno()):
                 sock.close()
             elif self._has_room():
                 self._hand_on(sock)
@@ -106,12 +106,6 @@ class Listener:
         self._pause = None
         self._loop.add_reader(self._socket, self._accept)
         self._accept()  # the one that was taken, whether or not another has come
-
-
-def _has_hung_up(sock: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock, _POLLRDHUP)  # an error and a hang-up are always told
-    return bool(poll.poll(0))
 
 
 def _prepare(sock: socket.socket) -> None:

@@ -11,7 +11,6 @@ would instead hold the call until every grandchild closes the pipe, and keep the
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store.store import Container
 
 KILL_TIMEOUT_S = 5.0
-_PID_BYTES = 32
 MAX_ERROR_TEXT = 4096
 MAX_STARTS = 32
 """Runtimes that enter containers at one time: each takes some 10 MB, and hundreds of probes may come at once."""
@@ -284,14 +282,6 @@ class ExecProcesses:
 
 def _read_pid(pid_file: Path) -> int | None:
     try:
-        fd = os.open(pid_file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        text = os.read(fd, _PID_BYTES)
-    finally:
-        os.close(fd)
-    try:
-        return int(text)
-    except ValueError:
+        return int(pid_file.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None

@@ -83,32 +83,29 @@ class PodFiles:
         Blocking. Raises ResourceExhaustedError when the kernel has no memory for them.
         """
         with host_step(f"sandbox {sandbox.id}: making its /dev/shm and its files"):
-            self._make(sandbox)
-
-    def _make(self, sandbox: Sandbox) -> None:
-        owner = root_of(sandbox)
-        paths, label = self._paths.sandbox(sandbox.id), sandbox.record.labels.files
-        paths.memory_dir.mkdir(mode=0o700)
-        mount_tmpfs(
-            paths.memory_dir,
-            size_bytes=MEMORY_BYTES,
-            mode=0o755,
-            noexec=True,
-            owner=owner or (0, 0),
-            label=label,
-        )
-        paths.shm_dir.mkdir()
-        paths.shm_dir.chmod(0o1777)
-        paths.etc_dir.mkdir(mode=0o755)
-        for name, content in (
-            ("hostname", f"{sandbox.record.hostname}\n".encode()),
-            ("hosts", self._host_file("hosts", _FALLBACK_HOSTS)),
-            ("resolv.conf", self._resolv_conf(sandbox.config)),
-        ):
-            write_atomic(paths.etc_dir / name, content, mode=0o644)
-        if owner is not None:
-            for path in (paths.shm_dir, *paths.etc_dir.iterdir()):
-                os.chown(path, *owner)
+            owner = root_of(sandbox)
+            paths, label = self._paths.sandbox(sandbox.id), sandbox.record.labels.files
+            paths.memory_dir.mkdir(mode=0o700)
+            mount_tmpfs(
+                paths.memory_dir,
+                size_bytes=MEMORY_BYTES,
+                mode=0o755,
+                noexec=True,
+                owner=owner or (0, 0),
+                label=label,
+            )
+            paths.shm_dir.mkdir()
+            paths.shm_dir.chmod(0o1777)
+            paths.etc_dir.mkdir(mode=0o755)
+            for name, content in (
+                ("hostname", f"{sandbox.record.hostname}\n".encode()),
+                ("hosts", self._host_file("hosts", _FALLBACK_HOSTS)),
+                ("resolv.conf", self._resolv_conf(sandbox.config)),
+            ):
+                write_atomic(paths.etc_dir / name, content, mode=0o644)
+            if owner is not None:
+                for path in (paths.shm_dir, *paths.etc_dir.iterdir()):
+                    os.chown(path, *owner)
 
     def _resolv_conf(self, config: api.PodSandboxConfig) -> bytes:
         dns = config.dns_config

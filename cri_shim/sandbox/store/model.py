@@ -79,6 +79,11 @@ class Process(msgspec.Struct, frozen=True):
     start_ticks: int
 
 
+def tenant_of(namespace: str) -> str:
+    """A Kubernetes namespace's pods are one tenant; "" for a pod without one, which is a tenant of its own."""
+    return f"namespace {namespace}" if namespace else ""
+
+
 class PodMetadata(msgspec.Struct, frozen=True):
     """CRI's PodSandboxMetadata."""
 
@@ -133,6 +138,11 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.metadata.reserved_name
 
     @property
+    def tenant(self) -> str:
+        """With whom it shares what tenants have of a node, as `slots` names it."""
+        return tenant_of(self.metadata.namespace)
+
+    @property
     def layers_in_use(self) -> tuple[str, ...]:
         """Those that must stay on disk."""
         return self.layers
@@ -145,11 +155,6 @@ class ImageVolumeRecord(msgspec.Struct, frozen=True):
     """The mount's place in the request."""
     image_id: str
     layers: tuple[str, ...]
-
-
-def tenant_of(namespace: str) -> str:
-    """A Kubernetes namespace's pods are one tenant; "" for a pod without one, which is a tenant of its own."""
-    return f"namespace {namespace}" if namespace else ""
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
