@@ -333,7 +333,8 @@ class SpdyConnection:
         stream_id = self._payload_id
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self._flow.received(stream.window, size)
+            if self._flow.received(stream.window, size):
+                self._windows_moved = True
             self._events.append(DataReceived(stream_id, payload))
             if self._payload_fin and not self._payload_left:
                 self._end_remote(stream_id, stream)

@@ -4,7 +4,8 @@ Go's spdystream, which is nearly every peer, sends no WINDOW_UPDATE, heeds none 
 windows that never open would stall every stream. So each direction goes by what is seen:
 
 - *Sending* is bounded by a stream's window once the peer spoke of windows (SETTINGS or WINDOW_UPDATE), and by the
-  session's once the peer updated that one.
+  session's once the peer updated that one. It is not once the peer has sent more than it was granted: what it says of
+  windows is then behind all that, which may wait for the very output that would wait for those words.
 - *Receiving*: a peer that overran its window before it was granted more doesn't count, and is granted nothing. One that
   counts stops at the window's end; it is granted the next once the application consumed this one. Who was granted
   something goes on being granted: a peer that counts only once it hears of windows has overrun its first by then, and
@@ -45,6 +46,8 @@ class FlowControl:
     initial_window: int = INITIAL_WINDOW
     """Of streams, as the peer set it; the session's can't be set."""
     peer_counts: bool = True
+    peer_has_overrun: bool = False
+    """Whether it sent more than it was granted, ever."""
     has_granted: bool = False
     """Whether the peer has heard of windows from us."""
     peer_has_stream_windows: bool = False
@@ -52,6 +55,8 @@ class FlowControl:
 
     def limit(self, window: Window, size: int) -> int:
         """How many of `size` bytes may be sent on the stream with this window."""
+        if self.peer_has_overrun:
+            return size
         if self.peer_has_stream_windows:
             size = min(size, self.initial_window - window.spent)
         if self.peer_has_session_window:
@@ -63,12 +68,15 @@ class FlowControl:
         window.spent += size
         self.session.spent += size
 
-    def received(self, window: Window, size: int) -> None:
-        """The peer sent these bytes on the stream."""
+    def received(self, window: Window, size: int) -> bool:
+        """The peer sent these bytes on the stream; whether sending is bounded no longer since then."""
         window.received += size
         self.session.received += size
-        if window.received > window.granted or self.session.received > self.session.granted:
-            self.peer_counts = self.has_granted
+        if window.received <= window.granted and self.session.received <= self.session.granted:
+            return False
+        self.peer_counts = self.has_granted
+        is_new, self.peer_has_overrun = not self.peer_has_overrun, True
+        return is_new
 
     def received_for_nobody(self, size: int) -> None:
         """The peer sent these bytes on a stream that is over; they came out of the session's window all the same."""

@@ -355,6 +355,17 @@ def test_a_peer_that_counts_is_waited_for_and_is_told_when_to_go_on() -> None:
     assert deliver(client, server)[-1] == StreamEnded(1)
 
 
+def test_who_waits_for_a_window_goes_on_when_the_peer_overruns_ours() -> None:
+    _, server, stream_id = opened()
+    server.receive_data(control(FrameType.SETTINGS, words(1, 7, 1000)))
+    assert server.send_data(stream_id, bytes(1500)) == 1000
+    assert StreamWritable(stream_id) not in server.receive_data(
+        data(stream_id, bytes(INITIAL_WINDOW))
+    )
+    assert server.receive_data(data(stream_id, b"x"))[-1] == StreamWritable(stream_id)
+    assert server.send_data(stream_id, bytes(500)) == 500
+
+
 def test_of_two_streams_that_wait_only_the_one_with_a_window_goes_on() -> None:
     client, _, _ = opened()
     other_id = client.open_stream({})

@@ -98,6 +98,18 @@ def test_a_peer_that_was_granted_something_goes_on_being_granted_though_it_overr
     assert flow.grant(flow.session) == 1000 + INITIAL_WINDOW + 70 + GRANT_BYTES
 
 
+def test_windows_of_a_peer_that_has_overrun_ours_do_not_bound_what_it_is_sent() -> None:
+    # What it says of its windows may be behind all that it sent, and that wait for what it is to be sent.
+    flow, stream = FlowControl(), Window()
+    flow.widened(stream, 1)
+    flow.session_widened(1)
+    assert not flow.received(stream, INITIAL_WINDOW)
+    assert flow.limit(stream, 1 << 20) == INITIAL_WINDOW + 1
+    assert flow.received(stream, 1)
+    assert flow.limit(stream, 1 << 20) == 1 << 20
+    assert not flow.received(stream, 1), "that is told once"
+
+
 def test_bytes_for_nobody_are_given_back_to_the_session() -> None:
     flow = FlowControl()
     flow.received_for_nobody(INITIAL_WINDOW)
