@@ -125,7 +125,7 @@ class Scene:
             cores = seen.tenant_cores + attack.cores
             honest = self._observe(honest_tenant(cores), seconds * LONGER)
             print(f"beside an honest tenant: {honest}", flush=True)
-            found, slow = what_is_wrong(seen, attack), too_slow(seen, honest, attack)
+            found, slow = what_is_wrong(seen, attack), too_slow(seen, honest)
         print(f"{name}: {seen}", flush=True)
         return found + slow
 
@@ -209,15 +209,11 @@ def what_is_wrong(seen: Outcome, attack: Attack) -> list[str]:
     return found
 
 
-def too_slow(
-    seen: Outcome, honest: Outcome | None = None, attack: Attack | None = None
-) -> list[str]:
-    """The kinds of calls that were slow, and much slower than beside an honest tenant and in the turn they have."""
+def too_slow(seen: Outcome, honest: Outcome | None = None) -> list[str]:
+    """The kinds of calls that were slow, and much slower than beside an honest tenant."""
     bounds_s = {} if honest is None else honest.p99_s
-    if attack is not None:
-        bounds_s = {kind: s + attack.turns_s.get(kind, 0.0) for kind, s in bounds_s.items()}
     return [
-        f"{kind}: p99 {seconds:.3f} s, beside an honest tenant {bounds_s.get(kind, 0.0):.3f} s with its turn"
+        f"{kind}: p99 {seconds:.3f} s, beside an honest tenant {bounds_s.get(kind, 0.0):.3f} s"
         for kind, seconds in seen.p99_s.items()
         if seconds > max(MAX_P99_S, MAX_TIMES_HONEST * bounds_s.get(kind, 0.0))
     ]

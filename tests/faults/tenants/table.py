@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from cri_shim.sandbox.launch import MAX_OF_POD
-from cri_shim.streaming.newcomers import MAX_NEWCOMERS, MIN_TIME_S
 from tests.faults.tenants import containers, files, images, requests, streams
 from tests.faults.tenants.tenant import Attack
 
@@ -30,11 +29,7 @@ ATTACKS: Final = {
     "data byte by byte": Attack(streams.data_byte_by_byte, sessions=1, cores=1),
     "headers that inflate": Attack(streams.headers_that_inflate, sessions=1, cores=1),
     "rapid resets": Attack(streams.rapid_resets, sessions=1, cores=1),
-    "connections that ask nothing": Attack(
-        streams.connections_that_ask_nothing,
-        cores=1,
-        turns_s={"new stream": streams.CONNECTIONS / MAX_NEWCOMERS * MIN_TIME_S},
-    ),
+    "connections that ask nothing": Attack(streams.connections_that_ask_nothing, cores=1),
     "registry that drips": Attack(images.registry_that_drips),
     "layers and labels": Attack(images.layers_and_labels, cores=1),
     "index of thousands": Attack(images.index_of_thousands, cores=1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import grpc
@@ -114,5 +114,3 @@ class Attack:
     """So many streaming sessions at one time."""
     cores: float = 0.0
     """What its containers compute meanwhile, which an honest tenant may as well."""
-    turns_s: Mapping[str, float] = field(default_factory=dict)
-    """By kind of call, how long it waits for its turn beside so many others, by design."""
