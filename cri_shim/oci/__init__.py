@@ -1,1 +1,1 @@
-"""The OCI runtime-spec and the runtimes that carry it out."""
+"""OCI runtimes, their monitor conmon, and the runtime-spec of a container."""

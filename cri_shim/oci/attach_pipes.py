@@ -1,4 +1,4 @@
-"""The pipes of one who is attached to a container: the daemon makes them, the streaming process uses them."""
+"""The pipes of one attach session: the daemon creates them, the streaming process uses them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 from dataclasses import dataclass
 
 MEMBER_BYTES = 1 << 20
-"""How far a member may be behind: what its pipe holds."""
+"""The capacity of a session's pipe, and so how far a session may fall behind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pipes:
-    """For a new member: the reading and the writing end of each stream it wants, none of which blocks."""
+    """The read and the write end of each stream that a new attach session wants. All are non-blocking."""
 
     stdin: tuple[int, int] | None = None
     stdout: tuple[int, int] | None = None
     stderr: tuple[int, int] | None = None
 
     def close(self) -> None:
-        """All of them."""
+        """Close every end."""
         for pipe in (self.stdin, self.stdout, self.stderr):
             for fd in pipe or ():
                 os.close(fd)

@@ -1,8 +1,8 @@
-"""What goes between conmon and a client of its attach socket, and down its control pipe. Pure.
+"""The formats of conmon's attach socket and of its control pipe. Pure.
 
-- The socket keeps the bounds of packets. From conmon each begins with a byte that names the stream; to conmon each is
-  standard input as it is, cut at 32 KiB: of a longer one conmon silently drops the rest.
-- The control pipe takes lines of three numbers: what, and two numbers for it.
+- The attach socket is SOCK_SEQPACKET. Each packet from conmon begins with a byte that names the stream. A packet to
+  conmon is standard input without a header, of at most 32 KiB: conmon silently drops the rest of a longer one.
+- The control pipe takes lines of three numbers: a command and its two arguments.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 MAX_INPUT_PACKET_BYTES = 32 << 10
 MAX_OUTPUT_PACKET_BYTES = 64 << 10
-"""Room for a packet from conmon, whose own are of 8 KiB and one."""
+"""The buffer for a packet from conmon, which sends at most 8 KiB and the header byte."""
 MAX_TERMINAL_SIDE = 0xFFFF
 
 
 class Source(IntEnum):
-    """The streams that packets are of; a terminal's output is all stdout."""
+    """The header byte of a packet. A terminal's output is all stdout."""
 
     STDOUT = 2
     STDERR = 3
 
 
 def split_packets(packets: Sequence[bytes]) -> dict[Source, list[memoryview]]:
-    """The output in packets that came one after the other, by stream; packets of no stream are passed over."""
+    """Group the output of consecutive packets by stream. Packets of an unknown stream are skipped."""
     found: dict[Source, list[memoryview]] = {}
     for packet in packets:
         if len(packet) > 1 and packet[0] in (Source.STDOUT, Source.STDERR):
@@ -36,9 +36,9 @@ def split_packets(packets: Sequence[bytes]) -> dict[Source, list[memoryview]]:
 
 
 def resize_line(width: int, height: int) -> bytes:
-    """Tells conmon the size of the container's terminal."""
+    """The control line that sets the size of the container's terminal, in characters."""
     return b"1 %d %d\n" % (min(height, MAX_TERMINAL_SIDE), min(width, MAX_TERMINAL_SIDE))
 
 
 REOPEN_LINE = b"2 0 0\n"
-"""Tells conmon to open its log anew."""
+"""The control line that makes conmon reopen its log."""

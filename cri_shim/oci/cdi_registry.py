@@ -1,7 +1,7 @@
-"""The CDI devices of this node: the files of the configured directories, JSON or YAML.
+"""The CDI devices of this node, from the JSON and YAML files of the configured directories.
 
-Rules: see `dropins` for how files are found and followed, `spec.cdi` for what they mean. A file that can't be used
-takes away its own devices only; whoever asks for one of those is told why.
+Rules: `host/dropins` finds and follows the files, `spec/cdi` parses them. A file that can't be used takes away its own
+devices only; a request for one of those gets the file's problem in its error.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_FILE_BYTES = 8 << 20
-"""A node of a hundred GPUs, each with all its libraries."""
+"""Enough for a hundred GPUs with all their libraries."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""In C where PyYAML has it: such a file takes seconds otherwise."""
+"""libyaml's parser where PyYAML has it: the Python one takes seconds for such a file."""
 
 
 class CdiRegistry:
-    """Which devices there are, and what they bring."""
+    """Follows the CDI files, and resolves device names."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self.files: DropIns[CdiSpec] = DropIns(
@@ -35,9 +35,9 @@ class CdiRegistry:
         )
 
     def edits_for(self, names: Sequence[str]) -> tuple[ContainerEdits, ...]:
-        """What these devices bring. Blocks while changed files are read.
+        """The container edits of these devices. Blocks while it reads changed files.
 
-        Raises InvalidArgumentError for one that no file, or more than one of equal rank, describes.
+        Raises InvalidArgumentError for a device that no file describes, or that several of equal priority describe.
         """
         if not names:
             return ()

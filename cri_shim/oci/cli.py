@@ -1,9 +1,10 @@
-"""An OCI runtime through its command line: runc, crun, kata-runtime 1.x, runsc.
+"""Drive an OCI runtime through its command line: runc, crun, kata-runtime 1.x, runsc.
 
 Rules:
-- The command lines are those of the "OCI Command Line Interface" that all of them share, with runc as the measure.
-- Every call has a deadline, ends in the runtime's own words when it fails, and is timed per handler and command.
-- No call here stands on a hot path unless an operation needs it: state is read from the kernel and exit files.
+- The commands are those of the "OCI Command Line Interface", which all of these share. Where they differ, runc's form
+  counts.
+- Each call has a deadline and is timed per handler and command. An error carries the runtime's own message.
+- No call stands on a hot path unless the operation is the runtime's: state comes from the kernel and from exit files.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class CliRuntime:
-    """One handler's runtime, a child process per call."""
+    """The runtime of one handler. Each call is a child process."""
 
     def __init__(
         self,
@@ -51,17 +52,17 @@ class CliRuntime:
 
     @property
     def settings(self) -> HandlerSettings:
-        """What it was configured with."""
+        """The handler's configuration."""
         return self._settings
 
     def environment(self) -> dict[str, str]:
-        """The whole environment of each call: PATH and what the handler is configured with."""
+        """The complete environment of each call: PATH and the handler's configured variables."""
         return {"PATH": os.environ.get("PATH", _DEFAULT_PATH), **self._settings.env}
 
     def command_prefix(self) -> list[str]:
-        """Executable and global options: what each command line begins with.
+        """The absolute path of the executable and the global options, with which each command line begins.
 
-        The executable is looked up each time, so that one installed or replaced meanwhile is found.
+        Looks the executable up each time, so that a runtime that was installed or replaced meanwhile is found.
         Raises RuntimeCommandError when there is none.
         """
         prefix = [self._executable(), "--root", str(self._settings.root_dir), *self._settings.args]
@@ -70,7 +71,7 @@ class CliRuntime:
         return prefix
 
     async def start(self, container_id: str) -> None:
-        """Let a created container's process run; one that ended immediately was started.
+        """Start the process of a created container. A process that exits at once counts as started.
 
         Raises NotFoundError, RuntimeCommandError, DeadlineError.
         """
@@ -80,16 +81,16 @@ class CliRuntime:
             return
         if says_not_found(runtime_message(done.stderr_tail), container_id):
             raise NotFoundError(
-                "container", container_id, f"{self._settings.name} does not know it"
+                "container", container_id, f"runtime {self._settings.name} does not know it"
             )
         raise self._failure("start", doing, done)
 
     async def kill(
         self, container_id: str, signal_number: int, *, all_processes: bool = False
     ) -> bool:
-        """Signal the container's first process, or all of them; False when it isn't running or not there.
+        """Send a signal to the container's first process, or to all; False when the container is not running or gone.
 
-        With `all_processes` runtimes call it a success, too, when there was nobody left.
+        With `all_processes` a runtime reports success even if no process was left.
 
         Raises RuntimeCommandError, DeadlineError.
         """
@@ -104,7 +105,7 @@ class CliRuntime:
         raise self._failure("kill", doing, done)
 
     async def update(self, container_id: str, resources_file: Path) -> None:
-        """Set a container's limits: the file has the spec's `linux.resources`. What it leaves out stays as it is.
+        """Change a container's limits to those of the file, an OCI `linux.resources` object. Absent fields stay.
 
         Raises RuntimeCommandError, DeadlineError.
         """
@@ -114,11 +115,12 @@ class CliRuntime:
             raise self._failure("update", doing, done)
 
     async def delete(self, container_id: str, *, force: bool = False) -> None:
-        """Forget a stopped container, with `force` kill and forget any; success when it is not there.
+        """Delete a stopped container, with `force` kill and delete it in any state. Succeeds when it is gone already.
 
-        `force` also clears the container's directory below the runtime's root: runc binds its own executable there
-        for an instant, and one killed in that instant leaves a mount that its `delete --force` says nothing about.
-        Cgroups that a runtime killed half-way left behind stay: those are the caller's to take away.
+        `force` also clears the container's directory below the runtime's root. runc bind-mounts its own executable
+        there for a moment; a runc that is killed in that moment leaves the mount, and `runc delete --force` then
+        reports success without removing it.
+        The caller removes cgroups that a killed runtime left.
         Raises RuntimeCommandError, DeadlineError, OSError when that directory can't be cleared.
         """
         doing = self._doing("deleting", container_id)
@@ -130,7 +132,7 @@ class CliRuntime:
             await in_time("clearing what the runtime left", _clear, leftover)
 
     async def state(self, container_id: str) -> RuntimeState | None:
-        """What the runtime thinks of the container; None when it is not there.
+        """The runtime's view of the container; None when there is no such container.
 
         Raises RuntimeCommandError, DeadlineError.
         """
@@ -142,7 +144,7 @@ class CliRuntime:
             except UNREADABLE_DOCUMENT as error:
                 metrics.OCI_COMMAND_FAILURES.labels(self._settings.name, "state").inc()
                 raise RuntimeCommandError(
-                    doing, done.argv, "gave an answer that can't be read", str(error)
+                    doing, done.argv, "printed a state that can't be parsed", str(error)
                 ) from error
         if says_not_found(runtime_message(done.stderr_tail), container_id):
             return None
@@ -156,10 +158,10 @@ class CliRuntime:
         pid_file: Path,
         console_socket: Path | None = None,
     ) -> list[str]:
-        """The command that runs one more process in the container, leaves it behind and writes its pid.
+        """The command that starts a process in the container, writes its pid and exits while it runs.
 
-        The process gets the command's own standard streams, or with `terminal` in its file a terminal whose
-        descriptor goes to `console_socket`.
+        The process inherits the command's standard streams. If `terminal` is set in its file, it gets a terminal
+        instead, whose descriptor the runtime sends to `console_socket`.
         """
         argv = [*self.command_prefix(), "exec", "--detach"]
         argv += ["--process", str(process_file), "--pid-file", str(pid_file)]
@@ -168,7 +170,9 @@ class CliRuntime:
         return [*argv, container_id]
 
     async def features(self) -> RuntimeFeatures | None:
-        """What the runtime supports; None when it has no such command (crun before 1.8.6, kata-runtime, runsc)."""
+        """What the runtime supports; None when it lacks the command (crun before 1.8.6, kata-runtime, runsc) or
+        prints something else. Raises RuntimeCommandError when it can't be run, DeadlineError.
+        """
         doing = f"asking {self._settings.name} for its features"
         done = await self._run("features", [], doing, max_stdout_bytes=MAX_ANSWER_BYTES)
         if not done.ok:
@@ -179,7 +183,7 @@ class CliRuntime:
             return None
 
     async def version(self) -> RuntimeVersion:
-        """What the runtime calls itself.
+        """The runtime's name and version.
 
         Raises RuntimeCommandError, DeadlineError.
         """
@@ -243,7 +247,7 @@ def _clear(directory: Path) -> None:
 
 
 def _parse_version(text: str) -> RuntimeVersion:
-    """`NAME version X`, and somewhere below `spec: Y`; kata-runtime writes `NAME  : X`."""
+    """Parse `NAME version X` and, on a later line, `spec: Y`. kata-runtime writes `NAME  : X`."""
     lines = text.splitlines()
     name, *rest = lines[0].replace(" : ", " ").split() or [""]
     number = rest[-1] if rest else ""

@@ -1,20 +1,20 @@
-"""conmon, the monitor of one container: started, and found again.
+"""Start conmon, the monitor of one container, and find monitors that a former daemon started.
 
 Rules:
-- One conmon per container runs the OCI runtime's `create`, holds the container's streams, writes its CRI log,
-  reaps it and leaves the exit code as a decimal number in `exits_dir/ID`, by rename. When the kernel killed for
-  want of memory it leaves an empty file `oom` in the persist directory, which is also its working directory.
-- `--sync` makes it our direct child, so its pid is known when it is spawned. It outlives us: it leads a session of
-  its own and has no descriptor of ours.
-- **Write ahead**: conmon does nothing until its start pipe closes. `on_spawn` records it before that. Should the
-  daemon die in between, the pipe closes all the same and conmon creates the container unrecorded: `find_monitors`
-  finds such a one by its command line.
-- A creation that fails, times out or is cancelled leaves no conmon and no `create` running; cgroup, bundle and the
-  runtime's own state are the caller's to undo.
-- The attach socket is `BUNDLE/attach` (`--full-attach`): conmon binds it through /proc/self/fd, so that its path may
-  be of any length, and removes it at its end; the other form leaves a symbolic link behind for each container.
-- Logs are not fsynced at a container's end (`--no-sync-log`): its exit would wait for the disk.
-- The container gets a session keyring of its own (no `--no-new-keyring`): it must not share ours.
+- Each container has one conmon. It runs the OCI runtime's `create`, holds the container's streams, writes its CRI log,
+  reaps its process and writes the exit code as a decimal number to `exits_dir/ID`, which it renames into place. After
+  an OOM kill it also creates an empty file `oom` in the persist directory, which is its working directory.
+- `--sync` makes conmon our direct child, so we know its pid as soon as it is spawned. It still outlives us: it leads
+  its own session and holds none of our descriptors.
+- **Write ahead**: conmon does nothing until its start pipe closes, and `on_spawn` records its pid before that. If the
+  daemon dies in between, the kernel closes the pipe and conmon creates the container unrecorded. `find_monitors` then
+  finds it by its command line.
+- A creation that fails, times out or is cancelled leaves no conmon and no runtime `create` running. The caller undoes
+  the cgroup, the bundle and the runtime's own state.
+- The attach socket is `BUNDLE/attach` (`--full-attach`). conmon binds it through /proc/self/fd, so its path may have
+  any length, and removes it when it exits. Without the option conmon leaves a symbolic link behind per container.
+- conmon doesn't fsync the log when the container exits (`--no-sync-log`): the exit would wait for the disk.
+- The container gets its own session keyring (no `--no-new-keyring`), because it must not share the daemon's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _FAREWELL_S = 2.0
-"""How long a conmon that has reported a failure may take to end."""
+"""How long to wait for the exit of a conmon that has reported a failure."""
 _KILL_GRACE_S = 5.0
 _SOCKET_PATH_BYTES = 107
 _CONSOLE_NAME_BYTES = len("/conmon-term.XXXXXX")
@@ -66,26 +66,26 @@ _SHORT_ID = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorRequest:
-    """What one monitor is to look after."""
+    """The container that a monitor is started for."""
 
     container_id: str
     bundle_dir: Path
-    """The OCI bundle; conmon puts its `ctl` and `winsz` pipes and its `attach` socket there."""
+    """The OCI bundle. conmon creates its `ctl` and `winsz` pipes and its `attach` socket there."""
     pid_file: Path
-    """Where the runtime writes the container's pid."""
+    """The runtime writes the container's pid to this file."""
     persist_dir: Path
-    """Where `exit` and `oom` are left; exists, and belongs to this container alone."""
+    """conmon writes `exit` and `oom` here. The directory exists and belongs to this container alone."""
     log_file: Path | None
-    """The CRI log; None for a container whose output nobody keeps."""
+    """The CRI log; None discards the container's output."""
     terminal: bool = False
     stdin: bool = False
     stdin_once: bool = False
-    """Close stdin for good when the first attached client leaves."""
+    """Close the container's stdin for good when the first attached client leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorIdentity:
-    """A conmon process: number and start time in clock ticks since boot."""
+    """A conmon process: pid, and start time in clock ticks since boot, which tells it from a later owner of the pid."""
 
     pid: int
     start_time_ticks: int
@@ -100,12 +100,12 @@ class Monitored:
 
 
 class Monitors:
-    """Starts and addresses conmons. All calls happen on the reaper's loop."""
+    """Starts, finds and addresses conmon processes. All methods run on the reaper's event loop."""
 
     def __init__(self, reaper: Reaper, conmon: str, *, exits_dir: Path, socket_dir: Path) -> None:
-        """`conmon` is a path or a name in PATH; `socket_dir` is private and short, for terminals.
+        """`conmon` is a path or a name in PATH. `socket_dir` is private to the daemon and holds terminal sockets.
 
-        Raises ConfigError when a socket in `socket_dir` would have too long a path.
+        Raises ConfigError when `socket_dir` is too long for a unix socket below it.
         """
         self._reaper = reaper
         self._conmon = conmon
@@ -117,7 +117,8 @@ class Monitors:
         room = _SOCKET_PATH_BYTES - _CONSOLE_NAME_BYTES - _SHORT_ID - 1
         if len(os.fsencode(socket_dir)) > room:
             raise ConfigError(
-                f"state: {socket_dir} is too long for unix sockets below it, {room} bytes are allowed"
+                f"state: {socket_dir} has {len(os.fsencode(socket_dir))} bytes; a unix socket below it leaves room for "
+                f"{room}: configure a shorter path"
             )
 
     async def create(
@@ -128,15 +129,15 @@ class Monitors:
         timeout_s: float,
         on_spawn: Callable[[MonitorIdentity], None],
     ) -> Monitored:
-        """Start a monitor and have the runtime create the container.
+        """Start a monitor, which has the runtime create the container.
 
-        `on_spawn` is called before the monitor may do anything; what it raises stops the creation.
+        `on_spawn` runs before the monitor does anything. An exception from it stops the creation.
 
         Raises:
-            RuntimeCommandError: the runtime refused, in its own words; or there is no such runtime.
-            MonitorError: conmon could not do its part; or there is no conmon.
-            DeadlineError: no report within `timeout_s`.
-            InvalidArgumentError: a log path that conmon can't be told.
+            RuntimeCommandError: the runtime refused (its own message follows) or is not installed.
+            MonitorError: conmon failed before it could report, or is not installed.
+            DeadlineError: conmon did not report within `timeout_s`.
+            InvalidArgumentError: conmon can't take this log path.
         """
         handler = runtime.settings.name
         started = time.monotonic()
@@ -150,30 +151,30 @@ class Monitors:
         return monitored
 
     async def reopen_log(self, bundle_dir: Path, log_file: Path, *, timeout_s: float = 5.0) -> None:
-        """Have the monitor open a new file at `log_file`, whose old one has been renamed; see `conmon_control`.
+        """Have the monitor open a new file at `log_file`, after the caller renamed the old one (`conmon_control`).
 
-        Raises WrongStateError when the monitor is gone, DeadlineError when it doesn't answer.
+        Raises WrongStateError when the monitor has exited, DeadlineError when it doesn't react within `timeout_s`.
         """
         await conmon_control.reopen_log(bundle_dir, log_file, timeout_s=timeout_s)
 
     async def resize_terminal(
         self, bundle_dir: Path, width: int, height: int, *, timeout_s: float = 5.0
     ) -> None:
-        """Give the container's terminal a size, in characters; see `conmon_control`.
+        """Set the size of the container's terminal, in characters (`conmon_control`).
 
-        Raises WrongStateError when the monitor is gone, DeadlineError when it doesn't listen.
+        Raises WrongStateError when the monitor has exited, DeadlineError when it doesn't read its control pipe.
         """
         await conmon_control.resize_terminal(bundle_dir, width, height, timeout_s=timeout_s)
 
     def connect_attach(self, bundle_dir: Path) -> socket.socket:
-        """A connection for one who attaches; see `conmon_control`.
+        """Connect to the container's attach socket (`conmon_control`).
 
-        Raises WrongStateError when the monitor is gone, OSError.
+        Raises WrongStateError when the monitor has exited, OSError.
         """
         return conmon_control.connect_attach(bundle_dir)
 
     async def version(self, *, timeout_s: float = 10.0) -> str:
-        """conmon's version number.
+        """Return conmon's version number, as in `conmon version 2.1.6`.
 
         Raises MonitorError, DeadlineError.
         """
@@ -187,7 +188,7 @@ class Monitors:
         return words[2]
 
     def discard(self, container_id: str) -> None:
-        """Forget a container's monitor; remove what a creation that was cut short left in `socket_dir`, if anything."""
+        """Forget a container's monitor, and remove the console directory that an interrupted creation left, if any."""
         self._started.pop(container_id, None)
         self._remove_console_dir(container_id)
 
@@ -196,14 +197,14 @@ class Monitors:
             shutil.rmtree(self._socket_dir / container_id[:_SHORT_ID], ignore_errors=True)
 
     async def monitors_of(self, container_id: str) -> list[MonitorIdentity]:
-        """The monitors that a container has or had, noted or not; some may have ended.
+        """Every monitor this container has or had, recorded or not; some may have exited.
 
-        Those that this process started are known. Those of its predecessors are looked for once, for all containers.
+        This process knows the monitors it started. It looks for those of former daemons once, for all containers.
         """
         async with self._looking:
             if self._former is None:
                 former = await in_time("looking for monitors", self.find_monitors)
-                # What this process started is known until it is discarded, and no longer.
+                # `discard` must forget a monitor of ours, so it may not stay in the list of former ones.
                 for started_id, monitor in self._started.items():
                     if monitor in former.get(started_id, ()):
                         former[started_id].remove(monitor)
@@ -213,10 +214,10 @@ class Monitors:
         return found if own is None or own in found else [*found, own]
 
     def find_monitors(self, proc_dir: Path = Path("/proc")) -> dict[str, list[MonitorIdentity]]:
-        """Every living conmon of this daemon's state directory by container ID, told by its command line.
+        """Every running conmon of this daemon's exit directory, by container ID, found by its command line.
 
-        For recovery and wipe: it finds those that were started but not yet recorded. Synchronous, a file per process
-        of the node: call it in a thread.
+        Recovery and wipe need this for monitors that were started but not recorded. It blocks and reads a file per
+        process of the node: call it in a thread.
         """
         found: dict[int, str] = {}
         marker = b"--exit-dir\0" + os.fsencode(self._exits_dir) + b"\0"
@@ -234,7 +235,7 @@ class Monitors:
         monitors: dict[str, list[MonitorIdentity]] = {}
         for pid, container_id in sorted(found.items()):
             ticks = start_time_ticks(pid)
-            # A child of conmon that has not yet become the runtime still has its command line.
+            # conmon forks the runtime; until that child's exec it has conmon's command line, and conmon as its parent.
             if ticks is not None and parent_pid(pid) not in found:
                 monitors.setdefault(container_id, []).append(MonitorIdentity(pid, ticks))
         return monitors
@@ -251,7 +252,7 @@ class Monitors:
         env = runtime.environment()
         if console_dir is not None:
             env["TMPDIR"] = str(console_dir)
-        # conmon reads its options in the terms of its locale, and takes no path that is none there.
+        # conmon parses its options in its locale; in the C locale it refuses a path that is not ASCII.
         env.setdefault("LC_ALL", "C.UTF-8")
         doing = f"creating container {request.container_id} (runtime handler {quoted(runtime.settings.name)})"
         with contextlib.ExitStack() as descriptors:
@@ -261,7 +262,7 @@ class Monitors:
             try:
                 child = self._reaper.spawn(
                     argv,
-                    stdout=stderr.write_fd,  # where it complains of its options
+                    stdout=stderr.write_fd,  # conmon prints complaints about its options to stdout
                     stderr=stderr.write_fd,
                     env=env,
                     cwd=request.persist_dir,
@@ -282,16 +283,17 @@ class Monitors:
                         line = await read_line(sync.read_fd, MAX_REPORT_BYTES)
                 except TimeoutError:
                     raise DeadlineError(
-                        f"{doing}: no answer within {timeout_s:g} s, the creation was stopped"
+                        f"{doing}: {argv[0]} did not report within {timeout_s:g} s; it was killed with the runtime's "
+                        "create"
                     ) from None
                 report = parse_report(line)
                 if report is not None and report.pid > 0:
                     return Monitored(monitor, report.pid)
                 if report is not None or not line:
-                    # It is on its way out, and how it ends says something.
+                    # conmon is exiting. Wait for it: its exit status belongs into the error.
                     await child.wait_at_most(_FAREWELL_S)
             except BaseException:
-                # Before the start pipe closes: an unrecorded monitor must not take that for its start.
+                # Kill it before the stack closes the start pipe: an unrecorded monitor would take that for its start.
                 await _end(child)
                 raise
             await _end(child)
@@ -321,7 +323,7 @@ class Monitors:
         return argv
 
     def executable(self) -> str:
-        """The path of conmon. Raises MonitorError when there is none."""
+        """The absolute path of conmon. Raises MonitorError when it is not installed."""
         found = find_program(self._conmon, os.environ.get("PATH", os.defpath))
         if found is None:
             raise MonitorError(
@@ -334,9 +336,10 @@ class Monitors:
 
     @contextlib.contextmanager
     def _console_dir(self, request: MonitorRequest) -> Iterator[Path | None]:
-        """A directory for the socket over which the runtime hands a terminal to conmon.
+        """A private directory for the socket over which the runtime hands the terminal to conmon.
 
-        conmon makes the socket under a name of its own choice in TMPDIR, and one killed too early leaves it there.
+        conmon picks the socket's name below TMPDIR. If it is killed early, it leaves the socket there, so we give it
+        a directory that we remove.
         """
         if not request.terminal:
             yield None
@@ -350,36 +353,36 @@ class Monitors:
 
 
 async def _end(child: Child) -> None:
-    """Kill conmon and the runtime's `create` beside it, and wait (bounded) until both are gone."""
+    """Kill conmon and the runtime's `create`, and wait until both are gone, at most `_KILL_GRACE_S`."""
     child.kill_group()
     give_up_at = time.monotonic() + _KILL_GRACE_S
     while time.monotonic() < give_up_at:
         try:
-            # An orphan of the group is our child now and stays until the reaper has collected it.
+            # A child of conmon becomes ours when conmon dies. It stays in the group until the reaper has collected it.
             os.killpg(child.pid, 0)
-        except (ProcessLookupError, PermissionError):  # gone, and perhaps somebody else's by now
+        except (ProcessLookupError, PermissionError):  # gone, or the number is another's by now
             return
         await asyncio.sleep(0.002)
-    log.error("killed monitor does not end", pid=child.pid, command=child.argv[0])
+    log.error("a killed monitor does not exit", pid=child.pid, command=child.argv[0])
 
 
 def _how_it_ended(child: Child, line: bytes) -> str:
     if line.strip():
-        return f"gave a report that can't be read ({quoted(line)})"
-    ending = "closed its report pipe" if child.ending is None else child.ending.describe()
+        return f"sent a report that can't be parsed ({quoted(line)})"
+    ending = "closed its sync pipe" if child.ending is None else child.ending.describe()
     return f"{ending} without a report"
 
 
 def _log_driver(log_file: Path | None) -> str:
     """The value of `--log-path`.
 
-    Raises InvalidArgumentError for a path with a colon, at which conmon would cut it, or a control character.
+    Raises InvalidArgumentError for a path with a colon, where conmon would split it, or with a control character.
     """
     if log_file is None:
         return "none"
     text = str(log_file)
     if not log_file.is_absolute() or ":" in text or any(ord(char) < 0x20 for char in text):
         raise InvalidArgumentError(
-            f"log path {quoted(text)}: it must be absolute, and the container monitor takes no ':' or control character"
+            f"log path {quoted(text)}: it must be absolute, and conmon accepts no ':' and no control character in it"
         )
     return f"k8s-file:{text}"

@@ -1,9 +1,10 @@
-"""Reaching a running conmon: its attach socket, and the control pipe for its log and the size of its terminal.
+"""Talk to a running conmon: its attach socket, and the control pipe for its log and its terminal's size.
 
-Rules: `ctl` is a FIFO that conmon reads lines from (`attach_wire`), one at a time: whoever writes waits until the last
-one is read, and on the daemon's loop nothing comes between. conmon opens a new log beside the old one and renames it
-over the name, so the name's inode changes when it is done. Nothing here blocks but a look at the log, which may lie on
-a file system that never answers: that is made in a thread.
+Rules:
+- `ctl` is a FIFO from which conmon reads lines (`attach_wire`). Send one line at a time: wait until conmon has read the
+  last one. All writers run on the daemon's loop, so nothing comes between the check and the write.
+- conmon opens a new log beside the old one and renames it over the name. A new inode under the name shows the end.
+- The log may lie on a file system that hangs, so `stat` of it runs in a thread. Nothing else here blocks.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ _PAUSE_S = 0.002
 
 
 async def reopen_log(bundle_dir: Path, log_file: Path, *, timeout_s: float) -> None:
-    """Have the monitor open a new file at `log_file`, and return when it is there.
+    """Have the monitor open a new file at `log_file`, and return when the file is there.
 
-    The caller has renamed the old one: a file that still has the name is replaced, not appended to.
+    The caller has renamed the old file. conmon replaces a file that still has the name; it does not append.
 
     Raises:
-        WrongStateError: the monitor is gone.
-        DeadlineError: no new file within `timeout_s`; the monitor is stuck, on a client that doesn't read, say.
+        WrongStateError: the monitor has exited.
+        DeadlineError: no new file within `timeout_s`. The monitor may be blocked by a client that doesn't read.
     """
     before = await in_time_for(str(bundle_dir), "looking at the log", _inode, log_file)
     give_up_at = time.monotonic() + timeout_s
     what = f"reopening log {log_file}"
     fd = _open_control(bundle_dir, what)
     try:
-        # conmon 2.1.6 takes several lines read at once for repetitions of the first: only one at a time.
+        # conmon 2.1.6 treats several lines in one read as the first line repeated, so send one at a time.
         while _unread_bytes(fd):
             await _pause(fd, give_up_at, what, "does not read its control pipe")
         if _is_read(fd):
@@ -58,9 +59,9 @@ async def reopen_log(bundle_dir: Path, log_file: Path, *, timeout_s: float) -> N
 
 
 async def resize_terminal(bundle_dir: Path, width: int, height: int, *, timeout_s: float) -> None:
-    """Give the container's terminal a size, in characters.
+    """Set the size of the container's terminal, in characters.
 
-    Raises WrongStateError when the monitor is gone, DeadlineError when it doesn't listen.
+    Raises WrongStateError when the monitor has exited, DeadlineError when it doesn't read within `timeout_s`.
     """
     give_up_at = time.monotonic() + timeout_s
     what = f"resizing the terminal at {bundle_dir}"
@@ -75,8 +76,8 @@ async def resize_terminal(bundle_dir: Path, width: int, height: int, *, timeout_
 
 
 def connect_attach(bundle_dir: Path) -> socket.socket:
-    """Connect to the monitor's attach socket. Raises WrongStateError when the monitor is gone, OSError."""
-    gone = WrongStateError(f"attaching at {bundle_dir}: the container's monitor is gone")
+    """Connect to the monitor's attach socket. Raises WrongStateError when the monitor has exited, OSError."""
+    gone = WrongStateError(f"attaching at {bundle_dir}: the container's monitor has exited")
     try:
         directory = os.open(bundle_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -84,7 +85,7 @@ def connect_attach(bundle_dir: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.setblocking(False)
-        # A socket's path has 108 bytes, the bundle's may have more.
+        # A socket's path is limited to 108 bytes (unix(7)); the bundle's may be longer.
         connection.connect(f"/proc/self/fd/{directory}/attach")
     except BaseException as error:
         connection.close()
@@ -98,7 +99,7 @@ def connect_attach(bundle_dir: Path) -> socket.socket:
 
 async def _pause(fd: int, give_up_at: float, what: str, late: str) -> None:
     if not _is_read(fd):
-        raise WrongStateError(f"{what}: the container's monitor is gone")
+        raise WrongStateError(f"{what}: the container's monitor has exited")
     if time.monotonic() >= give_up_at:
         raise DeadlineError(f"{what}: the container's monitor {late}")
     await asyncio.sleep(_PAUSE_S)
@@ -108,17 +109,18 @@ def _open_control(bundle_dir: Path, what: str) -> int:
     try:
         fd = os.open(bundle_dir / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENOENT):  # nobody reads it; it never was
-            raise WrongStateError(f"{what}: the container's monitor is gone") from None
+        # ENXIO: no process has the FIFO open for reading. ENOENT: conmon never got as far as to make it.
+        if error.errno in (errno.ENXIO, errno.ENOENT):
+            raise WrongStateError(f"{what}: the container's monitor has exited") from None
         raise
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         os.close(fd)
-        raise WrongStateError(f"{what}: {bundle_dir / 'ctl'} is no pipe of a monitor")
+        raise WrongStateError(f"{what}: {bundle_dir / 'ctl'} is not the monitor's FIFO")
     return fd
 
 
 def _is_read(fd: int) -> bool:
-    """Whether somebody still has the pipe's reading end."""
+    """Whether a process still has the pipe's read end open: poll reports POLLERR when none has."""
     poll = select.poll()
     poll.register(fd, 0)
     return not poll.poll(0)

@@ -1,10 +1,11 @@
-"""The pipes through which a starting conmon is held back and reports.
+"""The pipes that hold a new conmon back and carry its report.
 
 Rules:
-- conmon waits for its start pipe to close, then works, then writes one line of JSON to its sync pipe: the container's
-  pid, or a negative number and what the runtime wrote to stderr.
-- The line is untrusted: bounded, and copied byte by byte from the runtime's stderr, so neither UTF-8 nor always JSON.
-- conmon's own stderr is ours only until it detaches; what it said until then explains a missing report.
+- conmon waits until its start pipe closes, works, then writes one line of JSON to its sync pipe: the container's pid,
+  or a negative number and the runtime's stderr.
+- The line is untrusted. It is bounded, and conmon copies the runtime's stderr into it byte by byte, so it may be
+  neither UTF-8 nor valid JSON.
+- conmon keeps our stderr pipe only until it detaches. What it wrote there explains a missing report.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ _OWN_WORDS = re.compile(r"^\[conmon:[a-z]\]:? ", re.MULTILINE)
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What conmon says of a creation."""
+    """conmon's report on a creation."""
 
     pid: int
-    """The container's first process; negative when the runtime failed."""
+    """The container's first process; negative when the runtime's `create` failed."""
     message: str = ""
 
 
 class Pipe:
-    """A close-on-exec pipe whose ends close once, early or with the stack that owns it."""
+    """A close-on-exec pipe. Each end closes once: early, or with the stack that owns it."""
 
     def __init__(self, owner: contextlib.ExitStack) -> None:
         self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
@@ -45,16 +46,16 @@ class Pipe:
         owner.callback(self.close_write)
 
     def close_read(self) -> None:
-        """Close our reading end."""
+        """Close our read end."""
         self._read_end.close()
 
     def close_write(self) -> None:
-        """Close our writing end."""
+        """Close our write end."""
         self._write_end.close()
 
 
 async def read_line(fd: int, max_bytes: int) -> bytes:
-    """What arrives up to a newline, the end, or `max_bytes`."""
+    """Read up to a newline, end of file or `max_bytes`, whichever comes first."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     line = bytearray()
@@ -79,9 +80,10 @@ async def read_line(fd: int, max_bytes: int) -> bytes:
 
 
 def parse_report(line: bytes) -> Report | None:
-    """conmon's one line; None when it isn't one. Pure.
+    """Parse conmon's one line; None when it is not a report. Pure.
 
-    conmon copies the runtime's bytes: what is not UTF-8, or a control character it doesn't escape, is replaced.
+    conmon copies the runtime's bytes as they are. Invalid UTF-8, and control characters that conmon doesn't escape,
+    are replaced.
     """
     text = _CONTROL.sub(" ", line.decode("utf-8", "replace"))
     try:
@@ -91,11 +93,11 @@ def parse_report(line: bytes) -> Report | None:
 
 
 def own_words(stderr_fd: int) -> str:
-    """What conmon wrote while it still had our end of this pipe."""
+    """What conmon wrote to its stderr so far, without its log prefix."""
     os.set_blocking(stderr_fd, False)
     try:
         said = os.read(stderr_fd, 1 << 16)[-_STDERR_TAIL_BYTES:]
     except BlockingIOError:
         said = b""
     text = _OWN_WORDS.sub("", said.decode("utf-8", "replace")).strip()
-    return text or "neither it nor the OCI runtime said why"
+    return text or "neither conmon nor the OCI runtime gave a reason"

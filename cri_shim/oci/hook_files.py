@@ -1,10 +1,10 @@
-"""The OCI hooks of this node: the files of the hooks directories, and the one list for every container.
+"""The OCI hooks of this node: the files of the hooks directories, and one list that applies to every container.
 
 Rules:
-- Files count by name, over all directories; of two with one name that of the later directory counts, also when it
-  can't be used: then neither does the other.
-- A hook runs as root. Its program must belong to root, be executable, and be writable by nobody else, at the moment a
-  container is made: one that isn't is an error of that container, since leaving a hook out could leave a rule out.
+- Files are identified by name over all directories. Of two files with one name, that of the later directory counts,
+  even if it can't be used; the other is ignored then as well.
+- A hook runs as root. When a container is created, the hook's program must belong to root, be executable and be
+  writable by nobody else. Otherwise the creation fails: to leave a hook out could leave out a rule it enforces.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ MAX_LIST_BYTES = 10 << 20
 
 
 class HookFiles:
-    """Which hooks there are."""
+    """Follows the hook files, and gives the hooks in force."""
 
     def __init__(self, directories: Sequence[Path], hook_list: Path | None = None) -> None:
-        """Raises ConfigError for a `hook_list` that can't be used, down to its programs."""
+        """Raises ConfigError for a `hook_list` that can't be used, including its programs."""
         self.files: DropIns[ConditionalHook] = DropIns(
             "OCI hooks",
             directories,
@@ -50,7 +50,7 @@ class HookFiles:
             self._always = _read_list(hook_list)
 
     def current(self) -> tuple[ConditionalHook, ...]:
-        """Every hook that can be used, in the order in which they run. Blocks while changed files are read."""
+        """Every usable hook, in the order in which hooks run. Blocks while it reads changed files."""
         by_name = {file.path.name: file.value for file in self.files.current()}
         return (
             *self._always,
@@ -59,13 +59,13 @@ class HookFiles:
 
 
 def check_programs(spec: Spec) -> None:
-    """Refuse a spec with a hook that isn't surely root's own. Raises UnavailableError."""
+    """Check the programs of a spec's hooks. Raises UnavailableError for one that others than root could change."""
     for path, problem in _untrusted(node_programs(spec)):
         raise UnavailableError(f"OCI hook {path}: {problem}")
 
 
 def untrusted_programs(hooks: Iterable[ConditionalHook]) -> list[str]:
-    """What is wrong with the programs of these hooks, one sentence each."""
+    """The problems of these hooks' programs, one sentence each. Hooks that run in the container are skipped."""
     programs = (hook.hook.path for hook in hooks if set(hook.stages) != {IN_CONTAINER})
     return [f"{path}: {problem}" for path, problem in _untrusted(programs)]
 
@@ -81,12 +81,12 @@ def _read_list(path: Path) -> tuple[ConditionalHook, ...]:
 
 
 def _untrusted(programs: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """The programs that may not run, and why."""
+    """The programs that must not run, with the reason."""
     for path in dict.fromkeys(programs):
         try:
             status = os.stat(path)
         except OSError as error:
-            yield path, f"{error.strerror}: the program is missing"
+            yield path, f"the program is missing: {error.strerror}"
             continue
         if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
             yield path, "is not an executable file"

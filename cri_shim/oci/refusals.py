@@ -1,4 +1,4 @@
-"""Nodes that an OCI runtime is known to refuse, so that nobody has to make a container to find it out (pure)."""
+"""Nodes on which an OCI runtime can't create containers, so that `check` finds out without creating one. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ if TYPE_CHECKING:
 
 
 def crun_problem(layout: Layout | None) -> tuple[str, str] | None:
-    """Why crun would refuse this node, and the remedy; None if it wouldn't.
+    """Why crun would refuse every container on this node, and the remedy; None if it wouldn't.
 
-    crun manages either all v1 controllers or all v2 ones; one that sits on the v2 mount of a hybrid node is
-    between the two, and crun then refuses each container.
+    crun wants all controllers on v1 or all on v2. A hybrid node with a controller on the v2 mount is neither.
     """
     if layout is None or layout.mode is not CgroupMode.HYBRID or layout.unified is None:
         return None
@@ -22,7 +21,7 @@ def crun_problem(layout: Layout | None) -> tuple[str, str] | None:
     if not stray:
         return None
     return (
-        f"refuses this hybrid node: {', '.join(stray)} sits on the v2 mount",
+        f"refuses this hybrid cgroup layout: {', '.join(stray)} is on the v2 mount",
         "boot with systemd.unified_cgroup_hierarchy=1 for pure v2, or mount "
         f"{', '.join(stray)} as v1; or use runc",
     )

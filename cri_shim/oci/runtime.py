@@ -1,10 +1,10 @@
-"""What the daemon asks of an OCI runtime, and which runtime a RuntimeClass handler means.
+"""The operations that the daemon uses of an OCI runtime, and the choice of a runtime by RuntimeClass handler.
 
 Rules:
-- One `Runtime` per configured handler. It carries out the runtime-spec's operations (runtime.md, "Operations") on
-  containers by their ID; `create` is the monitor's part, which runs the command that `command_prefix` begins.
-- Stopping and deleting what is gone already is success here; every other policy is the caller's.
-- The answers of a runtime's commands are decoded here and nowhere else.
+- Each configured handler has one `Runtime`. It carries out the runtime-spec's operations (runtime.md, "Operations") on
+  containers by ID. `create` is missing: conmon runs it, with the command line that `command_prefix` begins.
+- `kill` and `delete` succeed when the container is gone already. Every other policy is the caller's.
+- The types of a runtime's answers stand here; `oci/cli` decodes them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class RuntimeKind(StrEnum):
-    """How a handler isolates."""
+    """How a handler isolates containers."""
 
     OCI = "oci"
-    """On the host's kernel."""
+    """Processes on the host's kernel."""
     VM = "vm"
-    """Each pod in a sandbox with a kernel of its own."""
+    """A virtual machine with its own kernel per pod."""
     SHIM = "shim"
-    """Behind a shim that speaks containerd's task protocol."""
+    """A shim that speaks containerd's task protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,16 @@ class HandlerSettings:
     """One configured runtime handler."""
 
     name: str
-    """As RuntimeClass says it."""
+    """The `handler` of the RuntimeClass."""
     path: str
     """The runtime's executable: a path, or a name to look up in PATH."""
     root_dir: Path
-    """The runtime's own state (`--root`)."""
+    """The directory of the runtime's own state (`--root`)."""
     kind: RuntimeKind = RuntimeKind.OCI
     args: tuple[str, ...] = ()
     """Global options before the command."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Added to the minimal environment of each call."""
+    """Added to the environment of each call, which otherwise has only PATH."""
 
 
 class RuntimeState(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ class RuntimeState(msgspec.Struct, frozen=True):
 
     id: str
     status: str
-    """creating, created, running, stopped, or a runtime's own word such as paused."""
+    """creating, created, running, stopped, or a state of the runtime's own, such as paused."""
     pid: int = 0
     bundle: str = ""
     annotations: dict[str, str] | None = None
@@ -71,7 +71,7 @@ class _MountExtensions(msgspec.Struct, frozen=True):
 
 
 class LinuxFeatures(msgspec.Struct, frozen=True, rename="camel"):
-    """The part of `features` about Linux; None is "it doesn't say"."""
+    """The `linux` part of `features`. None stands for a field that the runtime left out."""
 
     namespaces: list[str] | None = None
     capabilities: list[str] | None = None
@@ -89,24 +89,27 @@ class RuntimeFeatures(msgspec.Struct, frozen=True, rename="camel"):
     mount_options: list[str] | None = None
     linux: LinuxFeatures | None = None
     annotations: dict[str, str] | None = None
-    """A runtime's own facts under its own keys."""
+    """Facts under the runtime's own keys, such as its version."""
     potentially_unsafe_config_annotations: list[str] | None = None
-    """Annotations that it takes as orders: a key, or with a dot at its end all that begin so."""
+    """Annotations that change what the runtime does: a key, or a prefix that ends with a dot."""
 
     @property
     def recursive_read_only_mounts(self) -> bool:
-        """Whether the mount option `rro` is known."""
+        """Whether the runtime knows the mount option `rro`."""
         return "rro" in (self.mount_options or ())
 
     @property
     def reads_user_mappings(self) -> bool:
-        """Whether the mappings of a user namespace that is joined are read there: runc's 1.2 and newer, the first
-        with ID-mapped mounts, warn of those in the spec; others need them."""
+        """Whether the runtime reads the ID mappings from the user namespace that a container joins.
+
+        runc does since 1.2, its first version with ID-mapped mounts, and warns about mappings in the spec. Other
+        runtimes need them in the spec.
+        """
         return self._is_runc
 
     @property
     def max_user_id(self) -> int:
-        """The highest user or group of a process: runc has a bound of its own below the kernel's."""
+        """The highest user or group ID of a process. runc's limit, 2**31 - 1, is lower than the kernel's."""
         return 2**31 - 1 if self._is_runc else 2**32 - 2
 
     @property
@@ -115,7 +118,7 @@ class RuntimeFeatures(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def user_namespaces(self) -> bool:
-        """Whether containers may have user namespaces and their mounts be ID-mapped."""
+        """Whether the runtime supports user namespaces with ID-mapped mounts."""
         if self.linux is None or "user" not in (self.linux.namespaces or ()):
             return False
         extensions = self.linux.mount_extensions
@@ -128,53 +131,53 @@ class RuntimeFeatures(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class RuntimeVersion:
-    """What `--version` says."""
+    """The parsed answer of `--version`."""
 
     name: str
     version: str
     spec_version: str
-    """The version of the runtime-spec; empty when it doesn't say."""
+    """The version of the runtime-spec; empty when the runtime doesn't print one."""
 
 
 class Runtime(Protocol):
-    """An OCI runtime. All calls may raise RuntimeCommandError and DeadlineError, and name the container."""
+    """An OCI runtime. Each call may raise RuntimeCommandError or DeadlineError, whose text names the container."""
 
     @property
     def settings(self) -> HandlerSettings:
-        """What it was configured with."""
+        """The handler's configuration."""
         ...
 
     def command_prefix(self) -> list[str]:
-        """Executable (absolute) and global options: what each command line begins with."""
+        """The absolute path of the executable and the global options, with which each command line begins."""
         ...
 
     def environment(self) -> dict[str, str]:
-        """The whole environment of each call."""
+        """The complete environment of each call."""
         ...
 
     async def start(self, container_id: str) -> None:
-        """Let a created container's process run; one that ended immediately was started."""
+        """Start the process of a created container. A process that exits at once counts as started."""
         ...
 
     async def kill(
         self, container_id: str, signal_number: int, *, all_processes: bool = False
     ) -> bool:
-        """Signal the container's first process, or all; False when it isn't running or not there.
+        """Send a signal to the container's first process, or to all; False when the container is not running or gone.
 
-        With `all_processes` runtimes call it a success, too, when there was nobody left.
+        With `all_processes` a runtime reports success even if no process was left.
         """
         ...
 
     async def update(self, container_id: str, resources_file: Path) -> None:
-        """Set a container's limits: the file has the spec's `linux.resources`."""
+        """Change a container's limits to those of the file, an OCI `linux.resources` object."""
         ...
 
     async def delete(self, container_id: str, *, force: bool = False) -> None:
-        """Forget a stopped container, with `force` any; success when it is not there."""
+        """Delete a stopped container, with `force` in any state. Succeeds when there is no such container."""
         ...
 
     async def state(self, container_id: str) -> RuntimeState | None:
-        """What the runtime thinks of it; None when it is not there."""
+        """The runtime's view of the container; None when there is no such container."""
         ...
 
     def exec_detached_argv(
@@ -185,20 +188,20 @@ class Runtime(Protocol):
         pid_file: Path,
         console_socket: Path | None = None,
     ) -> list[str]:
-        """The command that runs one more process, leaves it behind and writes its pid."""
+        """The command that starts a process in the container, writes its pid and exits while it runs."""
         ...
 
     async def features(self) -> RuntimeFeatures | None:
-        """What it supports; None when it can't say."""
+        """What the runtime supports; None when it has no readable answer."""
         ...
 
     async def version(self) -> RuntimeVersion:
-        """What it calls itself."""
+        """The runtime's name and version."""
         ...
 
 
 class Runtimes:
-    """The configured runtimes by handler name. Replaced as a whole on reload."""
+    """The configured runtimes by handler name. A reload replaces the whole object."""
 
     def __init__(self, runtimes: Iterable[Runtime], *, default_handler: str) -> None:
         self._runtimes = {runtime.settings.name: runtime for runtime in runtimes}
@@ -211,7 +214,7 @@ class Runtimes:
     def get(self, handler: str) -> Runtime:
         """The runtime of a RuntimeClass handler; the default one for an empty name.
 
-        Raises UnknownRuntimeHandlerError, naming those there are.
+        Raises UnknownRuntimeHandlerError, whose text lists the configured handlers.
         """
         name = handler or self.default_handler
         try:

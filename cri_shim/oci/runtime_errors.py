@@ -1,11 +1,11 @@
-"""What an OCI runtime says when it refuses, and what it means. Pure.
+"""Read the error messages of OCI runtimes. Pure.
 
 Rules:
-- Runtimes write their errors to stderr: runc and kata-runtime as logrus text (`time=… level=error msg="…"`), any of
-  them as JSON lines when so configured, crun and runsc as plain text. A person gets the bare message.
-- Runtimes have no exit codes for "there is no such container" and "it isn't running": only words. They are matched
-  whole and with the container's ID where the runtime names it, so that another failure that mentions a missing file
-  is never taken for success.
+- Runtimes write errors to stderr: runc and kata-runtime as logrus text (`time=… level=error msg="…"`), any of them as
+  JSON lines when so configured, crun and runsc as plain text. Users get the bare message.
+- Runtimes have no exit codes for "no such container" and "not running", only messages. Patterns match the whole
+  message, and the container's ID where the runtime prints it. So no other failure that mentions a missing file passes
+  for success.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NO_PROGRAM = re.compile(
 )
 _NOT_THERE = ("not found", "not found in $path", "no such file or directory")
 NOT_FOUND, NOT_RUNNABLE = 127, 126
-"""What shells exit with for a command that isn't there, and for one that can't be run."""
+"""A shell's exit codes for a command that doesn't exist, and for one that can't be executed."""
 _ERROR_LEVELS = frozenset({"error", "fatal", "panic"})
 
 
@@ -47,10 +47,11 @@ class _JsonLine(msgspec.Struct, frozen=True):
 
 
 def runtime_message(stderr: str) -> str:
-    """The runtime's own error, without its log format; empty when it said nothing.
+    """The runtime's error without its log format; empty when it printed nothing.
 
-    Where it logged errors, those and nothing else; otherwise all it wrote. Bounded to the last 2000 characters; what
-    the request made it repeat moves no terminal and begins no line.
+    Lines of level error, fatal or panic, if there are any; otherwise every line. At most the last 2000 characters, in
+    which control characters are replaced: the request may have chosen some of the text, and it must neither move a
+    terminal's cursor nor begin a line of a log.
     """
     errors: list[str] = []
     others: list[str] = []
@@ -58,13 +59,13 @@ def runtime_message(stderr: str) -> str:
         level, message = _parse_line(line.strip())
         if message:
             (errors if level in _ERROR_LEVELS else others).append(message)
-    # A runtime logs the same error once where it occurs and once where it gives up.
+        # A runtime logs the same error where it occurs and again where it gives up.
     lines = dict.fromkeys(errors or others)
     return _CONTROL.sub(" ", "; ".join(lines))[-MAX_MESSAGE_CHARS:]
 
 
 def says_not_found(message: str, container_id: str) -> bool:
-    """Whether the runtime knows no such container."""
+    """Whether the message says that the runtime knows no such container."""
     name = re.escape(container_id)
     return _matches(
         message,
@@ -76,7 +77,7 @@ def says_not_found(message: str, container_id: str) -> bool:
 
 
 def says_not_running(message: str, container_id: str) -> bool:
-    """Whether the runtime knows the container and it has no process to signal."""
+    """Whether the message says that the container exists but has no process to signal."""
     name = re.escape(container_id)
     return _matches(
         message,
@@ -89,7 +90,7 @@ def says_not_running(message: str, container_id: str) -> bool:
 
 
 def says_too_little_memory(message: str) -> bool:
-    """Whether the container's memory limit is too small even for the runtime's own process in its cgroup."""
+    """Whether the message says that the memory limit is too small for the runtime's own process in the cgroup."""
     return (
         re.search(r"unable to set memory limit to \d+|OOM-killed \(memory limit too low", message)
         is not None
@@ -97,9 +98,9 @@ def says_too_little_memory(message: str) -> bool:
 
 
 def program_exit_code(message: str, working_directory: str) -> int:
-    """What a shell would exit with, where the runtime could not run the program or enter its directory; else 0.
+    """A shell's exit code where the runtime could not execute the program or enter its directory; 0 for other failures.
 
-    That is about the image and the command, not about the rest of the request.
+    These failures are due to the image and the command, not to the rest of the request.
     """
     if _NO_PROGRAM.search(message) is None and not says_no_directory(message, working_directory):
         return 0
@@ -107,19 +108,19 @@ def program_exit_code(message: str, working_directory: str) -> int:
 
 
 def says_no_directory(message: str, directory: str) -> bool:
-    """Whether the runtime could not make, or enter, the container's working directory."""
+    """Whether the message says that the runtime could not create or enter the container's working directory."""
     found = re.search(r"\b(?:mkdir|chdir)(?: to)?(?: cwd)? [(`'\"]{0,2}(/[^:`'\"]*)", message)
     return found is not None and f"{directory}/".startswith(f"{found[1].rstrip('/')}/")
 
 
 def refused_limit(message: str) -> str:
-    """The cgroup file whose new value the kernel takes for none, as `cpuset.cpus`; "" for other failures."""
+    """The cgroup file whose value the kernel rejected, such as `cpuset.cpus`; "" for other failures."""
     found = _REFUSED_LIMIT.search(message)
     return found[1] if found else ""
 
 
 def device_not_made(message: str) -> str:
-    """The path, in the container or on the node, of a device that the runtime could not make; "" for other failures."""
+    """The path, in the container or on the node, of a device that the runtime could not create; otherwise ""."""
     found = re.search(r"\bmknod [`'\"]?(/[^:`'\"]*)", message)
     return found[1] if found else ""
 
@@ -129,7 +130,7 @@ def _matches(message: str, *patterns: str) -> bool:
 
 
 def _parse_line(line: str) -> tuple[str, str]:
-    """Level (empty for plain text) and message of one line."""
+    """The level (empty for plain text) and the message of one line."""
     if line.startswith("{"):
         try:
             record = msgspec.json.decode(line, type=_JsonLine)
@@ -143,7 +144,7 @@ def _parse_line(line: str) -> tuple[str, str]:
 
 
 def _unquote(text: str) -> str:
-    """A message as logrus quotes it: bare, or a Go string literal."""
+    """A message as logrus writes it: bare, or a Go string literal."""
     if len(text) < 2 or not text.startswith('"'):
         return text
     return _ESCAPE.sub(_unescape, text[1:-1])

@@ -66,7 +66,7 @@ class FakeRuntime:
         await self._points.pass_by("runtime.start")
         entry = self.containers.get(container_id)
         if entry is None:
-            raise NotFoundError("container", container_id, "runc does not know it")
+            raise NotFoundError("container", container_id, "runtime runc does not know it")
         if entry.process.pid not in self._kernel.processes:
             raise RuntimeCommandError("starting", ["runc"], "failed", "cannot start a stopped one")
         if entry.status != "created":

@@ -193,7 +193,7 @@ async def test_runtime_that_hangs_is_stopped_at_the_deadline(host: Host, tmp_pat
     hanging.chmod(0o755)
     made = host.bundle("true")
 
-    with pytest.raises(DeadlineError, match=r"no answer within 0\.5 s"):
+    with pytest.raises(DeadlineError, match=r"did not report within 0\.5 s"):
         await host.monitors.create(
             made.request(),
             host.runtime_of(str(hanging), name="hanging"),
@@ -223,7 +223,7 @@ async def test_runtime_that_fails_without_a_word_is_reported(host: Host, tmp_pat
     mute.write_text("#!/bin/sh\nexit 3\n")
     mute.chmod(0o755)
 
-    with pytest.raises(MonitorError, match="neither it nor the OCI runtime said why"):
+    with pytest.raises(MonitorError, match="neither conmon nor the OCI runtime gave a reason"):
         await host.monitors.create(
             host.bundle("true").request(),
             host.runtime_of(str(mute), name="mute"),
@@ -262,7 +262,7 @@ async def test_log_of_a_dead_monitor_cannot_be_reopened(host: Host) -> None:
     await host.exit_code(made)
     await until(lambda: not host.monitors.find_monitors())
 
-    with pytest.raises(WrongStateError, match="monitor is gone"):
+    with pytest.raises(WrongStateError, match="monitor has exited"):
         await host.monitors.reopen_log(made.dir, made.log_file)
 
 

@@ -122,7 +122,7 @@ def test_other_failures_of_delete_kill_and_state_are_errors(tmp_path: Path) -> N
 
 
 def test_unreadable_state_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeCommandError, match="gave an answer that can't be read"):
+    with pytest.raises(RuntimeCommandError, match="printed a state that can't be parsed"):
         _with_runtime(tmp_path, "echo '{\"id\": 3}'", lambda runtime: runtime.state(ID))
 
 

@@ -56,7 +56,7 @@ def test_own_words_lose_their_marks_and_silence_is_said() -> None:
         os.write(pipe.write_fd, b"[conmon:e]: Failed to open log file\n[conmon:w] odd\n")
         words = own_words(pipe.read_fd)
 
-    assert silence == "neither it nor the OCI runtime said why"
+    assert silence == "neither conmon nor the OCI runtime gave a reason"
     assert words == "Failed to open log file\nodd"
 
 

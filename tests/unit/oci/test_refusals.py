@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def test_crun_refuses_a_hybrid_node_with_a_controller_on_v2(tmp_path: Path) -> None:
     problem = crun_problem(read_layout(hybrid(tmp_path, on_v2="hugetlb")))
     assert problem is not None
-    assert "hugetlb sits on the v2 mount" in problem[0]
+    assert "hugetlb is on the v2 mount" in problem[0]
 
 
 def test_crun_accepts_a_hybrid_node_without_one(tmp_path: Path) -> None:

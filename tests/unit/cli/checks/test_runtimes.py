@@ -104,7 +104,7 @@ def test_crun_on_a_hybrid_node_is_told_before_it_refuses(
     node = hybrid(tmp_path / "node", on_v2="hugetlb")
     row = rows(node, settings(tmp_path, f"runtime.default_handler={default}"))["runtime crun"]
     assert row.level is level
-    assert "refuses this hybrid node: hugetlb" in row.detail
+    assert "refuses this hybrid cgroup layout: hugetlb" in row.detail
 
 
 def test_kata_without_kvm_is_told(program: Program, node: Node, tmp_path: Path) -> None:
