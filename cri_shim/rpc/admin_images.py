@@ -1,8 +1,11 @@
 """The image calls of the admin service: import, pull with progress, export, check and collection.
 
-Rules are those of `runtime_service`. The methods take and give the messages of `api/admin/v1`, whoever calls: grpc in
-the daemon, or the command line itself where no daemon runs. An import, an export and a check belong to their call:
-nobody would come back for the result, so a call that is cut off ends them.
+Rules:
+- The rules of `runtime_service` hold here as well.
+- The methods take and return the messages of `api/admin/v1`. Their caller is grpc in the daemon, or the command line
+  itself where no daemon runs (`cli/image_local`).
+- Import, pull, export and check belong to their call: cancelling the call ends the work, since no client returns for
+  the result. A pull that a kubelet asked for as well goes on.
 """
 
 from __future__ import annotations
@@ -44,18 +47,18 @@ LAYER_STATES: Final = {
 
 
 class Archive(Protocol):
-    """An image archive that is made as it is read."""
+    """An image archive that is generated while it is read."""
 
     @property
     def total_bytes(self) -> int:
-        """Its size."""
+        """The size of the whole archive."""
 
     def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Its bytes, each piece well below a message's bound. Raises CorruptStateError for a damaged blob."""
+        """The archive, in pieces well below `limits.grpc_message`. Raises CorruptStateError for a damaged blob."""
 
 
 class ImageStore(Protocol):
-    """The images of this node, for whoever looks after them."""
+    """The image store, with the calls of an administrator."""
 
     async def import_archive(
         self,
@@ -63,13 +66,13 @@ class ImageStore(Protocol):
         name: str | None = None,
         progress: Callable[[ImportProgress], None] | None = None,
     ) -> Sequence[Image]:
-        """Store an archive's images.
+        """Store the images of an archive, under `name` if one is given, else under the names in the archive.
 
         Raises BadArchiveError, BadImageReferenceError, ResourceExhaustedError.
         """
 
     def export(self, names: Sequence[str]) -> AbstractAsyncContextManager[Archive]:
-        """These images as an archive. Raises NotFoundError, BadImageReferenceError, WrongStateError."""
+        """Open an archive of these images. Raises NotFoundError, BadImageReferenceError, WrongStateError."""
 
     async def check(
         self,
@@ -77,7 +80,7 @@ class ImageStore(Protocol):
         *,
         progress: Callable[[CheckProgress], None] | None = None,
     ) -> CheckReport:
-        """What is damaged of these images, or of all. Raises NotFoundError, BadImageReferenceError."""
+        """Find damage in these images, or in all if `names` is empty. Raises NotFoundError, BadImageReferenceError."""
 
     async def repair(
         self,
@@ -86,14 +89,17 @@ class ImageStore(Protocol):
         pull: Callable[[str], Awaitable[Image]],
         progress: Callable[[CheckProgress], None] | None = None,
     ) -> RepairReport:
-        """The same, and repair it."""
+        """Check as `check` does, and fetch what is damaged again with `pull`. Raises what `check` raises."""
 
     async def collect(self, *, dry_run: bool = False, untagged: bool = False) -> Collected:
-        """Remove what nothing needs."""
+        """Remove layers, blobs and leftovers that no image refers to, and with `untagged` images without a name.
+
+        With `dry_run` only count them.
+        """
 
 
 class Pulls(Protocol):
-    """Brings images from registries."""
+    """Pulls images from registries."""
 
     async def pull(
         self,
@@ -103,12 +109,12 @@ class Pulls(Protocol):
         *,
         abandon: bool = False,
     ) -> Image:
-        """Have the image of that reference here; `image_service` has its errors."""
+        """Pull `image`. With `abandon`, cancelling the last caller cancels the pull. Errors: see `image_service`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageCalls:
-    """The RPCs of `cri_shim.admin.v1.Admin` that are about images."""
+    """The image RPCs of `cri_shim.admin.v1.Admin`."""
 
     images: ImageStore
     pulls: Pulls
@@ -118,7 +124,10 @@ class ImageCalls:
         requests: AsyncIterator[admin.ImportImageRequest],
         send: Callable[[admin.ImportImageResponse], Awaitable[None]],
     ) -> None:
-        """Store the images of the archive that the client sends, and tell how far that has come."""
+        """Store the images of the archive that the client streams, and report progress.
+
+        Raises: InvalidArgumentError for messages out of order, and what `ImageStore.import_archive` raises.
+        """
         first = await anext(requests, None)
         if first is None or not first.HasField("options"):
             raise InvalidArgumentError("ImportImageRequest: the first message must carry `options`")
@@ -146,7 +155,7 @@ class ImageCalls:
         request: admin.PullImageRequest,
         send: Callable[[admin.PullImageResponse], Awaitable[None]],
     ) -> None:
-        """Have an image here as its registry has it now, and tell how far each layer has come."""
+        """Pull an image, even one that is present, and report the progress of each layer."""
         require(request, "image", "image.image")
         shown = credentials(request.auth)
         relay: Relay[admin.PullImageResponse] = Relay()
@@ -170,12 +179,13 @@ class ImageCalls:
         request: admin.ExportImageRequest,
         send: Callable[[admin.ExportImageResponse], Awaitable[None]],
     ) -> None:
-        """Send images as an archive."""
+        """Stream images to the client as one archive: first its size, then its bytes."""
         require(request, "images")
         async with self.images.export(_names(request.images)) as archive:
             start = admin.ExportStart(archive_bytes=archive.total_bytes)
             await send(admin.ExportImageResponse(start=start))
-            # Closed in this task, should the client go away between two pieces.
+            # A client may disconnect between two pieces. Without `aclosing` the event loop would close the generator
+            # later, in another task, and the archive's context could end before its generator does.
             async with aclosing(archive.chunks()) as chunks:
                 async for chunk in chunks:
                     await send(admin.ExportImageResponse(chunk=chunk))
@@ -185,7 +195,7 @@ class ImageCalls:
         request: admin.CheckImagesRequest,
         send: Callable[[admin.CheckImagesResponse], Awaitable[None]],
     ) -> None:
-        """Tell what is damaged, and what could be done about it."""
+        """Check images, repair them if the client asks for it, and send each damage and the sums."""
         relay: Relay[admin.CheckImagesResponse] = Relay()
 
         def tell(progress: CheckProgress) -> None:
@@ -223,7 +233,7 @@ class ImageCalls:
     async def collect_images(
         self, request: admin.CollectImagesRequest
     ) -> admin.CollectImagesResponse:
-        """Remove what nothing needs, or tell what that would be."""
+        """Remove what no image refers to, or with `dry_run` only count it."""
         collected = await self.images.collect(dry_run=request.dry_run, untagged=request.untagged)
         return admin.CollectImagesResponse(
             images=collected.images,
@@ -236,7 +246,7 @@ class ImageCalls:
 
 
 def step_text(progress: ImportProgress) -> str:
-    """A step of an import in words."""
+    """A step of an import as text for the client."""
     match progress.step:
         case "received":
             return "archive received"
@@ -266,7 +276,8 @@ async def _chunks(
         received += len(request.chunk)
         tell("receiving the archive", received, total_bytes)
         yield request.chunk
-    # To grpc a client that went away looks at first like one that has sent everything.
+    # grpc ends the request iterator alike for a client that disconnected and for one that sent everything. Without this
+    # comparison a truncated archive could be taken for a whole one.
     if total_bytes and received != total_bytes:
         raise BadArchiveError(
             f"the archive ended after {received} of {total_bytes} bytes: import it again"

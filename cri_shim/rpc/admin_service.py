@@ -1,7 +1,7 @@
-"""The admin service: what the command line needs and CRI has no call for. Unix sockets only.
+"""The admin service: what the command line needs beyond CRI. Served on unix sockets only.
 
-Rules are those of `runtime_service`. The calls about images stand in `admin_images`, since the command line can do
-without a daemon for them.
+The rules of `runtime_service` hold here as well. The image calls are in `admin_images`, since the command line also
+serves them itself, where no daemon runs.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DaemonInfo:
-    """What the daemon is and works with."""
+    """The daemon's version-independent facts, for `cri-shim status` and `cri-shim version`."""
 
     root: str
     state: str
     config_json: str
     cgroup_driver: str
     handlers: Sequence[tuple[str, str]]
-    """Name and version of each runtime handler, the default first."""
+    """Name and version of each runtime handler, the default handler first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class AdminService(ImageCalls):
     gate: Gate
 
     async def info(self, request: admin.InfoRequest) -> admin.InfoResponse:
-        """What this daemon is."""
+        """Describe this daemon: version, pid, directories, configuration, runtime handlers."""
         facts = await self.describe()
         return admin.InfoResponse(
             version=cri_shim.__version__,
@@ -60,7 +60,7 @@ class AdminService(ImageCalls):
         )
 
     async def operations(self, request: admin.OperationsRequest) -> admin.OperationsResponse:
-        """What is under way."""
+        """List the operations under way, the oldest first, each with the steps it is at."""
         return admin.OperationsResponse(
             operations=[
                 admin.Operation(
@@ -80,6 +80,6 @@ class AdminService(ImageCalls):
     async def wipe(
         self, request: admin.WipeRequest, send: Callable[[admin.WipeResponse], Awaitable[None]]
     ) -> None:
-        """Take everything away, alone."""
+        """Remove every pod and container of this root. Meanwhile the gate refuses calls that change something."""
         with self.gate.read_only("everything on this node is being wiped"):
             await answer_wipe(self.everything, request, send)

@@ -1,4 +1,4 @@
-"""The Wipe call of the admin service, whoever serves it: the daemon, or the command line itself where none runs."""
+"""The Wipe call of the admin service. The daemon serves it, and the command line itself where no daemon runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 class Left(Protocol):
-    """One thing that could not be taken away."""
+    """One object that could not be removed."""
 
     @property
     def what(self) -> str:
-        """Its kind, ID and name."""
+        """The object's kind, ID and name."""
 
     @property
     def why(self) -> str:
-        """What failed."""
+        """The error of the removal."""
 
 
 class Wiped(Protocol):
-    """What went, and what did not."""
+    """Counts of what was removed, and the list of what was not."""
 
     sandboxes: int
     containers: int
@@ -34,14 +34,14 @@ class Wiped(Protocol):
 
     @property
     def left(self) -> Sequence[Left]:
-        """What did not."""
+        """The objects that could not be removed."""
 
 
 class Wipe(Protocol):
-    """Everything of one root, to be taken away."""
+    """Removes everything of one root."""
 
     async def run(self, *, images: bool, tell: Callable[[str, int, int], None]) -> Wiped:
-        """Take it away; `tell` hears a step, how much of it is done, and of how much."""
+        """Remove pods, containers and leftovers, with `images` also images. Calls `tell(step, done, total)`."""
 
 
 async def answer_wipe(
@@ -49,7 +49,7 @@ async def answer_wipe(
     request: admin.WipeRequest,
     send: Callable[[admin.WipeResponse], Awaitable[None]],
 ) -> None:
-    """Wipe, and tell how far that has come, what is left and the sums."""
+    """Wipe; send progress meanwhile, then each object that is left, then the sums."""
     relay: Relay[admin.WipeResponse] = Relay()
 
     def tell(step: str, done: int, total: int) -> None:

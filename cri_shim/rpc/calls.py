@@ -1,7 +1,9 @@
-"""What is noted about one call: its names, its id, the objects it is about, how it ended.
+"""The record of one gRPC call, for its log line and metrics: method, request ID, objects concerned, outcome.
 
-Log levels: a success that changes something is INFO; what kubelet and probes ask all day long is DEBUG; a failure is
-WARNING, or ERROR where the fault is ours; a client that went away is INFO.
+Log levels:
+- INFO: a successful call that changes something, and a call that its client cancelled.
+- DEBUG: a successful call that only reads, and ExecSync. Kubelet makes several of these a second.
+- WARNING: a failed call. ERROR where the code says that the fault is cri-shim's (INTERNAL, DATA_LOSS, UNKNOWN).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _OURS: Final = frozenset(
     {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN}
 )
 MAX_SUBJECT_CHARS: Final = 300
-"""Of an ID or a name in a log line."""
+"""The longest ID or name in a log line."""
 _ID_FIELDS: Final = {
     "pod_sandbox_id": "sandbox_id",
     "container_id": "container_id",
@@ -42,50 +44,50 @@ _ID_FIELDS: Final = {
 
 @dataclass(frozen=True)
 class MethodName:
-    """A method as metrics and logs name it, and what follows from its name: found out once."""
+    """A method as metrics and logs name it. What follows from the name is computed once per method."""
 
     service: str
     method: str
 
     @classmethod
     def parse(cls, path: str) -> MethodName:
-        """From gRPC's `/package.Service/Method`."""
+        """Parse gRPC's path `/package.Service/Method`."""
         service, _, method = path.removeprefix("/").partition("/")
         return cls(service, method)
 
     @cached_property
     def is_cri(self) -> bool:
-        """Whether it belongs to CRI, of either version."""
+        """Whether the method belongs to CRI, of either API version."""
         return self.service.startswith("runtime.")
 
     @cached_property
     def is_cri_v1(self) -> bool:
-        """Whether it belongs to the API that kubelet speaks today."""
+        """Whether the method belongs to `runtime.v1`, the API of every supported kubelet."""
         return self.service.startswith("runtime.v1.")
 
     @cached_property
     def is_about_the_server(self) -> bool:
-        """Whether it is answered before recovery is done and while the server stops."""
+        """Whether the method is served during recovery and while the server stops."""
         return self.service.startswith(_ABOUT_THE_SERVER) or self.method in _ALWAYS_ANSWERED
 
     @cached_property
     def is_read_only(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether the method changes nothing. ExecSync is quiet in the log, but runs a command."""
         return self.is_quiet and self.method != "ExecSync"
 
     @cached_property
     def seconds_of_calls(self) -> Histogram:
-        """How long its calls took."""
+        """The histogram of the method's durations."""
         return metrics.GRPC_REQUEST_SECONDS.labels(self.service, self.method)
 
     @cached_property
     def calls_by_code(self) -> dict[grpc.StatusCode, Counter]:
-        """How many calls ended with each of the codes that there were."""
+        """A cache of the method's counters. `labels()` of prometheus-client takes a lock and builds a key each time."""
         return {}
 
     @cached_property
     def is_quiet(self) -> bool:
-        """Whether its successes are noise in a log."""
+        """Whether successful calls are logged at DEBUG."""
         return (
             self.method in _QUIET_NAMES
             or self.method.startswith(_QUIET_PREFIXES)
@@ -95,19 +97,19 @@ class MethodName:
 
 @dataclass(slots=True)
 class Call:
-    """One call while it runs."""
+    """One call under way."""
 
     name: MethodName
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     code: grpc.StatusCode = grpc.StatusCode.OK
     text: str = ""
     messages: list[Message] = field(default_factory=list)
-    """The request, and what was answered: what they are about is looked for where it is told."""
+    """The request and the response. `subject` searches them for IDs only if the log line is written."""
     started_s: float = field(default_factory=time.perf_counter)
 
     @property
     def subject(self) -> dict[str, str]:
-        """IDs and names of what it is about, as its log line shows them."""
+        """IDs and names of the objects concerned, as the log line shows them."""
         return {
             key: bounded_text(text, MAX_SUBJECT_CHARS)
             for message in self.messages
@@ -116,7 +118,7 @@ class Call:
 
     @property
     def level(self) -> str:
-        """The level of its log line."""
+        """The level of the call's log line."""
         if self.code is grpc.StatusCode.OK:
             return "debug" if self.name.is_quiet else "info"
         if self.code is grpc.StatusCode.CANCELLED:
@@ -125,11 +127,11 @@ class Call:
 
     @property
     def seconds(self) -> float:
-        """How long it has run."""
+        """Seconds since the call arrived."""
         return time.perf_counter() - self.started_s
 
     def count(self, seconds: float) -> None:
-        """Put it into the metrics."""
+        """Count the call, which took `seconds`, in the metrics."""
         counted = self.name.calls_by_code.get(self.code)
         if counted is None:
             counted = metrics.GRPC_REQUESTS.labels(
@@ -141,7 +143,7 @@ class Call:
 
 
 def subject_of(message: Message) -> dict[str, str]:
-    """IDs and names that a request or response carries: `sandbox_id`, `container_id`, `pod`, `image`."""
+    """IDs and names in a request or response, by log key: `sandbox_id`, `container_id`, `pod`, `container`, `image`."""
     found: dict[str, str] = {}
     fields = message.DESCRIPTOR.fields_by_name
     for name, key in _ID_FIELDS.items():

@@ -1,6 +1,6 @@
-"""The command line's way to the daemon: a channel to its unix socket, and errors in one line.
+"""The command line's gRPC client: a channel to the daemon's unix socket, and gRPC errors as cri-shim's own.
 
-Synchronous: a command does one thing at a time. Stubs are the generated ones, so that a caller sees every field.
+The client is synchronous, since a command does one thing at a time. It exposes the generated stubs as they are.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFAULT_MAX_MESSAGE_BYTES: Final = 16 << 20
 
 
 class RemoteNotFoundError(NotFoundError):
-    """The daemon said NOT_FOUND: its text names kind and key already."""
+    """The daemon answered NOT_FOUND. Its text names kind and key already, so they are not put in front again."""
 
     def __init__(self, text: str) -> None:
         CriShimError.__init__(self, text)
@@ -67,7 +67,7 @@ class Client:
     def __init__(
         self, socket_path: Path, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     ) -> None:
-        """Connect.
+        """Check that the daemon accepts connections, and open a channel.
 
         Raises: UnavailableError naming the socket and how to start the daemon; PermissionRefusedError.
         """
@@ -78,7 +78,7 @@ class Client:
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
-                # A proxy in the environment is for the internet, not for a socket of this host.
+                # grpc applies https_proxy to unix sockets, too, unless it is told not to.
                 ("grpc.enable_http_proxy", 0),
             ],
         )
@@ -87,7 +87,7 @@ class Client:
         self.admin = AdminStub(self._channel)
 
     def close(self) -> None:
-        """End the connection and every call on it."""
+        """Close the channel, which cancels every call on it."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -104,7 +104,7 @@ class Client:
 
 @contextmanager
 def errors_of(doing: str) -> Iterator[None]:
-    """Turn what a call in the block answers into one of our errors, with the daemon's words after `doing`."""
+    """Convert a gRPC error raised in the block into a CriShimError: `doing`, then the daemon's text."""
     try:
         yield
     except grpc.RpcError as error:
@@ -113,7 +113,7 @@ def errors_of(doing: str) -> Iterator[None]:
 
 @contextmanager
 def local_errors_of(doing: str) -> Iterator[None]:
-    """The same for a call that is made in this process: its errors as the daemon would have answered them."""
+    """As `errors_of`, for a call made in this process: bound and redact its error as the daemon would have."""
     try:
         yield
     except CriShimError as error:
@@ -122,8 +122,8 @@ def local_errors_of(doing: str) -> Iterator[None]:
 
 
 def error_of(error: grpc.RpcError, doing: str) -> CriShimError:
-    """The daemon's answer as the error that it had, in one line."""
-    answer: Any = error  # a grpc.Call as well, which its type does not say
+    """The CriShimError for the code and the text of a gRPC error, on one line."""
+    answer: Any = error  # also a grpc.Call, which grpc's type annotations do not say
     code: grpc.StatusCode = answer.code()
     return _error(code, answer.details() or code.name, doing)
 
@@ -133,7 +133,7 @@ def _error(code: grpc.StatusCode, text: str, doing: str) -> CriShimError:
 
 
 def _probe(socket_path: Path) -> None:
-    """Connect once ourselves: grpc would retry for seconds and then name an address family, not the cause."""
+    """Connect once with a plain socket. grpc would retry for seconds, and its error would not name the cause."""
     start = "start the daemon with `cri-shim serve`"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)

@@ -1,13 +1,13 @@
-"""Answers that are bytes already, and the encoded entries that lists are joined from.
+"""Responses that are encoded already, and the encoded entries that list responses are joined from.
 
 Rules:
 - The encoding of a message is the encodings of its fields one after the other (protobuf's encoding guide, "Message
   structure" and "Repeated elements"). So the encodings of messages that hold one entry each, joined, are the message
   that holds all of them.
-- An object's entry is kept as bytes beside the status it shows, and is good as long as the object has that very status.
-  Statuses are frozen and replaced as a whole, and everything else an entry shows never changes: nobody has to remember
-  to throw an entry away.
-- Kept bytes are for clients of both API versions: entries of v1alpha2 are subsets of their v1 namesakes on the wire.
+- An object keeps its encoded entry beside the status that the entry shows. The entry is valid while the object has
+  that very status object. Statuses are frozen and replaced as a whole, and the other fields of an entry never change.
+  So no code has to invalidate entries.
+- One entry serves clients of both API versions: on the wire a v1alpha2 entry is a subset of its v1 namesake.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     ObjectT = TypeVar("ObjectT", Sandbox, Container)
 
 Encoded = NewType("Encoded", bytes)
-"""A whole response as it goes over the wire; a method may return or send it in place of the message."""
+"""A whole encoded response. A method may return or send it in place of the message."""
 
 
 def encoder(message_class: Any) -> Callable[[Message | Encoded], bytes]:  # noqa: ANN401 - a generated class
-    """What encodes a response of that class and passes bytes on as they are."""
+    """A serializer for responses of that class, which passes encoded responses on unchanged."""
     serialize: Callable[[Message | Encoded], bytes] = message_class.SerializeToString
 
     def encode(answer: Message | Encoded) -> bytes:
@@ -38,8 +38,9 @@ def encoder(message_class: Any) -> Callable[[Message | Encoded], bytes]:  # noqa
 
 
 def joined(items: Iterable[ObjectT], encode: Callable[[ObjectT], bytes]) -> Encoded:
-    """The list of these objects; `encode` is asked for the entries that are not kept."""
-    # Without a call per entry: kubelet asks for both lists every second, of hundreds of objects.
+    """The list response of these objects. `encode` makes an entry that is missing or outdated."""
+    # `kept` is inlined here: kubelet asks for both lists every second, and a function call for each of several hundred
+    # objects would be most of the cost.
     return Encoded(
         b"".join(
             [
@@ -53,7 +54,7 @@ def joined(items: Iterable[ObjectT], encode: Callable[[ObjectT], bytes]) -> Enco
 
 
 def kept(item: ObjectT, encode: Callable[[ObjectT], bytes]) -> bytes:
-    """The object's entry: the bytes of last time, or, if its status is another by now, those that `encode` makes."""
+    """The object's encoded entry. Call `encode` and keep the result if the status was replaced since."""
     entry = item.list_entry
     if entry is not None and entry[0] is item.status:
         return entry[1]

@@ -1,4 +1,4 @@
-"""Refusing requests that lack what CRI requires, with the field's path as the client knows it."""
+"""Checks that a request sets the fields CRI requires; an error names the field by its path in the message."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def require(message: Message, *paths: str) -> None:
 
 
 def _is_given(value: object) -> bool:
-    # An absent message reads as an empty one, which is what its absence means for a required one.
+    # protobuf reads an absent message as an empty one. Both are refused: an empty `config` or `image` is of no use.
     return value.ByteSize() > 0 if hasattr(value, "ByteSize") else bool(value)

@@ -1,10 +1,10 @@
-"""Who may call now, and who is still inside: readiness at the start, draining at the stop.
+"""Admission of calls: refuse them during recovery, count them while they run, drain them at the stop.
 
     recovering ──open──> open ──drain──> closed
          └────────────────drain────────────^
 
-Calls that are about the server itself (Version, Operations, health, reflection) pass in every phase and are not waited
-for. While something has the server to itself (`read_only`), of the others those pass that change nothing.
+Calls about the server itself (Version, Operations, health, reflection) do not come here: the interceptor serves them in
+every phase, and `drain` does not wait for them. In `read_only` only calls that change nothing are admitted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Phase(StrEnum):
-    """Where the server stands."""
+    """The server's phase."""
 
     RECOVERING = "recovering"
     OPEN = "open"
@@ -30,7 +30,7 @@ class Phase(StrEnum):
 
 
 class Gate:
-    """Counts the calls inside and turns away those that come too early or too late."""
+    """Counts admitted calls, and refuses calls that arrive too early or too late."""
 
     def __init__(self) -> None:
         self._phase = Phase.RECOVERING
@@ -41,22 +41,22 @@ class Gate:
 
     @property
     def phase(self) -> Phase:
-        """Where the server stands."""
+        """The server's phase."""
         return self._phase
 
     @property
     def inside(self) -> int:
-        """How many admitted calls have not ended."""
+        """The number of admitted calls that have not ended."""
         return self._inside
 
     def open(self) -> None:
-        """Recovery is done: admit calls. Once closed it stays closed."""
+        """Admit calls from now on. No effect on a closed gate: a stop during recovery stays a stop."""
         if self._phase is Phase.RECOVERING:
             self._phase = Phase.OPEN
 
     @contextmanager
     def read_only(self, why: str) -> Iterator[None]:
-        """Turn away what would change something, for as long as the block runs; `why` is the answer.
+        """Refuse calls that change something while the block runs, with `why` as the error's text.
 
         Raises UnavailableError while another such block runs.
         """
@@ -72,7 +72,7 @@ class Gate:
             raise UnavailableError(f"{self._busy_with}; retry when that is over")
 
     def admitted(self, *, is_read_only: bool = False) -> AbstractContextManager[None]:
-        """Be inside for as long as the block runs; `is_read_only` for a call that changes nothing.
+        """Count one call as inside while the block runs. `is_read_only` marks a call that changes nothing.
 
         Entering raises NotReadyError before `open`, UnavailableError after `drain` and during `read_only`.
         """
@@ -81,7 +81,7 @@ class Gate:
     def _enter(self, is_read_only: bool) -> None:
         if self._phase is Phase.RECOVERING:
             raise NotReadyError(
-                "cri-shim is recovering: it still looks after the pods of its last run; retry in a moment"
+                "cri-shim is recovering the pods of its last run; retry in a moment"
             )
         if self._phase is Phase.CLOSED:
             raise UnavailableError("cri-shim is stopping; retry when it is up again")
@@ -96,18 +96,18 @@ class Gate:
             self._empty.set()
 
     async def drain(self, grace_s: float) -> int:
-        """Turn new calls away and wait at most `grace_s` for those inside. Returns how many did not end."""
+        """Refuse new calls and wait at most `grace_s` seconds for those inside. Returns how many did not end."""
         self._phase = Phase.CLOSED
         try:
             async with asyncio.timeout(grace_s):
                 await self._empty.wait()
         except TimeoutError:
-            pass  # the caller is told how many are left
+            pass  # the return value says how many are left
         return self._inside
 
 
 class _Admission:
-    """One call's way in and out: a class, since every call has one, and a generator would cost more."""
+    """Enters and leaves the gate for one call. A class costs less than `@contextmanager`, and every call needs one."""
 
     __slots__ = ("_gate", "_is_read_only")
 

@@ -1,14 +1,15 @@
-"""From a service's descriptor and an object with one method per RPC to what grpc serves.
+"""Builds grpc handlers from a service's descriptor and an object with one method per RPC.
 
 Rules:
-- An RPC's name in snake case is the method's name: `RunPodSandbox` -> `run_pod_sandbox(request)`. A method takes the
-  request, or an iterator of requests where the RPC streams them, and returns the response, as a message or as its
-  bytes (`encoded`); where the RPC streams responses it takes `send` as well, awaits it for each, and returns nothing.
-  A `send` under way must be awaited to its end: grpc does not finish a call of which a write was cancelled, unless
-  the whole call is.
-- An RPC that the object has no method for answers UNIMPLEMENTED with a sentence; nothing is written out for it.
-- v1 is the base: `runtime.v1alpha2` is the same objects and the same v1 messages under the older names. Each message of
-  v1alpha2 is a subset of its v1 namesake on the wire.
+- The method's name is the RPC's name in snake case: `RunPodSandbox` -> `run_pod_sandbox(request)`.
+- A method takes the request, or an async iterator of requests for a client-streaming RPC. It returns the response, as a
+  message or encoded (`encoded`). For a server-streaming RPC it also takes `send`, awaits it per response, and returns
+  None.
+- A method awaits each `send` to its end. If only the write is cancelled, and not the whole call, grpc never finishes
+  the call.
+- An RPC without a method is answered UNIMPLEMENTED.
+- `runtime.v1alpha2` is served by the v1 objects with v1 messages: on the wire each v1alpha2 message is a subset of its
+  v1 namesake.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ _BEFORE_CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One gRPC service as this server offers it."""
+    """One gRPC service."""
 
     descriptor: ServiceDescriptor
-    """Its name, and which RPCs it has."""
+    """Gives the service's name and its RPCs."""
     messages: ServiceDescriptor
-    """Which messages those RPCs take and give."""
+    """Gives the messages of those RPCs: v1's for both CRI versions."""
     servicer: object
     unix_only: bool = False
-    """Whether network listeners leave it out."""
+    """Whether tcp:// listeners leave the service out."""
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ class Service:
         return self.descriptor.full_name
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a grpc server takes."""
+        """The service as `grpc.aio.Server.add_generic_rpc_handlers` takes it."""
         return grpc.method_handlers_generic_handler(
             self.name,
             {
@@ -69,7 +70,7 @@ class Service:
 def cri_services(
     runtime: Callable[[str], object], image: Callable[[str], object]
 ) -> tuple[Service, ...]:
-    """Both services of both CRI versions; `runtime` and `image` make the object for an API version (`v1`, …)."""
+    """Both services of both CRI versions; `runtime` and `image` make the servicer for a version (`v1`, `v1alpha2`)."""
     return tuple(
         Service(
             descriptor=file.services_by_name[name],
@@ -119,8 +120,7 @@ def _method_handler(method: MethodDescriptor, servicer: object) -> grpc.RpcMetho
 def _unserved(method: MethodDescriptor) -> Callable[[object], object]:
     async def refuse(request: object, send: object = None) -> None:
         raise UnsupportedError(
-            f"{method.containing_service.name}.{method.name} is a part of the API "
-            "that this version of cri-shim does not serve"
+            f"{method.containing_service.name}.{method.name}: this version of cri-shim does not implement this RPC"
         )
 
     return refuse

@@ -1,6 +1,6 @@
-"""ImageService: pull, list, look up, remove, and how much disk images take.
+"""CRI's ImageService: pull, list, status, remove, and disk usage of images.
 
-Rules are those of `runtime_service`.
+The rules of `runtime_service` hold here as well.
 """
 
 from __future__ import annotations
@@ -33,41 +33,41 @@ if TYPE_CHECKING:
 
 
 class DiskUsage(Protocol):
-    """What something takes on disk."""
+    """Disk usage of images or writable layers."""
 
     @property
     def used_bytes(self) -> int:
-        """Blocks in use, in bytes."""
+        """Allocated blocks, in bytes."""
 
     @property
     def inodes(self) -> int:
-        """Files and directories."""
+        """The number of files and directories."""
 
 
 class Images(Protocol):
     """The image store."""
 
     def images(self) -> Sequence[Image]:
-        """All images."""
+        """All images of the store."""
 
     def find(self, text: str) -> Image | None:
         """The image with this name, digest, ID or ID prefix. Raises BadImageReferenceError."""
 
     async def configuration(self, image: Image) -> bytes:
-        """Its configuration, as its maker wrote it. Raises CorruptStateError."""
+        """The image's configuration document, unchanged. Raises CorruptStateError."""
 
     async def remove(self, text: str) -> object:
-        """Take an image away with all its names. Raises NotFoundError, BadImageReferenceError."""
+        """Remove an image with all its names. Raises NotFoundError, BadImageReferenceError."""
 
     async def fs_usage(self) -> DiskUsage:
-        """What images take on disk."""
+        """Disk usage of the image store."""
 
 
 class Pulls(Protocol):
-    """Brings images from registries."""
+    """Pulls images from registries."""
 
     async def pull(self, image: str, credentials: Credentials | None = None) -> Image:
-        """Have the image of that reference here.
+        """Pull the image of that reference, even one that is present.
 
         Raises BadImageReferenceError, NotFoundError, RegistryAuthError, RegistryUnavailableError, BadArchiveError,
         ResourceExhaustedError, ConfigError.
@@ -75,24 +75,24 @@ class Pulls(Protocol):
 
 
 class LayerUsage(Protocol):
-    """Counts the writable layers."""
+    """Measures the containers' writable layers."""
 
     async def layers_usage(self) -> DiskUsage:
-        """What the writable layers of all containers take on disk."""
+        """Disk usage of the writable layers of all containers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageService:
-    """The RPCs of `runtime.v1.ImageService`, and of its older namesake."""
+    """The RPCs of `runtime.v1.ImageService` and `runtime.v1alpha2.ImageService`."""
 
     images: Images
     pulls: Pulls
     layers: LayerUsage
     mountpoint: Path
-    """What clients are told holds images and writable layers: kubelet asks the kernel how full its file system is."""
+    """A directory on the file system of images and writable layers; kubelet calls statfs(2) on it."""
 
     async def list_images(self, request: api.ListImagesRequest) -> api.ListImagesResponse:
-        """All images, or the one that the filter names."""
+        """List all images, or the one that the filter names."""
         return api.ListImagesResponse(images=map(listed_image, self._selected(request.filter)))
 
     async def stream_images(
@@ -100,11 +100,11 @@ class ImageService:
         request: api.StreamImagesRequest,
         send: Send,
     ) -> None:
-        """The same in pieces: for more images than one message can hold."""
+        """List images in several messages, for lists that exceed one message."""
         await send_in_pieces(map(_streamed, self._selected(request.filter)), send)
 
     def _selected(self, filter_: api.ImageFilter) -> Sequence[Image]:
-        """Only the filter's `image.image` counts: the images of this node are the same for every runtime handler."""
+        """Select by the filter's `image.image` alone: every runtime handler of this node has the same images."""
         wanted = filter_.image.image
         if not wanted:
             return list(self.images.images())
@@ -112,7 +112,7 @@ class ImageService:
         return [] if found is None else [found]
 
     async def image_status(self, request: api.ImageStatusRequest) -> api.ImageStatusResponse:
-        """One image; an answer without it, and no error, when it isn't there: so CRI has it."""
+        """Show one image. For an image that is absent CRI asks for a response without `image`, not for an error."""
         require(request, "image", "image.image")
         image = self.images.find(request.image.image)
         if image is None:
@@ -122,30 +122,31 @@ class ImageService:
             try:
                 configuration = await self.images.configuration(image)
             except CorruptStateError as error:
+                # The record of the image is intact, so the status is answered; only the verbose part is damaged.
                 configuration = msgspec.json.encode({"damaged": str(error)})
             response.info["info"] = json_text(image_info(image, configuration))
         return response
 
     async def pull_image(self, request: api.PullImageRequest) -> api.PullImageResponse:
-        """Have an image here as its registry has it now; the answer is its ID.
+        """Pull an image, even one that is present; the response has its ID.
 
-        The pod that it is for (`sandbox_config`) makes no difference, nor does the runtime handler: all take the same.
+        `sandbox_config` and the image's `runtime_handler` are ignored: all pods and handlers share one image store.
         """
         require(request, "image", "image.image")
         image = await self.pulls.pull(request.image.image, credentials(request.auth))
         return api.PullImageResponse(image_ref=image.id)
 
     async def remove_image(self, request: api.RemoveImageRequest) -> api.RemoveImageResponse:
-        """Take an image away; succeeds for one that isn't there."""
+        """Remove an image. CRI asks for success if it is absent."""
         require(request, "image", "image.image")
         try:
             await self.images.remove(request.image.image)
         except NotFoundError:
-            pass  # as CRI wants it: kubelet's retry of a removal that worked
+            pass  # CRI: "this call is idempotent"; kubelet retries a removal whose answer was lost
         return api.RemoveImageResponse()
 
     async def image_fs_info(self, request: api.ImageFsInfoRequest) -> api.ImageFsInfoResponse:
-        """What images and writable layers take; both are on one file system."""
+        """Disk usage of images and writable layers, which share one file system."""
         return api.ImageFsInfoResponse(
             image_filesystems=[self._filesystem(await self.images.fs_usage())],
             container_filesystems=[self._filesystem(await self.layers.layers_usage())],

@@ -1,13 +1,12 @@
-"""What every call gets, whatever its service: a request id, admission, one log line, metrics, mapped errors.
+"""The interceptor around every gRPC call: request ID, admission, decoding, metrics, one log line, error mapping.
 
 Rules:
-- Each call ends in exactly one log line and one count, also when its client has gone.
-- Messages are decoded and encoded here and not by grpc, so that a malformed request and an oversized answer are
-  errors of ours, with a sentence, instead of grpc's INTERNAL and a traceback.
-- A call's messages are freed as it ends, however it ends: cycles would keep them, of up to megabytes each, until the
-  garbage collector comes.
-- `except Exception` stands here because nothing may pass: what `status` doesn't know would reach the client with its
-  class and text.
+- Each call ends with exactly one log line and one count, also when its client has disconnected.
+- Messages are decoded and encoded here, not by grpc. So a malformed request and an oversized response are answered with
+  a code and a sentence, not with grpc's INTERNAL and a traceback in the log.
+- A call's messages are freed when it ends, also when it fails. A reference cycle would keep them, megabytes each, until
+  the garbage collector runs.
+- `except Exception` is needed here: grpc would send the class and text of an exception that passes to the client.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _UNKNOWN: Final = MethodName("unknown", "unknown")
-"""One series for every method that isn't served: names that clients make up must not become labels."""
+"""One time series for all unknown methods: method names that clients invent must not become metric labels."""
 _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method of one server: what is kept per method must not be found on a server without it."""
+    """Wraps every method of one server. Each server has its own: not every server serves every method."""
 
     def __init__(self, gate: Gate, budget: RequestBudget, *, max_message_bytes: int) -> None:
         self._gate = gate
@@ -63,7 +62,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """The handler grpc found, wrapped; None for a method that no service has."""
+        """The wrapped handler of the method, or None for a method that no service has."""
         path = handler_call_details.method
         wrapped = self._wrapped.get(path)
         if wrapped is None:
@@ -77,7 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, name: MethodName, handler: Handler) -> Handler:
-        """The same method on raw bytes: what fails in decoding, in the method or in encoding is reported alike."""
+        """The method on raw bytes, so that errors of decoding, of the method and of encoding are reported alike."""
         codec = _Codec(name, handler.request_deserializer, handler.response_serializer)
         behaviour: Any = (
             handler.unary_unary
@@ -88,7 +87,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def run(raw: Any, context: Context) -> bytes | None:  # noqa: ANN401 - bytes, or an iterator of them
             call = Call(name)
-            # The task is this call's alone, and so is its context: nothing has to be put back.
+            # grpc runs each call in a task of its own, hence in a context of its own: no reset is needed.
             bind_contextvars(request_id=call.id)
             metrics.GRPC_REQUESTS_IN_FLIGHT.inc()
             try:
@@ -103,13 +102,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     answer = behaviour(request, context)
                     if not handler.response_streaming:
                         message = await answer
-                        if not isinstance(
-                            message, bytes
-                        ):  # what is encoded already is a list: about nobody alone
+                        # An encoded response is a list and concerns no single object: the log line needs nothing of it.
+                        if not isinstance(message, bytes):
                             call.messages.append(message)
                         return self._encoded(codec, message)
                     if hasattr(answer, "__aiter__"):
-                        # grpc's reflection: closed here, in this task, should the client go away between two messages.
+                        # grpc's reflection is an async generator. Close it in this task if the client disconnects
+                        # between two messages; else the event loop closes it later, in another task.
                         async with aclosing(answer):
                             async for piece in answer:
                                 await context.write(piece)
@@ -119,19 +118,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call.code = grpc.StatusCode.CANCELLED
                 raise
             except grpc.aio.AbortError:
-                # A service of grpc's own chose its status itself.
+                # The health service and reflection set their status themselves, and then abort.
                 call.code, call.text = _chosen(context)
                 raise
             except Exception as error:  # noqa: BLE001 - the edge: see the module's rules
                 call.code, call.text = answer_to(error, call.id)
                 forget_frames(error)
-                # Not `abort`: grpc keeps what that raises beside the call whose frames it is raised through.
+                # `context.abort` would raise an exception that grpc keeps beside the call, and whose traceback
+                # keeps this frame with the request.
                 context.set_code(call.code)
                 context.set_details(call.text)
             finally:
                 metrics.GRPC_REQUESTS_IN_FLIGHT.dec()
                 self._report(call)
-            return None  # what a call that failed answers is thrown away: its status is not OK
+            return None  # grpc discards the response of a call whose status is not OK
 
         def encode(message: Any) -> bytes:  # noqa: ANN401 - what a stream sends; one answer arrives as bytes
             return message if isinstance(message, bytes) else self._encoded(codec, message)
@@ -163,8 +163,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         raw: bytes = codec.encode(message)
         if len(raw) > self._max_message_bytes:
             raise ResourceExhaustedError(
-                f"the answer has {len(raw)} bytes, more than limits.grpc_message allows "
-                f"({self._max_message_bytes}): ask for less with a filter, or raise the limit"
+                f"the response has {len(raw)} bytes; limits.grpc_message allows "
+                f"{self._max_message_bytes}: ask for less with a filter, or raise the limit"
             )
         return raw
 
@@ -187,7 +187,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 class _Shown:
-    """A message as a log line may show it; the text is made only where the line is written."""
+    """A message with its secrets redacted. The text is made only if the log line is written."""
 
     def __init__(self, message: Message) -> None:
         self._message = message
@@ -197,34 +197,34 @@ class _Shown:
 
 
 class _Codec(NamedTuple):
-    """A method's messages as bytes and back."""
+    """Decodes a method's requests and encodes its responses."""
 
     name: MethodName
     decode: Any
     encode: Any
 
     def decoded(self, raw: bytes) -> Message:
-        """Raises: InvalidArgumentError for bytes that are not the method's message, or hold more than it may."""
+        """Decode and check a request. Raises InvalidArgumentError if it is malformed or a part is too large."""
         if self.name.is_cri:
             check_size(raw)
         try:
             message: Message = self.decode(raw)
         except DecodeError as error:
             raise InvalidArgumentError(
-                f"the request is not the message that {self.name.method} of {self.name.service} takes: "
-                "wrong field type, text that is no UTF-8, or a cut message"
+                f"cannot decode the request of {self.name.service}/{self.name.method}: "
+                "a field has the wrong type, a string is not UTF-8, or the message is truncated"
             ) from error
         if self.name.is_cri:
             check_parts(message, len(raw))
         return message
 
     async def decoded_each(self, raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-        """The messages of a client's stream."""
+        """Decode the messages of a client's stream, one by one."""
         async for piece in raw:
             yield self.decoded(piece)
 
 
 def _chosen(context: Context) -> tuple[grpc.StatusCode, str]:
-    """The status that a service set on its context; grpc.aio keeps the code as its number."""
+    """The code and text that a service set on its context. grpc.aio stores the code as an integer."""
     code: Any = context.code()
     return _BY_NUMBER.get(code, code), context.details() or ""

@@ -1,12 +1,12 @@
-"""The daemon's gRPC servers: every listener, every service, from the first bind to the last call.
+"""The daemon's gRPC servers: binds the listeners, registers the services, and stops them in order.
 
 Rules:
-- Unix sockets carry everything; network listeners leave out services marked `unix_only` and demand mutual TLS.
-- Sockets answer from `start` on, so that a client can tell "recovering" from "not there"; the health service says
-  NOT_SERVING, and the gate turns calls away, until `set_ready`.
-- `stop` turns new calls away, lets running ones end, and only then takes the sockets down. The work behind a call is
-  owned by the use cases: a call that is cut off here loses its answer, not its effect.
-- The caller holds a lock per socket path.
+- Unix sockets serve every service. tcp:// listeners leave out services marked `unix_only`, and require mutual TLS.
+- The sockets answer from `start` on, so that a client can tell a daemon that recovers from one that does not run. Until
+  `set_ready` the health service answers NOT_SERVING, and the gate refuses calls.
+- `stop` refuses new calls, waits for the running ones, and only then closes the sockets. The work of a call is owned by
+  `sandbox` and `image`: a call that is cancelled here loses its answer, not its effect.
+- The caller holds a lock for each socket path.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_LISTENERS: Final = 10
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _LAST_WORDS_S: Final = 0.5
-"""For answers under way, and for clients that follow the health service, when everything else has ended."""
+"""Grace for responses that are being sent, and for Watch calls of the health service, which never end themselves."""
 
 
 class Listeners:
@@ -56,11 +56,14 @@ class Listeners:
         tls: TlsSettings,
         max_message_bytes: int,
     ) -> None:
-        """Nothing is bound yet. Raises: ConfigError when there are too many listeners or TLS is incomplete."""
+        """Check the listeners and read the TLS files; bind nothing yet.
+
+        Raises: ConfigError for too many or duplicate listeners, and for incomplete or unreadable TLS files.
+        """
         if not 1 <= len(urls) <= MAX_LISTENERS:
             raise ConfigError(f"listen: {len(urls)} listeners; 1 to {MAX_LISTENERS} are allowed")
         if len(set(urls)) < len(urls):
-            raise ConfigError("listen: the same listener is named twice")
+            raise ConfigError("listen: the same address is listed twice: remove one of the entries")
         self._gate = gate
         self._budget = budget
         self._tls = tls
@@ -79,11 +82,11 @@ class Listeners:
 
     @property
     def tcp_ports(self) -> Sequence[int]:
-        """Ports of the network listeners in their order, once started: those asked for as 0 included."""
+        """Ports of the tcp:// listeners in their order, once started; for port 0 the one the kernel chose."""
         return self._tcp_ports
 
     async def start(self) -> None:
-        """Bind and answer on every listener, not ready yet; on failure everything is taken down again.
+        """Bind every listener and serve on it, not ready yet. On failure close everything again.
 
         Raises: ConfigError or AlreadyExistsError naming the listener.
         """
@@ -103,19 +106,21 @@ class Listeners:
         )
 
     async def set_ready(self) -> None:
-        """Recovery is done: admit calls and say so to who asks for health."""
+        """Admit calls, and answer SERVING to health checks. Called once recovery is complete."""
         self._gate.open()
         await self._set_health(_SERVING)
 
     async def stop(self, grace_s: float) -> int:
-        """Let running calls end within `grace_s` seconds, then take everything down.
+        """Let running calls end within `grace_s` seconds, then close every listener.
 
-        Returns how many calls were cut off.
+        Returns the number of calls that were cancelled.
         """
         await self._health.enter_graceful_shutdown()
         cut_off = await self._gate.drain(grace_s)
         if cut_off:
-            log.warning("calls are cut off", calls=cut_off, waited_s=grace_s)
+            log.warning(
+                "cancelling calls that did not end in time", calls=cut_off, waited_s=grace_s
+            )
         await self._take_down(grace_s=None if cut_off else _LAST_WORDS_S)
         return cut_off
 
@@ -145,9 +150,9 @@ class Listeners:
             ],
             options=[
                 ("grpc.max_receive_message_length", self._max_message_bytes),
-                # The interceptor refuses what is longer, with a sentence.
+                # Unlimited for grpc: the interceptor answers an oversized response with a code and a sentence.
                 ("grpc.max_send_message_length", -1),
-                # Two daemons on one port would each get half of the calls.
+                # With SO_REUSEPORT a second daemon could bind the same port, and each would get half of the calls.
                 ("grpc.so_reuseport", 0),
             ],
         )
@@ -164,12 +169,12 @@ class Listeners:
             path = getattr(self._tls, key)
             if path is None:
                 raise ConfigError(
-                    f"tls.{key}: needed for tcp:// listeners, which serve with mutual TLS only"
+                    f"tls.{key} is not set: tcp:// listeners require mutual TLS; set it, or listen on a unix socket"
                 )
             try:
                 contents[key] = path.read_bytes()
             except OSError as error:
-                raise ConfigError(f"tls.{key}: {path}: {error.strerror}") from error
+                raise ConfigError(f"tls.{key}: cannot read {path}: {error.strerror}") from error
         return grpc.ssl_server_credentials(
             [(contents["key"], contents["cert"])],
             root_certificates=contents["client_ca"],
@@ -193,6 +198,6 @@ def _bind(address: str, add_port: Any) -> int:  # noqa: ANN401 - see its two cal
         port: int = add_port()
     except RuntimeError as error:
         raise ConfigError(
-            f"listen: cannot listen on {address}: {error}; see whether something else does"
+            f"listen: cannot bind {address}: {error}; check that no other process listens there"
         ) from error
     return port

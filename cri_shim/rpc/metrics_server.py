@@ -1,10 +1,11 @@
-"""`/metrics`, `/healthz` and `/readyz` over HTTP/1.1: one small answer per connection.
+"""HTTP/1.1 server for `/metrics`, `/healthz` and `/readyz`: one response per connection.
 
 Rules:
-- Three paths, GET and HEAD, no body read, no keep-alive: whatever else arrives gets a status and the connection ends.
-- A request head is bounded in bytes and in time, and so is the number of connections, since the port may be reachable
-  by every process of the node.
-- The exposition is made on the loop: it takes milliseconds, and collectors are written there.
+- It serves three paths with GET and HEAD, reads no body and keeps no connection alive. Any other request gets an error
+  status, and the connection ends.
+- The request head is bounded in bytes and in time, and the number of connections is bounded: every process of the node
+  may be able to connect.
+- The metrics page is generated on the event loop. That takes milliseconds, and the collectors are only changed there.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _TEXT: Final = "text/plain; charset=utf-8"
 
 
 class Answer(NamedTuple):
-    """What goes back."""
+    """An HTTP response."""
 
     status: HTTPStatus
     body: bytes = b""
@@ -41,7 +42,7 @@ class Answer(NamedTuple):
 
 
 class _BadRequestError(Exception):
-    """The request is refused with this answer."""
+    """The request is answered with this error status."""
 
     def __init__(self, status: HTTPStatus) -> None:
         super().__init__(status.phrase)
@@ -49,10 +50,10 @@ class _BadRequestError(Exception):
 
 
 class MetricsServer:
-    """The HTTP server beside the gRPC one."""
+    """The HTTP server on `metrics.address`."""
 
     def __init__(self, address: HostPort, *, not_ready: Callable[[], str]) -> None:
-        """`not_ready` says why the daemon is not ready, or "" when it is."""
+        """`not_ready` returns why the daemon is not ready, or "" if it is."""
         self._address = address
         self._not_ready = not_ready
         self._server: asyncio.Server | None = None
@@ -60,25 +61,25 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on, once started."""
+        """The port that the server listens on, once started."""
         assert self._server is not None  # noqa: S101 - callers ask after `start`
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     async def start(self) -> None:
-        """Listen. Raises: ConfigError when the address can't be had."""
+        """Listen. Raises: ConfigError if the address cannot be bound."""
         try:
             self._server = await asyncio.start_server(
                 self._serve, self._address.host, self._address.port, limit=MAX_HEAD_BYTES
             )
         except OSError as error:
             raise ConfigError(
-                f"metrics.address: cannot listen on {self._address}: {error.strerror or error}; "
-                'choose another, or "" for none'
+                f"metrics.address: cannot bind {self._address}: {error.strerror or error}; "
+                'set another address, or "" to serve no metrics'
             ) from error
 
     async def stop(self) -> None:
-        """Stop listening and drop what is connected: a scrape is repeated anyway."""
+        """Stop listening and reset open connections: Prometheus repeats a scrape."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
@@ -100,7 +101,7 @@ class MetricsServer:
                     writer.close()
                     await writer.wait_closed()
         except (OSError, TimeoutError):
-            pass  # the client went away, or does not read: its loss
+            pass  # the client disconnected, or does not read its response
         finally:
             writer.transport.abort()
             del self._connections[task]
@@ -125,7 +126,7 @@ class MetricsServer:
             case "/metrics":
                 return Answer(HTTPStatus.OK, metrics.exposition(), metrics.CONTENT_TYPE)
             case "/healthz":
-                # That this is answered says that the loop turns.
+                # An answer proves that the event loop turns; that is all that liveness means here.
                 return Answer(HTTPStatus.OK, b"ok\n")
             case "/readyz":
                 why = self._not_ready()
@@ -137,7 +138,7 @@ class MetricsServer:
 
 
 def _parse_head(head: bytes) -> tuple[str, str]:
-    """Method, and path without its query. Raises: _BadRequestError."""
+    """The method, and the path without its query. Raises: _BadRequestError."""
     parts = head.decode("latin-1").split("\r\n", 1)[0].split(" ")
     if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
         raise _BadRequestError(HTTPStatus.BAD_REQUEST)

@@ -1,9 +1,9 @@
-"""Long lists in pieces: the answers of CRI's Stream* calls, none of which comes near a message's bound.
+"""Splits long lists into the messages of CRI's Stream* calls, each well below `limits.grpc_message`.
 
 Rules:
-- A list is what was there when the call came; pieces only cut it. An empty list is a stream without any message.
-- Entries are made as they are sent, so that a long list is never in memory as a whole, and other calls are answered
-  between two pieces.
+- The list is a snapshot from the time of the call. An empty list is a stream without messages.
+- Entries are encoded as they are sent, so that a long list is never in memory as a whole, and the loop serves other
+  calls between two messages.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     Send = Callable[[Encoded], Awaitable[None]]
 
 PIECE_BYTES: Final = 1 << 19
-"""Of entries in one message, unless a single one is longer; `limits.grpc_message` is at least twice that."""
+"""Bytes of entries in one message; a longer entry is sent alone. `limits.grpc_message` is at least twice that."""
 
 
 async def send_in_pieces(entries: Iterable[bytes], send: Send) -> None:
-    """Send all entries, in order, several in a message; each is the encoding of a message with this entry alone."""
+    """Send all entries in order. Each is an encoded response with one entry; joined they form one (`encoded`)."""
     piece: list[bytes] = []
     size = 0
     for entry in entries:

@@ -1,13 +1,13 @@
-"""What of a gRPC message may stand in a log line.
+"""Renders a gRPC message for a log line, without its secrets.
 
 Rules:
-- Hidden, at any depth, is every field that the API marks `debug_redact`, and what is as secret without a mark:
-  `_UNMARKED` names it. v1alpha2 carries no marks; its messages go by those of their v1 namesakes.
-- Fields that our descriptors don't know (a newer client's) are left out: nobody can tell what they hold.
-- One line of ASCII apart from "…": strings are quoted and escaped, so that no request can forge a log line.
-- A text costs about as much as it is long, not as the message is big: it is written piece by piece and given up
-  where the bound is reached. Only a map's keys are all looked at, to sort them; `request_limits` bounds their number.
-- Pure: the message is neither changed nor copied, so no second copy of a secret is made.
+- At any depth the fields that the API marks `debug_redact` are hidden, and the unmarked secrets that `_UNMARKED` lists.
+  v1alpha2 has no marks, so its messages use those of their v1 namesakes.
+- Unknown fields (of a newer client) are left out, since they may be secret.
+- The text is one line of ASCII, apart from "…". Strings are quoted and escaped: no request can forge a log line.
+- The cost is bounded by the length of the text, not by the size of the message: pieces are generated until the bound is
+  reached. Only the keys of a map are all read, to sort them; `request_limits` bounds their number.
+- The message is neither changed nor copied, so no second copy of a secret exists.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 HIDDEN: Final = "[redacted]"
-"""Stands where a hidden value was, so that "was given" and "was absent" stay distinguishable."""
+"""Replaces a hidden value, so that a reader can tell a value that was set from an absent one."""
 
 MAX_VALUE_CHARS: Final = 200
-"""Longest string shown whole: one long annotation must not crowd out the rest."""
+"""The longest string shown whole: one long annotation must not use up the line."""
 
 _ELLIPSIS: Final = "…"
 
 _UNMARKED: Final = {
     # Secrets reach containers as environment variables.
     "runtime.v1.KeyValue": {"value"},
-    # Each URL is a ticket: who reads it can use it.
+    # The URL contains a one-time token: a reader of the log could open the stream with it.
     "runtime.v1.ExecResponse": {"url"},
     "runtime.v1.AttachResponse": {"url"},
     "runtime.v1.PortForwardResponse": {"url"},
-    # The verbose documents hold whole OCI specs and image configurations, their environment included.
+    # The verbose documents contain OCI specs and image configurations, with their environment variables.
     "runtime.v1.PodSandboxStatusResponse": {"info"},
     "runtime.v1.ContainerStatusResponse": {"info"},
     "runtime.v1.ImageStatusResponse": {"info"},
@@ -48,10 +48,10 @@ _UNMARKED: Final = {
 
 
 def redacted(message: Message, *, max_chars: int = 1024) -> str:
-    """`message` without its secrets, as one line of at most `max_chars` characters.
+    """Render `message` without its secrets, as one line of at most `max_chars` characters.
 
-    Fields that are not set don't appear, bytes are shown by their number only, and strings longer than
-    `MAX_VALUE_CHARS` by their beginning and how much was left out. A text that ends in "…" was cut.
+    Unset fields are left out. Of bytes only the number is shown, of a string longer than `MAX_VALUE_CHARS` its
+    beginning and the number of further characters. A truncated text ends with "…".
     """
     pieces: list[str] = []
     length = 0
@@ -65,7 +65,7 @@ def redacted(message: Message, *, max_chars: int = 1024) -> str:
 
 @cache
 def _hidden_fields(descriptor: Descriptor) -> frozenset[str]:
-    """Names of the fields of this very type that no log may show."""
+    """Names of the secret fields of this message type, not of the messages in it."""
     if descriptor.file.package == "runtime.v1alpha2":
         descriptor = api_pb2.DESCRIPTOR.message_types_by_name.get(descriptor.name, descriptor)
     marked = {field.name for field in descriptor.fields if field.GetOptions().debug_redact}
@@ -91,14 +91,14 @@ def _message_pieces(message: Message, name: str = "") -> Iterator[str]:
 
 
 def _map_value(field: FieldDescriptor) -> FieldDescriptor | None:
-    """What a map's values are; None if the field is no map."""
+    """The field of a map's values, or None if `field` is not a map."""
     entry = field.message_type
     return entry.fields_by_name["value"] if entry and entry.GetOptions().map_entry else None
 
 
 def _map_pieces(value_field: FieldDescriptor, entries: Mapping[str, object]) -> Iterator[str]:
     separator = "{"
-    for key in sorted(entries):  # a map has no order of its own
+    for key in sorted(entries):  # protobuf maps have no order, and log lines should be comparable
         yield f"{separator}{_quoted(key)}: "
         yield from _value_pieces(value_field, entries[key])
         separator = ", "

@@ -1,7 +1,7 @@
-"""gRPC's server reflection, loaded with its first call.
+"""gRPC server reflection, imported at its first call.
 
-Only people with a tool such as grpcurl ask for it, so that a daemon must not hold its package, and protobuf's
-descriptors of descriptors, in memory from the start.
+Only tools such as grpcurl use reflection. Without this delay every daemon would hold its package, and protobuf's
+`descriptor_pb2`, in memory from the start.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _METHOD: Final = f"/{SERVICE_NAME}/ServerReflectionInfo"
 
 
 class ReflectionHandler(grpc.GenericRpcHandler):
-    """Answers which services a server has, and what their messages look like."""
+    """Serves ServerReflection for one server."""
 
     def __init__(self, service_names: Sequence[str]) -> None:
-        """`service_names` are those of the other services; reflection itself is added."""
+        """`service_names` are the server's other services; reflection itself is added."""
         self._names = [*service_names, SERVICE_NAME]
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of the one method that there is; None for any other method."""
+        """The handler of ServerReflectionInfo, or None for any other method."""
         if handler_call_details.method != _METHOD:
             return None
         from grpc_reflection.v1alpha import reflection, reflection_pb2

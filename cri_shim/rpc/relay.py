@@ -1,9 +1,9 @@
-"""Progress on its way to a client: it may come faster than it can be sent, and the work never waits for it.
+"""Sends the progress of a piece of work to a client, without slowing the work down to the client's speed.
 
 Rules:
-- Of each thing that is told about, the latest word is kept; what comes in between is skipped. The last word is sent.
-- A `send` under way is awaited to its end, also when the work fails: grpc never finishes a call of which a write was
-  cut off. So this is no task group, which would cancel the sender.
+- Per subject only the latest message is kept. Earlier unsent ones are dropped; the last one is always sent.
+- A `send` under way is awaited to its end, also if the work fails: grpc never finishes a call whose write was
+  cancelled. Hence `gather` and not a TaskGroup, which would cancel the sender.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Relay(Generic[M]):
-    """Between work that tells and a client that is told."""
+    """Holds the messages that wait to be sent, at most one per subject."""
 
     def __init__(self) -> None:
         self._waiting: dict[Hashable, M] = {}
@@ -28,16 +28,16 @@ class Relay(Generic[M]):
         self._over = asyncio.Event()
 
     def tell(self, about: Hashable, message: M) -> None:
-        """Send `message`, unless a newer one `about` the same comes first. Cheap to call often."""
+        """Queue `message`; it replaces an unsent one with the same subject `about`. Cheap to call often."""
         self._waiting[about] = message
         self._news.set()
 
     async def run(
         self, work: Callable[[], Awaitable[T]], send: Callable[[M], Awaitable[None]]
     ) -> T:
-        """Do the work and meanwhile send what is told, at most every `INTERVAL_S`; once per relay.
+        """Run the work and send queued messages meanwhile, at most every `INTERVAL_S`. Call it once per relay.
 
-        Raises what the work raises, else what `send` raises.
+        Returns the work's result. Raises what the work raises, else what `send` raises.
         """
         done, sent = await asyncio.gather(
             self._until_over(work), self._send_each(send), return_exceptions=True
@@ -68,4 +68,4 @@ class Relay(Generic[M]):
                 async with asyncio.timeout(INTERVAL_S):
                     await self._over.wait()
             except TimeoutError:
-                pass  # not over yet
+                pass  # the work goes on

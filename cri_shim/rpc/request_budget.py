@@ -1,14 +1,14 @@
-"""How much memory the requests under way may hold together: each from its arrival to its answer.
+"""Bounds the memory of all requests under way, each counted from its arrival to its answer.
 
 Rules:
-- What counts is a request's bytes on the wire. What is made of them, a message and for a moment a document of it, takes
-  some five times as many.
-- Ordinary requests and large ones have a pool each, so that large ones never keep an exec or a list out.
-- Of what others leave of a pool a tenant, a pod's namespace, has half: whatever its pods do, another's request finds
-  room. Who has nothing under way may have one that is larger.
-- What finds no room is refused at once, and undecoded: to wait would hold what there is no room for. A kubelet
-  calls again.
-- A large one is decoded in a turn of the loop of its own: eight of them in one turn were a stall.
+- A request counts with its bytes on the wire. The decoded message, and for a moment its JSON document, take some five
+  times as many.
+- Ordinary and large requests have a pool each, so that large ones never keep an exec or a list out.
+- A tenant (a pod's namespace) may use half of what the others leave of a pool, so that another tenant's request finds
+  room. A tenant with nothing under way may have one request of any size that the pool has room for.
+- A request without room is refused at once, undecoded: waiting requests would hold the very memory that is short.
+  Kubelet retries.
+- Each large request is decoded in a turn of the event loop of its own: eight in one turn stalled the loop.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store.store import Container, Sandbox
 
 LARGE_BYTES: Final = 64 << 10
-"""A request of more is a large one: a container with more than a thousand variables."""
+"""A larger request counts as large: a container with more than a thousand environment variables."""
 _FIELD_1: Final = b"\x0a"
 _MAX_VARINT_BYTES: Final = 6
 _MAX_ID_BYTES: Final = 64
 _MAX_HEAD_BYTES: Final = 8192
-"""Of a new pod's configuration, whose metadata come first."""
+"""How much of a new pod's configuration is read to find its namespace; the metadata come first in it."""
 _MAX_NAMESPACE_CHARS: Final = 63
 MAX_LARGE_BYTES: Final = 4 << 20
-"""Of all large requests under way. One alone may be larger."""
+"""The pool of large requests. A single request may exceed it, if no other large one is under way."""
 MAX_ORDINARY_BYTES: Final = 8 << 20
-"""Of all others: hundreds of creations."""
+"""The pool of ordinary requests: room for hundreds of creations."""
 
 
 class _Pool:
-    """The requests under way of one kind."""
+    """The bytes under way of one kind of request, in total and by tenant."""
 
     def __init__(self, most: int, kind: str) -> None:
         self._most = most
@@ -57,9 +57,11 @@ class _Pool:
         own = self._of[tenant]
         others = self._total - own
         if self._total and self._total + size > self._most:
-            self._refuse(size, f"all {self._kind} requests under way have {self._total}")
+            self._refuse(size, f"all {self._kind} requests under way hold {self._total}")
         if own and own + size > (self._most - others) // 2:
-            self._refuse(size, f"those of {tenant} under way have {own}, others {others}")
+            self._refuse(
+                size, f"{self._kind} requests under way of {tenant} hold {own}, others {others}"
+            )
         self._total += size
         self._of[tenant] += size
         try:
@@ -72,12 +74,12 @@ class _Pool:
 
     def _refuse(self, size: int, why: str) -> None:
         raise ResourceExhaustedError(
-            f"the request has {size} bytes, and {why} of {self._most}: call again when some have ended"
+            f"no room for a request of {size} bytes: {why} of {self._most} bytes; retry when some have ended"
         )
 
 
 class RequestBudget:
-    """Of one daemon, for all its servers; on the loop's thread only."""
+    """The budget of one daemon, shared by all its servers. Not thread-safe: used on the event loop's thread only."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class RequestBudget:
         max_large_bytes: int = MAX_LARGE_BYTES,
         max_ordinary_bytes: int = MAX_ORDINARY_BYTES,
     ) -> None:
-        """`tenant` names whose a request is."""
+        """`tenant` returns the tenant of an encoded request."""
         self._tenant = tenant
         self._ordinary = _Pool(max_ordinary_bytes, "ordinary")
         self._large = _Pool(max_large_bytes, "large")
@@ -94,14 +96,14 @@ class RequestBudget:
 
     @contextmanager
     def held(self, raw: bytes) -> Iterator[None]:
-        """Count a request while the block runs. Raises ResourceExhaustedError where there is no room."""
+        """Count a request while the block runs. Raises ResourceExhaustedError if the pool has no room for it."""
         pool = self._large if len(raw) > LARGE_BYTES else self._ordinary
         with pool.held(len(raw), self._tenant(raw)):
             yield
 
     @asynccontextmanager
     async def decoding(self, raw: bytes) -> AsyncIterator[None]:
-        """Decode in this block. A large one waits for those before it, and what follows is in another turn."""
+        """Decode the request in this block. Large requests are decoded one by one, each in its own turn of the loop."""
         if len(raw) <= LARGE_BYTES:
             yield
             return
@@ -116,9 +118,9 @@ def tenant_of_request(
     sandbox: Callable[[str], Sandbox | None],
     container: Callable[[str], Container | None],
 ) -> str:
-    """The namespace of the pod that a request is about; of what is about none, or an unknown one, "no pod".
+    """The namespace of the pod that an encoded request concerns, or "no pod" if there is none or it is unknown.
 
-    Told by the first field, which names the object in every request that can be large, and which clients write first.
+    Only field 1 is read: it identifies the object in every request that can be large, and encoders write it first.
     """
     first = _first_field(raw)
     object_id = first.decode("ascii", "replace") if len(first) <= _MAX_ID_BYTES else ""
@@ -132,7 +134,7 @@ def tenant_of_request(
 
 
 def _namespace_of_config(config: bytes) -> str:
-    """Of a new pod's."""
+    """The namespace in an encoded PodSandboxConfig, of which the beginning suffices."""
     try:
         return api.PodSandboxMetadata.FromString(_first_field(config)).namespace
     except DecodeError:
@@ -140,7 +142,7 @@ def _namespace_of_config(config: bytes) -> str:
 
 
 def _first_field(raw: bytes) -> bytes:
-    """The bytes of field 1, a string or message, if it comes first; of a longer one the beginning."""
+    """The beginning of field 1, a string or a message, if the encoding starts with it; else b""."""
     if not raw.startswith(_FIELD_1):
         return b""
     size = shift = 0

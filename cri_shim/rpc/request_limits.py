@@ -1,12 +1,12 @@
-"""How much a request may hold: bytes, entries of each list and map, characters of each string and map.
+"""Bounds the size of a request and of its parts: entries of each list and map, characters of each string and map.
 
 Rules:
-- What passes here is bounded in every part, so that whatever is linear in a part is short. Who knows a narrower bound
-  of a field (a path, a host name, a sysctl) checks it where the field is used.
-- A limit is what the kernel or Kubernetes can take anyway, with room; nobody's honest request comes near the others.
-- An ordinary request is told by its size alone to be within all limits.
+- Every part of an accepted request is bounded, so that code that is linear in a part is fast. A narrower bound of a
+  field (a path, a host name, a sysctl) is checked where the field is used.
+- Each limit is at least what the kernel or Kubernetes accepts, so that no honest request is refused.
+- A request of at most `MAX_CHARS` bytes cannot exceed a limit, and is not searched.
 
-`execve(2)`: MAX_ARG_STRLEN for one word or variable, three quarters of 8 MiB for all of them.
+execve(2) bounds one argument or variable to MAX_ARG_STRLEN, and all of them to three quarters of 8 MiB.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 MAX_REQUEST_BYTES: Final = 8 << 20
-"""The most that the kernel takes as words and variables of a process, 6 MiB, and 2 MiB for everything else."""
+"""6 MiB, the most that execve(2) takes as arguments and variables, and 2 MiB for everything else."""
 MAX_ENTRIES: Final = 10_000
-"""Of a list or map that isn't named below."""
+"""The most entries of a list or map that has no limit of its own below."""
 MAX_CHARS: Final = 4096
-"""Of a string that isn't named below: as many as a path can have."""
+"""The longest string that has no limit of its own below: PATH_MAX."""
 MAX_MAP_CHARS: Final = 524_288
-"""Of all keys and values of one map. Lists repeat labels and annotations, and a list has to fit into one answer.
-Kubernetes allows 256 KiB of annotations; kubelet adds some."""
+"""Characters of all keys and values of one map. Kubernetes allows 256 KiB of annotations, and kubelet adds some.
+The bound matters since List responses repeat labels and annotations, and must fit into one message."""
 
 _MAX_WORD_BYTES: Final = 131_071
 _MAX_ENTRIES_OF: Final = {
-    # 5,000 services are 35,000 variables.
+    # Kubelet sets seven variables for each service of the namespace: 5,000 services make 35,000 variables.
     **dict.fromkeys(("envs", "command", "args", "cmd"), 65_536),
     "supplemental_groups": 65_536,  # the kernel's NGROUPS_MAX
     "port": 65_536,
@@ -46,22 +46,25 @@ _MAX_CHARS_OF: Final = {
 
 
 def check_size(raw: bytes) -> None:
-    """Raises InvalidArgumentError for a request of more bytes than can be of use, before it is decoded."""
+    """Check an encoded request. Raises InvalidArgumentError if it has more than `MAX_REQUEST_BYTES`."""
     if len(raw) > MAX_REQUEST_BYTES:
         raise InvalidArgumentError(
-            f"the request has {len(raw)} bytes: at most {MAX_REQUEST_BYTES} can be of use to any container"
+            f"the request has {len(raw)} bytes; the limit is {MAX_REQUEST_BYTES}: send less"
         )
 
 
 def check_parts(message: Message, size: int) -> None:
-    """`size` is the message's on the wire. Raises InvalidArgumentError naming the field, what it has and may have."""
-    # Neither a string nor a list in it can be larger than the whole, and no limit is smaller than this.
+    """Check the parts of a decoded request, of `size` bytes on the wire.
+
+    Raises InvalidArgumentError with the field's path, its size and its limit.
+    """
+    # No string or list is longer than the whole message, and no limit is below MAX_CHARS: small requests need no walk.
     if size > MAX_CHARS:
         _check(message, "")
 
 
 class _Field(NamedTuple):
-    """What is to be looked at in a field of a message."""
+    """The limits of one field of a message."""
 
     name: str
     max_entries: int
@@ -72,7 +75,7 @@ class _Field(NamedTuple):
 
 @cache
 def _fields(descriptor: Descriptor) -> dict[str, tuple[_Field, bool]]:
-    """By name, those that can be too large, and whether each is a map."""
+    """The fields of a message type that can be too large, by name, each with whether it is a map."""
     found = {}
     for field in descriptor.fields:
         entry = field.message_type
@@ -92,7 +95,8 @@ def _fields(descriptor: Descriptor) -> dict[str, tuple[_Field, bool]]:
 
 
 def _check(message: Message, prefix: str) -> None:
-    # Not by `ByteSize` of each message on the way: that encodes megabytes once more at each level.
+    # The walk does not prune by `ByteSize` of each submessage: upb encodes the message to compute it, and would encode
+    # megabytes again at every level.
     fields = _fields(message.DESCRIPTOR)
     for descriptor, value in message.ListFields():
         if descriptor.name not in fields:
@@ -109,13 +113,15 @@ def _check(message: Message, prefix: str) -> None:
 
 def _check_entries(field: _Field, path: str, entries: Any, *, is_map: bool) -> None:  # noqa: ANN401 - a protobuf container
     if len(entries) > field.max_entries:
-        raise InvalidArgumentError(f"{path}: {len(entries)} entries: at most {field.max_entries}")
+        raise InvalidArgumentError(
+            f"{path} has {len(entries)} entries; the limit is {field.max_entries}"
+        )
     if is_map:
         if field.is_text:
             total = sum(map(len, entries)) + sum(map(len, entries.values()))
             if total > MAX_MAP_CHARS:
                 raise InvalidArgumentError(
-                    f"{path}: {total} characters in all keys and values: at most {MAX_MAP_CHARS}"
+                    f"{path} has {total} characters in all keys and values; the limit is {MAX_MAP_CHARS}"
                 )
     elif field.is_text:
         for index, value in enumerate(entries):
@@ -129,4 +135,4 @@ def _check_entries(field: _Field, path: str, entries: Any, *, is_map: bool) -> N
 
 def _refuse(path: str, value: str | bytes, most: int) -> None:
     unit = "characters" if isinstance(value, str) else "bytes"
-    raise InvalidArgumentError(f"{path}: {len(value)} {unit}: at most {most}")
+    raise InvalidArgumentError(f"{path} has {len(value)} {unit}; the limit is {most}")

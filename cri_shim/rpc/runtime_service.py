@@ -1,11 +1,12 @@
-"""RuntimeService: one short method per RPC that checks fields, calls the use case and encodes the answer.
+"""CRI's RuntimeService: one short method per RPC that checks required fields, calls `sandbox` and builds the response.
 
-It is as long as the list of RPCs.
+The module is as long as the list of RPCs.
 
 Rules:
-- No decision about pods or containers is taken here, and no state is kept.
-- An RPC without a method here is answered UNIMPLEMENTED by `handlers`.
-- The collaborators are protocols, as narrow as what is called; the daemon passes the real use cases.
+- Methods decide nothing about pods or containers and keep no state.
+- `handlers` answers UNIMPLEMENTED for an RPC without a method here.
+- The collaborators are protocols that list only what is called here (`use_cases`).
+- Methods raise what their collaborators raise; `status` maps the class of the error to a gRPC code.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 KUBELET_API_VERSION: Final = "0.1.0"
-"""What kubelet compares the answer's `version` with; it is not the version of anything."""
+"""The value of `version` that kubelet expects in VersionResponse; it has stayed the same in all versions of CRI."""
 MAX_SECONDS: Final = 1 << 31
-"""Longer grace periods and timeouts (68 years) are taken as this."""
+"""Longer grace periods and timeouts are reduced to this (68 years), which asyncio's timers can represent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Whether a part of the node can do its work; `reason` (one word) and `message` say why not."""
+    """A condition of RuntimeStatus. If it is not `ok`, `reason` (one CamelCase word) and `message` say why."""
 
     ok: bool
     reason: str = ""
@@ -52,7 +53,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class HandlerFacts:
-    """A runtime handler as Status shows it."""
+    """A runtime handler and its features, for Status."""
 
     name: str
     recursive_read_only_mounts: bool = False
@@ -61,36 +62,36 @@ class HandlerFacts:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """What Status is made of."""
+    """The content of a StatusResponse."""
 
     runtime: Condition
     network: Condition
     handlers: Sequence[HandlerFacts] = ()
-    """Those that work; the default one also as "", which is how pods ask for it."""
+    """The handlers that work. The default handler is listed also as "", the name that pods without a handler use."""
     supplemental_groups_policy: bool = False
     user_namespaces_host_network: bool = False
     mount_options: bool = False
 
 
 class Node(Protocol):
-    """Facts about this node and daemon."""
+    """The node's and daemon's status and configuration."""
 
     def status(self) -> NodeStatus:
-        """How it is now."""
+        """The status at this moment."""
 
     def info(self) -> Mapping[str, object]:
-        """Documents by name for Status(verbose): the effective configuration, the last CNI load, …"""
+        """The documents of a verbose Status, by name: the effective configuration, the last CNI load and others."""
 
     def update_pod_cidr(self, pod_cidr: str) -> None:
-        """Which addresses the node's pods shall have: ranges, separated by commas."""
+        """Note the node's pod address ranges: CIDRs, separated by commas."""
 
     def uses_systemd_cgroups(self) -> bool:
-        """Who makes the pods' cgroups: systemd, or we."""
+        """Whether systemd makes the pods' cgroups, and not cri-shim itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeService:
-    """The RPCs of `runtime.v1.RuntimeService`, and of its older namesake."""
+    """The RPCs of `runtime.v1.RuntimeService` and `runtime.v1alpha2.RuntimeService`."""
 
     pods: Pods
     containers: Containers
@@ -98,13 +99,13 @@ class RuntimeService:
     streams: StreamRequests
     node: Node
     layers_mountpoint: Path
-    """What clients are told holds the writable layers; ImageFsInfo says the same."""
+    """A directory on the file system of the writable layers, the same as in ImageFsInfo's response."""
     api_version: str = "v1"
 
     # --- the server ----------------------------------------------------------------------------------------------
 
     async def version(self, request: api.VersionRequest) -> api.VersionResponse:
-        """Who answers."""
+        """Name and version of this runtime, and the API version of the service that was called."""
         return api.VersionResponse(
             version=KUBELET_API_VERSION,
             runtime_name="cri-shim",
@@ -113,7 +114,7 @@ class RuntimeService:
         )
 
     async def status(self, request: api.StatusRequest) -> api.StatusResponse:
-        """Whether pods can be run."""
+        """Whether the runtime and the pod network are ready, and which features the handlers have."""
         status = self.node.status()
         response = api.StatusResponse(
             status=api.RuntimeStatus(
@@ -142,21 +143,21 @@ class RuntimeService:
         return response
 
     async def runtime_config(self, request: api.RuntimeConfigRequest) -> api.RuntimeConfigResponse:
-        """The cgroup driver that kubelet shall use as well."""
+        """The cgroup driver in use. Kubelet adopts it, so that both write to the same cgroups."""
         driver = api.SYSTEMD if self.node.uses_systemd_cgroups() else api.CGROUPFS
         return api.RuntimeConfigResponse(linux=api.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
     async def update_runtime_config(
         self, request: api.UpdateRuntimeConfigRequest
     ) -> api.UpdateRuntimeConfigResponse:
-        """Take note of the node's pod addresses."""
+        """Note the node's pod address ranges, for CNI configuration templates."""
         self.node.update_pod_cidr(request.runtime_config.network_config.pod_cidr)
         return api.UpdateRuntimeConfigResponse()
 
     # --- sandboxes -----------------------------------------------------------------------------------------------
 
     async def run_pod_sandbox(self, request: api.RunPodSandboxRequest) -> api.RunPodSandboxResponse:
-        """Make a pod's sandbox."""
+        """Create and start a pod's sandbox."""
         require(
             request,
             "config",
@@ -179,7 +180,7 @@ class RuntimeService:
     async def remove_pod_sandbox(
         self, request: api.RemovePodSandboxRequest
     ) -> api.RemovePodSandboxResponse:
-        """Take a sandbox away."""
+        """Remove a sandbox and its containers."""
         require(request, "pod_sandbox_id")
         await self.pods.remove_pod_sandbox(request.pod_sandbox_id)
         return api.RemovePodSandboxResponse()
@@ -187,7 +188,7 @@ class RuntimeService:
     async def update_pod_sandbox_resources(
         self, request: api.UpdatePodSandboxResourcesRequest
     ) -> api.UpdatePodSandboxResourcesResponse:
-        """Take note of a pod's new size."""
+        """Note a pod's new resources and overhead."""
         require(request, "pod_sandbox_id")
         await self.pods.update_pod_sandbox_resources(
             request.pod_sandbox_id, request.overhead, request.resources
@@ -197,14 +198,14 @@ class RuntimeService:
     async def pod_sandbox_status(
         self, request: api.PodSandboxStatusRequest
     ) -> api.PodSandboxStatusResponse:
-        """One sandbox, with its containers, newest first.
+        """Show one sandbox and its containers, the newest container first.
 
-        A kubelet takes the first container of a name for the present one. It does that where `timestamp` is set, which
-        belongs to the container events (KEP-3386) that this server does not send: so the field stays unset.
+        `timestamp` stays unset: it belongs to the container events of KEP-3386, which this server does not send. If it
+        is set, kubelet uses `containers_statuses`, and takes the first container of a name as the current one.
         """
         require(request, "pod_sandbox_id")
         sandbox = self.pods.find(request.pod_sandbox_id)
-        # First, for it takes a while: status and details are then of one moment.
+        # Collecting the details takes a while. They come first, so that the status is not older than they are.
         info = await self.pods.verbose_info(sandbox) if request.verbose else None
         response = api.PodSandboxStatusResponse(
             status=pods_.pod_sandbox_status(sandbox),
@@ -218,14 +219,14 @@ class RuntimeService:
         return response
 
     async def list_pod_sandbox(self, request: api.ListPodSandboxRequest) -> Encoded:
-        """All sandboxes that the filter lets through."""
+        """List the sandboxes that match the filter."""
         chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
         return joined(chosen, pods_.list_entry)
 
     async def stream_pod_sandboxes(
         self, request: api.StreamPodSandboxesRequest, send: Send
     ) -> None:
-        """The same in pieces: for more sandboxes than one message can hold."""
+        """List sandboxes in several messages, for lists that exceed one message."""
         chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
         await send_in_pieces(map(pods_.list_entry, chosen), send)
 
@@ -234,7 +235,7 @@ class RuntimeService:
     async def create_container(
         self, request: api.CreateContainerRequest
     ) -> api.CreateContainerResponse:
-        """Make a container in a sandbox."""
+        """Create a container in a sandbox."""
         require(
             request,
             "pod_sandbox_id",
@@ -252,15 +253,15 @@ class RuntimeService:
     async def start_container(
         self, request: api.StartContainerRequest
     ) -> api.StartContainerResponse:
-        """Start a container."""
+        """Start a created container."""
         require(request, "container_id")
         await self.containers.start_container(request.container_id)
         return api.StartContainerResponse()
 
     async def stop_container(self, request: api.StopContainerRequest) -> api.StopContainerResponse:
-        """Stop a container, with a grace period."""
+        """Stop a container: its stop signal, then SIGKILL after `timeout` seconds."""
         require(request, "container_id")
-        # A negative grace period is none: kubelet has sent such in the past, and refusing would leave a pod stuck.
+        # A negative timeout counts as 0: kubelets have sent it, and an error here would leave the pod terminating.
         timeout_s = min(max(request.timeout, 0), MAX_SECONDS)
         await self.containers.stop_container(request.container_id, timeout_s)
         return api.StopContainerResponse()
@@ -268,25 +269,25 @@ class RuntimeService:
     async def remove_container(
         self, request: api.RemoveContainerRequest
     ) -> api.RemoveContainerResponse:
-        """Take a container away."""
+        """Remove a container; a running one is killed first."""
         require(request, "container_id")
         await self.containers.remove_container(request.container_id)
         return api.RemoveContainerResponse()
 
     async def list_containers(self, request: api.ListContainersRequest) -> Encoded:
-        """All containers that the filter lets through."""
+        """List the containers that match the filter."""
         chosen = containers_.selected(self.containers.list_containers(), request.filter)
         return joined(chosen, containers_.list_entry)
 
     async def stream_containers(self, request: api.StreamContainersRequest, send: Send) -> None:
-        """The same in pieces: for more containers than one message can hold."""
+        """List containers in several messages, for lists that exceed one message."""
         chosen = containers_.selected(self.containers.list_containers(), request.filter)
         await send_in_pieces(map(containers_.list_entry, chosen), send)
 
     async def container_status(
         self, request: api.ContainerStatusRequest
     ) -> api.ContainerStatusResponse:
-        """One container."""
+        """Show one container."""
         require(request, "container_id")
         container = self.containers.find(request.container_id)
         info = await self.containers.verbose_info(container) if request.verbose else None
@@ -298,21 +299,23 @@ class RuntimeService:
     async def update_container_resources(
         self, request: api.UpdateContainerResourcesRequest
     ) -> api.UpdateContainerResourcesResponse:
-        """Change a container's limits."""
+        """Change the resource limits of a container."""
         require(request, "container_id")
         if request.HasField("windows"):
-            raise InvalidArgumentError("windows: this node runs Linux")
+            raise InvalidArgumentError(
+                "UpdateContainerResourcesRequest: windows is set, but this node runs Linux"
+            )
         await self.containers.update_container_resources(
             request.container_id, request.linux, request.annotations
         )
         return api.UpdateContainerResourcesResponse()
 
     async def exec_sync(self, request: api.ExecSyncRequest) -> api.ExecSyncResponse:
-        """Run a command in a container and wait for it."""
+        """Run a command in a container and return its output and exit code. A `timeout` of 0 seconds means none."""
         require(request, "container_id", "cmd")
         if request.timeout < 0:
             raise InvalidArgumentError(
-                f"ExecSyncRequest: timeout is {request.timeout} s; 0 means none, less is impossible"
+                f"ExecSyncRequest: timeout is {request.timeout} s; it must be 0 (no timeout) or more"
             )
         result = await self.containers.exec_sync(
             request.container_id, request.cmd, min(request.timeout, MAX_SECONDS)
@@ -324,7 +327,7 @@ class RuntimeService:
     async def reopen_container_log(
         self, request: api.ReopenContainerLogRequest
     ) -> api.ReopenContainerLogResponse:
-        """Make a container's log a new file; answered once that file exists."""
+        """Open a container's log file anew, after kubelet renamed it. Returns once the new file exists."""
         require(request, "container_id")
         await self.containers.reopen_container_log(request.container_id)
         return api.ReopenContainerLogResponse()
@@ -332,7 +335,7 @@ class RuntimeService:
     # --- streams -------------------------------------------------------------------------------------------------
 
     async def exec(self, request: api.ExecRequest) -> api.ExecResponse:
-        """Where a client can run a command in a container."""
+        """Return a one-time URL at which a client can run a command in a container."""
         require(request, "container_id", "cmd")
         url = self.streams.exec(
             request.container_id,
@@ -345,7 +348,7 @@ class RuntimeService:
         return api.ExecResponse(url=url)
 
     async def attach(self, request: api.AttachRequest) -> api.AttachResponse:
-        """Where a client can join a container's streams."""
+        """Return a one-time URL at which a client can attach to a container's streams."""
         require(request, "container_id")
         url = self.streams.attach(
             request.container_id,
@@ -357,7 +360,7 @@ class RuntimeService:
         return api.AttachResponse(url=url)
 
     async def port_forward(self, request: api.PortForwardRequest) -> api.PortForwardResponse:
-        """Where a client can connect to a pod's ports."""
+        """Return a one-time URL at which a client can connect to a pod's ports."""
         require(request, "pod_sandbox_id")
         url = self.streams.port_forward(request.pod_sandbox_id, list(request.port))
         return api.PortForwardResponse(url=url)
@@ -367,18 +370,18 @@ class RuntimeService:
     async def container_stats(
         self, request: api.ContainerStatsRequest
     ) -> api.ContainerStatsResponse:
-        """What one container uses."""
+        """Resource usage of one container."""
         require(request, "container_id")
         container = self.containers.find(request.container_id)
         usages = await self.stats.container_stats([container])
         if not usages:
-            raise NotFoundError("container", request.container_id, "it was removed meanwhile")
+            raise NotFoundError("container", request.container_id, "it was removed during the call")
         return api.ContainerStatsResponse(stats=self._container_stats(usages[0]))
 
     async def list_container_stats(
         self, request: api.ListContainerStatsRequest
     ) -> api.ListContainerStatsResponse:
-        """What the containers that the filter lets through use."""
+        """Resource usage of the containers that match the filter."""
         chosen = containers_.selected(self.containers.list_containers(), request.filter)
         usages = await self.stats.container_stats(chosen)
         return api.ListContainerStatsResponse(stats=map(self._container_stats, usages))
@@ -386,7 +389,7 @@ class RuntimeService:
     async def stream_container_stats(
         self, request: api.StreamContainerStatsRequest, send: Send
     ) -> None:
-        """The same in pieces."""
+        """Resource usage in several messages, for lists that exceed one message."""
         chosen = containers_.selected(self.containers.list_containers(), request.filter)
         usages = await self.stats.container_stats(chosen)
         await send_in_pieces(map(self._streamed, usages), send)
@@ -401,7 +404,7 @@ class RuntimeService:
 
 
 def json_text(document: object) -> str:
-    """A document of a verbose answer; keys of no string and values of no JSON type are spelled out."""
+    """Encode a document of a verbose response. Values without a JSON type are written as `str` gives them."""
     return msgspec.json.encode(document, enc_hook=str).decode()
 
 

@@ -1,4 +1,4 @@
-"""Whether this daemon's own CRI answers: asked over its own socket, as a client would."""
+"""Checks that this daemon's CRI socket answers, by a call over that socket as a client would make it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class SelfCheck:
-    """A connection that is kept. Used on the loop that the server runs on: one that doesn't turn doesn't answer."""
+    """A persistent channel to the daemon's own socket.
+
+    It is used on the server's event loop, so that it fails also if the loop does not turn.
+    """
 
     def __init__(self, socket_path: Path) -> None:
         self._channel = grpc.aio.insecure_channel(
@@ -23,7 +26,7 @@ class SelfCheck:
         self._runtime = RuntimeServiceStub(self._channel)
 
     async def problem(self, timeout_s: float) -> str:
-        """What `Version`, which is answered in every phase, failed with; "" if it did not."""
+        """Call `Version`, which is served in every phase. Returns the error's code and text, or "" on success."""
         try:
             await self._runtime.Version(api.VersionRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
@@ -31,5 +34,5 @@ class SelfCheck:
         return ""
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the channel."""
         await self._channel.close(None)

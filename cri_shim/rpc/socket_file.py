@@ -1,8 +1,8 @@
-"""A unix socket that appears at its path complete: with its mode, its group, and somebody listening.
+"""Places a unix socket at its path only when it is complete: with mode and group set and a server listening.
 
-grpc binds with mode 0755 and unlinks what it bound when it stops, which by then may be another server's socket. So it
-binds inside a directory that only we may enter; mode and group are set there, a rename puts the socket in its place,
-and at the end the path is removed only if it still leads to our inode.
+grpc binds a socket with mode 0755 and the process's group. When it stops, it unlinks the path that it bound, which by
+then may be another server's socket. So grpc binds in a directory that only root may enter. Mode and group are set
+there, and rename(2) moves the socket to its path. At the end the path is unlinked only if it still has our inode.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_PATH_BYTES: Final = 107
-"""`sun_path` of unix(7) less its final NUL."""
+"""The size of `sun_path` (unix(7)) without the final NUL."""
 _PROBE_TIMEOUT_S: Final = 1.0
 
 
 class SocketFile:
-    """The socket at `path`, on its way in and out. The caller holds the lock on `path`."""
+    """The socket at `path`. The caller holds the lock on `path`."""
 
     def __init__(self, path: Path, *, mode: int, group: str) -> None:
-        """`group` is a name or a number; empty keeps the process's own."""
+        """`group` is a name or a number; "" keeps the process's own group."""
         self.path = path
         self._mode = mode
         self._group = group
@@ -38,20 +38,20 @@ class SocketFile:
 
     @property
     def bind_path(self) -> Path:
-        """Where the server has to bind."""
+        """The path at which the server binds, between `prepare` and `publish`."""
         return self._directory / "s"
 
     def prepare(self) -> None:
-        """Make the private directory to bind in, over the remains of an earlier run.
+        """Make the private directory to bind in, and remove one that an earlier run left.
 
-        Raises: ConfigError when the path can't hold a socket, AlreadyExistsError when a server answers on it.
+        Raises: ConfigError if the path cannot hold a socket, AlreadyExistsError if a server answers on it.
         """
         if len(os.fsencode(self.bind_path)) > MAX_PATH_BYTES:
             raise ConfigError(
-                f"listen: the socket path {self.path} is too long: unix sockets have "
-                f"{MAX_PATH_BYTES} bytes, of which cri-shim needs 7 for itself"
+                f"listen: the socket path {self.path} is too long: a path of a unix socket has at most "
+                f"{MAX_PATH_BYTES} bytes, of which cri-shim needs 7 for a directory beside it; choose a shorter one"
             )
-        self._gid()  # an unknown group stops the start before anything is made
+        self._gid()  # fail on an unknown group before anything is created
         try:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._refuse_if_taken()
@@ -59,12 +59,14 @@ class SocketFile:
             self._directory.mkdir(mode=0o700)
             self._is_prepared = True
         except OSError as error:
-            raise ConfigError(f"listen: {self.path}: {error.strerror}") from error
+            raise ConfigError(
+                f"listen: cannot make a socket at {self.path}: {error.strerror}"
+            ) from error
 
     def publish(self) -> None:
-        """Give the bound socket its mode and group and move it to its path, replacing a dead one there.
+        """Give the bound socket its mode and group, and move it to its path, where it replaces a dead socket.
 
-        Raises: ConfigError when the host refuses.
+        Raises: ConfigError if chown(2), chmod(2) or rename(2) fails.
         """
         try:
             found = os.stat(self.bind_path)
@@ -76,10 +78,12 @@ class SocketFile:
             self._inode = (found.st_dev, found.st_ino)
             self._directory.rmdir()
         except OSError as error:
-            raise ConfigError(f"listen: {self.path}: {error.strerror}") from error
+            raise ConfigError(
+                f"listen: cannot place the socket at {self.path}: {error.strerror}"
+            ) from error
 
     def withdraw(self) -> None:
-        """Remove what is ours at the path or on the way to it; another server's socket stays."""
+        """Remove our socket, at its path or still in the private directory. Another server's socket stays."""
         if self._is_prepared:
             self._discard_directory()
             self._is_prepared = False
@@ -89,7 +93,7 @@ class SocketFile:
             if (found.st_dev, found.st_ino) == inode:
                 self.path.unlink()
         except FileNotFoundError:
-            pass  # somebody tidied up before us
+            pass  # someone else removed it
 
     def _gid(self) -> int | None:
         if not self._group:
@@ -100,7 +104,7 @@ class SocketFile:
             return grp.getgrnam(self._group).gr_gid
         except KeyError:
             raise ConfigError(
-                f"socket.group: this host has no group {quoted(self._group)}: create it, or name another"
+                f"socket.group: group {quoted(self._group)} does not exist on this host: create it, or set another"
             ) from None
 
     def _refuse_if_taken(self) -> None:
@@ -110,16 +114,16 @@ class SocketFile:
             return
         if not stat.S_ISSOCK(found.st_mode):
             raise ConfigError(
-                f"listen: {self.path} exists and is no socket: move it away, or listen elsewhere"
+                f"listen: {self.path} exists and is not a socket: move it away, or listen elsewhere"
             )
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_PROBE_TIMEOUT_S)
             try:
                 probe.connect(os.fspath(self.path))
             except (ConnectionRefusedError, FileNotFoundError):
-                return  # nobody listens: left behind by a process that was killed
+                return  # no process listens: a killed server left its socket behind
             except OSError:
-                pass  # e.g. its backlog is full: somebody is there all the same
+                pass  # e.g. EAGAIN for a full backlog: a server listens, though it does not accept
         raise AlreadyExistsError(
             f"listen: another server answers on {self.path}: stop it, or listen elsewhere"
         )
@@ -129,4 +133,4 @@ class SocketFile:
             self.bind_path.unlink(missing_ok=True)
             self._directory.rmdir()
         except FileNotFoundError:
-            pass  # the usual case: nothing was left behind
+            pass  # the usual case: no earlier run left anything

@@ -1,14 +1,15 @@
-"""From an exception to what a client is told: the only place where a gRPC code is chosen.
+"""Maps an exception to a gRPC status: the only place that chooses a gRPC code.
 
 Rules:
-- The class decides the code, looked up along its MRO, so that a new error class needs no row of its own.
-- Bound, then redact, then convert, in one expression: no text costs more than its bound, and a text that was not
-  redacted can't reach a client. (A peer redacted after converting, and registry tokens reached the events of pods.)
-- What the host lacks (descriptors, memory, threads) may show at any system call: wherever it does, it is
+- The error's class decides the code. It is looked up along the MRO, so that a subclass needs no row of its own.
+- A text is bounded, redacted and converted, in that order and in one expression. So redaction costs no more than the
+  bound, and no unredacted text reaches a client. (A peer redacted after the conversion, and registry tokens appeared in
+  the events of pods.)
+- Exhaustion of the host (descriptors, memory, threads) may surface at any system call, and is always
   RESOURCE_EXHAUSTED.
-- What else is not a `CriShimError` is a bug: its text goes to the log, with its traceback, and the client gets only the
-  request id to find it there.
-- `asyncio.CancelledError` is no `Exception`, so it never comes here.
+- Any other exception that is not a `CriShimError` is a bug. Its text and traceback go to the log; the client gets only
+  the request ID to find them there.
+- `asyncio.CancelledError` is no `Exception` and never comes here.
 """
 
 from __future__ import annotations
@@ -41,33 +42,33 @@ CODES: Final[dict[type, grpc.StatusCode]] = {
 }
 
 _THE_HOSTS: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE})
-"""Codes behind which a lack of the host may stand: a child that could not be started."""
+"""Codes that become RESOURCE_EXHAUSTED if exhaustion of the host is the cause, e.g. of a child that failed to start."""
 
 MAX_TEXT_BYTES: Final = 2400
-"""A status travels percent-encoded, up to three bytes for one, in headers of which many clients take 8 KiB."""
+"""grpc-message is percent-encoded, up to three bytes for each, and many clients accept 8 KiB of headers."""
 
 MAX_TRACEBACK_CHARS: Final = 65536
-"""Of a bug's traceback in the log; the frames come first, and the exception's own text, which may be long, last."""
+"""The longest traceback in the log. A cut takes its end, the exception's text, which may be long; the frames stay."""
 
 _CUT: Final = " […] "
 
 
 class Answer(NamedTuple):
-    """What a client is told about a failed call."""
+    """The status of a failed call."""
 
     code: grpc.StatusCode
     text: str
 
 
 def answer_to(error: Exception, request_id: str) -> Answer:
-    """The status for `error`; one that is not ours is logged with its traceback and answered without detail."""
+    """The status for `error`. An error that is not ours is logged with its traceback and answered without details."""
     if isinstance(error, errors.CriShimError):
         code = _code(type(error))
         if code in _THE_HOSTS and _stands_for_a_lack(error):
             code = grpc.StatusCode.RESOURCE_EXHAUSTED
         return Answer(code, _text_for_client(str(error)))
     if errors.is_lack(error):
-        text = f"the node is out of something: {error or repr(error)}: {errors.remedy(error)}"
+        text = f"the node ran out of a resource: {error or repr(error)}: {errors.remedy(error)}"
         return Answer(grpc.StatusCode.RESOURCE_EXHAUSTED, _text_for_client(text))
     log.error(
         "unexpected error: please report it",
@@ -77,7 +78,7 @@ def answer_to(error: Exception, request_id: str) -> Answer:
     )
     return Answer(
         grpc.StatusCode.INTERNAL,
-        f"unexpected error in cri-shim; its log tells more under request_id={request_id}",
+        f"unexpected error in cri-shim; see its log for request_id={request_id}",
     )
 
 
@@ -95,8 +96,8 @@ def _text_for_client(text: str) -> str:
 
 
 def _bounded(text: str) -> str:
-    """Cut from the middle what is too long: the step stands in front, a command's last words at the end."""
-    # Names of files may hold bytes that are no UTF-8 (surrogates here), which gRPC couldn't encode.
+    """Bound a text by cutting its middle: the step is at its beginning, a command's last output at its end."""
+    # A file name that is not UTF-8 contains surrogates in Python, which grpc cannot encode.
     raw = text.encode("utf-8", "backslashreplace")
     if len(raw) <= MAX_TEXT_BYTES:
         return raw.decode()

@@ -1,4 +1,4 @@
-"""Containers and their usage as CRI messages. Pure, but that a container keeps its encoded entry as sandboxes do."""
+"""Builds CRI messages of containers and their usage. Pure, except that a container keeps its encoded list entry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store.store import Container
 
 STATES: Final = {
-    # A container that is still being created is not shown; should it be, nothing is known of it.
+    # Lists and find leave out a container that is being created. The row keeps the mapping total.
     ContainerState.CREATING: api.CONTAINER_UNKNOWN,
     ContainerState.CREATED: api.CONTAINER_CREATED,
     ContainerState.RUNNING: api.CONTAINER_RUNNING,
@@ -30,11 +30,11 @@ STATES: Final = {
 }
 _FIRST_REAL_TIME_SIGNAL: Final = 34
 _LAST_SIGNAL: Final = 64
-"""From glibc's SIGRTMIN up to SIGRTMAX, CRI's enum counts on without gaps."""
+"""Between glibc's SIGRTMIN and SIGRTMAX the numbers of CRI's Signal enum are consecutive."""
 
 
 def list_entry(container: Container) -> bytes:
-    """A ListContainersResponse of this container alone, encoded; a StreamContainersResponse is the same on the wire."""
+    """An encoded ListContainersResponse with this container alone; StreamContainersResponse has the same encoding."""
     return kept(container, _encoded_entry)
 
 
@@ -43,7 +43,7 @@ def _encoded_entry(container: Container) -> bytes:
 
 
 def container_entry(container: Container) -> api.Container:
-    """What ListContainers tells about a container."""
+    """The entry of a container in ListContainersResponse."""
     record, config = container.record, container.config
     return api.Container(
         id=record.id,
@@ -60,7 +60,7 @@ def container_entry(container: Container) -> api.Container:
 
 
 def container_status(container: Container) -> api.ContainerStatus:
-    """What ContainerStatus tells about a container."""
+    """The status of a container in ContainerStatusResponse."""
     record, config, status = container.record, container.config, container.status
     message = api.ContainerStatus(
         id=record.id,
@@ -85,7 +85,8 @@ def container_status(container: Container) -> api.ContainerStatus:
     if config.linux.HasField("resources") or resources.ListFields():
         message.resources.linux.CopyFrom(resources)
     for volume in record.image_volumes:
-        # A kubelet's garbage collection looks for the IDs of ListImages here: what it doesn't find, it removes.
+        # Kubelet's image garbage collection compares these with the IDs of ListImages, and removes images that no
+        # container refers to.
         shown = message.mounts[volume.index].image
         shown.image = shown.image_ref = volume.image_id
     if status.user is not None:
@@ -96,7 +97,7 @@ def container_status(container: Container) -> api.ContainerStatus:
 
 
 def _image_shown(container: Container) -> api.ImageSpec:
-    """The request's image under its name: kubelets ask for an ID, and show their users what stands here."""
+    """The request's image, by its name if it has one: kubelet requests an ID, and shows users what is here."""
     spec = api.ImageSpec()
     spec.CopyFrom(container.config.image)
     spec.image = container.record.image_name or spec.image
@@ -104,10 +105,10 @@ def _image_shown(container: Container) -> api.ImageSpec:
 
 
 def container_stats(usage: ContainerUsage, *, mountpoint: str) -> api.ContainerStats:
-    """What ContainerStats tells about a container; what this node doesn't account stays unset.
+    """The usage of a container in ContainerStatsResponse. Values that this node does not account stay unset.
 
-    `mountpoint` stands for the file system of all writable layers, as in ImageFsInfo's answer: kubelet asks the
-    kernel about each one it has not seen.
+    `mountpoint` is a directory on the file system of all writable layers, the same as in ImageFsInfo's response:
+    kubelet calls statfs(2) on each one that it has not seen before.
     """
     record, config = usage.container.record, usage.container.config
     message = api.ContainerStats(
@@ -128,12 +129,12 @@ def container_stats(usage: ContainerUsage, *, mountpoint: str) -> api.ContainerS
 
 
 def metadata(of: ContainerMetadata) -> api.ContainerMetadata:
-    """CRI's form of a container's metadata."""
+    """A container's metadata as a CRI message."""
     return api.ContainerMetadata(name=of.name, attempt=of.attempt)
 
 
 def stop_signal(number: int) -> api.Signal.ValueType:
-    """CRI's name of a signal; the runtime's default for a number that CRI has no name for."""
+    """CRI's enum value of a signal, or SIGNAL_RUNTIME_DEFAULT for a number without one."""
     if _FIRST_REAL_TIME_SIGNAL <= number <= _LAST_SIGNAL:
         return api.Signal.Value(
             api.Signal.Name(api.SIGNAL_SIGRTMIN + number - _FIRST_REAL_TIME_SIGNAL)  # type: ignore[arg-type]
@@ -148,7 +149,7 @@ def selected(
     containers: Sequence[Container],
     filter_: api.ContainerFilter | api.ContainerStatsFilter,
 ) -> Sequence[Container]:
-    """Those that meet every condition of the filter; both IDs in it may be beginnings."""
+    """The containers that match every condition of the filter. Its container ID and sandbox ID may be prefixes."""
     chosen = containers
     if prefix := filter_.id:
         chosen = [each for each in chosen if each.record.id.startswith(prefix)]
@@ -184,7 +185,7 @@ def _set_cgroup(message: api.ContainerStats, cgroup: CgroupStats, nano_cores: in
 
 
 def _set(message: Message, **values: int | None) -> None:
-    """Set those UInt64Value fields whose values are known; 0 is known too."""
+    """Set the UInt64Value fields whose values are not None. `SetInParent` makes a 0 present on the wire."""
     for name, value in values.items():
         if value is not None:
             wrapper = getattr(message, name)

@@ -1,4 +1,4 @@
-"""Images as CRI messages, and what is found in them as those of the admin service. Pure."""
+"""Builds CRI messages of images, and admin messages of their damage. Pure."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ if TYPE_CHECKING:
     from cri_shim.image.registry.credentials import Credentials
 
 MAX_LISTED_ANNOTATIONS_BYTES: Final = 1 << 10
-"""Of an image in a list. Each may have sixteen times as much, and a thousand of those are all that a kubelet takes."""
+"""Annotations of one image in a list. An image may have 16 KiB, and a thousand such images would fill the 16 MiB that
+kubelet accepts as a response."""
 MAX_USER_CHARS: Final = 256
-"""Of a USER that is no number: an image may have one of a hundred thousand, which no container can run as."""
+"""The longest USER name in a message. An image may have one of 100,000 characters, as which no container can run."""
 MAX_UID: Final = (1 << 32) - 2
-"""The largest user; the kernel takes 2**32-1 for "no user"."""
+"""The largest user ID; the kernel uses 2**32-1 for "no user"."""
 
 
 def listed_image(image: Image) -> api.Image:
-    """The entry of ListImages: bounded, as those of all images together must fit what a kubelet takes."""
+    """The entry of an image in ListImagesResponse, with bounded annotations: all entries share one message."""
     return _entry(image, kept_annotations(image.annotations, MAX_LISTED_ANNOTATIONS_BYTES))
 
 
 def image_entry(image: Image) -> api.Image:
-    """What ImageStatus answers."""
+    """The image in ImageStatusResponse, with all its annotations."""
     return _entry(image, image.annotations)
 
 
@@ -47,7 +48,7 @@ def _entry(image: Image, annotations: Mapping[str, str]) -> api.Image:
     )
     user = image.config.user.partition(":")[0]
     if is_uid(user):
-        entry.uid.SetInParent()  # 0 is a user too, and the one that kubelet asks about
+        entry.uid.SetInParent()  # makes UID 0 present on the wire: kubelet checks for it with runAsNonRoot
         entry.uid.value = int(user)
     else:
         entry.username = user[:MAX_USER_CHARS]
@@ -55,7 +56,7 @@ def _entry(image: Image, annotations: Mapping[str, str]) -> api.Image:
 
 
 def credentials(auth: api.AuthConfig) -> Credentials | None:
-    """What a pull may show to the registry; None for nothing. Raises InvalidArgumentError for a malformed `auth`."""
+    """The credentials of a pull, or None for none. Raises InvalidArgumentError for a malformed `auth`."""
     return credentials_of(
         username=auth.username,
         password=auth.password,
@@ -67,7 +68,7 @@ def credentials(auth: api.AuthConfig) -> Credentials | None:
 
 
 def image_info(image: Image, configuration: bytes) -> dict[str, object]:
-    """What an operator may want to know beyond CRI's fields; `configuration` is the document it came with."""
+    """The verbose part of ImageStatusResponse; `configuration` is the image's configuration document."""
     return {
         "chainID": image.chain[-1] if image.chain else "",
         "layers": list(image.chain),
@@ -77,7 +78,7 @@ def image_info(image: Image, configuration: bytes) -> dict[str, object]:
 
 
 def damage_entry(finding: Finding, *, repaired: bool = False, reason: str = "") -> admin.Damage:
-    """A damage, and what became of it where it was to be repaired."""
+    """A damage, whether it was repaired, and if not the reason."""
     return admin.Damage(
         kind=finding.damage,
         object=finding.object,
@@ -89,8 +90,8 @@ def damage_entry(finding: Finding, *, repaired: bool = False, reason: str = "") 
 
 
 def is_uid(user: str) -> bool:
-    """Whether an image's user is a number that can be a user.
+    """Whether an image's USER is a valid numeric user ID.
 
-    Anything else is shown as a name, which kubelet doesn't take for "not root".
+    Anything else is sent as a username. With runAsNonRoot kubelet refuses a username, since it cannot verify it.
     """
     return user.isascii() and user.isdigit() and len(user) <= 10 and int(user) <= MAX_UID

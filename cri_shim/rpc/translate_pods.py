@@ -1,4 +1,4 @@
-"""Sandboxes as CRI messages. Pure, but that a sandbox keeps its encoded entry: kubelet lists them every second."""
+"""Builds CRI messages of sandboxes. Pure, except that a sandbox keeps its encoded entry: kubelet lists every second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store.store import Sandbox
 
 STATES: Final = {
-    # A sandbox that is still being created is not shown; should it be, it is not ready.
+    # Lists and find leave out a sandbox that is being created. The row keeps the mapping total.
     SandboxState.CREATING: api.SANDBOX_NOTREADY,
     SandboxState.READY: api.SANDBOX_READY,
     SandboxState.NOT_READY: api.SANDBOX_NOTREADY,
@@ -23,7 +23,7 @@ STATES: Final = {
 
 
 def list_entry(sandbox: Sandbox) -> bytes:
-    """A ListPodSandboxResponse of this sandbox alone, encoded; a StreamPodSandboxesResponse is the same on the wire."""
+    """An encoded ListPodSandboxResponse with this sandbox alone; StreamPodSandboxesResponse has the same encoding."""
     return kept(sandbox, _encoded_entry)
 
 
@@ -32,7 +32,7 @@ def _encoded_entry(sandbox: Sandbox) -> bytes:
 
 
 def pod_sandbox(sandbox: Sandbox) -> api.PodSandbox:
-    """What ListPodSandbox tells about a sandbox."""
+    """The entry of a sandbox in ListPodSandboxResponse."""
     record, config = sandbox.record, sandbox.config
     return api.PodSandbox(
         id=record.id,
@@ -46,7 +46,7 @@ def pod_sandbox(sandbox: Sandbox) -> api.PodSandbox:
 
 
 def pod_sandbox_status(sandbox: Sandbox) -> api.PodSandboxStatus:
-    """What PodSandboxStatus tells about a sandbox."""
+    """The status of a sandbox in PodSandboxStatusResponse."""
     record, config, status = sandbox.record, sandbox.config, sandbox.status
     return api.PodSandboxStatus(
         id=record.id,
@@ -64,14 +64,14 @@ def pod_sandbox_status(sandbox: Sandbox) -> api.PodSandboxStatus:
 
 
 def metadata(of: PodMetadata) -> api.PodSandboxMetadata:
-    """CRI's form of a pod's metadata."""
+    """A pod's metadata as a CRI message."""
     return api.PodSandboxMetadata(
         name=of.name, uid=of.uid, namespace=of.namespace, attempt=of.attempt
     )
 
 
 def selected(sandboxes: Sequence[Sandbox], filter_: api.PodSandboxFilter) -> Sequence[Sandbox]:
-    """Those that meet every condition of the filter; `id` may be the beginning of one."""
+    """The sandboxes that match every condition of the filter. Its `id` may be a prefix."""
     chosen = sandboxes
     if prefix := filter_.id:
         chosen = [each for each in chosen if each.record.id.startswith(prefix)]
@@ -84,12 +84,12 @@ def selected(sandboxes: Sequence[Sandbox], filter_: api.PodSandboxFilter) -> Seq
 
 
 def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether each label of the selector is there with the same value."""
+    """Whether `labels` has each label of the selector with the same value."""
     return all(labels.get(key) == value for key, value in selector.items())
 
 
 def _network(status: SandboxStatus) -> api.PodSandboxNetworkStatus:
-    """No address once the network is taken down: it may belong to another pod by now."""
+    """The pod's addresses; none once its network is torn down, since IPAM may have given them to another pod."""
     if not status.ips or status.torn_down:
         return api.PodSandboxNetworkStatus()
     first, *others = status.ips

@@ -1,5 +1,8 @@
-"""The services below as RuntimeService sees them: protocols as narrow as what it calls, so that tests need no
-kernel."""
+"""Protocols of the `sandbox` services that RuntimeService calls, so that its tests need no kernel.
+
+They list only what RuntimeService uses. Errors are those of the implementations in `sandbox`; each method with an ID
+raises NotFoundError for an unknown one, unless it says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +17,32 @@ if TYPE_CHECKING:
 
 
 class ExecResult(Protocol):
-    """What a command did."""
+    """The outcome of a command."""
 
     @property
     def stdout(self) -> bytes:
-        """What it wrote, bounded."""
+        """The command's standard output, bounded."""
 
     @property
     def stderr(self) -> bytes:
-        """What it complained, bounded."""
+        """The command's standard error, bounded."""
 
     @property
     def exit_code(self) -> int:
-        """128+n when signal n killed it."""
+        """The exit code; 128+n if signal n killed the command."""
 
 
 class Pods(Protocol):
-    """The use cases of sandboxes."""
+    """The calls about sandboxes."""
 
     async def run_pod_sandbox(self, config: api.PodSandboxConfig, handler: str) -> str:
-        """Make a sandbox; returns its ID."""
+        """Create and start a sandbox; returns its ID."""
 
     async def stop_pod_sandbox(self, sandbox_id: str) -> None:
-        """Stop it and all its containers."""
+        """Stop a sandbox and its containers. An unknown ID is a success."""
 
     async def remove_pod_sandbox(self, sandbox_id: str) -> None:
-        """Take it away."""
+        """Remove a sandbox and its containers. An unknown ID is a success."""
 
     async def update_pod_sandbox_resources(
         self,
@@ -47,34 +50,34 @@ class Pods(Protocol):
         overhead: api.LinuxContainerResources,
         resources: api.LinuxContainerResources,
     ) -> None:
-        """Take note of its new size."""
+        """Note a pod's new resources and overhead."""
 
     def find(self, id_or_prefix: str) -> Sandbox:
-        """The one with this ID."""
+        """The sandbox with this ID or prefix. Raises InvalidArgumentError for a prefix of several."""
 
     def list_pod_sandbox(self) -> Sequence[Sandbox]:
-        """All that are shown."""
+        """All sandboxes whose creation is complete."""
 
     async def verbose_info(self, sandbox: Sandbox) -> Mapping[str, object]:
-        """More, for a person."""
+        """The document of a verbose status."""
 
 
 class Containers(Protocol):
-    """The use cases of containers."""
+    """The calls about containers."""
 
     async def create_container(
         self, sandbox_id: str, config: api.ContainerConfig, sandbox_config: api.PodSandboxConfig
     ) -> str:
-        """Make a container; returns its ID."""
+        """Create a container; returns its ID."""
 
     async def start_container(self, container_id: str) -> None:
-        """Start it."""
+        """Start a created container."""
 
     async def stop_container(self, container_id: str, timeout_s: int) -> None:
-        """Stop it, with a grace period."""
+        """Stop a container; SIGKILL after `timeout_s` seconds. An unknown ID is a success."""
 
     async def remove_container(self, container_id: str) -> None:
-        """Take it away."""
+        """Remove a container. An unknown ID is a success."""
 
     async def update_container_resources(
         self,
@@ -82,38 +85,38 @@ class Containers(Protocol):
         resources: api.LinuxContainerResources,
         annotations: Mapping[str, str],
     ) -> None:
-        """Change its limits."""
+        """Change the resource limits of a container."""
 
     def find(self, id_or_prefix: str) -> Container:
-        """The one with this ID."""
+        """The container with this ID or prefix. Raises InvalidArgumentError for a prefix of several."""
 
     def list_containers(self) -> Sequence[Container]:
-        """All that are shown."""
+        """All containers whose creation is complete."""
 
     def containers_of(self, sandbox_id: str) -> Sequence[Container]:
-        """Of these, those of one sandbox."""
+        """The containers of one sandbox whose creation is complete, the oldest first."""
 
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
     ) -> ExecResult:
-        """Run a command in it; 0 seconds: no timeout."""
+        """Run a command in a container; `timeout_s` 0 means no timeout."""
 
     async def reopen_container_log(self, container_id: str) -> None:
-        """Reopen its log after a rotation."""
+        """Open a container's log file anew after a rotation."""
 
     async def verbose_info(self, container: Container) -> Mapping[str, object]:
-        """More, for a person."""
+        """The document of a verbose status."""
 
 
 class Stats(Protocol):
-    """What containers use."""
+    """Resource usage of containers."""
 
     async def container_stats(self, containers: Sequence[Container]) -> Sequence[ContainerUsage]:
-        """Usage of each of these that still is there."""
+        """The usage of each of these containers that still exists."""
 
 
 class StreamRequests(Protocol):
-    """Where clients can have streams; each returns a URL for one use."""
+    """The streaming calls; each returns a one-time URL."""
 
     def exec(
         self,
@@ -125,12 +128,12 @@ class StreamRequests(Protocol):
         stderr: bool,
         tty: bool,
     ) -> str:
-        """To run a command."""
+        """A URL to run a command in a container."""
 
     def attach(
         self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool, tty: bool
     ) -> str:
-        """To join a container."""
+        """A URL to attach to a container's streams."""
 
     def port_forward(self, sandbox_id: str, ports: Sequence[int]) -> str:
-        """To connect to ports of a pod."""
+        """A URL to connect to ports of a pod."""

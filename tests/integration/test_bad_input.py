@@ -373,7 +373,7 @@ NOT_SERVED = [rpc for rpc in SERVICE.methods if not hasattr(RuntimeService, pyth
 
 @pytest.mark.parametrize("rpc", NOT_SERVED, ids=lambda rpc: rpc.name)
 def test_part_of_the_api_that_is_not_served_says_so(client: Client, rpc: MethodDescriptor) -> None:
-    with refused(grpc.StatusCode.UNIMPLEMENTED, rpc.name, "does not serve"):
+    with refused(grpc.StatusCode.UNIMPLEMENTED, rpc.name, "does not implement"):
         answer = getattr(client.runtime, rpc.name)(getattr(api, rpc.input_type.name)(), timeout=10)
         if rpc.server_streaming:
             next(answer)

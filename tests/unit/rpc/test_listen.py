@@ -67,7 +67,7 @@ async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
 async def test_a_start_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "second").write_text("in the way")
     daemon = Daemon(tmp_path, urls=[f"unix://{tmp_path}/first", f"unix://{tmp_path}/second"])
-    with pytest.raises(ConfigError, match="second exists and is no socket"):
+    with pytest.raises(ConfigError, match="second exists and is not a socket"):
         await daemon.listeners.start()
     assert os.listdir(tmp_path) == ["second"]
 
@@ -87,7 +87,7 @@ async def test_the_number_of_listeners_is_bounded(tmp_path: Path, count: int) ->
 
 
 async def test_the_same_listener_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match="listed twice"):
         Daemon(tmp_path, urls=[f"unix://{tmp_path}/s"] * 2)
 
 
@@ -132,7 +132,7 @@ async def test_reflection_shows_every_service_of_both_versions(tmp_path: Path) -
 
 
 async def test_a_network_listener_needs_all_of_tls(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tls\.cert: needed"):
+    with pytest.raises(ConfigError, match=r"tls\.cert is not set"):
         Daemon(tmp_path, urls=["tcp://127.0.0.1:0"])
     made = _certificates(tmp_path)
     half = TlsSettings(cert=made / "server.pem", key=made / "server.key")
@@ -183,7 +183,7 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         daemon = Daemon(tmp_path, urls=[f"tcp://{address}"], tls=tls)
-        with pytest.raises(ConfigError, match=f"cannot listen on {address}"):
+        with pytest.raises(ConfigError, match=f"cannot bind {address}"):
             await daemon.listeners.start()
 
 

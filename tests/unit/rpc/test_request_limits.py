@@ -135,35 +135,35 @@ def test_any_field_of_any_size_costs_in_proportion_and_is_refused_in_few_words(
 REQUESTS: list[tuple[Message, str]] = [
     (
         api.ContainerStatusRequest(container_id="a" * 5000),
-        f"container_id: 5000 characters: at most {MAX_CHARS}",
+        f"container_id has 5000 characters; the limit is {MAX_CHARS}",
     ),
     (
         api.CreateContainerRequest(
             config=api.ContainerConfig(envs=[api.KeyValue(key="A", value=b"x" * 200_000)])
         ),
-        "config.envs[0].value: 200000 bytes: at most 131071",
+        "config.envs[0].value has 200000 bytes; the limit is 131071",
     ),
     (
         api.CreateContainerRequest(config=api.ContainerConfig(mounts=[api.Mount()] * 10_001)),
-        f"config.mounts: 10001 entries: at most {MAX_ENTRIES}",
+        f"config.mounts has 10001 entries; the limit is {MAX_ENTRIES}",
     ),
     (
         api.CreateContainerRequest(config=api.ContainerConfig(args=["x", "y" * 140_000])),
-        "config.args[1]: 140000 characters: at most 131071",
+        "config.args[1] has 140000 characters; the limit is 131071",
     ),
     (
         api.RunPodSandboxRequest(config=api.PodSandboxConfig(annotations={"a": "x" * 524_288})),
-        f"config.annotations: 524289 characters in all keys and values: at most {MAX_MAP_CHARS}",
+        f"config.annotations has 524289 characters in all keys and values; the limit is {MAX_MAP_CHARS}",
     ),
     (
         api.ListContainersRequest(
             filter=api.ContainerFilter(label_selector={f"k{n}": "" for n in range(10_001)})
         ),
-        f"filter.label_selector: 10001 entries: at most {MAX_ENTRIES}",
+        f"filter.label_selector has 10001 entries; the limit is {MAX_ENTRIES}",
     ),
     (
         v1alpha2.RunPodSandboxRequest(config=v1alpha2.PodSandboxConfig(hostname="h" * 4097)),
-        "config.hostname: 4097 characters: at most 4096",
+        "config.hostname has 4097 characters; the limit is 4096",
     ),
 ]
 

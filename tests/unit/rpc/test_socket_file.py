@@ -75,7 +75,7 @@ def test_a_group_may_be_a_number(tmp_path: Path, listeners: list[Listener]) -> N
 
 
 def test_an_unknown_group_stops_the_start_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no group 'nobody-has-this'"):
+    with pytest.raises(ConfigError, match="group 'nobody-has-this' does not exist"):
         file_at(tmp_path / "run" / "s", group="nobody-has-this").prepare()
     assert not (tmp_path / "run").exists()
 
@@ -109,7 +109,7 @@ def test_a_socket_on_which_somebody_answers_is_refused(
 def test_a_file_that_is_no_socket_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("precious")
-    with pytest.raises(ConfigError, match="is no socket"):
+    with pytest.raises(ConfigError, match="is not a socket"):
         file_at(path).prepare()
     assert path.read_text() == "precious"
 
