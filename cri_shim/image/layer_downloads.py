@@ -1,16 +1,16 @@
-"""The layers of one pull: downloaded and unpacked as one stream each, several side by side.
+"""The layers of one pull: each is downloaded and unpacked as one stream, several in parallel.
 
 Rules:
-- A blob is downloaded once, however many layers of the image have it, and not at all if it is here.
-- It is unpacked while it comes, if the unpacker has room for one more stream; else it goes to disk, where it goes
-  anyway, and is unpacked from there. Nobody who downloads waits for somebody who unpacks.
-- A download below the minimum rate gives its slot back and goes on as a slow one (`slots`): the least that a link of
-  use brings, so that only a server that drips, and one that is waited for, is slow.
-- A layer that is here unpacked may be packed in another way in this image: its blob comes all the same, since the
-  image could not be exported without it.
-- A layer counts only after its blob's digest was right. When the blob was not, that is what is told, whatever the
-  unpacker had to say about its bytes.
-- Names are made and moved in threads: a file system that writes its journal keeps whoever does so waiting.
+- A blob is downloaded once, however many layers of the image refer to it, and not at all if it is here.
+- A layer is unpacked while it arrives, if the unpacker has room for another stream. Otherwise it is unpacked from the
+  file that every download writes. A download never waits for an unpacking.
+- A download below the minimum rate gives its slot back and goes on among the slow ones (`slots`). The rate is what the
+  slowest usable link brings, so a download counts as slow only if its server drips or if others wait for its slot.
+- An unpacked layer that is here may be packed differently in this image. Its blob is downloaded all the same: without
+  it the image could not be exported.
+- A layer counts only after its blob's digest was verified. If the digest is wrong, that is the error, whatever the
+  unpacker reported about the bytes.
+- Names are created and renamed in threads: a file system that writes its journal blocks such calls.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ log = structlog.get_logger()
 _PART_SUFFIX = ".part"
 WINDOW_S = 10.0
 MIN_BYTES_PER_S = 1024
-"""Over one window. A link that brings all downloads of a node less than that would need weeks for an image."""
+"""Over one window. At this rate for all of a node's downloads, an image would take weeks."""
 
 
 class BlobSource(Protocol):
-    """The part of a registry that has layers; errors are those of `registry.Registry`."""
+    """The registry, as far as layers go. It raises the errors of `registry.client.Registry`."""
 
     async def download(self, blob: Descriptor, sink: Transfer) -> str:
-        """Write the blob to the sink, exactly as many bytes as its descriptor says; which server sent them."""
+        """Write exactly as many bytes as the descriptor says to the sink; returns the server that sent them."""
 
 
 class _Held(NamedTuple):
-    """What a download has taken, and gives back with its end."""
+    """The slots of a download, given back when it ends."""
 
     of_all: Slot
     of_image: contextlib.ExitStack
@@ -70,7 +70,7 @@ class _Held(NamedTuple):
 
 
 class LayerDownloads:
-    """Brings the layers of one image from a registry (`ingest.Feed`)."""
+    """The feed of one image's layers from a registry (`ingest.Feed`)."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class LayerDownloads:
         arrived: dict[str, tuple[int, str]],
         tell: Callable[[PullProgress], None],
     ) -> None:
-        """`reference` is the image's. `tell` hears each step.
+        """`reference` is the image's. `tell` is called at each step.
 
-        At most `at_once` layers are downloaded at the same time, each with one of the `slots`, of which one registry
-        has at most `of_a_registry`.
-        `arrived` is for all pulls: the blobs that are whole and not in the store yet, by directory and name.
+        At most `at_once` layers download in parallel. Each takes one of `slots`, of which one registry gets at most
+        `of_a_registry`. `arrived` is shared by all pulls: complete blobs that are not in the store yet, by digest,
+        as spool directory and file name.
         """
         self._reference = reference
         self._source = source
@@ -104,12 +104,12 @@ class LayerDownloads:
         self._tell = tell
         self._locks: dict[str, asyncio.Lock] = {}
         self._unpacked: set[int] = set()
-        """Identities: an image may have the same layer twice."""
+        """`id()`s of layers: an image may have equal layers."""
         self.reused = 0
-        """Layers that were here already."""
+        """How many layers were here already."""
 
     def borrow(self, layers: Sequence[PlannedLayer]) -> None:
-        """Take hold of the blobs that are here already, so that a removal of other images can't take them away.
+        """Link the blobs that are here into the spool directory, where the removal of another image can't reach them.
 
         Blocking; raises OSError.
         """
@@ -117,20 +117,20 @@ class LayerDownloads:
             self._blobs.lend(digest, self._spool_fd, name)
 
     def close(self) -> None:
-        """The spool directory is about to go."""
+        """Withdraw our spooled blobs from `arrived`. Call it before the spool directory is removed."""
         for digest, (directory_fd, _) in list(self._arrived.items()):
             if directory_fd == self._spool_fd:
                 del self._arrived[digest]
 
-    # arrival.Feed
+    # ingest.Feed
 
     @property
     def source(self) -> str:
-        """The registry: its servers decide how fast a blob comes, whichever repository it is asked of."""
+        """The registry. Its servers decide how fast a blob arrives, whichever repository it is requested from."""
         return f"registry {self._reference.domain}"
 
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
-        """From the blob that is here, or from the registry. Raises as `ingest.Feed.unpack`."""
+        """Unpack from the blob on this node, or else from the registry. Raises as `ingest.Feed.unpack`."""
         digest = layer.blob.digest
         async with self._locks.setdefault(digest, asyncio.Lock()):
             if _is_file(layer.file, self._spool_fd):
@@ -141,7 +141,7 @@ class LayerDownloads:
         return report
 
     def placed(self, layer: PlannedLayer) -> None:
-        """Say so."""
+        """Report the layer as done, or as reused if it was here."""
         here = id(layer) not in self._unpacked
         if here:
             self.reused += 1
@@ -149,7 +149,7 @@ class LayerDownloads:
         self._say(layer, PullStep.HERE if here else PullStep.DONE, layer.blob.size)
 
     async def complete(self, layers: Sequence[PlannedLayer]) -> None:
-        """Download the blobs of layers that were here in another packing. Raises as the registry, and OSError."""
+        """Download the blobs of layers that were here, packed differently. Raises as the registry, and OSError."""
         for layer in self._without_file(layers):
             await self._borrow_from_another_pull(layer)
         await uninterrupted(self.borrow, self._without_file(layers))
@@ -162,12 +162,12 @@ class LayerDownloads:
             raise errors.exceptions[0] from None
 
     def commit_layer(self, layer: PlannedLayer, blobs: BlobStore) -> None:
-        """The downloaded file becomes the blob, if packed layers are kept."""
+        """Move the downloaded file into the blob store, if there is one."""
         if _is_file(layer.file, self._spool_fd):
             blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
 
     def commit_document(self, document: PlannedDocument, blobs: BlobStore) -> None:
-        """The file that the pull kept becomes the blob."""
+        """Copy the document that the pull spooled into the blob store."""
         put_document(document, self._spool_fd, blobs)
 
     # One layer
@@ -192,27 +192,28 @@ class LayerDownloads:
                 except DamagedBlobError as error:
                     if not left:
                         raise
-                    log.warning("a layer came damaged and is tried again", error=str(error))
+                    log.warning("a layer arrived damaged; fetching it again", error=str(error))
 
     async def _borrow_from_another_pull(self, layer: PlannedLayer) -> None:
-        """It put the layer here; its blob is still among its own files, or in the store."""
+        """Link the blob from another pull that has put the layer here and not committed yet."""
         found = self._arrived.get(layer.blob.digest)
         if found is None:
             return
-        directory_fd, name = os.dup(found[0]), found[1]  # that pull may end meanwhile
+        # Our own descriptor: the other pull may close its directory while the thread links.
+        directory_fd, name = os.dup(found[0]), found[1]
         try:
             await uninterrupted(_link, name, directory_fd, layer.file, self._spool_fd)
         finally:
             os.close(directory_fd)
 
     def _without_file(self, layers: Sequence[PlannedLayer]) -> list[PlannedLayer]:
-        """One of those with the same blob: an image may have a layer twice."""
+        """The layers whose blob is not in the spool directory, one per blob: an image may have a layer twice."""
         blobs = {layer.file: layer for layer in layers}.values()
         return [layer for layer in blobs if not _is_file(layer.file, self._spool_fd)]
 
     @contextlib.asynccontextmanager
     async def _receiving(self, layer: PlannedLayer) -> AsyncIterator[tuple[Transfer, _Held]]:
-        """A file for its blob, once there is a slot, which the download gives back."""
+        """Wait for the slots of a download, then give an empty file. The download gives the slots back."""
         self._say(layer, PullStep.WAITING, 0)
         part = layer.file + _PART_SUFFIX
         what = self._what(layer)
@@ -239,10 +240,11 @@ class LayerDownloads:
         transfer: Transfer,
         held: _Held,
     ) -> LayerReport:
-        # Read-only: an unpacker must not be able to write to it.
+        # Read-only: the unpacking child is confined, and must not be able to write to the blob.
         with _opened(layer.file + _PART_SUFFIX, os.O_RDONLY, self._spool_fd) as fd:
             source = Growing(fd, transfer.follow())
-            # Not a task group: when the unpacker fails, the rest of the blob tells whose fault it was.
+            # gather, not TaskGroup: if the unpacker fails, the download goes on to its digest. That tells whether the
+            # registry sent wrong bytes or the layer is bad.
             downloaded, unpacked = await asyncio.gather(
                 self._download(layer, transfer, held),
                 self._unpacker.unpack_layer(source, directory_fd, what=self._what(layer)),
@@ -274,12 +276,12 @@ class LayerDownloads:
         self._say(layer, PullStep.UNPACKING, layer.blob.size)
 
     async def _watch(self, layer: PlannedLayer, transfer: Transfer, slot: Slot) -> None:
-        """Call it slow once too little has come for as long as a window."""
+        """Call the download slow once less than the minimum has arrived in one window."""
         before = -MIN_BYTES_PER_S * WINDOW_S
         while transfer.received - before >= MIN_BYTES_PER_S * WINDOW_S:
             before = transfer.received
             await asyncio.sleep(WINDOW_S)
-        log.info("a layer comes slowly", image=str(self._reference), layer=layer.blob.digest)
+        log.info("a layer downloads slowly", image=str(self._reference), layer=layer.blob.digest)
         slot.now_slow()
 
     async def _unpack_file(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
@@ -293,17 +295,17 @@ class LayerDownloads:
                     owner=f"image {self._reference.repository}",
                 )
             except BadArchiveError:
-                # One that came with an earlier image may have been damaged on disk since.
+                # The blob may be an earlier image's, and damaged on disk since. Then fetch it again.
                 if await uninterrupted(_digest_of_file, fd) != layer.blob.digest:
                     os.unlink(layer.file, dir_fd=self._spool_fd)
                     self._blobs.forget(layer.blob.digest)
                     raise DamagedBlobError(
-                        f"{self._what(layer)}: it was damaged on this node's disk"
+                        f"{self._what(layer)}: its blob on this node's disk is damaged"
                     ) from None
                 raise
 
     def _keep(self, layer: PlannedLayer) -> None:
-        """The blob is whole."""
+        """Give a complete blob its name without the suffix, which `_is_file` looks for."""
         os.rename(
             layer.file + _PART_SUFFIX,
             layer.file,
@@ -319,13 +321,13 @@ class LayerDownloads:
 
 
 def _make_empty(name: str, directory_fd: int) -> None:
-    """An empty file; what an earlier try left of it is gone."""
+    """Create an empty file, or truncate what an earlier try left."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     os.close(os.open(name, flags, 0o600, dir_fd=directory_fd))
 
 
 def _link(name: str, directory_fd: int, new_name: str, new_directory_fd: int) -> None:
-    with contextlib.suppress(FileNotFoundError):  # it is in the store by now
+    with contextlib.suppress(FileNotFoundError):  # the other pull has moved it into the store
         os.link(
             name,
             new_name,

@@ -1,17 +1,16 @@
-"""Unpacked layers on disk: one directory each under a short name.
+"""Unpacked layers on disk, one directory each under a short name.
 
 Rules:
-- Names are as short as base 36 allows, since the options of an overlay mount must fit one page. A name is taken as
-  long as a directory, a record or a container uses it. A directory without a record is a leftover.
-- One unpacking per chain id and source at a time; whoever comes second waits and finds it done, and if the first fails
-  or is cancelled, does it with its own bytes. A failing client spoils no other's work.
-- A source decides how long its bytes take, so nobody waits for another one's: layers of one chain id are unpacked side
-  by side then. The first that is complete counts; the others find it done, and what they have goes.
+- Names are short base-36 numbers, since the options of an overlay mount must fit in one page. A name is taken while a
+  directory, a record or a container uses it. A directory without a record is a leftover.
+- Per chain ID and source, one caller unpacks at a time. The second one waits and finds the layer; if the first fails or
+  is cancelled, the second unpacks with its own bytes. So a failing client can't fail another's pull.
+- Callers with different sources don't wait for each other, since a source decides how long its bytes take. They unpack
+  the same chain ID in parallel. The first complete one is committed; the others find it and drop their own.
 - Nothing is removed that an image, a hold (work under way) or a container refers to.
-- A layer that is marked damaged is unpacked once more when somebody ingests it, under another name: its record is
-  replaced durably before anybody sees the new one, and the old directory goes when no container stands on it any
-  longer.
-- Everything half made is below `.ingest`, which is emptied at start; what is there and not `live` is a leftover.
+- A layer marked damaged is unpacked again, under another name, when it is next ingested. Its record is replaced
+  durably before anybody sees the new layer. The old directory goes when no container is mounted from it any more.
+- Everything unfinished is below `.ingest`, which is emptied at start. What is there and not in `_live` is a leftover.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from cri_shim.image.unpack.protocol import LayerReport
 
     Unpack = Callable[[int], Awaitable[LayerReport]]
-    """Unpacks a layer into the empty directory of this descriptor."""
+    """Unpacks a layer into an empty directory, given by its descriptor."""
 
 __all__ = ["INGEST_NAME", "Layer", "LayerStore", "Unneeded"]
 
@@ -59,39 +58,40 @@ _NAME = re.compile(r"[0-9a-z]{1,4}")
 
 @dataclass(frozen=True, slots=True)
 class Unneeded:
-    """What nobody refers to."""
+    """What nothing refers to."""
 
     layers: tuple[Layer, ...]
     names: tuple[str, ...]
-    """Directories that belong to no layer."""
+    """Directories that belong to no layer record."""
 
 
 class LayerStore:
-    """The layers of all images; used on the loop's thread, slow work goes to threads."""
+    """The layers of all images. Methods run on the event loop's thread; slow work runs in threads."""
 
     def __init__(self, layers_dir: Path, records_dir: Path) -> None:
         self._dir = layers_dir
         self._ingest_dir = layers_dir / INGEST_NAME
         self._records = LayerRecords(records_dir)
         self._names: set[str] = set()
-        """Of directories, whatever they are."""
+        """Names of all directories, with or without a record."""
         self._coming: set[str] = set()
-        """Names whose layer is about to count."""
+        """Directories in place whose record is being written."""
         self._replaced: set[str] = set()
-        """Names that lost their layer to a better copy."""
+        """Directories whose layer now has a better copy elsewhere."""
         self._damaged: set[str] = set()
+        """Chain IDs that a check found damaged."""
         self._live: set[str] = set()
-        """Directories below `.ingest` that somebody works on."""
+        """Names below `.ingest` that work under way uses."""
         self._holds: Counter[str] = Counter()
         self._held_names: Counter[str] = Counter()
         self._unpacking = _Locks()
-        """By chain id and source: held for as long as the source likes."""
+        """By chain ID and source; held while the source sends."""
         self._placing = _Locks()
-        """By chain id: held while this node's own disk is written to."""
+        """By chain ID; held only while this node's own disk is written."""
         self._numbers = itertools.count()
 
     def open(self, damaged_dir: Path) -> None:
-        """Read the records, empty the ingest area; a record that can't be used goes to `damaged_dir`. Blocking."""
+        """Read the records and empty `.ingest`; unusable records move to `damaged_dir`. Blocking; raises OSError."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_tree(self._ingest_dir)
         self._ingest_dir.mkdir(mode=0o700)
@@ -101,48 +101,48 @@ class LayerStore:
         self._records.open(self._names, damaged_dir)
 
     def make_empty(self) -> None:
-        """Have the layer of images without one. Blocking; raises OSError."""
+        """Create the empty directory that stands for the layers of an image without any. Blocking; raises OSError."""
         (self._dir / EMPTY_LAYER).mkdir(mode=0o755, parents=True, exist_ok=True)
 
     @property
     def disk_bytes(self) -> int:
-        """What all layers take on disk; counted as they come and go."""
+        """Bytes that all layers take on disk: a running sum, not a walk."""
         return self._records.disk_bytes
 
     @property
     def inodes(self) -> int:
-        """How many inodes they take."""
+        """Inodes that all layers take: a running sum."""
         return self._records.inodes
 
     def get(self, chain_id: str) -> Layer | None:
-        """The layer, if it is here."""
+        """The layer with this chain ID, or None."""
         return self._records.get(chain_id)
 
     @property
     def some_replaced(self) -> bool:
-        """Whether there are directories that lost their layer to a better copy, and stay for containers only."""
+        """Whether replaced directories are left, which stay only for the containers that use them."""
         return bool(self._replaced)
 
     def path(self, layer: Layer) -> Path:
-        """Its directory."""
+        """The layer's directory."""
         return self._dir / layer.name
 
     def lowers(self, top: Layer) -> list[Path]:
-        """The directories of `top` and everything below it, topmost first. Raises KeyError if one is missing."""
+        """The directories of `top` and of every layer below it, topmost first. Raises KeyError if one is missing."""
         return [self.path(layer) for layer in self.stack(top.chain_id)]
 
     def stack(self, chain_id: str) -> list[Layer]:
-        """The layer and everything below it, topmost first. Raises KeyError naming the chain id that is missing."""
+        """The layer and every layer below it, topmost first. Raises KeyError with the chain ID that is missing."""
         return self._records.stack(chain_id)
 
     @contextlib.contextmanager
     def hold(self, chain_ids: Collection[str]) -> Iterator[None]:
-        """While open, these layers are not swept, whether they are here already or come meanwhile.
+        """Keep these layers from being swept, those that are here and those that come while the hold is open.
 
-        The directories they have now stay, too, should better copies replace them.
+        It also keeps their present directories, in case better copies replace them.
         """
         names = [layer.name for layer in map(self.get, chain_ids) if layer is not None]
-        chain_ids = tuple(chain_ids)  # a mapping would be taken for counts
+        chain_ids = tuple(chain_ids)  # Counter.update takes a mapping's values for counts
         self._holds.update(chain_ids)
         self._held_names.update(names)
         try:
@@ -154,14 +154,14 @@ class LayerStore:
             self._held_names = +self._held_names
 
     def mark_damaged(self, chain_id: str) -> None:
-        """It is damaged: whoever wants to `ensure` it next brings it anew. Until then it is used as it is."""
+        """Mark a layer damaged: the next `ensure` unpacks it again. Until then it stays in use."""
         self._damaged.add(chain_id)
 
     def is_damaged(self, chain_id: str) -> bool:
-        """Whether it waits for a better copy."""
+        """Whether the layer waits for a better copy."""
         return chain_id in self._damaged
 
-    # How they come
+    # Ingest
 
     async def ensure(
         self,
@@ -172,13 +172,14 @@ class LayerStore:
         source: str,
         parent: Awaitable[Layer] | None,
     ) -> Layer:
-        """The layer; unless it is here and sound, `unpack` is called to unpack it into an empty directory.
+        """Return the layer. Unless it is here and sound, call `unpack` on an empty directory and commit the result.
 
-        `parent` gives the layer below; it is awaited only once this one is unpacked. `source` says whence this layer
-        and those below it come: with the same one, only one caller at a time unpacks. The caller holds the chain id.
+        `parent` gives the layer below; it is awaited only after this one is unpacked. `source` names where this layer
+        and those below it come from: of callers with the same source, one at a time unpacks. The caller holds
+        `chain_id`.
 
-        Raises BadArchiveError (hostile, damaged, or not the `diff_id` that was promised) and what `unpack` raises;
-        nothing is left then.
+        Raises BadArchiveError (the layer is hostile, damaged, or not the `diff_id` that was promised) and what `unpack`
+        raises. A failure leaves nothing.
         """
         async with self._unpacking.of(f"{chain_id} {source}"):
             if (sound := self._sound(chain_id)) is not None:
@@ -188,7 +189,7 @@ class LayerStore:
                 self._placing.of(chain_id),
             ):
                 if (sound := self._sound(chain_id)) is not None:
-                    return sound  # from another source
+                    return sound  # a caller with another source was faster
                 known = self.get(chain_id)
                 layer = Layer(
                     chain_id=chain_id,
@@ -214,7 +215,7 @@ class LayerStore:
     async def unpacked(
         self, diff_id: str, unpack: Unpack, parent: Awaitable[Layer] | None
     ) -> AsyncIterator[tuple[Path, LayerReport, Layer | None]]:
-        """A layer's tree, complete, in a directory that is gone afterwards unless somebody has moved it away.
+        """Unpack a layer and give its complete tree, in a directory that is removed afterwards unless it was moved.
 
         Raises as `ensure`.
         """
@@ -254,10 +255,10 @@ class LayerStore:
             raise
         finally:
             self._coming.discard(new.name)
-        log.info("a layer was replaced", layer=new.chain_id, old=old.name, new=new.name)
+        log.info("replaced a damaged layer", layer=new.chain_id, old=old.name, new=new.name)
 
     async def seal(self, chain_id: str, seal: str) -> None:
-        """Note what the tree of a layer must be. Raises OSError."""
+        """Store the seal of a layer's tree (`integrity/seal`). Raises OSError."""
         async with self._placing.of(chain_id):
             layer = self.get(chain_id)
             if layer is None or layer.seal == seal:
@@ -270,23 +271,24 @@ class LayerStore:
                     self._records.write(sealed, fsync=True)
 
             def take_over() -> None:
+                # A better copy may have replaced the layer while the record was written.
                 if self.get(chain_id) is layer:
                     self._records.add(sealed, durable=durable)
 
             await undivided(write, take_over)
 
     def unrecorded(self, chain_ids: Collection[str]) -> list[Layer]:
-        """Those whose bytes may not survive a power cut yet, and that have no record."""
+        """Those of these layers that have no record yet: a power cut may still take their bytes."""
         found = [self.get(chain) for chain in chain_ids if not self._records.is_durable(chain)]
         return [layer for layer in found if layer is not None]
 
     def record(self, layers: Sequence[Layer]) -> None:
-        """Write the records of layers whose file system was synced since they were unpacked. Raises OSError."""
+        """Write the records of layers that were synced to disk since they were unpacked. Raises OSError."""
         for layer in layers:
             self._records.write(layer, fsync=False)
             self._records.written(layer.chain_id)
 
-    # How they go
+    # Removal
 
     def unneeded(
         self,
@@ -295,13 +297,13 @@ class LayerStore:
         *,
         among: Collection[str] | None = None,
     ) -> Unneeded:
-        """Layers in neither `kept` (chain ids) nor use, and directories that belong to none.
+        """Layers that are neither in `kept` (chain IDs) nor in use, and directories that belong to no layer.
 
-        With `among` only layers of these chain ids, and of the directories only those that were replaced.
+        With `among`, only layers with these chain IDs, and of the directories only replaced ones.
         """
         used = set(names_in_use)
         layers = self._records.all()
-        # A container needs its whole stack, and an image that comes back can use it.
+        # A container needs its whole stack. Keeping the records also saves a later pull of the image from unpacking.
         needed = self._records.with_all_below(layer for layer in layers if layer.name in used)
         gone = tuple(
             layer
@@ -315,10 +317,10 @@ class LayerStore:
         return Unneeded(gone, tuple(sorted(strays - used - self._held_names.keys())))
 
     async def detach(self, unneeded: Unneeded) -> list[Path]:
-        """Take these away; what is left of them is for `delete`. A crash before leaves what the next start empties.
+        """Remove these from the store and return their directories for `delete`.
 
-        They are out of the list at once, so that nobody begins to use one while its files go, in a thread: of five
-        hundred layers, or on a busy disk, that takes long.
+        The records leave memory at once, so that nobody begins to use a layer whose files are going. The files move in
+        a thread: five hundred layers, or a busy disk, take long. After a crash the next start removes the rest.
         """
         layers = unneeded.layers
         durable = [self._records.is_durable(layer.chain_id) for layer in layers]
@@ -334,8 +336,8 @@ class LayerStore:
                     self._records.unlink(layer)
                     unlinked += 1
             except OSError as error:
-                # The records that are still there keep what they name; the next sweep tries again.
-                log.warning("layers can't be swept", error=str(error))
+                # The layers whose records are left stay in the store; the next sweep tries again.
+                log.warning("layer records can't be removed", error=str(error))
             for name in (*unneeded.names, *(layer.name for layer in layers[:unlinked])):
                 if (trash := self._move_away(name)) is not None:
                     moved[name] = trash
@@ -351,24 +353,25 @@ class LayerStore:
         try:
             await undivided(remove_files, note)
         except asyncio.CancelledError:
-            self._live -= {trash.name for trash in moved.values()}  # leftovers, for a collection
+            # Nobody will call `delete`: the next collection finds them as leftovers.
+            self._live -= {trash.name for trash in moved.values()}
             raise
         return list(moved.values())
 
     async def delete(self, trash: Sequence[Path]) -> None:
-        """Remove what `detach` or `leftovers` gave; it may be much."""
+        """Remove the directories that `detach` or `leftovers` returned. This may take long."""
         for directory in trash:
             await _remove_surely(directory)
             self._live.discard(directory.name)
 
     def leftovers(self) -> list[Path]:
-        """What is below `.ingest` and nobody works on: what could not be removed when it should have been."""
+        """Directories below `.ingest` that no work uses, because an earlier removal failed."""
         with os.scandir(self._ingest_dir) as found:
             return [self._ingest_dir / item.name for item in found if item.name not in self._live]
 
     def _strays(self) -> set[str]:
         known = {layer.name for layer in self._records.all()} | self._coming
-        # Only what could have been a layer: a volume's own lost+found is nobody's leftover.
+        # Only names of our own form: a volume mounted here has a lost+found.
         return {name for name in self._names - known if _NAME.fullmatch(name)}
 
     def _move_away(self, name: str) -> Path | None:
@@ -379,7 +382,7 @@ class LayerStore:
         except FileNotFoundError:
             pass
         except OSError as error:
-            log.warning("a layer's directory can't be moved away", name=name, error=str(error))
+            log.warning("a layer's directory can't be moved", name=name, error=str(error))
             self._live.discard(trash.name)
             return None
         return trash
@@ -394,7 +397,7 @@ class LayerStore:
 
 
 class _Locks:
-    """A lock for each key, kept while somebody wants it."""
+    """One lock per key, kept while somebody holds it or waits for it."""
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
@@ -402,7 +405,7 @@ class _Locks:
 
     @contextlib.asynccontextmanager
     async def of(self, key: str) -> AsyncIterator[None]:
-        """While open, nobody else has the lock of this key."""
+        """Hold the lock of this key."""
         lock = self._locks.setdefault(key, asyncio.Lock())
         self._users[key] += 1
         try:
@@ -422,16 +425,16 @@ async def _ingest(unpack: Unpack, diff_id: str, directory: Path) -> LayerReport:
         os.close(fd)
     if report.diff_id != diff_id:
         raise BadArchiveError(
-            f"layer {diff_id}: unpacked it has the digest {report.diff_id}; it was damaged, or cut short"
+            f"layer {diff_id}: its unpacked bytes have the digest {report.diff_id}: the layer is damaged or truncated"
         )
     if report.dropped_xattrs:
-        log.info("attributes dropped", layer=diff_id, count=report.dropped_xattrs)
+        log.info("dropped extended attributes", layer=diff_id, count=report.dropped_xattrs)
     return report
 
 
 async def _remove_surely(directory: Path) -> None:
-    """Remove a tree; what can't be removed is logged, and goes at the next collection or start."""
+    """Remove a tree. A failure is logged; the next collection or start removes the rest."""
     try:
         await uninterrupted(remove_tree, directory)
     except OSError as error:
-        log.error("a leftover can't be removed", path=str(directory), error=str(error))
+        log.error("a leftover directory can't be removed", path=str(directory), error=str(error))

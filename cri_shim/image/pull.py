@@ -1,11 +1,12 @@
-"""Pulling an image: resolve, then its layers side by side, then the commit; whole, or nothing at all.
+"""Pull an image: resolve its reference, fetch its layers in parallel, commit. A pull that fails leaves nothing.
 
 Rules:
-- A pull belongs to the daemon: callers who want the same image with the same credentials share one, and one who goes
-  away ends it for nobody. With other credentials it is another pull: who may not see an image must not get it by
-  asking at the right moment.
-- The registry is asked even for an image that is here, so that it can refuse, and say that a tag has moved.
-- The registry's configuration is read anew for each pull. What speaks HTTP is imported with the first one.
+- A pull belongs to the daemon, not to a call. Callers that want the same image with the same credentials share one
+  pull, and a caller that goes away does not end it for the others.
+- Other credentials make another pull. Otherwise a caller who may not see an image would get it by asking while
+  somebody else pulls it.
+- Even if the image is here, the registry is asked: it may refuse the credentials, or the tag may have moved.
+- Each pull reads the registry configuration again. The first one imports the HTTP client.
 """
 
 from __future__ import annotations
@@ -55,19 +56,20 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _DOWNLOADS_OF_ALL = 4
-"""Times `max_parallel_downloads`, which is for one image: what all pulls together may do, so that memory is bounded."""
+"""Times `max_parallel_downloads` (which is per image): the downloads of all pulls together. It bounds memory."""
 _SLOW_DOWNLOADS_OF_ALL = 4
+"""Times `max_parallel_downloads`: how many downloads below the minimum rate may go on beside those."""
 _DOWNLOADS_OF_A_REGISTRY = 3
-"""Of both."""
+"""Times `max_parallel_downloads`: one registry's part of the ordinary and of the slow downloads."""
 _PULLS_AT_ONCE = 16
 _SLOW_PULLS = 32
-"""Beside those. What is known of an image on its way takes up to half a megabyte; few of them download at a time."""
+"""Beside `_PULLS_AT_ONCE`. A pull keeps up to half a megabyte of its image's documents; few download at a time."""
 _PULLS_OF_A_REGISTRY = 32
 _SLOW_PULL_AFTER_S = 60.0
 _PULLING_PATIENCE_S = 3600.0
 _RESOLVED_AT_ONCE = 3
 _SLOW_RESOLVED = 2
-"""Beside those. A pull holds one document in memory while it comes and is read: 4 MiB, and twice that for a moment."""
+"""Beside `_RESOLVED_AT_ONCE`. A pull that resolves holds one document of up to 4 MiB, briefly twice that."""
 _RESOLVED_OF_A_REGISTRY = 2
 _RESOLVED_SLOWLY_AFTER_S = 5.0
 _RESOLVING_PATIENCE_S = 30.0
@@ -88,21 +90,21 @@ class Puller:
     def __init__(
         self, store: ImageStore, settings: ImageSettings, operations: Operations | None = None
     ) -> None:
-        """Each pull is noted among `operations`."""
+        """Each pull is registered in `operations`, where verbose statuses and `check` find it."""
         self._store = store
         self._settings = settings
         self._pulls: SingleFlight[Image] = SingleFlight("PullImage")
         self._operations = operations if operations is not None else Operations()
         self._listeners: dict[str, list[Progress]] = {}
         self._arrived: dict[str, tuple[int, str]] = {}
-        """Blobs that pulls under way have, by directory and name."""
+        """Complete blobs that pulls under way have spooled, by digest: descriptor of the spool directory, file name."""
         of_one_image = settings.max_parallel_downloads
         self._downloads_of_a_registry = _DOWNLOADS_OF_A_REGISTRY * of_one_image
         self._downloads = Slots(
             _DOWNLOADS_OF_ALL * of_one_image,
             slow_total=_SLOW_DOWNLOADS_OF_ALL * of_one_image,
-            slow_after_s=None,  # a large layer takes long: the rate tells
-            patience_s=0.0,  # it was looked at for as long as tells its rate
+            slow_after_s=None,  # no time limit: a large layer takes long, so its rate decides (`LayerDownloads`)
+            patience_s=0.0,  # the window of the rate was patience enough
         )
         self._pulling = Slots(
             _PULLS_AT_ONCE,
@@ -118,7 +120,7 @@ class Puller:
         )
 
     def reconfigure(self, settings: ImageSettings) -> None:
-        """New settings, for pulls that begin from now on."""
+        """Use new settings for pulls that begin from now on."""
         self._settings = settings
 
     async def pull(
@@ -129,22 +131,23 @@ class Puller:
         *,
         abandon: bool = False,
     ) -> Image:
-        """Have the image of that reference here, as its registry has it now.
+        """Have the image of this reference here, as its registry has it now.
 
-        `progress` hears of each layer, often. A pull whose callers all said `abandon` ends with the last of them.
+        `progress` is called often, for each layer. If all callers passed `abandon`, the pull ends with the last.
 
         Raises BadImageReferenceError, NotFoundError, RegistryAuthError, RegistryUnavailableError (each names the
-        servers asked and what they said), BadArchiveError (what came is no image that can be run here),
-        ResourceExhaustedError (disk full), ConfigError (hosts.toml, the auth file). Nothing is left then.
+        servers that were asked and their answers), BadArchiveError (the registry sent no image that runs here),
+        ResourceExhaustedError (disk full), ConfigError (hosts.toml, the auth file). A failed pull leaves nothing.
         """
         reference = parse_reference(image)
         if reference.domain == RESERVED_DOMAIN:
             raise BadImageReferenceError(
-                f"{reference}: images of {RESERVED_DOMAIN} are built in; no registry has them"
+                f"{reference}: images below {RESERVED_DOMAIN} are built in; no registry has them"
             )
         if credentials is not None and not credentials.fit(reference.domain):
+            # A client may send its credentials with every pull; no registry but their own may see them.
             log.warning(
-                "credentials for another registry are not used",
+                "ignored: credentials for another registry",
                 image=str(reference),
                 credentials_for=credentials.registry,
             )
@@ -167,11 +170,11 @@ class Puller:
                 del self._listeners[key]
 
     async def end_all(self, grace_s: float) -> None:
-        """As `close`, for those under way now."""
+        """End the pulls that are under way now, like `close`. New ones may begin."""
         await self._pulls.end_all(grace_s)
 
     async def close(self, grace_s: float) -> None:
-        """Let pulls end within `grace_s` seconds, then cancel them; nothing of those is left."""
+        """Let pulls finish within `grace_s` seconds, then cancel them; a cancelled pull leaves nothing."""
         await self._pulls.close(grace_s)
 
     async def _counted(
@@ -201,8 +204,9 @@ class Puller:
         if credentials is None and settings.auth_file is not None:
             credentials = await asyncio.to_thread(load_auth_file, settings.auth_file, reference)
         if store.find(str(reference)) is None:
+            # Start the unpacking process now: it is up before the first layer arrives.
             store.unpacker.warm_up()
-        # The import takes a third of a second, which other calls need not wait for.
+        # In a thread: the import takes a third of a second, which would stop every other call.
         module = await asyncio.to_thread(_registry_module)
         async with module.open_registry(
             reference, endpoints, credentials, stall_s=settings.pull_progress_timeout_s
@@ -262,12 +266,12 @@ class Puller:
             return await resolve(registry, reference, reader, self._stored_blob)
 
     async def _unchanged(self, registry: Registry, reference: Reference) -> Image | None:
-        """The image that is here under this name, if the registry says that it is what the name still means."""
+        """The image under this name here, if the registry still has the same one under it."""
         known = self._store.find(str(reference))
         if known is None or self._store.is_damaged(known) or not self._store.has_blobs(reference):
             return None
         digest = await registry.digest(reference.digest or reference.tag or "")
-        if digest is None:
+        if digest is None:  # the registry doesn't answer HEAD with a digest: fetch the manifest
             return None
         now = self._store.find(str(reference.with_digest(digest)))
         return known if now is not None and now.id == known.id else None
@@ -278,7 +282,7 @@ class Puller:
         try:
             return await asyncio.to_thread(self._store.blobs.peek, digest, max_bytes)
         except CorruptStateError as error:
-            log.warning("a stored blob is damaged and fetched again", error=str(error))
+            log.warning("a stored blob is damaged; fetching it again", error=str(error))
             self._store.blobs.forget(digest)
             return None
 

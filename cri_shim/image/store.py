@@ -1,10 +1,10 @@
-"""Images on this node: how they come, how they go, what is left after a crash.
+"""The images on this node: import, ingest, removal, check and repair.
 
 Rules:
-- Memory answers `images`, `find` and `layer_stack`; they never wait. One lock orders changes.
-- Names are tags (which move) and `repository@digest` (which don't). Names below `cri-shim.local` are the built-in
-  images': no archive can bring one.
-- Work half done holds its layers. In which order things are written, `store_state` says; what is checked, `check`.
+- `images`, `find` and `layer_stack` answer from memory and never wait. One lock orders changes.
+- Names are tags, which move, and `repository@digest`, which don't. Names below `cri-shim.local` belong to the built-in
+  images; no archive and no registry can bring one.
+- Work under way holds its layers. `store_state` defines the order of writes, `integrity/check` what is checked.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ log = structlog.get_logger()
 
 
 class ImageStore:
-    """The images of one root. Made by `open`; used on the loop's thread."""
+    """The images of one root. Create it with `open`; use it on the event loop's thread."""
 
     def __init__(
         self, state: StoreState, unpacker: Unpacker, reaper: Reaper, *, machine: str
@@ -79,7 +79,7 @@ class ImageStore:
             import_archive=self.import_archive,
         )
         self._maintenance = asyncio.Lock()
-        """Held while this node's disk is read and cleared, never while a registry is waited for."""
+        """Held while this node's disk is read and cleaned, never while a registry is waited for."""
 
     @classmethod
     async def open(
@@ -94,9 +94,9 @@ class ImageStore:
         discard_blobs: bool = False,
         unpacker: Unpacker | None = None,
     ) -> Self:
-        """Read what is there; leftovers of an interrupted import go, damage is set aside.
+        """Load the store. Leftovers of interrupted work are removed, damaged documents are set aside.
 
-        `in_use` gives the names of the layers that containers are mounted from. `pinned` are references and patterns
+        `in_use` returns the names of the layers that containers are mounted from. `pinned` are references and patterns
         (`pins`). Layers that nothing refers to stay until `sweep`, which the daemon calls once it knows its
         containers. Raises ConfigError (`pinned`), OSError when the directories can't be used.
         """
@@ -112,15 +112,15 @@ class ImageStore:
         )
 
     async def close(self) -> None:
-        """End the unpacker's process."""
+        """Stop the unpacker's process."""
         await self.unpacker.close()
 
     def pin(self, pins: Pins) -> None:
-        """From now on these are pinned."""
+        """Replace the pins."""
         self._state.pins = pins
         self._state.take_over(self._state.index, self._state.described)
 
-    # What there is
+    # Queries
 
     @property
     def blobs(self) -> BlobStore:
@@ -132,32 +132,32 @@ class ImageStore:
         return self._state.catalog.images()
 
     def find(self, text: str) -> Image | None:
-        """The image of that reference, ID, or beginning of an ID that only one has.
+        """The image with that reference, that ID, or the only one whose ID begins so; None if there is none.
 
-        Raises BadImageReferenceError for what can be none of these.
+        Raises BadImageReferenceError for text that is neither.
         """
         return self._state.catalog.find(text)
 
     def layer_stack(self, image: Image) -> LayerStack:
-        """What to mount for `image`. Raises CorruptStateError when a layer went missing."""
+        """The directories to mount for `image`. Raises CorruptStateError when a layer is missing."""
         try:
             layers = self._layers.stack(image.chain[-1]) if image.chain else []
         except KeyError as error:
             raise CorruptStateError(
-                f"image {image.name}: its layer {error.args[0]} is gone; remove the image and pull it again"
+                f"image {image.name}: its layer {error.args[0]} is missing; remove the image and pull it again"
             ) from None
         names = tuple(layer.name for layer in layers)
         return LayerStack(self._state.layers_dir, names or (EMPTY_LAYER,))
 
     @contextlib.contextmanager
     def hold(self, image: Image) -> Iterator[LayerStack]:
-        """What to mount; the layers stay while this is open. A container's record takes over before it closes."""
+        """The directories to mount. The layers stay while this is open; store a container's record before it closes."""
         with self._layers.hold(image.chain):
             yield self.layer_stack(image)
 
     @contextlib.asynccontextmanager
     async def volume(self, text: str, sub_path: str = "") -> AsyncIterator[ImageVolume]:
-        """An image that is here, as a volume; its layers stay while this is open. A record takes over before it closes.
+        """A local image as a volume. Its layers stay while this is open; store a container's record before it closes.
 
         Raises NotFoundError, BadImageReferenceError, InvalidArgumentError (`sub_path`), CriShimError.
         """
@@ -173,18 +173,18 @@ class ImageStore:
             yield volume
 
     async def configuration(self, image: Image) -> bytes:
-        """The configuration document of `image`, as its maker wrote it. Raises CorruptStateError."""
+        """The configuration document of `image`, byte for byte. Raises CorruptStateError."""
         return await asyncio.to_thread(self.blobs.peek, image.id, MAX_CONFIG_BYTES)
 
     async def fs_usage(self) -> FsUsage:
-        """What images take; counted as they come and go, not by walking the disk."""
+        """Disk usage of all images, from running sums."""
         return FsUsage(
             self._state.dir,
             self._layers.disk_bytes + self.blobs.used_bytes,
             self._layers.inodes + self.blobs.inodes,
         )
 
-    # How they come
+    # Ingest
 
     async def import_archive(
         self,
@@ -192,17 +192,17 @@ class ImageStore:
         name: str | None = None,
         progress: Progress | None = None,
     ) -> list[Image]:
-        """Every image of an archive, which may be packed with gzip or zstd; `name`, if any, replaces its name.
+        """Import every image of an archive, which may be compressed with gzip or zstd. `name` replaces its one name.
 
-        `progress` is told each step as it is done.
+        `progress` is called after each step.
 
-        Raises BadArchiveError, BadImageReferenceError (`name`), ResourceExhaustedError (disk full), and what
-        `source` raises. Nothing is left then.
+        Raises BadArchiveError, BadImageReferenceError (`name`), ResourceExhaustedError (disk full), and what `source`
+        raises. A failed import leaves nothing.
         """
         reference = parse_reference(name) if name else None
         if reference is not None and reference.digest is not None:
             raise BadImageReferenceError(
-                f"name {quoted(name)} for an import: give a tag, not a digest"
+                f"import name {quoted(name)}: an import takes a tag, not a digest"
             )
         tell = progress or _tell_nobody
         async with self.spool("importing an image archive") as fd:
@@ -218,26 +218,26 @@ class ImageStore:
         return imported
 
     def spool(self, doing: str) -> contextlib.AbstractAsyncContextManager[int]:
-        """A directory, by its descriptor, for the files of one arrival: gone with all that is in it when this closes.
+        """A temporary directory, as a descriptor. It and its content are removed when the context closes.
 
-        An OSError in it is raised as ResourceExhaustedError (disk full) or CriShimError, with `doing` in front.
+        An OSError inside is raised as ResourceExhaustedError (disk full) or CriShimError, prefixed with `doing`.
         """
         return self._state.spool(doing)
 
     @contextlib.asynccontextmanager
     async def reader(self, spool_fd: int) -> AsyncIterator[DocumentReader]:
-        """Reads documents of an arrival, kept in its spool directory."""
+        """A reader of image documents that keeps them in the directory `spool_fd`."""
         async with self.spool("reading an image's documents") as apart_fd:
             yield DocumentReader(self.unpacker, self.platform, spool_fd, apart_fd)
 
     def is_damaged(self, image: Image) -> bool:
-        """Whether a check found damage that is not repaired yet: then it has to be ingested once more."""
+        """Whether a check found damage that is not repaired yet; the image must then be ingested again."""
         return any(blob not in self.blobs for blob in (image.id, *image.manifest_digests)) or any(
             map(self._layers.is_damaged, image.chain)
         )
 
     def has_blobs(self, reference: Reference) -> bool:
-        """Whether the image of that name could be exported, as far as packed layers are kept."""
+        """Whether the image of that name has every packed layer, or packed layers are not kept."""
         digest = self._state.index.names.get(str(reference), "")
         facts = self._state.described.get(digest)
         if facts is None or self._state.discard_blobs:
@@ -245,14 +245,14 @@ class ImageStore:
         return all(blob in self.blobs for blob in facts.packed)
 
     async def ingest(self, planned: Sequence[PlannedImage], feed: Feed) -> list[Image]:
-        """Have these images here, whole or not at all; their layers come from `feed`, unless they are here already.
+        """Ingest these images, all or none. `feed` brings the layers that are missing.
 
-        Raises what `feed` raises, OSError, and BadArchiveError for layers that aren't what the images promise.
+        Raises what `feed` raises, OSError, and BadArchiveError for layers that don't match the images' documents.
         """
         for image in planned:
             if problem := platform_problem(image.config, self.platform):
                 log.warning(
-                    "an index says that an image is for this machine, its configuration does not",
+                    "an image's index and its configuration name different platforms; trusting the index",
                     image=next(map(str, image.names), image.config_document.digest),
                     problem=problem,
                 )
@@ -277,12 +277,12 @@ class ImageStore:
         ids = dict.fromkeys(image.config_document.digest for image in planned)
         return [image for image in map(self.find, ids) if image is not None]
 
-    # How they go
+    # Removal
 
     async def remove(self, text: str) -> Image:
-        """Remove the image of that reference or ID, with all its names; what was removed.
+        """Remove the image with that reference or ID, and all its names; returns it.
 
-        Layers of other images and of containers stay. Raises NotFoundError, BadImageReferenceError.
+        Layers that other images or containers use stay. Raises NotFoundError, BadImageReferenceError.
         """
         async with self._state.changing:
             image = self.find(text)
@@ -299,18 +299,18 @@ class ImageStore:
         return image
 
     async def sweep(self) -> int:
-        """Remove every layer and blob that no image, import or container refers to; how many layers went."""
+        """Remove every layer and blob that no image, import or container refers to; returns the number of layers."""
         return await self._clear(among=None)
 
     async def sweep_after(self, image_id: str) -> None:
-        """A container of that image is gone, and so may be layers that were only there for it."""
+        """Sweep after a container of that image was removed, if it may have been the last user of some layers."""
         if self._layers.some_replaced or self.find(image_id) is None:
             await self.sweep()
 
     async def _clear(self, *, among: Collection[str] | None) -> int:
         async with self._state.changing:
             trash = await self._state.detach(among=among)
-            # In a thread: unlinking a large file takes the kernel its time.
+            # In a thread: the kernel takes long to unlink a large file.
             await uninterrupted(self.blobs.sweep, self._state.kept_blobs())
         await self._layers.delete(trash)
         return len(trash)
@@ -323,7 +323,7 @@ class ImageStore:
         *,
         progress: Callable[[CheckProgress], None] | None = None,
     ) -> CheckReport:
-        """Whether all that these images are made of is sound; none named: every image, those left out at start as well.
+        """Check everything that these images consist of; without names, every image, also those left out at start.
 
         Raises NotFoundError, BadImageReferenceError, and CriShimError when nothing can be read.
         """
@@ -338,22 +338,22 @@ class ImageStore:
         pull: Pull,
         progress: Callable[[CheckProgress], None] | None = None,
     ) -> RepairReport:
-        """Check, and bring anew what is damaged: from blobs that are here, else with `pull`, by `repository@digest`.
+        """Check, then replace what is damaged: from blobs on this node, else with `pull` of `repository@digest`.
 
-        Containers go on with what they stand on. What can't be repaired is in the report. Raises as `check`.
+        Containers keep the layers they are mounted from. The report lists what can't be repaired. Raises as `check`.
         """
         manifests = self._state.select(names)
         async with self._maintenance:
             checked = await self._checker.check(manifests, progress or _tell_nobody)
-        # Other checks and collections don't wait for this: a registry decides how long it takes.
+        # Without the lock: a registry decides how long this takes, and other checks and collections must not wait.
         report = await self._repairer.repair(manifests, checked, pull)
         await self.sweep()
         return report
 
     async def collect(self, *, dry_run: bool = False, untagged: bool = False) -> Collected:
-        """Remove, or with `dry_run` count, images that nobody can name and nobody uses, and all leftovers (`collect`).
+        """Remove unused images without a name, and all leftovers (`collect`); with `dry_run`, only count them.
 
-        `untagged`: images without a tag as well. Raises CriShimError, ResourceExhaustedError (disk full).
+        `untagged` also removes images without a tag. Raises CriShimError, ResourceExhaustedError (disk full).
         """
         async with self._maintenance:
             damaged: Collection[str] = ()
@@ -365,7 +365,7 @@ class ImageStore:
     async def export(self, names: Sequence[str]) -> AsyncIterator[Export]:
         """An archive of these images, to be sent while this is open.
 
-        Raises NotFoundError, BadImageReferenceError, WrongStateError (a packed layer is not kept).
+        Raises NotFoundError, BadImageReferenceError, WrongStateError (a packed layer was not kept).
         """
         images: dict[str, Image] = {}
         for name in names:
@@ -378,4 +378,4 @@ class ImageStore:
 
 
 def _tell_nobody(_: object) -> None:
-    """Nobody wants to know how it goes."""
+    """Take the place of an absent progress callback."""

@@ -56,7 +56,7 @@ def test_reopening_for_a_dead_monitor_is_the_wrong_state(tmp_path: Path) -> None
 def test_control_pipe_that_is_something_else_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "ctl").write_text("file", encoding="ascii")
 
-    with pytest.raises(WrongStateError, match="is not the monitor.s FIFO"):
+    with pytest.raises(WrongStateError, match="is not the monitor's FIFO"):
         _reopen(tmp_path, tmp_path / "0.log")
 
     assert (tmp_path / "ctl").read_text(encoding="ascii") == "file"
