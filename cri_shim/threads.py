@@ -31,8 +31,16 @@ def in_thread(call: Callable[[], T]) -> asyncio.Future[T]:
     return working
 
 
+def under_way() -> int:
+    """How many calls have been given and have not come back, those that hang among them."""
+    return len(_Job.under_way)
+
+
 class _Job:
     """A call, and the loop that waits for it."""
+
+    under_way: ClassVar[set[_Job]] = set()
+    """Adding and discarding are atomic: loops give jobs, and threads end them."""
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class _Job:
         self._loop = loop
         self._working = working
         self._call = call
+        self.under_way.add(self)
 
     def do(self) -> Callable[[], None]:
         """Make the call; how to tell what came of it."""
@@ -57,6 +66,8 @@ class _Job:
             self._loop.call_soon_threadsafe(settle, outcome)
         except RuntimeError:
             pass  # the loop has ended meanwhile, and so has everyone who waited
+        # Only now: whoever sees that no call is under way finds what came of this one on its loop.
+        self.under_way.discard(self)
 
 
 class _Worker:

@@ -38,7 +38,7 @@ from tests.fakes.points import Points
 from tests.fakes.runtime import Entry, FakeMonitors, FakeRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
     import pytest
@@ -420,17 +420,3 @@ async def open_house(base: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Nod
         yield harness
     finally:
         await harness.close()
-
-
-async def until(condition: Callable[[], object], *, within_s: float = 20.0) -> None:
-    """Let the loop turn until the condition holds."""
-    deadline = asyncio.get_running_loop().time() + within_s
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, "it did not come about"
-        await asyncio.sleep(0.001)
-
-
-async def turn_over(times: int = 20) -> None:
-    """Let the loop turn a few times, for everything that is ready to run."""
-    for _ in range(times):
-        await asyncio.sleep(0)

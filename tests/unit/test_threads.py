@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from cri_shim.threads import in_thread
+from cri_shim.threads import in_thread, under_way
+from tests.fakes.clock import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -32,3 +33,13 @@ async def test_many_that_hang_leave_threads_for_everyone_else() -> None:
     finally:
         may_end.set()
     assert all(await asyncio.gather(*hung))
+
+
+async def test_calls_that_have_not_come_back_are_counted() -> None:
+    before = under_way()
+    may_end = threading.Event()
+    hung = [in_thread(lambda: may_end.wait(20)) for _ in range(3)]
+    assert under_way() - before == 3
+    may_end.set()
+    await asyncio.gather(*hung)
+    await until(lambda: under_way() == before)

@@ -25,7 +25,7 @@ from cri_shim.daemon.lifecycle import Daemon
 from cri_shim.errors import AlreadyExistsError, ConfigError
 from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.sandbox.store.model import ContainerStatus, SandboxStatus
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.sandbox.records import make_container, make_sandbox
 
 if TYPE_CHECKING:

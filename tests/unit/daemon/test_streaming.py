@@ -26,8 +26,8 @@ from cri_shim.host.process import Reaper
 from cri_shim.streamer.process import MAX_MEMORY_BYTES, WITHOUT_MEMORY_STATUS
 from cri_shim.streaming import ipc
 from cri_shim.streaming.backend import ExecRequest, PortForwardRequest
+from tests.fakes.clock import until
 from tests.fakes.local_stream_backend import LocalStreamBackend, descriptors_of
-from tests.fakes.node_harness import until
 from tests.harness.streaming_client import PortForwardClient, RemoteCommandClient
 
 if TYPE_CHECKING:

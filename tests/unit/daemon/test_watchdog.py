@@ -11,7 +11,7 @@ import pytest
 
 from cri_shim.daemon import watchdog
 from cri_shim.daemon.watchdog import ask_for_patience, feed_watchdog
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.rpc.fakes import serving
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from cri_shim.host import packets as module
 from cri_shim.host.packets import MAX_PACKET_BYTES, Packets, receive_packet
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 pytestmark = pytest.mark.asyncio
 

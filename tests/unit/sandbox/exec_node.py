@@ -21,7 +21,7 @@ from cri_shim.sandbox.exec.session import ExecSessions
 from cri_shim.sandbox.exec.sync import ExecResult, Execs
 from cri_shim.sandbox.store.model import ContainerStatus
 from tests.fakes import exec_runtime
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:

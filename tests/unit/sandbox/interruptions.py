@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim.host.files import write_atomic
 from cri_shim.rollback import Rollback
-from tests.fakes.node_harness import turn_over
+from tests.fakes.clock import turn_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cri_shim.sandbox.store.model import ContainerState
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from cri_shim.sandbox.store.store import Container

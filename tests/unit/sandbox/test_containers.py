@@ -31,7 +31,8 @@ from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.spec import specs as specs_module
 from cri_shim.sandbox.store.model import ContainerState
 from cri_shim.single_flight import SupersededError
-from tests.fakes.node_harness import container_config, pod_config, turn_over, until
+from tests.fakes.clock import turn_over, until
+from tests.fakes.node_harness import container_config, pod_config
 from tests.unit.sandbox.interruptions import (
     UNDO_EFFECTS,
     let_an_undo_run,

@@ -16,7 +16,8 @@ from cri_shim.sandbox import exit_handling as exit_handling_module
 from cri_shim.sandbox import exits as exits_module
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.store.model import ContainerState, ContainerStatus
-from tests.fakes.node_harness import container_config, turn_over, until
+from tests.fakes.clock import turn_over, until
+from tests.fakes.node_harness import container_config
 from tests.fakes.runtime import leave_exit_file
 from tests.unit.sandbox.interruptions import outcome_of
 from tests.unit.sandbox.looking import exited, process_of

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from cri_shim.sandbox import exits as exits_module
 from cri_shim.sandbox.exits import Exit, ExitWatch, read_exit_file
 from cri_shim.sandbox.store.model import Process
+from tests.fakes.clock import turn_over, until
 from tests.fakes.kernel import FakeProcess, Kernel
-from tests.fakes.node_harness import turn_over, until
 from tests.fakes.points import Points
 from tests.fakes.runtime import leave_exit_file
 

@@ -16,7 +16,7 @@ from cri_shim.rollback import Rollback
 from cri_shim.sandbox.launch import Launch
 from cri_shim.sandbox.store.model import Process
 from cri_shim.sandbox.store.processes import read_monitor
-from tests.fakes.node_harness import turn_over, until
+from tests.fakes.clock import turn_over, until
 
 if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import Spec

@@ -18,7 +18,7 @@ from cri_shim.paths import Paths
 from cri_shim.sandbox import layer_usage
 from cri_shim.sandbox.layer_usage import AT_ONCE, LayerUsages
 from cri_shim.sandbox.store.store import Container, Store, read_container
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:

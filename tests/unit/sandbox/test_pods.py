@@ -38,9 +38,10 @@ from cri_shim.sandbox.pod_images import PauseImage
 from cri_shim.sandbox.store.model import ContainerState, SandboxState
 from cri_shim.sandbox.store.store import as_json
 from cri_shim.single_flight import SupersededError
+from tests.fakes.clock import turn_over, until
 from tests.fakes.kernel import NETNS_FD, USERNS_FD
 from tests.fakes.networks import FakeImages
-from tests.fakes.node_harness import container_config, pod_config, turn_over, until
+from tests.fakes.node_harness import container_config, pod_config
 from tests.unit.sandbox.interruptions import (
     UNDO_EFFECTS,
     fill_disk,

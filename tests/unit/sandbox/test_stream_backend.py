@@ -15,7 +15,7 @@ from cri_shim.host.packets import close_all
 from cri_shim.sandbox.exec import process as exec_process
 from cri_shim.sandbox.store.model import ContainerStatus, SandboxStatus
 from cri_shim.streaming import ipc
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.sandbox.stream_backend_node import StreamBackendNode, stream_backend_node
 
 if TYPE_CHECKING:

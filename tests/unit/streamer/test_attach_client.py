@@ -16,7 +16,7 @@ from cri_shim.oci import attach_pipes
 from cri_shim.oci.attach_pipes import Pipes
 from cri_shim.oci.conmon_control import connect_attach
 from cri_shim.streamer.attach_client import AttachClient, Member
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

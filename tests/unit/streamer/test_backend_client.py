@@ -15,7 +15,7 @@ from cri_shim.errors import CriShimError, ResourceExhaustedError
 from cri_shim.host.packets import Packets, close_all
 from cri_shim.streamer.backend_client import RESIZE_PAUSE_S, BackendClient
 from cri_shim.streaming import ipc
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.sandbox.stream_backend_node import StreamBackendNode, stream_backend_node
 
 if TYPE_CHECKING:

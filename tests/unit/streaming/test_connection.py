@@ -9,7 +9,7 @@ import pytest
 
 from cri_shim.streaming import connection as module
 from cri_shim.streaming.connection import Connection
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 pytestmark = pytest.mark.asyncio
 

@@ -11,7 +11,7 @@ import pytest
 from cri_shim.errors import CriShimError, DeadlineError, UnavailableError
 from cri_shim.streaming import dialer as module
 from cri_shim.streaming.dialer import MAX_AHEAD, PodDialer
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 pytestmark = pytest.mark.asyncio
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from cri_shim.streaming.listener import ACCEPTS_AT_ONCE, Listener
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 pytestmark = pytest.mark.asyncio
 

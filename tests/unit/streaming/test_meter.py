@@ -8,7 +8,7 @@ import pytest
 
 from cri_shim.streaming import meter as module
 from cri_shim.streaming.meter import Meter
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 pytestmark = pytest.mark.asyncio
 Told = list[tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]]

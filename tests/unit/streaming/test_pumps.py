@@ -11,7 +11,7 @@ import pytest
 
 from cri_shim.streaming import pumps
 from cri_shim.streaming.pumps import Input, Output
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 pytestmark = pytest.mark.asyncio
 

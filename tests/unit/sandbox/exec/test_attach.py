@@ -21,7 +21,7 @@ from cri_shim.paths import Paths
 from cri_shim.sandbox.exec import attach as module
 from cri_shim.sandbox.exec.attach import Attachable, AttachSessions, make_pipes
 from cri_shim.sandbox.store.model import ContainerStatus
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from cri_shim.errors import DeadlineError, RuntimeCommandError, WrongStateError
 from cri_shim.sandbox.exec import process as exec_process
 from cri_shim.sandbox.exec.session import ExecStreams, close_streams
 from cri_shim.sandbox.store.model import ContainerStatus
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.sandbox.exec_node import Node, exec_node, is_alive, pid_in
 
 if TYPE_CHECKING:

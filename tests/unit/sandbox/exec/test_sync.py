@@ -33,7 +33,7 @@ from cri_shim.sandbox.exec.sync import ExecResult, cut_to_fit
 from cri_shim.sandbox.store.model import ContainerStatus
 from cri_shim.slots import Share, Slots
 from tests.fakes import exec_runtime
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 from tests.unit.sandbox.exec_node import MAX_ANSWER, MAX_OUTPUT, Node, exec_node, is_alive, pid_in
 
 if TYPE_CHECKING:

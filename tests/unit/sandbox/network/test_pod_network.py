@@ -22,8 +22,9 @@ from cri_shim.sandbox.network.annotations import CNI_ARGS_PREFIX, DISABLE_DEFAUL
 from cri_shim.sandbox.network.bandwidth import INGRESS
 from cri_shim.sandbox.network.pod_network import has_host_network
 from cri_shim.sandbox.store.model import NetworkAttachment, PodMetadata, SandboxStatus
+from tests.fakes.clock import until
 from tests.fakes.networks import FakeCni
-from tests.fakes.node_harness import NodeHarness, pod_config, until
+from tests.fakes.node_harness import NodeHarness, pod_config
 from tests.unit.sandbox.interruptions import outcome_of
 from tests.unit.sandbox.records import make_sandbox
 

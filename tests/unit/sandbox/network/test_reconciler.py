@@ -15,8 +15,9 @@ from cri_shim.errors import CniPluginError, DeadlineError, WrongStateError
 from cri_shim.sandbox.network import reconciler as module
 from cri_shim.sandbox.network.pod_network import FORMER_PLUGIN
 from cri_shim.sandbox.network.reconciler import NetworkReconciler
+from tests.fakes.clock import until
 from tests.fakes.networks import FakeCni
-from tests.fakes.node_harness import NodeHarness, pod_config, until
+from tests.fakes.node_harness import NodeHarness, pod_config
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

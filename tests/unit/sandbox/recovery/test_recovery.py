@@ -25,7 +25,8 @@ from cri_shim.errors import (
 from cri_shim.sandbox.recovery import recovery as recovery_module
 from cri_shim.sandbox.recovery import unfinished as unfinished_module
 from cri_shim.sandbox.store.model import ON_DISK, ContainerState, SandboxState, SandboxStatus
-from tests.fakes.node_harness import pod_config, until
+from tests.fakes.clock import until
+from tests.fakes.node_harness import pod_config
 from tests.fakes.runtime import leave_exit_file
 from tests.unit.sandbox.interruptions import fill_disk, outcome_of
 from tests.unit.sandbox.records import make_sandbox
