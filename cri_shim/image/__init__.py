@@ -1,1 +1,1 @@
-"""Images: references, archives, unpacking, the layer store."""
+"""Images: references, pulls, archives, unpacking, and the store of blobs and layers."""

@@ -1,11 +1,11 @@
-"""Understanding image archives: which images are in one, under which names, made of which members.
+"""Read image archives: which images an archive has, their names, and the members that make them up.
 
-Rules: this runs in the confined child that spooled and hashed the members. Documents are read within their bounds, each
-once, however many refer to it, and checked against the digest that refers to it. How many images one archive may have
-is bounded. Names in an archive are its maker's wish: they are parsed like any reference.
+Rules: this runs in the confined child that spooled and hashed the members. Documents are bounded, read once however
+many refer to them, and checked against the digest that refers to them. The number of images per archive is bounded.
+Names in an archive are its author's, and are parsed like any reference.
 
-Understood: OCI image layouts (at the root of the tar or in its one directory), `docker save` in the old form
-(`manifest.json`) and the new one (an OCI layout besides), also with layers shared by links.
+Supported: OCI image layouts, at the root of the tar or in its only directory; `docker save` in the old form
+(`manifest.json`) and the new one (an OCI layout as well), also with layers shared by links.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
 
 CONTAINERD_NAME = "io.containerd.image.name"
 MAX_IMAGES = 512
-"""Of one archive, counting what its list names: those that bring a whole platform to a node have some hundreds."""
+"""Per archive, counting the entries of its list. Archives that set up a whole platform have some hundreds."""
 MAX_NAMES = 1024
-"""Of all images of one archive."""
+"""Names of all images of one archive."""
 _MAX_DEPTH = 4
-"""An index in an index in an index is still meant; more is a puzzle."""
+"""Indexes within indexes. Real images nest two or three."""
 _MAX_LINKS = 8
 
 
@@ -69,7 +69,7 @@ class _DockerEntry(msgspec.Struct, frozen=True):
 
 
 class Archive:
-    """A spooled archive: its members, and the directory that has their bytes."""
+    """A spooled archive: its members, and the directory with their bytes."""
 
     def __init__(self, members: Sequence[Member], directory_fd: int, platform: Platform) -> None:
         self._directory_fd = directory_fd
@@ -83,23 +83,23 @@ class Archive:
         self._configs: dict[str, ImageConfig] = {}
 
     def images(self) -> list[PlannedImage]:
-        """Every image for this machine. Raises BadArchiveError saying what is wrong, or missing."""
+        """Every image for this platform. Raises BadArchiveError, which says what is wrong or missing."""
         if "index.json" in self._members:
             planned = self._oci_images()
         elif "manifest.json" in self._members:
             planned = self._docker_images()
         elif "repositories" in self._members:
             raise BadArchiveError(
-                "a `docker save` archive from before Docker 1.10: load and save it with a newer one"
+                "the archive is a `docker save` from before Docker 1.10: load and save it with a newer Docker"
             )
         else:
             raise BadArchiveError(
-                "neither an OCI layout (index.json) nor a `docker save` archive (manifest.json)"
+                "the archive is neither an OCI layout (no index.json) nor a `docker save` (no manifest.json)"
             )
         if not planned:
-            raise BadArchiveError("there is no image in it")
+            raise BadArchiveError("the archive has no image")
         if (count := sum(len(image.names) for image in planned)) > MAX_NAMES:
-            raise BadArchiveError(f"{count} names of images; at most {MAX_NAMES} are taken at once")
+            raise BadArchiveError(f"the archive has {count} image names; the limit is {MAX_NAMES}")
         return planned
 
     # OCI layouts
@@ -107,9 +107,10 @@ class Archive:
     def _oci_images(self) -> list[PlannedImage]:
         top = parse_document(self._document("index.json", MAX_MANIFEST_BYTES), "index.json")
         if not isinstance(top, Index):
-            raise BadArchiveError("index.json: a manifest, where an index belongs")
+            raise BadArchiveError("index.json: it is a manifest, not an index")
         entries = [entry for entry in top.manifests if is_candidate(entry, self._platform)]
         if not entries and top.manifests:
+            # Raises the error that lists the platforms the index does have.
             choose_manifest(top, self._platform, "index.json")
         _check_count(len(entries))
         names: dict[str, dict[Reference, None]] = {}
@@ -128,7 +129,7 @@ class Archive:
     def _resolve(
         self, entry: Descriptor, depth: int, chosen: bool
     ) -> tuple[Manifest, PlannedDocument, bool]:
-        """Where an entry leads; `chosen` is whether an index has said that it is for this machine."""
+        """Follow an entry to its manifest. `chosen`: an index has listed it for this platform."""
         if depth > _MAX_DEPTH:
             raise BadArchiveError(f"{entry.digest}: indexes within indexes, {depth} deep")
         document, where = self._manifest(entry)
@@ -192,7 +193,8 @@ class Archive:
         check_platform(config, self._platform, entry.config)
         if len(config.diff_ids) != len(entry.layers) or len(entry.layers) > MAX_LAYERS:
             raise BadArchiveError(
-                f"{entry.config}: {len(config.diff_ids)} diff ids, but manifest.json has {len(entry.layers)} layers"
+                f"{entry.config}: the configuration has {len(config.diff_ids)} diff IDs, manifest.json "
+                f"{len(entry.layers)} layers"
             )
         layers = []
         for diff_id, name in zip(config.diff_ids, entry.layers, strict=True):
@@ -223,7 +225,7 @@ class Archive:
         )
 
     def _made(self, manifest: bytes) -> PlannedDocument:
-        """A manifest of ours, among the files of the archive."""
+        """Store a manifest that we generated among the archive's files."""
         digest = digest_of(manifest)
         file = "d" + digest.removeprefix("sha256:")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -240,7 +242,7 @@ class Archive:
     # Members
 
     def _member(self, name: str) -> Member:
-        """The file of that name, links followed as names. Raises BadArchiveError."""
+        """The regular file with that name; links are followed by name. Raises BadArchiveError."""
         wanted = posixpath.normpath(name)
         for _ in range(_MAX_LINKS):
             member = self._members.get(wanted)
@@ -249,20 +251,22 @@ class Archive:
             if member.file:
                 return member
             wanted = os.fsdecode(member.target).removeprefix(self._prefix)
-        raise BadArchiveError(f"{name}: not in the archive")
+        raise BadArchiveError(f"{name}: not in the archive, or a link that leads nowhere")
 
     def _checked(self, descriptor: Descriptor) -> Member:
         member = self._member("blobs/" + descriptor.digest.replace(":", "/"))
         if member.digest != descriptor.digest:
-            raise BadArchiveError(f"blob {descriptor.digest}: its bytes have {member.digest}")
+            raise BadArchiveError(
+                f"blob {descriptor.digest}: its bytes have the digest {member.digest}"
+            )
         if member.size != descriptor.size:
             raise BadArchiveError(
-                f"blob {descriptor.digest}: {member.size} bytes, where {descriptor.size} were promised"
+                f"blob {descriptor.digest}: it has {member.size} bytes, its descriptor states {descriptor.size}"
             )
         return member
 
     def _blob(self, descriptor: Descriptor, max_bytes: int) -> tuple[bytes, str]:
-        """Its bytes, and the file that has them."""
+        """The blob's bytes, and the name of its file."""
         member = self._checked(descriptor)
         return self._read_whole(member, descriptor.digest, max_bytes), member.file
 
@@ -271,7 +275,7 @@ class Archive:
 
     def _read_whole(self, member: Member, what: str, max_bytes: int) -> bytes:
         if member.size > max_bytes:
-            raise BadArchiveError(f"{what}: {member.size} bytes; at most {max_bytes} are read")
+            raise BadArchiveError(f"{what}: it has {member.size} bytes; the limit is {max_bytes}")
         return self._read(member, max_bytes)
 
     def _read(self, member: Member, max_bytes: int) -> bytes:
@@ -283,7 +287,7 @@ class Archive:
 
 
 def _common_directory(members: Sequence[Member]) -> str:
-    """`dir/` when the layout is not at the root but in the one directory of the tar; else nothing."""
+    """`dir/` if the layout is in the only directory of the tar; empty if it is at the root."""
     names = [os.fsdecode(member.name) for member in members]
     if any(name in ("index.json", "manifest.json") for name in names):
         return ""
@@ -293,11 +297,11 @@ def _common_directory(members: Sequence[Member]) -> str:
 
 def _check_count(images: int) -> None:
     if images > MAX_IMAGES:
-        raise BadArchiveError(f"{images} images in it; at most {MAX_IMAGES} are taken at once")
+        raise BadArchiveError(f"the archive has {images} images; the limit is {MAX_IMAGES}")
 
 
 def _names_of(entry: Descriptor) -> list[Reference]:
-    """What the maker called it. A bare tag (`1.0`) is no name: it says nothing about the repository."""
+    """The author's name for the image. A bare tag (`1.0`) is not a name: it lacks the repository."""
     for key in (CONTAINERD_NAME, REF_NAME):
         name = entry.annotations.get(key, "")
         if name and ("/" in name or ":" in name or key == CONTAINERD_NAME):
@@ -309,4 +313,4 @@ def _parse_name(name: str) -> Reference:
     try:
         return parse_reference(name)
     except BadImageReferenceError as error:
-        raise BadArchiveError(f"the archive's name for its image: {error}") from error
+        raise BadArchiveError(f"an image's name in the archive: {error}") from error

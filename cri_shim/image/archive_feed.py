@@ -1,8 +1,7 @@
-"""The images of a spooled archive on their way into the store: their layers, their documents, and their names.
+"""The feed of a spooled archive: its layers, its documents, and the names of its images.
 
-Rules: the files were written by a confined child that may have been its archive's by then. They are opened as plain
-files only, and documents are hashed once more. Names in an archive are its maker's wish: those of the built-in images
-are refused.
+Rules: a confined child wrote the files, and the archive may have taken that child over. So only regular files are
+opened, and documents are hashed again. The archive's author chose its names: those of built-in images are refused.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _NAMES_SHOWN = 3
 
 
 class ArchiveFeed:
-    """The layers of a spooled archive (`ingest.Feed`)."""
+    """The feed of a spooled archive (`ingest.Feed`)."""
 
     def __init__(
         self, unpacker: Unpacker, spool_fd: int, planned: Sequence[PlannedImage], tell: Tell
     ) -> None:
-        """`tell` hears of the archive's arrival and of each layer."""
+        """`tell` is called now, when the archive is complete, and after each layer."""
         self._unpacker = unpacker
         self._spool_fd = spool_fd
         self._tell = tell
@@ -52,11 +51,11 @@ class ArchiveFeed:
 
     @property
     def source(self) -> str:
-        """This archive alone: that a spooled file has its digest is the word of a child that read the archive."""
+        """This archive alone: only the child that read the archive vouches that a file has its digest."""
         return f"archive {self._spool_fd}"
 
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
-        """From the spooled file."""
+        """Unpack from the spooled file."""
         fd = open_spooled(self._spool_fd, layer.file)
         try:
             return await self._unpacker.unpack_layer(
@@ -66,37 +65,37 @@ class ArchiveFeed:
             os.close(fd)
 
     def placed(self, layer: PlannedLayer) -> None:
-        """One more."""
+        """Report another layer."""
         self._done += 1
         self._tell(ImportProgress("layer", self._what, self._done, self._total))
 
     async def complete(self, layers: Sequence[PlannedLayer]) -> None:
-        """The archive has them all."""
+        """Do nothing: the archive has every blob."""
 
     def commit_layer(self, layer: PlannedLayer, blobs: BlobStore) -> None:
-        """The spooled file becomes the blob."""
+        """Move the spooled file into the blob store."""
         blobs.adopt(self._spool_fd, layer.file, layer.blob.digest)
 
     def commit_document(self, document: PlannedDocument, blobs: BlobStore) -> None:
-        """The spooled file's bytes become the blob."""
+        """Copy the spooled document into the blob store."""
         put_document(document, self._spool_fd, blobs)
 
 
 def open_spooled(directory_fd: int, file: str) -> int:
-    """A spooled file, for reading. Raises BadArchiveError if the child left anything but a plain file there."""
+    """Open a spooled file for reading. Raises BadArchiveError if the child left anything but a regular file there."""
     if not file.isalnum():
-        raise BadArchiveError(f"a spooled file with the name {quoted(file)}")
-    # The name is followed in a directory that a child could write to, so nothing but a file is opened.
+        raise BadArchiveError(f"spooled file {quoted(file)}: the name is invalid")
+    # A child could write to this directory: follow no link, and don't block on a FIFO.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(file, flags, dir_fd=directory_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise BadArchiveError(f"spooled file {file}: not a plain file")
+        raise BadArchiveError(f"spooled file {file}: not a regular file")
     return fd
 
 
 def put_document(document: PlannedDocument, directory_fd: int, blobs: BlobStore) -> None:
-    """Make a manifest or configuration in a spooled file a blob. Blocking; raises BadArchiveError, OSError."""
+    """Copy a spooled manifest or configuration into the store. Blocking; raises BadArchiveError, OSError."""
     if document.digest in blobs:
         return
     fd = open_spooled(directory_fd, document.file)
@@ -105,29 +104,31 @@ def put_document(document: PlannedDocument, directory_fd: int, blobs: BlobStore)
     finally:
         os.close(fd)
     if digest_of(data) != document.digest:
-        raise BadArchiveError(f"blob {document.digest}: its bytes have {digest_of(data)}")
+        raise BadArchiveError(
+            f"blob {document.digest}: its bytes have the digest {digest_of(data)}"
+        )
     blobs.put(data)
 
 
 def with_names(planned: Sequence[PlannedImage], reference: Reference | None) -> list[PlannedImage]:
-    """What the images shall be called: as the caller says, else as the archive says.
+    """The images with the names they get: the caller's `reference`, else the archive's.
 
-    A caller is trusted with any name; an archive is not: it could replace the pause image of every pod.
+    The caller may use any name. An archive may not: it could replace the pause image of every pod.
     """
     if reference is not None:
         if len(planned) != 1:
             raise BadArchiveError(
-                f"the name {reference} is for one image, but the archive has {len(planned)}"
+                f"name {reference}: the archive has {len(planned)} images, a name is for one"
             )
         return [msgspec.structs.replace(planned[0], names=(reference,))]
     for image in planned:
         for name in image.names:
             if name.domain == RESERVED_DOMAIN:
                 raise BadArchiveError(
-                    f"{name}: names of {RESERVED_DOMAIN} are the built-in images'"
+                    f"{name}: names below {RESERVED_DOMAIN} are reserved for built-in images"
                 )
             if name.tag is None:
                 raise BadArchiveError(
-                    f"{name}: an archive can't give an image a digest as its name"
+                    f"{name}: an archive can name an image by tag only, not by digest"
                 )
     return list(planned)

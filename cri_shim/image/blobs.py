@@ -1,8 +1,8 @@
-"""Blobs by digest: manifests, configurations and packed layers, as an OCI image layout keeps them.
+"""Blobs by digest: manifests, configurations and packed layers, in the directory of an OCI image layout.
 
-Rules: a blob's name is its digest, checked before it is put here; it never changes. Nothing counts before the index
-refers to it, so a blob without a reference is a leftover and swept. Sizes are kept in memory: usage costs nothing.
-Threads store and sweep blobs while the loop counts them, so the sizes change under a lock and are walked as a copy.
+Rules: a blob's name is its digest, verified before it is stored; a blob never changes. A blob that the index doesn't
+refer to is a leftover and swept. Sizes are kept in memory, so usage is a sum and not a walk. Threads store and sweep
+blobs while the loop adds them up, so sizes change under a lock and are iterated as a copy.
 
 Spec: OCI image-layout 1.1, "Blobs".
 """
@@ -37,10 +37,10 @@ class BlobStore:
         self._sizes: dict[str, int] = {}
         self._changing_sizes = threading.Lock()
         self.used_bytes = 0
-        """What all blobs take on disk."""
+        """Bytes on disk of all blobs."""
 
     def open(self) -> None:
-        """Make the directory if it isn't there and note what is in it; what is no blob is removed."""
+        """Create the directory or note the blobs in it; files that are no blobs are removed."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.scandir(self._dir) as found:
             for item in found:
@@ -48,32 +48,32 @@ class BlobStore:
                 if is_digest(digest) and item.is_file(follow_symlinks=False):
                     self._add(digest, item.stat(follow_symlinks=False).st_size)
                 elif item.is_file(follow_symlinks=False):
-                    os.unlink(item.path)  # a write that was cut short
+                    os.unlink(item.path)  # an interrupted write
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._sizes
 
     @property
     def inodes(self) -> int:
-        """How many blobs there are."""
+        """The number of blobs, each one inode."""
         return len(self._sizes)
 
     def size(self, digest: str) -> int:
-        """Bytes of one blob; 0 when it isn't here."""
+        """Size of one blob in bytes; 0 if it is not here."""
         return self._sizes.get(digest, 0)
 
     def disk_bytes(self, digest: str) -> int:
-        """What one blob takes on disk; 0 when it isn't here."""
+        """Bytes on disk of one blob; 0 if it is not here."""
         return _on_disk(self.size(digest))
 
     def path(self, digest: str) -> Path:
-        """Where the blob is, or would be."""
+        """The blob's path, whether it is here or not."""
         return self._dir / digest.removeprefix("sha256:")
 
     def read(self, digest: str, max_bytes: int) -> bytes:
-        """A small blob, checked against its digest.
+        """Read a small blob and check its digest.
 
-        Raises CorruptStateError naming the file; the blob counts as missing from then on, so that it comes anew.
+        Raises CorruptStateError with the path. The damaged blob is removed, so that it is fetched again.
         """
         try:
             return self.peek(digest, max_bytes)
@@ -82,18 +82,18 @@ class BlobStore:
             raise
 
     def peek(self, digest: str, max_bytes: int) -> bytes:
-        """The same, but nothing becomes of a damaged one; may be called in a thread. Raises CorruptStateError."""
+        """Like `read`, but leave a damaged blob alone. May be called in a thread. Raises CorruptStateError."""
         path = self.path(digest)
         try:
             data = read_bounded(path, max_bytes)
         except OSError as error:
             raise CorruptStateError(f"blob {path}: {error}") from error
         if digest_of(data) != digest:
-            raise CorruptStateError(f"blob {path}: its bytes do not have the digest of its name")
+            raise CorruptStateError(f"blob {path}: its bytes have the digest {digest_of(data)}")
         return data
 
     def put(self, data: bytes) -> str:
-        """Store `data`; its digest. Not durable yet. Raises OSError."""
+        """Store `data` and return its digest. Not durable yet. Raises OSError."""
         digest = digest_of(data)
         if digest not in self._sizes:
             write_atomic(self.path(digest), data)
@@ -101,9 +101,9 @@ class BlobStore:
         return digest
 
     def adopt(self, directory_fd: int, name: str, digest: str) -> None:
-        """Move the file `name` of a directory here, as the blob `digest`, which was checked already.
+        """Move the file `name` of a directory into the store, as the blob `digest`, which the caller has verified.
 
-        Raises OSError; EINVAL when it is no regular file of ours.
+        Raises OSError; EINVAL if it is not a regular file.
         """
         if digest in self._sizes:
             return
@@ -114,7 +114,7 @@ class BlobStore:
         self._add(digest, found.st_size)
 
     def lend(self, digest: str, directory_fd: int, name: str) -> bool:
-        """Give a blob a second name in a directory, where it stays whatever becomes of it here; False if it isn't here.
+        """Hard-link a blob into a directory, where no removal reaches it; False if the blob is not here.
 
         Raises OSError.
         """
@@ -123,11 +123,11 @@ class BlobStore:
         try:
             os.link(self.path(digest), name, dst_dir_fd=directory_fd, follow_symlinks=False)
         except FileNotFoundError:
-            return False  # swept at this moment
+            return False  # a sweep in another thread was faster
         return True
 
     def forget(self, digest: str) -> None:
-        """Remove one blob: it is damaged, and a better one is on its way. What can't be removed is overwritten then."""
+        """Remove a damaged blob, so that a better one can come. If that fails, the better one overwrites it."""
         try:
             self.path(digest).unlink(missing_ok=True)
         except OSError as error:
@@ -141,7 +141,7 @@ class BlobStore:
         return [digest for digest in here if digest not in kept]
 
     def sweep(self, kept: Collection[str]) -> int:
-        """Remove every blob that is not in `kept`; how many went."""
+        """Remove every blob that is not in `kept`; returns how many were removed."""
         gone = 0
         for digest in self.unneeded(kept):
             try:

@@ -1,8 +1,8 @@
-"""The images that need no registry: the pause image, from catatonit, and the demo's, from busybox-static.
+"""The images that need no registry: the pause image, made from catatonit, and the demo image, from busybox-static.
 
-Rules: made in memory, as ordinary OCI archives that take the ordinary way in; the same program gives the same bytes,
-and so the same image ID. Every directory that a container gets mounted is in the image, so that nothing is ever made
-in its root file system at mount time.
+Rules: each is built in memory as an ordinary OCI archive and imported like any other. The same program gives the same
+bytes, and so the same image ID. The image has every directory that containers get mounts on, so that a mount never has
+to create one in its root file system.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MAX_PROGRAM_BYTES = 64 << 20
 _CHUNK_BYTES = 256 << 10
 _MOUNT_POINTS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "var", "var/run")
 _ELF_INTERPRETER = 3
-"""PT_INTERP: a program that has one needs a dynamic linker, which these images lack."""
+"""PT_INTERP: a program with such a header needs a dynamic linker, which these images lack."""
 
 BUSYBOX_APPLETS = (
     *("[", "awk", "base64", "basename", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df"),
@@ -58,7 +58,7 @@ BUSYBOX_APPLETS = (
 
 
 async def pause_archive() -> AsyncIterator[bytes]:
-    """The archive of the pause image. Raises CriShimError naming the package when catatonit isn't there."""
+    """The archive of the pause image. Raises CriShimError, which names the package, when catatonit is missing."""
     program = _read_program(CATATONIT, "catatonit")
     layer = _layer({"catatonit": program}, {})
     archive = _archive(layer, PAUSE_REFERENCE, entrypoint=("/catatonit", "-P"), cmd=())
@@ -69,10 +69,10 @@ async def pause_archive() -> AsyncIterator[bytes]:
 def busybox_archive(reference: str = BUSYBOX_REFERENCE) -> bytes:
     """The archive of an image with busybox and its applets, named `reference`.
 
-    Raises CriShimError naming the package when a static busybox isn't there.
+    Raises CriShimError, which names the package, when a static busybox is missing.
     """
     program = _read_program(BUSYBOX, "busybox-static")
-    # One inode with many names: hiding one of them, as a mount over it does, doesn't hide the others.
+    # Hard links: a mount over one name hides that name only, where a symbolic link's target would hide them all.
     links = {f"bin/{applet}": "bin/busybox" for applet in BUSYBOX_APPLETS}
     links["usr/bin/env"] = "bin/busybox"
     texts = {
@@ -96,7 +96,7 @@ def _read_program(path: Path, package: str) -> bytes:
 
 
 def is_dynamic(program: bytes) -> bool:
-    """Whether an ELF program asks for a dynamic linker; False also for what is no ELF program."""
+    """Whether an ELF program needs a dynamic linker; False for a file that is not ELF."""
     if program[:4] != b"\x7fELF" or len(program) < 64:
         return False
     wide = program[4] == 2
@@ -116,7 +116,7 @@ def _layer(
     *,
     texts: Mapping[str, bytes] | None = None,
 ) -> bytes:
-    """A tar with these files, hard links to them, and the directories that are mounted over."""
+    """A tar with these files, hard links to them, and the mount points."""
     files = {**programs, **(texts or {})}
     directories = set(_MOUNT_POINTS)
     for path in (*files, *links):
@@ -145,7 +145,7 @@ def _layer(
 def _archive(
     layer: bytes, reference: str, *, entrypoint: Sequence[str], cmd: Sequence[str]
 ) -> bytes:
-    """An OCI archive of one image with one layer; every time in it is zero."""
+    """An OCI archive of one image with one layer. Every time in it is zero, for the same bytes each time."""
     platform = platform_of(os.uname().machine)
     config = msgspec.json.encode(
         {

@@ -1,8 +1,8 @@
-"""The images that the index names, as memory has them: looked up without waiting.
+"""The images that the index names, in memory.
 
-Rules: built from an index and the documents that its manifests lead to, and built anew with every change; it is never
-changed in place, so that whoever holds one sees a consistent list. An image is its configuration's digest: manifests
-that differ only in how layers are packed are one image. What the index names but could not be read is not listed.
+Rules: a catalog is built from an index and the documents behind it, anew for each change, and never modified. So a
+reader always sees a consistent list. An image is identified by its configuration's digest: manifests that differ only
+in how layers are packed are one image. Images that the index names but that can't be read are not listed.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a manifest in the index leads to."""
+    """The image behind a manifest in the index."""
 
     image_id: str
-    """Digest of its configuration."""
+    """Digest of the configuration."""
     config: ImageConfig
     chain: tuple[str, ...]
-    """Chain ids of its layers, lowest first."""
+    """Chain IDs of its layers, lowest first."""
     packed: tuple[str, ...]
-    """Digests of the same layers as blobs."""
+    """Digests of the same layers' blobs."""
     documents_bytes: int
-    """Sizes of manifest and configuration."""
+    """Size of manifest and configuration together."""
     annotations: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """An image that the index names and that could not be read at start: what is left of it waits for its repair."""
+    """An image in the index that could not be read at start. What is left of it is kept for its repair."""
 
     reason: str
     image_id: str = ""
-    """These are empty where not even the document that has them could be read."""
+    """This and the fields below are empty if the document that has them could not be read."""
     chain: tuple[str, ...] = ()
     packed: tuple[str, ...] = ()
 
 
 def describe(image: PlannedImage, chain: Sequence[str]) -> Described:
-    """What is known of an image that has just come."""
+    """Describe an image that was just ingested."""
     return Described(
         image_id=image.config_document.digest,
         config=image.config,
@@ -77,7 +77,7 @@ def describe(image: PlannedImage, chain: Sequence[str]) -> Described:
 
 
 def read_described(manifest_digest: str, blobs: BlobStore, layers: LayerStore) -> Described | Lost:
-    """What is on disk of the image of `manifest_digest`."""
+    """Read the image of `manifest_digest` from its documents."""
     what = f"manifest {manifest_digest}"
     image_id = ""
     packed: tuple[str, ...] = ()
@@ -86,13 +86,13 @@ def read_described(manifest_digest: str, blobs: BlobStore, layers: LayerStore) -
         data = blobs.read(manifest_digest, MAX_MANIFEST_BYTES)
         manifest = parse_document(data, what)
         if not isinstance(manifest, Manifest):
-            raise CorruptStateError(f"{what}: an index, where an image's manifest belongs")
+            raise CorruptStateError(f"{what}: it is an index, not an image manifest")
         image_id = manifest.config.digest
         packed = tuple(layer.digest for layer in manifest.layers)
         config = parse_config(blobs.read(image_id, MAX_CONFIG_BYTES), f"config {image_id}")
         chain = chain_ids(config.diff_ids)
         if len(chain) != len(manifest.layers):
-            raise CorruptStateError(f"{what}: its configuration has another number of layers")
+            raise CorruptStateError(f"{what}: its configuration states another number of layers")
         for chain_id in chain:
             if layers.get(chain_id) is None:
                 raise CorruptStateError(f"{what}: its layer {chain_id} is missing")
@@ -152,9 +152,9 @@ class Catalog:
         return list(self._by_id.values())
 
     def find(self, text: str) -> Image | None:
-        """The image of that reference, ID, or beginning of an ID that only one has.
+        """The image with that reference, that ID, or the only one whose ID begins so; None if there is none.
 
-        Raises BadImageReferenceError for what can be none of these.
+        Raises BadImageReferenceError for text that is neither.
         """
         exact = self._by_id.get(text) or self._by_id.get(f"sha256:{text}")
         if exact is not None:
@@ -167,7 +167,7 @@ class Catalog:
             if could_be_id:
                 return self._find_prefix(prefix)
             raise
-        # With both a tag and a digest the digest decides: it says exactly what is meant.
+        # If there is a tag and a digest, the digest counts: it is exact, while the tag may have moved.
         image_id = self._by_name.get(reference.digested or reference.tagged or "")
         if image_id is not None:
             return self._by_id[image_id]

@@ -1,11 +1,11 @@
-"""Taking away what nobody needs: images without a name, layers and blobs without an image, leftovers of work cut short.
+"""Collect garbage: images without a name, layers and blobs without an image, leftovers of interrupted work.
 
 Rules:
-- An image goes when it has no name (with `untagged`: no tag), is not pinned and no container stands on its layers. One
-  that was damaged at start and left out goes, too, unless a pinned name is its.
-- Where packed layers are not kept (`discard_blobs`), those from before go as well, once their unpacked layers are
-  sealed and sound: after that nothing else could tell.
-- What is counted is what goes: layers by their records, the rest by looking.
+- An image is removed when it has no name (with `untagged`: no tag), is not pinned, and no container uses its layers. An
+  image that was left out at start because of damage is removed too, unless one of its names is pinned.
+- If packed layers are not kept (`discard_blobs`), those from before that setting are removed once their unpacked layers
+  are sealed and sound. Before that, only the packed layer can prove what the unpacked one must be.
+- The report counts what is removed: layers by their records, the rest by walking it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ log = structlog.get_logger()
 async def collect(
     state: StoreState, *, dry_run: bool, untagged: bool, damaged: Collection[str]
 ) -> Collected:
-    """Take away, or with `dry_run` only count, what nobody needs; `damaged` layers keep their blobs.
+    """Remove, or with `dry_run` only count, what nothing needs. The blobs of `damaged` layers stay.
 
-    Raises CriShimError, ResourceExhaustedError when the list can't be written: then nothing has gone.
+    Raises CriShimError, ResourceExhaustedError when the list can't be written: then nothing was removed.
     """
     async with state.changing:
         gone = [image for image in state.catalog.images() if _may_go(state, image, untagged)]
@@ -68,13 +68,13 @@ async def collect(
                 await state.forget(manifests)
             except OSError as error:
                 raise storage_error(error, "collecting images") from error
-        # Looked at again: a container may have come, or work may have ended, while the list was written.
+        # Determined again: a container may have started, or other work ended, while the list was written.
         unneeded = state.layers.unneeded(state.kept_chains(), state.in_use())
         trash = await state.layers.detach(unneeded)
         await uninterrupted(state.blobs.sweep, kept_blobs)
     await state.layers.delete([*trash, *leftovers])
     log.info(
-        "collected",
+        "collected unused images",
         images=len(names),
         layers=collected.layers,
         blobs=collected.blobs,

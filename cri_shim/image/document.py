@@ -1,15 +1,14 @@
-"""Reading JSON documents that strangers wrote: bounded, and in one way only.
+"""Decode JSON documents of untrusted origin: bounded, and with one possible meaning only.
 
-Rules: pure. A document is bounded in bytes and in values before anything is made of it. One that two readers could take
-for different things is refused, since it could pass a scanner as one and run as the other: a key that stands twice, and
-keys that only a reader without regard for case (Go's) takes for the same. A document's own words are cut and cleaned
-before they stand in an error.
+Rules: pure. Bytes and number of values are bounded before anything is decoded. A document that two readers could
+understand differently is refused, since it could pass a scanner as one image and run as another: a key that occurs
+twice, or keys that only a case-insensitive reader (Go's) takes for the same. What errors quote is cut and cleaned.
 
-Most writers and readers of these documents are Go's, and so it is here:
+Most programs that write and read these documents are in Go, so Go's rules apply:
 
-- null is no value: a member that is null is absent, a string in a map or a list is empty.
-- Members are known by their names without regard for case, `entrypoint` for `Entrypoint`: to pass over one would run
-  something else than other runtimes do. In maps (labels, annotations) names are their maker's.
+- null is the absence of a value: a member that is null is absent; a null string in a map or list is empty.
+- The case of member names doesn't matter: `entrypoint` is `Entrypoint`. To ignore it would run another command than
+  other runtimes do. In maps (labels, annotations), keys are the author's own and case counts.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from cri_shim.quoting import quoted
 MAX_VALUES = 100_000
 """Keys, strings, numbers and so on in one document: a byte or two can cost a reader a hundred times as much."""
 _MAX_DIGITS = 21
-"""Of a number in 64 bits, and one more."""
+"""One more than a 64-bit number can have."""
 _MAPS: dict[str, object] = {"annotations": "", "Volumes": {}}
-"""Members whose keys are their maker's, and what null stands for in them; anywhere else it stands for no member."""
+"""Members whose keys are the author's own, with the value that null stands for in them."""
 
 T = TypeVar("T")
 
 
 def decode_document(data: bytes, kind: type[T], what: str, max_bytes: int) -> T:
-    """`data` as a `kind`; `what` names it in errors.
+    """Decode `data` as `kind`. `what` names the document in errors.
 
-    Raises BadArchiveError: too large, malformed, ambiguous, not what `kind` wants.
+    Raises BadArchiveError: too large, malformed, ambiguous, or not a `kind`.
     """
     return read_document(data, kind, what, max_bytes)[0]
 
@@ -45,13 +44,13 @@ def decode_document(data: bytes, kind: type[T], what: str, max_bytes: int) -> T:
 def read_document(
     data: bytes, kind: type[T], what: str, max_bytes: int
 ) -> tuple[T, frozenset[str]]:
-    """As `decode_document`; and the outermost object's keys in lower case, known to `kind` or not.
+    """Like `decode_document`, and also return the outermost object's keys, folded, whether `kind` has them or not.
 
-    A key whose value is null is not there.
+    Keys whose value is null are left out.
     """
     if len(data) > max_bytes:
-        raise BadArchiveError(f"{what}: {len(data)} bytes; at most {max_bytes} are read")
-    # Every value but the first follows one of these, and counting is much cheaper than making.
+        raise BadArchiveError(f"{what}: {len(data)} bytes; the limit is {max_bytes}")
+    # Every value but the first follows one of these characters. Counting them is much cheaper than decoding.
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
         raise BadArchiveError(f"{what}: more than {MAX_VALUES} values")
     try:
@@ -68,11 +67,11 @@ def read_document(
 
 
 class _AmbiguousError(Exception):
-    """Two readers may understand two things."""
+    """Two readers could understand the document differently."""
 
 
 def _keys_of(data: bytes) -> tuple[frozenset[str], set[str]]:
-    """The keys of the outermost object, folded, that have a value; and all keys that there are."""
+    """The keys of the outermost object that have a value, folded; and all keys of the document."""
     outermost = frozenset[str]()
     keys: set[str] = set()
 
@@ -84,23 +83,23 @@ def _keys_of(data: bytes) -> tuple[frozenset[str], set[str]]:
                 raise _AmbiguousError(f"the key {quoted(key)} stands twice in one object")
             seen.add(key)
         keys.update(seen)
-        # The outermost object ends last.
+        # Called once per object, the outermost one last.
         outermost = frozenset(_folded(key) for key, value in pairs if value is not None)
         return True  # anything but null
 
-    # Numbers need no value here: some would take long to make.
+    # Skip the numbers' values: the conversion of long ones is slow.
     json.loads(data.decode(), object_pairs_hook=check, parse_int=len, parse_float=len)
     return outermost, keys
 
 
 def _folded(key: str) -> str:
-    """What two spellings of a member have in common, as Go's readers see it: the long s is an s, too."""
+    """The form that two spellings of a member share. Go folds U+017F, the long s, to s."""
     return key.lower().replace("\u017f", "s")
 
 
 @cache
 def _member_names(kind: object) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of all members in a `kind`, as they are and folded."""
+    """The names of all members anywhere in `kind`, as they are and folded."""
     names: set[str] = set()
     rest = [inspect.type_info(kind)]
     while rest:
@@ -121,8 +120,8 @@ def _has_other_spellings(keys: set[str], kind: object) -> bool:
 
 
 def _as_spelt(value: object, kind: inspect.Type) -> object:
-    """`value` with the members' names as `kind` has them. Raises _AmbiguousError where one member has two."""
-    if isinstance(kind, inspect.UnionType):  # a member that may be absent
+    """`value` with the members spelt as in `kind`. Raises _AmbiguousError if one member occurs in two spellings."""
+    if isinstance(kind, inspect.UnionType):  # `T | None`
         kind = kind.types[0]
     if isinstance(kind, inspect.ListType) and isinstance(value, list):
         return [_as_spelt(item, kind.item_type) for item in value]
@@ -149,7 +148,7 @@ def _parsed(data: bytes) -> object:
 
 
 def _number(text: str) -> float:
-    # A number of a million digits takes long to make, and no member that is read has one.
+    # The conversion of a million digits is slow, and no member that we read has one.
     return int(text) if len(text) < _MAX_DIGITS else float("inf")
 
 
@@ -158,7 +157,7 @@ def _no_number(text: str) -> NoReturn:
 
 
 def _without_nulls(value: object, key: str = "") -> object:
-    """`value`, which the member `key` has, as a reader has it for whom null is no value."""
+    """Drop the nulls of `value`, the member `key`, as Go's reader would."""
     if isinstance(value, list):
         return ["" if item is None else _without_nulls(item) for item in value]
     if not isinstance(value, dict):

@@ -1,10 +1,10 @@
-"""Images as an archive: an OCI layout, with the list that `docker load` reads besides.
+"""Export images as an archive: an OCI layout that also has the list that `docker load` reads.
 
-Rules: the archive is made of what the registry or archive brought, byte for byte, so the images keep their IDs and
-digests; it is streamed and never stands anywhere. Nothing of it can be removed while it is being sent. Each blob is
-checked against its digest on the way out: a damaged one breaks the archive off.
+Rules: the archive has the documents and layers byte for byte as they came, so the images keep their IDs and digests. It
+is streamed and never stored. What it needs can't be removed while it is sent. Each blob is checked against its digest
+on the way out; a damaged blob ends the archive with an error.
 
-Specs: OCI image-layout 1.1; the names are where containerd and podman look for them.
+Specs: OCI image-layout 1.1. Names stand where containerd and podman look for them.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ _RECORD = tarfile.RECORDSIZE
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An archive that is ready to be sent; valid as long as the context that gave it is open."""
+    """An archive that is ready to be sent. It is valid while the context that gave it is open."""
 
     documents: Mapping[str, bytes]
-    """Name in the archive -> what is made for it."""
+    """Name in the archive -> the generated document."""
     blobs: Mapping[str, int]
     """Digest -> size."""
     directory_fd: int
-    """Has the blobs, under their hexadecimal digits."""
+    """A directory with the blobs, named by their hexadecimal digits."""
 
     @property
     def total_bytes(self) -> int:
-        """How long the archive is."""
+        """The length of the archive."""
         sizes = [*map(len, self.documents.values()), *self.blobs.values()]
-        sizes.append(_BLOCK)  # with its header: the two empty blocks of the end
+        sizes.append(_BLOCK)  # with its header it stands for the two empty blocks at the end
         blocks = sum(_BLOCK + (size + _BLOCK - 1) // _BLOCK * _BLOCK for size in sizes)
         return (blocks + _RECORD - 1) // _RECORD * _RECORD
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The archive. Raises CorruptStateError at the end of a blob that is not what its digest says, OSError."""
+        """The archive in pieces. Raises CorruptStateError after a blob with a wrong digest, OSError."""
         sent = 0
         for name, data in self.documents.items():
             member = _header(name, len(data)) + data + _padding(len(data))
@@ -83,13 +83,13 @@ class Export:
             os.close(fd)
         if left or f"sha256:{hashed.hexdigest()}" != digest:
             raise CorruptStateError(
-                f"blob {digest} is damaged on this node's disk: the archive is broken off; run "
+                f"blob {digest} is damaged on this node's disk, the export stopped; run "
                 "`cri-shim image check --repair`"
             )
 
 
 def prepare_export(state: StoreState, images: Sequence[Image], spool_fd: int) -> Export:
-    """Take hold of what the images are made of, in the directory `spool_fd`. Blocking.
+    """Link the images' blobs into the directory `spool_fd`, out of reach of removals. Blocking.
 
     Raises WrongStateError when a packed layer is not kept, OSError.
     """
@@ -120,7 +120,7 @@ def prepare_export(state: StoreState, images: Sequence[Image], spool_fd: int) ->
             blobs[blob] = state.blobs.size(blob)
     for blob in blobs:
         if not state.blobs.lend(blob, spool_fd, blob.removeprefix("sha256:")):
-            raise WrongStateError(f"blob {blob} was removed at this moment; try again")
+            raise WrongStateError(f"blob {blob} was removed while the export began; try again")
     index = Index(schema_version=2, media_type=OCI_INDEX, manifests=entries)
     documents = {
         "oci-layout": _LAYOUT,
@@ -131,7 +131,7 @@ def prepare_export(state: StoreState, images: Sequence[Image], spool_fd: int) ->
 
 
 def _complete_manifest(state: StoreState, image: Image) -> str:
-    """A manifest of the image of which everything is here."""
+    """The digest of a manifest of the image whose blobs are all here."""
     missing: list[str] = []
     for digest in image.manifest_digests:
         facts = state.described[digest]
@@ -140,8 +140,8 @@ def _complete_manifest(state: StoreState, image: Image) -> str:
         if not missing:
             return digest
     raise WrongStateError(
-        f"image {image.name} can't be exported: {len(missing)} of its packed layers are not on this node, the "
-        f"first is {missing[0]}; pull or import the image once more with images.discard_blobs off: it brings them"
+        f"image {image.name} can't be exported: {len(missing)} of its blobs are not on this node, the first is "
+        f"{missing[0]}; pull or import the image again with images.discard_blobs off"
     )
 
 
@@ -152,7 +152,7 @@ def _blob_name(digest: str) -> str:
 def _header(name: str, size: int) -> bytes:
     header = tarfile.TarInfo(name)
     header.size = size
-    # GNU's form: a blob may have more than the 8 GiB that ustar can say.
+    # The GNU format, since a blob may exceed ustar's 8 GiB.
     return header.tobuf(format=tarfile.GNU_FORMAT)
 
 

@@ -1,12 +1,11 @@
-"""What the daemon keeps in memory of each image, as a record on disk: a start reads that, and no document of strangers.
+"""The daemon's record of each image on disk, so that a start need not parse the images' own documents.
 
 Rules:
-- A record is made from documents that a confined child has read, and is written before the index names the image. It is
-  bounded as what it keeps is, and it carries its own digest: one that is torn or altered counts for nothing.
-- Ordinary documents are hashed at a start, so that damage is found then. A document that is larger than `_HASHED_BYTES`
-  is only looked for: how long a start takes must not be for makers of images to decide. Its damage is found by a check
-  and by whoever reads it.
-- Without a record, documents are parsed as they were before there were records, and the record is made then.
+- A record is made from documents that a confined child has parsed, and written before the index names the image. It is
+  bounded, and begins with its own digest: a torn or altered record is ignored.
+- A start hashes documents of up to `_HASHED_BYTES`, which finds damage early. Larger ones it only looks for, so that
+  authors of images can't decide how long a start takes. A check, or whoever reads such a document, finds its damage.
+- Without a record, the documents are parsed in this process, and the record is written then.
 """
 
 from __future__ import annotations
@@ -31,26 +30,26 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 _MAX_RECORD_BYTES = 4 << 20
-"""Far more than `manifest.MAX_WORDS_BYTES` and 500 layers take."""
+"""Far above what `manifest.MAX_WORDS_BYTES` and 500 layers take."""
 _HASHED_BYTES = 64 << 10
 _DIGEST_BYTES = len(digest_of(b""))
 
 
 class ImageRecords:
-    """One record for each manifest of the index. Blocking."""
+    """One record per manifest of the index. Methods block."""
 
     def __init__(self, records_dir: Path) -> None:
         self._dir = records_dir
 
     def open(self, kept: Collection[str]) -> None:
-        """Make the directory; records of other manifests than these go. Raises OSError."""
+        """Create the directory, and remove the records of other manifests than `kept`. Raises OSError."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self._dir.iterdir():
             if f"sha256:{path.name}" not in kept:
                 path.unlink()
 
     def read(self, manifest: str, blobs: BlobStore, layers: LayerStore) -> Described | None:
-        """What is known of the image of that manifest; None where that has to be found out from its documents."""
+        """The record of that manifest's image; None if it is missing, damaged, or no longer matches the disk."""
         try:
             data = read_bounded(self._file(manifest), _MAX_RECORD_BYTES)
             digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
@@ -67,12 +66,12 @@ class ImageRecords:
         return found if all(layers.get(chain_id) for chain_id in found.chain) else None
 
     def write(self, manifest: str, described: Described) -> None:
-        """Not durable yet. Raises OSError."""
+        """Write a record, not durably: the caller syncs the file system. Raises OSError."""
         body = msgspec.json.encode(described)
         write_atomic(self._file(manifest), digest_of(body).encode() + body)
 
     def remove(self, manifests: Collection[str]) -> None:
-        """What can't be removed goes at the next start."""
+        """Remove records. One that can't be removed is logged and goes at the next start."""
         for manifest in manifests:
             try:
                 self._file(manifest).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""The list of images: an OCI layout's `index.json`, one entry per name of an image.
+"""The list of images: an OCI layout's `index.json`, with one entry per name of an image.
 
-Rules: the file is replaced as a whole, durably, and last of everything that belongs to a change: what it refers to is
-there. An entry's annotation `org.opencontainers.image.ref.name` is a normalised name, `repository:tag` or
-`repository@digest`; an image without any name has one entry without that annotation.
+Rules: the file is replaced as a whole, durably, as the last write of a change, when everything it refers to is on disk.
+An entry's annotation `org.opencontainers.image.ref.name` is a normalised name, `repository:tag` or `repository@digest`.
+An image without a name has one entry without that annotation.
 
 Spec: OCI image-layout 1.1.
 """
@@ -37,7 +37,7 @@ _MAX_INDEX_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class ImageIndex:
-    """Which manifest each name means; a copy is changed, saved, and then takes the old one's place."""
+    """Names and manifests. To change it, change a copy and save that."""
 
     manifests: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Manifest digest -> media type and size."""
@@ -45,22 +45,22 @@ class ImageIndex:
     """Normalised name -> manifest digest."""
 
     def copy(self) -> ImageIndex:
-        """Another one with the same content."""
+        """An independent copy."""
         return ImageIndex(dict(self.manifests), dict(self.names))
 
     def names_of(self, manifest_digest: str) -> list[str]:
-        """Every name of a manifest, in the order they came."""
+        """Every name of a manifest, oldest first."""
         return [name for name, digest in self.names.items() if digest == manifest_digest]
 
     def forget(self, manifest_digest: str) -> None:
-        """Take a manifest and all its names away."""
+        """Remove a manifest and all its names."""
         self.manifests.pop(manifest_digest, None)
         for name in self.names_of(manifest_digest):
             del self.names[name]
 
 
 def load_index(layout_dir: Path) -> ImageIndex:
-    """The index of a layout; empty when there is none yet. Raises CorruptStateError."""
+    """Load the index of a layout; empty if there is none yet. Raises CorruptStateError."""
     path = layout_dir / _INDEX_FILE
     try:
         document = msgspec.json.decode(read_bounded(path, _MAX_INDEX_BYTES), type=Index)
@@ -71,7 +71,7 @@ def load_index(layout_dir: Path) -> ImageIndex:
     index = ImageIndex()
     for entry in document.manifests:
         if not is_digest(entry.digest):
-            raise CorruptStateError(f"image index {path}: digest {quoted(entry.digest)}")
+            raise CorruptStateError(f"image index {path}: invalid digest {quoted(entry.digest)}")
         index.manifests[entry.digest] = (entry.media_type or OCI_MANIFEST, entry.size)
         if name := entry.annotations.get(REF_NAME):
             index.names[name] = entry.digest
@@ -100,7 +100,7 @@ def save_index(layout_dir: Path, index: ImageIndex) -> None:
 
 
 def set_aside(layout_dir: Path, damaged_dir: Path) -> Path:
-    """Move a damaged index out of the way, under a name that is free; where it went."""
+    """Move a damaged index to an unused name below `damaged_dir`; returns the new path."""
     damaged_dir.mkdir(mode=0o700, exist_ok=True)
     number = 0
     while (target := damaged_dir / f"{_INDEX_FILE}.{number}").exists():

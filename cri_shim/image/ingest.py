@@ -1,7 +1,7 @@
-"""Ingesting images, from an archive or a registry: how their layers are unpacked.
+"""Ingest images from an archive or a registry: the feed that brings their layers, and the order of unpacking.
 
-Rules: a planned image's documents are checked and fit each other; its layers' bytes are whatever they are until they
-are unpacked. Layers of one image are unpacked side by side; each waits for the one below only to be put in its place.
+Rules: a planned image's documents are checked and match each other. Its layers' bytes are unchecked until unpacked.
+The layers of one image unpack in parallel; a layer waits for the one below only before it is put in place.
 """
 
 from __future__ import annotations
@@ -29,52 +29,52 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 _LAYERS_AT_ONCE = 16
-"""Layers of one image under way, each with some descriptors; how many unpack at once is the unpacker's bound."""
+"""Layers of one image under way, each with some descriptors. The unpacker bounds how many unpack at once."""
 TRIES = 3
-"""For a layer whose bytes were changed on their way."""
+"""Attempts for a layer whose bytes arrive damaged."""
 
 
 class Feed(Protocol):
-    """Where the layers of arriving images come from."""
+    """The source of the layers and documents of images that are being ingested."""
 
     @property
     def source(self) -> str:
-        """What decides how fast bytes come: feeds that say the same bring the same blob equally well."""
+        """Who decides how fast bytes arrive. Feeds with the same source bring the same blob equally well."""
 
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         """Unpack a layer that is not here yet into an empty directory.
 
-        Raises what `Unpacker.unpack_layer` raises, and DamagedBlobError where another try may bring other bytes.
+        Raises what `Unpacker.unpack_layer` raises, and DamagedBlobError where another attempt may bring other bytes.
         """
 
     def placed(self, layer: PlannedLayer) -> None:
-        """It is in its place, by `unpack` or because it was here."""
+        """Note that the layer is in place, by `unpack` or because it was here before."""
 
     async def complete(self, layers: Sequence[PlannedLayer]) -> None:
-        """All layers of an image are in their places: have at hand what `commit_layer` needs to keep its blobs.
+        """All layers of an image are in place: fetch what `commit_layer` needs to keep their blobs.
 
         Raises what fetching them raises.
         """
 
     def commit_layer(self, layer: PlannedLayer, blobs: BlobStore) -> None:
-        """Move its blob to `blobs`, if there is one to move. Blocking; raises OSError."""
+        """Move the layer's blob to `blobs`, if the feed has it. Blocking; raises OSError."""
 
     def commit_document(self, document: PlannedDocument, blobs: BlobStore) -> None:
-        """Have a manifest or a configuration in `blobs`, if it comes from here. Blocking.
+        """Put a manifest or configuration into `blobs`, if the feed has it. Blocking.
 
-        Raises BadArchiveError for bytes that don't have the digest, OSError.
+        Raises BadArchiveError for bytes that don't match the digest, OSError.
         """
 
 
 async def unpack_layers(
     layers: LayerStore, wanted: Sequence[PlannedLayer], chain: Sequence[str], feed: Feed
 ) -> None:
-    """Have every layer in its place, `chain` being their chain ids, which the caller holds.
+    """Have every layer in place. `chain` are their chain IDs, which the caller holds.
 
-    Raises the first error of any layer, once all of them have stopped.
+    Raises the first error of any layer, after all of them have stopped.
     """
-    # Tasks start lowest layer first: each waits only for others that have started. Not all of them at once, since an
-    # image may have hundreds of layers, and waiting tasks take a megabyte then.
+    # Tasks start with the lowest layer, so each waits only for tasks that have started. The semaphore bounds them: an
+    # image may have hundreds of layers, and that many waiting tasks take a megabyte.
     slots = asyncio.Semaphore(_LAYERS_AT_ONCE)
 
     async def have_layer(
@@ -98,9 +98,9 @@ async def unpack_layers(
 
 
 def _sources(wanted: Sequence[PlannedLayer], feed: Feed) -> list[str]:
-    """Whence each layer comes, with those below, for which it waits: the feed, and what the image says of the blobs.
+    """The source of each layer, together with those below, for which it waits: the feed and the blobs of the stack.
 
-    An image may name a diff ID of another one beside a blob of its maker's choice, or a size that nothing has.
+    The blobs are part of it because an image may claim another image's diff ID for a blob of its own choice.
     """
     packed = chain_ids([f"{layer.blob.digest} {layer.blob.size}" for layer in wanted])
     return [f"{feed.source} {blobs}" for blobs in packed]
@@ -126,12 +126,12 @@ async def _ensure(
         except DamagedBlobError as error:
             if not left:
                 raise
-            log.warning("a layer came damaged and is tried again", error=str(error))
+            log.warning("a layer arrived damaged; trying again", error=str(error))
     raise AssertionError("the last try returns or raises")
 
 
 def storage_error(error: OSError, doing: str) -> CriShimError:
-    """What the caller is told of a host that failed while `doing` something."""
+    """The caller's error for an OSError of this node while `doing` something."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceExhaustedError(f"{doing}: {error}; free some space and try again")
     return CriShimError(f"{doing}: {error}")

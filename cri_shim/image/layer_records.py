@@ -1,8 +1,7 @@
-"""What is known of each unpacked layer, in memory and as one record on disk each.
+"""The layer records: one per unpacked layer, in memory and on disk.
 
-Rules: **a layer counts when its record is there, and the record is written only after the layer's bytes are durable.**
-Bytes and inodes stand in the record, so that what all layers take is a sum that is kept, not a walk. A record that
-can't be used is set aside.
+Rules: **a layer exists once its record does, and the record is written only after the layer's bytes are durable.**
+Records hold bytes and inodes, so the total is a running sum and not a walk. A damaged record is set aside.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ _MAX_RECORD_BYTES = 64 << 10
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """An unpacked layer, as its record has it."""
+    """An unpacked layer, in the form of its record."""
 
     chain_id: str
     diff_id: str
     parent: str = ""
-    """Chain id of the layer below; empty for the lowest."""
+    """Chain ID of the layer below; empty for the lowest."""
     name: str
-    """Its directory below the layers directory."""
+    """The layer's directory below the layers directory."""
     disk_bytes: int
     inodes: int
     seal: str = ""
-    """What its tree must be (`seal`); empty as long as its blob can still tell."""
+    """The digest of the layer's tree (`integrity/seal`); empty until a check or `discard_blobs` needs it."""
 
 
 class LayerRecords:
-    """The layers by chain id."""
+    """The layers by chain ID."""
 
     def __init__(self, records_dir: Path) -> None:
         self._dir = records_dir
@@ -50,7 +49,7 @@ class LayerRecords:
         self.inodes = 0
 
     def open(self, directories: Collection[str], damaged_dir: Path) -> None:
-        """Read the records of layers whose directories are there. Blocking; raises OSError."""
+        """Read the records, set aside those that are damaged or lack their directory. Blocking; raises OSError."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in sorted(self._dir.iterdir()):
             if path.name.endswith(TMP_SUFFIX):
@@ -60,7 +59,7 @@ class LayerRecords:
                 self.add(self._read(path, directories), durable=True)
             except (OSError, ValueError, msgspec.MsgspecError) as error:
                 log.error(
-                    "a layer record is damaged and set aside; images that need the layer must be pulled again",
+                    "a layer record is damaged and was set aside; pull the images that need the layer again",
                     record=str(path),
                     error=str(error),
                 )
@@ -70,13 +69,13 @@ class LayerRecords:
     def _read(self, path: Path, directories: Collection[str]) -> Layer:
         layer = msgspec.json.decode(read_bounded(path, _MAX_RECORD_BYTES), type=Layer)
         if not is_digest(layer.chain_id) or path != self._file(layer.chain_id):
-            raise ValueError(f"it is the record of {quoted(layer.chain_id)}")
+            raise ValueError(f"the record is of layer {quoted(layer.chain_id)}")
         if layer.name not in directories:
-            raise ValueError(f"its directory {layer.name} is missing")
+            raise ValueError(f"the layer's directory {layer.name} is missing")
         return layer
 
     def get(self, chain_id: str) -> Layer | None:
-        """The layer, if it is here."""
+        """The layer with this chain ID, or None."""
         return self._layers.get(chain_id)
 
     def all(self) -> list[Layer]:
@@ -84,7 +83,7 @@ class LayerRecords:
         return list(self._layers.values())
 
     def stack(self, chain_id: str) -> list[Layer]:
-        """The layer and everything below it, topmost first. Raises KeyError naming the chain id that is missing."""
+        """The layer and every layer below it, topmost first. Raises KeyError with the chain ID that is missing."""
         found = []
         while chain_id:
             layer = self._layers[chain_id]
@@ -93,7 +92,7 @@ class LayerRecords:
         return found
 
     def with_all_below(self, layers: Iterable[Layer]) -> set[str]:
-        """Chain ids of these layers and of all that is here below them; each is looked at once."""
+        """Chain IDs of these layers and of every layer below them. Each layer is visited once."""
         found: set[str] = set()
         for top in layers:
             layer: Layer | None = top
@@ -103,11 +102,11 @@ class LayerRecords:
         return found
 
     def is_durable(self, chain_id: str) -> bool:
-        """Whether it has a record."""
+        """Whether the layer's record is on disk."""
         return chain_id in self._durable
 
     def add(self, layer: Layer, *, durable: bool) -> None:
-        """It counts from here on, in the place of another of its chain id; `durable`: its record is written."""
+        """Add a layer, or replace the one with its chain ID. `durable`: its record is on disk."""
         if layer.chain_id in self._layers:
             self.drop(self._layers[layer.chain_id])
         self._layers[layer.chain_id] = layer
@@ -121,15 +120,15 @@ class LayerRecords:
         write_atomic(self._file(layer.chain_id), msgspec.json.encode(layer), fsync=fsync)
 
     def written(self, chain_id: str) -> None:
-        """Its record is there."""
+        """Note that the layer's record is on disk."""
         self._durable.add(chain_id)
 
     def unlink(self, layer: Layer) -> None:
-        """Take the record of a layer away that was dropped. Blocking; raises OSError."""
+        """Remove the record of a layer that was dropped. Blocking; raises OSError."""
         self._file(layer.chain_id).unlink(missing_ok=True)
 
     def drop(self, layer: Layer) -> None:
-        """It doesn't count any more."""
+        """Remove a layer from memory."""
         del self._layers[layer.chain_id]
         self._durable.discard(layer.chain_id)
         self.disk_bytes -= layer.disk_bytes

@@ -1,8 +1,8 @@
-"""Image documents: manifests, indexes and configurations of the OCI and Docker families, checked.
+"""Parse and check image documents: manifests, indexes and configurations of the OCI and Docker families.
 
-Rules: pure. A document is taken for what it says inside, never for what a registry or archive called it; one that could
-be read as two kinds is refused, as `document` refuses what is ambiguous otherwise. What this program cannot run is
-refused by name: schema 1, foreign layers, artifacts.
+Rules: pure. A document's content says what it is, never the name that a registry or archive gave it. A document that
+could be read as two kinds is refused, like other ambiguous ones (`document`). Kinds that can't run are refused by name:
+schema 1, foreign layers, artifacts.
 
 Specs: OCI image-spec 1.1 (manifest, image-index, config), Docker image manifest v2 schema 2.
 """
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 MAX_MANIFEST_BYTES = 4 << 20
-"""The distribution spec's advice to registries: what is larger need not be accepted."""
+"""The size up to which registries should accept manifests (distribution spec)."""
 MAX_CONFIG_BYTES = 4 << 20
 MAX_WORDS_BYTES = 128 << 10
-"""Of what the daemon keeps in memory of a configuration, as `_cost` counts it; a process may get little more anyway."""
+"""What the daemon keeps in memory per configuration, by `_cost`. A process's arguments may hardly be longer anyway."""
 MAX_ANNOTATIONS_BYTES = 16 << 10
-"""Of one manifest's annotations in a list, as `_cost` counts them: all images' must fit a message."""
+"""The kept annotations of one manifest, by `_cost`: those of all images must fit into one gRPC message."""
 MAX_LAYER_BYTES = 64 << 30
-"""Of a layer as it is kept: more than it may have when it is unpacked, nobody packs."""
+"""Of a packed layer; also the limit of an unpacked one."""
 MAX_LAYERS = 500
 """overlayfs mounts at most 500 lower directories."""
 
@@ -44,7 +44,7 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
 ATTESTATION = "vnd.docker.reference.type"
-"""The annotation of an index entry that says something about another one, and is no image."""
+"""The annotation of an index entry that attests something about another entry, and is no image."""
 REF_NAME = "org.opencontainers.image.ref.name"
 """The annotation that names an entry of an OCI layout's index."""
 
@@ -53,7 +53,7 @@ MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 _CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 _SCHEMA1_PREFIX = "application/vnd.docker.distribution.manifest.v1+"
 _WORD_BYTES = 64
-"""Of a string's object, and of its place in a list."""
+"""Overhead of a string's object and of its place in a list."""
 
 
 _LAYER_TYPES = frozenset(
@@ -65,17 +65,17 @@ _LAYER_TYPES = frozenset(
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine an entry of an index is for."""
+    """The platform of an index entry or of a configuration."""
 
     os: str = ""
     architecture: str = ""
     variant: str = ""
     os_features: list[str] = msgspec.field(default_factory=list, name="os.features")
-    """What it needs of the system besides; no feature has a name for Linux yet."""
+    """Features that the image requires of the operating system. The spec defines none for Linux."""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A pointer to a blob: what it is, how large, and its digest."""
+    """A reference to a blob: media type, size and digest."""
 
     media_type: str = ""
     digest: str
@@ -85,7 +85,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     artifact_type: str = ""
 
     def bare(self) -> Descriptor:
-        """The same without its maker's words."""
+        """The descriptor without annotations and platform."""
         return Descriptor(media_type=self.media_type, digest=self.digest, size=self.size)
 
 
@@ -95,15 +95,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     schema_version: int = msgspec.field(name="schemaVersion")
     media_type: str = ""
     config: Descriptor
-    # A factory that msgspec does not know as empty: the member is written all the same.
+    # A lambda, which msgspec can't recognise as an empty default: `omit_defaults` then keeps the member.
     layers: list[Descriptor] = msgspec.field(default_factory=lambda: [])  # noqa: PIE807
-    """None of an image whose program is mounted; Go's writers then have null here."""
+    """May be empty: the image's program is then mounted. Go programs write null for it."""
     annotations: dict[str, str] = {}
     artifact_type: str = ""
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A list of manifests: one per platform, or what an OCI layout holds."""
+    """A list of manifests: one per platform, or the content of an OCI layout."""
 
     schema_version: int = msgspec.field(name="schemaVersion")
     media_type: str = ""
@@ -139,9 +139,9 @@ class _ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image asks of its containers. All of it is untrusted text: policy is the sandbox's.
+    """The parts of an image configuration that matter to containers. All of it is untrusted; the sandbox sets policy.
 
-    It stays in memory as long as the image is here, so that `MAX_WORDS_BYTES` bounds it.
+    It stays in memory while the image is here, bounded by `MAX_WORDS_BYTES`.
     """
 
     user: str = ""
@@ -160,7 +160,7 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Kind(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Just enough of any document to tell what it is."""
+    """The members that tell what kind of document it is."""
 
     schema_version: int = msgspec.field(default=0, name="schemaVersion")
     media_type: str = ""
@@ -172,9 +172,9 @@ def digest_of(data: bytes) -> str:
 
 
 def parse_document(data: bytes, what: str) -> Manifest | Index:
-    """A manifest or an index, whichever `data` is; `what` names it in errors.
+    """Parse a manifest or an index; `what` names it in errors.
 
-    Raises BadArchiveError: too large, malformed, ambiguous, of a kind that can't be run.
+    Raises BadArchiveError: too large, malformed, ambiguous, or of a kind that can't run.
     """
     kind, keys = read_document(data, _Kind, what, MAX_MANIFEST_BYTES)
     media_type = kind.media_type
@@ -187,10 +187,10 @@ def parse_document(data: bytes, what: str) -> Manifest | Index:
     if is_index and is_manifest:
         _refuse(what, "it has both `manifests` and `layers` or `config`: ambiguous")
     if not is_index and not is_manifest:
-        _refuse(what, "it has neither `manifests` nor `layers`: not an image")
+        _refuse(what, "it has none of `manifests`, `layers` and `config`: not an image")
     allowed = INDEX_TYPES if is_index else MANIFEST_TYPES
     if media_type and media_type not in allowed:
-        _refuse(what, f"mediaType {quoted(media_type)} does not fit its content")
+        _refuse(what, f"mediaType {quoted(media_type)} does not match its content")
     if is_index:
         index = decode_document(data, Index, what, MAX_MANIFEST_BYTES)
         for entry in index.manifests:
@@ -205,16 +205,18 @@ def _check_manifest(manifest: Manifest, what: str) -> None:
     _check_descriptor(manifest.config, what)
     if manifest.artifact_type or manifest.config.media_type not in _CONFIG_TYPES:
         kind = manifest.artifact_type or manifest.config.media_type
-        _refuse(what, f"it holds {quoted(kind)}, an artifact and not a container image")
+        _refuse(what, f"it is an artifact ({quoted(kind)}), not a container image")
     if len(manifest.layers) > MAX_LAYERS:
-        _refuse(what, f"{len(manifest.layers)} layers; overlayfs takes {MAX_LAYERS}")
+        _refuse(
+            what, f"it has {len(manifest.layers)} layers; overlayfs mounts at most {MAX_LAYERS}"
+        )
     for layer in manifest.layers:
         _check_descriptor(layer, what)
         _check_layer_type(layer, what)
         if layer.size > MAX_LAYER_BYTES:
             _refuse(
                 what,
-                f"layer {layer.digest} has {layer.size} bytes; at most {MAX_LAYER_BYTES} are taken",
+                f"layer {layer.digest} has {layer.size} bytes; the limit is {MAX_LAYER_BYTES}",
             )
 
 
@@ -222,11 +224,11 @@ def _check_descriptor(descriptor: Descriptor, what: str) -> None:
     if not is_digest(descriptor.digest):
         _refuse(what, f"digest {quoted(descriptor.digest)} is not sha256 and 64 hexadecimal digits")
     if descriptor.size < 0:
-        _refuse(what, f"blob {descriptor.digest} has the size {descriptor.size}")
+        _refuse(what, f"blob {descriptor.digest} has the negative size {descriptor.size}")
 
 
 def _check_layer_type(layer: Descriptor, what: str) -> None:
-    """How a layer is packed, its bytes tell. Its `urls`, if it has any, are for registries that keep none of it."""
+    """Check that a layer is a tar; its bytes tell the compression. `urls` are ignored: the registry must have it."""
     media_type = layer.media_type
     if "nondistributable" in media_type or ".foreign." in media_type:
         _refuse(what, f"layer {layer.digest} is foreign (kept outside the registry): not supported")
@@ -235,17 +237,17 @@ def _check_layer_type(layer: Descriptor, what: str) -> None:
 
 
 def parse_config(data: bytes, what: str) -> ImageConfig:
-    """The image configuration in `data`.
+    """Parse an image configuration.
 
-    Raises BadArchiveError: too large, malformed, ambiguous, or with layers named by anything but sha256.
+    Raises BadArchiveError: too large, malformed, ambiguous, or with layer digests other than sha256.
     """
     document = decode_document(data, _ConfigDocument, what, MAX_CONFIG_BYTES)
     diff_ids = tuple(document.rootfs.diff_ids)
     for diff_id in diff_ids:
         if not is_digest(diff_id):
-            _refuse(what, f"diff id {quoted(diff_id)} is not sha256 and 64 hexadecimal digits")
+            _refuse(what, f"diff ID {quoted(diff_id)} is not sha256 and 64 hexadecimal digits")
     if len(diff_ids) > MAX_LAYERS:
-        _refuse(what, f"{len(diff_ids)} layers; overlayfs takes {MAX_LAYERS}")
+        _refuse(what, f"it has {len(diff_ids)} layers; overlayfs mounts at most {MAX_LAYERS}")
     process = document.config
     config = ImageConfig(
         user=process.user,
@@ -273,13 +275,13 @@ def _check_words(config: ImageConfig, what: str) -> None:
     if (cost := _cost(words)) > MAX_WORDS_BYTES:
         _refuse(
             what,
-            f"Env, Entrypoint, Cmd, Volumes and the like take {cost} bytes of memory, each word with {_WORD_BYTES} "
-            f"more; at most {MAX_WORDS_BYTES} are kept",
+            f"Env, Entrypoint, Cmd, Volumes and the like take {cost} bytes of memory ({_WORD_BYTES} per word on top of "
+            f"its text); the limit is {MAX_WORDS_BYTES}",
         )
 
 
 def without_words(manifest: Manifest) -> Manifest:
-    """`manifest` without what its maker says of it, but for the annotations that are kept."""
+    """`manifest` without its author's text, except for the annotations that are kept."""
     return Manifest(
         schema_version=manifest.schema_version,
         media_type=manifest.media_type,
@@ -292,7 +294,7 @@ def without_words(manifest: Manifest) -> Manifest:
 def kept_annotations(
     annotations: Mapping[str, str], max_bytes: int = MAX_ANNOTATIONS_BYTES
 ) -> dict[str, str]:
-    """The first of a manifest's annotations, as many as are kept."""
+    """The first annotations of a manifest, as far as `max_bytes` reaches."""
     kept = {}
     left = max_bytes
     for key, value in annotations.items():
@@ -304,21 +306,21 @@ def kept_annotations(
 
 
 def _cost(words: Iterable[str]) -> int:
-    """Bytes that these take in memory: Python keeps each in an object of its own, and has wide characters."""
+    """Bytes of memory for these words: Python keeps each in its own object, with up to four bytes per character."""
     return sum(len(word) * (1 if word.isascii() else 4) + _WORD_BYTES for word in words)
 
 
 def check_layers(config: ImageConfig, manifest: Manifest) -> None:
-    """Raises BadArchiveError unless both have the same number of layers."""
+    """Raises BadArchiveError unless configuration and manifest have the same number of layers."""
     if len(config.diff_ids) != len(manifest.layers):
         _refuse(
             f"image config {manifest.config.digest}",
-            f"{len(config.diff_ids)} diff ids, but the manifest has {len(manifest.layers)} layers",
+            f"it has {len(config.diff_ids)} diff IDs, but the manifest has {len(manifest.layers)} layers",
         )
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:
-    """The chain id of each layer of a stack, lowest first (image-spec, config, "Layer ChainID")."""
+    """The chain ID of each layer of a stack, lowest first (image-spec, config, "Layer ChainID")."""
     chain: list[str] = []
     for diff_id in diff_ids:
         chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)

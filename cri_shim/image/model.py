@@ -1,4 +1,4 @@
-"""What the rest of the daemon sees of images: plain values."""
+"""Images as the rest of the daemon sees them: plain values."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that is here, whole."""
+    """A complete image on this node."""
 
     id: str
-    """Digest of its configuration."""
+    """Digest of the image's configuration."""
     repo_tags: tuple[str, ...]
     repo_digests: tuple[str, ...]
     size: int
-    """Bytes that its layers take unpacked, shared ones included, and its documents; so never 0."""
+    """Bytes of its unpacked layers, shared ones included, and of its documents; never 0, as CRI wants it."""
     config: ImageConfig
     pinned: bool
     """Whether kubelet's garbage collection must leave it alone."""
     chain: tuple[str, ...]
-    """Chain ids of its layers, lowest first."""
+    """Chain IDs of its layers, lowest first."""
     manifest_digests: tuple[str, ...]
     annotations: Mapping[str, str] = field(default_factory=dict)
-    """Those of its manifest: its maker's words."""
+    """The manifest's annotations. They are the image maker's text."""
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """The image's name for messages: its first tag or digest name, else its ID."""
         return next(iter((*self.repo_tags, *self.repo_digests)), self.id)
 
     def name_for(self, wanted: str) -> str:
-        """What to show to who asked for `wanted`: that very name, normalised, where it is one of this image's tags."""
+        """The name to show for a request of `wanted`: that name, normalised, if it is one of the image's tags."""
         try:
             tagged = parse_reference(wanted).tagged
-        except BadImageReferenceError:  # an ID
+        except BadImageReferenceError:  # `wanted` is an ID
             tagged = None
         return tagged if tagged in self.repo_tags else self.name
 
 
 EMPTY_DIR = ".empty"
-"""Below the layers' directory: has empty directories, for mounts that need more layers than there are."""
+"""Below the layers' directory: holds empty directories, for mounts that need more lower layers than the image has."""
 EMPTY_LAYER = f"{EMPTY_DIR}/0"
-"""The only one of an image that has no layer."""
+"""The one lower layer of an image without layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerStack:
-    """What an overlay mount needs."""
+    """The directories of an overlay mount."""
 
     layers_dir: Path
     lowers: tuple[str, ...]
-    """Names below `layers_dir`, topmost first; of an image without layers that of the empty one."""
+    """Names below `layers_dir`, topmost first. Never empty: an image without layers has `EMPTY_LAYER`."""
 
 
 @dataclass(frozen=True, slots=True)
 class FsUsage:
-    """What images take on disk."""
+    """Disk usage of all images."""
 
     mountpoint: Path
     used_bytes: int
@@ -75,34 +75,34 @@ class FsUsage:
 
 @dataclass(frozen=True, slots=True)
 class ImportProgress:
-    """A step of an import: `done` of `total` layers of `image` are there."""
+    """A step of an import: `done` of `total` layers of `image` are unpacked."""
 
     step: str
-    """`received` (the whole archive is here), `layer` (one more is unpacked) or `committed`."""
+    """`received` (the whole archive is here), `layer` (another one is unpacked) or `committed`."""
     image: str
-    """Its name, or its ID if it has none."""
+    """The image's name, or its ID if it has none."""
     done: int
     total: int
 
 
 class PullStep(StrEnum):
-    """What is happening to one layer of an image that is being pulled."""
+    """The state of one layer during a pull."""
 
     WAITING = "waiting"
     DOWNLOADING = "downloading"
     UNPACKING = "unpacking"
-    """It came whole; what was unpacked while it came is not unpacked again."""
+    """The blob is complete. A layer that was unpacked while it arrived is not unpacked again."""
     HERE = "here"
-    """It was here already."""
+    """The layer was here before the pull."""
     DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
 class PullProgress:
-    """How far one layer of a pull is."""
+    """The progress of one layer of a pull."""
 
     step: PullStep
     blob: str
-    """Digest of the layer as the registry keeps it."""
+    """Digest of the layer's blob in the registry."""
     done_bytes: int
     total_bytes: int

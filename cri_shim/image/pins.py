@@ -1,8 +1,8 @@
-"""Which images are pinned: the kubelet, `image gc` and nobody but a person who names one removes them.
+"""Pinned images: neither the kubelet's garbage collection nor `image gc` removes them, only a removal by name.
 
-Rules: an entry without `*` is a reference, completed as everywhere (`busybox` is `docker.io/library/busybox:latest`);
-beside a tag a digest decides. An entry with `*` is a pattern for the whole name, completed or as Docker shortens it;
-`*` stands for any characters, `/` included. The built-in images are always pinned.
+Rules: an entry without `*` is a reference and is normalised: `busybox` is `docker.io/library/busybox:latest`. If it has
+a tag and a digest, the digest counts. An entry with `*` is a pattern for the whole name, either normalised or in
+Docker's short form; `*` matches any characters, `/` included. The built-in images are always pinned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PATTERN = re.compile(r"[A-Za-z0-9\[\]_.:/@*-]+")
 
 
 class Pins:
-    """The configured names and patterns."""
+    """The configured references and patterns."""
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
         """Raises ConfigError for an entry that can name no image."""
@@ -38,7 +38,7 @@ class Pins:
             self._names.add(reference.digested or str(reference))
 
     def match(self, names: Iterable[str]) -> bool:
-        """Whether an image that is called so is pinned."""
+        """Whether an image with these names is pinned."""
         return any(self._has(name) for name in names)
 
     def _has(self, name: str) -> bool:
@@ -57,7 +57,7 @@ def _pattern(entry: str) -> tuple[str, ...]:
 
 
 def _fits(pattern: tuple[str, ...], name: str) -> bool:
-    """Each part at the first place where it can be: no pattern takes longer than the name is long."""
+    """Match each part at the first place where it occurs: linear, and no later place could succeed where it fails."""
     first, *middle, last = pattern
     position, end = len(first), len(name) - len(last)
     if not name.startswith(first) or not name.endswith(last):

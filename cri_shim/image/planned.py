@@ -1,7 +1,7 @@
-"""Images that are to be ingested: what was read in their documents, as plain values that pass between processes.
+"""Images that are about to be ingested: what their documents say, as plain values that pass between processes.
 
-Rules: whoever made such a value has read hostile bytes, and might be theirs by now: `checked` proves what the daemon
-relies on, names, digests and file names. What an image says of itself beyond that is its maker's word anyway.
+Rules: the process that made such a value has parsed hostile bytes and may be taken over. `checked` verifies what the
+daemon relies on: names, digests and file names. Everything else is the image author's claim anyway.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ class PlannedDocument(msgspec.Struct, frozen=True):
     digest: str
     size: int
     file: str = ""
-    """Empty where the store has it already."""
+    """The file's name; empty if the store has the document already."""
 
 
 class PlannedLayer(msgspec.Struct, frozen=True):
-    """One layer of an image that is to be ingested."""
+    """One layer of an image that is about to be ingested."""
 
     diff_id: str
     blob: Descriptor
     file: str
-    """Name of the file that has, or will have, the blob in the spool directory."""
+    """The file in the spool directory that has, or will have, the blob."""
 
 
 class PlannedImage(msgspec.Struct, frozen=True):
-    """One image that is to be ingested, its documents read and checked, its layers not unpacked yet."""
+    """An image that is about to be ingested: its documents are parsed and checked, its layers not unpacked."""
 
     names: tuple[Reference, ...]
     manifest: PlannedDocument
     manifest_type: str
     annotations: dict[str, str]
-    """The manifest's, as many as are kept."""
+    """The manifest's annotations, as far as they are kept."""
     config_document: PlannedDocument
     config: ImageConfig
     layers: tuple[PlannedLayer, ...]
     by_digest: bool
-    """Whether it is also known as `repository@digest` of this manifest: the manifest is its maker's, not ours."""
+    """Whether the image also gets the name `repository@digest`: not for a manifest that we generated."""
 
 
 def checked(image: PlannedImage) -> PlannedImage:
-    """`image`, if it names files and blobs as we name them. Raises BadArchiveError."""
+    """Return `image` if its digests, names and file names are valid. Raises BadArchiveError."""
     documents = (image.manifest, image.config_document)
     digests = [document.digest for document in documents]
     digests += [digest for layer in image.layers for digest in (layer.diff_id, layer.blob.digest)]
@@ -60,7 +60,9 @@ def checked(image: PlannedImage) -> PlannedImage:
         and all(map(_is_normal, image.names))
     )
     if not sound:
-        raise BadArchiveError("the process that read the image's documents answered nonsense")
+        raise BadArchiveError(
+            "the process that parsed the image's documents returned an invalid plan"
+        )
     return image
 
 

@@ -1,6 +1,6 @@
-"""Which images run on this machine: the choice from an index, and what a configuration says of itself.
+"""Choose from an image index by platform, and check a configuration's platform.
 
-Rules: pure. Names are those of Go's GOOS and GOARCH, as the specs have them; what some tools write instead is known.
+Rules: pure. Names are Go's GOOS and GOARCH, as in the specs; common other spellings are understood.
 
 Spec: OCI image-spec 1.1, image-index, "platform".
 """
@@ -27,10 +27,10 @@ _PLATFORMS_SHOWN = 12
 
 
 def check_config(config: ImageConfig, manifest: Manifest, host: Platform, *, chosen: bool) -> None:
-    """Raises BadArchiveError if the configuration of the image of `manifest` doesn't fit it, or not this host.
+    """Raises BadArchiveError if the configuration doesn't match `manifest`, or is for another platform than `host`.
 
-    `chosen`: an index said that the image is for this host. A configuration that says otherwise is then mostly a
-    builder's mistake, and no reason to refuse it.
+    `chosen`: an index lists the image for this host. A configuration that says otherwise is then most likely a
+    builder's mistake, so the platform is not checked.
     """
     if not chosen:
         check_platform(config, host, f"image config {manifest.config.digest}")
@@ -51,20 +51,20 @@ _MACHINES = {
 
 
 def platform_of(machine: str) -> Platform:
-    """The platform of a Linux machine, by the name that uname(2) gives it."""
+    """The platform of a Linux machine with this uname(2) machine name."""
     return _MACHINES.get(machine, Platform(os="linux", architecture=machine))
 
 
 def choose_manifest(index: Index, host: Platform, what: str) -> Descriptor:
-    """The entry of `index` that runs best on `host`; entries of equal rank: the first.
+    """The entry of `index` that runs best on `host`; the first of equally good ones.
 
-    An entry without a platform fits any host, as a last choice. Raises BadArchiveError naming what there is.
+    An entry without a platform matches any host, as a last resort. Raises BadArchiveError, which lists the platforms.
     """
     best: Descriptor | None = None
     best_rank = 0
     for entry in index.manifests:
         if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
-            continue  # an attestation's or another artifact's own type
+            continue  # an artifact with a media type of its own
         if entry.artifact_type or ATTESTATION in entry.annotations:
             continue
         rank = _rank(entry.platform, host)
@@ -74,7 +74,7 @@ def choose_manifest(index: Index, host: Platform, what: str) -> Descriptor:
         found = sorted({_spell(e.platform) for e in index.manifests if e.platform is not None})
         has = ", ".join(found[:_PLATFORMS_SHOWN]) or "nothing"
         more = ", …" if len(found) > _PLATFORMS_SHOWN else ""
-        raise BadArchiveError(f"{what}: nothing for {_spell(host)} in it; it has {has}{more}")
+        raise BadArchiveError(f"{what}: no entry for {_spell(host)}; it has {has}{more}")
     return best
 
 
@@ -85,18 +85,18 @@ def is_candidate(entry: Descriptor, host: Platform) -> bool:
 
 
 def names_machine(entry: Descriptor) -> bool:
-    """Whether an index's entry says for which kind of machine it is."""
+    """Whether an index entry states an architecture."""
     return entry.platform is not None and bool(entry.platform.architecture)
 
 
 def check_platform(config: ImageConfig, host: Platform, what: str) -> None:
-    """Raises BadArchiveError when the image says that it is for another kind of machine."""
+    """Raises BadArchiveError if the image states another platform than `host`."""
     if problem := platform_problem(config, host):
         raise BadArchiveError(f"{what}: {problem}")
 
 
 def platform_problem(config: ImageConfig, host: Platform) -> str:
-    """What is wrong when the image says that it is for another kind of machine; empty when it doesn't."""
+    """The mismatch, if the image states another platform than `host`; otherwise empty."""
     own = Platform(
         os=config.os or host.os,
         architecture=config.architecture or host.architecture,
@@ -109,7 +109,7 @@ def platform_problem(config: ImageConfig, host: Platform) -> str:
 
 
 def _rank(platform: Platform | None, host: Platform) -> int:
-    """0: can't run here; higher is better."""
+    """How well `platform` suits `host`; 0 if it can't run there."""
     if platform is None:
         return 1
     architecture, variant = _normal(platform)
@@ -122,7 +122,7 @@ def _rank(platform: Platform | None, host: Platform) -> int:
     if variant == host.variant:
         return 100
     if host.architecture == "arm":
-        # An older variant's programs run on a newer machine, the newest of them best.
+        # Programs for an older variant run on a newer machine. The newest such variant is the best.
         ours, theirs = host.variant.lstrip("v"), (variant or "v7").lstrip("v")
         if _is_small(ours) and _is_small(theirs) and int(theirs) <= int(ours):
             return 10 + int(theirs)
@@ -134,7 +134,7 @@ def _rank(platform: Platform | None, host: Platform) -> int:
 
 
 def _normal(platform: Platform) -> tuple[str, str]:
-    """Architecture and variant as the specs spell them, for what some tools write instead."""
+    """Architecture and variant in the specs' spelling."""
     architecture = _ALIASES.get(platform.architecture, platform.architecture)
     variant = platform.variant
     if (architecture, variant) in (("amd64", "v1"), ("arm64", "8")):

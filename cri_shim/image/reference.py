@@ -1,9 +1,9 @@
-"""Image references: parsing and normalising them, as the distribution project's grammar and Docker's habits have it.
+"""Parse and normalise image references, by the distribution project's grammar and Docker's defaults.
 
     reference := [ domain "/" ] path [ ":" tag ] [ "@" digest ]
 
-Rules: pure; what is accepted is normalised (`busybox` is `docker.io/library/busybox:latest`), what is refused says
-which part is wrong and what is allowed there. A reference whose domain is an IPv6 address has it in brackets.
+Rules: pure. Accepted references are normalised: `busybox` becomes `docker.io/library/busybox:latest`. An error names
+the part that is wrong and what is allowed there. An IPv6 address as the domain stands in brackets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cri_shim.quoting import quoted
 DEFAULT_DOMAIN = "docker.io"
 DEFAULT_TAG = "latest"
 RESERVED_DOMAIN = "cri-shim.local"
-"""The built-in images' own: no archive and no registry can bring an image of such a name."""
+"""The built-in images' domain: no archive and no registry can bring an image with such a name."""
 MAX_NAME_LENGTH = 255
 MAX_REFERENCE_LENGTH = 1024
 
@@ -35,32 +35,32 @@ _BARE_ID = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A normalised reference: at least one of `tag` and `digest` is there."""
+    """A normalised reference, with a tag, a digest, or both."""
 
     domain: str
-    """Registry host, with its port if one was written."""
+    """Registry host, with its port if the reference has one."""
     path: str
-    """Repository below the domain."""
+    """The repository's path below the domain."""
     tag: str | None = None
     digest: str | None = None
 
     @property
     def repository(self) -> str:
-        """Domain and path: what RepoTags and RepoDigests begin with."""
+        """Domain and path: the first part of RepoTags and RepoDigests."""
         return f"{self.domain}/{self.path}"
 
     @property
     def tagged(self) -> str | None:
-        """`repository:tag`, as RepoTags has it."""
+        """`repository:tag`, the form of RepoTags."""
         return None if self.tag is None else f"{self.repository}:{self.tag}"
 
     @property
     def digested(self) -> str | None:
-        """`repository@digest`, as RepoDigests has it."""
+        """`repository@digest`, the form of RepoDigests."""
         return None if self.digest is None else f"{self.repository}@{self.digest}"
 
     def with_digest(self, digest: str) -> Reference:
-        """The same repository by content: no tag, this digest."""
+        """The same repository with this digest and no tag."""
         return Reference(self.domain, self.path, None, digest)
 
     def __str__(self) -> str:
@@ -70,17 +70,17 @@ class Reference:
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is a whole `sha256:` digest, the one algorithm that images use in practice."""
+    """Whether `text` is a complete `sha256:` digest, the only algorithm that images use in practice."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def parse_reference(text: str) -> Reference:
-    """`text` normalised.
+    """Parse and normalise `text`. No look-up takes place.
 
-    Raises BadImageReferenceError with the part that is wrong. It does not look anything up.
+    Raises BadImageReferenceError, which names the part that is wrong.
     """
     if not text:
-        raise BadImageReferenceError("image reference: it is empty")
+        raise BadImageReferenceError("image reference: empty")
     if len(text) > MAX_REFERENCE_LENGTH:
         raise BadImageReferenceError(
             f"image reference {quoted(text)}: longer than {MAX_REFERENCE_LENGTH} characters"
@@ -90,7 +90,7 @@ def parse_reference(text: str) -> Reference:
         _refuse(
             text, f"digest {quoted(digest)} is not sha256: and 64 lower-case hexadecimal digits"
         )
-    # A colon after the last slash begins a tag; one before it belongs to the domain's port.
+    # A colon after the last slash begins a tag; an earlier one belongs to the domain's port.
     slash = rest.rfind("/")
     colon = rest.find(":", slash + 1)
     name, tag = (rest, None) if colon < 0 else (rest[:colon], rest[colon + 1 :])
@@ -111,12 +111,12 @@ def parse_reference(text: str) -> Reference:
 
 
 def _split_domain(name: str) -> tuple[str, str]:
-    """The first component is a domain if no repository component could look like it."""
+    """Split off the domain: the first component, if no repository component could look like it (as Docker decides)."""
     first, slash, rest = name.partition("/")
     if not slash:
         return DEFAULT_DOMAIN, name
     if "." in first or ":" in first or first == "localhost" or first != first.lower():
-        # Docker's own registry has a second name, kept from its first years.
+        # index.docker.io is Docker Hub's old name, which still stands in configurations.
         return (DEFAULT_DOMAIN if first == "index.docker.io" else first), rest
     return DEFAULT_DOMAIN, name
 
@@ -142,7 +142,7 @@ def _check_path(text: str, path: str) -> None:
         if _PATH_COMPONENT.fullmatch(component) is not None:
             continue
         if not component:
-            _refuse(text, "an empty part between slashes, or no repository name at all")
+            _refuse(text, "the repository name is missing, or empty between two slashes")
         if component != component.lower():
             _refuse(text, f"repository part {quoted(component)} must be lower case")
         _refuse(

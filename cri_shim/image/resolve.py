@@ -1,8 +1,8 @@
-"""From a reference to one image for this machine: manifest, indexes on the way, configuration, all checked.
+"""Resolve a reference to one image for this platform: manifest, indexes on the way, and configuration, all checked.
 
-Rules: a document is taken for what it says inside; where the registry's Content-Type says otherwise it is refused. What
-an index leads to has the digest and size that the index says. How deep indexes go is bounded. Documents are read
-elsewhere (`document_reader`).
+Rules: a document's content says what it is; if the registry's Content-Type disagrees, it is refused. A document that an
+index refers to must have the digest and size that the index states. The depth of nested indexes is bounded. Another
+process parses the documents (`unpack/document_reader`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cri_shim.image.unpack.protocol import ManifestReport
 
 _MAX_DEPTH = 4
-"""An index in an index in an index is still meant; more is a puzzle."""
+"""Indexes within indexes. Real images nest two or three."""
 
 
 class FetchedManifest(Protocol):
@@ -38,27 +38,27 @@ class FetchedManifest(Protocol):
 
     @property
     def data(self) -> bytes:
-        """The document."""
+        """The document's bytes."""
 
     @property
     def content_type(self) -> str:
-        """What the registry called it."""
+        """The registry's Content-Type."""
 
     @property
     def digest(self) -> str:
-        """Its digest."""
+        """The document's digest."""
 
 
 class Documents(Protocol):
-    """The part of a registry that has documents; errors are those of `registry.Registry`."""
+    """The registry, as far as documents go. It raises the errors of `registry.client.Registry`."""
 
     async def manifest(
         self, wanted: str, max_bytes: int, check: Callable[[FetchedManifest], Awaitable[None]]
     ) -> FetchedManifest:
-        """The manifest or index of a tag or digest; one that `check` does not let pass is its sender's fault."""
+        """The manifest or index of a tag or digest. If `check` refuses a document, the next server is asked."""
 
     async def document(self, blob: Descriptor, max_bytes: int) -> bytes:
-        """A small blob, whole."""
+        """A small blob, complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class _Found:
     content_type: str
     top_digest: str
     chosen: bool
-    """Whether an index said that it is for this machine."""
+    """Whether an index listed the manifest for this platform."""
 
 
 async def resolve(
@@ -77,23 +77,23 @@ async def resolve(
     reader: DocumentReader,
     stored: Callable[[str, int], Awaitable[bytes | None]],
 ) -> PlannedImage:
-    """The image that `reference` means on the reader's platform, with the names it shall have here.
+    """Resolve `reference` to an image for the reader's platform, with the names that it gets on this node.
 
-    `stored` gives a blob of at most so many bytes that is here already. Raises BadArchiveError for what can't be run,
-    and what the registry and the reader raise.
+    `stored` returns a blob that is here already, of at most the given size. Raises BadArchiveError for an image that
+    can't run here, and what the registry and the reader raise.
     """
     found = await _find_manifest(registry, reference, reader)
     wanted = found.manifest.config
     if wanted.size > MAX_CONFIG_BYTES:
         raise BadArchiveError(
-            f"{reference}: its configuration has {wanted.size} bytes; at most {MAX_CONFIG_BYTES} are read"
+            f"{reference}: its configuration has {wanted.size} bytes; the limit is {MAX_CONFIG_BYTES}"
         )
     config_bytes = await stored(wanted.digest, MAX_CONFIG_BYTES)
     if config_bytes is None:
         config_bytes = await registry.document(wanted, MAX_CONFIG_BYTES)
     if len(config_bytes) != wanted.size:
         raise BadArchiveError(
-            f"{reference}: its manifest promises {wanted.size} bytes of {wanted.digest}, which has {len(config_bytes)}"
+            f"{reference}: its manifest states {wanted.size} bytes for {wanted.digest}, which has {len(config_bytes)}"
         )
     config_document = await reader.keep(config_bytes)
     del config_bytes
@@ -111,13 +111,13 @@ async def resolve(
             PlannedLayer(diff_id, blob, blob.digest.removeprefix("sha256:"))
             for diff_id, blob in zip(config.diff_ids, found.manifest.layers, strict=True)
         ),
-        # The name by digest is that of what the tag means everywhere, an index for instance: see `_names`.
+        # The digest name is that of what the tag points to, which may be an index: `_names` adds it.
         by_digest=False,
     )
 
 
 def _names(reference: Reference, top_digest: str) -> tuple[Reference, ...]:
-    """With a digest in the reference nobody has said what its tag means now, so the image doesn't get the tag."""
+    """The image's names. With a digest in the reference, the registry did not say what the tag means: no tag then."""
     by_digest = reference.with_digest(top_digest)
     return (by_digest,) if reference.digest else (reference, by_digest)
 
@@ -142,7 +142,7 @@ async def _find_manifest(
         fetched = await registry.manifest(wanted, MAX_MANIFEST_BYTES, check)
         if size is not None and len(fetched.data) != size:
             raise BadArchiveError(
-                f"{what}: promises {size} bytes of {wanted}, which has {len(fetched.data)}"
+                f"{what}: states {size} bytes for {wanted}, which has {len(fetched.data)}"
             )
         document, read = found[fetched.digest]
         content_type = fetched.content_type
@@ -152,11 +152,13 @@ async def _find_manifest(
         if read.manifest is not None:
             return _Found(read.manifest, document, content_type, top_digest, chosen)
         if read.entry is None:
-            raise CriShimError(f"{what}: the process that read it answered nonsense")
+            raise CriShimError(
+                f"{what}: the process that parsed it returned neither a manifest nor an entry"
+            )
         wanted, size = read.entry.digest, read.entry.size
         chosen = chosen or read.chosen
         if size > MAX_MANIFEST_BYTES:
             raise BadArchiveError(
-                f"{what}: leads to a manifest of {size} bytes; at most {MAX_MANIFEST_BYTES} are read"
+                f"{what}: leads to a manifest of {size} bytes; the limit is {MAX_MANIFEST_BYTES}"
             )
     raise BadArchiveError(f"{reference}: indexes within indexes, more than {_MAX_DEPTH} deep")

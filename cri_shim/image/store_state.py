@@ -1,25 +1,25 @@
-"""The state of the image store: the list of images, the layers and blobs they are made of, and the one lock for
-changing any of it.
+"""The state of the image store: the list of images, their layers and blobs, and the one lock for changing it.
 
 Rules:
-- Memory answers; disk is written first, `index.json` last of all (see `store`). Only whoever has `changing` changes.
-- An image that the index names and that can't be read is not listed, but stays in the index, with what is left of it,
-  as long as it has a name of its own: its repair then brings only what is missing.
-- A change removes only what it made or what it took away; `sweep` looks at all.
-- Damage is set aside with a log line that says what to do; the rest goes on.
+- Memory answers queries. A change writes the disk first, `index.json` last, and only the holder of `changing` changes.
+- An image that the index names but that can't be read is not listed. It stays in the index, with what is left of it,
+  while it has a name: its repair then fetches only what is missing.
+- A change removes only what it made or took away. `sweep` alone looks at everything.
+- Damage is set aside, with a log line that says what to do. The rest of the store goes on.
 
-**The order of a change**, so that a crash or power cut at any point leaves the old list or the new one, whole, and
-leftovers that the next start empties:
+**The order of a change.** A crash or power cut at any point leaves the old list or the new one, whole, and leftovers
+that the next start removes:
 
-1. layers are unpacked below `.ingest` and renamed to their names;
-2. the layers' file system is synced: trees and names are durable, nothing refers to them;
-3. the layers' and images' records are written, and blobs put in their places by rename;
-4. the images' file system is synced: records and blobs are durable, nothing refers to them;
-5. `index.json` is written, synced, renamed, and its directory synced: from here on the images are here;
-6. memory follows, and only then the caller hears of it.
+1. Layers are unpacked below `.ingest` and renamed to their names.
+2. The layers' file system is synced. Trees and names are durable; nothing refers to them.
+3. Records of layers and images are written; blobs are renamed into place.
+4. The images' file system is synced. Records and blobs are durable; nothing refers to them.
+5. `index.json` is written, synced and renamed, and its directory synced. From here on the images exist.
+6. Memory follows, and only then does the caller get its answer.
 
-A removal is 5 and 6 first, then records are unlinked, directories moved to `.ingest` and emptied there: what a power
-cut brings back of these nobody refers to. A layer's better copy does 1 and 2, and then its record as `index.json`.
+A removal does 5 and 6 first. Then it unlinks records, moves directories to `.ingest` and empties them there. A power
+cut may bring some of them back, but nothing refers to them. A layer's better copy does 1 and 2; then its record is
+written as `index.json` is in step 5.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ log = structlog.get_logger()
 
 
 class StoreState:
-    """The state of one image store; used on the loop's thread."""
+    """The state of one image store. Use it on the event loop's thread."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class StoreState:
         *,
         discard_blobs: bool,
     ) -> None:
-        """`in_use` gives the short names of layers that containers are mounted from."""
+        """`in_use` returns the names of the layers that containers are mounted from."""
         self.dir = images_dir
         self.layers_dir = layers_dir
         self.ingest_dir = images_dir / INGEST_NAME
@@ -94,7 +94,7 @@ class StoreState:
     # Start
 
     def load(self) -> None:
-        """Read what is there; leftovers of interrupted work go, damage is set aside. Blocking; raises OSError."""
+        """Load the store, remove leftovers of interrupted work, set damage aside. Blocking; raises OSError."""
         self.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_tree(self.ingest_dir)
         self.ingest_dir.mkdir(mode=0o700)
@@ -117,7 +117,8 @@ class StoreState:
             )
             self.lost[digest] = found
         if not all(image.chain for image in described.values()):
-            self.layers.make_empty()  # a power cut may have taken it away
+            # It is made without fsync, so a power cut may have removed it.
+            self.layers.make_empty()
         self.drop_unnamed_lost(index)
         self.take_over(index, described)
 
@@ -135,7 +136,7 @@ class StoreState:
             return load_index(self.dir)
         except CorruptStateError as error:
             log.error(
-                "the image index is damaged and set aside; images must be pulled again",
+                "the image index is damaged and was set aside; pull the images again",
                 error=str(error),
                 moved_to=str(set_aside(self.dir, self._damaged_dir)),
             )
@@ -144,7 +145,7 @@ class StoreState:
     # The list
 
     def take_over(self, index: ImageIndex, described: dict[str, Described]) -> None:
-        """The new list counts from here on."""
+        """Make a new list of images the current one."""
         self.index = index
         self.described = described
         self.lost = {
@@ -155,13 +156,13 @@ class StoreState:
         self.catalog = Catalog(index, described, self.layers, self.pins)
 
     def drop_unnamed_lost(self, index: ImageIndex, *, but: Collection[str] = ()) -> None:
-        """Nobody can ask for a damaged image whose last name has gone; those in `but` are damaged no longer."""
+        """Drop damaged images without a name, since nobody can ask for them; those in `but` are whole again."""
         for digest in self.lost:
             if digest not in but and not index.names_of(digest):
                 index.forget(digest)
 
     def lost_called(self, text: str) -> list[str]:
-        """Manifests of images that were left out, by a name of theirs, or what is known of their ID."""
+        """The manifests of images left out at start that have this name, or this ID as far as it is known."""
         try:
             reference = parse_reference(text)
         except BadImageReferenceError:
@@ -170,7 +171,7 @@ class StoreState:
         return [digest] if digest in self.lost and digest is not None else []
 
     def select(self, names: Collection[str]) -> list[str]:
-        """The manifests of the images of these names or IDs; of all, without any.
+        """The manifests of the images with these names or IDs; without names, of all images.
 
         Raises NotFoundError, BadImageReferenceError.
         """
@@ -188,9 +189,9 @@ class StoreState:
     async def commit(
         self, planned: Sequence[PlannedImage], chains: Sequence[Sequence[str]], feed: Feed
     ) -> None:
-        """The images are here, by the steps 2 to 6; `chains` are their layers, all in place. The caller has the lock.
+        """Commit images whose layers are in place, by steps 2 to 6. `chains` are their chain IDs. Hold `changing`.
 
-        Raises OSError, and BadArchiveError for a document that is not what it was; then the list is the old one.
+        Raises OSError, and BadArchiveError for a document whose bytes changed. The old list then stays.
         """
         index = self.index.copy()
         described = dict(self.described)
@@ -209,6 +210,7 @@ class StoreState:
             try:
                 store()
             except BaseException:
+                # Only of images that the old list lacks: the others' records are still in use.
                 new = {image.manifest.digest for image in planned} - self.index.manifests.keys()
                 self._records.remove(new)
                 raise
@@ -231,7 +233,7 @@ class StoreState:
         await undivided(write, lambda: self.take_over(index, described))
 
     async def forget(self, manifest_digests: Collection[str]) -> None:
-        """Take these out of the list, with all their names. The caller has the lock. Raises OSError."""
+        """Remove these manifests and all their names from the list. Hold `changing`. Raises OSError."""
         index = self.index.copy()
         described = dict(self.described)
         for digest in manifest_digests:
@@ -245,18 +247,18 @@ class StoreState:
         await undivided(write, lambda: self.take_over(index, described))
 
     def is_in_use(self, image: Image, names_in_use: Collection[str]) -> bool:
-        """Whether a container stands on the layers of `image`; one of another image with all of them counts, too."""
+        """Whether a container is mounted from all layers of `image`, be it as a container of another image."""
         top = self.layers.get(image.chain[-1]) if image.chain else None
         return top is not None and top.name in names_in_use
 
-    # What is needed
+    # What is referred to
 
     def manifests(self) -> dict[str, Described | Lost]:
-        """Every image that the index names, also those left out, by the digest of its manifest."""
+        """Every image that the index names, also those left out, by manifest digest."""
         return {**self.described, **self.lost}
 
     def kept_chains(self, without: Collection[str] = ()) -> set[str]:
-        """Chain ids of the layers that some image has, but for those of some manifests."""
+        """Chain IDs of the layers of all images, except those of the manifests `without`."""
         return {
             chain
             for digest, facts in self.manifests().items()
@@ -265,7 +267,7 @@ class StoreState:
         }
 
     def kept_blobs(self, without: Collection[str] = ()) -> set[str]:
-        """Digests of the blobs that some image has, but for those of some manifests."""
+        """Digests of the blobs of all images, except those of the manifests `without`."""
         kept = set()
         for digest, facts in self.manifests().items():
             if digest not in without:
@@ -273,20 +275,20 @@ class StoreState:
         return kept
 
     async def detach(self, *, among: Collection[str] | None) -> list[Path]:
-        """Take away the layers that nobody needs; what is left of them is for `layers.delete`.
+        """Detach the layers that nothing refers to; returns their directories for `layers.delete`.
 
-        `among`: only layers of these chain ids.
+        With `among`, only layers with these chain IDs.
         """
         unneeded = self.layers.unneeded(self.kept_chains(), self.in_use(), among=among)
         return await self.layers.detach(unneeded)
 
-    # Places to work in
+    # Temporary directories
 
     @contextlib.asynccontextmanager
     async def spool(self, doing: str) -> AsyncIterator[int]:
-        """A directory, by its descriptor, for files of work under way: gone with all that is in it when this closes.
+        """A temporary directory, as a descriptor. It and its content are removed when the context closes.
 
-        An OSError in it is raised as ResourceExhaustedError (disk full) or CriShimError, with `doing` in front.
+        An OSError inside is raised as ResourceExhaustedError (disk full) or CriShimError, prefixed with `doing`.
         """
         spool_dir = self.ingest_dir / f"spool-{next(self._numbers)}"
         self._live.add(spool_dir.name)
@@ -303,11 +305,13 @@ class StoreState:
             try:
                 await uninterrupted(remove_tree, spool_dir)
             except OSError as error:
-                log.error("a leftover can't be removed", path=str(spool_dir), error=str(error))
+                log.error(
+                    "a leftover directory can't be removed", path=str(spool_dir), error=str(error)
+                )
             self._live.discard(spool_dir.name)
 
     def leftovers(self) -> list[Path]:
-        """What work that was cut short left, and could not be removed when it should have been."""
+        """Directories that interrupted work left because an earlier removal failed."""
         with os.scandir(self.ingest_dir) as found:
             spools = [self.ingest_dir / item.name for item in found if item.name not in self._live]
         return spools + self.layers.leftovers()

@@ -1,11 +1,11 @@
-"""A blob on its way from a registry: a file that grows, its digest, and a reader who follows it.
+"""A blob on its way from a registry: a file that grows, its running digest, and one reader that follows it.
 
 Rules:
-- Bytes are hashed and written in a thread, in the large pieces in which they come; none are kept in memory. Whoever
-  unpacks reads the file as it grows and is never waited for, so that a slow reader doesn't hold up a server. What it
-  reads does not pass through this process again.
-- A blob counts once its size and digest are right. A reader may have seen bytes that turn out wrong: what it made of
-  them must not count before the transfer has ended well.
+- A thread hashes and writes the bytes in the large pieces in which they arrive; none stay in memory. The unpacker reads
+  the file as it grows, and the download never waits for it. So a slow reader doesn't slow the server, and what the
+  reader reads doesn't pass through this process again.
+- A blob is valid once its size and digest are right. The reader may see bytes that turn out wrong, so its result must
+  not count before the transfer has ended well.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class Transfer:
-    """One download of one blob into an empty file, which the caller closes after the last use of this."""
+    """One download of one blob into an empty file. The caller closes the file after the last use."""
 
     def __init__(
         self, fd: int, blob: Descriptor, *, what: str, tell: Callable[[int], None]
     ) -> None:
-        """`what` names it in errors. `tell` hears how many bytes are here, each time some have come."""
+        """`what` names the blob in errors. `tell` is called with the number of bytes received, after each piece."""
         self._fd = fd
         self._blob = blob
         self._what = what
@@ -45,15 +45,15 @@ class Transfer:
 
     @property
     def received(self) -> int:
-        """Bytes in the file."""
+        """Bytes in the file so far."""
         return self._received
 
     async def write(self, chunk: bytes) -> None:
-        """The next bytes. Raises ResourceExhaustedError (disk full), CriShimError."""
+        """Append bytes. Raises ResourceExhaustedError (disk full), CriShimError."""
         try:
             await uninterrupted(self._take, chunk)
         except OSError as error:
-            raise storage_error(error, f"{self._what}: storing it") from error
+            raise storage_error(error, f"{self._what}: storing its blob") from error
         self._received += len(chunk)
         metrics.IMAGE_PULL_BYTES.inc(len(chunk))
         self._news.set()
@@ -66,20 +66,20 @@ class Transfer:
             view = view[os.write(self._fd, view) :]
 
     def finish(self, sender: str) -> None:
-        """Everything has come, the last of it from `sender`; the reader sees the end.
+        """End the transfer after the last byte; `sender` sent it. The reader sees the end.
 
-        Raises DamagedBlobError when it isn't what was wanted: then it is not finished, and has to `fail`.
+        Raises DamagedBlobError if the digest is wrong. The transfer is not ended then: call `fail`.
         """
         digest = f"sha256:{self._hash.hexdigest()}"
         if digest != self._blob.digest:
             raise DamagedBlobError(
-                f"{self._what}: what {sender} sent has the digest {digest}: what it keeps is damaged, or something on "
-                "the way changes it"
+                f"{self._what}: the bytes from {sender} have the digest {digest}; its copy is damaged, or a proxy "
+                "changes the bytes"
             )
         self._end(None)
 
     def fail(self, error: BaseException) -> None:
-        """Nothing more will come; the reader meets this error, or a cancellation as the end."""
+        """End the transfer with an error, which the reader gets. The reader sees a cancellation as the end."""
         self._end(error if isinstance(error, Exception) else None)
 
     def _end(self, error: Exception | None) -> None:
@@ -88,7 +88,7 @@ class Transfer:
         self._news.set()
 
     async def follow(self) -> AsyncIterator[int]:
-        """How many bytes are here, each time that some have come, to the end. Only one reader at a time.
+        """Yield the number of bytes in the file whenever it has grown, up to the end. For one reader at a time.
 
         Raises the error that ended the transfer.
         """
@@ -97,7 +97,7 @@ class Transfer:
             self._news.clear()
             if told < self._received:
                 told = self._received
-                yield told  # more may come, and the end, while the reader is busy with it
+                yield told  # while the reader is busy, more bytes and the end may arrive
             elif self._error is not None:
                 raise self._error
             elif self._over:

@@ -1,12 +1,11 @@
-"""An image as a volume: what to mount, and the path in it, found without ever leaving it.
+"""An image as a volume: the layers to mount, and a sub path that never leaves the volume.
 
 Rules:
-- The layers are mounted read-only, as an overlay also where there is one layer or none: only an overlay hides what a
-  whiteout hides. The kernel wants two directories for that, so empty ones stand in.
-- Whoever mounts them keeps their names in the container's record, so that they count as in use.
-- The path below comes from the request, what lies on the way from the image: it is looked up by the kernel with the
-  mounted volume as `/`, so that neither `..` nor a link leads out. What is found is held by its descriptor, and that
-  is what is to be mounted.
+- The layers are mounted as a read-only overlay, even a single one: only overlayfs hides what a whiteout hides. A
+  read-only overlay needs two lower directories, so empty ones fill in.
+- The mounting container's record keeps the layers' names, so that they count as in use.
+- The sub path comes from the request, and the links on its way from the image. The kernel resolves it with the mounted
+  volume as `/`, so neither `..` nor a link leads out. The result is an O_PATH descriptor, and that is what is mounted.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ _MAX_SUB_PATH_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class ImageVolume:
-    """What a read-only mount of an image needs."""
+    """The arguments of a read-only mount of an image."""
 
     image: Image
     layers_dir: Path
     lowers: tuple[str, ...]
-    """Directories below `layers_dir`, topmost first, two at least: `mount_overlay` without `upper` takes them."""
+    """Directories below `layers_dir`, topmost first, at least two: `mount_overlay` without `upper` takes them."""
     layers: tuple[str, ...]
-    """Those of them that are the image's: the names for the container's record."""
+    """Those that belong to the image: the names for the container's record."""
     sub_path: str
-    """Relative to the volume, checked as text; empty for the whole of it."""
+    """Relative to the volume, checked as text; empty for the whole volume."""
 
 
 def image_volume(image: Image, stack: LayerStack, sub_path: str) -> ImageVolume:
-    """The volume of `image`, whose layers are `stack`; makes the stand-ins if they are needed. Blocking.
+    """The volume of `image`, whose layers are `stack`; creates the empty directories it needs. Blocking.
 
-    Raises InvalidArgumentError for a sub path that is none, OSError.
+    Raises InvalidArgumentError for an invalid sub path, OSError.
     """
     checked = check_sub_path(sub_path)
     missing = max(0, 2 - len(stack.lowers))
@@ -60,7 +59,7 @@ def image_volume(image: Image, stack: LayerStack, sub_path: str) -> ImageVolume:
 
 
 def check_sub_path(sub_path: str) -> str:
-    """`sub_path` without what means nothing in it. Raises InvalidArgumentError."""
+    """`sub_path` without empty and `.` components. Raises InvalidArgumentError."""
     if "\0" in sub_path or len(os.fsencode(sub_path)) >= _MAX_SUB_PATH_BYTES:
         raise InvalidArgumentError(f"image_sub_path {quoted(sub_path)}: not a path")
     if sub_path.startswith("/"):
@@ -69,17 +68,15 @@ def check_sub_path(sub_path: str) -> str:
         )
     parts = [part for part in sub_path.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise InvalidArgumentError(
-            f"image_sub_path {quoted(sub_path)}: it must not have '..' in it"
-        )
+        raise InvalidArgumentError(f"image_sub_path {quoted(sub_path)}: it must not contain '..'")
     return "/".join(parts)
 
 
 def open_sub_path(mounted: Path, volume: ImageVolume) -> int:
-    """An O_PATH descriptor of the sub path, where the whole volume is mounted at `mounted`; the caller closes it.
+    """An O_PATH descriptor of the sub path in the volume mounted at `mounted`. The caller closes it.
 
-    Links on the way are followed inside the volume. Bind-mount `/proc/self/fd/N` of it. Blocking.
-    Raises NotFoundError naming image and path, InvalidArgumentError when it is neither directory nor file, OSError.
+    Links on the way are resolved inside the volume. Bind-mount `/proc/self/fd/N`. Blocking.
+    Raises NotFoundError with image and path, InvalidArgumentError for neither a directory nor a file, OSError.
     """
     what = f"image {volume.image.name}: image_sub_path {quoted(volume.sub_path)}"
     try:

@@ -393,7 +393,7 @@ DOCUMENTS: dict[str, tuple[bytes, str, str]] = {
             )
         ),
         INDEX_TYPE,
-        "nothing for linux",
+        "no entry for linux",
     ),
     "only attestations": (
         index(
@@ -403,7 +403,7 @@ DOCUMENTS: dict[str, tuple[bytes, str, str]] = {
             }
         ),
         INDEX_TYPE,
-        "nothing for linux",
+        "no entry for linux",
     ),
 }
 
@@ -426,8 +426,8 @@ async def test_documents_and_blobs_that_do_not_fit_each_other_are_refused(
     lies: list[tuple[str, list[LayerBlob], dict[str, Any], str]] = [
         # What its unpacked bytes, and what its layers are said to be
         ("diff id", [LayerBlob(good.blob, other.diff_id, good.media_type)], {}, "digest"),
-        ("too few layers", [good], {"config": config_of([good, other])}, "2 diff ids, but"),
-        ("too many layers", [good, other], {"config": config_of([good])}, "1 diff ids, but"),
+        ("too few layers", [good], {"config": config_of([good, other])}, "2 diff IDs, but"),
+        ("too many layers", [good, other], {"config": config_of([good])}, "1 diff IDs, but"),
         ("another machine", [good], {"config": config_of([good], architecture="z80")}, "z80"),
         (
             "labels without end",
@@ -447,9 +447,9 @@ async def test_documents_and_blobs_that_do_not_fit_each_other_are_refused(
             {"config": config_of([good], user="\ud800")},
             "not a valid image document",
         ),
-        ("a configuration's size", [good], {"config_size": 3}, "promises 3 bytes"),
+        ("a configuration's size", [good], {"config_size": 3}, "states 3 bytes"),
         ("a layer's size, less", [good], {"layer_size": 100}, "more than the 100 bytes"),
-        ("a layer's size, none", [good], {"layer_size": 0}, "has the digest"),
+        ("a layer's size, none", [good], {"layer_size": 0}, "have the digest"),
     ]
     for what, layers, lie, words in lies:
         config = lie.get("config") or config_of(layers)

@@ -96,7 +96,7 @@ def test_members_are_known_without_regard_for_case(data: bytes, found: Kind) -> 
         (b'{"a":' + b"9" * 100 + b"}x", "not a valid image document"),
         (b'{"a":' * 60_000, "not a valid image document"),
         (b'{"a":NaN}', "not a valid image document"),
-        (b" " * 101, "101 bytes; at most 100 are read"),
+        (b" " * 101, "101 bytes; the limit is 100"),
         (b"[" * (MAX_VALUES + 1), "more than 100000 values"),
         (b'{"a":[' + b"1," * MAX_VALUES + b"1]}", "more than 100000 values"),
     ],

@@ -90,7 +90,7 @@ async def test_what_is_not_kept_is_said_before_anything_is_sent(
     registry.add("team/one", BASE, TOP, tag="1")
     image = await node.puller.pull(f"{registry.host}/team/one:1")
     node.store.blobs.forget(BASE.digest)
-    with pytest.raises(WrongStateError, match=r"1 of its packed layers .*discard_blobs"):
+    with pytest.raises(WrongStateError, match=r"1 of its blobs .*discard_blobs"):
         await exported(node, image.id)
     with pytest.raises(NotFoundError):
         await exported(node, "absent:1")
@@ -152,7 +152,7 @@ async def test_another_pull_brings_the_packed_layers_that_are_missing(
     image = await node.puller.pull(name)
     for each in (BASE, TOP):
         node.store.blobs.forget(each.digest)
-    with pytest.raises(WrongStateError, match=r"2 of its packed layers .* pull or import"):
+    with pytest.raises(WrongStateError, match=r"2 of its blobs .* pull or import"):
         await exported(node, image.id)
     registry.faults.append(Corrupt(f"/blobs/{BASE.digest}", at=50))
     await node.puller.pull(name)
@@ -178,8 +178,8 @@ async def test_a_damaged_blob_breaks_the_archive_off(node: Node, registry: FakeR
     image = await node.puller.pull(f"{registry.host}/team/one:1")
     path = node.store.blobs.path(BASE.digest)
     alter(path)
-    with pytest.raises(CorruptStateError, match="broken off"):
+    with pytest.raises(CorruptStateError, match="the export stopped"):
         await exported(node, image.id)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CorruptStateError, match="broken off"):
+    with pytest.raises(CorruptStateError, match="the export stopped"):
         await exported(node, image.id)

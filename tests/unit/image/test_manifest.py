@@ -132,7 +132,7 @@ def test_an_index_is_read() -> None:
         (manifest(Manifests=[]), "ambiguous"),
         (manifest()[:-1] + b',"config":{}}', "'config' stands twice"),
         (manifest(layers=None, config=None, FSLayers=[]), "schema 1"),
-        (manifest(layers=None, config=None), "neither"),
+        (manifest(layers=None, config=None), "none of"),
         (manifest(schemaVersion=1), "schema 1"),
         (manifest(fsLayers=[]), "schema 1"),
         (
@@ -140,14 +140,14 @@ def test_an_index_is_read() -> None:
             "schema 1",
         ),
         (manifest(schemaVersion=3), "schemaVersion is 3"),
-        (manifest(mediaType="application/vnd.oci.image.index.v1+json"), "does not fit"),
-        (manifest(mediaType="text/html"), "does not fit"),
+        (manifest(mediaType="application/vnd.oci.image.index.v1+json"), "does not match"),
+        (manifest(mediaType="text/html"), "does not match"),
         (manifest(artifactType="application/vnd.example.sbom"), "artifact"),
-        (manifest(artifactType="\x1b[2J\n"), r"'\\x1b\[2J\\n', an artifact"),
-        (manifest(artifactType="x" * 9999), r"'x{200}' \(\+9799 characters\), an artifact"),
+        (manifest(artifactType="\x1b[2J\n"), r"artifact \('\\x1b\[2J\\n'\)"),
+        (manifest(artifactType="x" * 9999), r"artifact \('x{200}' \(\+9799 characters\)\)"),
         (
             manifest(layers=[{"mediaType": LAYER_TYPE, "digest": B, "size": (64 << 30) + 1}]),
-            "at most 68719476736 are taken",
+            "the limit is 68719476736",
         ),
         (manifest(config={"mediaType": "application/x", "digest": A, "size": 1}), "artifact"),
         (manifest(config={"mediaType": CONFIG_TYPE, "digest": "md5:1", "size": 1}), "digest"),
@@ -172,7 +172,7 @@ def test_an_index_is_read() -> None:
             manifest(layers=[{"mediaType": LAYER_TYPE, "digest": B, "size": 1}] * 501),
             "501 layers",
         ),
-        (b" " * (MAX_MANIFEST_BYTES + 1), "at most"),
+        (b" " * (MAX_MANIFEST_BYTES + 1), "the limit is"),
     ],
 )
 def test_a_document_that_cannot_be_run_is_refused_with_its_reason(data: bytes, reason: str) -> None:
@@ -238,7 +238,7 @@ def test_a_configuration_s_labels_and_history_may_be_long_but_what_is_kept_is_bo
 )
 def test_what_a_configuration_keeps_in_memory_is_bounded(words: dict[str, Any]) -> None:
     document = {"rootfs": {"diff_ids": []}, **words}
-    with pytest.raises(BadArchiveError, match="at most 131072 are kept"):
+    with pytest.raises(BadArchiveError, match="the limit is 131072"):
         parse_config(json.dumps(document).encode(), "c")
 
 
@@ -251,9 +251,9 @@ def test_annotations_are_kept_as_far_as_they_are_few() -> None:
     ("data", "reason"),
     [
         (b"{}", "rootfs"),
-        (b'{"rootfs":{"diff_ids":["sha256:x"]}}', "diff id"),
+        (b'{"rootfs":{"diff_ids":["sha256:x"]}}', "diff ID"),
         (b'{"rootfs":{"diff_ids":[]},"config":{"Env":"A=b"}}', "Env"),
-        (b" " * (MAX_CONFIG_BYTES + 1), "at most"),
+        (b" " * (MAX_CONFIG_BYTES + 1), "the limit is"),
         (json.dumps({"rootfs": {"diff_ids": [A] * 501}}).encode(), "501 layers"),
     ],
 )

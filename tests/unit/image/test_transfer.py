@@ -78,7 +78,7 @@ async def test_wrong_bytes_are_found_at_the_end(fd: int) -> None:
     transfer = Transfer(fd, BLOB, what="the layer", tell=lambda _: None)
     await transfer.write(DATA[:-1] + b"\0\0")
     with pytest.raises(
-        DamagedBlobError, match=r"the layer: what r\.example sent has the digest"
+        DamagedBlobError, match=r"the layer: the bytes from r\.example have the digest"
     ) as caught:
         transfer.finish("r.example")
     transfer.fail(caught.value)
@@ -107,7 +107,7 @@ async def test_a_full_disk_is_told_with_the_remedy() -> None:
     fd = os.open("/dev/full", os.O_RDWR)
     try:
         with pytest.raises(
-            ResourceExhaustedError, match=r"the layer: storing it: .*free some space"
+            ResourceExhaustedError, match=r"the layer: storing its blob: .*free some space"
         ):
             await Transfer(fd, BLOB, what="the layer", tell=lambda _: None).write(DATA)
     finally:
