@@ -58,8 +58,8 @@ with_runtime() {
 # The integration tests for which it matters which cgroups there are: elsewhere they meet v1's.
 cgroup_tests() {
     "${PYTEST[@]}" -m "integration and not slow" -k "cgroup or oom or limit or resources or stats or updates" \
-        tests/integration/{host/test_cgroups_real,oci/test_conmon_real,test_container_life,test_container_setup}.py \
-        tests/integration/test_{container_updates,leak_guard,pod_life,stats}.py
+        tests/integration/{host/test_cgroups_real,oci/test_conmon_real,test_container_lifecycle,test_container_setup}.py \
+        tests/integration/test_{container_updates,leak_guard,pod_lifecycle,stats}.py
 }
 
 # specs RUNTIME: it takes every golden runtime-spec.
