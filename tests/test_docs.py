@@ -169,7 +169,9 @@ def test_every_script_and_its_options_exist() -> None:
             own = rest.split("tests/guest/inside.sh")[0]
             options = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", own)
             wrong += [f"{page}: {line.strip()}: {script}"] * (not path.exists())
-            wrong += [f"{page}: {script} has no {option}" for option in options if option not in text]
+            wrong += [
+                f"{page}: {script} has no {option}" for option in options if option not in text
+            ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -184,7 +186,11 @@ def test_every_module_that_is_run_and_its_options_exist() -> None:
             # Modules of one folder share options.
             text = "\n".join(p.read_text() for p in Path(spec.origin).parent.glob("*.py"))
             options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)
-            wrong += [f"{page}: {module} has no {option}" for option in options if f'"{option}"' not in text]
+            wrong += [
+                f"{page}: {module} has no {option}"
+                for option in options
+                if f'"{option}"' not in text
+            ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -336,7 +342,9 @@ def test_every_module_that_architecture_names_exists() -> None:
         stem, brace, names = text.strip("/").removesuffix(".py").partition("{")
         for name in names.rstrip("}").split(",") if brace else [""]:
             path = f"{stem}{name}".removesuffix("/*")
-            if not any((p / f"{path}.py").exists() or (p / path).exists() for p in [ROOT, *parents]):
+            if not any(
+                (p / f"{path}.py").exists() or (p / path).exists() for p in [ROOT, *parents]
+            ):
                 wrong.append(path)
     assert not wrong, ", ".join(wrong)
 
@@ -369,13 +377,15 @@ def texts() -> str:
 def pieces(message: str) -> list[str]:
     """What is left of a message without its places: FILE, N, 'x', `...`, numbers."""
     cut = re.split(r"\.\.\.|…|: |'[^']*'|\b[A-Z][A-Z]+\b|\b[A-Zx]\b|\brunc\b|\d+", message)
-    return [text for piece in cut if len(text := piece.strip(" :,;()[]-/\"'")) > 3]  # noqa: PLR2004
+    return [text for piece in cut if len(text := piece.strip(" :,;()[]-/\"'")) > 3]
 
 
 def test_every_message_that_is_explained_is_still_said() -> None:
     wrong = []
     for page in PAGES:
-        for table in re.findall(r"^\| (?:message|error|step) .*\n(?:\|.*\n)+", page.read_text(), re.MULTILINE):
+        for table in re.findall(
+            r"^\| (?:message|error|step) .*\n(?:\|.*\n)+", page.read_text(), re.MULTILINE
+        ):
             for row in table.splitlines()[2:]:
                 for message in _INLINE.findall(row.split(" | ")[0]):
                     if message in OF_OTHERS:
