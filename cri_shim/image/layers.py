@@ -10,7 +10,7 @@ Rules:
 - Nothing is removed that an image, a hold (work under way) or a container refers to.
 - A layer marked damaged is unpacked again, under another name, when it is next ingested. Its record is replaced
   durably before anybody sees the new layer. The old directory goes when no container is mounted from it any more.
-- Everything unfinished is below `.ingest`, which is emptied at start. What is there and not in `_live` is a leftover.
+- Everything unfinished, or on its way out, is in the ingest directory (`ingest_directory`).
 """
 
 from __future__ import annotations
@@ -28,29 +28,24 @@ import msgspec
 import structlog
 
 from cri_shim.background import undivided, uninterrupted
-from cri_shim.errors import BadArchiveError
-from cri_shim.host.allocation import place_apart
 from cri_shim.host.durable import sync_file_system
-from cri_shim.host.files import remove_tree
+from cri_shim.image.ingest_directory import INGEST_NAME, IngestDirectory, remove_surely
 from cri_shim.image.layer_records import Layer, LayerRecords
 from cri_shim.image.model import EMPTY_LAYER
 from cri_shim.image.unpack.finish import finish_layer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
+    from cri_shim.image.ingest_directory import Unpack
     from cri_shim.image.unpack.protocol import LayerReport
 
-    Unpack = Callable[[int], Awaitable[LayerReport]]
-    """Unpacks a layer into an empty directory, given by its descriptor."""
-
-__all__ = ["INGEST_NAME", "Layer", "LayerStore", "Unneeded"]
+__all__ = ["Layer", "LayerStore", "Unneeded"]
 
 log = structlog.get_logger()
 
-INGEST_NAME = ".ingest"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAX_NAME_LENGTH = 4
 _NAME = re.compile(r"[0-9a-z]{1,4}")
@@ -70,7 +65,7 @@ class LayerStore:
 
     def __init__(self, layers_dir: Path, records_dir: Path) -> None:
         self._dir = layers_dir
-        self._ingest_dir = layers_dir / INGEST_NAME
+        self._ingest = IngestDirectory(layers_dir / INGEST_NAME)
         self._records = LayerRecords(records_dir)
         self._names: set[str] = set()
         """Names of all directories, with or without a record."""
@@ -80,22 +75,17 @@ class LayerStore:
         """Directories whose layer now has a better copy elsewhere."""
         self._damaged: set[str] = set()
         """Chain IDs that a check found damaged."""
-        self._live: set[str] = set()
-        """Names below `.ingest` that work under way uses."""
         self._holds: Counter[str] = Counter()
         self._held_names: Counter[str] = Counter()
         self._unpacking = _Locks()
         """By chain ID and source; held while the source sends."""
         self._placing = _Locks()
         """By chain ID; held only while this node's own disk is written."""
-        self._numbers = itertools.count()
 
     def open(self, damaged_dir: Path) -> None:
         """Read the records and empty `.ingest`; unusable records move to `damaged_dir`. Blocking; raises OSError."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        remove_tree(self._ingest_dir)
-        self._ingest_dir.mkdir(mode=0o700)
-        place_apart(self._ingest_dir)
+        self._ingest.open()
         with os.scandir(self._dir) as found:
             self._names = {item.name for item in found if item.name != INGEST_NAME}
         self._records.open(self._names, damaged_dir)
@@ -219,20 +209,11 @@ class LayerStore:
 
         Raises as `ensure`.
         """
-        name = f"layer-{next(self._numbers)}"
-        directory = self._ingest_dir / name
-        self._live.add(name)
-        try:
-            directory.mkdir(mode=0o700)
-            report = await _ingest(unpack, diff_id, directory)
+        async with self._ingest.unpacked(diff_id, unpack) as (directory, report):
             below = None if parent is None else await parent
             lowers = [] if below is None else self.lowers(below)
             report = await uninterrupted(finish_layer, directory, lowers, report)
             yield directory, report, below
-        finally:
-            if directory.exists():
-                await _remove_surely(directory)
-            self._live.discard(name)
 
     async def _replace(self, old: Layer, new: Layer) -> None:
         self._coming.add(new.name)
@@ -250,7 +231,7 @@ class LayerStore:
             await undivided(write, take_over)
         except BaseException:
             if self.get(new.chain_id) is not new:
-                await _remove_surely(self.path(new))
+                await remove_surely(self.path(new))
                 self._names.discard(new.name)
             raise
         finally:
@@ -339,7 +320,7 @@ class LayerStore:
                 # The layers whose records are left stay in the store; the next sweep tries again.
                 log.warning("layer records can't be removed", error=str(error))
             for name in (*unneeded.names, *(layer.name for layer in layers[:unlinked])):
-                if (trash := self._move_away(name)) is not None:
+                if (trash := self._ingest.take(self._dir / name)) is not None:
                     moved[name] = trash
 
         def note() -> None:
@@ -354,38 +335,22 @@ class LayerStore:
             await undivided(remove_files, note)
         except asyncio.CancelledError:
             # Nobody will call `delete`: the next collection finds them as leftovers.
-            self._live -= {trash.name for trash in moved.values()}
+            self._ingest.abandon(moved.values())
             raise
         return list(moved.values())
 
     async def delete(self, trash: Sequence[Path]) -> None:
         """Remove the directories that `detach` or `leftovers` returned. This may take long."""
-        for directory in trash:
-            await _remove_surely(directory)
-            self._live.discard(directory.name)
+        await self._ingest.delete(trash)
 
     def leftovers(self) -> list[Path]:
         """Directories below `.ingest` that no work uses, because an earlier removal failed."""
-        with os.scandir(self._ingest_dir) as found:
-            return [self._ingest_dir / item.name for item in found if item.name not in self._live]
+        return self._ingest.leftovers()
 
     def _strays(self) -> set[str]:
         known = {layer.name for layer in self._records.all()} | self._coming
         # Only names of our own form: a volume mounted here has a lost+found.
         return {name for name in self._names - known if _NAME.fullmatch(name)}
-
-    def _move_away(self, name: str) -> Path | None:
-        trash = self._ingest_dir / f"trash-{next(self._numbers)}"
-        self._live.add(trash.name)
-        try:
-            (self._dir / name).rename(trash)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            log.warning("a layer's directory can't be moved", name=name, error=str(error))
-            self._live.discard(trash.name)
-            return None
-        return trash
 
     def _free_name(self) -> str:
         for length in range(1, _MAX_NAME_LENGTH + 1):
@@ -415,26 +380,3 @@ class _Locks:
             self._users[key] -= 1
             if not self._users[key]:
                 del self._users[key], self._locks[key]
-
-
-async def _ingest(unpack: Unpack, diff_id: str, directory: Path) -> LayerReport:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        report = await unpack(fd)
-    finally:
-        os.close(fd)
-    if report.diff_id != diff_id:
-        raise BadArchiveError(
-            f"layer {diff_id}: its unpacked bytes have the digest {report.diff_id}: the layer is damaged or truncated"
-        )
-    if report.dropped_xattrs:
-        log.info("dropped extended attributes", layer=diff_id, count=report.dropped_xattrs)
-    return report
-
-
-async def _remove_surely(directory: Path) -> None:
-    """Remove a tree. A failure is logged; the next collection or start removes the rest."""
-    try:
-        await uninterrupted(remove_tree, directory)
-    except OSError as error:
-        log.error("a leftover directory can't be removed", path=str(directory), error=str(error))

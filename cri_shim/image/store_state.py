@@ -45,7 +45,8 @@ from cri_shim.image.catalog import Catalog, Described, Lost, describe, read_desc
 from cri_shim.image.image_records import ImageRecords
 from cri_shim.image.index import ImageIndex, load_index, save_index, set_aside
 from cri_shim.image.ingest import storage_error
-from cri_shim.image.layers import INGEST_NAME, LayerStore
+from cri_shim.image.ingest_directory import INGEST_NAME
+from cri_shim.image.layers import LayerStore
 from cri_shim.image.reference import parse_reference
 
 if TYPE_CHECKING:

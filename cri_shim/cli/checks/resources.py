@@ -1,4 +1,4 @@
-"""Disk, directories, sysctls."""
+"""The node's resources: room on its disks, directories that can be written to, sysctls."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Registries: servers, authorization, downloads."""
+"""Registries: which servers stand for one, how they authorize, what is downloaded from them."""

@@ -1,4 +1,4 @@
-"""Capabilities: which a container gets.
+"""The Linux capabilities that a container gets, and in which sets.
 
 Rules of the file: names are compared without `CAP_` and in upper case. The inheritable set stays empty unless
 ambient capabilities are asked for, which the kernel grants only through it (CVE-2022-24769 and its kin). What is
