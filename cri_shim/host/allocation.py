@@ -1,9 +1,9 @@
-"""A hint to the file system about where on the disk things go.
+"""Tells ext4 to allocate independent directory trees in different block groups.
 
-ext4 makes what is in a directory near that directory, and what is below, and does not use an inode again for a minute
-after it was freed: it looks at every one of them, for each inode that it makes. A large tree made where a large tree
-was removed takes several times as long (seen: 30,000 files, 3 s instead of 1). Trees that have nothing to do with each
-other are better made apart, which also lets them be made side by side.
+ext4 allocates the inodes of a tree near those of its parent directory. It does not reuse an inode for some time after
+it was freed, and checks each recently freed inode whenever it allocates one. So a large tree takes several times as
+long to create where another one was just removed (measured: 30,000 files in 3 s instead of 1 s). Trees in different
+block groups avoid this, and can be written in parallel.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _FLAGS = struct.Struct("i")
 
 
 def place_apart(directory: Path) -> bool:
-    """Have the trees right below `directory` made far from each other; whether the file system knows such a hint.
+    """Set the "top of directory hierarchies" flag (chattr(1), T) on `directory`: its children are spread out.
 
-    chattr(1) calls it T. Raises OSError when `directory` can't be opened.
+    Returns False if the file system has no such flag. Raises OSError if `directory` cannot be opened.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

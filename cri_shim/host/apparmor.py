@@ -1,7 +1,9 @@
-"""The kernel's AppArmor: whether it is there, which profiles are loaded, and loading one.
+"""Queries the kernel's AppArmor and loads a profile.
 
-Rules: the kernel's list is read each time, since profiles come and go without us (`systemctl reload apparmor` drops
-what has no file of its own). `root` stands in for / in tests.
+Rules:
+- The kernel's list of profiles is read at each call: others unload profiles (`systemctl reload apparmor` drops those
+  without a file in /etc/apparmor.d).
+- `root` is a directory that takes the place of / in tests.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _PROFILES = "sys/kernel/security/apparmor/profiles"
 
 
 def enabled(root: Path = Path("/")) -> bool:
-    """Whether the kernel has AppArmor, whether or not it is within reach."""
+    """Whether AppArmor is enabled in the kernel, even if this process cannot read its profiles."""
     try:
         return (root / _ENABLED).read_text().strip() == "Y"
     except OSError:
@@ -31,9 +33,9 @@ def enabled(root: Path = Path("/")) -> bool:
 
 
 def loaded_profiles(root: Path = Path("/")) -> frozenset[str] | None:
-    """The names of the profiles that the kernel has; None where it has no AppArmor. Blocks for microseconds.
+    """The names of the loaded profiles, or None if AppArmor is disabled. Blocks for microseconds.
 
-    Also None where the list can't be read, as inside a container: profiles are then another's business.
+    Also None if the list cannot be read, as inside a container: the host then manages profiles.
     """
     if not enabled(root):
         return None
@@ -41,24 +43,25 @@ def loaded_profiles(root: Path = Path("/")) -> frozenset[str] | None:
         lines = (root / _PROFILES).read_text().splitlines()
     except OSError:
         return None
-    # `name (mode)`; a name may have spaces and parentheses of its own.
+    # A line is `name (mode)`. The name itself may contain spaces and parentheses.
     return frozenset(line.rpartition(" (")[0] for line in lines)
 
 
 def parser() -> str | None:
-    """The program that loads profiles; None where it is not installed."""
+    """The path of apparmor_parser, or None if it is not installed."""
     return shutil.which(PARSER)
 
 
 async def load_profile(reaper: Reaper, name: str, text: str, file: Path) -> None:
-    """Write the profile to `file` and load it, over an older one of its name.
+    """Write the profile to `file` and load it, replacing a loaded profile of the same name.
 
-    Raises UnsupportedError without the parser, CommandError with its words, OSError when the file can't be written.
+    Raises UnsupportedError if apparmor_parser is missing, CommandError with its stderr if it fails, and OSError if
+    the file cannot be written.
     """
     program = parser()
     if program is None:
         raise UnsupportedError(
-            f"AppArmor profile {name}: can't be loaded: {PARSER} is not installed (package apparmor)"
+            f"cannot load AppArmor profile {name}: {PARSER} is not installed (package apparmor)"
         )
     file.parent.mkdir(mode=0o700, exist_ok=True)
     write_atomic(file, text.encode())

@@ -1,7 +1,9 @@
-"""What a child writes to a pipe, read by the running loop within a bound.
+"""Captures the output of a child process through a pipe, up to a bound.
 
-Rules: the pipe is read until its end, so that a talkative child never blocks for longer than `UNREAD_S`; what is beyond
-the bound is not stored. The write end is the child's: `start` closes ours, or the end of the pipe would never come.
+Rules:
+- The pipe is read to its end, so that a full pipe never blocks the child for longer than `UNREAD_S`. Output beyond the
+  bound is read and dropped.
+- `start` closes our copy of the write end. Otherwise end of file would never arrive.
 """
 
 from __future__ import annotations
@@ -15,35 +17,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 UNREAD_S = 0.05
-"""How long a child is left alone: most have ended by then, and what they wrote is in the pipe. Looking for it earlier
-takes the loop a turn for each pipe."""
+"""Delay before the loop reads the pipe. Most children end within it, and `drain` then reads their output without a
+turn of the loop for each pipe."""
 _READ_BYTES = 65536  # a pipe's default capacity
 
 
 class Allowance:
-    """What several captures may keep together: whoever comes first has it, and gives it back when it closes."""
+    """A bound on the bytes that several captures keep together. A capture returns its bytes when it is closed."""
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
 
     def take(self, n_bytes: int) -> int:
-        """How many of these bytes may be kept."""
+        """Reserve up to `n_bytes`; returns how many were granted."""
         granted = min(n_bytes, self._left)
         self._left -= granted
         return granted
 
     def give_back(self, n_bytes: int) -> None:
-        """So many are no longer kept."""
+        """Return `n_bytes` that are no longer kept."""
         self._left += n_bytes
 
 
 class Capture:
-    """One pipe: the first `max_bytes` of what comes, or with `tail` the last ones."""
+    """One pipe, of which the first `max_bytes` are kept, or with `tail` the last."""
 
     def __init__(
         self, max_bytes: int, *, tail: bool = False, allowance: Allowance | None = None
     ) -> None:
-        """`allowance` bounds what is kept besides; not for a tail."""
+        """`allowance` is a further bound, shared with other captures. It has no effect with `tail`."""
         self._max_bytes = max_bytes
         self._allowance = allowance
         self._tail = tail
@@ -55,44 +57,48 @@ class Capture:
         self.overflowed = False
         self.eof: asyncio.Future[None] = self._loop.create_future()
         self._read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
-        # Programs open /dev/stdout anew; to the users of a container's user namespace the pipe can't be given.
+        # Programs reopen /dev/stdout, which checks the pipe's mode. Its owner is root of the host, and cannot be a user
+        # of a container's user namespace, so anyone may write.
         os.fchmod(self.write_fd, 0o622)
-        os.set_blocking(self._read_fd, False)  # this end only: the child's stays as programs expect
+        os.set_blocking(self._read_fd, False)  # the write end stays blocking, as programs expect
 
     def start(self, on_overflow: Callable[[], None] | None = None) -> None:
-        """Give up our copy of the write end, now that the child has its own, and read: what is not drained by then."""
+        """Close our copy of the write end, now that the child has its own, and read after `UNREAD_S`.
+
+        `on_overflow` is called once, when output exceeds the bound.
+        """
         self._close_write_fd()
         self._on_overflow = on_overflow
         self._later = self._loop.call_later(UNREAD_S, self.read_on)
 
     def read_on(self) -> None:
-        """Read what comes, from now on."""
+        """Read from now on whenever the pipe has data."""
         if self._read_fd >= 0 and not self._reading:
             self._loop.add_reader(self._read_fd, self._read_some)
             self._reading = True
 
     def drain(self) -> bool:
-        """Take what a child that has ended left in the pipe; True when the pipe's end was reached, too.
+        """Read what an ended child left in the pipe. Returns whether end of file was reached.
 
-        That is no more than the pipe holds. Someone else may be writing on, faster than we read.
+        At most the pipe's capacity is read: a grandchild may hold the pipe and write faster than we read.
         """
         left = fcntl.fcntl(self._read_fd, fcntl.F_GETPIPE_SZ) if self._read_fd >= 0 else 0
         while left > 0 and (size := self._read_some()):
             left -= size
         if left <= 0:
-            self._read_some()  # a full pipe's end comes after its last byte
+            self._read_some()  # the pipe was full: end of file needs one more read
         return self.eof.done()
 
     def data(self) -> bytes:
-        """What was kept."""
+        """The bytes kept."""
         return bytes(self._buffer[-self._max_bytes :] if self._tail else self._buffer)
 
     def text(self) -> str:
-        """What was kept, as text; bytes that are no UTF-8 are replaced."""
+        """The bytes kept, as text. Bytes that are not UTF-8 are replaced."""
         return self.data().decode("utf-8", "replace")
 
     def close(self) -> None:
-        """Close both ends, and forget what an allowance was used for; idempotent."""
+        """Close both ends, and return the bytes to the allowance. Idempotent."""
         self._close_write_fd()
         self._close_read_fd()
         if self._allowance is not None:
@@ -115,7 +121,7 @@ class Capture:
     def _keep(self, chunk: bytes) -> None:
         if self._tail:
             self._buffer += chunk
-            if len(self._buffer) > 16 * self._max_bytes:  # cut seldom: each cut moves the tail
+            if len(self._buffer) > 16 * self._max_bytes:  # cut rarely: each cut copies the tail
                 del self._buffer[: -self._max_bytes]
             return
         room = self._max_bytes - len(self._buffer)

@@ -1,7 +1,8 @@
-"""One child process and the way it ended.
+"""A child process and how it ended.
 
-Rules: a `Child` learns its ending from the reaper only, on the loop's thread. Signals go through a pidfd that is
-closed with the ending, so that nothing can reach a later process of the same number.
+Rules:
+- Only the reaper reports the ending of a `Child`, on the event loop's thread.
+- Signals go through a pidfd, which is closed at the ending. So no signal reaches a later process with the same pid.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ class Ending:
     """How a process ended."""
 
     wait_status: int
-    """As wait(2) gives it."""
+    """The status of wait(2)."""
 
     @property
     def exit_code(self) -> int:
-        """The exit status; 128 plus the signal's number when killed, as shells and CRI have it."""
+        """The exit status; if a signal killed the process, 128 plus the signal's number, as in shells and in CRI."""
         code = os.waitstatus_to_exitcode(self.wait_status)
         return code if code >= 0 else 128 - code
 
     @property
     def signal(self) -> int | None:
-        """The signal that killed it, if one did."""
+        """The number of the signal that killed the process, or None."""
         code = os.waitstatus_to_exitcode(self.wait_status)
         return -code if code < 0 else None
 
     def describe(self) -> str:
-        """The end of a sentence that begins with the process: "exited with status 1"."""
+        """A phrase to put behind the process's name: "exited with status 1"."""
         number = self.signal
         if number is None:
             return f"exited with status {self.exit_code}"
         try:
             return f"was killed by {signal.Signals(number).name}"
-        except ValueError:  # most real-time signals have no name
+        except ValueError:  # most real-time signals have no name in `signal.Signals`
             return f"was killed by signal {number}"
 
 
@@ -63,9 +64,9 @@ class Completed:
 
 
 class Child:
-    """A process whose ending comes to us. `argv` is empty for a claimed orphan.
+    """A child of this process. `argv` is empty for a claimed orphan.
 
-    Made by the reaper, which passes a pidfd that this object closes, and calls `end` or `abandon` once.
+    The reaper makes it with a pidfd, which this object closes, and calls `end` or `abandon` once.
     """
 
     def __init__(self, pid: int, argv: tuple[str, ...], pidfd: int | None) -> None:
@@ -76,27 +77,27 @@ class Child:
 
     @property
     def ending(self) -> Ending | None:
-        """How it ended; None while it runs, and for ever when the reaper was closed before."""
+        """How the process ended; None while it runs, and if the reaper was closed before the ending."""
         if self._ended.done() and not self._ended.cancelled():
             return self._ended.result()
         return None
 
     @property
     def settled(self) -> bool:
-        """Whether waiting has come to an end: with an ending, or because the reaper was closed."""
+        """Whether there is nothing to wait for any more: the process ended, or the reaper was closed."""
         return self._ended.done()
 
     async def wait(self) -> Ending:
-        """Wait for the end; any number of waiters, and cancelling one disturbs no other.
+        """Wait for the ending. Several callers may wait; cancelling one does not affect the others.
 
-        Raises CancelledError when the reaper is closed meanwhile.
+        Raises CancelledError if the reaper is closed meanwhile.
         """
         return await asyncio.shield(self._ended)
 
     async def wait_at_most(self, timeout_s: float | None) -> Ending | None:
-        """Wait for the end; None when it has not come within `timeout_s`.
+        """Wait for the ending at most `timeout_s` seconds, None for no limit. Returns None if the process still runs.
 
-        Raises CancelledError when the reaper is closed meanwhile.
+        Raises CancelledError if the reaper is closed meanwhile.
         """
         await settled(self._ended, timeout_s)
         if self._ended.cancelled():
@@ -104,28 +105,28 @@ class Child:
         return self.ending
 
     def kill(self, signal_number: int = signal.SIGKILL) -> None:
-        """Signal the process; silent when it has ended."""
+        """Send a signal to the process. No effect once it has ended."""
         if self._pidfd is not None:
             kill_pidfd(self._pidfd, signal_number)
 
     def kill_group(self, signal_number: int = signal.SIGKILL) -> None:
-        """Signal the process group that a spawned child leads; silent when the child has ended.
+        """Send a signal to the process group that a spawned child leads.
 
-        It does nothing after the end: the group's number could by then be somebody else's. Nor for a claimed
-        orphan, whose group isn't known to be its own.
+        No effect once the child has ended, since the group's number may belong to another group by then. No effect
+        for a claimed orphan, which need not lead its group.
         """
         if self._pidfd is not None and self.argv:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal_number)
 
     def end(self, ending: Ending) -> None:
-        """The reaper's word: it has been collected."""
+        """Record the ending; the reaper has collected the process."""
         self._close_pidfd()
         if not self._ended.done():
             self._ended.set_result(ending)
 
     def abandon(self) -> None:
-        """The reaper's word: nobody will collect it."""
+        """Cancel all waiting; the reaper is closed and will not collect the process."""
         self._close_pidfd()
         self._ended.cancel()
 

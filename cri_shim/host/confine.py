@@ -1,8 +1,10 @@
-"""Giving up what a process could do: capabilities, network, root directory, descriptors, memory.
+"""Confines the calling process: capabilities, network, root directory, descriptors, memory.
 
-Rules: everything here acts on the calling process and can't be taken back; the process must have one thread. Each
-step raises OSError naming itself; a caller that can't be confined must end. Order of use: descriptors, root,
-limits, capabilities. Constants bear the names of <linux/capability.h>, <linux/prctl.h> and <linux/sched.h>.
+Rules:
+- Every step applies to the calling process and cannot be undone. The process must have a single thread.
+- A step that fails raises OSError with its name. The process must then end, since it is not confined.
+- Order of use: descriptors, root, limits, capabilities.
+- Constants have the names of <linux/capability.h>, <linux/prctl.h> and <linux/sched.h>.
 """
 
 from __future__ import annotations
@@ -32,14 +34,15 @@ _LAST_CAPABILITY_BIT = 63
 
 
 HELPERS_OOM_SCORE_ADJ = 0
-"""Of our own programs beside the daemon, which is at -999 as a service, and so would they be. They read what strangers
-send, so it is they that may grow, and they are replaced within a moment: so they are what any process of the node is,
-taken before the daemon, the kubelet and pods with guaranteed memory, but after those that use more than they asked for.
-Monitors keep what they have, -1000 by their own doing: each is small, and its end is its container's."""
+"""oom_score_adj of our helper processes. They would inherit -999 from the daemon, if it runs as the service.
+
+The helpers read untrusted data, so they are the ones whose memory may grow, and the daemon replaces them at once. With
+0 the OOM killer chooses them before the daemon, kubelet and Guaranteed pods, and after pods that exceed their requests.
+Monitors are not changed: conmon sets itself to -1000, it is small, and its death would end its container."""
 
 
 class Capability(IntEnum):
-    """The capabilities that this package ever keeps, by their kernel numbers."""
+    """The capabilities that some helper process keeps, with the kernel's numbers."""
 
     CAP_CHOWN = 0
     CAP_DAC_OVERRIDE = 1
@@ -80,15 +83,15 @@ def _prctl(step: str, option: int, argument: int) -> None:
 
 
 def leave_network() -> None:
-    """A network namespace of our own, with nothing in it, for this process and what it forks."""
+    """Move this process, and what it forks later, into a new network namespace without interfaces."""
     if _libc.unshare(CLONE_NEWNET) != 0:
         raise _fail("unshare(CLONE_NEWNET)")
 
 
 def keep_capabilities(kept: Collection[Capability]) -> None:
-    """Only `kept` stay permitted, effective and in the bounding set; inheritable and ambient become empty.
+    """Reduce the permitted, effective and bounding sets to `kept`; clear the inheritable and ambient sets.
 
-    Also sets no_new_privs: no program that is executed later can bring a capability back. Needs CAP_SETPCAP.
+    Also set no_new_privs, so that executing a program cannot regain a capability. Needs CAP_SETPCAP.
     """
     for bit in range(_LAST_CAPABILITY_BIT + 1):
         if bit in kept:
@@ -106,9 +109,10 @@ def keep_capabilities(kept: Collection[Capability]) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """SIGKILL for us when `parent_pid` ends; to be called after the last change of credentials, which clears it.
+    """Have the kernel kill this process with SIGKILL when `parent_pid` ends (PR_SET_PDEATHSIG).
 
-    Raises ProcessLookupError when the parent has ended already.
+    Call it after the last change of credentials, which clears the setting. Raises ProcessLookupError if the parent has
+    ended already.
     """
     _prctl("PR_SET_PDEATHSIG", PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -116,7 +120,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def forbid_tracing() -> None:
-    """No core file, and no process without CAP_SYS_PTRACE may attach."""
+    """Make the process non-dumpable: no core file, and only a process with CAP_SYS_PTRACE may attach to it."""
     _prctl("PR_SET_DUMPABLE", PR_SET_DUMPABLE, 0)
 
 
@@ -130,9 +134,9 @@ def close_other_descriptors(kept: Collection[int]) -> None:
 
 
 def enter_root(directory_fd: int) -> None:
-    """Make the directory behind `directory_fd` the root and working directory. Needs CAP_SYS_CHROOT.
+    """chroot(2) to the directory of `directory_fd`, and make it the working directory. Needs CAP_SYS_CHROOT.
 
-    It confines only a process that loses CAP_SYS_CHROOT and holds no descriptor of a directory outside.
+    This confines only a process that also loses CAP_SYS_CHROOT and has no descriptor of a directory outside.
     """
     os.fchdir(directory_fd)
     os.chroot(".")
@@ -140,21 +144,22 @@ def enter_root(directory_fd: int) -> None:
 
 
 def raise_oom_score_adj(at_least: int) -> None:
-    """Be taken, when memory runs out, no later than processes with this value; nothing where ours is higher already."""
+    """Raise this process's oom_score_adj to `at_least`. A higher value stays. Raising needs no capability."""
     with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
         if int(file.read()) < at_least:
             file.write(b"%d" % at_least)
 
 
 def limit_data(memory_bytes: int) -> None:
-    """Bound the memory that the process fills itself: beyond it Python raises MemoryError."""
+    """Bound heap and private anonymous mappings (RLIMIT_DATA). Python raises MemoryError beyond it."""
     _set_limit(resource.RLIMIT_DATA, memory_bytes)
 
 
 def limit(*, memory_bytes: int, file_bytes: int, descriptors: int, cpu_s: int) -> None:
-    """Bound the address space, the size of one file, open descriptors and CPU time; no core files.
+    """Bound address space, file size, open descriptors and CPU time, and disable core files.
 
-    A write past `file_bytes` fails with EFBIG (Python ignores SIGXFSZ); CPU time past `cpu_s` kills.
+    A write beyond `file_bytes` fails with EFBIG, since Python ignores SIGXFSZ. Beyond `cpu_s` seconds of CPU time the
+    kernel kills the process.
     """
     for what, value in (
         (resource.RLIMIT_AS, memory_bytes),

@@ -1,7 +1,9 @@
-"""The socket over which an OCI runtime hands out the terminal of a process that it starts.
+"""The console socket, over which an OCI runtime passes the terminal of a process that it starts (--console-socket).
 
-Rules: the runtime connects, sends one message with the master's descriptor beside it, and hangs up, all before it says
-that the process runs; so whoever asks after that finds it there. Descriptors are close-on-exec and don't block.
+Rules:
+- The runtime connects, sends one message with the descriptor of the pty master, and disconnects. It does all of this
+  before its command succeeds, so `receive` after that need not wait.
+- Descriptors are close-on-exec and non-blocking.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ MAX_NAME_BYTES = 4096
 
 
 class ConsoleSocket:
-    """A context: the socket is at `path` while it lasts."""
+    """A context manager that listens at `path` while it is entered."""
 
     def __init__(self, path: Path) -> None:
-        """`path` is free, and at most 107 bytes long."""
+        """`path` must not exist, and has at most 107 bytes (unix(7))."""
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
@@ -47,7 +49,7 @@ class ConsoleSocket:
         self.path.unlink(missing_ok=True)
 
     def receive(self) -> int | None:
-        """The terminal's master, now the caller's; None when the runtime handed out none."""
+        """The descriptor of the pty master, which the caller closes, or None if the runtime sent none."""
         try:
             connected, _address = self._socket.accept()
         except BlockingIOError:

@@ -1,12 +1,13 @@
-"""Drop-in directories: small files of the node's administrator that say what root is to do, read when they change.
+"""Reads drop-in directories: small configuration files of the administrator, such as CDI specs and OCI hooks.
 
 Rules:
-- Directories in the order given, files by name. What can't be used counts as not there; its problem is kept and
-  logged once.
-- Whoever asks gets what the files say now: each question compares the files' identities and times with what was
-  read, which costs some microseconds and misses nothing. The inotify watch only makes the log prompt.
-- A file counts only if nobody but root could have written it, and what is checked is what is read.
-- `current` and `read_owned` block, and may be called from any thread; the rest is for the loop's.
+- Directories are read in the given order, files by name. An unusable file is skipped; its problem is kept, and logged
+  once.
+- `current` is always up to date: it compares inode, size and times of each file with those that were read, which takes
+  microseconds. The inotify watch only makes log messages appear at once.
+- A file is used only if root alone can write it. The check and the read use one descriptor, so that the file cannot be
+  exchanged between them.
+- `current` and `read_owned` block and may be called in any thread. The other methods belong to the loop's thread.
 """
 
 from __future__ import annotations
@@ -31,27 +32,27 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 MAX_FILES = 1000
-"""Of one directory: more is no configuration."""
+"""In one directory. A larger directory is not a configuration directory, and is not read."""
 _Stamp = tuple[int, int, int, int, int]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class DropIn(Generic[T]):
-    """One file: what it means, or what is wrong with it."""
+    """One file: its parsed value, or the problem with it."""
 
     path: Path
     priority: int
-    """The place of its directory in the list: the later, the higher."""
+    """The index of its directory in the list; a later directory has priority."""
     stamp: _Stamp
     value: T | None
     problem: str = ""
 
 
 class DropIns(Generic[T]):
-    """The files of some directories that end in one of `suffixes`, each understood by `parse`.
+    """The files in several directories whose names end with one of `suffixes`.
 
-    `parse` is given path and bytes, and may raise CriShimError.
+    `parse` gets path and content, and may raise CriShimError.
     """
 
     def __init__(
@@ -75,25 +76,25 @@ class DropIns(Generic[T]):
         self._background: Background | None = None
 
     def current(self) -> list[DropIn[T]]:
-        """Every file as it is now, also those with a problem; lower priority first, then by name."""
+        """Every file as it is now, also unusable ones, by priority and then by name. Blocks for a stat per file."""
         with self._lock:
             self._refresh()
             return list(self._files.values())
 
     def problems(self) -> list[str]:
-        """What is wrong with files and directories now, one sentence each."""
+        """The present problems with files and directories, one sentence each. Blocks as `current` does."""
         files = self.current()
         return [*self._unreadable.values(), *(file.problem for file in files if file.problem)]
 
     # --- following -----------------------------------------------------------------------------------------------
 
     def watch(self, background: Background) -> None:
-        """Follow the directories from now on, those that are there; inside the running loop."""
+        """Watch those of the directories that exist, from now on. Call it in the running loop."""
         self._background = background
         self.follow()
 
     def follow(self) -> None:
-        """Follow directories that were made, or replaced, meanwhile."""
+        """Watch directories that were created or replaced since the last call."""
         if self._background is None:
             return
         for directory in self._directories:
@@ -112,7 +113,7 @@ class DropIns(Generic[T]):
                 watch = DirectoryWatch(directory, FILES_CHANGED, lambda _name: self._look())
             except (OSError, ResourceExhaustedError) as error:
                 log.warning(
-                    "can't watch a directory; changes count at the next question",
+                    "cannot watch a directory; its changes are found at the next use",
                     directory=str(directory),
                     error=str(error),
                 )
@@ -120,7 +121,7 @@ class DropIns(Generic[T]):
             self._look()
 
     def close(self) -> None:
-        """Stop following. Idempotent."""
+        """Stop watching. Idempotent."""
         self._background = None
         for directory in list(self._watches):
             self._unwatch(directory)
@@ -148,10 +149,12 @@ class DropIns(Generic[T]):
             except FileNotFoundError:
                 continue
             except OSError as error:
-                unreadable[directory] = f"{directory}: {error.strerror}"
+                unreadable[directory] = f"cannot read directory {directory}: {error.strerror}"
                 continue
             if len(stamps) > MAX_FILES:
-                unreadable[directory] = f"{directory}: more than {MAX_FILES} files: none is read"
+                unreadable[directory] = (
+                    f"directory {directory} has more than {MAX_FILES} files: none of them is read"
+                )
                 continue
             for path, stamp in stamps.items():
                 known = self._files.get(path)
@@ -159,7 +162,7 @@ class DropIns(Generic[T]):
                 found[path] = known if known and same else self._load(path, priority, stamp)
         for directory, problem in unreadable.items():
             if self._unreadable.get(directory) != problem:
-                log.warning(f"{self._what}: a directory can't be read", problem=problem)
+                log.warning(f"{self._what}: directory ignored", problem=problem)
         if found.keys() != self._files.keys():
             log.info(f"{self._what} loaded", files=[str(path) for path in found])
         self._files, self._unreadable = found, unreadable
@@ -195,25 +198,26 @@ class DropIns(Generic[T]):
         except CriShimError as error:
             problem = str(error)
         except OSError as error:
-            problem = f"{path}: can't be read: {error.strerror}"
-        log.warning(f"{self._what}: a file can't be used", problem=problem)
+            problem = f"cannot read {path}: {error.strerror}"
+        log.warning(f"{self._what}: file ignored", problem=problem)
         return DropIn(path, priority, stamp, None, problem)
 
 
 def read_owned(path: Path, max_bytes: int) -> bytes:
-    """The whole of a regular file that only root could have written.
+    """The content of a regular file that only root can write.
 
-    Raises ConfigError for any other file and for one of more than `max_bytes`, OSError when it can't be read.
+    Raises ConfigError for any other file and for one larger than `max_bytes`, OSError if it cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
+    # O_NONBLOCK: an open of a FIFO would wait for a writer.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path}: is not a regular file")
+            raise ConfigError(f"{path} is not a regular file")
         if why := distrust(status):
             raise ConfigError(f"{path}: {why}")
         if status.st_size > max_bytes:
-            raise ConfigError(f"{path}: is larger than {max_bytes} bytes")
+            raise ConfigError(f"{path} has {status.st_size} bytes; the limit is {max_bytes}")
         chunks = []
         left = max_bytes
         while left > 0 and (chunk := os.read(fd, left)):
@@ -225,9 +229,9 @@ def read_owned(path: Path, max_bytes: int) -> bytes:
 
 
 def distrust(status: os.stat_result) -> str:
-    """Why a file could be the work of somebody else than root (or ourselves); "" if it can't."""
+    """Why a user other than root (or ours) could have written the file; "" if none could."""
     if status.st_uid not in (0, os.geteuid()):
-        return f"belongs to user {status.st_uid}: it must belong to root (chown root)"
+        return f"owned by user {status.st_uid}, but must be owned by root: chown it"
     if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != 0):
-        return "others than root may write it (chmod go-w)"
+        return "writable by users other than root: chmod go-w it"
     return ""

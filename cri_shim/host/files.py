@@ -1,11 +1,11 @@
-"""Files: written whole or not at all, read within a bound, and reached inside a root that is not to be trusted.
+"""Writes files atomically, reads them within a bound, and opens files inside an untrusted root directory.
 
 Rules:
-- What is half written has the suffix `.tmp`; a sweeper may remove any file of that name.
-- Inside a container's root file system every name is resolved by the kernel with that root as `/`
-  (openat2(2), RESOLVE_IN_ROOT): neither `..` nor a symbolic link leads out, however it changes meanwhile.
-- Only regular files are read, and nothing else is even opened: a FIFO can't block us, a device sees no open.
-- `OSError` passes, with the path. Trees are in `tree`, offered here as well.
+- A file under construction has the suffix `.tmp`. Recovery may remove any file with that suffix.
+- A path in a container's root file system is resolved by the kernel with that root as `/` (openat2(2),
+  RESOLVE_IN_ROOT): neither `..` nor a symbolic link leads out, even if the tree changes meanwhile.
+- Only regular files are opened for reading: opening a FIFO could block, and opening a device can have side effects.
+- `OSError` passes, with the path. `tree` has the functions for whole trees, which are exported here as well.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _tmp_numbers = itertools.count()
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, fsync: bool = False) -> None:
-    """Replace `path` by a file of exactly these bytes and this mode, or leave it as it was.
+    """Replace `path` by a file with this content and mode, or leave it unchanged.
 
-    With `fsync` the bytes and the name survive a power cut once this returns. A `path` that is a symbolic link is
-    replaced, not followed. Raises OSError; on ENOSPC nothing stays.
+    With `fsync` content and name survive a power failure once this returns. A symbolic link at `path` is replaced, not
+    followed. Raises OSError; the temporary file is removed then.
     """
-    # Distinct per process and call; one that a killed daemon left is in the way of nobody.
+    # The name is unique per process and call, so that a file left by a killed daemon causes no conflict.
     tmp = f"{path}.{os.getpid()}-{next(_tmp_numbers)}{TMP_SUFFIX}"
     try:
         _write(tmp, os.O_TRUNC, data, mode, fsync=fsync)
@@ -68,9 +68,9 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, fsync: bool = Fa
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Make a file of these bytes and this mode, which nobody reads before the caller says that it is there.
+    """Create a file with this content and mode. Not atomic: readers must not look before this returns.
 
-    Raises OSError, FileExistsError too; what was written until then stays.
+    Raises FileExistsError, OSError; a partly written file stays.
     """
     _write(path, os.O_EXCL, data, mode, fsync=False)
 
@@ -89,9 +89,9 @@ def _write(path: Path | str, how: int, data: bytes, mode: int, *, fsync: bool) -
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """The whole of a regular file of at most `max_bytes`, reached by an ordinary, trusted path.
+    """The content of a regular file of at most `max_bytes`, at a trusted path.
 
-    Raises OSError: EFBIG when it is larger, EINVAL when it is no regular file.
+    Raises OSError: EFBIG if the file is larger, EINVAL if it is not a regular file.
     """
     named = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -101,10 +101,10 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 def open_in_root(root: Path | int, path: str, flags: int, *, mode: int = 0) -> int:
-    """Open `path` with `root` (a directory, or a descriptor of one) as its `/`; the caller closes the descriptor.
+    """Open `path` with the directory `root` (a path or a descriptor) as `/`. The caller closes the descriptor.
 
-    Links of /proc that jump (magic links) are refused. `mode` is for O_CREAT. An open for reading of what may be a
-    FIFO or a device needs care of its own: `read_in_root` has it.
+    Magic links of /proc are refused. `mode` is for O_CREAT. To read a file that may be a FIFO or a device, use
+    `read_in_root`.
     """
     with _root_fd(root) as root_fd:
         for _ in range(_RACE_RETRIES):
@@ -117,15 +117,18 @@ def open_in_root(root: Path | int, path: str, flags: int, *, mode: int = 0) -> i
                     resolve=syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS,
                 )
             except OSError as error:
-                if error.errno != errno.EAGAIN:  # a rename somewhere raced with a `..` of the path
+                # openat2(2): EAGAIN if a rename or mount anywhere raced with the resolution of a `..`.
+                if error.errno != errno.EAGAIN:
                     raise
-        raise OSError(errno.EAGAIN, "the tree is being renamed all the time", path)
+        raise OSError(
+            errno.EAGAIN, f"renames interfered with {_RACE_RETRIES} attempts to resolve it", path
+        )
 
 
 def read_in_root(root: Path | int, path: str, max_bytes: int) -> bytes | None:
-    """The whole of a regular file inside `root`; None when there is none of that name.
+    """The content of a regular file inside `root`, or None if `path` does not exist.
 
-    Raises OSError: EFBIG when it is larger than `max_bytes`, EINVAL when it is no regular file, ELOOP.
+    Raises OSError: EFBIG if the file is larger than `max_bytes`, EINVAL if it is not a regular file, ELOOP.
     """
     try:
         named = open_in_root(root, path, os.O_PATH)
@@ -138,7 +141,10 @@ def read_in_root(root: Path | int, path: str, max_bytes: int) -> bytes | None:
 
 
 def size_in_root(root: Path | int, path: str) -> int | None:
-    """Bytes of what has this name inside `root`, which is not opened; None when there is nothing. Raises OSError."""
+    """The size in bytes of `path` inside `root`, or None if it does not exist.
+
+    The file is not opened. Raises OSError.
+    """
     try:
         named = open_in_root(root, path, os.O_PATH)
     except (FileNotFoundError, NotADirectoryError):
@@ -152,11 +158,10 @@ def size_in_root(root: Path | int, path: str) -> int | None:
 def make_dirs_in_root(
     root: Path | int, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0
 ) -> None:
-    """Make the directory `path` inside `root`, with every one that is missing on the way.
+    """Create the directory `path` inside `root`, and its missing parents.
 
-    Only directories made here get `mode`, `uid` and `gid`. `..` in `path` is resolved as text; symbolic links are
-    followed inside the root. Raises OSError: ENOTDIR where something else is in the way, EEXIST where a symbolic
-    link leads nowhere.
+    Only new directories get `mode`, `uid` and `gid`. `..` in `path` is resolved lexically. Symbolic links are followed
+    inside the root. Raises OSError: ENOTDIR if a component is not a directory, EEXIST if a symbolic link is dangling.
     """
     parts = [part for part in posixpath.normpath("/" + path).split("/") if part]
     with _root_fd(root) as root_fd:
@@ -181,23 +186,23 @@ def _make_dir(parent: int, name: str, mode: int, uid: int, gid: int) -> None:
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
     except FileExistsError:
-        # Somebody was quicker, or a link leads nowhere: only a directory is good enough.
+        # Another process created it since the look, or it is a dangling link, which is refused.
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             return
         raise
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         os.fchown(fd, uid, gid)
-        os.fchmod(fd, mode)  # after the owner, whose change drops set-ID bits
+        os.fchmod(fd, mode)  # after fchown, which clears set-ID bits
     finally:
         os.close(fd)
 
 
 def _read_regular(named: int, max_bytes: int, path: str) -> bytes:
-    """Read what an O_PATH descriptor names, once it is known to be harmless to open."""
+    """Read the file of an O_PATH descriptor, if it is a regular file."""
     if not stat.S_ISREG(os.fstat(named).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", path)
-    # Through /proc: the same file that was looked at, whatever has its name by now.
+    # Reopening through /proc opens the file that was checked, even if its name leads to another one by now.
     fd = os.open(f"/proc/self/fd/{named}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         chunks = []
@@ -206,7 +211,7 @@ def _read_regular(named: int, max_bytes: int, path: str) -> bytes:
             chunks.append(chunk)
             left -= len(chunk)
         if left <= 0:
-            raise OSError(errno.EFBIG, f"larger than the {max_bytes} bytes allowed", path)
+            raise OSError(errno.EFBIG, f"larger than the limit of {max_bytes} bytes", path)
         return b"".join(chunks)
     finally:
         os.close(fd)

@@ -1,7 +1,8 @@
-"""A directory, watched by the running loop.
+"""Watches a directory with inotify(7) on the event loop.
 
-Rules: events are hints. When some were lost, or the directory itself went away, the callback gets None, which means:
-look at everything again. Each call comes from the loop on its own, so that one that raises costs no other event.
+Rules:
+- Events are hints. If events were lost, or the directory was removed, the callback gets None: scan the directory again.
+- Each callback is a loop callback of its own, so that one that raises does not lose the events after it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ IN_IGNORED = 0x00008000
 IN_ONLYDIR = 0x01000000
 
 FILES_CHANGED = IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
-"""What files of a directory can mean something else after. Not IN_MODIFY: a file that is being written is read when it
-is closed. Links are made without being written."""
+"""Events after which the files of a directory may have changed. IN_CLOSE_WRITE instead of IN_MODIFY, so that a file is
+read once, when its writer is done; IN_CREATE, since a link is created without being written."""
 
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 65536
@@ -44,7 +45,7 @@ _LOST = IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT | IN_IGNORED
 
 
 def parse_events(data: bytes) -> Iterator[tuple[int, str]]:
-    """(mask, name) of each event in what inotify(7) gave; the name is empty for the directory itself. Pure."""
+    """Mask and name of each event in data read from inotify(7). The name is "" for the directory itself. Pure."""
     offset = 0
     while offset < len(data):
         _, mask, _, length = _EVENT.unpack_from(data, offset)
@@ -54,13 +55,13 @@ def parse_events(data: bytes) -> Iterator[tuple[int, str]]:
 
 
 class DirectoryWatch:
-    """Calls `callback(name)` for each event of `mask` on an entry of `path`; `callback(None)` means "rescan".
+    """Calls `callback(name)` for each event of `mask` on an entry of `path`, and `callback(None)` to request a rescan.
 
-    Made inside the running loop. Events from before its making are not seen: scan once after it. When the directory
-    is removed, renamed or unmounted the callback gets None once and `lost` becomes true; nothing comes after that.
+    Make it in the running loop. Earlier events are not seen: scan the directory once after making it. If the directory
+    is removed, renamed or unmounted, the callback gets None once, `lost` becomes True, and no event follows.
 
-    Raises OSError when `path` can't be watched (it isn't there, it is no directory), ResourceExhaustedError at the
-    kernel's limits.
+    Raises OSError if `path` cannot be watched (missing, not a directory), ResourceExhaustedError at a limit of the
+    kernel.
     """
 
     def __init__(self, path: Path, mask: int, callback: Callable[[str | None], None]) -> None:
@@ -73,7 +74,7 @@ class DirectoryWatch:
         self._loop.add_reader(self._fd, self._read)
 
     def close(self) -> None:
-        """Stop; what was read but not yet delivered is dropped. Idempotent."""
+        """Stop watching, and drop events that were read but not delivered. Idempotent."""
         self._closed = True
         self._stop_reading()
 
@@ -114,13 +115,13 @@ def _open(path: Path, mask: int) -> int:
             os.close(fd)
         if error.errno == errno.ENOSPC:
             raise ResourceExhaustedError(
-                f"watching {path}: the kernel's limit of watches is reached; "
-                "raise fs.inotify.max_user_watches"
+                f"cannot watch {path}: the kernel's limit of inotify watches is reached: "
+                "raise the sysctl fs.inotify.max_user_watches"
             ) from error
         if error.errno == errno.EMFILE:
             raise ResourceExhaustedError(
-                f"watching {path}: no inotify instance is left; raise "
-                "fs.inotify.max_user_instances or the limit of open files"
+                f"cannot watch {path}: the limit of inotify instances or of open files is reached: "
+                "raise the sysctl fs.inotify.max_user_instances or the daemon's limit of open files"
             ) from error
         raise
     return fd

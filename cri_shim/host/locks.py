@@ -1,9 +1,10 @@
-"""One daemon at a time: exclusive locks on files, held until the process ends.
+"""Exclusive file locks (flock(2)), so that one daemon at a time uses a directory or a socket.
 
-The kernel releases the lock with the last descriptor of the open file, however the holder dies. So the descriptor must
-not reach a child that outlives us: it is close-on-exec, and a child forked without exec has to close it.
-
-The file stays when the lock is given back: removing it would let two processes hold "the" lock on two different inodes.
+Rules:
+- The kernel releases a lock when the last descriptor of the open file is closed, also if the holder is killed. So the
+  descriptor must not reach a child that outlives us: it is close-on-exec, and a child that forks without exec closes
+  it.
+- The file stays after `release`. If it were removed, two processes could hold a lock on two inodes with the same name.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _MAX_PID_BYTES = 32
 
 
 class FileLock:
-    """An exclusive lock on `path`, with the holder's pid in the file for whoever is turned away."""
+    """An exclusive lock on `path`. The file contains the holder's pid, for the error message of other processes."""
 
     def __init__(self, path: Path, *, protects: str) -> None:
-        """`protects` names what the lock is about in messages, e.g. ``root directory /var/lib/cri-shim``."""
+        """`protects` names the protected object in messages, e.g. ``root directory /var/lib/cri-shim``."""
         self.path = path
         self._protects = protects
         self._fd: int | None = None
@@ -36,13 +37,13 @@ class FileLock:
         return self._fd is not None
 
     def acquire(self) -> None:
-        """Take the lock, making the file and its directory where they are missing; never waits.
+        """Take the lock without waiting. Creates the file and its directory if they are missing.
 
-        Raises: AlreadyExistsError naming the holder's pid; PermissionRefusedError or UnavailableError when the file
-        can't be opened.
+        Raises: AlreadyExistsError with the holder's pid; PermissionRefusedError or UnavailableError if the file cannot
+        be opened.
         """
         if self._fd is not None:
-            raise AlreadyExistsError(f"the lock on {self._protects} is held by this object already")
+            raise AlreadyExistsError(f"this process already holds the lock on {self._protects}")
         try:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._fd = self._locked_descriptor()
@@ -56,7 +57,7 @@ class FileLock:
             ) from error
 
     def release(self) -> None:
-        """Give the lock back; nothing happens when it is not held."""
+        """Release the lock. No effect if it is not held."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.ftruncate(fd, 0)
@@ -79,7 +80,8 @@ class FileLock:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 self._lock(fd)
-                # Someone may have removed or replaced the file between our open and our lock.
+                # The file may have been removed or replaced between our open and our lock: the lock would then be on
+                # an inode that no other process opens.
                 if self._is_current(fd):
                     os.ftruncate(fd, 0)
                     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -1,7 +1,7 @@
-"""The kernel's list of mounts, proc(5) `/proc/PID/mountinfo`.
+"""Parses the kernel's list of mounts, /proc/PID/mountinfo (proc(5)).
 
-Rules: `parse_mountinfo` is pure. Names are what the kernel knows: absolute, free of symbolic links, decoded from
-their octal escapes; bytes that are no UTF-8 survive as surrogates, as everywhere in `os`.
+Paths are as the kernel has them: absolute, without symbolic links, here without octal escapes. Bytes that are not UTF-8
+become surrogates, as everywhere in `os`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _DELETED = b"//deleted"
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line."""
+    """One line of mountinfo."""
 
     mount_id: int
     parent_id: int
     device: str
     root: str
-    """The directory of the file system that is mounted here."""
+    """The directory of the file system that is mounted at `target`."""
     target: Path
     options: str
     propagation: tuple[str, ...]
-    """`shared:N`, `master:N`…; empty means private."""
+    """`shared:N`, `master:N` and so on; empty for a private mount."""
     fs_type: str
     source: str
     super_options: str
 
     @property
     def is_shared(self) -> bool:
-        """Whether mounts made below it appear in its peers."""
+        """Whether mounts created below this mount propagate to its peers."""
         return any(field.startswith("shared:") for field in self.propagation)
 
 
@@ -45,7 +45,7 @@ def _unescape(field: bytes) -> str:
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:
-    """Every mount that still has a place, in the kernel's order; raises ValueError on what is no mountinfo."""
+    """Every mount that is reachable by a path, in the kernel's order. Pure. Raises ValueError for a malformed line."""
     mounts = []
     for line in text.splitlines():
         fields = line.split(b" ")
@@ -53,7 +53,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
             separator = fields.index(b"-", 6)
             fs_type, source, super_options = fields[separator + 1 : separator + 4]
             if fields[4].endswith(_DELETED):
-                continue  # its directory was removed: no path leads there
+                continue  # its mount point was removed, so no path leads to it
             mounts.append(
                 Mount(
                     mount_id=int(fields[0]),
@@ -69,7 +69,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 )
             )
         except (ValueError, IndexError) as error:
-            raise ValueError(f"not a line of mountinfo: {quoted(line)}") from error
+            raise ValueError(f"malformed line of mountinfo: {quoted(line)}") from error
     return mounts
 
 
@@ -79,7 +79,7 @@ def read_mounts() -> list[Mount]:
 
 
 def mount_of(path: Path, mounts: list[Mount]) -> Mount | None:
-    """The mount that `path`, a path without symbolic links, lies on: the topmost of the deepest."""
+    """The mount that `path` lies on. `path` has no symbolic links. Of several mounts at one target the last counts."""
     found: Mount | None = None
     for mount in mounts:
         if path.is_relative_to(mount.target) and (

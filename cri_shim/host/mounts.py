@@ -1,19 +1,20 @@
-"""Mounts: overlay root file systems, binds and tmpfs, and their undoing.
+"""Mounts and unmounts: overlay root file systems, binds and tmpfs.
 
 Rules:
-- Every function blocks in the kernel; from a coroutine, call through `kernel_call`.
-- `OSError` passes with the target in it. What a person can change (too many layers, a kernel that is too old) is one
-  of our errors.
-- Unmounting succeeds on what isn't mounted, never follows a symbolic link, and detaches what is busy: its users keep
-  what they hold, the name is free at once.
-- A mount's options must fit one page, which the kernel cuts without a word (mount(2)). Therefore layers have short
-  names; where too many do not fit with their directory, a throw-away thread makes the mount from inside it.
+- Every function blocks in the kernel. A coroutine calls it through `kernel_call`.
+- `OSError` passes, with the mount point. Too many layers and a kernel that is too old are CriShimErrors, since an
+  operator can remedy them.
+- Unmounting succeeds if nothing is mounted, never follows a symbolic link, and detaches a busy mount: its users keep
+  their open files, and the name is free at once.
+- Mount options must fit into one page; mount(2) silently cuts longer ones. So layers have short names. If many layers
+  do not fit with their directory in front, a throw-away thread changes into that directory and mounts from there.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import ResourceExhaustedError, UnsupportedError
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 MAX_LOWER_LAYERS = 500
 """OVL_MAX_STACK in the kernel."""
 
-# What a kernel defaults to depends on its build, so each is said:
-# - redirect_dir=nofollow and metacopy=off: an extended attribute in a layer must never make the kernel take a name or
-#   a file's data from another place in a layer, the more since layers come from outside and are shared by containers;
-#   and an upper directory keeps meaning the same without them. The price: renaming a directory of the image gives
-#   EXDEV, which mv(1) turns into a copy.
-# - index=off: the index ties an upper directory to the very inodes of its lower layers, and a layer pulled again has
-#   others; it serves NFS export and hard links across copy-up, which containers don't ask for.
-# `xino` is left alone: layers and upper share one file system, where inode numbers are already stable.
+# The defaults depend on the kernel's configuration, so each option is set:
+# - redirect_dir=nofollow and metacopy=off: otherwise an extended attribute in a layer, which is untrusted and shared by
+#   containers, could make the kernel take a name or a file's data from elsewhere in a layer. Also, an upper directory
+#   then has the same meaning under every kernel. The price: rename(2) of a directory of the image fails with EXDEV,
+#   and mv(1) copies it instead.
+# - index=off: the index binds an upper directory to the inodes of its lower layers, and a layer that is pulled again
+#   has other inodes. The index serves NFS export and hard links across copy-up, which containers do not need. `xino`
+#   keeps its default: layers and upper directory are on one file system, so inode numbers are stable anyway.
 _SAFE = "redirect_dir=nofollow,metacopy=off"
 _SAFE_WRITABLE = _SAFE + ",index=off"
 
@@ -50,29 +51,29 @@ def mount_overlay(
     userns_fd: int | None = None,
     label: str = "",
 ) -> None:
-    """Mount layers, top layer first and named relative to `layers_dir`, with `upper` above them; blocking.
+    """Mount an overlay of layers at `target`; blocking.
 
-    Without `upper` (and `work`, which belongs to it) the mount is read-only. A layer named twice counts where it is
-    named first: what it would add lower down is covered by itself. With `userns_fd` the layers' files belong to
-    those whom that user namespace maps their owners to; `upper`, which holds the mapped owners, is given to the
-    namespace's root by the caller. That needs Linux 5.19, and layers on a file system that knows ID-mapped mounts.
-    With `label` every file bears this SELinux label.
+    `lowers` names the layers relative to `layers_dir`, the top layer first. Without `upper` and `work` the mount is
+    read-only. With `userns_fd` the layers are ID-mapped to that user namespace, which needs Linux 5.19 and a file
+    system with ID-mapped mounts; `upper` is not mapped, and the caller must chown it to the namespace's root. With
+    `label` every file has this SELinux label.
 
     Raises:
-        ValueError: no layer, a name that leaves `layers_dir`, only one of `upper` and `work`.
-        ResourceExhaustedError: more layers than the kernel takes.
-        OSError: the kernel refused; ENOENT when a directory is missing.
+        ValueError: no layer, a name that leaves `layers_dir`, or only one of `upper` and `work`.
+        ResourceExhaustedError: more layers than the kernel accepts.
+        OSError: from the kernel; ENOENT if a directory is missing.
     """
-    names = list(dict.fromkeys(lowers))  # the kernel refuses one directory twice
+    # The kernel refuses a directory that is listed twice. The first occurrence counts: it hides the lower one.
+    names = list(dict.fromkeys(lowers))
     for name in names:
         if not name or name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"layer name {quoted(name)} does not stay in {layers_dir}")
+            raise ValueError(f"layer name {quoted(name)} is not a path below {layers_dir}")
     if not names:
-        raise ValueError(f"overlay at {target}: it needs one layer at least")
+        raise ValueError(f"overlay at {target}: at least one layer is required")
     if (upper is None) != (work is None):
-        raise ValueError(f"overlay at {target}: upper and work directory go together")
+        raise ValueError(f"overlay at {target}: give both upper and work directory, or neither")
     if upper is None and len(names) == 1:
-        # The kernel makes no overlay of a single read-only layer; it would show that layer itself.
+        # The kernel refuses a read-only overlay of a single layer. A bind mount shows the same.
         if userns_fd is None:
             bind(layers_dir / names[0], target, readonly=True)
         else:
@@ -111,11 +112,11 @@ def _mount_mapped(
     userns_fd: int,
     context: str,
 ) -> None:
-    """An overlay of ID-mapped clones of the layers.
+    """Mount an overlay of ID-mapped clones of the layers.
 
-    The kernel wants the clones mounted somewhere while the overlay is made; it keeps its own of each. So they are
-    mounted in a mount namespace that ends with its thread, and only the overlay comes out of it: whatever happens,
-    nothing else can stay.
+    The kernel requires the clones to be mounted while the overlay is created; the overlay then has its own reference to
+    each. So a throw-away thread mounts them in a new mount namespace, and only a clone of the overlay leaves it. Its
+    other mounts end with the thread, whatever fails.
     """
     clones = [str(number) for number in range(len(names))]
     options = build_overlay_options(clones, upper, work and work.absolute()) + context
@@ -146,7 +147,7 @@ def _mount_mapped(
 
 
 def _bind_mapped(layer: Path, target: Path, userns_fd: int) -> None:
-    """One layer, ID-mapped and read-only."""
+    """Bind-mount one layer, ID-mapped and read-only."""
     fd = syscalls.open_tree(layer, syscalls.OPEN_TREE_CLONE)
     try:
         _set_idmap(fd, userns_fd, also=syscalls.MOUNT_ATTR_RDONLY)
@@ -165,11 +166,16 @@ def _set_idmap(mount_fd: int, userns_fd: int, *, also: int = 0) -> None:
     )
 
 
+def kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor version in uname(2)'s release: (6, 1) for `6.1.0-38-amd64`, (0, 0) for an unknown form. Pure."""
+    version = re.match(r"(\d+)\.(\d+)", release)
+    return (0, 0) if version is None else (int(version[1]), int(version[2]))
+
+
 def can_map_ids(directory: Path, userns_fd: int) -> bool:
-    """Whether the file system of `directory` knows ID-mapped mounts, and this kernel overlays of them; blocking."""
-    # Nothing says it but the version: overlays took ID-mapped layers with 5.19.
-    release = os.uname().release.split(".")
-    if (int(release[0]), int(release[1].split("-")[0])) < (5, 19):
+    """Whether the file system of `directory` has ID-mapped mounts, and overlayfs accepts them as layers; blocking."""
+    # No probe short of a mount shows whether overlayfs accepts ID-mapped layers. Linux 5.19 and later do.
+    if kernel_version(os.uname().release) < (5, 19):
         return False
     try:
         fd = syscalls.open_tree(directory, syscalls.OPEN_TREE_CLONE)
@@ -185,9 +191,10 @@ def can_map_ids(directory: Path, userns_fd: int) -> bool:
 
 
 def without_devices(directory_fd: int) -> int:
-    """The same directory on a mount of its own, which nobody else sees and which ends with this descriptor.
+    """Clone the directory's mount with nodev, nosuid and noexec, and return its descriptor; blocking.
 
-    No device is opened there, no program run; both may be made. Raises OSError; ENOSYS before Linux 5.12.
+    The mount is detached: no other process sees it, and it ends when the descriptor is closed. Device nodes can be
+    created in it, but not opened. Raises OSError; ENOSYS before Linux 5.12.
     """
     fd = syscalls.open_tree(f"/proc/self/fd/{directory_fd}", syscalls.OPEN_TREE_CLONE)
     try:
@@ -206,7 +213,7 @@ def without_devices(directory_fd: int) -> int:
 
 
 def has_mount_setattr() -> bool:
-    """Whether this kernel changes mounts recursively (Linux 5.12): what recursive read-only mounts stand on."""
+    """Whether the kernel has mount_setattr(2) (Linux 5.12), which recursive read-only mounts need."""
     try:
         syscalls.mount_setattr(-1, "", syscalls.AT_EMPTY_PATH)
     except OSError as error:
@@ -215,7 +222,7 @@ def has_mount_setattr() -> bool:
 
 
 def build_overlay_options(lowers: Sequence[str], upper: Path | None, work: Path | None) -> str:
-    """The option string of an overlay mount, with the kernel's escapes; pure."""
+    """The options of an overlay mount, escaped as the kernel expects. Pure."""
     lowerdir = "lowerdir=" + ":".join(_escape(name) for name in lowers)
     if upper is None or work is None:
         return f"{_SAFE},{lowerdir}"
@@ -230,13 +237,13 @@ def _escape(path: str) -> str:
 def _check_fits(options: str, layers: int, target: Path) -> None:
     if layers > MAX_LOWER_LAYERS:
         raise ResourceExhaustedError(
-            f"overlay at {target}: {layers} layers, the kernel takes {MAX_LOWER_LAYERS}; "
+            f"overlay at {target}: the image has {layers} layers; the kernel's limit is {MAX_LOWER_LAYERS}: "
             "rebuild the image with fewer layers"
         )
     if not _fits(options):
         raise ResourceExhaustedError(
-            f"overlay at {target}: the options for {layers} layers take {_size(options)} bytes, the kernel "
-            f"takes one page of {_page()}; rebuild the image with fewer layers"
+            f"overlay at {target}: the mount options for {layers} layers have {_size(options)} bytes; the kernel's "
+            f"limit is one page of {_page()}: rebuild the image with fewer layers"
         )
 
 
@@ -245,7 +252,7 @@ def _fits(options: str) -> bool:
 
 
 def _size(options: str) -> int:
-    return len(os.fsencode(options)) + 1  # the closing NUL is part of the page
+    return len(os.fsencode(options)) + 1  # the kernel copies the final NUL into the page as well
 
 
 def _page() -> int:
@@ -253,10 +260,10 @@ def _page() -> int:
 
 
 def bind(source: Path, target: Path, *, readonly: bool = False, recursive: bool = False) -> None:
-    """Mount `source` at `target` too, with what is mounted below it when `recursive`; blocking.
+    """Bind-mount `source` at `target`; blocking.
 
-    `readonly` covers, when `recursive`, the mounts below as well. Either all of it is done or nothing.
-    Raises OSError, and UnsupportedError for `readonly` on a kernel before 5.12.
+    With `recursive` the mounts below `source` are bound, too, and `readonly` applies to them as well. On failure
+    nothing stays mounted. Raises OSError, and UnsupportedError for `readonly` before Linux 5.12.
     """
     recursion = syscalls.MS_REC if recursive else 0
     syscalls.mount(source, target, None, syscalls.MS_BIND | recursion)
@@ -273,7 +280,7 @@ def bind(source: Path, target: Path, *, readonly: bool = False, recursive: bool 
         syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         if error.errno == errno.ENOSYS:
             raise UnsupportedError(
-                f"read-only bind at {target}: the kernel is older than 5.12"
+                f"cannot make the bind mount at {target} read-only: this needs Linux 5.12"
             ) from error
         raise
 
@@ -287,9 +294,9 @@ def mount_tmpfs(
     owner: tuple[int, int] = (0, 0),
     label: str = "",
 ) -> None:
-    """Mount an empty tmpfs, nosuid and nodev, of user and group `owner`; blocking.
+    """Mount an empty tmpfs, nosuid and nodev, whose root directory belongs to `owner` (user, group); blocking.
 
-    Without `size_bytes` it is half of the memory. With `label` every file bears this SELinux label.
+    Without `size_bytes` the kernel's limit applies, half of the memory. With `label` every file has this SELinux label.
     """
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | (syscalls.MS_NOEXEC if noexec else 0)
     options = f"mode={mode:o},uid={owner[0]},gid={owner[1]}"
@@ -301,7 +308,7 @@ def mount_tmpfs(
 
 
 def unmount(target: Path | str) -> bool:
-    """Detach everything mounted at `target`, however often; whether anything was; blocking."""
+    """Detach every mount at `target`, also stacked ones. Returns whether there was one; blocking."""
     anything = False
     while True:
         try:
@@ -314,10 +321,11 @@ def unmount(target: Path | str) -> bool:
 
 
 def unmount_below(directory: Path) -> None:
-    """Detach everything mounted strictly below `directory`; nothing happens when that isn't there; blocking.
+    """Detach every mount strictly below `directory`, which need not exist; blocking.
 
-    Every name in it is tried, so that the cost is that of a few names and not that of all the node's mounts: nothing
-    for trees that a container writes to. Raises the first OSError after it has tried them all.
+    It calls umount2(2) on every name in the tree instead of reading the node's mounts, so that the cost depends on the
+    tree alone. Do not use it for trees that a container can write to. Raises the first OSError after it tried all
+    names.
     """
     first: OSError | None = None
     waiting = [os.fspath(directory)]
@@ -335,7 +343,7 @@ def unmount_below(directory: Path) -> None:
             except OSError as error:
                 first = first or error
             else:
-                # Asked anew where something was mounted: it may have been of another kind.
+                # After an unmount the name may be of another kind than the scan saw: check it again.
                 if os.path.isdir(entry.path) if mounted else entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
     if first is not None:

@@ -1,12 +1,12 @@
-"""Network namespaces: made and pinned under a name, entered for one function, removed.
+"""Creates, pins, enters and removes network namespaces.
 
 Rules:
-- Every function blocks; from a coroutine, call through `kernel_call`. What changes a namespace happens in a
-  throw-away thread, so no other thread of the daemon ever leaves the host's.
-- A namespace is ready when it has its name: `lo` is up and the sysctls are set before it is pinned. When creating
-  fails, nothing stays.
-- A sysctl's name and value are checked as they will be used: the name stays below `net` in /proc/sys, opened without
-  following links, and the value is one line of printable text.
+- Every function blocks. A coroutine calls it through `kernel_call`. Namespaces are changed in a throw-away thread only,
+  so that no other thread of the daemon leaves the host's namespaces.
+- A namespace is complete when its name exists: `lo` is up and the sysctls are set before it is pinned. A failed
+  creation leaves nothing.
+- A sysctl's name must stay below `net` in /proc/sys, and its file is opened without following links. The value must be
+  one line of printable ASCII.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ NS_GET_NSTYPE = 0xB703
 _IFREQ = struct.Struct("16sH22x")
 _THIS_NETNS = "/proc/thread-self/ns/net"
 _known_shared: set[int] = set()
-"""The mount that /run/netns was found to lie on, by its number: looking through all mounts once is enough."""
+"""The ID of the mount that /run/netns was found to lie on, so that all mounts of the node are read only once."""
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_.\-]+")
 _SYSCTL_VALUE = re.compile(r"[\x20-\x7e\t]+")
 
 
 def create_netns(path: Path, sysctls: Mapping[str, str], netns_fd: int | None = None) -> None:
-    """Make a network namespace with `lo` up and `sysctls` set, and pin it at `path`; blocking.
+    """Create a network namespace with `lo` up and `sysctls` set, and pin it at `path`; blocking.
 
-    With `netns_fd` it is that one, which was made elsewhere, since it belongs to another user namespace. The name
-    appears to `ip netns` when it is in /run/netns. Its directory is made if missing.
+    With `netns_fd` that namespace is pinned instead of a new one: a namespace of another user namespace has to be
+    created elsewhere (`userns`). `ip netns` lists names in /run/netns. The directory of `path` is created if missing.
 
     Raises:
-        InvalidArgumentError: a sysctl that isn't one of a network namespace, or a value the kernel refuses.
-        FileExistsError: something has that name.
-        OSError: the kernel refused, with the file or step in it.
+        InvalidArgumentError: a sysctl that does not belong to a network namespace, or a value that the kernel rejects.
+        FileExistsError: `path` exists.
+        OSError: from the kernel, with the file or the step.
     """
     values = _checked_sysctls(sysctls)
     _prepare_directory(path.parent)
-    # A mount needs a file to lie on; `ip netns` makes it without any mode as well.
+    # A bind mount needs a file as mount point. `ip netns` creates it with mode 0, too.
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o000))
 
     def make() -> None:
@@ -82,16 +82,16 @@ def create_netns(path: Path, sysctls: Mapping[str, str], netns_fd: int | None = 
 def set_netns_sysctls(
     path: Path, sysctls: Mapping[str, str], optional: Collection[str] = ()
 ) -> None:
-    """Set sysctls of the interfaces in the namespace `path`, in their order; blocking.
+    """Set sysctls of interfaces in the namespace at `path`, in the mapping's order; blocking.
 
-    Those in `optional` are passed over where their interface isn't there. Raises InvalidArgumentError for what
-    isn't there or not taken by the kernel, OSError as `run_in_netns`.
+    A sysctl in `optional` is skipped if its interface does not exist. Raises InvalidArgumentError for an unknown
+    sysctl, a missing interface and a value that the kernel rejects, OSError as `run_in_netns` does.
     """
     values = _checked_sysctls(sysctls)
 
     def write() -> None:
         for file, (name, value) in values.items():
-            # net/FAMILY/KIND/INTERFACE/...: the directory comes and goes with the interface.
+            # net/FAMILY/KIND/INTERFACE/...: the directory exists as long as the interface does.
             directory = "/".join(file.split("/")[:4])
             if os.path.isdir(f"/proc/sys/{directory}"):
                 _write_sysctl(file, name, value)
@@ -104,33 +104,33 @@ def set_netns_sysctls(
 
 
 def remove_netns(path: Path) -> None:
-    """Take the name away, whatever of it there is; blocking.
+    """Unmount and remove the name `path`, which need not exist; blocking.
 
-    The namespace itself goes with its last user: a process in it, an open descriptor.
+    The kernel removes the namespace itself with its last user: a process in it, or an open descriptor.
     """
     mounts.unmount(path)
     path.unlink(missing_ok=True)
 
 
 def is_netns(path: Path) -> bool:
-    """Whether `path` names a network namespace (and not, say, the bare file that a reboot left); blocking."""
+    """Whether `path` is a network namespace. After a reboot it is the bare file of the mount point. Blocking."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:
         return False
     try:
         return fcntl.ioctl(fd, NS_GET_NSTYPE) == syscalls.CLONE_NEWNET
-    except OSError:  # ENOTTY and its like: no namespace file at all
+    except OSError:  # ENOTTY: not a file of nsfs
         return False
     finally:
         os.close(fd)
 
 
 def run_in_netns(path: Path, function: Callable[[], T]) -> T:
-    """Call `function` in a thread that is in the namespace `path`; blocking.
+    """Call `function` in a thread inside the namespace at `path`; blocking.
 
-    A socket opened there stays in that namespace, whoever uses it afterwards. Raises what `function` raises, and
-    OSError when `path` is no network namespace.
+    A socket that it opens stays in that namespace, also if other threads use it later. Raises what `function` raises,
+    and OSError if `path` is not a network namespace.
     """
 
     def enter() -> T:
@@ -138,7 +138,9 @@ def run_in_netns(path: Path, function: Callable[[], T]) -> T:
         try:
             syscalls.setns(fd, syscalls.CLONE_NEWNET)
         except OSError as error:
-            raise OSError(error.errno, f"can't enter it: {error.strerror}", str(path)) from error
+            raise OSError(
+                error.errno, f"cannot enter the network namespace: {error.strerror}", str(path)
+            ) from error
         finally:
             os.close(fd)
         return function()
@@ -147,30 +149,30 @@ def run_in_netns(path: Path, function: Callable[[], T]) -> T:
 
 
 def sysctl_file(name: str) -> str:
-    """Where a sysctl of a network namespace is, relative to /proc/sys; pure.
+    """The file of a sysctl of a network namespace, relative to /proc/sys. Pure.
 
-    Both spellings of sysctl.d(5) are taken: `net.ipv4.ip_forward` and `net/ipv4/ip_forward`. Whichever separator
-    comes first separates; the other one is then part of an interface's name, with dot and slash exchanged.
+    Accepts both spellings of sysctl.d(5): `net.ipv4.ip_forward` and `net/ipv4/ip_forward`. The first of `.` and `/` in
+    the name is the separator; the other one then stands for the separator's character in an interface's name.
 
-    Raises InvalidArgumentError for what is not below `net` or would leave it.
+    Raises InvalidArgumentError for a name that is not below `net`.
     """
     separator = next((letter for letter in name if letter in "./"), "")
     name_in_files = name.translate(str.maketrans("./", "/.")) if separator == "." else name
     parts = name_in_files.split("/")
     if len(parts) < 2 or parts[0] != "net":
         raise InvalidArgumentError(
-            f"sysctl {quoted(name)} is not one of a network namespace (net.*)"
+            f"sysctl {quoted(name)} does not belong to a network namespace (net.*)"
         )
     for part in parts:
         if part in (".", "..") or _SYSCTL_PART.fullmatch(part) is None:
             raise InvalidArgumentError(
-                f"sysctl {quoted(name)}: {quoted(part)} can't be part of a name"
+                f"sysctl {quoted(name)}: {quoted(part)} is not a valid part of a name"
             )
     return "/".join(parts)
 
 
 def _checked_sysctls(sysctls: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Name and value of each by its file."""
+    """Name and value of each sysctl, by its file."""
     values = {sysctl_file(name): (name, value) for name, value in sysctls.items()}
     for name, value in values.values():
         if _SYSCTL_VALUE.fullmatch(value) is None:
@@ -181,7 +183,7 @@ def _checked_sysctls(sysctls: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def _write_sysctl(file: str, name: str, value: str) -> None:
-    # /proc/sys/net shows the namespace of the thread that opens it.
+    # /proc/sys/net shows the network namespace of the opening thread.
     flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         fd = os.open(f"/proc/sys/{file}", flags)
@@ -192,11 +194,11 @@ def _write_sysctl(file: str, name: str, value: str) -> None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES):
             raise InvalidArgumentError(
-                f"sysctl {name}: this kernel has none of that name that a network namespace may set"
+                f"sysctl {name}: the kernel has no such sysctl, or a network namespace may not set it"
             ) from error
         if error.errno in (errno.EINVAL, errno.ERANGE):
             raise InvalidArgumentError(
-                f"sysctl {name}: the kernel refuses the value {quoted(value)}"
+                f"sysctl {name}: the kernel rejected the value {quoted(value)}: {error.strerror}"
             ) from error
         raise OSError(error.errno, f"sysctl {name}: {error.strerror}") from error
 
@@ -209,11 +211,11 @@ def _bring_up_loopback() -> None:
 
 
 def _prepare_directory(directory: Path) -> None:
-    """Make `directory`; /run/netns is left as `ip netns add` wants it.
+    """Create `directory`. Make /run/netns a shared mount, as `ip netns add` does.
 
-    `ip netns add` binds /run/netns onto itself, with all that is pinned in it, unless it is a shared mount already.
-    Where /run itself isn't shared, that hides our pins under a copy of them: removing one then reaches the copy only,
-    and the namespace lives until the next boot. Doing the same before the first pin keeps that from happening.
+    `ip netns add` bind-mounts /run/netns onto itself, with all pins in it, unless it is a shared mount. If /run is not
+    shared, that covers our pins with copies: removing a pin then reaches the copy only, and the namespace lives until
+    the next boot. Doing the same before the first pin prevents it.
     """
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     real = directory.resolve()
@@ -223,7 +225,8 @@ def _prepare_directory(directory: Path) -> None:
     try:
         if _mount_id(lock) in _known_shared:
             return
-        fcntl.flock(lock, fcntl.LOCK_EX)  # closing gives it back
+        # `ip netns add` takes the same lock. Closing the descriptor releases it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         lies_on = mount_of(real, read_mounts())
         if lies_on is None or not lies_on.is_shared:
             if lies_on is None or lies_on.target != real:
@@ -231,7 +234,7 @@ def _prepare_directory(directory: Path) -> None:
             syscalls.mount("none", real, None, syscalls.MS_SHARED | syscalls.MS_REC)
     finally:
         os.close(lock)
-    # Opened again: a mount that was made above lies on what the first descriptor leads to.
+    # Open it again: the first descriptor leads to the directory below a mount that was made above.
     there = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _known_shared.clear()
@@ -241,6 +244,6 @@ def _prepare_directory(directory: Path) -> None:
 
 
 def _mount_id(fd: int) -> int:
-    """The mount that a descriptor's file lies on (proc(5), /proc/PID/fdinfo)."""
+    """The ID of the mount of a descriptor's file (proc(5), /proc/PID/fdinfo)."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))

@@ -1,7 +1,6 @@
-"""Telling the service manager how the daemon stands (sd_notify(3)); nothing happens where none asked to be told.
+"""Notifies the service manager of the daemon's state (sd_notify(3)); no effect without NOTIFY_SOCKET.
 
-Rules: what is told is one datagram of `NAME=value` lines. A manager that can't be reached, or doesn't read, is logged
-and never waited for.
+A notification is one datagram of `NAME=value` lines. It is sent without blocking; a failure is logged.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ ALIVE: Final = "WATCHDOG=1"
 
 
 def notify(*lines: str) -> None:
-    """Send what is the case now: `READY`, `STATUS=...` and the like, together."""
+    """Send assignments such as `READY` and `STATUS=...` in one datagram."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -32,27 +31,27 @@ def notify(*lines: str) -> None:
         with socket.socket(socket.AF_UNIX, kind) as channel:
             channel.sendto("\n".join(lines).encode(), address)
     except OSError as error:
-        log.warning("service manager not notified", state=lines[0], error=str(error))
+        log.warning("cannot notify the service manager", state=lines[0], error=str(error))
 
 
 def reloading() -> str:
-    """That a reload begins, as of now, to be followed by `READY` when it is over, well or not."""
+    """The lines for the begin of a reload. Send `READY` when the reload has ended, also if it failed."""
     now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     return f"RELOADING=1\nMONOTONIC_USEC={now_us}"
 
 
 def status(text: str) -> str:
-    """A line for `systemctl status`."""
+    """The line with the text that `systemctl status` shows."""
     return f"STATUS={' '.join(text.split())}"
 
 
 def extend_timeout(seconds: float) -> str:
-    """Ask for that much more time, from now on, for the start that is going on."""
+    """The line that extends the timeout of the present start to `seconds` from now."""
     return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"
 
 
 def watchdog_interval_s() -> float | None:
-    """How long the manager waits for an `ALIVE` before it takes this process for hung; None if it doesn't."""
+    """Seconds without `ALIVE` after which the manager kills the daemon (sd_watchdog_enabled(3)), or None."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     try:

@@ -1,8 +1,10 @@
-"""Programs of this package that run as processes of their own, beside the daemon.
+"""Starts modules of this package as helper processes of the daemon.
 
-Rules: one is a module that takes the number of a socket, and does nothing but what it is told over that. It sees this
-package, as the daemon does, and nothing else of the daemon's environment, nor of a working directory. When memory runs
-out it is taken before the daemon (`confine.raise_oom_score_adj`), and replaced.
+Rules:
+- A helper gets the number of a socket as its argument, and only serves requests from that socket.
+- Its environment is built anew, and it imports nothing from the working directory or a user's site-packages.
+- It raises its oom_score_adj (`confine.raise_oom_score_adj`), so that the OOM killer prefers it to the daemon, which
+  replaces it.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 def spawn_own_program(
     reaper: Reaper, module: str, connection: int, *, stderr: int, env: Mapping[str, str]
 ) -> Child:
-    """Start `module`, which gets the descriptor `connection` under the same number. Raises OSError."""
+    """Start `module`, which inherits the descriptor `connection` with the same number. Raises OSError."""
     return reaper.spawn(
-        # -P -s: nothing is imported from the working directory or a user's site.
+        # -P and -s: no imports from the working directory or a user's site-packages.
         [sys.executable, "-P", "-s", "-m", module, str(connection)],
         stderr=stderr,
         env={

@@ -1,10 +1,10 @@
-"""What two of our processes say to each other: packets, with descriptors beside them, over a pair of sockets.
+"""Exchanges packets and file descriptors between two of our processes, over a pair of SOCK_SEQPACKET sockets.
 
 Rules:
-- A packet (SOCK_SEQPACKET) comes whole and in order, or not at all; where the other process ends is told once.
-- Sending waits for nobody: what the socket doesn't take yet is queued. Descriptors that are sent belong to this object
-  from then on, which closes them. Those that are received are close-on-exec, and belong to whoever is told of them.
-- A process that may have no more descriptors gets a packet without those that were beside it.
+- A packet arrives whole and in order, or not at all. The end of the other process is reported once.
+- Sending never blocks: packets that the socket does not accept yet are queued. `send` takes ownership of descriptors,
+  and closes them once they are sent. Received descriptors are close-on-exec and belong to the callback.
+- If the receiver has reached its limit of open files, the packet arrives without its descriptors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAX_PACKET_BYTES = 64 << 10
-"""Well below what a socket holds by default, which is the bound of a packet."""
+"""Well below the default send buffer of a socket, which bounds the size of a packet."""
 MAX_DESCRIPTORS = 64
 PACKETS_AT_ONCE = 64
 _FD = struct.Struct("i")
@@ -30,9 +30,10 @@ _FD = struct.Struct("i")
 def receive_packet(
     sock: socket.socket, max_bytes: int, max_descriptors: int
 ) -> tuple[bytes, list[int]]:
-    """One packet; nothing at the other side's end. Raises OSError, EMSGSIZE for what is too long.
+    """Receive one packet; b"" at end of file. Raises OSError, with EMSGSIZE for a packet that is too long.
 
-    Not `socket.recv_fds`, which forgets its flags: the descriptors would be inherited by every child.
+    `socket.recv_fds` is not used, since it ignores its flags (Python 3.11): without MSG_CMSG_CLOEXEC every child would
+    inherit the descriptors.
     """
     data, beside, flags, _ = sock.recvmsg(
         max_bytes, socket.CMSG_LEN(max_descriptors * _FD.size), socket.MSG_CMSG_CLOEXEC
@@ -52,13 +53,13 @@ def receive_packet(
 
 
 def close_all(descriptors: Sequence[int]) -> None:
-    """Close them."""
+    """Close all of these descriptors."""
     for fd in descriptors:
         os.close(fd)
 
 
 class Packets:
-    """One end, on the running loop, from its making to `close` or the other side's end."""
+    """One end of a pair, read on the running loop until `close` or until the other side ends."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Packets:
         on_packet: Callable[[bytes, list[int]], None],
         on_end: Callable[[], None],
     ) -> None:
-        """`sock` belongs to this object. `on_end` is called when the other side is gone, not after `close`."""
+        """Take ownership of `sock`. `on_end` is called when the other side has ended, but not after `close`."""
         sock.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._socket = sock
@@ -77,11 +78,11 @@ class Packets:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be said any more."""
+        """Whether this end is closed."""
         return self._socket.fileno() < 0
 
     def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Say it, now or soon; silent when nobody is there any more."""
+        """Send a packet now, or queue it. A packet is dropped if this end is closed or the other side has ended."""
         if self.closed:
             close_all(descriptors)
             return
@@ -92,7 +93,7 @@ class Packets:
                 self._loop.add_writer(self._socket, self._write)
 
     def close(self) -> None:
-        """Hang up. Idempotent."""
+        """Close the socket, and drop queued packets with their descriptors. Idempotent."""
         if self.closed:
             return
         self._loop.remove_reader(self._socket)
@@ -109,7 +110,7 @@ class Packets:
             except (BlockingIOError, InterruptedError):
                 return
             except (BrokenPipeError, ConnectionResetError):
-                break  # reading says so
+                break  # `_read` will see end of file and report it
             del self._unsent[0]
             close_all(descriptors)
         while self._unsent:
@@ -122,7 +123,9 @@ class Packets:
                 data, descriptors = receive_packet(self._socket, MAX_PACKET_BYTES, MAX_DESCRIPTORS)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError:  # it died with something unread, or makes no sense any more
+            except (
+                OSError
+            ):  # ECONNRESET: it died with unread packets; EMSGSIZE: it broke the protocol
                 data, descriptors = b"", []
             if not data:
                 self.close()

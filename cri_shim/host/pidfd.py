@@ -1,10 +1,10 @@
-"""Processes that are not our children: told apart from a later one of the same number, signalled, watched.
+"""Identifies, signals and watches processes that are not our children.
 
 Rules:
-- A bare pid read from a file may by now belong to somebody else. What is stored beside it is the start time in
-  clock ticks since boot (proc(5), stat field 22); number and start time together name one process of one boot.
-- Signals go through a pidfd, which never reaches a later process of the same number.
-- "Gone" is an answer, not an error.
+- A pid from a file may belong to another process by now. So the start time is stored with it, in clock ticks since boot
+  (proc(5), stat field 22). Pid and start time together identify one process of one boot.
+- Signals go through a pidfd, which never refers to a later process with the same pid.
+- A process that is gone is a result, not an error.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from cri_shim.host.procstat import process_entry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# A number that now names a thread, not a process, is refused with EINVAL or (since Linux 6.15) ENOENT.
+# pidfd_open(2) of a number that now is a thread fails with EINVAL, since Linux 6.15 with ENOENT.
 _GONE = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 
 
 def start_time_ticks(pid: int) -> int | None:
-    """When `pid` started, in clock ticks since boot; None when there is no such process."""
+    """The start time of `pid` in clock ticks since boot, or None if there is no such process."""
     entry = process_entry(pid)
     return None if entry is None else entry.start_ticks
 
 
 def parent_pid(pid: int) -> int | None:
-    """The parent of `pid`; None when there is no such process."""
+    """The parent of `pid`, or None if there is no such process."""
     entry = process_entry(pid)
     return None if entry is None else entry.parent_pid
 
 
 def open_pidfd(pid: int, start_time_ticks: int | None = None) -> int | None:
-    """A pidfd (close-on-exec, the caller closes it) for `pid`; None when that process is gone.
+    """Open a pidfd, which is close-on-exec and which the caller closes. Returns None if the process is gone.
 
-    With `start_time_ticks` a later process of the same number counts as gone. A zombie is not gone: its pidfd is
-    readable at once. Raises OSError when out of descriptors.
+    With `start_time_ticks` a later process with the same pid counts as gone. A zombie does not: its pidfd is readable
+    at once. Raises OSError if no descriptor is left.
     """
     if pid <= 0:
         return None
@@ -52,12 +52,12 @@ def open_pidfd(pid: int, start_time_ticks: int | None = None) -> int | None:
         if error.errno in _GONE:
             return None
         raise
-    # The look comes after the open: what the descriptor holds can't change any more, and a number that still has
-    # the right start time now had it then.
+    # The start time is read after the open. If the pid has the right start time now, it had it at the open as well, and
+    # the pidfd keeps referring to that process.
     if start_time_ticks is not None:
         try:
             entry = process_entry(pid)
-        except OSError:  # no descriptor left for the look
+        except OSError:  # no descriptor left to read /proc
             os.close(pidfd)
             raise
         if entry is None or entry.start_ticks != start_time_ticks:
@@ -67,7 +67,7 @@ def open_pidfd(pid: int, start_time_ticks: int | None = None) -> int | None:
 
 
 def kill_pidfd(pidfd: int, signal_number: int = signal.SIGKILL) -> bool:
-    """Signal the process behind `pidfd`; False when it is gone already."""
+    """Send a signal through `pidfd`. Returns False if the process is gone."""
     try:
         signal.pidfd_send_signal(pidfd, signal_number)
     except ProcessLookupError:
@@ -78,7 +78,7 @@ def kill_pidfd(pidfd: int, signal_number: int = signal.SIGKILL) -> bool:
 def kill_process(
     pid: int, start_time_ticks: int | None, signal_number: int = signal.SIGKILL
 ) -> bool:
-    """Signal `pid` if it is still the process that started then; False when it is gone."""
+    """Send a signal to `pid` if it is the process with that start time (None: any). Returns False if it is gone."""
     pidfd = open_pidfd(pid, start_time_ticks)
     if pidfd is None:
         return False
@@ -89,16 +89,16 @@ def kill_process(
 
 
 def has_ended(pidfd: int) -> bool:
-    """Whether the process behind `pidfd` has ended (a zombie has)."""
+    """Whether the process of `pidfd` has ended; a zombie has."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 async def ends_of(processes: Iterable[tuple[int, int | None]], timeout_s: float) -> list[int]:
-    """Wait until all of these processes (pid and start time) have ended, at most `timeout_s`; the pids that still run.
+    """Wait at most `timeout_s` until these processes (pid, start time) have ended. Returns the pids that still run.
 
-    Raises OSError when out of descriptors.
+    Raises OSError if no descriptor is left: each running process takes one.
     """
     loop = asyncio.get_running_loop()
     running: dict[int, int] = {}
@@ -127,7 +127,7 @@ async def ends_of(processes: Iterable[tuple[int, int | None]], timeout_s: float)
 
 
 class PidWatch:
-    """Tells, once per process, that it has ended. Used on the loop's thread only."""
+    """Calls back once per watched process when it has ended. Not thread-safe: used on the loop's thread only."""
 
     def __init__(self) -> None:
         self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
@@ -136,16 +136,16 @@ class PidWatch:
         return len(self._watched)
 
     def watch(self, pid: int, start_time_ticks: int | None, callback: Callable[[], None]) -> None:
-        """Call `callback` on the running loop when the process has ended; soon, if it is gone already.
+        """Call `callback` on the running loop when the process has ended, or soon if it is gone already.
 
-        Raises ValueError when that living process is watched already, OSError when out of descriptors.
+        Raises ValueError if the running process is watched already, OSError if no descriptor is left.
         """
         loop = asyncio.get_running_loop()
         earlier = self._watched.get(pid)
         if earlier is not None:
             if not has_ended(earlier[0]):
                 raise ValueError(f"process {pid} is watched already")
-            self._fire(pid)  # it ended and its number came back before the loop got round to it
+            self._fire(pid)  # it ended, and its pid was reused before the loop read the pidfd
         pidfd = open_pidfd(pid, start_time_ticks)
         if pidfd is None:
             loop.call_soon(callback)
@@ -154,11 +154,11 @@ class PidWatch:
         loop.add_reader(pidfd, self._fire, pid)
 
     def unwatch(self, pid: int) -> None:
-        """Forget `pid` without a call; nothing happens when it isn't watched."""
+        """Stop watching `pid` without a callback. No effect if it is not watched."""
         self._forget(pid)
 
     def close(self) -> None:
-        """Forget every process."""
+        """Stop watching every process."""
         for pid in list(self._watched):
             self._forget(pid)
 

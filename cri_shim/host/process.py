@@ -1,14 +1,13 @@
-"""Child processes: the one reaper of the daemon, and what it starts.
+"""Starts child processes, and collects every child of the daemon (the reaper).
 
 Rules:
-- One `Reaper` owns all waiting in this process; nothing else may wait for children, asyncio's child watcher and
-  `subprocess` included. It is used on the loop's thread only. Since that thread both spawns and collects, a pid is
-  known before its ending can be seen.
-- The daemon is the child subreaper of what it starts: a process that a runtime leaves behind becomes our child, and
-  whoever learns its pid may `claim` it, also when it has ended meanwhile.
-- A child runs in a session of its own, gets no descriptor it wasn't given and no environment but what was passed.
-  `run` adds a deadline, bounded output and the certainty that the command doesn't go on once it has raised.
-- Children outlive the daemon on purpose (monitors do): closing the reaper kills nobody.
+- One `Reaper` does all waiting in this process. Nothing else may wait for children, neither asyncio's child watcher nor
+  `subprocess`. The loop's thread both spawns and collects, so a child is registered before its ending is collected.
+- The daemon is a child subreaper. A process that a runtime leaves behind becomes our child, and code that learns its
+  pid may `claim` it, even if it has ended meanwhile.
+- A child runs in a new session, inherits only the descriptors that it is given, and has only the environment that it is
+  given. `run` adds a deadline and a bound on output, and guarantees that the command does not run on after an error.
+- Monitors outlive the daemon on purpose: closing the reaper kills no process.
 """
 
 from __future__ import annotations
@@ -58,17 +57,17 @@ log = structlog.get_logger()
 
 STDERR_TAIL_BYTES = 4096
 PIPE_GRACE_S = 0.5
-"""How long a pipe that a grandchild still holds is read after the child itself has ended."""
+"""Time for which a pipe that a grandchild still holds open is read after the child has ended."""
 TERM_GRACE_S = 1.0
-"""How long a command that is late may take to end by itself."""
+"""Time between SIGTERM and SIGKILL for a command that missed its deadline."""
 KILL_GRACE_S = 5.0
-"""How long a killed child may take to go: one stuck in the kernel must not take its caller with it."""
+"""Time that a killed child may take to end. A child that hangs in the kernel must not block its caller for ever."""
 MAX_KEPT_ENDINGS = 4096
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Reaper:
-    """The one that waits: one per process, used on the thread of the loop it was opened on."""
+    """Spawns and collects children. One per process, used on the thread of the loop on which it was opened."""
 
     def __init__(self) -> None:
         self._children: dict[int, Child] = {}
@@ -78,7 +77,7 @@ class Reaper:
         self._was_subreaper = False
 
     def open(self) -> None:
-        """Become the subreaper and collect from now on; on the main thread, inside the running loop."""
+        """Become the child subreaper, and collect children from now on. Call it on the main thread, in the loop."""
         if self._loop is not None:
             raise RuntimeError("the reaper is open already")
         loop = asyncio.get_running_loop()
@@ -89,7 +88,7 @@ class Reaper:
         self._collect()
 
     def close(self) -> None:
-        """Stop collecting; children go on, and whoever still waits for one is cancelled. Idempotent."""
+        """Stop collecting. Children run on, and waits for them are cancelled. Idempotent."""
         if self._loop is None:
             return
         self._collect()
@@ -113,17 +112,17 @@ class Reaper:
         pass_fds: Sequence[int] = (),
         umask: int = -1,
     ) -> Child:
-        """Start `argv` in a new session; the caller keeps, and closes, the descriptors it passes.
+        """Start `argv` in a new session. The caller still owns the descriptors that it passes.
 
-        A standard stream that isn't given is /dev/null. Without `env` the child sees our PATH and nothing else; the
-        program is looked up in the PATH that the child gets. `pass_fds` keep their numbers. Without `umask` it is ours.
+        A standard stream that is not given is /dev/null. Without `env` the child has only our PATH. The program is
+        looked up in the child's PATH. `pass_fds` keep their numbers. Without `umask` the child inherits ours.
 
-        Raises OSError, with the name, when the program or `cwd` can't be used.
+        Raises OSError, with the file name, if the program or `cwd` cannot be used.
         """
         self._check_open()
         if env is None:
             env = {"PATH": os.environ.get("PATH", _DEFAULT_PATH)}
-        # Without a preexec_fn this is vfork: the cost doesn't grow with the daemon's memory.
+        # Without a preexec_fn `subprocess` uses vfork(2), whose cost does not grow with the daemon's memory.
         popen = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
@@ -136,12 +135,13 @@ class Reaper:
             start_new_session=True,
             umask=umask,
         )
-        popen.returncode = (
-            0  # taken for finished, it neither waits for the pid nor warns when dropped
-        )
+        # With a return code Popen counts as finished: it neither waits for the pid nor warns when it is collected.
+        popen.returncode = 0
         try:
             return self._register(popen.pid, tuple(argv))
-        except OSError:  # out of descriptors: what nobody owns must not run
+        except (
+            OSError
+        ):  # no descriptor left for a pidfd: kill the child, since no caller would own it
             os.killpg(popen.pid, signal.SIGKILL)
             raise
 
@@ -156,16 +156,16 @@ class Reaper:
         pass_fds: Sequence[int] = (),
         max_stdout_bytes: int = 1 << 20,
     ) -> Completed:
-        """Run `argv` to its end, whatever its status, and return what it wrote: all of stdout, the tail of stderr.
+        """Run `argv` to its end and return its ending, its stdout and the tail of its stderr.
 
-        With `max_stdout_bytes` 0 its stdout is /dev/null, for who has nothing to say there. Output that a grandchild
-        still could write is waited for half a second at most.
+        With `max_stdout_bytes` 0 its stdout is /dev/null. If a grandchild holds the pipes open, its output is awaited
+        for at most `PIPE_GRACE_S`.
 
         Raises:
-            OSError: the program can't be started.
-            DeadlineError: it took longer than `timeout_s`; it and all that it had started have been killed.
-            CommandError: it wrote more than `max_stdout_bytes`; its process group has been killed.
-            CancelledError: only after the process group has been killed and the child collected.
+            OSError: the program cannot be started.
+            DeadlineError: it took longer than `timeout_s` seconds; it and all its descendants have been killed.
+            CommandError: it wrote more than `max_stdout_bytes` to stdout; its process group has been killed.
+            CancelledError: after the process group has been killed and the child collected.
         """
         started = time.monotonic()
         with contextlib.ExitStack() as descriptors:
@@ -195,20 +195,20 @@ class Reaper:
                 if ending is None:
                     await self._ask_to_end(child)
             finally:
-                # Whatever ended the wait, the command doesn't go on.
+                # Also after a cancellation: a command must not run on without its caller.
                 await _kill_and_collect(child)
             if ending is None:
                 said = stderr.text().strip()
                 raise DeadlineError(
                     f"{argv[0]} did not finish within {timeout_s:g} s and was killed"
-                    + (f"; it had said: {said}" if said else "")
+                    + (f"; its last output: {said}" if said else "")
                 )
             await _finish((stderr,) if stdout is None else (stdout, stderr), PIPE_GRACE_S)
             if stdout is not None and stdout.overflowed:
                 raise CommandError(
-                    "reading its output",
+                    "reading the output of a command",
                     argv,
-                    f"wrote more than {max_stdout_bytes} bytes to stdout and was stopped",
+                    f"wrote more than {max_stdout_bytes} bytes to stdout and was killed",
                     stderr.text(),
                 )
             return Completed(
@@ -221,9 +221,9 @@ class Reaper:
 
     @contextlib.contextmanager
     def awaiting_orphans(self) -> Iterator[None]:
-        """While open, the endings of unknown children are kept for `claim`.
+        """Keep the endings of unknown children for `claim` while the block runs.
 
-        Open it before starting the command that leaves a process behind, claim before leaving it.
+        Enter it before the command that leaves a process behind starts, and call `claim` inside it.
         """
         self._windows += 1
         try:
@@ -234,10 +234,10 @@ class Reaper:
                 self._kept.clear()
 
     def claim(self, pid: int) -> Child | None:
-        """Own a re-parented process that a pid file named, ended or not.
+        """Take ownership of an orphan that became our child, running or ended.
 
-        None when it is no child of ours, is owned already, or ended unseen because no `awaiting_orphans` was open.
-        Raises OSError when out of descriptors.
+        Returns None if `pid` is not our child, is owned already, or ended while no `awaiting_orphans` was entered.
+        Raises OSError if no descriptor is left.
         """
         self._check_open()
         ending = self._kept.pop(pid, None)
@@ -250,11 +250,11 @@ class Reaper:
         return self._register(pid, ())
 
     def orphans(self) -> list[int]:
-        """Children that came to us when their parents ended, of nobody's here so far. Blocking, in any thread."""
+        """The pids of orphans that became our children and that nobody has claimed. Blocking, in any thread."""
         return [pid for pid in children_of(os.getpid()) if pid not in self._children]
 
     async def _ask_to_end(self, child: Child) -> None:
-        """SIGTERM, for whoever can put its things in order; then SIGKILL for all that it had started."""
+        """Send SIGTERM to the child's group, so that it can clean up; after a grace SIGKILL to all its descendants."""
         family, _ = await in_time(
             "looking at what a late command has started",
             lambda: family_of(child.pid, self.orphans()),
@@ -262,7 +262,8 @@ class Reaper:
         child.kill_group(signal.SIGTERM)
         await child.wait_at_most(TERM_GRACE_S)
         child.kill_group()
-        # Of a group whose leader has ended only those are told apart from others that were seen before.
+        # Once its leader has ended, the group's number may be reused. So descendants are killed by pid and start time,
+        # as they were listed while the leader ran.
         for entry in family.values():
             kill_process(entry.pid, entry.start_ticks)
 
@@ -271,15 +272,15 @@ class Reaper:
             raise RuntimeError("the reaper is not open")
 
     def _register(self, pid: int, argv: tuple[str, ...]) -> Child:
-        # Uncollected, the pid can't be anybody else's: pidfd_open finds it, as a zombie perhaps.
+        # The child is not collected yet, so its pid cannot have been reused. pidfd_open(2) works for a zombie, too.
         child = Child(pid, argv, os.pidfd_open(pid))
         self._children[pid] = child
-        self._kept.pop(pid, None)  # the ending of an earlier process of the same number
+        self._kept.pop(pid, None)  # the ending of an earlier process with the same pid
         return child
 
     def _collect(self) -> None:
-        # SIGCHLD coalesces, so one call takes all there are. The look before the collecting names the process while
-        # its number is still taken.
+        # Several SIGCHLD may be merged into one, so collect every ended child. WNOWAIT finds the pid without collecting
+        # it; waitpid then collects that child alone.
         while True:
             try:
                 seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -303,7 +304,7 @@ class Reaper:
 
 
 async def _kill_and_collect(child: Child) -> None:
-    """Kill what runs and wait until it is collected; a cancellation meanwhile waits too, then is raised."""
+    """Kill the child's group and wait until the child is collected. A cancellation is raised only after that."""
     if child.settled:
         return
     child.kill_group()
@@ -315,13 +316,17 @@ async def _kill_and_collect(child: Child) -> None:
         except asyncio.CancelledError as error:
             cancelled = error
     if child.ending is None:
-        log.error("killed process does not end", pid=child.pid, command=child.argv[0])
+        log.error(
+            "process still runs after SIGKILL; it may hang in the kernel",
+            pid=child.pid,
+            command=child.argv[0],
+        )
     if cancelled is not None:
         raise cancelled
 
 
 async def _finish(captures: tuple[Capture, ...], grace_s: float) -> None:
-    """Read what is left; only a pipe that somebody else still holds has to be waited for."""
+    """Read the rest of the output. Wait up to `grace_s` only for pipes that a grandchild holds open."""
     held = [capture for capture in captures if not capture.drain()]
     for capture in held:
         capture.read_on()
@@ -330,7 +335,7 @@ async def _finish(captures: tuple[Capture, ...], grace_s: float) -> None:
 
 
 def _memory_file(data: bytes) -> int:
-    """A descriptor that reads as `data`: unlike a pipe it never has to be fed while the child runs."""
+    """A memfd with `data`, at offset 0. Unlike a pipe it need not be written to while the child reads."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     try:
         left = memoryview(data)

@@ -1,7 +1,9 @@
-"""One process as /proc/PID/stat and status tell of it (proc(5)).
+"""Reads /proc/PID/stat and /proc/PID/status (proc(5)).
 
-Rules: the command's name stands in parentheses and may itself hold anything, so fields count from the last one; a
-process that is gone is an answer, not an error.
+Rules:
+- The command name in `stat` is in parentheses and may contain any character, parentheses included. So fields are
+  counted from the last `)`.
+- A process that is gone is a result, not an error.
 """
 
 from __future__ import annotations
@@ -11,23 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MAX_STAT_BYTES = 4096
-"""The kernel writes the line at once; 52 numbers and a name of at most 64 bytes are some hundred."""
+"""The line has 52 numbers and a name of at most 64 bytes, some hundred bytes, which one read(2) returns whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessEntry:
-    """One row of the process table."""
+    """A process's row in the process table."""
 
     pid: int
     parent_pid: int
     session: int
     start_ticks: int
-    """Clock ticks since boot: with the pid, this names one process for good."""
+    """Clock ticks since boot. Together with the pid this identifies one process of one boot."""
     zombie: bool
 
 
 def parse_stat(stat: bytes) -> ProcessEntry:
-    """A row from the line of /proc/PID/stat; pure."""
+    """Parse the line of /proc/PID/stat. Pure."""
     pid, rest = stat.split(b" ", 1)
     fields = rest[rest.rindex(b")") + 1 :].split()
     return ProcessEntry(
@@ -40,8 +42,8 @@ def parse_stat(stat: bytes) -> ProcessEntry:
 
 
 def process_entry(pid: int) -> ProcessEntry | None:
-    """One process' row, or None if there is none."""
-    # Three calls and no object of io's: each call of a pod's life asks several times.
+    """The row of process `pid`, or None if there is no such process."""
+    # Plain os calls instead of an io object: this runs several times in each CRI call.
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -54,7 +56,7 @@ def process_entry(pid: int) -> ProcessEntry | None:
 
 
 def pid_namespace_depth(pid: int) -> int | None:
-    """How many PID namespaces below ours it lives: 0 for one beside us; None when the process is gone."""
+    """The number of PID namespaces between ours and the process's: 0 for our own; None if the process is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

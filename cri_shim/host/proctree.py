@@ -1,12 +1,14 @@
-"""Families of processes: who lives below a process, and killing them whole.
+"""Finds and kills all descendants of a process.
 
-For what no cgroup delimits: a monitor with the runtime command below it, or an exec'd process with its session. Rules:
-- A family is found by the lists of children that the kernel keeps (proc(5), /proc/PID/task/TID/children), so that its
-  cost is the family's and not the node's. Only a kernel without them (CONFIG_PROC_CHILDREN) is looked through whole.
-- Whoever lost its parent is no descendant any more, but still in the session: such strays are looked for among the
-  processes that the caller names, who knows where orphans go.
-- A pid is acted on only while its parent or session says that it is of the family, and through a pidfd whose start
-  time matches; zombies count as gone. Ends are waited for on pidfds.
+For processes that no cgroup delimits: a monitor with its runtime command, or an exec'd process with its session.
+
+Rules:
+- Descendants are found through /proc/PID/task/TID/children (proc(5)), so that the cost depends on their number and not
+  on the node's. Only on a kernel without CONFIG_PROC_CHILDREN all processes are scanned.
+- An orphan is no descendant any more, but it is still in its session. Such strays are searched among the processes that
+  the caller names, since the caller knows which process adopts orphans.
+- A process is killed only if its parent or session shows that it belongs to the family, and through a pidfd whose start
+  time matches. Zombies count as gone. Endings are awaited on pidfds.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 _WAITED_FOR = 64
-"""Ends waited for at once: each takes a descriptor, and who has not ended then is seen at the next look."""
+"""Endings awaited at once, since each takes a descriptor. The next round finds those that still run."""
 _MISSED = (FileNotFoundError, ProcessLookupError)
 
 
 def process_table() -> dict[int, ProcessEntry]:
-    """Every process there is now. Blocking, about 20 µs a process: nothing for ordinary life."""
+    """All processes. Blocking, about 20 µs for each: not for paths of ordinary life."""
     table: dict[int, ProcessEntry] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (entry := process_entry(int(name))) is not None:
@@ -44,7 +46,7 @@ def _kernel_lists_children() -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """The children of `pid`, zombies too; none when it is gone. Blocking: a file for each of its threads."""
+    """The children of `pid`, including zombies; [] if it is gone. Blocking: one file for each thread of `pid`."""
     if not _kernel_lists_children():
         return [entry.pid for entry in process_table().values() if entry.parent_pid == pid]
     found: list[int] = []
@@ -62,9 +64,9 @@ def children_of(pid: int) -> list[int]:
 
 
 def family_of(pid: int, strays: Iterable[int] = ()) -> tuple[dict[int, ProcessEntry], bool]:
-    """All below `pid`, zombies too, and of `strays` those in the session it leads; never `pid` itself. Blocking.
+    """The descendants of `pid`, including zombies, and the `strays` in its session with theirs. Blocking.
 
-    The second value is False when some came or went meanwhile, so that one may be missing.
+    `pid` itself is left out. The second value is False if a process came or went meanwhile, so that one may be missing.
     """
     lists = _Listed() if _kernel_lists_children() else _Scanned(process_table())
     found: dict[int, ProcessEntry] = {}
@@ -92,14 +94,14 @@ def family_of(pid: int, strays: Iterable[int] = ()) -> tuple[dict[int, ProcessEn
 
 
 class _Listed:
-    """Children as the kernel lists them."""
+    """Children from the kernel's lists."""
 
     def children_of(self, pid: int) -> Iterable[int]:
         return children_of(pid)
 
 
 class _Scanned:
-    """Children as one pass over all processes saw them."""
+    """Children from one scan of all processes."""
 
     def __init__(self, table: Mapping[int, ProcessEntry]) -> None:
         self._children: dict[int, list[int]] = {}
@@ -124,10 +126,10 @@ async def kill_family(
     timeout_s: float,
     strays: Callable[[], Iterable[int]] = tuple,
 ) -> bool:
-    """Kill a process, everything below it, and of `strays` the session it leads; True once all are gone.
+    """Kill a process, its descendants and the `strays` in its session. Returns whether all ended within `timeout_s`.
 
-    `strays` is asked in a thread, before each look. The root is stopped first, so that it can neither report a killed
-    child nor fork while its family dies.
+    `strays` is called in a thread, once per round. The process is stopped with SIGSTOP first, so that it can neither
+    report the death of a child nor fork meanwhile.
     """
     root = process_entry(pid)
     if root is None or (start_ticks is not None and root.start_ticks != start_ticks):
@@ -147,7 +149,10 @@ async def kill_family(
 
 
 def _kill_members(pid: int, strays: Callable[[], Iterable[int]]) -> tuple[list[ProcessEntry], bool]:
-    """One look and a SIGKILL for each that lives; those, and whether the look was complete."""
+    """List the family once, and send SIGKILL to each running member.
+
+    Returns those, and whether the list is complete.
+    """
     family, complete = family_of(pid, strays())
     alive = [member for member in family.values() if not member.zombie]
     for member in alive:

@@ -1,4 +1,4 @@
-"""Where a program is: looked up each time it is started, so that one installed or replaced meanwhile is found."""
+"""Looks up programs. The result is not cached, so that a program installed or replaced meanwhile is found."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 
 
 def find_program(name: str, search_path: str) -> str | None:
-    """The absolute path of an executable: of this very one if `name` has a slash, else the first in `search_path`.
+    """The absolute path of an executable, or None. A `name` with a slash is a path; others are looked up in
+    `search_path`.
 
-    A call of the kernel for each directory. None when there is none.
+    Costs a system call per directory.
     """
     for directory in ("",) if "/" in name else search_path.split(os.pathsep):
         file = f"{directory}/{name}" if directory else name

@@ -1,10 +1,12 @@
-"""A seccomp filter for a process that works on hostile bytes: it may use files, memory, threads and time, nothing else.
+"""A seccomp filter for a process that parses untrusted data: it allows files, memory, threads and clocks, nothing else.
 
-Rules: what is not listed is answered with ENOSYS, as by an older kernel: C libraries then do without. So there is no
-socket, no signal to another process, no program, no namespace, no mount, no tracing, no bpf, no io_uring. The calling
-thread must be the only one, and have no_new_privs. Machines whose numbers are not here go without a filter.
+Rules:
+- A system call that is not listed fails with ENOSYS, as on an older kernel, for which C libraries have fallbacks. So
+  there are no sockets, signals to other processes, execve, namespaces, mounts, tracing, bpf or io_uring.
+- The calling thread must be the only one, and must have no_new_privs.
+- A machine whose numbers are not listed runs without a filter.
 
-Numbers are those of <asm/unistd_64.h> and <asm-generic/unistd.h>; constants bear the names of <linux/seccomp.h>,
+Numbers are those of <asm/unistd_64.h> and <asm-generic/unistd.h>; constants have the names of <linux/seccomp.h>,
 <linux/filter.h> and <linux/audit.h>.
 """
 
@@ -65,7 +67,7 @@ _GENERIC = """
 _BY_ARGUMENT_X86_64 = {"clone": 56, "prlimit64": 302, "ioctl": 16}
 _BY_ARGUMENT_GENERIC = {"clone": 220, "prlimit64": 261, "ioctl": 29}
 _MACHINES: Final = {
-    # AUDIT_ARCH_..., what is allowed, what its first argument decides
+    # AUDIT_ARCH_..., the allowed calls, the calls whose first argument decides
     "x86_64": (0xC000003E, _X86_64, _BY_ARGUMENT_X86_64),
     "aarch64": (0xC00000B7, _GENERIC, _BY_ARGUMENT_GENERIC),
     "riscv64": (0xC00000F3, _GENERIC, _BY_ARGUMENT_GENERIC),
@@ -78,7 +80,7 @@ class _Program(ctypes.Structure):
 
 
 def allow_only_work_on_files(machine: str | None = None) -> bool:
-    """Put the filter on this process, for good; False where this machine or its kernel has none. Raises OSError."""
+    """Install the filter in this process for good. Returns False if machine or kernel have none. Raises OSError."""
     code = build_filter(machine or os.uname().machine)
     if not code:
         return False
@@ -94,9 +96,9 @@ def allow_only_work_on_files(machine: str | None = None) -> bool:
 
 @functools.cache
 def build_filter(machine: str) -> bytes:
-    """The filter's instructions for a machine, by uname(2)'s name; none for one that is not known. Pure.
+    """The filter's BPF program for a machine of uname(2), or b"" for an unknown one. Pure.
 
-    The same answer twice costs nothing: a process that forks asks before it does.
+    The result is cached: the template process builds it before it forks, so that its children need not.
     """
     if machine not in _MACHINES:
         return b""
@@ -105,14 +107,14 @@ def build_filter(machine: str) -> bytes:
     steps = [
         _step(_LOAD, _ARCH),
         _step(_IF_EQUAL, arch, when_true=1),
-        _step(_RETURN, SECCOMP_RET_KILL_PROCESS),  # the other numbers of a 32-bit program
+        _step(_RETURN, SECCOMP_RET_KILL_PROCESS),  # a 32-bit call: its numbers have other meanings
         _step(_LOAD, _NR),
     ]
-    # A thread is allowed, a process or a namespace is not.
+    # clone(2) may create a thread, but no process and no namespace.
     steps += _case(by_argument["clone"], _IF_SET, _CLONE_THREAD, not_there)
-    # The limits of ourselves.
+    # prlimit64(2) may concern this process (0) only.
     steps += _case(by_argument["prlimit64"], _IF_EQUAL, 0, not_there)
-    # Python asks whether a file is a terminal, and uses fcntl(2) where ioctl(2) answers this.
+    # Python calls ioctl(2) to ask whether a file is a terminal, and to set FIOCLEX. After ENOTTY it uses fcntl(2).
     steps += [
         _step(_IF_EQUAL, by_argument["ioctl"], when_false=1),
         _step(_RETURN, SECCOMP_RET_ERRNO | errno.ENOTTY),
@@ -126,7 +128,7 @@ def build_filter(machine: str) -> bytes:
 
 
 def _case(number: int, test: int, value: int, otherwise: int) -> list[bytes]:
-    """A call whose first argument decides."""
+    """The instructions for a system call that is allowed depending on its first argument."""
     return [
         _step(_IF_EQUAL, number, when_false=4),
         _step(_LOAD, _FIRST_ARGUMENT),
@@ -137,5 +139,5 @@ def _case(number: int, test: int, value: int, otherwise: int) -> list[bytes]:
 
 
 def _step(code: int, value: int, *, when_true: int = 0, when_false: int = 0) -> bytes:
-    """One instruction; the last two say how many are skipped."""
+    """One BPF instruction; `when_true` and `when_false` are the numbers of instructions to skip."""
     return struct.pack("<HBBI", code, when_true, when_false, value)

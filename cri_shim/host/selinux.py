@@ -1,13 +1,15 @@
-"""SELinux on this node: whether it is there, its policy's labels for containers, and labelling a tree.
+"""SELinux: whether the kernel enforces it, the policy's labels for containers, and relabelling of trees.
 
-Rules of labelling:
-- What a container may have written is hostile: directories are opened from their parent's descriptor without following
-  links, and a link is labelled itself, not what it points to.
-- The start is opened once, through no link. What it really is, not how it was called, decides whether it may be
+Rules of relabelling:
+- A container may have written the tree, so it is untrusted: directories are opened relative to their parent's
+  descriptor without following links, and a link itself gets the label, not its target.
+- The root of the tree is opened once, through no symbolic link. Its identity, not its name, decides whether it may be
   relabelled.
-- What has the label already is left alone, so that a read-only file system that fits is no error; a file system without
-  labels is passed over. What went away meanwhile is nobody's concern.
-- Blocking, for as long as the tree is large; `root` stands in for / in tests.
+- A file with the right label is not written to, so that a read-only file system with that label is no error. A file
+  system without labels is skipped, and so are files that vanish meanwhile.
+- It blocks for a time proportional to the tree.
+
+`root` is a directory that takes the place of / in tests.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def enforcing(root: Path = Path("/")) -> bool | None:
-    """Whether the kernel enforces its policy; None where it has no SELinux."""
+    """Whether the kernel enforces its policy, or None if SELinux is not enabled."""
     try:
         return (root / "sys/fs/selinux/enforce").read_text().strip() == "1"
     except OSError:
@@ -41,9 +43,9 @@ def enforcing(root: Path = Path("/")) -> bool | None:
 
 
 def container_contexts(root: Path = Path("/")) -> tuple[str, str]:
-    """The text of the policy's lxc_contexts, and its path.
+    """The content of the policy's lxc_contexts, and its path.
 
-    Raises ConfigError where the policy has none: then there are no labels for containers.
+    Raises ConfigError if the policy has no such file, and so no labels for containers.
     """
     policy = "targeted"
     try:
@@ -61,15 +63,15 @@ def container_contexts(root: Path = Path("/")) -> tuple[str, str]:
         return read_bounded(path, MAX_FILE_BYTES).decode("utf-8", "replace"), str(path)
     except OSError as error:
         raise ConfigError(
-            f"SELinux: {path}: {error.strerror}: install container-selinux, or set security.selinux to off"
+            f"SELinux: cannot read {path}: {error.strerror}: install container-selinux, or set security.selinux to off"
         ) from error
 
 
 def relabel(path: str, label: str, *, untouchable: Iterable[str]) -> None:
-    """Give a volume, and all below it, this label; mounts below it belong to it. Blocking.
+    """Label a volume and everything below it, including file systems mounted there; blocking.
 
-    `path` is what links were resolved to. Raises InvalidArgumentError when it really is one of the `untouchable`
-    directories, or when a link has come into it since; OSError.
+    `path` has no symbolic links. Raises InvalidArgumentError if it is one of the `untouchable` directories, also under
+    another name, or if a link has been put into the path since it was resolved; OSError.
     """
     try:
         start = openat2(-1, os.path.abspath(path), os.O_PATH, resolve=RESOLVE_NO_SYMLINKS)
@@ -77,14 +79,14 @@ def relabel(path: str, label: str, *, untouchable: Iterable[str]) -> None:
         if error.errno != errno.ELOOP:
             raise
         raise InvalidArgumentError(
-            f"selinux_relabel: {quoted(path)}: a symbolic link has taken the place of what was looked at: "
-            "it is not followed"
+            f"selinux_relabel: {quoted(path)} was replaced by a symbolic link after it was checked; "
+            "refused to follow it"
         ) from error
     try:
         real = os.readlink(f"/proc/self/fd/{start}")
         if real in untouchable or _identity(start) in _identities(untouchable):
             raise InvalidArgumentError(
-                f"selinux_relabel: {quoted(path)} is {real}, a directory of the node, which is never relabelled"
+                f"selinux_relabel: {quoted(path)} is the system directory {real}, which is never relabelled"
             )
         value = label.encode() + b"\0"
         if not _set(f"/proc/self/fd/{start}", value, follow=True):
@@ -101,12 +103,12 @@ def relabel(path: str, label: str, *, untouchable: Iterable[str]) -> None:
 
 
 def label_file(path: Path, label: str) -> None:
-    """Label one file of ours; passed over where its file system has no labels. Raises OSError."""
+    """Label one file of our own. No effect on a file system without labels. Raises OSError."""
     _set(str(path), label.encode() + b"\0", follow=False)
 
 
 def _label_below(directory: int, value: bytes) -> None:
-    """Label all below a directory, whose descriptor is closed; one descriptor per level is held."""
+    """Label everything below a directory, and close its descriptor. One descriptor per level is open."""
     levels = [(directory, _names(directory))]
     try:
         while levels:
@@ -116,7 +118,7 @@ def _label_below(directory: int, value: bytes) -> None:
                 continue
             name = names.pop()
             try:
-                # The directory by descriptor, the last name not followed: nobody can lead this elsewhere.
+                # Directory by descriptor, last name not followed: a concurrent rename cannot redirect this.
                 _set(f"/proc/self/fd/{fd}/{name}", value, follow=False)
                 below = os.open(name, _DIRECTORY, dir_fd=fd)
             except OSError as error:
@@ -135,7 +137,7 @@ def _names(directory: int) -> list[str]:
 
 
 def _set(path: str, value: bytes, *, follow: bool) -> bool:
-    """Whether the file system has labels at all."""
+    """Label a file unless it has the label. Returns False if the file system has no labels."""
     try:
         if os.getxattr(path, XATTR, follow_symlinks=follow) == value:
             return True
@@ -159,7 +161,7 @@ def _identity(fd: int) -> tuple[int, int]:
 
 
 def _identities(paths: Iterable[str]) -> set[tuple[int, int]]:
-    """What these directories are, so that a bind mount of one is known for what it is."""
+    """Device and inode of these directories, which also identify a bind mount of one of them."""
     found = set()
     for path in paths:
         try:

@@ -1,7 +1,7 @@
-"""What a process does with signals that its starter had it ignore or hold back.
+"""Resets ignored and blocked signals that a process inherited.
 
-Both pass to every child and through every exec: from `nohup`, a shell's background or a service manager, through the
-daemon to runtimes and into containers, where a stop signal would end nothing.
+Ignored and blocked signals pass to children and through execve(2): from `nohup`, a background job of a shell or a
+service manager, through the daemon and the runtime into containers, where the stop signal would then have no effect.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import signal
 
 _IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
-"""Its children get back what these do."""
+"""`subprocess` restores these in children."""
 
 
 def reset_signals() -> None:
-    """Ignore and hold back no signal any more but those that Python ignores by itself; on the main thread."""
+    """Set every ignored signal, except those that Python itself ignores, to its default, and unblock all signals.
+
+    Call it on the main thread.
+    """
     for number in signal.valid_signals():
         if number not in _IGNORED_BY_PYTHON and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)

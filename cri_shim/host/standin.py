@@ -1,11 +1,12 @@
-"""A network namespace in the place of one that has vanished, with its interface and addresses and nothing behind them.
+"""Creates a stand-in for a pod's network namespace that has vanished, so that CNI plugins can complete their DEL.
 
-Some CNI plugins (bridge, ptp) find what they made on the node by the addresses of the interface in the pod's
-namespace. Without one they leave it. The interface here is a bridge, which every kernel with the bridge plugin has,
-and which can't leave its namespace.
+Some CNI plugins (bridge, ptp) find the rules that they made on the node by the addresses of the interface in the pod's
+namespace. Without a namespace they leave the rules. The stand-in has the interface and its addresses. The interface is
+a bridge: every kernel that the bridge plugin works with has bridges, and a bridge cannot leave its namespace.
 
-Rules: blocking; from a coroutine, call through `kernel_call`. It takes the vanished one's name, so that whoever removes
-that removes this, too.
+Rules:
+- Functions block. A coroutine calls them through `kernel_call`.
+- The stand-in has the name of the vanished namespace, so that the removal of that name removes it.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ _ERROR = struct.Struct("=i")
 def make_standin(
     path: Path, interface: str, addresses: Sequence[IPv4Interface | IPv6Interface]
 ) -> None:
-    """Make the namespace at `path`, with `interface` and its `addresses`. The bare file of a dead one is replaced.
+    """Create a namespace at `path` with `interface` and its `addresses`. A bare file left at `path` is replaced.
 
-    Raises FileExistsError when a live one is there, OSError for what the kernel refuses; nothing stays then.
+    Raises FileExistsError if `path` is a network namespace, OSError from the kernel; nothing stays then.
     """
     if is_netns(path):
-        raise FileExistsError(errno.EEXIST, "is a network namespace that lives", str(path))
+        raise FileExistsError(errno.EEXIST, "the network namespace still exists", str(path))
     remove_netns(path)
     create_netns(path, {})
     try:
@@ -66,7 +67,7 @@ def _populate(interface: str, addresses: Sequence[IPv4Interface | IPv6Interface]
 def _add_address(
     netlink: socket.socket, index: int, address: IPv4Interface | IPv6Interface
 ) -> None:
-    """rtnetlink(7)'s RTM_NEWADDR."""
+    """Add an address with RTM_NEWADDR (rtnetlink(7))."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     packed = address.ip.packed
     body = _IFADDRMSG.pack(family, address.network.prefixlen, 0, 0, index)
@@ -76,4 +77,4 @@ def _add_address(
     netlink.send(_NLMSGHDR.pack(_NLMSGHDR.size + len(body), _RTM_NEWADDR, flags, 1, 0) + body)
     (code,) = _ERROR.unpack_from(netlink.recv(4096), _NLMSGHDR.size)
     if code:
-        raise OSError(-code, f"address {address}: {os.strerror(-code)}")
+        raise OSError(-code, f"adding address {address}: {os.strerror(-code)}")

@@ -1,7 +1,10 @@
-"""System calls that Python's standard library lacks, under the kernel's own names; the only ctypes module.
+"""Wrappers of system calls that Python's standard library lacks, under the kernel's names.
 
-Rules: a wrapper adds nothing but types, bytes for paths and `OSError` with errno and path. `ctypes.CDLL` releases
-the GIL during the call, so a slow mount stops only its own thread. Policy lives in the modules that call.
+Rules:
+- A wrapper adds types, encodes paths, and raises `OSError` with errno and path. Callers decide everything else.
+- `ctypes.CDLL` releases the GIL during the call, so a slow mount blocks only its own thread.
+- The daemon's calls are here. `confine` and `seccomp`, which are used in helper processes, `durable` and `heap` call
+  the C library themselves.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-# Calls newer than the C library; these numbers are the same on every architecture we run on.
+# Calls that older C libraries do not wrap. Since Linux 5.2 new calls have the same number on all our architectures.
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_OPENAT2 = 437
@@ -108,12 +111,12 @@ def _check(result: int, path: str | os.PathLike[str] | None = None) -> int:
 
 
 def set_child_subreaper(*, enabled: bool) -> None:
-    """PR_SET_CHILD_SUBREAPER: orphaned descendants become this process's children."""
+    """PR_SET_CHILD_SUBREAPER (prctl(2)): orphaned descendants become children of this process."""
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, int(enabled), 0, 0, 0))
 
 
 def is_child_subreaper() -> bool:
-    """PR_GET_CHILD_SUBREAPER."""
+    """PR_GET_CHILD_SUBREAPER (prctl(2))."""
     answer = ctypes.c_int()
     _check(_libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.addressof(answer), 0, 0, 0))
     return answer.value != 0
@@ -136,7 +139,7 @@ def mount(
     flags: int,
     data: str | None = None,
 ) -> None:
-    """mount(2); an error names the target. `data` beyond one page is cut by the kernel without a word."""
+    """mount(2); an error names the target. The kernel silently cuts `data` beyond one page."""
     _check(
         _libc.mount(
             os.fsencode(source),
@@ -160,14 +163,14 @@ def madvise(address: int, length: int, advice: int) -> None:
 
 
 def mincore(address: int, length: int) -> bytes:
-    """mincore(2): a byte for each page, 1 where it is in memory."""
+    """mincore(2): a byte for each page, 1 if it is resident."""
     there = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
     _check(_libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), there))
     return bytes(byte & 1 for byte in there.raw)
 
 
 def open_tree(path: str | os.PathLike[str], flags: int) -> int:
-    """open_tree(2), Linux 5.2, always close-on-exec; a clone is unmounted when its descriptor is closed."""
+    """open_tree(2), Linux 5.2, always close-on-exec. Closing the descriptor of a detached clone unmounts it."""
     return _check(
         _libc.syscall(
             ctypes.c_long(_SYS_OPEN_TREE),
@@ -221,7 +224,7 @@ def mount_setattr(
 def openat2(
     dir_fd: int, path: str | os.PathLike[str], flags: int, *, mode: int = 0, resolve: int
 ) -> int:
-    """openat2(2), Linux 5.6, always close-on-exec. EAGAIN means that a rename raced with `..`: try again."""
+    """openat2(2), Linux 5.6, always close-on-exec. EAGAIN: a rename raced with the resolution of `..`; retry."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     return _check(
         _libc.syscall(

@@ -1,7 +1,7 @@
-"""A thread for one function that changes what its thread is: its namespaces, its working directory.
+"""Runs a function that changes its thread's namespaces or working directory in a thread of its own.
 
-Rules: the thread ends with the function and never returns to a pool, so nothing else can run in what it became. The
-caller blocks meanwhile; from a coroutine, call through `kernel_call`.
+The thread ends with the function and never returns to a pool, so no other code runs in the changed thread. The caller
+blocks meanwhile; a coroutine calls through `kernel_call`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Outcome(Generic[T]):
 
 
 def in_throwaway_thread(function: Callable[[], T], *, name: str) -> T:
-    """Run `function` in a new thread and give back its result; blocking. Raises what it raised."""
+    """Run `function` in a new thread and return its result; blocking. Raises what it raises."""
     outcome: _Outcome[T] = _Outcome()
 
     def body() -> None:
@@ -30,7 +30,7 @@ def in_throwaway_thread(function: Callable[[], T], *, name: str) -> T:
         except BaseException as error:  # noqa: BLE001 - carried to the caller whole
             outcome.error = error
 
-    # A daemon thread: one that hangs in the kernel must not keep the process from exiting.
+    # A daemon thread, since the interpreter waits for other threads at exit, and this one may hang in the kernel.
     thread = threading.Thread(target=body, name=name, daemon=True)
     thread.start()
     thread.join()
@@ -38,5 +38,7 @@ def in_throwaway_thread(function: Callable[[], T], *, name: str) -> T:
         try:
             raise outcome.error
         finally:
-            del outcome  # the error's traceback holds this frame: no cycle
+            del (
+                outcome
+            )  # the traceback refers to this frame, and this frame to the error: break the cycle
     return outcome.value

@@ -1,13 +1,13 @@
-"""Whole directory trees: removed, measured.
+"""Removes and measures directory trees.
 
-A container wrote them, so they may be hostile: deeper than a path may be long or a process may hold descriptors,
-full of links, changing under our feet.
+A container wrote the trees, so they are untrusted: they may be deeper than PATH_MAX or the limit of open files allows,
+contain any links, and change during the walk.
 
 Rules:
-- Directories are reached by descriptors and single names, never by a path: down with `openat2`, which crosses
-  neither a symbolic link nor a mount point (a bind of the same file system included), up with `..`.
-- One descriptor is held at any depth. The way up is checked: a directory that was moved meanwhile ends the walk.
-- Blocking; from a coroutine, call through `background.uninterrupted`.
+- The walk uses descriptors and single names, never paths. Down it uses openat2(2), which here crosses neither symbolic
+  links nor mount points, not even a bind mount of the same file system. Up it uses `..`.
+- One descriptor is open at any depth. After `..` the directory's identity is checked: if it was moved, the walk ends.
+- Blocking; a coroutine calls through `background.uninterrupted`.
 """
 
 from __future__ import annotations
@@ -25,29 +25,32 @@ if TYPE_CHECKING:
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SAME_MOUNT = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH
-_CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # no directory of that name any more
+_CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the name is no directory any more
 _MAX_RELISTINGS = 16
 _MAX_WALKS = 3
 _SHOWN_PATH_CHARS = 512
 _ENTRIES_BETWEEN_QUESTIONS = 512
 _MAX_LINKED = 100_000
-"""Files with several names that a walk remembers, some 10 MB; further ones count once for each name."""
+"""Hard-linked files that a walk remembers, some 10 MB of memory. Further ones count once per name."""
 
 
 class DiskUsage(NamedTuple):
-    """What a tree takes."""
+    """Disk usage of a tree."""
 
     used_bytes: int
-    """Blocks on disk, as du(1) counts: holes are free, a hard-linked file counts once (of the first 100,000)."""
+    """Allocated blocks in bytes, as du(1) counts.
+
+    Holes are free, and a hard-linked file counts once (`_MAX_LINKED`).
+    """
     inodes: int
 
 
 class _MovedError(OSError):
-    """A directory left the tree while the walk was inside it."""
+    """A directory was moved while the walk was inside it."""
 
 
 class _Level:
-    """One directory on the way down."""
+    """One directory between the root of the walk and its position."""
 
     __slots__ = ("identity", "name", "relistings", "subdirs")
 
@@ -55,12 +58,12 @@ class _Level:
         self.name = name
         self.identity = _identity(fd)
         self.subdirs: list[str] = []
-        """Still to be entered."""
+        """Subdirectories that the walk has yet to enter."""
         self.relistings = 0
 
 
 class _Walk:
-    """A place in a tree: one descriptor, and what is needed to find the way back up."""
+    """A position in a tree: one descriptor, and the levels above it."""
 
     def __init__(self, start: Path) -> None:
         self._start = start
@@ -83,22 +86,24 @@ class _Walk:
         return self.levels[-1]
 
     def down(self, name: str) -> None:
-        """Enter a subdirectory. Raises OSError: EXDEV at a mount point, ENOENT, ENOTDIR or ELOOP when it changed."""
+        """Enter a subdirectory. Raises OSError: EXDEV at a mount point; ENOENT, ENOTDIR or ELOOP if it changed."""
         fd = syscalls.openat2(self.fd, name, _DIRECTORY | os.O_NOFOLLOW, resolve=_SAME_MOUNT)
         self._stand_in(fd)
         self.levels.append(_Level(name, fd))
 
     def up(self) -> str:
-        """Leave a subdirectory; its name."""
+        """Leave a subdirectory and return its name. Raises _MovedError if its parent is not where we came from."""
         parent = os.open("..", _DIRECTORY, dir_fd=self.fd)
         if _identity(parent) != self.levels[-2].identity:
             os.close(parent)
-            raise _MovedError(errno.ESTALE, "a directory left it during the walk", str(self._start))
+            raise _MovedError(
+                errno.ESTALE, "a directory in it was moved during the walk", str(self._start)
+            )
         self._stand_in(parent)
         return self.levels.pop().name
 
     def path_of(self, name: str) -> str:
-        """Where `name` in this directory is, for a message: the end of it when it is very long."""
+        """The path of `name` in this directory, for a message. Of a very long path only the end is shown."""
         inside = "/".join([*(level.name for level in self.levels[1:]), name])
         if len(inside) > _SHOWN_PATH_CHARS:
             inside = "…" + inside[-_SHOWN_PATH_CHARS:]
@@ -115,10 +120,10 @@ def _identity(fd: int) -> tuple[int, int]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove `path`, a directory or anything else, and all below it; nothing happens when it isn't there; blocking.
+    """Remove `path`, a directory or any other file, and everything below it; blocking. No effect if it does not exist.
 
-    Symbolic links are removed, not followed. A mount point is never entered: it raises OSError (EBUSY) with its
-    path, and part of the rest may be gone by then; unmount and call again.
+    Symbolic links are removed, not followed. A mount point is never entered: OSError (EBUSY) with its path is raised.
+    Part of the tree may be removed by then; unmount and call again.
     """
     if not os.path.lexists(path):
         return
@@ -132,7 +137,7 @@ def remove_tree(path: Path) -> None:
 
 
 def _remove(walk: _Walk, name: str) -> None:
-    """Remove what is no directory; note down what is one."""
+    """Remove a file, or note a directory in `subdirs`."""
     try:
         os.unlink(name, dir_fd=walk.fd)
     except FileNotFoundError:
@@ -149,13 +154,13 @@ def _enter_to_empty(walk: _Walk, name: str) -> None:
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise OSError(
-                errno.EBUSY, "it is a mount point; unmount it first", walk.path_of(name)
+                errno.EBUSY, "is a mount point; unmount it first", walk.path_of(name)
             ) from error
         if error.errno in _CHANGED:
             _remove(walk, name)
             return
         raise OSError(error.errno, error.strerror, walk.path_of(name)) from error
-    # Listed and removed as one goes: a directory may have millions of entries.
+    # Entries are removed while they are listed, since a directory may have millions.
     with os.scandir(walk.fd) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -171,7 +176,7 @@ def _leave_and_remove(walk: _Walk) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        # Some file systems skip entries of a listing while others are being removed.
+        # Some file systems skip entries in readdir(3) while other entries are being removed: list it again.
         again = error.errno == errno.ENOTEMPTY and walk.here.relistings < _MAX_RELISTINGS
         if not again:
             raise OSError(error.errno, error.strerror, walk.path_of(name)) from error
@@ -182,10 +187,10 @@ def _leave_and_remove(walk: _Walk) -> None:
 
 
 def disk_usage(path: Path, goes_on: Callable[[], bool] = lambda: True) -> DiskUsage:
-    """What the directory `path` takes, on its own mount only; blocking.
+    """Measure the directory `path` without other file systems mounted in it; blocking.
 
-    `goes_on` is asked after some hundred entries: once it says no, what was counted until then is the answer.
-    What comes and goes meanwhile is counted or not. Raises OSError, FileNotFoundError when `path` isn't there.
+    `goes_on` is called after every few hundred entries. Once it returns False, the usage so far is returned. Files that
+    appear or vanish meanwhile may or may not count. Raises OSError, FileNotFoundError if `path` does not exist.
     """
     for _ in range(_MAX_WALKS - 1):
         try:
@@ -217,7 +222,7 @@ def _measure(path: Path, goes_on: Callable[[], bool]) -> DiskUsage:
 
 
 def _measure_here(walk: _Walk, linked: set[int], goes_on: Callable[[], bool]) -> tuple[int, int]:
-    """Bytes and inodes of this directory itself and of what in it is no directory."""
+    """Bytes and inodes of this directory and of the files in it. Subdirectories are noted in `subdirs`."""
     here = os.fstat(walk.fd)
     blocks, inodes = here.st_blocks, 1
     with os.scandir(walk.fd) as entries:
@@ -232,7 +237,7 @@ def _measure_here(walk: _Walk, linked: set[int], goes_on: Callable[[], bool]) ->
             except FileNotFoundError:
                 continue
             if found.st_dev != here.st_dev:
-                continue  # a file mounted over this one
+                continue  # another file is bind-mounted over this one
             if found.st_nlink > 1:
                 if found.st_ino in linked:
                     continue

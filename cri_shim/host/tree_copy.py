@@ -1,12 +1,12 @@
-"""A directory copied with all that is in it: owners, modes, times, links, holes, special files, file capabilities.
+"""Copies a directory tree with owners, modes, times, links, holes, special files and file capabilities.
 
-The source came from an image, so it may be hostile: full of links, of files that are nearly all hole, of FIFOs.
+The source comes from an image, so it is untrusted: it may contain any links, FIFOs, and large sparse files.
 
 Rules:
-- Directories are reached from the two roots by `openat2`, which follows no symbolic link on the way; entries by single
-  names in their directory. A symbolic link is copied, never followed; nothing but regular files is opened.
-- Nothing bounds the size but the disk: holes stay holes, so the copy takes no more than the source.
-- Blocking; from a coroutine, call through a thread. `OSError` passes; what was copied until then stays.
+- Directories are opened relative to the two roots with openat2(2), which here follows no symbolic link; entries by
+  single names. Symbolic links are copied, never followed. Only regular files and directories are opened.
+- Holes stay holes, so the copy takes no more disk space than the source. There is no other bound.
+- Blocking; a coroutine calls through a thread. `OSError` passes, and a partial copy stays.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _CAPABILITY = "security.capability"
 
 
 def copy_tree(source_fd: int, target: Path) -> None:
-    """Make `target`, an empty directory, the same as the directory behind `source_fd`, with all below it."""
+    """Copy attributes and content of the directory `source_fd` to the empty directory `target`; blocking."""
     target_fd = os.open(target, _DIRECTORY | os.O_CLOEXEC)
-    # What the caller holds may be a mere O_PATH descriptor.
+    # The caller's descriptor may be an O_PATH one, which cannot be listed: open the directory anew.
     source = syscalls.openat2(source_fd, ".", _DIRECTORY, resolve=_INSIDE)
     try:
         _Copy(source, target_fd).run()
@@ -46,9 +46,9 @@ class _Copy:
         self._source_root = source_root
         self._target_root = target_root
         self._linked: dict[tuple[int, int], str] = {}
-        """Where a file with several names was copied first, relative to the root."""
+        """The first path of each hard-linked file, relative to the root."""
         self._times: list[tuple[str, tuple[int, int]]] = []
-        """Of directories, parents first: set at the end, since filling a directory changes them."""
+        """Times of directories, parents first. They are set at the end, since creating entries changes them."""
 
     def run(self) -> None:
         waiting = ["."]
@@ -62,7 +62,7 @@ class _Copy:
                 os.close(fd)
 
     def _directory(self, path: str) -> list[str]:
-        """Copy a directory's attributes and what in it is no directory; the directories in it, to be copied next."""
+        """Copy a directory's attributes and files, and create its subdirectories. Returns those, to be copied next."""
         below = []
         source = syscalls.openat2(self._source_root, path, _DIRECTORY, resolve=_INSIDE)
         try:
@@ -112,7 +112,7 @@ def _copy_file(name: str, source_dir: int, target_dir: int) -> None:
     try:
         info = os.fstat(source)
         if not stat.S_ISREG(info.st_mode):
-            raise OSError(errno.ESTALE, "it changed while it was copied", name)
+            raise OSError(errno.ESTALE, "changed while it was copied", name)
         created = os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags
         target = os.open(name, created, 0o600, dir_fd=target_dir)
         try:
@@ -145,7 +145,7 @@ def _copy_data(source: int, target: int, size: int) -> None:
 
 
 def _copy_attributes(source: int, target: int, info: os.stat_result) -> None:
-    """Owner, mode, file capabilities, the users' extended attributes: in this order, since each would undo the next."""
+    """Copy owner, mode, then file capabilities and user.* attributes: fchown(2) clears set-ID bits and capabilities."""
     os.fchown(target, info.st_uid, info.st_gid)
     os.fchmod(target, stat.S_IMODE(info.st_mode))
     try:

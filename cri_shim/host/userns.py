@@ -1,11 +1,11 @@
-"""User namespaces: made with their mappings, and held by descriptors.
+"""Creates user namespaces with their mappings, and holds them by descriptors.
 
 Rules:
-- A process with several threads can't enter a user namespace, so a short-lived child makes it: util-linux' `unshare`,
-  then `cat`, whose first answer says that the namespaces are there.
-- A network namespace that belongs to a user namespace must be made inside it (user_namespaces(7)): the same child
-  makes both. Nothing is pinned here; the namespaces live as long as a descriptor, a process or a pin of them.
-- Mappings are written as /proc/PID/uid_map takes them: lines of `inside outside length`.
+- A process with several threads cannot enter a new user namespace (unshare(2)). So a short-lived child creates it:
+  util-linux's `unshare`, which executes `cat`. The first byte that `cat` echoes shows that the namespaces exist.
+- A network namespace that belongs to a user namespace must be created inside it (user_namespaces(7)), so the same child
+  creates both. Nothing is pinned here: a namespace lives as long as a descriptor, a process or a pin refers to it.
+- Mappings have the format of /proc/PID/uid_map: lines of `inside outside length`.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Child, Reaper
 
 TIMEOUT_S = 10.0
-"""Some milliseconds are usual."""
+"""The child usually takes some milliseconds."""
 MAX_STDERR_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class UserNamespace:
-    """A user namespace, held open."""
+    """A user namespace, held by a descriptor."""
 
     fd: int
     netns_fd: int | None
-    """A network namespace that belongs to it."""
+    """A network namespace that belongs to it, or None."""
 
 
 def fd_path(fd: int) -> str:
-    """One of our descriptors, as other processes can open it."""
+    """The path by which other processes can open a descriptor of this process."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
 def open_user_namespace(pid: int) -> int | None:
-    """A descriptor of the user namespace that `pid` lives in, for the caller to close; None when it is gone.
+    """Open the user namespace of process `pid`; the caller closes it. Returns None if the process is gone.
 
-    Raises OSError when out of descriptors.
+    Raises OSError if no descriptor is left.
     """
     try:
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -60,10 +60,9 @@ def open_user_namespace(pid: int) -> int | None:
 async def new_user_namespace(
     reaper: Reaper, *, uid_map: str, gid_map: str, with_network: bool
 ) -> AsyncIterator[UserNamespace]:
-    """A new user namespace, and with `with_network` a network namespace of its own, held for the block.
+    """Create a user namespace, and with `with_network` a network namespace in it, held while the block runs.
 
-    Raises CommandError with the kernel's words (the limit user.max_user_namespaces, a mapping it refuses), and
-    DeadlineError.
+    Raises CommandError with the kernel's error (the limit user.max_user_namespaces, a rejected mapping), DeadlineError.
     """
     argv = ["unshare", "--user", *(["--net"] if with_network else []), "cat"]
     with contextlib.ExitStack() as descriptors:
@@ -75,7 +74,7 @@ async def new_user_namespace(
                 raise CommandError(
                     "making a user namespace",
                     argv,
-                    f"was refused its mappings {quoted(uid_map)} and {quoted(gid_map)}",
+                    f"got no ID mappings: the kernel rejected {quoted(uid_map)} or {quoted(gid_map)}",
                     error.strerror or str(error),
                 ) from error
             fds = [
@@ -89,7 +88,7 @@ async def new_user_namespace(
 
 @contextlib.asynccontextmanager
 async def _unshared(reaper: Reaper, argv: list[str]) -> AsyncIterator[int]:
-    """The pid of a child that is in its new namespaces, for as long as the block runs."""
+    """Start a child in new namespaces; yields its pid, and kills it after the block."""
     with contextlib.ExitStack() as descriptors:
         child_stdin, our_stdin = os.pipe2(os.O_CLOEXEC)
         descriptors.callback(os.close, our_stdin)
@@ -130,22 +129,24 @@ async def _answered(
 
     loop.add_reader(our_stdout, has_come)
     try:
-        with contextlib.suppress(BrokenPipeError):  # it has failed: the answer is the pipe's end
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # the child failed; its stdout then shows end of file
             os.write(our_stdin, b"?")
         async with asyncio.timeout(TIMEOUT_S):
             await answered
     except TimeoutError:
         raise DeadlineError(
-            f"{argv[0]} made no user namespace within {TIMEOUT_S:g} s and was killed"
+            f"{argv[0]} did not create a user namespace within {TIMEOUT_S:g} s and was killed"
         ) from None
     finally:
         loop.remove_reader(our_stdout)
-    if os.read(our_stdout, 1) != b"?":  # the pipe's end: it failed
+    if os.read(our_stdout, 1) != b"?":  # end of file: the child failed
         ending = await child.wait_at_most(TIMEOUT_S)
         stderr.drain()
         raise CommandError(
             "making a user namespace",
             argv,
-            ending.describe() if ending else "hangs",
+            ending.describe() if ending else "failed and does not end",
             stderr.text().strip(),
         )

@@ -160,7 +160,7 @@ def test_hooks_run_at_their_stages_for_whom_they_are(
     (node.base / "hook-prestart").chmod(0o777)
     again = pod.container("true", name="again")
     again.annotations["example.org/audit"] = "yes"
-    with refused(grpc.StatusCode.UNAVAILABLE, "hook-prestart", "others than root may write it"):
+    with refused(grpc.StatusCode.UNAVAILABLE, "hook-prestart", "writable by users other than root"):
         pod.create(again)
 
 

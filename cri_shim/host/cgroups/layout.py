@@ -1,10 +1,10 @@
-"""Which cgroup hierarchies this node has, and which controller lives in which.
+"""Detects the cgroup hierarchies of this node and their controllers.
 
 Rules:
-- What counts is what is mounted (proc(5), mountinfo), not what the kernel could do: a v1 node mounts each
-  controller by itself, a v2 node one tree, a hybrid node both, with most controllers in the v1 part.
-- `root` stands for `/`: a recorded tree in a directory answers as the machine would that it was recorded on.
-- Paths of cgroups are relative to each hierarchy's mount point and carry no leading slash.
+- Only mounted hierarchies count (/proc/self/mountinfo). A v1 node mounts controllers separately, a v2 node mounts one
+  tree, and a hybrid node mounts both, with most controllers in v1.
+- `root` is a directory that takes the place of /, such as the recorded tree of another machine.
+- Cgroup paths are relative to each hierarchy's mount point and have no leading slash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _V1_CONTROLLERS = frozenset(
 
 
 class CgroupMode(StrEnum):
-    """What is mounted."""
+    """The cgroup versions that are mounted."""
 
     V1 = "v1"
     HYBRID = "hybrid"
@@ -37,7 +37,7 @@ class CgroupMode(StrEnum):
 
 
 class CgroupDriver(StrEnum):
-    """Who makes the cgroups of containers: the runtime itself, or systemd on its behalf."""
+    """Whether the OCI runtime creates the containers' cgroups itself, or asks systemd to."""
 
     CGROUPFS = "cgroupfs"
     SYSTEMD = "systemd"
@@ -45,43 +45,43 @@ class CgroupDriver(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """One mounted tree of cgroups."""
+    """One mounted cgroup hierarchy."""
 
     version: int
     mount_point: Path
-    """Where it is found, `root` included."""
+    """The mount point, below `root`."""
     mount_root: str
-    """The cgroup that is mounted there, "/" unless this process sees only a part of the tree."""
+    """The cgroup that is mounted there: "/", or another one if this process sees only a part of the hierarchy."""
     controllers: frozenset[str]
-    """What it controls; a named v1 hierarchy appears as `name=systemd`, say."""
+    """Its controllers. A named v1 hierarchy has its name here, such as `name=systemd`."""
 
     def directory(self, relative_dir: str) -> Path:
         """The directory of a cgroup in this hierarchy."""
         return self.mount_point / relative_dir
 
     def path(self, relative_dir: str) -> str:
-        """The same as text, for who looks at every hierarchy of a cgroup: at a tenth of the cost."""
+        """The directory as a string, for code that visits every hierarchy: a Path costs ten times as much."""
         return f"{self.mount_point}/{relative_dir}"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The node's hierarchies."""
+    """The cgroup hierarchies of the node."""
 
     mode: CgroupMode
     hierarchies: tuple[Hierarchy, ...]
-    """The v2 tree first, if there is one: it can kill and count a whole subtree at once."""
+    """The v2 hierarchy comes first, if there is one: its cgroup.kill ends a whole subtree at once."""
 
     @property
     def controllers(self) -> frozenset[str]:
-        """Every controller of the node, without named hierarchies."""
+        """All controllers of the node, without named hierarchies."""
         return frozenset(
             name for tree in self.hierarchies for name in tree.controllers if "=" not in name
         )
 
     @property
     def limiting_controllers(self) -> frozenset[str]:
-        """Those that OCI runtimes can set limits with: on a hybrid node the v1 part's alone."""
+        """The controllers that OCI runtimes use for limits: on a hybrid node those of v1 only."""
         version = 2 if self.mode is CgroupMode.V2 else 1
         return frozenset(
             name
@@ -92,12 +92,12 @@ class Layout:
 
     @property
     def unified(self) -> Hierarchy | None:
-        """The v2 tree."""
+        """The v2 hierarchy, or None."""
         first = self.hierarchies[0]
         return first if first.version == 2 else None
 
     def of_controller(self, controller: str) -> Hierarchy | None:
-        """The hierarchy that `controller` lives in; None when the node lacks it."""
+        """The hierarchy with `controller`, or None if no hierarchy has it."""
         for hierarchy in self.hierarchies:
             if controller in hierarchy.controllers:
                 return hierarchy
@@ -105,31 +105,31 @@ class Layout:
 
 
 def detect_layout(root: Path = Path("/")) -> Layout:
-    """Read what is mounted. Synchronous: three small files.
+    """Detect the mounted hierarchies. Synchronous: reads a few small files.
 
-    Raises CriShimError when no cgroup hierarchy is mounted below /sys/fs/cgroup.
+    Raises CriShimError if no cgroup hierarchy is mounted at or below /sys/fs/cgroup.
     """
     found: dict[str, Hierarchy] = {}
     for line in (root / "proc/self/mountinfo").read_bytes().splitlines():
         mount = _parse_mount(line)
-        # The same hierarchy may be mounted again elsewhere; below /sys/fs/cgroup is where runtimes look.
+        # A hierarchy may be mounted several times. Runtimes use the mount below /sys/fs/cgroup.
         if mount is not None and mount.device not in found and _is_standard_place(mount.point):
             found[mount.device] = _hierarchy(mount, root)
     trees = sorted(found.values(), key=lambda tree: (-tree.version, str(tree.mount_point)))
     if not trees:
         raise CriShimError(
-            f"no cgroup hierarchy is mounted at {CGROUP_DIR}: mount cgroup2 there, or the v1 controllers below it"
+            f"no cgroup hierarchy is mounted at {CGROUP_DIR}: mount cgroup2 there, or v1 controllers below it"
         )
     return Layout(_mode({tree.version for tree in trees}), tuple(trees))
 
 
 def effective_driver(configured: str, layout: Layout, root: Path = Path("/")) -> CgroupDriver:
-    """What `cgroup_driver: auto | cgroupfs | systemd` comes to on this node.
+    """The driver that the setting `cgroup_driver` (auto, cgroupfs, systemd) selects on this node.
 
-    `auto` is systemd where systemd runs the node, can be asked, and manages a hierarchy; kubelet must use the same
-    driver, and learns it from us. Synchronous: a few stats.
+    `auto` is systemd if systemd is the init system, has a reachable bus, and manages a hierarchy. Kubelet must use the
+    same driver, and gets it from RuntimeConfig. Synchronous: a few stat calls.
 
-    Raises ConfigError for another word, and for systemd on a node without it.
+    Raises ConfigError for another value, and for systemd on a node without systemd.
     """
     run = root / "run"
     booted = (run / "systemd/system").is_dir()
@@ -142,19 +142,19 @@ def effective_driver(configured: str, layout: Layout, root: Path = Path("/")) ->
         driver = CgroupDriver(configured)
     except ValueError:
         raise ConfigError(
-            f"cgroup_driver: {quoted(configured)} is not known, allowed are auto, cgroupfs, systemd"
+            f"cgroup_driver: {quoted(configured)} is unknown; allowed are auto, cgroupfs, systemd"
         ) from None
     if driver is CgroupDriver.SYSTEMD and not booted:
         raise ConfigError(
-            "cgroup_driver: systemd does not run this node (no /run/systemd/system), use cgroupfs or auto"
+            "cgroup_driver: systemd is not the init system of this node (no /run/systemd/system): use cgroupfs or auto"
         )
     return driver
 
 
 def parse_proc_cgroup(text: str) -> dict[str, str]:
-    """The lines of a /proc/PID/cgroup by controller, each name by itself; the v2 line under the empty name.
+    """The paths in a /proc/PID/cgroup by controller; the v2 path under "". Pure.
 
-    Pure. Values are as the kernel writes them, absolute from the hierarchy's own root.
+    Paths are as the kernel writes them, absolute from the hierarchy's root.
     """
     paths: dict[str, str] = {}
     for line in text.splitlines():
@@ -181,7 +181,7 @@ class _Mount:
 
 def _parse_mount(line: bytes) -> _Mount | None:
     fields = line.split(b" ")
-    separator = fields.index(b"-", 6)  # optional fields stand before it, as many as there are
+    separator = fields.index(b"-", 6)  # any number of optional fields precede it (proc(5))
     version = {b"cgroup": 1, b"cgroup2": 2}.get(fields[separator + 1])
     if version is None:
         return None

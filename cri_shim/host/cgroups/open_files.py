@@ -1,11 +1,12 @@
-"""The cgroup v1 controller `files`, which openEuler's kernels have: how many files a cgroup's processes may have open.
+"""The cgroup v1 controller `files` of openEuler's kernels, which limits the open files of a cgroup.
 
-No OCI runtime knows it, so its hierarchy is ours alone: here cgroups are made in it, limited and given their processes.
+OCI runtimes do not know this controller, so this module creates, fills and removes the cgroups of its hierarchy.
+
 Rules:
-- Processes are those that the same path has in the other hierarchies, where the runtime puts them.
-- The limit stands before the first process comes: the kernel then refuses one that has more files open already.
-- Cgroups above a container's are nobody else's to remove: they go when the last one below them has gone.
-- Synchronous and short, as all here.
+- A cgroup gets the processes that the same path has in the other hierarchies, where the runtime puts them.
+- The limit is set before the first process is added. The kernel then refuses a process with more open files.
+- Parent cgroups are removed with their last child, since no other program removes them.
+- All functions are synchronous and short.
 """
 
 from __future__ import annotations
@@ -25,29 +26,32 @@ if TYPE_CHECKING:
 CONTROLLER = "files"
 _NO_LIMIT = "max"
 _TRIES = 100
-"""Each time everything that is outside is moved, and what those fork from then on is inside: two are many."""
+"""Rounds at most.
+
+Each round moves all processes found outside, and their later children start inside: two usually do.
+"""
 
 
 def hierarchy_of_files(layout: Layout) -> Hierarchy | None:
-    """The hierarchy that limits open files; None where the kernel has none of version 1."""
+    """The v1 hierarchy with the controller `files`, or None."""
     hierarchy = layout.of_controller(CONTROLLER)
     return hierarchy if hierarchy is not None and hierarchy.version == 1 else None
 
 
 def lack_of_files_limits(layout: Layout) -> str:
-    """Why open files can't be limited on this node; "" where they can be."""
+    """Why open files cannot be limited on this node, or "" if they can."""
     hierarchy = hierarchy_of_files(layout)
     if hierarchy is None:
-        return "this node has no cgroup v1 controller `files`, which only kernels of openEuler have"
+        return "this node has no cgroup v1 controller `files`, which only openEuler's kernels have"
     with contextlib.suppress(OSError):
         switch = hierarchy.mount_point / "files.no_acct"
         if switch.read_text("ascii").strip() not in ("", "0"):
-            return f"this node's kernel does not count open files: {switch} was set"
+            return f"the kernel does not count open files, since {switch} is set"
     return ""
 
 
 def limit_in_force(hierarchy: Hierarchy, relative_dir: str) -> int | None:
-    """The limit of a cgroup, -1 for none; None where it has no directory in the hierarchy. Raises OSError."""
+    """The limit of a cgroup: -1 for none, None if the hierarchy does not have the cgroup. Raises OSError."""
     try:
         text = (hierarchy.directory(relative_dir) / "files.limit").read_text("ascii").strip()
     except FileNotFoundError:
@@ -56,7 +60,7 @@ def limit_in_force(hierarchy: Hierarchy, relative_dir: str) -> int | None:
 
 
 def set_limit(hierarchy: Hierarchy, relative_dir: str, limit: int) -> None:
-    """Make the cgroup if it is not there, and limit it; -1 is no limit. Raises OSError."""
+    """Create the cgroup if it is missing, and set its limit. A `limit` of 0 or less is no limit. Raises OSError."""
     directory = hierarchy.directory(relative_dir)
     _make(directory)
     text = str(limit) if limit > 0 else _NO_LIMIT
@@ -70,10 +74,10 @@ def gather(
     everywhere: Callable[[], Iterable[int]],
     inside: Callable[[], Iterable[int]],
 ) -> None:
-    """Put every process that the cgroup has elsewhere into it here; `inside` lists those that are there.
+    """Add every process that `everywhere` lists for the cgroup and `inside`, for this hierarchy, does not.
 
-    Raises TooManyFilesError where a process has more files open than are left, OSError, CriShimError for what can't be
-    caught.
+    Raises TooManyFilesError if a process has more open files than the limit leaves, OSError, and CriShimError if
+    processes remain outside after `_TRIES` rounds.
     """
     processes = hierarchy.directory(relative_dir) / "cgroup.procs"
     for _ in range(_TRIES):
@@ -90,15 +94,16 @@ def gather(
                 if error.errno != errno.ENOSPC:
                     raise
                 raise TooManyFilesError(
-                    f"cgroup /{relative_dir}: process {pid} has more files open than its limit leaves"
+                    f"cgroup /{relative_dir}: process {pid} has more open files than the limit leaves"
                 ) from error
     raise CriShimError(
-        f"cgroup /{relative_dir}: processes {sorted(outside)} stay outside {processes}"
+        f"cgroup /{relative_dir}: cannot move all processes to {processes}: "
+        f"after {_TRIES} rounds {len(outside)} are outside, such as process {min(outside)}"
     )
 
 
 def prune(hierarchy: Hierarchy, relative_dir: str) -> None:
-    """Remove the cgroups above a removed one that hold nothing any more."""
+    """Remove the parents of a removed cgroup, up to the first that still has children or processes. Raises OSError."""
     directory = hierarchy.directory(relative_dir).parent
     while directory != hierarchy.mount_point:
         try:
@@ -114,7 +119,7 @@ def prune(hierarchy: Hierarchy, relative_dir: str) -> None:
 
 def _make(directory: Path) -> None:
     for _ in range(_TRIES):
-        # A parent may be pruned between two steps.
+        # `prune` may remove a parent between two mkdir calls of `parents=True`.
         with contextlib.suppress(FileNotFoundError):
             directory.mkdir(parents=True, exist_ok=True)
             return

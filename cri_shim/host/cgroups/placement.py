@@ -1,11 +1,11 @@
-"""Where a container's cgroup is, and how the runtime-spec says so. Pure.
+"""Computes the path of a container's cgroup, and `linux.cgroupsPath` of the runtime-spec. Pure.
 
 Rules:
-- cgroupfs driver: `cgroupsPath` is an absolute path, and the directory is that path in every hierarchy.
-- systemd driver: `cgroupsPath` is `SLICE:PREFIX:ID`; systemd makes `PREFIX-ID.scope` inside the slice. A slice's
-  name holds its place: `a-b.slice` is the directory `a.slice/a-b.slice`, and `-.slice` is the root
+- cgroupfs driver: `cgroupsPath` is an absolute path, and the cgroup has that path in every hierarchy.
+- systemd driver: `cgroupsPath` is `SLICE:PREFIX:ID`, and systemd creates `PREFIX-ID.scope` in the slice. The name of a
+  slice contains its parents: `a-b.slice` is the directory `a.slice/a-b.slice`, and `-.slice` is the root
   (systemd.slice(5)).
-- The parent comes from the client. It can't lead out of the tree, nor smuggle a separator into `cgroupsPath`.
+- The parent comes from the client. It must not lead out of the hierarchy, nor add a separator to `cgroupsPath`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEFAULT_PARENT = "cri-shim"
 DEFAULT_SLICE = "cri-shim.slice"
 _SUFFIX = ".slice"
 _MAX_NAME_CHARS = 255
-"""NAME_MAX: each slice is a directory."""
+"""NAME_MAX, since each slice is a directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class CgroupPath:
 
 
 def cgroup_path(parent: str, container_id: str, *, systemd: bool) -> CgroupPath:
-    """Where the cgroup of `container_id` goes below the pod's `cgroup_parent`; an empty parent is ours.
+    """The cgroup of `container_id` below the pod's `cgroup_parent`. For an empty parent a default is used.
 
-    Raises InvalidArgumentError for a parent that is no cgroup path, or no slice where the driver is systemd.
+    Raises InvalidArgumentError for a malformed parent, and with the systemd driver for one that is not a slice.
     """
     parent_dir = parent_directory(parent, systemd=systemd)
     if systemd:
@@ -51,16 +51,16 @@ def cgroup_path(parent: str, container_id: str, *, systemd: bool) -> CgroupPath:
 
 
 def is_named_after(name: str, container_id: str) -> bool:
-    """Whether a cgroup's directory of that name is what either driver makes for the container."""
+    """Whether `name` is the directory name of the container's cgroup under one of the drivers."""
     return name in (container_id, f"{SCOPE_PREFIX}-{container_id}.scope")
 
 
 def parent_directory(parent: str, *, systemd: bool) -> str:
-    """The directory of a pod's `cgroup_parent` in each hierarchy, "" for the root.
+    """The directory of a pod's `cgroup_parent` in each hierarchy; "" for the root.
 
-    With the systemd driver kubelet sends the whole path of nested slices; its last element says all.
+    With the systemd driver kubelet sends the path of nested slices. Its last element suffices.
 
-    Raises InvalidArgumentError, as `cgroup_path`.
+    Raises InvalidArgumentError as `cgroup_path` does.
     """
     segments = [segment for segment in parent.split("/") if segment not in ("", ".")]
     if ".." in segments or any(ord(char) < 0x20 or char == "\x7f" for char in parent):
@@ -77,23 +77,23 @@ def parent_directory(parent: str, *, systemd: bool) -> str:
 def expand_slice(name: str) -> str:
     """`a-b-c.slice` -> `a.slice/a-b.slice/a-b-c.slice`; `-.slice` -> "".
 
-    Raises InvalidArgumentError for what systemd would not take as a slice's name.
+    Raises InvalidArgumentError for a name that systemd would not accept for a slice.
     """
     stem = name.removesuffix(_SUFFIX)
     if len(name) > _MAX_NAME_CHARS:
         raise InvalidArgumentError(
-            f"cgroup_parent {quoted(name)}: {len(name)} characters: the name of a slice has at most {_MAX_NAME_CHARS}"
+            f"cgroup_parent {quoted(name)} has {len(name)} characters; the limit for a slice is {_MAX_NAME_CHARS}"
         )
     if stem == name or not stem or ":" in stem or "/" in stem:
         raise InvalidArgumentError(
-            f"cgroup_parent {quoted(name)} is not a slice: with the systemd cgroup driver it must be a name such as "
-            "kubepods-besteffort.slice (does kubelet use the other driver?)"
+            f"cgroup_parent {quoted(name)} is not a slice: the systemd cgroup driver needs a name such as "
+            "kubepods-besteffort.slice (check that kubelet uses the same cgroup driver)"
         )
     if stem == "-":
         return ""
     parts = stem.split("-")
     if "" in parts:
         raise InvalidArgumentError(
-            f"cgroup_parent {quoted(name)} is not a slice: '-' separates its levels and can't begin, end or be doubled"
+            f"cgroup_parent {quoted(name)} is not a slice: '-' separates levels, of which none may be empty"
         )
     return "/".join("-".join(parts[: depth + 1]) + _SUFFIX for depth in range(len(parts)))

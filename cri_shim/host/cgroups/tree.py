@@ -1,12 +1,12 @@
-"""The cgroups of containers: found, emptied and taken away in every hierarchy at once. Runtimes make them.
+"""Finds, empties and removes the cgroups of containers in all hierarchies. OCI runtimes create them.
 
 Rules:
-- A cgroup is named by its path relative to the mount points. On v1 the same path stands for a directory in each
-  hierarchy, and only when all of them are gone is it gone: runtimes forget some when they are killed half-way.
-- Emptying and removing never touch the root cgroup, whatever they are told; they are idempotent, and bounded in time.
-- Processes die by pidfd and only while the cgroup still lists them, so that a reused pid is never hit.
-- File reads and writes here are synchronous and short. What has to wait for the kernel, or for processes without
-  number, is a coroutine and does it in a thread.
+- A cgroup is identified by its path relative to the mount points. On v1 it is a directory in each hierarchy, and it is
+  removed only when all of them are: a runtime that is killed may leave some.
+- `kill_all` and `remove` refuse the root cgroup, are idempotent, and are bounded in time.
+- Processes are killed through a pidfd, and only while the cgroup lists them, so that a reused pid is never hit.
+- Synchronous methods read or write a few small files. Methods that wait for the kernel, or visit any number of
+  processes, are coroutines and use a thread.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.usage import CgroupStats
 
 _PAUSE_S = 0.1
-"""Before a further look where nothing tells when it is worth one."""
+"""Pause before another round, if no pidfd signals when the next one is worth while."""
 _WAITED_FOR = 64
-"""Ends waited for at once: each takes a descriptor, and who has not ended then is seen at the next look."""
+"""Endings awaited at once, since each takes a descriptor. The next round finds the processes that still run."""
 _LINKS_OF_A_LEAF = 2
 _WITNESSES = ("memory", "pids", "cpu", "name=systemd")
-"""Whose path tells where a process is, best first: the controllers whose limits matter most."""
+"""v1 controllers whose path stands for a process's cgroup, in order: those whose limits matter most come first."""
 _VANISHED = frozenset({errno.ENOENT, errno.ENODEV})
 
 
 class Cgroups:
-    """The node's cgroups. `read_stats` and the other synchronous methods may be called in any thread."""
+    """The cgroups of this node. The synchronous methods may be called in any thread."""
 
     def __init__(self, layout: Layout, *, proc_dir: Path = Path("/proc")) -> None:
         self.layout = layout
@@ -52,9 +52,9 @@ class Cgroups:
 
     @classmethod
     def detect(cls, root: Path = Path("/")) -> Self:
-        """Look at what is mounted.
+        """Detect the mounted hierarchies.
 
-        Raises CriShimError when there is no cgroup hierarchy.
+        Raises CriShimError if there is none.
         """
         return cls(detect_layout(root), proc_dir=root / "proc")
 
@@ -65,18 +65,18 @@ class Cgroups:
 
     @property
     def controllers(self) -> frozenset[str]:
-        """What this node can account and limit."""
+        """The controllers of all hierarchies."""
         return self.layout.controllers
 
     @property
     def limiting_controllers(self) -> frozenset[str]:
-        """What OCI runtimes can limit on this node."""
+        """The controllers that OCI runtimes use for limits on this node."""
         return self.layout.limiting_controllers
 
     def cgroup_of(self, pid: int, *, controller: str | None = None) -> str | None:
-        """Where a process is: its cgroup for `controller`, by default for the one whose limits matter most.
+        """The cgroup of a process for `controller`, by default for the first of `_WITNESSES` that is mounted.
 
-        None when the process is gone, the controller is not mounted, or the cgroup lies outside what is mounted.
+        None if the process is gone, the controller is not mounted, or the cgroup is outside the mounted part.
         """
         try:
             paths = parse_proc_cgroup((self._proc_dir / f"{pid}/cgroup").read_text("utf-8"))
@@ -93,22 +93,22 @@ class Cgroups:
         return _below(self.layout.unified.mount_root, paths[""])
 
     def exists(self, relative_dir: str) -> bool:
-        """Whether any hierarchy has the cgroup."""
+        """Whether the cgroup exists in any hierarchy."""
         return any(os.path.isdir(tree.path(relative_dir)) for tree in self.layout.hierarchies)
 
     def pids(self, relative_dir: str) -> list[int]:
-        """The processes in the cgroup and below it, in any hierarchy."""
+        """The processes in the cgroup and its descendants, over all hierarchies."""
         found: set[int] = set()
         for tree in self.layout.hierarchies:
             for directory in _subtree(tree.path(relative_dir)):
                 found.update(_processes(directory))
-        found.discard(0)  # a process of a pid namespace that we can't see into
+        found.discard(0)  # the kernel shows 0 for a process outside our PID namespace
         return sorted(found)
 
     async def kill_all(self, relative_dir: str, timeout_s: float) -> None:
-        """SIGKILL everything in the cgroup and below it, and wait until it is empty.
+        """Send SIGKILL to all processes in the cgroup and its descendants, and wait until it is empty.
 
-        Raises DeadlineError, naming what is left, when processes outlive that by `timeout_s`.
+        Raises DeadlineError, with the processes that are left, after `timeout_s` seconds.
         """
         _refuse_root(relative_dir)
         give_up_at = time.monotonic() + timeout_s
@@ -121,22 +121,22 @@ class Cgroups:
             left_s = give_up_at - time.monotonic()
             if left_s <= 0:
                 raise DeadlineError(
-                    f"cgroup /{relative_dir}: {self._describe(killed)} still there {timeout_s:g} s after SIGKILL"
+                    f"cgroup /{relative_dir} is not empty {timeout_s:g} s after SIGKILL: {self._describe(killed)}"
                 )
             await _settle(killed, before, left_s)
             before = killed
             killed = await in_time("killing the cgroup", self._kill_listed, relative_dir)
 
     async def remove(self, relative_dir: str, *, timeout_s: float = 2.0) -> None:
-        """Remove the cgroup and those below it from every hierarchy; its processes must be gone.
+        """Remove the cgroup and its descendants from every hierarchy. Its processes must have ended.
 
-        A process that has just died keeps its cgroup busy a moment longer: that long it is tried again.
+        A process that just died keeps its cgroup busy for a moment, so the removal is retried for `timeout_s` seconds.
 
-        Raises CriShimError, naming hierarchy and processes, when it stays busy.
+        Raises CriShimError, with the directory and the processes, if the cgroup stays busy.
         """
         _refuse_root(relative_dir)
         if open_files.hierarchy_of_files(self.layout) is None and not self.exists(relative_dir):
-            return  # the runtime has seen to it
+            return  # the usual case: the runtime removed it
         give_up_at = time.monotonic() + timeout_s
         before: list[int] = []
         while (
@@ -146,16 +146,16 @@ class Cgroups:
             left_s = give_up_at - time.monotonic()
             if left_s <= 0:
                 raise CriShimError(
-                    f"cgroup /{relative_dir} could not be removed: {busy} is busy"
+                    f"cannot remove cgroup /{relative_dir}: {busy} is busy"
                     + (f" with {self._describe(left)}" if left else "")
                 )
             await _settle(left, before, left_s)
             before = left
 
     def _is_empty(self, relative_dir: str) -> bool:
-        """Whether nothing is in the cgroup or below it, as far as a short look tells; False says nothing.
+        """Whether the cgroup and its descendants are known to be empty. False if that is not certain.
 
-        The lists themselves, which may be long, are read only where the kernel has counted nobody.
+        The lists of processes, which may be long, are read only if the pids controller counts no process.
         """
         pids = self.layout.of_controller("pids")
         if pids is None:
@@ -170,18 +170,18 @@ class Cgroups:
                 for directory in directories
                 if os.path.isdir(directory)
             )
-        except OSError:  # it goes, or has gone
+        except OSError:  # it is being removed, or was
             return not self.exists(relative_dir)
 
     def remove_if_empty(self, relative_dir: str) -> None:
-        """Remove the cgroup wherever it holds neither processes nor other cgroups; no harm where it does."""
+        """Remove the cgroup from the hierarchies where it has neither processes nor children."""
         _refuse_root(relative_dir)
         for tree in self.layout.hierarchies:
             with contextlib.suppress(OSError):
                 os.rmdir(tree.path(relative_dir))
 
     def find(self, container_id: str) -> set[str]:
-        """Every cgroup named after a container, wherever its parent was. Synchronous: a look at all there are."""
+        """All cgroups named after a container, below any parent. Synchronous: visits every cgroup of the node."""
         return {
             os.path.relpath(directory, tree.mount_point)
             for tree in self.layout.hierarchies
@@ -190,29 +190,29 @@ class Cgroups:
         }
 
     def read_stats(self, relative_dir: str) -> CgroupStats:
-        """What the cgroup uses, in one pass. Synchronous: some six small files."""
+        """The usage of the cgroup. Synchronous: reads some six small files."""
         return usage.read_stats(self.layout, relative_dir)
 
     def oom_kills(self, relative_dir: str) -> int | None:
-        """How many of its processes the kernel killed for want of memory; None when that can't be told."""
+        """The number of OOM kills in the cgroup, or None if the node does not count them."""
         return usage.oom_kills(self.layout, relative_dir)
 
     # --- open files ----------------------------------------------------------------------------------------------
 
     @property
     def lack_of_files_limits(self) -> str:
-        """Why the number of open files can't be limited on this node; "" where it can be."""
+        """Why open files cannot be limited on this node, or "" if they can."""
         return open_files.lack_of_files_limits(self.layout)
 
     def files_limit(self, relative_dir: str) -> int | None:
-        """How many files the cgroup's processes may have open, -1 for any number; None where that was never said."""
+        """The cgroup's limit of open files: -1 for none, None if none was ever set."""
         files = open_files.hierarchy_of_files(self.layout)
         return None if files is None else open_files.limit_in_force(files, relative_dir)
 
     def limit_files(self, relative_dir: str, limit: int) -> None:
-        """Bound the files that the cgroup's processes have open at once; -1 is no bound.
+        """Limit the open files of the cgroup's processes together; -1 removes the limit.
 
-        Raises TooManyFilesError when they have more open already, OSError, CriShimError.
+        Raises TooManyFilesError if they have more open files already, OSError, CriShimError.
         """
         _refuse_root(relative_dir)
         files = open_files.hierarchy_of_files(self.layout)
@@ -222,9 +222,9 @@ class Cgroups:
         self.gather_files(relative_dir)
 
     def gather_files(self, relative_dir: str) -> None:
-        """Have the cgroup's limit of open files hold for processes that a runtime has put into it since.
+        """Apply the cgroup's limit of open files to processes that a runtime has added since.
 
-        Nothing where there is no such limit. Raises OSError as `limit_files`.
+        No effect without such a limit. Raises what `limit_files` raises.
         """
         files = open_files.hierarchy_of_files(self.layout)
         if files is None or not files.directory(relative_dir).is_dir():
@@ -238,7 +238,7 @@ class Cgroups:
         )
 
     def _remove(self, relative_dir: str) -> str | None:
-        """Remove it wherever that is possible; a directory that is busy, if one is."""
+        """Remove the cgroup from every hierarchy where it is not busy. Returns a busy directory, or None."""
         busy = None
         for tree in self.layout.hierarchies:
             busy = _remove_subtree(tree.path(relative_dir)) or busy
@@ -251,7 +251,8 @@ class Cgroups:
         return self._kill_listed(relative_dir)
 
     def _forbid_forks(self, relative_dir: str) -> None:
-        # What forks faster than we kill stops growing here. The cgroup is about to go, so nothing is put back.
+        # pids.max=0 stops a fork bomb, which could fork faster than we kill. The cgroup is about to be removed, so the
+        # old limit is not restored.
         pids = self.layout.of_controller("pids")
         if pids is not None:
             _write(f"{pids.path(relative_dir)}/pids.max", "0")
@@ -261,7 +262,7 @@ class Cgroups:
             _write(f"{self.layout.unified.path(relative_dir)}/cgroup.kill", "1")
 
     def _kill_listed(self, relative_dir: str) -> list[int]:
-        """Kill what the cgroup lists now; that."""
+        """Kill the processes that the cgroup lists now. Returns them."""
         pidfds: dict[int, int] = {}
         try:
             first = self.pids(relative_dir)
@@ -269,7 +270,8 @@ class Cgroups:
                 pidfd = open_pidfd(pid)
                 if pidfd is not None:
                     pidfds[pid] = pidfd
-            # Listed again once we hold it: the descriptor is a process of this cgroup, not a later one of that pid.
+            # Read the list again after opening the pidfds. A pid that is still listed was not reused by a process of
+            # another cgroup, so its pidfd is a process of this cgroup.
             listed = self.pids(relative_dir) if first else []
             for pid in listed:
                 if pid in pidfds:
@@ -282,14 +284,14 @@ class Cgroups:
         return listed
 
     def _thaw(self, relative_dir: str) -> None:
-        # v1's freezer holds back SIGKILL too: a paused container dies when it is let go, and not before.
+        # The v1 freezer delays even SIGKILL: a paused container dies only when it is thawed.
         freezer = self.layout.of_controller("freezer")
         if freezer is not None and freezer.version == 1:
             for directory in _subtree(freezer.path(relative_dir)):
                 _write(f"{directory}/freezer.state", "THAWED")
 
     def _describe(self, pids: list[int]) -> str:
-        """Who is left, for a person: number, name and the kernel's state letter of a few."""
+        """The number of processes, and pid, name and state letter (proc(5)) of the first five, for a message."""
         named = []
         for pid in pids[:5]:
             try:
@@ -306,12 +308,12 @@ def _refuse_root(relative_dir: str) -> None:
     parts = relative_dir.split("/")
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError(
-            f"{quoted(relative_dir)} is not the relative path of a cgroup below the root"
+            f"{quoted(relative_dir)} is not a relative path of a cgroup below the root"
         )
 
 
 def _below(mount_root: str, path: str) -> str | None:
-    """A path of /proc/PID/cgroup as seen from the mount point."""
+    """A path of /proc/PID/cgroup relative to the mount point, or None if it is outside the mounted part."""
     root = mount_root.rstrip("/")
     if path == root or path.startswith(root + "/"):
         return path[len(root) :].lstrip("/")
@@ -319,7 +321,11 @@ def _below(mount_root: str, path: str) -> str | None:
 
 
 async def _settle(pids: list[int], before: list[int], left_s: float) -> None:
-    """Wait, `left_s` at most, for a reason to look again: the end of `pids`, or a pause if those were seen `before`."""
+    """Wait at most `left_s` until another round is worth while.
+
+    Wait for the endings of `pids`. If they are the same as in the round `before`, their endings were awaited in vain:
+    just pause.
+    """
     pause_s = min(_PAUSE_S, left_s)
     if pids and pids != before:
         await ends_of([(pid, None) for pid in pids[:_WAITED_FOR]], pause_s)
@@ -328,7 +334,7 @@ async def _settle(pids: list[int], before: list[int], left_s: float) -> None:
 
 
 def _subtree(top: str) -> Iterator[str]:
-    """`top` and every cgroup below it, parents first; nothing when it is gone."""
+    """`top` and its descendants, parents first; nothing if `top` is gone."""
     waiting = [top]
     while waiting:
         directory = waiting.pop()
@@ -343,7 +349,8 @@ def _subtree(top: str) -> Iterator[str]:
 
 
 def _names_below(directory: str) -> list[str]:
-    # A directory has a link for itself, one for its name, and one from each directory in it: most cgroups have none.
+    # A directory of cgroupfs has two links, and one more for each subdirectory. Most cgroups have no children, and the
+    # link count saves listing their many control files.
     if os.stat(directory).st_nlink == _LINKS_OF_A_LEAF:
         return []
     with os.scandir(directory) as entries:
@@ -354,7 +361,7 @@ def _processes(directory: str) -> list[int]:
     try:
         return [int(line) for line in _read_whole(f"{directory}/cgroup.procs").split()]
     except OSError as error:
-        # EOPNOTSUPP: a threaded v2 cgroup, whose processes its domain lists.
+        # EOPNOTSUPP: a threaded v2 cgroup. The cgroup that is its domain lists the processes.
         if error.errno in _VANISHED or error.errno == errno.EOPNOTSUPP:
             return []
         raise
@@ -366,7 +373,7 @@ def _read_whole(file: str) -> bytes:
 
 
 def _remove_subtree(top: str) -> str | None:
-    """Remove `top` and the cgroups below it, children first; the one that is busy, if any is."""
+    """Remove `top` and its descendants, children first. Returns the first busy directory, or None."""
     for directory in reversed(list(_subtree(top))):
         try:
             os.rmdir(directory)
@@ -379,7 +386,7 @@ def _remove_subtree(top: str) -> str | None:
 
 
 def _write(path: str, text: str) -> bool:
-    """Write one control file; False when it isn't there or the kernel refuses."""
+    """Write a control file. Returns False if it does not exist or the kernel rejects the write."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:

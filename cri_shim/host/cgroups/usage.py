@@ -1,10 +1,10 @@
-"""What the processes of a cgroup use, read in one pass over a handful of files.
+"""Reads the resource usage of a cgroup.
 
 Rules:
-- A controller that is absent, a file that is gone, a line the kernel lacks: None in that field, never an exception.
-  Cgroups vanish while they are read, and which controllers there are is the node's choice.
-- Everything here is synchronous and takes microseconds a file; many containers are read in a thread.
-- Sources: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and cpuacct.rst of the kernel.
+- A missing controller, file or line is None in its field, never an exception: cgroups vanish while they are read, and
+  nodes differ in their controllers.
+- Functions are synchronous and take microseconds per file. For many containers the caller uses a thread.
+- The files are described in the kernel's Documentation/admin-guide: cgroup-v2.rst, cgroup-v1/memory.rst, cpuacct.rst.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.layout import Hierarchy, Layout
 
 UNLIMITED_BYTES = 1 << 62
-"""v1 says "no limit" with the largest page count it can hold, just below 2**63."""
+"""v1 shows an absent limit as the largest number of pages, just below 2**63 bytes."""
 _MAX_FILE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class CgroupStats:
-    """Usage of a cgroup and everything below it; None where this node does not account it."""
+    """Usage of a cgroup and its descendants. None: not accounted on this node."""
 
     read_at_ns: int
-    """When, on the real-time clock."""
+    """Time of the reading, on the real-time clock."""
     cpu_usage_ns: int | None = None
-    """CPU time spent since the cgroup was made."""
+    """CPU time since the cgroup was created."""
     memory_usage_bytes: int | None = None
     working_set_bytes: int | None = None
-    """Usage less the file pages that the kernel would take back first, never below 0."""
+    """Memory usage less inactive file pages, which the kernel reclaims first; never below 0. As in cadvisor."""
     rss_bytes: int | None = None
     page_faults: int | None = None
     major_page_faults: int | None = None
     memory_limit_bytes: int | None = None
-    """The cgroup's own limit; None also when it has none."""
+    """The cgroup's own limit; None also if it has none."""
     memory_available_bytes: int | None = None
-    """Limit less working set, never below 0; None without a limit."""
+    """Limit less working set, never below 0; None if there is no limit."""
     swap_usage_bytes: int | None = None
     pids_current: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """The words of one cgroup version for the same things."""
+    """The file and field names of one cgroup version."""
 
     usage: str
     limit: str
@@ -80,7 +80,7 @@ _MEMORY_V2 = _Memory(
 
 
 def read_stats(layout: Layout, relative_dir: str) -> CgroupStats:
-    """Read the usage of a cgroup."""
+    """The usage of a cgroup at this moment. Never raises OSError."""
     memory = layout.of_controller("memory")
     usage = limit = working_set = swap = None
     stat: dict[str, int] = {}
@@ -114,9 +114,9 @@ def read_stats(layout: Layout, relative_dir: str) -> CgroupStats:
 
 
 def oom_kills(layout: Layout, relative_dir: str) -> int | None:
-    """How many processes of the cgroup the kernel has killed for want of memory; None when it can't be told.
+    """The number of OOM kills in the cgroup, or None if the kernel does not count them.
 
-    v1 counts the cgroup's own processes, v2 those of the cgroups below it as well.
+    v1 counts kills in the cgroup itself, v2 also those in its descendants.
     """
     memory = layout.of_controller("memory")
     if memory is None:
@@ -126,7 +126,7 @@ def oom_kills(layout: Layout, relative_dir: str) -> int | None:
 
 
 def read_pairs(path: Path) -> dict[str, int]:
-    """A file of `name number` lines; empty when it is gone, other lines left out."""
+    """The pairs of a file of `name number` lines. Other lines are ignored; {} if the file is gone."""
     pairs: dict[str, int] = {}
     for line in (_read(path) or b"").splitlines():
         name, _, number = line.partition(b" ")
@@ -141,7 +141,7 @@ def _cpu_usage_ns(layout: Layout, relative_dir: str) -> int | None:
         return _number_of(accounting, relative_dir, "cpuacct.usage")
     if layout.unified is None:
         return None
-    # v2 accounts CPU time in every cgroup, whether or not the cpu controller is switched on there.
+    # v2 accounts CPU time in every cgroup, also where the cpu controller is not enabled.
     usage_us = read_pairs(layout.unified.directory(relative_dir) / "cpu.stat").get("usage_usec")
     return None if usage_us is None else usage_us * 1000
 
@@ -151,7 +151,7 @@ def _swap(
 ) -> int | None:
     if version == 2:
         return counter
-    # v1 has memory and swap in one counter, or none at all without swap accounting. Newer kernels say it directly.
+    # v1's memsw counter is memory plus swap, and is absent without swap accounting. memory.stat may have swap itself.
     if "total_swap" in stat:
         return stat["total_swap"]
     if counter is None or usage is None:
@@ -160,7 +160,7 @@ def _swap(
 
 
 def _limit(path: Path) -> int | None:
-    limit = _read_number(path)  # v2 says "max", which is no number
+    limit = _read_number(path)  # v2 shows "max" for no limit, which reads as None
     return None if limit is None or limit >= UNLIMITED_BYTES else limit
 
 
@@ -176,7 +176,7 @@ def _read_number(path: Path) -> int | None:
 
 
 def _read(path: Path) -> bytes | None:
-    # One read takes it all: the kernel writes each of these files as a single record.
+    # A single read(2) returns these files whole.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -90,7 +90,7 @@ def test_missing_directory_is_an_error(tmp_path: Path) -> None:
 def test_file_is_read_up_to_the_bound(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
     assert read_bounded(tmp_path / "a", 5) == b"12345"
-    with pytest.raises(OSError, match="larger than the 4 bytes allowed") as caught:
+    with pytest.raises(OSError, match="larger than the limit of 4 bytes") as caught:
         read_bounded(tmp_path / "a", 4)
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(tmp_path / "a")
@@ -153,7 +153,7 @@ def test_missing_file_is_none_and_hostile_one_an_error(root: Path) -> None:
     os.mkfifo(root / "fifo")
     with pytest.raises(OSError, match="not a regular file"):
         read_in_root(root, "fifo", 10)
-    with pytest.raises(OSError, match="larger than the 3 bytes"):
+    with pytest.raises(OSError, match="larger than the limit of 3 bytes"):
         read_in_root(root, "etc/passwd", 3)
 
 

@@ -32,7 +32,7 @@ def test_every_field_is_read() -> None:
 
 @pytest.mark.parametrize("line", [b"nonsense", b"1 2 3 4 5 6 7 8", b"a 1 0:1 / / rw - x y z"])
 def test_what_is_no_mountinfo_is_refused(line: bytes) -> None:
-    with pytest.raises(ValueError, match="not a line of mountinfo"):
+    with pytest.raises(ValueError, match="malformed line of mountinfo"):
         parse_mountinfo(line)
 
 

@@ -9,6 +9,7 @@ import pytest
 from cri_shim.errors import ResourceExhaustedError
 from cri_shim.host.mounts import (
     build_overlay_options,
+    kernel_version,
     mount_overlay,
     unmount,
     unmount_below,
@@ -37,21 +38,38 @@ def test_separators_in_names_are_escaped() -> None:
     assert options.endswith(r"upperdir=/u\,p,workdir=/w\:k,lowerdir=a\,b:c\:d:e\\f")
 
 
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        ("6.1.0-38-amd64", (6, 1)),
+        ("5.19.17", (5, 19)),
+        ("6.6+", (6, 6)),  # a kernel built from a tree with changes
+        ("6.10-rc3", (6, 10)),
+        ("7", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_kernel_version_is_found_in_every_form_of_a_release(
+    release: str, version: tuple[int, int]
+) -> None:
+    assert kernel_version(release) == version
+
+
 @pytest.mark.parametrize("name", ["", "/etc", "..", "a/../../b", "../x"])
 def test_layer_name_stays_in_its_directory(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not stay in"):
+    with pytest.raises(ValueError, match="is not a path below"):
         mount_overlay(tmp_path, layers_dir=tmp_path, lowers=[name], upper=UPPER, work=WORK)
 
 
 def test_overlay_needs_a_layer_and_both_directories(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one layer at least"):
+    with pytest.raises(ValueError, match="at least one layer"):
         mount_overlay(tmp_path, layers_dir=tmp_path, lowers=[], upper=UPPER, work=WORK)
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="give both upper and work directory"):
         mount_overlay(tmp_path, layers_dir=tmp_path, lowers=["a"], upper=UPPER, work=None)
 
 
 def test_options_beyond_one_page_are_refused_with_the_number_of_layers(tmp_path: Path) -> None:
-    with pytest.raises(ResourceExhaustedError, match="the options for 100 layers take"):
+    with pytest.raises(ResourceExhaustedError, match="the mount options for 100 layers have"):
         mount_overlay(
             tmp_path,
             layers_dir=tmp_path,
@@ -62,7 +80,7 @@ def test_options_beyond_one_page_are_refused_with_the_number_of_layers(tmp_path:
 
 
 def test_more_layers_than_the_kernel_stacks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResourceExhaustedError, match="501 layers, the kernel takes 500"):
+    with pytest.raises(ResourceExhaustedError, match="501 layers; the kernel's limit is 500"):
         mount_overlay(
             tmp_path,
             layers_dir=tmp_path,

@@ -100,7 +100,7 @@ def test_a_manager_that_does_not_read_is_not_waited_for(
     with capture_logs() as logs:
         while not logs:
             notify(ALIVE)
-    assert logs[0]["event"] == "service manager not notified"
+    assert logs[0]["event"] == "cannot notify the service manager"
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_program_must_be_roots_own_and_executable(program: Path, tmp_path: Path)
     check_programs(spec(program))
     check_programs({})
     program.chmod(0o757)
-    with pytest.raises(UnavailableError, match=f"{program}: others than root may write it"):
+    with pytest.raises(UnavailableError, match=f"{program}: writable by users other than root"):
         check_programs(spec(program))
     program.chmod(0o644)
     with pytest.raises(UnavailableError, match="not an executable file"):
@@ -98,7 +98,7 @@ def test_program_of_somebody_else_is_refused(program: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root gives files away")
     os.chown(program, 1000, 1000)
-    with pytest.raises(UnavailableError, match="belongs to user 1000"):
+    with pytest.raises(UnavailableError, match="owned by user 1000"):
         check_programs(spec(program))
 
 

@@ -50,5 +50,5 @@ def test_systemd_as_driver_needs_systemd(tmp_path: Path) -> None:
     layout = cgroups.read_layout(node)
     row = cgroups.cgroup_driver(node, layout, CgroupDriver.SYSTEMD)
     assert row.level is Level.FAILED
-    assert "systemd does not run this node" in row.detail
+    assert "systemd is not the init system of this node" in row.detail
     assert cgroups.cgroup_driver(node, layout, CgroupDriver.AUTO).detail.startswith("cgroupfs")

@@ -89,9 +89,9 @@ def test_configured_driver_wins_and_nonsense_is_refused(tmp_path: Path) -> None:
 
     assert effective_driver("cgroupfs", layout, NODES / "v2") is CgroupDriver.CGROUPFS
     assert effective_driver("systemd", layout, NODES / "v2") is CgroupDriver.SYSTEMD
-    with pytest.raises(ConfigError, match="systemd does not run this node"):
+    with pytest.raises(ConfigError, match="systemd is not the init system of this node"):
         effective_driver("systemd", layout, tmp_path)
-    with pytest.raises(ConfigError, match="'lxc' is not known"):
+    with pytest.raises(ConfigError, match="'lxc' is unknown"):
         effective_driver("lxc", layout, tmp_path)
 
 

@@ -60,6 +60,6 @@ def test_slice_name_holds_its_place() -> None:
 
 def test_a_slice_longer_than_a_directorys_name_is_refused_before_it_is_expanded() -> None:
     with pytest.raises(
-        InvalidArgumentError, match="4006 characters: the name of a slice has at most 255"
+        InvalidArgumentError, match="has 4006 characters; the limit for a slice is 255"
     ):
         parent_directory(f"{'a-' * 2000}.slice", systemd=True)
