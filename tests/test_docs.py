@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import json
 import re
+import tomllib
 from contextlib import redirect_stdout, suppress
 from functools import cache
 from io import StringIO
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 import yaml
 
+from cri_shim import kernel_call, quoting, slots
 from cri_shim.__main__ import COMMANDS, main
 from cri_shim.cni.conf import parse_conflist
 from cri_shim.cni.template import render_template
@@ -27,9 +29,22 @@ from cri_shim.config import load_config
 from cri_shim.config.model import Config
 from cri_shim.config.render import to_tree
 from cri_shim.config.schema import keys_of
+from cri_shim.daemon import lifecycle
+from cri_shim.image import archive, manifest
 from cri_shim.image.registry.hosts import parse_hosts
+from cri_shim.image.unpack import protocol
 from cri_shim.metrics import REGISTRY
+from cri_shim.oci import attach_pipes
+from cri_shim.oci.spec import mounts
 from cri_shim.oci.spec.hooks import parse_hook_file
+from cri_shim.rpc import request_budget, request_limits, status
+from cri_shim.sandbox import exit_handling, launch, list_bounds
+from cri_shim.sandbox.exec import process, sync
+from cri_shim.sandbox.network import annotations as network_annotations
+from cri_shim.sandbox.network import host_ports, reconciler
+from cri_shim.sandbox.spec import pod_files
+from cri_shim.streaming import newcomers, port_forward, remote_command, server, tickets
+from cri_shim.streaming.wire import http1, spdy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -436,3 +451,121 @@ def test_the_readmes_pod_is_a_request(name: str) -> None:
     assert document is not None
     message = api_pb2.PodSandboxConfig() if name == "pod.json" else api_pb2.ContainerConfig()
     ParseDict(json.loads(document[1]), message)
+
+
+# -- layers --------------------------------------------------------------------------------------
+
+
+def test_every_layer_of_the_contracts_is_drawn() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    first_word = {"cri_shim": "__main__", "cri_shim.sandbox": "recovery/", "cri_shim.image": "pull"}
+    drawn = {
+        block.text.split()[0]: block.text for block in blocks() if block.page == "ARCHITECTURE.md"
+    }
+    missing = []
+    for contract in tool["contracts"]:
+        if contract["type"] != "layers":
+            continue
+        (package,) = contract["containers"]
+        picture = drawn[first_word[package]]
+        names = re.findall(r"\w+", " ".join(contract["layers"]))
+        missing += [f"{package}.{name}" for name in names if not re.search(rf"\b{name}\b", picture)]
+    assert not missing, f"not in the pictures of ARCHITECTURE.md: {', '.join(missing)}"
+
+
+# -- bounds --------------------------------------------------------------------------------------
+
+
+def bounds() -> Iterator[tuple[str, str]]:
+    """(page, what it has to say): numbers as they are in the code."""
+    mib, kib = 1 << 20, 1 << 10
+    streaming = "docs/streaming.md"
+    yield streaming, f"| {tickets.MAX_WAITING}, of one pod {tickets.MAX_WAITING_OF_A_POD} |"
+    yield streaming, f"| {server.MAX_SESSIONS}, of one pod {server.MAX_SESSIONS_OF_A_POD} |"
+    yield (
+        streaming,
+        f"| {newcomers.MAX_NEWCOMERS}, each for {server.HEAD_TIMEOUT_S:g} s, "
+        f"{http1.MAX_HEAD_BYTES // kib} KiB and {http1.MAX_HEAD_LINES} lines |",
+    )
+    yield (
+        streaming,
+        f"| {spdy.DEFAULT_MAX_STREAMS} in a session, {server.MAX_STREAMS_OF_A_POD} in a pod, "
+        f"{server.MAX_STREAMS} in all |",
+    )
+    yield streaming, f"| {port_forward.MAX_DIALS} in a session"
+    yield streaming, f"up to {remote_command.SIZE_PATIENCE_S:g} s for the first size"
+    yield streaming, f"more than {attach_pipes.MEMBER_BYTES // mib} MiB behind"
+    yield streaming, f"{sync.MAX_KEPT_BYTES // mib} MiB for all"
+    yield streaming, f"At most {process.MAX_STARTS} runtimes enter"
+    security = "docs/security.md"
+    yield security, f"| {request_limits.MAX_REQUEST_BYTES // mib} MiB, or `limits.grpc_message`"
+    yield security, f"| {request_limits.MAX_ENTRIES:,};"
+    yield security, f"{mounts.MAX_MOUNTS} mounts of a container"
+    yield security, f"| {mounts.MAX_DEPTH} names, and as many"
+    yield security, f"| {request_limits.MAX_CHARS} characters;"
+    yield security, f"| {request_limits.MAX_MAP_CHARS:,} characters:"
+    yield (
+        security,
+        f"of a pod beyond {list_bounds.ORDINARY_SANDBOX_BYTES // kib} KiB, of a container beyond "
+        f"{list_bounds.ORDINARY_CONTAINER_BYTES // kib} KiB | "
+        f"{list_bounds.SANDBOX_POOL_BYTES // mib} MiB of all pods, "
+        f"{list_bounds.CONTAINER_POOL_BYTES // mib} MiB of all containers",
+    )
+    yield security, f"| host ports of a pod | {host_ports.MAX_HOST_PORTS}:"
+    yield (
+        security,
+        f"| {quoting.MAX_QUOTED_CHARS} characters and the number of those left out; "
+        f"of all {status.MAX_TEXT_BYTES} bytes",
+    )
+    yield "docs/sandboxes.md", f"tmpfs of {pod_files.MEMORY_BYTES // mib} MiB"
+    yield (
+        "docs/containers.md",
+        f"at most {mounts.MAX_MOUNTS} mounts, each at most {mounts.MAX_DEPTH} names deep",
+    )
+    networking = "docs/networking.md"
+    yield networking, f"more than {network_annotations.MAX_NETWORKS} networks"
+    yield (
+        networking,
+        f"{network_annotations.MAX_CNI_ARGS} arguments of {network_annotations.MAX_CNI_ARG} characters",
+    )
+    yield networking, f"growing pauses of {reconciler.MAX_RETRY_S / 60:g} minutes at most"
+    images = "docs/images.md"
+    yield images, f"| {manifest.MAX_MANIFEST_BYTES // mib} MiB and 100,000 values |"
+    yield images, f"| {manifest.MAX_WORDS_BYTES // kib} KiB in memory"
+    yield (
+        images,
+        f"| {manifest.MAX_LAYER_BYTES >> 30} GiB, {protocol.Limits().max_inodes:,} entries |",
+    )
+    yield images, f"| layers of an image | {manifest.MAX_LAYERS} |"
+    yield images, f"have {archive.MAX_IMAGES} images with {archive.MAX_NAMES} names"
+    reliability = "docs/reliability.md"
+    yield (
+        reliability,
+        f"| starts of execs | {process.MAX_STARTS}, and {process.MAX_SLOW_STARTS} slow ones "
+        f"(some 10 MB each) | {process.MAX_STARTS_OF_POD}, and {process.MAX_STARTS_OF_ONE} of one",
+    )
+    yield reliability, f"(at least {launch.MIN_SLOW}, some 20 MB each) | {launch.MAX_OF_POD} |"
+    yield (
+        reliability,
+        f"| {exit_handling.TEARDOWNS_AT_ONCE}, and {2 * exit_handling.TEARDOWNS_AT_ONCE} slow ones "
+        f"| {exit_handling.TEARDOWNS_OF_POD} |",
+    )
+    yield (
+        reliability,
+        f"{2 * kernel_call.MAX_UNANSWERED_OF_NODE} that hang | {kernel_call.MAX_UNANSWERED} that",
+    )
+    yield reliability, f"longer than {slots.SLOW_AFTER_S:g} s is slow"
+    yield reliability, f"but none before {slots.PATIENCE_S:g} s"
+    yield (
+        reliability,
+        f"{request_budget.MAX_ORDINARY_BYTES // mib} MiB of bytes received, and "
+        f"{request_budget.MAX_LARGE_BYTES // mib} MiB of those with more than "
+        f"{request_budget.LARGE_BYTES // kib} KiB",
+    )
+    yield "docs/operating.md", f"running ones up to {lifecycle.CALLS_GRACE_S:g} seconds"
+
+
+def test_every_bound_is_the_codes() -> None:
+    pages = {page: " ".join((ROOT / page).read_text().split()) for page in {p for p, _ in bounds()}}
+    wrong = [f"{page} lacks: {text}" for page, text in bounds() if text not in pages[page]]
+    assert not wrong, "\n".join(wrong)
