@@ -1,1 +1,1 @@
-"""Whether images are what they should be: checked, sealed, repaired."""
+"""Check images, seal layers, repair damage."""

@@ -1,14 +1,14 @@
-"""Looking whether everything that images are made of is what it should be.
+"""Check that everything an image consists of is undamaged.
 
 Rules:
-- A document and a packed layer are what their digest says.
-- **An unpacked layer is what its seal says** (`seal`: everything a container could notice of its tree). A seal is not
-  made when a layer comes: that would be a second reading of all its bytes, at the moment when a pod waits for them,
-  and the packed layer, whose digest is in the manifest, proves more. The first check makes it: the packed layer is
-  unpacked again, apart, and the seal of that is the layer's from then on, so that later checks only read. Where packed
-  layers are not kept (`discard_blobs`), the seal is made before the packed layer is let go, so when the image comes.
-- What a file looks like is taken from the kernel, so from its cache where it is there: that is what containers get.
-- Nothing is changed but seals. Layers under check are held; one at a time is read, and one unpacked apart.
+- A document or packed layer is sound if its bytes have its digest.
+- **An unpacked layer is sound if its tree has its seal** (`seal`: a digest of everything a container could notice). A
+  new layer has no seal: that would be a second reading of its bytes while a pod waits for them, and the packed layer,
+  whose digest is in the manifest, proves more. The first check makes the seal: it unpacks the packed layer again, into
+  another directory, and seals that. Later checks only read. If packed layers are not kept (`discard_blobs`), the seal
+  is made before the packed layer is dropped, when the image is ingested.
+- A file's bytes are read through the page cache, as containers read them.
+- A check changes nothing but seals. It holds the layers; it reads one at a time and unpacks one at a time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 
 class Checker:
-    """Checks images of one store."""
+    """Checks the images of one store."""
 
     def __init__(self, state: StoreState, unpacker: Unpacker, reaper: Reaper) -> None:
         self._state = state
@@ -48,9 +48,9 @@ class Checker:
         self._reaper = reaper
 
     async def check(self, manifests: Collection[str], tell: Tell) -> CheckReport:
-        """Check the images of these manifests. Cancelling it ends what it started.
+        """Check the images of these manifests. A cancellation stops everything that it started.
 
-        Raises CriShimError when the node keeps it from reading at all.
+        Raises CriShimError when nothing can be read.
         """
         known = self._state.manifests()
         targets = {digest: known[digest] for digest in manifests if digest in known}
@@ -68,7 +68,7 @@ class Checker:
         )
 
     async def seal(self, layers: Collection[Layer]) -> None:
-        """Seal layers that were unpacked a moment ago from blobs whose digests were right.
+        """Seal layers that were just unpacked from blobs with verified digests.
 
         Raises CriShimError, OSError.
         """
@@ -81,7 +81,7 @@ class Checker:
                 await self._state.layers.seal(layer.chain_id, seal)
 
     async def seal_all(self) -> set[str]:
-        """Seal what can be proven by a packed layer that is still here; the chain ids of damaged layers."""
+        """Seal every layer that a packed layer on this node can prove; returns the chain IDs of damaged layers."""
         unsealed = [
             digest
             for digest, facts in self._state.described.items()
@@ -96,7 +96,7 @@ class Checker:
 
 
 class _Check:
-    """One check; every object once, however many images have it."""
+    """One check. It looks at each object once, however many images share it."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class _Check:
         self._targets = targets
         self._tell = tell
         self._damaged: set[str] = set()
-        """Digests and chain ids."""
+        """Digests of blobs and chain IDs of layers."""
         self.findings: list[Finding] = []
         self.blobs_checked = 0
 
@@ -129,7 +129,10 @@ class _Check:
         for blob in dict.fromkeys(blob for blobs in packed.values() for blob in blobs):
             if blob in self._blobs:
                 await self._blob(Damage.BLOB, blob)
-        for chain_id, blobs in packed.items():  # lowest first in each image
+        for (
+            chain_id,
+            blobs,
+        ) in packed.items():  # the lowest layer of each image first, as `_proven` needs it
             await self._layer(chain_id, blobs)
         for digest in self._targets.keys() & self._state.lost.keys():
             lost = self._state.lost[digest]
@@ -141,7 +144,7 @@ class _Check:
             return
         if digest in self._blobs:
             await self._blob(damage, digest)
-        elif manifest in self._state.manifests():  # not removed meanwhile
+        elif manifest in self._state.manifests():  # else the image was removed during the check
             self._found(damage, digest, f"{self._blobs.path(digest)}: missing or damaged")
 
     async def _blob(self, damage: Damage, digest: str) -> None:
@@ -160,7 +163,7 @@ class _Check:
     async def _layer(self, chain_id: str, blobs: Collection[str]) -> None:
         layer = self._layers.get(chain_id)
         if layer is None:
-            self._found(Damage.LAYER_MISSING, chain_id, "its record, or its directory, is missing")
+            self._found(Damage.LAYER_MISSING, chain_id, "its record or its directory is missing")
             return
         path = self._layers.path(layer)
         if not await asyncio.to_thread(path.is_dir):
@@ -173,20 +176,24 @@ class _Check:
             return
         proven = layer.seal or await self._proven(layer, blobs)
         if proven and proven != seal:
-            self._found(Damage.LAYER_ALTERED, chain_id, f"{path}: it is not what was unpacked")
+            self._found(
+                Damage.LAYER_ALTERED, chain_id, f"{path}: it differs from what was unpacked"
+            )
 
     async def _proven(self, layer: Layer, blobs: Collection[str]) -> str:
-        """The seal that a packed layer proves; empty, and found so, where there is none to do it."""
+        """The seal that a packed layer proves; empty, with a finding, if none can prove it."""
         usable = [blob for blob in blobs if blob in self._blobs and blob not in self._damaged]
         if not usable:
-            self._unverified(layer, "it has no seal, and no packed layer is kept to compare with")
+            self._unverified(
+                layer, "it has no seal, and no packed layer is here to compare it with"
+            )
             return ""
         below = self._layers.get(layer.parent)
         path = self._blobs.path(usable[0])
         try:
             blob_fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            self._unverified(layer, "its packed layer was removed meanwhile")
+            self._unverified(layer, "its packed layer was removed during the check")
             return ""
 
         async def unpack(directory_fd: int) -> LayerReport:
@@ -197,19 +204,20 @@ class _Check:
         parent = None if below is None else _immediately(below)
         try:
             async with self._layers.unpacked(layer.diff_id, unpack, parent) as (apart, report, _):
+                # What it inherits from the layer below (`unpack/finish`) can't be trusted.
                 if report.implied_dirs and layer.parent in self._damaged:
                     self._unverified(layer, "the layer below it is damaged: repair that first")
                     return ""
                 seal = await self._seal_of(apart, layer)
         except (BadArchiveError, ResourceExhaustedError) as error:
-            self._unverified(layer, f"unpacking it again, to compare: {error}")
+            self._unverified(layer, f"unpacking it again for comparison failed: {error}")
             return ""
         finally:
             os.close(blob_fd)
         try:
             await self._layers.seal(layer.chain_id, seal)
         except OSError as error:
-            log.warning("a seal can't be stored", layer=layer.chain_id, error=str(error))
+            log.warning("a layer's seal can't be stored", layer=layer.chain_id, error=str(error))
         return seal
 
     async def _seal_of(self, path: Path, layer: Layer) -> str:
@@ -243,4 +251,4 @@ def _immediately(layer: Layer) -> asyncio.Future[Layer]:
 
 
 def _tell_nobody(_: object) -> None:
-    """Nobody wants to know how it goes."""
+    """Take the place of an absent progress callback."""

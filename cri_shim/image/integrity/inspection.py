@@ -1,7 +1,7 @@
-"""The daemon's end of the inspector: what to read goes out, seals and digests come back.
+"""The daemon's client of the inspector: it sends paths to read and receives seals and digests.
 
-Rules: one process per inspection, started with the first question and gone before the inspection is over, however it
-ends. One question at a time: the disk is not read faster by two.
+Rules: one process per inspection, started with the first request and gone before the inspection ends, however it ends.
+One request at a time: two would not make the disk faster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_LINE_BYTES = 64 << 10
 
 
 class Inspection:
-    """Answers what is in trees and files; an asynchronous context."""
+    """Computes seals and digests in an inspector process. Use it with `async with`."""
 
     def __init__(self, reaper: Reaper) -> None:
         self._reaper = reaper
@@ -40,7 +40,7 @@ class Inspection:
         self._connection: socket.socket | None = None
         self._received = bytearray()
         self.read_bytes = 0
-        """What was read in all."""
+        """Bytes read so far, over all requests."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,9 +58,9 @@ class Inspection:
             await asyncio.shield(self._child.wait())
 
     async def seal(self, directory: Path, tell: Tell) -> str:
-        """The seal of a tree; `tell` hears of bytes read so far.
+        """The seal of a tree. `tell` is called with the number of bytes read so far.
 
-        Raises OSError for what can't be read, CriShimError when the process fails.
+        Raises OSError for what can't be read, CriShimError when the inspector fails.
         """
         return await self._ask(Task(path=os.fspath(directory), tree=True), tell)
 
@@ -80,7 +80,7 @@ class Inspection:
                 tell(answer.done_bytes)
         except (BrokenPipeError, ConnectionResetError, *UNREADABLE_DOCUMENT) as error:
             raise CriShimError(
-                f"reading {task.path}: the inspecting process failed: {error}"
+                f"reading {task.path}: the inspector process failed: {error}"
             ) from error
         self.read_bytes += answer.done_bytes
         if answer.errno:
@@ -93,7 +93,9 @@ class Inspection:
         while (end := self._received.find(b"\n")) < 0:
             chunk = await asyncio.get_running_loop().sock_recv(connection, _RECEIVE_BYTES)
             if not chunk or len(self._received) > _MAX_LINE_BYTES:
-                raise ConnectionResetError("it ended without an answer")
+                raise ConnectionResetError(
+                    "it closed its socket, or sent too long a line, before its answer"
+                )
             self._received += chunk
         line = bytes(self._received[:end])
         del self._received[: end + 1]
@@ -117,6 +119,6 @@ class Inspection:
                 )
             except OSError as error:
                 ours.close()
-                raise UnavailableError(f"starting the process that checks: {error}") from error
+                raise UnavailableError(f"starting the inspector process: {error}") from error
         self._connection = ours
         return ours

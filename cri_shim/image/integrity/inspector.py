@@ -1,10 +1,10 @@
-"""The process that reads whole layers and blobs to see whether they are what they should be.
+"""The inspector process: it reads whole layers and blobs and computes seals and digests.
 
     python -m cri_shim.image.integrity.inspector < SOCKET
 
-Rules: reading gigabytes takes the processor from everybody who shares a process with it, so this one is apart, and
-nice. It is told what to read, one document per line, and answers each with how far it is and what came out. It changes
-nothing, ends when the daemon closes the socket, and is bounded in memory: trees may be hostile.
+Rules: hashing gigabytes would starve everything else in the same process, so this is a process of its own, at a low
+priority. It receives one task per line as JSON, and answers with its progress and then the result. It changes nothing,
+exits when the daemon closes the socket, and has bounded memory, since trees may be hostile.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from cri_shim.image.integrity.seal import PIECE_BYTES, seal_of
 from cri_shim.quoting import quoted
 
 MEMORY_BYTES = 1 << 30
-"""Address space: the names of one directory, and inodes with several names, are kept; four million take half of it."""
+"""Address space. Names of one directory and inodes with several names stay in memory; four million take half of it."""
 _NICENESS = 10
 _TELL_BYTES = 32 << 20
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME | os.O_CLOEXEC
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """Please read this."""
+    """A path to read."""
 
     path: str
     tree: bool
-    """Seal the tree; else the digest of the file."""
+    """True for the seal of a tree, False for the digest of a file."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far it is; with `value` or `reason`, the end."""
+    """Progress; with `value` or `reason`, the result."""
 
     done_bytes: int = 0
     value: str = ""
@@ -62,7 +62,7 @@ class _Inspector:
             reason = f"{error.strerror or error}{name}"
             return Answer(done_bytes=self._done_bytes, errno=error.errno or 0, reason=reason)
         except MemoryError:
-            return Answer(reason="it takes more memory than a layer may use")
+            return Answer(reason="it exceeds the inspector's memory limit")
         return Answer(done_bytes=self._done_bytes, value=value)
 
     def send(self, answer: Answer) -> None:
@@ -90,7 +90,7 @@ class _Inspector:
 
 
 def main() -> int:
-    """Serve the socket that is standard input."""
+    """Serve the socket on standard input."""
     os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with socket.socket(fileno=os.dup(0)) as connection, connection.makefile("rb") as tasks:
@@ -99,7 +99,7 @@ def main() -> int:
             for line in tasks:
                 inspector.send(inspector.answer(msgspec.json.decode(line, type=Task)))
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the daemon lost interest
+            pass  # the daemon closed the socket
     return 0
 
 

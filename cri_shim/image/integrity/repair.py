@@ -1,12 +1,12 @@
-"""Mending what a check found, bringing only what is damaged.
+"""Repair the damage that a check found, fetching only what is damaged.
 
 Rules:
-- An unpacked layer whose packed form is here is unpacked again; what else is damaged comes from the registry, by the
-  digest that the image is known by, so that the same image comes and no tag moves. Built-in images are made again.
-- A damaged layer is marked damaged and then ingested like any other: it gets a new directory, its record is switched,
-  and the old directory stays as long as a container stands on it. Should the repair fail, the next pull or import of an
-  image with this layer repairs it.
-- A damaged blob is removed first: nothing may take it for a good one.
+- An unpacked layer whose packed layer is here is unpacked again. Other damage is pulled from the registry by the
+  image's digest, so that the same image comes and no tag moves. Built-in images are built again.
+- A damaged layer is marked, then ingested like any other: it gets a new directory, its record is switched over, and the
+  old directory stays while a container uses it. If the repair fails, the next pull or import of an image with this
+  layer repairs it.
+- A damaged blob is removed first, so that nothing takes it for a good one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 
 class Repairer:
-    """Repairs images of one store."""
+    """Repairs the images of one store."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Repairer:
     async def repair(
         self, manifests: Collection[str], checked: CheckReport, pull: Pull
     ) -> RepairReport:
-        """Repair what `checked` says of the images of these manifests. Failures are in the report."""
+        """Repair what `checked` found on the images of these manifests. Failures are in the report."""
         damaged = [each for each in checked.findings if each.damage is not Damage.UNVERIFIED]
         self._mark_damaged(damaged)
         reasons: dict[str, str] = {}
@@ -75,7 +75,9 @@ class Repairer:
         for finding in damaged:
             if self._is_fixed(finding):
                 repaired.append(finding)
-                log.info("repaired", damage=str(finding.damage), object=finding.object)
+                log.info(
+                    "repaired an image's part", damage=str(finding.damage), object=finding.object
+                )
             else:
                 left.append(Unrepaired(finding, self._reason(finding, reasons)))
         return RepairReport(checked, tuple(repaired), tuple(left))
@@ -89,7 +91,7 @@ class Repairer:
                     self._state.blobs.forget(finding.object)
                     if self._state.discard_blobs:
                         continue
-                    # Who brings the layer brings its blob.
+                    # Marked too, since a pull fetches a blob only together with its layer.
                     for facts in self._state.manifests().values():
                         for chain_id, blob in zip(facts.chain, facts.packed, strict=False):
                             if blob == finding.object:
@@ -118,12 +120,12 @@ class Repairer:
                 return digest in self._state.blobs
 
     async def _repair_image(self, digest: str, pull: Pull) -> str:
-        """Bring what the image of this manifest lacks; why that failed, or nothing."""
+        """Ingest what the image of this manifest lacks; returns the reason of a failure, or nothing."""
         names = self._state.index.names_of(digest)
         try:
             planned = await self._planned(digest)
             if digest not in self._state.manifests():
-                return ""  # removed meanwhile
+                return ""  # the image was removed meanwhile
             if planned is not None:
                 await self._ingest([planned], _StoredLayers(self._state.blobs, self._unpacker))
             elif any(name.startswith(f"{RESERVED_DOMAIN}/") for name in names):
@@ -135,7 +137,7 @@ class Repairer:
         return ""
 
     async def _planned(self, digest: str) -> PlannedImage | None:
-        """The image from what is stored; None when something has to come from elsewhere."""
+        """A plan from stored blobs alone; None if something has to be pulled."""
         state = self._state
         try:
             async with (
@@ -155,7 +157,7 @@ class Repairer:
             return None
         facts = state.manifests().get(digest)
         if facts is None:
-            return None  # removed meanwhile
+            return None  # the image was removed meanwhile
         for chain_id, blob in zip(facts.chain, manifest.layers, strict=False):
             missing = state.layers.get(chain_id) is None
             if (missing or state.layers.is_damaged(chain_id)) and blob.digest not in state.blobs:
@@ -175,7 +177,7 @@ class Repairer:
         )
 
     async def _stored(self, digest: str, max_bytes: int, reader: DocumentReader) -> PlannedDocument:
-        """A document of the store, for the reader. Raises CorruptStateError: it is damaged, and forgotten."""
+        """Store a document for the reader. Raises CorruptStateError for a damaged one, which is then removed."""
         return await reader.keep(await asyncio.to_thread(self._state.blobs.read, digest, max_bytes))
 
     def _reason(self, finding: Finding, reasons: dict[str, str]) -> str:
@@ -186,7 +188,7 @@ class Repairer:
                 if reason := reasons.get(digest):
                     return reason
         return (
-            "it was brought anew, but without this"
+            "the image was ingested again, but this is still missing"
             if is_here
             else "its image was removed meanwhile"
         )
@@ -201,11 +203,14 @@ async def _pull_any(names: Sequence[str], pull: Pull) -> str:
             failures.append(str(error))
         else:
             return ""
-    return "; ".join(failures) or "no registry has it under a digest: import it again, or pull it"
+    return (
+        "; ".join(failures)
+        or "the image has no name by digest to pull it by: import or pull it again"
+    )
 
 
 class _StoredLayers:
-    """Layers from blobs that are here (`ingest.Feed`)."""
+    """The feed of blobs in the store (`ingest.Feed`)."""
 
     def __init__(self, blobs: BlobStore, unpacker: Unpacker) -> None:
         self._blobs = blobs
@@ -217,7 +222,7 @@ class _StoredLayers:
         return "stored blobs"
 
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
-        """From the blob."""
+        """Unpack from the stored blob."""
         digest = layer.blob.digest
         fd = os.open(self._blobs.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -228,13 +233,13 @@ class _StoredLayers:
             os.close(fd)
 
     def placed(self, layer: PlannedLayer) -> None:
-        """Nobody waits for it."""
+        """Do nothing: a repair reports no progress per layer."""
 
     async def complete(self, layers: Sequence[PlannedLayer]) -> None:
-        """What is here is all that it works with."""
+        """Do nothing: this feed can fetch nothing."""
 
     def commit_layer(self, layer: PlannedLayer, blobs: BlobStore) -> None:
-        """It is there."""
+        """Do nothing: the blob is in the store."""
 
     def commit_document(self, document: PlannedDocument, blobs: BlobStore) -> None:
-        """It is there."""
+        """Do nothing: the document is in the store."""

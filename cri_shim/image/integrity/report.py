@@ -1,5 +1,4 @@
-"""The report of a check, a repair or a collection: damage that `check` found, what `repair` could do about it, what
-`collect` took away."""
+"""The results of a check, a repair and a collection, as plain values."""
 
 from __future__ import annotations
 
@@ -8,49 +7,49 @@ from enum import StrEnum
 
 
 class Damage(StrEnum):
-    """What is wrong with one object."""
+    """The kind of damage of one object."""
 
     MANIFEST = "manifest"
-    """An image's manifest is missing, or not what its digest says."""
+    """An image's manifest is missing, or its bytes don't have its digest."""
     CONFIG = "config"
-    """The same of its configuration."""
+    """An image's configuration is missing, or its bytes don't have its digest."""
     BLOB = "blob"
-    """A packed layer has other bytes than its digest says. Containers don't need it, so a missing one is no damage."""
+    """A packed layer's bytes don't have its digest. A missing one is no damage, since containers don't need it."""
     LAYER_MISSING = "layer missing"
-    """An unpacked layer has no directory, or no record."""
+    """An unpacked layer has no directory or no record."""
     LAYER_ALTERED = "layer altered"
-    """An unpacked layer is not what was unpacked, or can't be read."""
+    """An unpacked layer differs from what was unpacked, or can't be read."""
     UNVERIFIED = "unverified"
-    """Nothing is known to be wrong, but there is nothing to compare an unpacked layer with."""
+    """There is nothing to compare an unpacked layer with. It may be sound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One object that is not as it should be."""
+    """One object with damage, or unverified."""
 
     damage: Damage
     object: str
-    """Its digest; of an unpacked layer the chain id."""
+    """Its digest, or the chain ID of an unpacked layer."""
     images: tuple[str, ...]
-    """Names, or else IDs, of the images that need it."""
+    """The images that need it, by a name or else by ID."""
     detail: str
-    """What was seen, for a person."""
+    """What the check saw, for operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckProgress:
-    """How far the check of one object is."""
+    """How far the check of one object has come."""
 
     what: str
     """`layer DIGEST` or `blob DIGEST`."""
     done_bytes: int
     total_bytes: int
-    """0 where it isn't known beforehand."""
+    """0 if it is not known in advance."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was looked at, and what is wrong."""
+    """What was checked, and what was found."""
 
     images: int
     layers: int
@@ -60,22 +59,22 @@ class CheckReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is damaged; what could not be verified is no damage."""
+        """Whether nothing is damaged. Unverified layers don't count as damaged."""
         return all(finding.damage is Damage.UNVERIFIED for finding in self.findings)
 
 
 @dataclass(frozen=True, slots=True)
 class Unrepaired:
-    """Damage that is left."""
+    """Damage that a repair could not mend."""
 
     finding: Finding
     reason: str
-    """Why, and what to do."""
+    """Why, and what to do about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepairReport:
-    """What a repair found and did."""
+    """The result of a repair."""
 
     checked: CheckReport
     repaired: tuple[Finding, ...]
@@ -84,13 +83,13 @@ class RepairReport:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a collection took away, or would take."""
+    """What a collection removed, or would remove."""
 
     images: tuple[str, ...]
-    """Names, or else IDs."""
+    """By a name, or else by ID."""
     layers: int
     blobs: int
     leftovers: int
-    """Directories that work which was cut short, or a replaced layer, left behind."""
+    """Directories that interrupted work, or a replaced layer, left behind."""
     freed_bytes: int
     freed_inodes: int

@@ -1,13 +1,14 @@
 """The seal of an unpacked layer: one digest over everything in its tree that a container could notice.
 
 Rules:
-- **What counts**: names, kinds, modes, owners, device numbers, link targets, which names are one inode, sizes, times
-  and contents of files, and extended attributes of files and directories. Times of directories and of whiteouts do
-  not: they say when the layer was unpacked. Nor do `security.*` attributes other than capabilities: a node's policy
-  sets them.
-- The order is that of the names' bytes, and every field has its length, so that one seal belongs to one tree.
-- Directories are reached by descriptors and single names; no link and no mount point is crossed; nothing recurses.
-- Blocking, and busy: `inspector` runs it in a process of its own.
+- **Included**: names, types, modes, owners, device numbers, link targets, which names share an inode, sizes, times and
+  contents of files, and extended attributes of files and directories. Excluded: times of directories and whiteouts,
+  which say when the layer was unpacked, and `security.*` attributes other than capabilities, which the node's policy
+  sets.
+- Entries are ordered by the bytes of their names, and every field has its length, so that different trees can't have
+  the same input.
+- Directories are reached through descriptors and single names. No link and no mount point is crossed. Nothing recurses.
+- Blocking and CPU-heavy: `inspector` runs it in its own process.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ PIECE_BYTES = 1 << 20
 
 
 def seal_of(root: Path, tell: Callable[[int], None]) -> str:
-    """The seal of the tree `root`; `tell` hears how many more bytes of files were read.
+    """The seal of the tree `root`. `tell` is called with the number of file bytes just read.
 
-    Raises OSError: what can't be read, EXDEV where something is mounted in it, ESTALE when it changes meanwhile.
+    Raises OSError: unreadable files, EXDEV for a mount inside the tree, ESTALE if the tree changes meanwhile.
     """
     return _Sealer(tell).seal(root)
 
 
 class _Level:
-    """One directory on the way down: what is still to be done in it, last first."""
+    """One directory on the way down, with its remaining names, last first."""
 
     __slots__ = ("identity", "names")
 
@@ -57,7 +58,7 @@ class _Sealer:
         self._hash = hashlib.sha256(_VERSION)
         self._entries = 0
         self._linked: dict[int, int] = {}
-        """Inode with several names -> number of the entry that had it first."""
+        """Inode with several names -> number of the first entry that has it."""
         self._buffer = memoryview(bytearray(PIECE_BYTES))
 
     def seal(self, root: Path) -> str:
@@ -83,7 +84,7 @@ class _Sealer:
             os.close(fd)
 
     def _entry(self, directory_fd: int, name: str) -> int | None:
-        """Take in one entry; the descriptor of a directory, whose own entries follow."""
+        """Add one entry to the seal; returns the descriptor of a directory, whose entries come next."""
         found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
         self._entries += 1
         kind = stat.S_IFMT(found.st_mode)
@@ -135,7 +136,7 @@ class _Sealer:
                 self._tell(count)
                 size -= count
             if size != 0 or os.fstat(fd).st_ino != found.st_ino:
-                raise OSError(errno.ESTALE, "it changed while it was read", name)
+                raise OSError(errno.ESTALE, "the file changed while it was read", name)
         finally:
             os.close(fd)
 
@@ -161,5 +162,5 @@ def _up(fd: int, parent: _Level, root: Path) -> int:
     found = os.fstat(above)
     if (found.st_dev, found.st_ino) != parent.identity:
         os.close(above)
-        raise OSError(errno.ESTALE, "a directory left it meanwhile", str(root))
+        raise OSError(errno.ESTALE, "a directory was moved while the tree was read", str(root))
     return above

@@ -1,1 +1,1 @@
-"""Registries: which servers stand for one, how they authorize, what is downloaded from them."""
+"""Registries: their servers, authorization and downloads."""

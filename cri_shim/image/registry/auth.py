@@ -1,11 +1,11 @@
-"""Answering a registry that asks who we are: basic credentials, or a token from the server that it names.
+"""Authorize at a registry: basic credentials, or a token from the token server that the registry names.
 
 Rules:
-- What is shown to a server is decided here, per server; the caller gives credentials only for the servers that they are
-  for. An anonymous pull asks for a token as well: that is how public images are served.
-- A token server is reached by https; by http only where the registry itself is, on the same host or both on the
-  loopback. Anything else would let a registry send our credentials, or our requests, where it likes.
-- Secrets stand in headers and bodies only: not in a URL, an error, or a `repr`.
+- This module decides per server what the server is shown. The caller passes only credentials that are meant for the
+  server. An anonymous pull asks for a token too: registries serve public images that way.
+- A token server must use https. http is allowed only if the registry itself uses http, on the same host or both on the
+  loopback. Otherwise a registry could send our credentials, or our requests, anywhere.
+- Secrets appear in headers and bodies only: not in a URL, an error, or a `repr`.
 
 Specs: distribution, "Token Authentication" (GET) and "OAuth2 Token Authentication" (POST); RFC 9110 §11.6.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cri_shim.image.registry.hosts import Endpoint
 
 CLIENT_ID = "cri-shim"
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's word for a word
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110's `token`, a syntax element
 _PARAMETER = re.compile(rf"({_TOKEN})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+))")
 _SCHEME = re.compile(rf"({_TOKEN})(?:\s+|$|(?=,))")
 _GAP = re.compile(r"[\s,]*")
@@ -41,14 +41,14 @@ _TOKEN68 = re.compile(r"[A-Za-z0-9._~+/=-]+\s*(?:,|$)")
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to prove who we are: a scheme in lower case, and its parameters."""
+    """One way to authenticate: a scheme in lower case, and its parameters."""
 
     scheme: str
     parameters: Mapping[str, str]
 
 
 def parse_challenges(values: Sequence[str]) -> list[Challenge]:
-    """The challenges in `WWW-Authenticate` headers; what can't be read ends the header it stands in."""
+    """The challenges in `WWW-Authenticate` headers. The rest of a header after a syntax error is ignored."""
     return [challenge for value in values for challenge in _parse(value)]
 
 
@@ -79,21 +79,21 @@ def _parse(value: str) -> list[Challenge]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TokenRequest:
-    """What to ask of a token server."""
+    """A request to a token server."""
 
     url: str
     query: Mapping[str, str]
-    """Of a GET."""
+    """The query of a GET."""
     form: Mapping[str, str] | None
     """The body of a POST; None for a GET."""
     authorization: str | None
 
 
 class TokenServer(Protocol):
-    """Asks a token server."""
+    """Sends requests to token servers."""
 
     async def ask(self, endpoint: Endpoint, request: TokenRequest) -> bytes:
-        """The body of its answer. Raises ServerFailure."""
+        """The body of the response. Raises ServerFailure."""
 
 
 class _TokenAnswer(msgspec.Struct, frozen=True):
@@ -102,7 +102,7 @@ class _TokenAnswer(msgspec.Struct, frozen=True):
 
 
 class Authorizer:
-    """What one server is shown, during one pull."""
+    """The authorization that one server is shown, during one pull."""
 
     def __init__(
         self,
@@ -111,25 +111,25 @@ class Authorizer:
         scope: str,
         tokens: TokenServer,
     ) -> None:
-        """`credentials`: those that are for this server, if any. `scope` is asked for if it names none."""
+        """`credentials` are those meant for this server, if any. `scope` is used if the challenge names none."""
         self._endpoint = endpoint
         self._credentials = credentials
         self._scope = scope
         self._tokens = tokens
         self._answering = asyncio.Lock()
         self.authorization: str | None = None
-        """The header to send; None while the server has not asked."""
+        """The Authorization header to send; None until the server asks."""
         if credentials is not None and credentials.registry_token:
             self.authorization = f"Bearer {credentials.registry_token}"
 
     async def answer(self, challenges: Sequence[Challenge], shown: str | None) -> bool:
-        """The server refused `shown`: find something better, or learn that there is nothing (False).
+        """The server refused `shown`: obtain a better authorization. Returns False if there is none.
 
-        Raises ServerFailure when the token server refuses or can't be asked.
+        Raises ServerFailure when the token server refuses or can't be reached.
         """
         async with self._answering:
             if self.authorization != shown:
-                return True  # another request was quicker
+                return True  # another request has obtained one meanwhile
             by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
             credentials = self._credentials
             if credentials is not None and credentials.registry_token:
@@ -150,11 +150,11 @@ class Authorizer:
         try:
             answer = msgspec.json.decode(data, type=_TokenAnswer)
         except UNREADABLE_DOCUMENT as error:
-            # The type of what is wrong, and where; never the token.
-            raise self._broken(f"the answer of its token server makes no sense: {error}") from None
+            # msgspec's text has the type and the position of the error, never a value.
+            raise self._broken(f"the answer of its token server can't be parsed: {error}") from None
         token = answer.token or answer.access_token or ""
         if not token.isascii() or not token.isprintable() or not token:
-            raise self._broken("its token server gave no token")
+            raise self._broken("its token server returned no token")
         return f"Bearer {token}"
 
     def _request(self, realm: str, asked: dict[str, str]) -> TokenRequest:
@@ -180,13 +180,13 @@ class Authorizer:
         except ValueError:
             sound = False
         if not sound:
-            raise self._broken("it names no token server that could be asked")
+            raise self._broken("it names no valid token server (realm)")
         near = parts.hostname == own.hostname or (
             is_loopback(parts.netloc) and is_loopback(own.netloc)
         )
         if parts.scheme == "http" and not (own.scheme == "http" and near):
             raise self._broken(
-                f"it names a token server that is not on https, http://{parts.netloc}: it is not asked"
+                f"its token server http://{parts.netloc} does not use https, so it gets no credentials"
             )
 
     def _broken(self, text: str) -> ServerFailure:

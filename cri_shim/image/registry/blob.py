@@ -1,10 +1,10 @@
-"""The bytes of one blob from a registry's servers: from where the last one left off, to the end.
+"""The transfer of one blob from a registry's servers, each resuming where the last one stopped.
 
 Rules:
-- A blob that broke off goes on where it broke (Range). A server that knows no ranges, or gets them wrong, is asked once
-  for all of it, and what is here already is skipped: it has the blob all the same.
-- Never more bytes than the manifest promises; whether they are the right ones, the sink knows.
-- A connection without a byte is given up, so that another try fits in.
+- An interrupted blob resumes with a Range request. A server without ranges, or with wrong ones, is asked once for the
+  whole blob, and the bytes that are here are skipped: it has the blob all the same.
+- A transfer never takes more bytes than the manifest states. The sink checks the digest.
+- A connection without a byte for a while is dropped, in time for another attempt.
 
 Spec: distribution 1.1, "Pulling blobs"; RFC 9110, "Range Requests".
 """
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _TRAILER_S = 1.0
-"""Until the end of an answer that has brought all of a blob: then its connection can be used again, and not else."""
+"""How long to wait for the end of a response whose blob is complete. Only a finished response frees its connection."""
 _RANGED = frozenset({200, 206, 400, 416, 501})
-"""Answers to a request for a part of a blob: with it, with all of it, or that there are no parts."""
+"""Statuses of a Range request that are handled: the part, the whole, or a refusal of ranges."""
 
 
 class Sink(Protocol):
-    """Takes the bytes of a blob."""
+    """The destination of a blob's bytes."""
 
     @property
     def received(self) -> int:
-        """Bytes taken so far; a broken transfer goes on from there."""
+        """Bytes taken so far, where an interrupted transfer resumes."""
 
     async def write(self, chunk: bytes) -> None:
-        """Take more."""
+        """Take more bytes."""
 
 
 class BlobTransfer:
-    """One blob on its way into one sink, whoever sends it."""
+    """One blob on its way into one sink, from any number of servers."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class BlobTransfer:
         stall_s: float,
         patience_s: float | None,
     ) -> None:
-        """Each byte sets `watchdog` to `stall_s` from then on; a connection may be silent for `patience_s`."""
+        """Each chunk moves `watchdog` to `stall_s` from now. A connection may be silent for `patience_s`."""
         self._http = http
         self._blob = blob
         self._sink = sink
@@ -65,8 +65,10 @@ class BlobTransfer:
         self._patience_s = patience_s
 
     async def go_on(self, endpoint: Endpoint, path: str, *, answers_within_s: float | None) -> None:
-        """From where the sink is to the end, or as far as the connection holds. Raises ServerFailure, and as the
-        sink."""
+        """Transfer from the sink's position to the end, or until the connection breaks.
+
+        Raises ServerFailure, and what the sink raises.
+        """
         start = self._sink.received
         if start == self._blob.size:
             return
@@ -80,7 +82,7 @@ class BlobTransfer:
                     await self._take(endpoint, response, skip)
                     return
                 log.debug(
-                    "a server does not send the rest of a blob and is asked for all of it",
+                    "a server can't resume a blob; asking it for the whole",
                     server=endpoint.origin,
                     blob=self._blob.digest,
                     status=response.status,
@@ -91,7 +93,7 @@ class BlobTransfer:
             await self._take(endpoint, response, start)
 
     async def _take(self, endpoint: Endpoint, response: aiohttp.ClientResponse, skip: int) -> None:
-        """All of an answer but its first `skip` bytes, as far as the connection holds."""
+        """Take a response's body without its first `skip` bytes, as far as the connection lasts."""
         loop = asyncio.get_running_loop()
         blob, sink = self._blob, self._sink
         while True:
@@ -106,13 +108,13 @@ class BlobTransfer:
                 raise ServerFailure(
                     endpoint.origin,
                     Fault.DAMAGED,
-                    f"blob {blob.digest}: more than the {blob.size} bytes that the manifest promises",
+                    f"blob {blob.digest}: more than the {blob.size} bytes that the manifest states",
                 )
             if chunk:
                 await sink.write(chunk)
 
     async def _next_piece(self, endpoint: Endpoint, response: aiohttp.ClientResponse) -> bytes:
-        """Empty at the end, however an answer ends that has brought all of the blob. Raises ServerFailure."""
+        """The next bytes; empty at the end. Once the blob is complete, any end will do. Raises ServerFailure."""
         blob, sink = self._blob, self._sink
         whole = sink.received == blob.size
         try:
@@ -133,8 +135,8 @@ class BlobTransfer:
 
 
 def _offset(response: aiohttp.ClientResponse, start: int) -> int | None:
-    """How many bytes to skip of the answer to a request for those from `start` on; None: it is of no use."""
+    """How many bytes to skip of the response to a Range request from `start`; None if the response is of no use."""
     if response.status == 200:
-        return start  # all of it, from the beginning
+        return start  # the whole blob
     sent = response.headers.get("Content-Range", "")
     return 0 if response.status == 206 and sent.startswith(f"bytes {start}-") else None

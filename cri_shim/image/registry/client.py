@@ -1,15 +1,15 @@
-"""A registry: manifests, documents and layers of one repository, from whichever of its servers has them.
+"""A registry client: manifests, documents and layers of one repository, from whichever server has them.
 
 Rules:
-- Servers are asked in the order of `hosts.toml`, the registry itself last. One that fails for a reason that may pass is
-  asked again in the next round, after a pause; one that can't help is not. What the last of them says counts.
-- Whoever answered is asked first from then on: one pull meets one state of a registry.
-- Bytes are believed by their digest only. A layer that breaks off goes on where it broke (`blob`).
-- Whatever is wrong with a server's answer, its status or its content, leads to the next server.
-- Nothing waits for ever: without a byte for `stall_s` a request is over, and a silent connection is given up earlier,
-  so that another try fits in.
+- Servers are asked in the order of `hosts.toml`, the registry itself last. A server with a passing failure is asked
+  again in the next round, after a pause; one that can't help is dropped. The last server's answer decides the error.
+- A server that answered is asked first from then on, so that a pull sees one state of the registry.
+- Only digests make bytes trustworthy. An interrupted layer resumes where it stopped (`blob`).
+- Any fault in a server's answer, in its status or its content, leads to the next server.
+- Every wait ends: a request without a byte for `stall_s` is over. A silent connection is dropped earlier, in time for
+  another attempt.
 
-Spec: distribution 1.1, "Pull". Loaded with the first pull (it imports aiohttp).
+Spec: distribution 1.1, "Pull". Imported with the first pull, since it imports aiohttp.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ROUNDS = 5
-"""How often every server is asked before a fault that may pass is final."""
+"""How often every server is asked before a passing failure becomes final."""
 _FIRST_PAUSE_S = 0.25
 _MAX_RETRY_AFTER_S = 60.0
-"""Who asks for more gets it from kubelet's own pauses between pulls."""
+"""The longest Retry-After that a pull waits for. For longer ones, the kubelet's back-off between pulls does it."""
 _SILENCE = 0.25
-"""The part of `stall_s` after which a silent connection is given up, for a new one or for another server."""
+"""The part of `stall_s` after which a silent connection is dropped in favour of a new one or another server."""
 _PROGRESS_BYTES = 1 << 20
-"""What a connection must bring before it breaks for the tries to be counted anew, which bounds how many there are."""
+"""The bytes a connection must deliver before it breaks for the count of attempts to restart. Bounds the attempts."""
 _ACCEPT = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 T = TypeVar("T")
 
 
 class Document(NamedTuple):
-    """A manifest or an index as a registry sent it, checked against its digest."""
+    """A manifest or index from a registry, checked against its digest."""
 
     data: bytes
     content_type: str
@@ -72,9 +72,9 @@ async def open_registry(
     stall_s: float,
     environment: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[Registry]:
-    """The registry of `reference`, reached by `endpoints`; connections last as long as this is open.
+    """A client for the registry of `reference`, with `endpoints` as its servers. Connections last while this is open.
 
-    `credentials` are the registry's: no mirror sees them. `environment` names the proxies.
+    Only the registry itself is shown `credentials`, never a mirror. `environment` names the proxies.
     """
     async with RegistryHttp(
         lambda endpoint: credentials if endpoint.is_registry else None,
@@ -85,7 +85,7 @@ async def open_registry(
 
 
 class Registry:
-    """One repository, for one pull."""
+    """One repository, during one pull."""
 
     def __init__(
         self,
@@ -101,13 +101,13 @@ class Registry:
         self._last = endpoints[-1]
         self._stall_s = stall_s
         self._senders: dict[str, set[str]] = {}
-        """Blob -> the servers that have sent the last of it."""
+        """Blob digest -> URLs of the servers that sent its last byte."""
         self._patience_s = stall_s * _SILENCE or None
 
     async def digest(self, wanted: str) -> str | None:
-        """The digest of the manifest that a tag or digest means now; None where the registry doesn't tell.
+        """The digest of the manifest that a tag or digest means now; None if the registry doesn't say.
 
-        Costs less than `manifest`: some registries count those. Raises as `manifest`.
+        Cheaper than `manifest`, which some registries count against a rate limit. Raises as `manifest`.
         """
 
         async def attempt(endpoint: Endpoint) -> str | None:
@@ -119,11 +119,11 @@ class Registry:
                     digest = response.headers.get("Docker-Content-Digest", "")
             except ServerFailure as failure:
                 if failure.fault is Fault.BROKEN:
-                    return None  # whoever doesn't know HEAD may know GET
+                    return None  # a server without HEAD may still support GET
                 raise
             return digest if is_digest(digest) else None
 
-        return await self._ask("resolving it", wanted, attempt)
+        return await self._ask("resolving the reference", wanted, attempt)
 
     async def manifest(
         self,
@@ -131,12 +131,12 @@ class Registry:
         max_bytes: int,
         check: Callable[[Document], Awaitable[None]] | None = None,
     ) -> Document:
-        """The manifest or index of a tag or digest.
+        """Fetch the manifest or index of a tag or digest.
 
-        One for which `check` raises BadArchiveError is its server's fault, and the next one is asked.
+        A document for which `check` raises BadArchiveError counts as its server's failure; the next server is asked.
 
-        Raises NotFoundError, RegistryAuthError, RegistryUnavailableError, and BadArchiveError for documents that don't
-        have the digest or don't pass the check; each names the servers and what they said.
+        Raises NotFoundError, RegistryAuthError, RegistryUnavailableError, and BadArchiveError for documents with a
+        wrong digest or refused by `check`. Each error names the servers and their answers.
         """
 
         async def attempt(endpoint: Endpoint) -> Document:
@@ -158,10 +158,10 @@ class Registry:
                     raise ServerFailure(endpoint.origin, Fault.DAMAGED, str(error)) from error
             return document
 
-        return await self._ask("fetching its manifest", wanted, attempt)
+        return await self._ask("fetching the manifest", wanted, attempt)
 
     async def document(self, blob: Descriptor, max_bytes: int) -> bytes:
-        """A small blob, whole. Raises as `manifest`."""
+        """Fetch a small blob. Raises as `manifest`."""
 
         async def attempt(endpoint: Endpoint) -> bytes:
             path = self._path(endpoint, f"blobs/{blob.digest}")
@@ -173,20 +173,20 @@ class Registry:
                     raise _damaged(endpoint, f"blob {blob.digest}", digest_of(data))
                 return data
 
-        return await self._ask("fetching its configuration", blob.digest, attempt, kind="blob")
+        return await self._ask("fetching the configuration", blob.digest, attempt, kind="blob")
 
     async def download(self, blob: Descriptor, sink: Sink) -> str:
-        """Write the bytes of `blob` to `sink`, exactly as many as its descriptor says; the sink checks the digest.
+        """Write the bytes of `blob` to `sink`, exactly as many as its descriptor states. The sink checks the digest.
 
-        Gives the server that sent the last of them, for a message. Who asks again had no use for what came: servers
-        that sent none of it are asked first then. Raises as `manifest`, and what the sink raises.
+        Returns the server that sent the last byte. A second download of a blob means that the first was of no use, so
+        servers that have not sent it come first then. Raises as `manifest`, and what the sink raises.
         """
 
         async def attempt(endpoint: Endpoint) -> str:
             start = sink.received
             try:
                 path = self._path(endpoint, f"blobs/{blob.digest}")
-                # Nobody is quicker than the only one.
+                # With a single server there is nobody to switch to, so only `stall_s` counts.
                 patience_s = self._patience_s if len(self._endpoints) > 1 else None
                 await transfer.go_on(endpoint, path, answers_within_s=patience_s)
                 if sink.received < blob.size:
@@ -224,7 +224,7 @@ class Registry:
         distrusted: Collection[str] = (),
         watchdog: asyncio.Timeout | None = None,
     ) -> T:
-        """What the first server gives that can. Raises the verdict over all of them."""
+        """Return the first server's success. Raises the verdict over all servers."""
         need = Capability.PULL if is_digest(wanted) else Capability.RESOLVE
         candidates = [endpoint for endpoint in self._endpoints if need in endpoint.capabilities]
         if not candidates:
@@ -248,17 +248,17 @@ class Registry:
 
     def _path(self, endpoint: Endpoint, rest: str) -> str:
         path = f"/{self._reference.path}/{rest}"
-        # A mirror of many registries is told which one is meant, as containerd tells it.
+        # `ns` tells a mirror of several registries which one is meant; containerd introduced it.
         return path if endpoint.is_registry else f"{path}?ns={self._reference.domain}"
 
     def prefer(self, endpoint: Endpoint) -> None:
-        """It answered: it is asked first from now on."""
+        """Ask this server first from now on."""
         self._endpoints.remove(endpoint)
         self._endpoints.insert(0, endpoint)
 
 
 class _Asking:
-    """One question on its way through the servers."""
+    """One request on its way through the servers."""
 
     def __init__(
         self,
@@ -296,22 +296,22 @@ class _Asking:
             rounds += 1
             if not self._candidates or rounds >= ROUNDS or pause_s > _MAX_RETRY_AFTER_S:
                 raise self._verdict()
-            # Not all nodes of a cluster in step.
+            # Randomised, so that the nodes of a cluster don't retry in step.
             backoff_s = _FIRST_PAUSE_S * 2 ** (rounds - 1) * random.uniform(0.75, 1.25)  # noqa: S311
             self._pausing = True
             await asyncio.sleep(max(pause_s, backoff_s))
 
     def _note(self, endpoint: Endpoint, failure: ServerFailure) -> None:
         self._failures[endpoint.url] = failure
-        log.debug("a registry's server did not help", doing=self._doing, said=str(failure))
+        log.debug("a registry server failed a request", doing=self._doing, said=str(failure))
         if failure.fault is not Fault.PASSING:
             self._candidates.remove(endpoint)
             if endpoint is self._last and failure.fault in (Fault.MISSING, Fault.REFUSED):
                 raise self._verdict()
 
     def out_of_time(self, stall_s: float) -> Exception:
-        """Nothing came for so long: from the one being asked, unless they have all said why they don't answer."""
-        nothing_came = f"nothing came for {stall_s:g} s"
+        """The error of a stall: the fault of the server being asked, unless all have given a reason and we pause."""
+        nothing_came = f"no bytes for {stall_s:g} s"
         if self._pausing:
             self._doing += f": {nothing_came}"
         else:

@@ -1,9 +1,9 @@
-"""Credentials for a registry, and the one registry they are for.
+"""Registry credentials, and the registry that they are for.
 
-Rules: pure, except for reading a file whose path is given. No secret is in a `repr`, in an error or in the key that two
-pulls are told apart by.
+Rules: pure, except for `load_auth_file`. No secret appears in a `repr`, in an error, or in the key that distinguishes
+pulls.
 
-Forms: CRI's AuthConfig, and Docker's `config.json` (`auths`; credential helpers are programs and not asked).
+Forms: CRI's AuthConfig, and Docker's `config.json` (`auths` only; credential helpers are programs and not run).
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ _PROCESS_KEY = secrets.token_bytes(32)
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
-    """What to show to one registry. The first of these that is set is used: registry token, identity token, user."""
+    """Credentials for one registry. The first that is set is used: registry token, identity token, user."""
 
     registry: str = ""
-    """Host, with its port if it has one; empty for the registry of whatever is pulled."""
+    """Host, with its port if there is one; empty for the registry of whatever is pulled."""
     username: str = ""
     password: str = field(default="")
     identity_token: str = ""
-    """Exchanged at the registry's token server (OAuth2 refresh token)."""
+    """An OAuth2 refresh token, exchanged at the registry's token server."""
     registry_token: str = ""
-    """Shown to the registry as it is."""
+    """A bearer token, sent to the registry as it is."""
 
     def __repr__(self) -> str:
         return f"Credentials(for {self.registry or 'the image'!s})"
 
     @property
     def usable(self) -> bool:
-        """Whether there is anything to show."""
+        """Whether any credential is set."""
         return bool(self.username or self.password or self.identity_token or self.registry_token)
 
     def fit(self, domain: str) -> bool:
@@ -57,7 +57,7 @@ class Credentials:
         return not self.registry or same_registry(self.registry, domain)
 
     def key(self) -> str:
-        """Equal for equal credentials, and of no use outside this process."""
+        """Equal for equal credentials, and useless outside this process (keyed hash)."""
         digest = hashlib.blake2b(key=_PROCESS_KEY, digest_size=12)
         for part in (
             self.registry,
@@ -79,10 +79,10 @@ def credentials_of(
     identity_token: str = "",
     registry_token: str = "",
 ) -> Credentials | None:
-    """Credentials from the fields of CRI's AuthConfig; None when they hold nothing.
+    """Credentials from the fields of CRI's AuthConfig; None if all are empty.
 
-    `auth` is base64 of `user:password` and counts only without a `username`. `server_address` may be a URL.
-    Raises InvalidArgumentError for an `auth` that is no such thing, without telling what it was.
+    `auth` is base64 of `user:password`, and is used only without `username`. `server_address` may be a URL.
+    Raises InvalidArgumentError for a malformed `auth`, without quoting it.
     """
     if auth and not username:
         username, password = _decode_auth(auth)
@@ -97,21 +97,21 @@ def credentials_of(
 
 
 def _decode_auth(auth: str) -> tuple[str, str]:
-    """As people make it by hand: `base64` breaks lines, and the padding gets lost."""
+    """Tolerates hand-made values: `base64` wraps lines, and padding gets lost."""
     packed = "".join(auth.split()).rstrip("=")
     packed += "=" * (-len(packed) % 4)
     try:
         text = base64.b64decode(packed, validate=True).decode()
     except (binascii.Error, ValueError):
-        raise InvalidArgumentError("the image's auth.auth is not base64") from None
+        raise InvalidArgumentError("auth.auth: not base64") from None
     username, colon, password = text.partition(":")
     if not colon:
-        raise InvalidArgumentError("the image's auth.auth is not base64 of user:password")
+        raise InvalidArgumentError("auth.auth: not base64 of user:password")
     return username, password.strip("\0")
 
 
 def registry_host(address: str) -> str:
-    """The host of a registry as it stands in references, from a host or a URL: `https://index.docker.io/v1/`."""
+    """A registry's host as in references, from a host or a URL such as `https://index.docker.io/v1/`."""
     host = address.partition("://")[2] or address
     host = host.partition("/")[0].rpartition("@")[2].lower()
     return DEFAULT_DOMAIN if host in _DOCKER_HUB else host
@@ -123,7 +123,7 @@ def same_registry(one: str, other: str) -> bool:
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """Null is what Go's writers have where nothing is set."""
+    """Members may be null: Go programs write unset ones so."""
 
     auth: str | None = None
     username: str | None = None
@@ -139,9 +139,9 @@ class _AuthFile(msgspec.Struct, frozen=True):
 def load_auth_file(
     path: Path, reference: Reference, *, named_by: str = "images.auth_file"
 ) -> Credentials | None:
-    """What Docker's `config.json` at `path` has for `reference`.
+    """The credentials for `reference` in Docker's `config.json` at `path`, if any.
 
-    Raises ConfigError as `parse_auth_file`, which begins with what named the file.
+    Raises ConfigError, whose text begins with `named_by`, the setting that names the file.
     """
     try:
         data = read_bounded(path, _MAX_AUTH_FILE_BYTES)
@@ -153,14 +153,14 @@ def load_auth_file(
 def parse_auth_file(
     data: bytes, path: Path, reference: Reference, *, named_by: str = "images.auth_file"
 ) -> Credentials | None:
-    """What the `config.json` in `data`, read from `path`, has for `reference`; the longest fitting path counts.
+    """The credentials for `reference` in a `config.json`, read from `path`. The entry with the longest match counts.
 
-    Raises ConfigError when it can't be understood. It does not run credential helpers.
+    Raises ConfigError for a malformed file. Credential helpers are not run.
     """
     try:
         document = msgspec.json.decode(data, type=_AuthFile)
     except UNREADABLE_DOCUMENT as error:
-        # msgspec tells the place and the type that it found there, never a value.
+        # msgspec's text has the position and the type of the error, never a value.
         raise ConfigError(f"{named_by}: {path}: {error}") from None
     best: tuple[int, str] | None = None
     auths = {address: entry for address, entry in (document.auths or {}).items() if entry}
@@ -188,7 +188,7 @@ def parse_auth_file(
 
 
 def _fits(address: str, reference: Reference) -> int:
-    """0: another registry or repository; more for a longer path."""
+    """How well an entry matches: 0 for another registry or repository, more for a longer path."""
     if not same_registry(address, reference.domain):
         return 0
     path = (address.partition("://")[2] or address).partition("/")[2].strip("/")

@@ -1,8 +1,8 @@
-"""What a registry's server did instead of answering, and what the caller of a pull is told once nobody is left to ask.
+"""Failures of a registry's servers, and the one error that a caller gets when every server has failed.
 
-Rules: a `ServerFailure` never leaves the registry client; `verdict` makes the one error out of all of them, naming each
-server that was asked and what it said. A server's words are untrusted, those in its status line too: every failure is
-cut, and has no control characters.
+Rules: a `ServerFailure` never leaves the registry client. `verdict` turns all of them into one error that names each
+server and its answer. A server's text is untrusted, its status line too: every failure is cut, without control
+characters.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _MAX_FAILURE_CHARS = 700
 
 
 class Fault(Enum):
-    """What is wrong, and so what to do about it."""
+    """The kind of a failure, which decides what happens next."""
 
     PASSING = auto()
-    """Worth another try: no connection, a broken one, too many requests, a server's error."""
+    """Try again: no connection, a broken one, too many requests, or a server error."""
     MISSING = auto()
-    """It hasn't got it."""
+    """The server does not have the object."""
     REFUSED = auto()
-    """It wants other credentials, or any."""
+    """The server wants other credentials, or any."""
     DAMAGED = auto()
-    """It sent something that is not what was asked for."""
+    """The server sent something else than was requested."""
     BROKEN = auto()
-    """It can't be talked to, and won't in a minute either."""
+    """The server can't be used, and waiting won't help."""
 
 
 _TELLS = (Fault.PASSING, Fault.BROKEN, Fault.MISSING, Fault.DAMAGED, Fault.REFUSED)
-"""The more, the later."""
+"""From the least to the most informative."""
 
 
-class ServerFailure(Exception):  # noqa: N818 - it is one server's, and not yet an error of the pull
-    """One server's failure to answer one request."""
+class ServerFailure(Exception):  # noqa: N818 - one server's, and not yet an error of the pull
+    """The failure of one server to answer one request."""
 
     def __init__(
         self,
@@ -62,17 +62,17 @@ class ServerFailure(Exception):  # noqa: N818 - it is one server's, and not yet 
         super().__init__(f"{origin}: {_clean(text, _MAX_FAILURE_CHARS)}")
         self.fault = fault
         self.answered = answered
-        """Whether it was the server that said so; else it could not be reached, or fell silent."""
+        """Whether the server answered; False if it could not be reached or went silent."""
         self.retry_after_s = retry_after_s
         self.progressed = False
-        """Whether bytes came before it happened: then the tries are counted anew."""
+        """Whether bytes arrived before the failure: then the count of attempts starts again."""
 
 
 def verdict(doing: str, kind: str, key: str, failures: Sequence[ServerFailure]) -> CriShimError:
-    """The error for what nobody could give; the last failure, the registry's own, decides which.
+    """The error of a request that every server failed. The last failure, the registry's own, decides its kind.
 
-    A registry that said nothing leaves that to its mirrors: then what tells the most of what they said decides.
-    `doing` names image and step; `kind` and `key` name what is missing if it is.
+    If the registry itself did not answer, the most informative failure of its mirrors decides.
+    `doing` names image and step; `kind` and `key` name the object, in case it is missing.
     """
     said = "; ".join(map(str, failures))
     decisive = failures[-1]
@@ -97,11 +97,11 @@ class _ErrorEntry(msgspec.Struct, frozen=True):
 class _ErrorBody(msgspec.Struct, frozen=True):
     errors: list[_ErrorEntry] | None = None
     details: str | None = None
-    """What token servers write."""
+    """The form of token servers' errors."""
 
 
 def registry_words(body: bytes) -> str:
-    """What the body of an error answer says, for a message; empty when it says nothing (distribution spec, errors)."""
+    """The message in the body of an error response; empty if there is none (distribution-spec, "Error Codes")."""
     try:
         found = msgspec.json.decode(body, type=_ErrorBody)
     except UNREADABLE_DOCUMENT:

@@ -1,21 +1,21 @@
-"""Which servers to ask for the images of a registry: `hosts.toml`, in the layout and meaning that containerd gave it.
+"""The servers of a registry, from `hosts.toml` in containerd's layout and meaning.
 
     DIR/<host>/hosts.toml      also DIR/<host>_<port>_/hosts.toml; DIR/_default/hosts.toml for every host without one
 
     server = "https://registry.example"       the registry itself, asked last
     [host."https://mirror.example"]           mirrors, asked in the order of the file
-      capabilities = ["pull", "resolve"]      resolve: may say what a tag means
+      capabilities = ["pull", "resolve"]      resolve: may be asked what a tag means
       ca = "ca.pem"                           or a list; relative to the file
       client = [["client.pem", "client.key"]] or "both-in-one.pem", or a list of such
       skip_verify = true
-      override_path = true                    the URL's path is the API's root: no /v2 is added
+      override_path = true                    the URL's path is the root of the API: /v2 is not appended
       [host."https://mirror.example".header]
         X-Name = "value"                      or a list
 
-The keys of a host stand at the top level too, for `server`.
+At the top level, the keys of a host apply to `server`.
 
-Rules: parsing is pure; files are read anew for each pull, so that a change counts at once. Without a file the registry
-is asked by https, one on the loopback by plain http.
+Rules: parsing is pure. Files are read again for each pull, so a change applies at once. Without a file, the registry is
+reached by https, one on the loopback by plain http.
 """
 
 from __future__ import annotations
@@ -55,39 +55,39 @@ _FORBIDDEN_HEADERS = frozenset(
 
 
 class Capability(StrEnum):
-    """What a host may be asked for."""
+    """What a host may be used for."""
 
     PULL = "pull"
-    """Content by its digest."""
+    """Fetching content by digest."""
     RESOLVE = "resolve"
-    """What a tag means."""
+    """Resolving tags."""
     PUSH = "push"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One server that has, or mirrors, the images of a registry."""
+    """A registry's server or a mirror of it."""
 
     url: str
-    """Root of the API, `/v2` included, without a slash at its end."""
+    """Root of the API, `/v2` included, without a trailing slash."""
     is_registry: bool = False
-    """The registry itself and no mirror: the registry's credentials are for it."""
+    """The registry itself, which gets the registry's credentials, and not a mirror."""
     capabilities: frozenset[Capability] = frozenset(Capability)
     ca: tuple[Path, ...] = ()
     client: tuple[tuple[Path, Path | None], ...] = ()
-    """Certificate, and key where it is not in the same file."""
+    """Certificates with their keys; None if the key is in the same file."""
     skip_verify: bool = False
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    """They may hold secrets."""
+    """Left out of `repr`: they may be secret."""
 
     @property
     def host(self) -> str:
-        """Host, and port if the URL has one."""
+        """Host, with its port if the URL has one."""
         return urlsplit(self.url).netloc
 
     @property
     def origin(self) -> str:
-        """What to call it in a message."""
+        """The server's name in messages."""
         parts = urlsplit(self.url)
         return parts.netloc if parts.scheme == "https" else f"{parts.scheme}://{parts.netloc}"
 
@@ -107,7 +107,7 @@ class _Document(_Host, frozen=True, kw_only=True):
 
 
 def load_endpoints(registry_config: Path | None, domain: str) -> list[Endpoint]:
-    """Whom to ask for images of `domain`, in order. Raises ConfigError naming the file and the key."""
+    """The servers for images of `domain`, in order. Raises ConfigError with the file and the key."""
     if registry_config is not None:
         for directory in _directories(registry_config, domain):
             path = directory / _HOSTS_FILE
@@ -115,7 +115,7 @@ def load_endpoints(registry_config: Path | None, domain: str) -> list[Endpoint]:
                 data = read_bounded(path, _MAX_HOSTS_BYTES)
             except (FileNotFoundError, NotADirectoryError):
                 if directory.is_dir():
-                    break  # a directory of its own without a file: nothing special about this host
+                    break  # a directory without a file overrides _default: the built-in rule applies
                 continue
             except OSError as error:
                 raise ConfigError(f"{path}: {error.strerror}") from error
@@ -132,16 +132,16 @@ def _directories(registry_config: Path, domain: str) -> list[Path]:
 
 
 def parse_hosts(data: bytes, path: Path, domain: str) -> list[Endpoint]:
-    """The servers that the `hosts.toml` in `data`, read from `path`, names for `domain`, in order.
+    """The servers for `domain` that a `hosts.toml` names, in order. `data` was read from `path`.
 
-    Raises ConfigError naming the file and the key.
+    Raises ConfigError with the file and the key.
     """
     try:
         document = msgspec.toml.decode(data, type=_Document)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     server_url = _checked(document.server or default_server(domain), path, "server")
-    # Who writes a file for all registries doesn't say that one server may have the credentials of all of them.
+    # `server` in _default applies to every registry: it must not get the credentials of all of them.
     own = {urlsplit(f"//{domain}").netloc, urlsplit(default_server(domain)).netloc}
     if path.parent.name != _DEFAULT_DIR:
         own.add(urlsplit(server_url).netloc)
@@ -153,27 +153,27 @@ def parse_hosts(data: bytes, path: Path, domain: str) -> list[Endpoint]:
             endpoint = replace(endpoint, is_registry=True)
         known = found.setdefault(endpoint.url, endpoint)
         if known is not endpoint:
-            # The server has a table of its own among the hosts, for its certificates say: it is not asked twice.
+            # `server` also has a table among the hosts, perhaps for its certificates. Ask it once.
             both = known.capabilities | endpoint.capabilities
             found[endpoint.url] = replace(known, capabilities=both)
     return list(found.values())
 
 
 def default_server(domain: str) -> str:
-    """Where the registry `domain` is when no file says otherwise."""
+    """The URL of the registry `domain` when no file names one."""
     if domain == DEFAULT_DOMAIN:
         return f"https://{_DOCKER_HUB_SERVER}"
     return f"{'http' if is_loopback(domain) else 'https'}://{domain}"
 
 
 def is_host(text: str) -> bool:
-    """Whether `text` is a host, perhaps with a port, that every reader of URLs takes for the same."""
+    """Whether `text` is a host with an optional port, unambiguous to every URL parser."""
     match = _HOST_AND_PORT.fullmatch(text)
     return match is not None and 0 < int(match.group(1) or 1) <= _MAX_PORT
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, with or without a port, is this machine's own. Raises ValueError for what is no host."""
+    """Whether `host`, with or without a port, is the loopback. Raises ValueError if it is no host."""
     name = urlsplit(f"//{host}").hostname or ""
     if name == "localhost":
         return True
@@ -206,26 +206,26 @@ def _checked(url: str, path: Path, key: str) -> str:
         if "://" not in url:
             url = f"{'http' if is_loopback(url.partition('/')[0]) else 'https'}://{url}"
         parts = urlsplit(url)
-        # What is before an @ is told below.
+        # Without a user part, which is refused below with its own message.
         sound = parts.scheme in ("http", "https") and is_host(parts.netloc.rpartition("@")[2])
     except ValueError:
         sound = False
     if not sound or _NOT_IN_URL.search(url) or not url.isprintable():
         _refuse(
             path,
-            f"{key}: {quoted(_shown(url))} is not http:// or https://, a host, and perhaps a path",
+            f"{key}: {quoted(_shown(url))}: expected http:// or https://, a host and an optional path",
         )
     if parts.username is not None:
-        # It would end up in messages; credentials have their own ways.
-        _refuse(path, f"{key}: a URL here can't hold credentials")
+        # The URL appears in messages.
+        _refuse(path, f"{key}: credentials in the URL are not allowed; use images.auth_file")
     if parts.netloc == DEFAULT_DOMAIN:
-        # Written so in many a file; what answers there is a web site.
+        # Common in existing files, although docker.io is a web site: the registry has another host name.
         return url.replace(DEFAULT_DOMAIN, _DOCKER_HUB_SERVER, 1)
     return url
 
 
 def _shown(url: str) -> str:
-    """For a message: bounded, and without what could be credentials."""
+    """The URL for a message: bounded, without a user part."""
     return url.rpartition("@")[2][:_SHOWN_CHARS]
 
 
@@ -245,7 +245,7 @@ def _pair(item: str | list[str], path: Path, key: str) -> tuple[Path, Path | Non
             return path.parent / certificate, path.parent / private
         case _:
             _refuse(
-                path, f"{key}: client: {len(names)} names, where a certificate and a key belong"
+                path, f"{key}: client: {len(names)} file names; expected a certificate and a key"
             )
 
 
@@ -254,7 +254,7 @@ def _headers(found: dict[str, str | list[str]], path: Path, key: str) -> list[tu
     for name, values in found.items():
         sound = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
         if not sound or name.lower() in _FORBIDDEN_HEADERS:
-            _refuse(path, f"{key}: header: {quoted(name)} can't be set")
+            _refuse(path, f"{key}: header: {quoted(name)} is invalid or reserved")
         for value in _listed(values):
             if not value.isprintable():
                 _refuse(path, f"{key}: header: the value of {name} has control characters")
@@ -269,6 +269,6 @@ def _listed(value: str | list[T] | None) -> list[T | str]:
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
-    # The file's own words are in it.
+    # `reason` quotes the file.
     text = "".join(c if c.isprintable() else "?" for c in reason[:_MAX_REASON_CHARS])
     raise ConfigError(f"{path}: {text}")

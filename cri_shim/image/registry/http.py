@@ -1,11 +1,10 @@
-"""HTTP to one registry's servers: TLS, proxies, redirects, authorization, and what can go wrong, as failures.
+"""HTTP to one registry's servers: TLS, proxies, redirects, authorization; every error becomes a `ServerFailure`.
 
 Rules:
-- Authorization, a file's headers and client certificates go to the server that they are for and to no other: not along
-  with a redirect to another host, port or scheme. Nor may who is redirected to ask for them: its challenge is ignored.
-- An answer is passed on with its body unread; a body that is a document is read within a bound.
-- Every failure becomes a `ServerFailure`, in words for an operator. URLs after a redirect are signed: they are never
-  shown.
+- Authorization, headers from `hosts.toml` and client certificates go only to the server they are meant for. A redirect
+  to another host, port or scheme does not get them, and can't ask for them: its challenge is ignored.
+- A response is passed on with its body unread. A document's body is read up to a limit.
+- The text of a `ServerFailure` is for operators. It never contains a URL, since URLs after a redirect are signed.
 - This module imports aiohttp, so it is imported with the first pull.
 
 Specs: distribution 1.1; RFC 9110 (redirects, Retry-After).
@@ -44,13 +43,13 @@ _MAX_REDIRECTS = 5
 _MAX_TOKEN_ANSWER_BYTES = 256 << 10
 _MAX_ERROR_BYTES = 16 << 10
 _READ_BUFFER_BYTES = 512 << 10
-"""Per connection; aiohttp holds up to twice that before it stops reading."""
+"""Per connection. aiohttp buffers up to twice that before it stops reading."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class RegistryHttp:
-    """Connections to the servers of one registry, for one pull. Use it with `async with`."""
+    """Connections to one registry's servers, for one pull. Use it with `async with`."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class RegistryHttp:
         *,
         environment: Mapping[str, str],
     ) -> None:
-        """`credentials_for` gives what an endpoint may be shown. `environment` names the proxies."""
+        """`credentials_for` returns what an endpoint may be shown. `environment` names the proxies."""
         self._credentials_for = credentials_for
         self._scope = scope
         self._environment = environment
@@ -68,7 +67,7 @@ class RegistryHttp:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, resolver=aiohttp.ThreadedResolver()),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            # Digests are of the bytes as they are stored, so nothing may unpack them on the way.
+            # Digests are of the stored bytes, so a Content-Encoding must not be decoded.
             auto_decompress=False,
             headers={"User-Agent": f"cri-shim/{__version__}", "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -97,10 +96,10 @@ class RegistryHttp:
         patience_s: float | None,
         accepted: Collection[int] = (200,),
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to `method` on `path` below the endpoint's URL, redirects followed; its status is `accepted`.
+        """The response to `method` on `path` below the endpoint's URL, after redirects, with a status in `accepted`.
 
-        `patience_s`: how long it may take until the answer begins.
-        Raises ServerFailure, also for what goes wrong while the body is read.
+        `patience_s` limits the time until the response begins.
+        Raises ServerFailure, also for errors while the caller reads the body.
         """
         with _failures_of(endpoint):
             async with asyncio.timeout(patience_s):
@@ -110,11 +109,11 @@ class RegistryHttp:
                     raise await self._failure_of(endpoint, response)
                 yield response
             finally:
-                # Closed unless the body was read to its end: what is left of a layer isn't worth reading.
+                # Also in the middle of a body: to read the rest of a layer costs more than a new connection.
                 response.close()
 
     async def ask(self, endpoint: Endpoint, request: TokenRequest) -> bytes:
-        """Ask a token server (`auth.TokenServer`)."""
+        """Send a request to a token server (`auth.TokenServer`)."""
         host = urlsplit(request.url).netloc
         headers = {"Authorization": request.authorization} if request.authorization else {}
         own = urlsplit(request.url).hostname == urlsplit(endpoint.url).hostname
@@ -145,7 +144,7 @@ class RegistryHttp:
     async def _authorized(
         self, endpoint: Endpoint, method: str, path: str, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
-        """The answer once the server has seen what it asks for, if we have it. The caller closes it."""
+        """The response, after answering a challenge if we can. The caller closes it."""
         authorizer = self._authorizer(endpoint)
         shown = authorizer.authorization
         response = await self._follow(endpoint, method, path, headers, shown)
@@ -170,7 +169,7 @@ class RegistryHttp:
         headers: Mapping[str, str],
         authorization: str | None,
     ) -> aiohttp.ClientResponse:
-        """The first answer that is no redirect. The caller closes it."""
+        """The first response that is no redirect. The caller closes it."""
         url = URL(endpoint.url + path, encoded=True)
         home = url.origin()
         for _ in range(_MAX_REDIRECTS + 1):
@@ -194,38 +193,40 @@ class RegistryHttp:
             await _drain(response, endpoint)
             target = redirected(url, location)
             if target is None:
-                raise ServerFailure(endpoint.origin, Fault.BROKEN, "a redirect to nowhere")
+                raise ServerFailure(endpoint.origin, Fault.BROKEN, "it redirects to an invalid URL")
             url = target
-        raise ServerFailure(endpoint.origin, Fault.BROKEN, f"more than {_MAX_REDIRECTS} redirects")
+        raise ServerFailure(
+            endpoint.origin, Fault.BROKEN, f"it redirects more than {_MAX_REDIRECTS} times"
+        )
 
     async def _tls_for(self, endpoint: Endpoint, url: URL, *, own: bool) -> ssl.SSLContext | bool:
-        """How to speak TLS with `url`; aiohttp's own way, which costs nothing, where there is none to speak.
+        """aiohttp's `ssl` argument for `url`; True, its cheap default, if no TLS is involved.
 
-        `own`: the endpoint itself; another host sees no client certificate of ours and has to be verified.
+        `own`: `url` is the endpoint itself. Other hosts get no client certificate and are always verified.
         """
         if url.scheme != "https" and proxy_for(str(url), self._environment) is None:
             return True
         key = (endpoint.url, own)
         context = self._tls.get(key)
         if context is None:
-            # Reading the system's authorities takes some 20 ms.
+            # In a thread: loading the system's certificate authorities takes some 20 ms.
             try:
                 context = await asyncio.to_thread(_tls_context, endpoint, own=own)
             except (OSError, ValueError) as error:
                 raise ServerFailure(
                     endpoint.origin,
                     Fault.BROKEN,
-                    f"a certificate or key that hosts.toml names for it can't be used: {error}",
+                    f"a certificate or key that hosts.toml names for it can't be loaded: {error}",
                 ) from error
             self._tls[key] = context
         return context
 
     def _what_was_shown(self, endpoint: Endpoint, *, token_server: bool) -> str:
         if self._credentials_for(endpoint) is None:
-            return "asked without credentials"
+            return "the request had no credentials"
         if token_server or self._authorizer(endpoint).authorization is not None:
             return "the credentials were refused"
-        return "it names no way to show credentials that is known, so it saw none"
+        return "the server offers no supported way to authenticate, so it was sent no credentials"
 
     async def _failure_of(
         self, endpoint: Endpoint, response: aiohttp.ClientResponse, where: str = ""
@@ -241,8 +242,8 @@ class RegistryHttp:
             text += f": {words}"
         elsewhere = response.url.origin() != URL(endpoint.url).origin()
         if elsewhere and not where and status in (401, 403, 404):
-            # A storage host goes by what the redirect says, and the next one may say something better.
-            text = f"{response.url.host}, where it keeps its blobs: {text}"
+            # A storage host judges the redirect's signature, which may have expired; another attempt gets a new one.
+            text = f"{response.url.host}, its storage: {text}"
             return ServerFailure(endpoint.origin, Fault.PASSING, text)
         if status == 404 and not where:
             return ServerFailure(endpoint.origin, Fault.MISSING, text)
@@ -262,7 +263,7 @@ async def read_bounded(
     *,
     silence_s: float | None = None,
 ) -> bytes:
-    """The whole body, if it is no larger. Raises ServerFailure, and TimeoutError after `silence_s` without a byte."""
+    """Read the whole body. Raises ServerFailure past `max_bytes`, TimeoutError after `silence_s` without a byte."""
     body = bytearray()
     while True:
         async with asyncio.timeout(silence_s):
@@ -272,23 +273,23 @@ async def read_bounded(
         body += chunk
         if len(body) > max_bytes:
             raise ServerFailure(
-                endpoint.origin, Fault.DAMAGED, f"an answer of more than {max_bytes} bytes"
+                endpoint.origin, Fault.DAMAGED, f"its answer exceeds {max_bytes} bytes"
             )
     return bytes(body)
 
 
 def redirected(url: URL, location: str) -> URL | None:
-    """Where a redirect from `url` leads; None where it leads nowhere. Credentials in it are not used."""
+    """The target of a redirect from `url`; None if it is invalid. Credentials in it are dropped."""
     try:
         target = url.join(URL(location, encoded=True)).with_user(None).with_fragment(None)
         sound = target.scheme in ("http", "https") and is_host(target.authority)
-    except (ValueError, IndexError):  # yarl has met a "[::1]:8@" with the latter
+    except (ValueError, IndexError):  # yarl raises IndexError for "[::1]:8@"
         return None
     return target if sound and location else None
 
 
 def retry_after_s(value: str, now_s: float) -> float:
-    """The seconds that a `Retry-After` header asks for: a number, or a date; 0 for what is neither."""
+    """The seconds that a `Retry-After` header asks for, given as a number or a date; 0 for anything else."""
     value = value.strip()
     if value.isdecimal() and value.isascii():
         return float(value[:9])
@@ -303,7 +304,7 @@ def _tls_context(endpoint: Endpoint, *, own: bool) -> ssl.SSLContext:
     for authority in endpoint.ca:
         context.load_verify_locations(authority)
     for certificate, key in endpoint.client if own else ():
-        # Without a password to offer, OpenSSL would ask for one on the terminal.
+        # An explicit password, since OpenSSL would otherwise prompt on the terminal for an encrypted key.
         context.load_cert_chain(certificate, key, password="")
     if own and endpoint.skip_verify:
         context.check_hostname = False
@@ -312,11 +313,11 @@ def _tls_context(endpoint: Endpoint, *, own: bool) -> ssl.SSLContext:
 
 
 async def _drain(response: aiohttp.ClientResponse, endpoint: Endpoint) -> None:
-    """Read a short body to its end, so that the connection can be used again; close it on a long one."""
+    """Read a short body to its end, so that the connection can be reused; a long one costs the connection."""
     try:
         await read_bounded(response, _MAX_ERROR_BYTES, endpoint)
     except (ServerFailure, aiohttp.ClientError):
-        pass  # the next request makes a connection of its own
+        pass  # the next request opens a new connection
     finally:
         response.close()
 
@@ -331,20 +332,20 @@ def _failures_of(endpoint: Endpoint, where: str = "") -> Iterator[None]:
 
 
 def _describe(error: Exception) -> tuple[Fault, str]:
-    """What went wrong with a connection, without the URL: after a redirect it is a secret."""
+    """Describe a connection's error without the URL, which is signed after a redirect."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
             why = getattr(error.certificate_error, "verify_message", "") or "it can't be verified"
             return Fault.BROKEN, (
-                f"its certificate is not accepted: {why}; if it is right, name its authority in hosts.toml (ca)"
+                f"its TLS certificate was rejected: {why}; if the certificate is right, set `ca` in hosts.toml"
             )
         case aiohttp.ClientConnectorSSLError():
             why = getattr(error.os_error, "reason", None) or str(error.os_error)
             return Fault.BROKEN, (
-                f"no TLS connection ({why}); a registry without TLS needs an http:// URL in hosts.toml"
+                f"the TLS handshake failed ({why}); a registry without TLS needs an http:// URL in hosts.toml"
             )
         case aiohttp.ClientConnectorDNSError():
-            return Fault.PASSING, "there is no address for its name"
+            return Fault.PASSING, "its name has no address (DNS)"
         case aiohttp.ClientHttpProxyError():
             return Fault.BROKEN, f"the proxy answered {error.status} {error.message}"
         case aiohttp.ClientProxyConnectionError():
@@ -362,7 +363,7 @@ def _describe(error: Exception) -> tuple[Fault, str]:
         case OSError():
             return Fault.PASSING, _plain(error)
         case ValueError():
-            return Fault.BROKEN, "its answer makes no sense"
+            return Fault.BROKEN, "its answer can't be parsed"
         case _:
             return Fault.BROKEN, type(error).__name__
 

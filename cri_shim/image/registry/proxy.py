@@ -1,8 +1,8 @@
-"""Which HTTP proxy stands between us and a registry, by the environment that Go programs read too.
+"""Choose the HTTP proxy for a registry by the environment variables that Go programs use.
 
-HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or their lower-case spellings. NO_PROXY is a list of hosts and domains (what is
-below `example.org` counts as well; `.example.org` is only what is below), addresses and networks (`10.0.0.0/8`), each
-perhaps with a port, or `*`. The loopback is never asked through a proxy.
+HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in upper or lower case. NO_PROXY lists hosts and domains (`example.org` includes
+its subdomains, `.example.org` means only those), addresses and networks (`10.0.0.0/8`), each with an optional port, or
+`*`. The loopback is always reached directly.
 
 Rules: pure.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def proxy_for(url: str, environment: Mapping[str, str]) -> str | None:
-    """The URL of the proxy to ask for `url`, if there is one. It may hold credentials: not for a log."""
+    """The URL of the proxy for `url`, if there is one. It may contain credentials: never log it."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -48,7 +48,7 @@ def _matches(entry: str, host: str, port: int) -> bool:
         try:
             return address in ipaddress.ip_network(entry, strict=False)
         except ValueError:
-            pass  # no network: perhaps an address with a port
+            pass  # not a network; perhaps an address with a port
     name, colon, number = entry.rpartition(":")
     if colon and number.isdigit():
         if int(number) != port:

@@ -1,1 +1,1 @@
-"""The unpacker: a template process, its children, and the daemon's end of it."""
+"""The unpacker: the daemon's client, a template process, and the confined children that do the work."""

@@ -1,13 +1,12 @@
-"""The daemon's end of the unpacker: jobs go out, confined children do them, reports come back.
+"""The daemon's client of the unpacker: it sends jobs to confined children and returns their reports.
 
 Rules:
-- The template process is started with the first job and ended after a while without one: nothing is paid for images
-  while none arrive. This process never imports what inflates or unpacks.
-- A job has a deadline, counted anew with each piece that a stream brings: a slow sender has limits of its own. However
-  it ends (error, cancellation, deadline), its child is gone before the call returns, so that its directory can be
-  removed.
-- How long a layer takes, its maker decides. So an image has its share of the children that unpack files, and a slow one
-  gives its place to others (`slots`): it goes on with the processors' time that nobody else wants.
+- The template process starts with the first job and exits after a while without one, so that images cost nothing while
+  none arrive. The daemon never imports the libraries that inflate or unpack.
+- A job has a deadline. Each piece of a stream restarts it, since slow senders have limits of their own. However a job
+  ends (error, cancellation, deadline), its child is gone before the call returns, so the directory can be removed.
+- A layer's author decides how long its unpacking takes. So each image has a share of the children that unpack files,
+  and a slow child gives its slot to others (`slots`). It goes on at a low CPU priority.
 """
 
 from __future__ import annotations
@@ -53,19 +52,19 @@ if TYPE_CHECKING:
 
 IDLE_S = 60.0
 MIN_FILES, MAX_FILES = 4, 16
-"""Layers that are unpacked from files at once, one for each processor; slow ones not counted."""
+"""Bounds of how many layers unpack from files at once: one per processor. Slow ones come on top."""
 MAX_SLOW_FILES = 8
 SLOW_AFTER_S = 10.0
 PATIENCE_S = 120.0
-"""What no layer is given up before, however many are slow: a gigabyte takes some ten seconds."""
+"""How long every layer may take, however many are slow. One gigabyte takes some ten seconds."""
 MAX_STREAMS = 4
 _MAX_ARCHIVES = 4
 _MAX_DOCUMENTS = 2
 _ANY = Platform()
 _MAX_WHAT_CHARS = 700
-"""Of what a job works on: a job is one packet."""
+"""Of the name of a job's input: a job must fit into one packet."""
 _MAX_TYPE_CHARS = 100
-"""Longer than any media type that means something here."""
+"""Longer than any media type that we know."""
 DEFAULT_TIMEOUT_S = 3600.0
 
 R = TypeVar("R", LayerReport, ArchiveReport, ManifestReport, ConfigReport)
@@ -73,11 +72,11 @@ T = TypeVar("T")
 
 
 class Unpacker:
-    """Runs jobs in confined children; used on the loop's thread.
+    """Runs jobs in confined children. Use it on the event loop's thread.
 
-    At most `max_parallel` have a file to work on, half of them for one owner, beside `MAX_SLOW_FILES` slow ones; and
-    `max_streams` a stream: a stream waits for its sender, and may not keep anybody from working who has everything at
-    hand. Documents, which are short, and archives, which nobody but an operator brings, wait for neither.
+    At most `max_parallel` jobs unpack files, half of them for one owner; `MAX_SLOW_FILES` slow ones come on top. At
+    most `max_streams` jobs unpack streams: a stream waits for its sender and must not take a slot from a complete file.
+    Documents, which are short, and archives, which only an operator imports, wait for neither.
     """
 
     def __init__(
@@ -110,9 +109,9 @@ class Unpacker:
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[bool]:
-        """Room for unpacking one file that grows, as long as this is open; False, at once, where there is none.
+        """Reserve one of the slots for streams while this is open. Yields False at once if none is free.
 
-        Nobody waits for it: who has it may wait for a sender for as long as that likes.
+        Nobody waits for such a slot, since its holder may wait for a sender as long as the sender likes.
         """
         if self._streams.locked():
             yield False
@@ -121,7 +120,7 @@ class Unpacker:
             yield True
 
     def warm_up(self) -> None:
-        """Work is coming: start the template process, unless it runs. Raises UnavailableError."""
+        """Start the template process ahead of work, unless it runs. Raises UnavailableError."""
         self._acquire()
         self._release()
 
@@ -133,13 +132,13 @@ class Unpacker:
         what: str,
         owner: str = "",
     ) -> LayerReport:
-        """Unpack a layer blob into an empty directory; `what` names the blob in errors, `owner` whose share it is of.
+        """Unpack a layer blob into an empty directory. `what` names the blob in errors, `owner` its share of slots.
 
-        `source` is a stream, a file that still grows (for which the caller has room by `stream`), or the descriptor of
-        a file at its beginning; the caller closes what it opened.
+        `source` is a stream, a growing file (the caller holds a slot from `stream`), or the descriptor of a file at
+        its start. The caller closes what it opened.
 
-        Raises BadArchiveError, ResourceExhaustedError (disk full), DeadlineError (also where too many layers are as
-        slow), UnavailableError (the unpacker can't run), and whatever the stream raises.
+        Raises BadArchiveError, ResourceExhaustedError (disk full), DeadlineError (the deadline passed, or too many
+        layers are slow), UnavailableError (the unpacker can't run), and whatever the stream raises.
         """
         slot: AbstractAsyncContextManager[object] = self._streams
         if isinstance(source, int):
@@ -157,7 +156,7 @@ class Unpacker:
         *,
         what: str,
     ) -> list[PlannedImage]:
-        """Put the files of an image archive into an empty directory under numbers; its images for `platform`.
+        """Store the files of an image archive under numbers in an empty directory; returns its images for `platform`.
 
         Raises as `unpack_layer`.
         """
@@ -181,10 +180,10 @@ class Unpacker:
         what: str,
         content_type: str,
     ) -> ManifestReport:
-        """What a manifest or an index says, from a file at its beginning; for an index, where it leads on `platform`.
+        """Parse a manifest, or choose an index's entry for `platform`, from a file at its start.
 
-        It came as `content_type`. The directory is empty, and what is in it afterwards is worth nothing. Raises as
-        `unpack_layer`.
+        `content_type` is what the registry sent it as. The child gets the directory, which is empty, as its root;
+        ignore what it leaves there. Raises as `unpack_layer`.
         """
         return await self._run(
             JobKind.MANIFEST,
@@ -200,7 +199,7 @@ class Unpacker:
     async def read_config(
         self, document_fd: int, directory_fd: int, platform: Platform, *, what: str
     ) -> ImageConfig:
-        """What an image configuration says, which is for `platform`. Otherwise as `read_manifest`."""
+        """Parse an image configuration for `platform`. Otherwise as `read_manifest`."""
         report = await self._run(
             JobKind.CONFIG,
             document_fd,
@@ -213,7 +212,7 @@ class Unpacker:
         return report.config
 
     async def close(self) -> None:
-        """End the template process, and with it every child. Idempotent."""
+        """Stop the template process and with it every child. Idempotent."""
         if self._idle is not None:
             self._idle.cancel()
         template, self._template = self._template, None
@@ -254,14 +253,14 @@ class Unpacker:
                         result = await template.run(job, source, apart_fd, what)
             except TimeoutError:
                 raise DeadlineError(
-                    f"{what}: unpacking went on for {self._timeout_s:g} s and was given up"
+                    f"{what}: unpacking was stopped after {self._timeout_s:g} s without progress of its input"
                 ) from None
             finally:
                 self._release()
         if isinstance(result, Failure):
             raise _failure(result, what)
         if not isinstance(result, expected):
-            raise CriShimError(f"{what}: the unpacker answered with another job's report")
+            raise CriShimError(f"{what}: the unpacker returned the report of another kind of job")
         return result
 
     @contextmanager
@@ -308,12 +307,14 @@ class Unpacker:
 
 @contextmanager
 def _apart(directory_fd: int, what: str) -> Iterator[int]:
-    """The directory on a mount on which devices can be made and not opened; itself where the kernel has none (5.12)."""
+    """The directory on a `nodev` clone of its mount; the directory itself before Linux 5.12, which lacks the call."""
     try:
         fd = without_devices(directory_fd)
     except OSError as error:
         if error.errno != errno.ENOSYS:
-            raise UnavailableError(f"{what}: shutting up its unpacker: {error}") from error
+            raise UnavailableError(
+                f"{what}: mounting its directory without devices: {error}"
+            ) from error
         fd = os.dup(directory_fd)
     try:
         yield fd
@@ -322,7 +323,7 @@ def _apart(directory_fd: int, what: str) -> Iterator[int]:
 
 
 def _failure(failure: Failure, what: str) -> CriShimError:
-    # The child has read hostile bytes, and might be theirs by now.
+    # Cleaned and cut: the child has parsed hostile bytes and may be under their control.
     reason = "".join(c if c.isprintable() else " " for c in failure.reason[:2000])
     if failure.fault is Fault.INPUT:
         return BadArchiveError(reason if reason.startswith(what) else f"{what}: {reason}")

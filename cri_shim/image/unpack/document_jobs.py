@@ -1,4 +1,4 @@
-"""What the unpacker's child answers about one document. Pure; the daemon never runs it."""
+"""The jobs of an unpacking child that parse one document. Pure; the daemon never runs them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 def read_manifest(
     data: bytes, platform: Platform, what: str, content_type: str = ""
 ) -> ManifestReport:
-    """What a manifest says, or where an index leads on `platform`; `what` names it in errors.
+    """Parse a manifest, or choose an index's entry for `platform`; `what` names the document in errors.
 
-    Raises BadArchiveError: no manifest, nothing that runs here, or not the kind that `content_type` promises.
+    Raises BadArchiveError: not a manifest, no entry for this platform, or not the kind that `content_type` states.
     """
     document = parse_document(data, what)
     known = content_type in INDEX_TYPES or content_type in MANIFEST_TYPES
     if known and isinstance(document, Index) != (content_type in INDEX_TYPES):
-        # What passes for one kind by its header and for the other by its content could fool a scanner.
-        raise BadArchiveError(f"{what}: the registry calls it {content_type}, which it is not")
+        # A document that is one kind by its header and another by its content could fool a scanner.
+        raise BadArchiveError(f"{what}: the registry sent it as {content_type}, which it is not")
     if isinstance(document, Index):
         entry = choose_manifest(document, platform, what)
         return ManifestReport(entry=entry.bare(), chosen=names_machine(entry))
@@ -39,5 +39,5 @@ def read_manifest(
 
 
 def read_config(data: bytes, what: str) -> ConfigReport:
-    """What an image configuration says. Raises as `read_manifest`."""
+    """Parse an image configuration. Raises as `read_manifest`."""
     return ConfigReport(config=parse_config(data, what))

@@ -1,8 +1,8 @@
-"""Documents of strangers, read by a process that may die: manifests and configurations of one image on its way in.
+"""Reads the documents of one image that is being ingested, manifests and configurations, in confined children.
 
-Rules: no document is parsed on the loop or in its process, since one within its bounds can take a hundred milliseconds
-and many times its size of memory. A document lies in a file meanwhile, not in memory. Each gets a confined child of its
-own, in a directory apart from the files of the pull; what that answers is bounded, and is about this image only.
+Rules: the daemon's process never parses such a document, which can take a hundred milliseconds and many times its size
+of memory although it is within its bounds. A document waits in a file, not in memory. Each gets a confined child of its
+own, in a directory apart from the pull's files. A child's answer is bounded and affects this image only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DocumentJobs(Protocol):
-    """The part of `unpack.Unpacker` that reads documents; it has their errors."""
+    """The part of `client.Unpacker` that parses documents; it raises the same errors."""
 
     async def read_manifest(
         self,
@@ -31,21 +31,21 @@ class DocumentJobs(Protocol):
         what: str,
         content_type: str,
     ) -> ManifestReport:
-        """What a manifest or an index says."""
+        """Parse a manifest or an index."""
 
     async def read_config(
         self, document_fd: int, directory_fd: int, platform: Platform, *, what: str
     ) -> ImageConfig:
-        """What an image configuration says."""
+        """Parse an image configuration."""
 
 
 class DocumentReader:
-    """Keeps and reads the documents of one image."""
+    """Stores and reads the documents of one image."""
 
     def __init__(
         self, jobs: DocumentJobs, platform: Platform, spool_fd: int, apart_fd: int
     ) -> None:
-        """`spool_fd` is the directory that keeps documents, `apart_fd` an empty one that children are shut up in."""
+        """`spool_fd` is the directory that keeps the documents, `apart_fd` an empty one that confines the children."""
         self._jobs = jobs
         self._platform = platform
         self._spool_fd = spool_fd
@@ -53,19 +53,19 @@ class DocumentReader:
 
     @property
     def platform(self) -> Platform:
-        """The machine for which images are chosen."""
+        """The platform that images are chosen for."""
         return self._platform
 
     async def keep(self, data: bytes) -> PlannedDocument:
-        """Put a document in a file. Raises OSError."""
+        """Store a document in a file. Raises OSError."""
         return await uninterrupted(_keep, data, self._spool_fd)
 
     async def manifest(
         self, document: PlannedDocument, what: str, content_type: str = ""
     ) -> ManifestReport:
-        """What a manifest or an index says; `what` names it in errors. It is refused as another kind than it came as.
+        """Read a manifest or an index; `what` names it in errors. It must be of the kind that `content_type` states.
 
-        Raises BadArchiveError, ResourceExhaustedError, UnavailableError, and OSError where the file is gone.
+        Raises BadArchiveError, ResourceExhaustedError, UnavailableError, and OSError if the file is gone.
         """
         fd = self._open(document)
         try:
@@ -76,7 +76,7 @@ class DocumentReader:
             os.close(fd)
 
     async def config(self, document: PlannedDocument, what: str) -> ImageConfig:
-        """What an image configuration says. Raises as `manifest`."""
+        """Read an image configuration. Raises as `manifest`."""
         fd = self._open(document)
         try:
             return await self._jobs.read_config(fd, self._apart_fd, self._platform, what=what)
@@ -90,7 +90,7 @@ class DocumentReader:
 
 def _keep(data: bytes, spool_fd: int) -> PlannedDocument:
     digest = digest_of(data)
-    # A layer's file has the digest alone as its name: a manifest may name one blob as both.
+    # With a prefix: layer files are named by their digest alone, and a manifest may use one blob as both.
     file = "d" + digest.removeprefix("sha256:")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(file, flags, 0o600, dir_fd=spool_fd), "wb") as stream:

@@ -1,18 +1,19 @@
-"""Unpacking one layer's tar into the root directory of this process. Runs in the unpacker's child only.
+"""Unpack one layer's tar into the root directory of this process. Runs in the unpacking child only.
 
-The child has chrooted into an empty directory that only it uses, so that no name whatever leads out; on top of that
-`tree` resolves every parent step by step, and the last component is created with O_EXCL. What an entry means is
-what the field's unpackers agree on:
+The child has chrooted into an empty directory that it alone uses, so no name can lead out. In addition, `tree` resolves
+each parent directory itself, and the last component is created with O_EXCL. Entries mean what the field's unpackers
+agree on:
 
-- `..` and links are taken as inside the root; an entry for the root itself is ignored (the root's attributes are the
-  writable layer's).
-- An entry replaces what has its name; a directory meeting a directory is merged.
-- A hard link must point to an entry of the same layer; its header's owner, mode and time are applied to the inode.
-- A whiteout hides what lower layers have, never what this layer brings (image-spec, layer, "Whiteouts"). It is made
-  when its entry comes, as a character device 0/0: then nothing that a later entry does to its directory can lead it
-  astray. Where this layer has a directory of the name, or brings one later, that one is opaque.
-- Attributes: `security.capability`, POSIX access control lists and `user.*` are kept; overlayfs' own, other
-  `security.*` (a node's policy, not an image's) and `trusted.*` are dropped and counted.
+- `..` and links are resolved inside the root. An entry for the root itself is ignored: a container's root directory has
+  the attributes of the writable layer.
+- An entry replaces what has its name. A directory entry keeps an existing directory and its content.
+- A hard link must point to an earlier entry of the same layer. The inode gets owner, mode and time of the link's
+  header.
+- A whiteout hides what lower layers have, never what this layer has (image-spec, layer, "Whiteouts"). It is created as
+  a character device 0/0 when its entry arrives, so that no later change of its directory can misplace it. A directory
+  of that name in this layer, from before or after, is opaque instead.
+- `security.capability`, POSIX ACLs and `user.*` attributes are kept. overlayfs' own, other `security.*` (a node's
+  policy, not an image's) and `trusted.*` attributes are dropped and counted.
 - Directory times are set last. Everything is bounded by `Limits`.
 """
 
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
 _AUFS_PREFIX = b".wh..wh."
-"""aufs' own bookkeeping (`.wh..wh.plnk`, `.wh..wh.orph`): it means nothing to an image."""
+"""Bookkeeping files of aufs (`.wh..wh.plnk`, `.wh..wh.orph`), which mean nothing in an image."""
 _ACLS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
 _MAX_ID = 2**32 - 2
-"""The highest UID and GID: -1 means "leave it" to chown(2)."""
+"""The highest UID and GID: to chown(2), -1 means "unchanged"."""
 _MAX_TIME_NS = 2**34 * 1_000_000_000
-"""ext4's last second, in 2446: the kernel would clamp to it, but only after Python has refused larger numbers."""
+"""ext4's last second, in 2446. The kernel clamps later times, but Python refuses larger numbers before the call."""
 _XATTR_REFUSED = frozenset({errno.ERANGE, errno.E2BIG, errno.EINVAL, errno.EPERM})
 _OF_INPUT = frozenset(
     {
@@ -46,12 +47,12 @@ _OF_INPUT = frozenset(
         *(errno.ELOOP, errno.ENOENT, errno.EFBIG),
     }
 )
-"""What only a strange entry can bring about; anything else is the host's."""
+"""Errors that only an odd entry can cause. Every other error is the host's."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LayerUnpacker:
-    """Applies entries to `/`."""
+    """Applies the entries of a tar to `/`."""
 
     def __init__(self, reader: TarReader, limits: Limits) -> None:
         self._reader = reader
@@ -61,11 +62,11 @@ class LayerUnpacker:
         self._dropped_xattrs = 0
 
     def unpack(self) -> None:
-        """Everything the reader gives. Raises InputError, or OSError of the host (no space)."""
+        """Apply every entry. Raises InputError, or OSError of the host (no space)."""
         for entry in self._reader.entries():
             self._entries += 1
             if self._entries > self._limits.max_inodes:
-                raise InputError(f"more than {self._limits.max_inodes} entries")
+                raise InputError(f"the layer has more than {self._limits.max_inodes} entries")
             try:
                 self._apply(entry)
             except OSError as error:
@@ -73,7 +74,7 @@ class LayerUnpacker:
         self._tree.set_times()
 
     def report(self, diff_id: str, inflated_bytes: int) -> LayerReport:
-        """What was made; to be asked once, after `unpack`."""
+        """The report on the tree. Call it once, after `unpack`."""
         return LayerReport(
             diff_id=diff_id,
             inflated_bytes=inflated_bytes,
@@ -108,9 +109,9 @@ class LayerUnpacker:
         elif kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO):
             self._node(entry, real)
         else:
-            raise InputError(f"{show(entry.name)}: an entry of unknown type {kind:#o}")
+            raise InputError(f"{show(entry.name)}: unknown entry type {kind:#o}")
 
-    # The kinds of entries
+    # One method per kind of entry
 
     def _file(self, entry: Entry, real: bytes) -> None:
         try:
@@ -123,13 +124,13 @@ class LayerUnpacker:
             if entry.size:
                 self._reader.write_to(fd, entry.name)
                 if entry.sparse:
-                    os.ftruncate(fd, entry.size)  # a hole at the end is not written
+                    os.ftruncate(fd, entry.size)  # libarchive does not write a hole at the end
                     self._tree.disk_bytes += os.fstat(fd).st_blocks * 512
                 else:
                     self._tree.disk_bytes += rounded(entry.size)
             os.fchown(fd, *_owner(entry))
             self._set_xattrs(entry, fd)
-            os.fchmod(fd, entry.mode)  # after chown, which takes setuid and setgid away
+            os.fchmod(fd, entry.mode)  # after chown, which clears the setuid and setgid bits
             os.utime(fd, ns=_times(entry.mtime_ns))
         finally:
             os.close(fd)
@@ -151,7 +152,7 @@ class LayerUnpacker:
     def _symlink(self, entry: Entry, real: bytes) -> None:
         target = entry.symlink
         if not target or len(target) >= MAX_PATH_BYTES:
-            raise InputError(f"{show(entry.name)}: a link to nowhere, or to too long a path")
+            raise InputError(f"{show(entry.name)}: the symbolic link's target is empty or too long")
         path = b"/" + real
         try:
             os.symlink(target, path)
@@ -167,7 +168,7 @@ class LayerUnpacker:
         path = b"/" + real
         major, minor = entry.device
         if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
-            raise InputError(f"{show(entry.name)}: device {major}:{minor} can't be on this system")
+            raise InputError(f"{show(entry.name)}: Linux has no device number {major}:{minor}")
         device = os.makedev(major, minor)
         try:
             os.mknod(path, entry.file_type | 0o600, device)
@@ -183,16 +184,16 @@ class LayerUnpacker:
     def _hard_link(self, entry: Entry, target: bytes, real: bytes) -> None:
         wanted = normalise(target)
         directory, _, base = wanted.rpartition(b"/")
-        problem = f"{show(entry.name)}: a hard link to {show(target)}"
+        problem = f"{show(entry.name)}: hard link to {show(target)}"
         try:
             source = join(self._tree.parent(directory, create=False), base)
             found = os.lstat(b"/" + source)
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{problem}, which this layer does not have before it") from None
+            raise InputError(f"{problem}, which is no earlier entry of this layer") from None
         if not wanted or stat.S_ISDIR(found.st_mode):
             raise InputError(f"{problem}, a directory")
         if self._tree.is_whiteout(found):
-            raise InputError(f"{problem}, which this layer does not have: it has a whiteout of it")
+            raise InputError(f"{problem}, of which this layer has only a whiteout")
         if source == real:
             return
         try:
@@ -223,9 +224,9 @@ class LayerUnpacker:
                 os.setxattr(fd, name, value)
             except OSError as error:
                 if error.errno == errno.EOPNOTSUPP:
-                    self._dropped_xattrs += 1  # a file system without ACLs or user attributes
+                    self._dropped_xattrs += 1  # the file system has no ACLs or user attributes
                 elif error.errno in _XATTR_REFUSED or os.statvfs("/").f_bavail > 0:
-                    # ext4 answers ENOSPC when an inode's attributes outgrow their block.
+                    # ext4 returns ENOSPC also when an inode's attributes exceed one block: not a full disk then.
                     what = f"{show(entry.name)}: attribute {show(name)} of {len(value)} bytes"
                     raise InputError(f"{what}: {error.strerror}") from None
                 else:
@@ -239,12 +240,12 @@ class LayerUnpacker:
             return
         hidden = base[len(WHITEOUT_PREFIX) :]
         if hidden in (b"", b".", b".."):
-            raise InputError(f"{show(path)}: a whiteout of {show(hidden)}")
+            raise InputError(f"{show(path)}: whiteout of {show(hidden)}, which is no file name")
         self._tree.white_out(self._tree.parent(directory, create=True), hidden)
 
 
 def empty_report(diff_id: str) -> LayerReport:
-    """Of a layer that has not even the end mark of a tar: some builders write one for a step that changes nothing."""
+    """The report on an empty layer. Some builders write one, without even a tar's end mark, for a no-op step."""
     return LayerReport(
         diff_id=diff_id,
         inflated_bytes=0,
@@ -259,7 +260,9 @@ def empty_report(diff_id: str) -> LayerReport:
 
 def _owner(entry: Entry) -> tuple[int, int]:
     if not (0 <= entry.uid <= _MAX_ID and 0 <= entry.gid <= _MAX_ID):
-        raise InputError(f"{show(entry.name)}: owner {entry.uid}:{entry.gid} exceeds 32 bits")
+        raise InputError(
+            f"{show(entry.name)}: owner {entry.uid}:{entry.gid} does not fit into 32 bits"
+        )
     return entry.uid, entry.gid
 
 
@@ -272,7 +275,7 @@ def _times(mtime_ns: int) -> tuple[int, int]:
 
 
 def _judge(name: bytes, error: OSError) -> Exception:
-    """An error that the entry caused is the input's; any other is the host's, with the entry's name."""
+    """Classify an error: the input's if only an odd entry can cause it, else the host's, with the entry's name."""
     if error.errno in _OF_INPUT:
         return InputError(f"{show(name)}: {error.strerror}")
     return OSError(error.errno, f"{show(name)}: {error.strerror}")

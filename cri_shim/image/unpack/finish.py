@@ -1,15 +1,15 @@
-"""What a freshly unpacked layer still needs, with the daemon's rights: opaque marks, inherited attributes, no whiteouts
-that would show.
+"""Finish an unpacked layer with the daemon's privileges: opaque marks, inherited attributes, superfluous whiteouts.
 
 Rules:
-- `trusted.*` attributes need more than the unpacking child has, so the daemon sets `trusted.overlay.opaque`.
-- A directory that a layer uses but does not describe must look as it does in the layers below (a layer that adds
-  `/tmp/x` must not take the sticky bit from `/tmp`): the topmost lower layer that shows it gives owner, mode, time
-  and attributes. This is why a layer is kept by its chain id: what it looks like depends on what lies below.
-- overlayfs hides a whiteout from a listing only where it merges directories. In one that no lower layer shows, it has
-  nothing to hide and would be listed, as a name that nobody can open: it is taken away.
-- The paths come from the child, the trees from an image: both are hostile. Everything is reached by descriptors,
-  opened with openat2 so that no link is followed and nothing outside is met. Blocking: call it in a thread.
+- `trusted.*` attributes need CAP_SYS_ADMIN, which the unpacking child lacks. So the daemon sets
+  `trusted.overlay.opaque`.
+- A directory that a layer uses without an entry must look as in the layers below: a layer that adds `/tmp/x` must not
+  remove the sticky bit of `/tmp`. The topmost lower layer that shows the directory gives owner, mode, time and
+  attributes. This is why layers are stored by chain ID: how a layer looks depends on what is below it.
+- overlayfs hides a whiteout from a listing only where it merges directories. In a directory that no lower layer shows,
+  a whiteout would be listed as a name that can't be opened. It hides nothing there, so it is removed.
+- The paths come from the child and the trees from an image: both are hostile. Everything is reached through descriptors
+  opened with openat2, which follows no link and leaves no tree. Blocking: call it in a thread.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def finish_layer(directory: Path, lowers: Sequence[Path], report: LayerReport) -> LayerReport:
-    """Complete the layer in `directory`; `lowers` are the layers below it, topmost first. What there is now.
+    """Finish the layer in `directory`. `lowers` are the layers below it, topmost first. Returns the updated report.
 
-    Raises BadArchiveError when a reported directory isn't there, OSError of the host.
+    Raises BadArchiveError when a reported directory can't be opened, OSError of the host.
     """
     opened: list[int] = []
     try:
@@ -58,11 +58,11 @@ class _Finisher:
         self._report = report
         self._opaque = frozenset(report.opaque_dirs)
         self._showing: dict[bytes, list[int]] = {b"": list(lower_fds)}
-        """Directory -> the lower layers, topmost first, of which overlayfs would merge it."""
+        """Directory -> the lower layers, topmost first, that overlayfs merges it from."""
 
     def run(self) -> int:
-        """How many whiteouts were taken away."""
-        os.chmod(self._layer_fd, 0o755)  # noqa: S103 - the root of a root file system
+        """Finish the layer; returns how many whiteouts were removed."""
+        os.chmod(self._layer_fd, 0o755)  # noqa: S103 - the root directory of a root file system
         for path in self._report.opaque_dirs:
             fd = self._open_own(path)
             try:
@@ -97,11 +97,11 @@ class _Finisher:
             return _open(self._layer_fd, path, _DIRECTORY)
         except OSError as error:
             raise BadArchiveError(
-                f"a layer's report names the directory {quoted(path)}, which can't be opened: {error}"
+                f"the unpacker reported the directory {quoted(path)}, which can't be opened: {error}"
             ) from error
 
     def _shown_by(self, path: bytes) -> list[int]:
-        """Work through the parents first, so that a layer that lacks a parent is never asked again."""
+        """The lower layers that show a directory. Parents come first: a layer that lacks one is not asked again."""
         missing = []
         while path not in self._showing:
             missing.append(path)
@@ -124,7 +124,7 @@ class _Finisher:
                 break
             try:
                 if not stat.S_ISDIR(os.fstat(fd).st_mode):
-                    break  # a file, a link or a whiteout: what lies below is hidden
+                    break  # a file, a link or a whiteout hides what is below it
                 showing.append(lower_fd)
                 if _is_opaque(f"/proc/self/fd/{fd}"):
                     break
@@ -157,7 +157,7 @@ def _is_opaque(path: str) -> bool:
 
 def _is_whiteout(item: os.DirEntry[str]) -> bool:
     if item.is_file(follow_symlinks=False) or item.is_dir(follow_symlinks=False):
-        return False  # told by the listing itself
+        return False  # the listing itself gives the type; no stat needed
     found = item.stat(follow_symlinks=False)
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 

@@ -1,7 +1,7 @@
-"""A file that one process writes and another reads while it grows: the writer tells by a socket how far it has come.
+"""A file that one process writes and another reads while it grows. A socket carries the file's size.
 
-Rules: both the daemon and the unpacker's child import this. The socket keeps packets apart (SEQPACKET), and each packet
-is the size that the file has by now; the socket's end is the file's. The reader has a descriptor that can't write.
+Rules: the daemon and the unpacking child both import this. The socket is SOCK_SEQPACKET; each packet is the current
+size of the file, and the socket's end means the file is complete. The reader's descriptor of the file is read-only.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _SIZE_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Growing:
-    """The daemon's end."""
+    """The daemon's side."""
 
     fd: int
-    """Open for reading only."""
+    """The file, open for reading only."""
     sizes: AsyncIterator[int]
-    """How many bytes are there, each time that some have come; its end is the file's."""
+    """The file's size after each growth. The iterator ends with the file."""
 
 
 def encode_size(size: int) -> bytes:
-    """One packet."""
+    """Encode one packet."""
     return size.to_bytes(_SIZE_BYTES, "little")
 
 
 class GrowingFile:
-    """The reader's end (`inflate.Source`)."""
+    """The reader's side (`inflate.Source`)."""
 
     def __init__(self, fd: int, sizes_fd: int) -> None:
         self._fd = fd
@@ -41,7 +41,7 @@ class GrowingFile:
         self._size = 0
 
     def read(self, size: int) -> bytes:
-        """The next bytes, at most `size`; waits for some, and is empty at the end."""
+        """Wait for bytes and return at most `size` of them; empty at the end of the file."""
         while self._position == self._size:
             packet = os.read(self._sizes_fd, _SIZE_BYTES)
             if not packet:

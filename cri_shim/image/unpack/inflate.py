@@ -1,8 +1,8 @@
-"""Inflating an input of unknown packing into a pipe, while hashing and counting it. Runs in the unpacker's child only.
+"""Inflate an input of unknown compression into a pipe, hash it and count it. Runs in the unpacking child only.
 
-Rules: the packing is told from the first bytes, not from what anybody called it. Output is produced in bounded
-pieces whatever the ratio, so that a bomb meets `max_bytes` and never memory. Inflating runs in a thread of its own:
-isal, zstandard, hashlib and write(2) all release the GIL, so that it goes on beside the unpacking.
+Rules: the first bytes tell the compression, not a media type. Output comes in bounded pieces whatever the ratio, so a
+decompression bomb hits `max_bytes` and never memory. Inflating has its own thread: isal, zstandard, hashlib and
+write(2) all release the GIL, so it runs in parallel with the unpacking.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PIECE_BYTES = 256 << 10
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
 _MAX_ZSTD_WINDOW = 128 << 20
-"""zstd -19 --long=27 needs it; what wants more is refused by the library."""
+"""What `zstd -19 --long=27` needs. The library refuses streams that need more."""
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
-_IsalError = cast("type[Exception]", igzip_lib.IsalError)  # its stub calls the class an instance
+_IsalError = cast("type[Exception]", igzip_lib.IsalError)  # the stub declares an instance
 _REFUSED = {
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
@@ -39,14 +39,14 @@ _REFUSED = {
 
 
 class Source(Protocol):
-    """Where packed bytes come from."""
+    """A source of compressed bytes."""
 
     def read(self, size: int) -> bytes:
-        """The next bytes, at most `size`, as soon as there are any; empty at the end."""
+        """Return at most `size` bytes as soon as there are any; empty at the end."""
 
 
 class PlainFile:
-    """A descriptor: a file, a pipe, a socket."""
+    """The source behind a descriptor: a file, a pipe or a socket."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -57,7 +57,7 @@ class PlainFile:
 
 
 class Inflater:
-    """One input on its way to a pipe whose reading end is `output_fd`."""
+    """Inflates one input into a pipe, whose read end is `output_fd`."""
 
     def __init__(self, source: Source, max_bytes: int) -> None:
         self._source = source
@@ -70,23 +70,23 @@ class Inflater:
         self._thread = threading.Thread(target=self._run, name="inflate", daemon=True)
 
     def start(self) -> None:
-        """Begin; the caller reads `output_fd` to its end."""
+        """Start. The caller reads `output_fd` up to its end."""
         self._thread.start()
 
     def has_output(self) -> bool:
-        """Whether anything comes out at all; waits for the first byte, or the end. To be asked before it is read."""
+        """Whether the input inflates to anything. Waits for the first byte or the end; call it before reading."""
         poll = select.poll()
         poll.register(self.output_fd, select.POLLIN)
         [(_, events)] = poll.poll()
-        return bool(events & select.POLLIN)  # without a byte, the end alone is POLLHUP
+        return bool(events & select.POLLIN)  # an end without a byte gives POLLHUP alone
 
     def finish(self) -> str:
-        """Read what is left, wait, and give the digest of the inflated bytes.
+        """Read the rest, wait, and return the digest of the inflated bytes.
 
-        Raises the error that cut the output short, if one did: InputError or OSError.
+        Raises the error that ended the output early, if any: InputError or OSError.
         """
         while os.read(self.output_fd, PIECE_BYTES):
-            pass  # what follows a tar's end mark belongs to the diff id all the same
+            pass  # bytes after the tar's end mark are part of the diff ID
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -94,7 +94,7 @@ class Inflater:
 
     @property
     def ended_early(self) -> Exception | None:
-        """Why the output was cut short, for a reader that met its end too soon; None if it wasn't, or goes on."""
+        """The error that ended the output early, for a reader that met its end too soon; None if there is none."""
         return self._error
 
     def _run(self) -> None:
@@ -110,9 +110,9 @@ class Inflater:
         except (InputError, OSError) as error:
             self._error = error
         except MemoryError:
-            self._error = InputError("inflating it takes more memory than a layer may use")
+            self._error = InputError("inflating it exceeds the memory limit of a layer")
         finally:
-            os.close(self._pipe_fd)  # after the error is set: the reader sees the end only now
+            os.close(self._pipe_fd)  # after `_error` is set: with the end, the reader looks at it
 
     def _pieces(self) -> Iterator[bytes]:
         head = b""
@@ -124,7 +124,9 @@ class Inflater:
             return self._zstd(head)
         for magic, name in _REFUSED.items():
             if head.startswith(magic):
-                raise InputError(f"packed with {name}; plain, gzip and zstd are supported")
+                raise InputError(
+                    f"compressed with {name}; uncompressed, gzip and zstd are supported"
+                )
         return self._plain(head)
 
     def _plain(self, head: bytes) -> Iterator[bytes]:
@@ -134,7 +136,7 @@ class Inflater:
             piece = self._source.read(READ_BYTES)
 
     def _gzip(self, head: bytes) -> Iterator[bytes]:
-        """Members one after the other are one stream; zeros after the last one are padding."""
+        """Consecutive members are one stream (RFC 1952). Zeros after the last one are padding."""
         data = head
         while data:
             member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
@@ -159,7 +161,7 @@ class Inflater:
                 raise InputError("garbage follows the gzip stream")
 
     def _zstd(self, head: bytes) -> Iterator[bytes]:
-        """Frames one after the other, skippable ones among them, are one stream."""
+        """Consecutive frames, skippable ones among them, are one stream (RFC 8878)."""
         source = cast("IO[bytes]", _Replayed(head, self._source))
         inflater = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
         try:
@@ -173,14 +175,14 @@ class Inflater:
 
 
 class _Replayed:
-    """A source of which the first bytes were read already, as zstandard wants to read it."""
+    """A file object for zstandard that first returns the bytes already read."""
 
     def __init__(self, head: bytes, source: Source) -> None:
         self._head = head
         self._source = source
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`; empty at the end."""
+        """Return at most `size` bytes; empty at the end."""
         if self._head:
             head, self._head = self._head, b""
             return head
@@ -188,7 +190,7 @@ class _Replayed:
 
 
 def _enlarge(pipe_fd: int) -> None:
-    """A pipe of 64 KiB would make the two threads wait for each other; not every system grants more."""
+    """Enlarge the pipe: with the usual 64 KiB the two threads wait for each other. Not every system grants more."""
     try:
         fcntl.fcntl(pipe_fd, _F_SETPIPE_SZ, _PIPE_BYTES)
     except OSError:

@@ -1,8 +1,8 @@
-"""The unpacker's template process as the daemon sees it: jobs with their descriptors go in, wait statuses come out.
+"""The daemon's handle of the unpacker's template process: it sends jobs with descriptors and receives wait statuses.
 
 Rules:
-- Bytes are relayed with backpressure; a file is handed over as a descriptor and not read here at all, also one that
-  still grows: then it is relayed how far it has come.
+- Streams are relayed with backpressure. A file is passed as a descriptor and not read here; of a growing file, only its
+  size is relayed.
 - However a job ends, its child is gone before `run` returns or raises.
 """
 
@@ -52,15 +52,15 @@ _decode_result = msgspec.msgpack.Decoder(Result).decode
 
 
 class UnpackerProcess:
-    """The template process and the jobs it runs for us."""
+    """The template process and the jobs that run in it."""
 
     def __init__(self, reaper: Reaper) -> None:
         self._loop = asyncio.get_running_loop()
         self._next = 0
         self._jobs: dict[int, asyncio.Future[int]] = {}
-        """Job number -> its child's wait status."""
+        """Job number -> wait status of its child."""
         self._broken = ""
-        # In memory: what it says last is wanted when it breaks, and nobody need read along until then.
+        # A memfd: the last output is wanted only if the process breaks, and until then nobody must read it.
         self._stderr = os.memfd_create("unpacker-stderr", os.MFD_CLOEXEC)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -72,7 +72,7 @@ class UnpackerProcess:
                     "cri_shim.image.unpack.template_process",
                     theirs.fileno(),
                     stderr=self._stderr,
-                    # Naming libarchive spares it running ldconfig and a compiler to find it.
+                    # Without this, the libarchive binding runs ldconfig and a compiler to find the library.
                     env={"LIBARCHIVE": "libarchive.so.13"},
                 )
             except OSError as error:
@@ -83,16 +83,16 @@ class UnpackerProcess:
 
     @property
     def gone(self) -> bool:
-        """Whether it can take no more jobs."""
+        """Whether the process is gone and accepts no more jobs."""
         return self._connection.fileno() < 0
 
     def next_number(self) -> int:
-        """A number that no job of this process has had."""
+        """A job number that this process has not used."""
         self._next += 1
         return self._next
 
     def step_aside(self, number: int) -> None:
-        """Have that job's child take the processors only as far as others leave them, from now on."""
+        """Lower the CPU priority of that job's child from now on."""
         if number in self._jobs:
             self._try_send(StepAside(number=number))
 
@@ -103,7 +103,7 @@ class UnpackerProcess:
         directory_fd: int,
         what: str,
     ) -> Result:
-        """One job from beginning to end; its child is gone when this returns or raises."""
+        """Run one job and return its result. The child is gone when this returns or raises."""
         number = job.number
         result_ours, result_theirs = socket.socketpair()
         with result_ours:
@@ -142,7 +142,9 @@ class UnpackerProcess:
         try:
             answer: Result = _decode_result(data)
         except UNREADABLE_DOCUMENT as error:
-            raise CriShimError(f"{what}: the unpacker's answer makes no sense: {error}") from error
+            raise CriShimError(
+                f"{what}: the unpacker's result can't be decoded: {error}"
+            ) from error
         return answer
 
     async def _feed_and_collect(
@@ -152,13 +154,13 @@ class UnpackerProcess:
         result: socket.socket,
         what: str,
     ) -> bytes:
-        """Both at once: a child that ends early must not have to wait for a source that has stalled."""
+        """Feed and collect in parallel: a child that exits early must not wait for a source that has stalled."""
         try:
             async with asyncio.TaskGroup() as group:
                 pieces = source.sizes if isinstance(source, Growing) else source
                 feed = group.create_task(self._feed(pieces, feeding))
                 data = await self._collect(result, what)
-                feed.cancel()  # the report is here: nobody wants the rest
+                feed.cancel()  # the result is here, so the rest of the input is not needed
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return data
@@ -171,7 +173,7 @@ class UnpackerProcess:
                 data = encode_size(piece) if isinstance(piece, int) else piece
                 await self._loop.sock_sendall(feeding, data)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the child has ended; its report says why
+            pass  # the child has exited; its result says why
         finally:
             feeding.close()
             if isinstance(source, AsyncGenerator):
@@ -182,17 +184,19 @@ class UnpackerProcess:
         while chunk := await self._loop.sock_recv(result, _CHUNK_BYTES):
             data += chunk
             if len(data) > MAX_RESULT_BYTES:
-                raise BadArchiveError(f"{what}: the report of what is in it has no end")
+                raise BadArchiveError(
+                    f"{what}: the report on its content exceeds {MAX_RESULT_BYTES} bytes"
+                )
         return bytes(data)
 
     async def _see_the_end(self, number: int, ended: asyncio.Future[int]) -> int | None:
-        """Wait until the job's child is gone, killing it if it isn't; None when the template went first."""
+        """Wait for the child's exit, and kill it if it still runs; None if the template exited first."""
         if not ended.done():
-            # After a report the child ends by itself; one more signal does no harm.
+            # After a result the child exits by itself, and the signal changes nothing.
             self._try_send(Kill(number=number))
         cancelled = await end_of(ended, _END_GRACE_S)
         if not ended.done():
-            log.warning("an unpacker's child does not go away", job=number)
+            log.warning("an unpacking child does not exit", job=number)
         self._jobs.pop(number, None)
         if cancelled is not None:
             raise cancelled
@@ -202,24 +206,24 @@ class UnpackerProcess:
         if self._broken:
             return UnavailableError(f"{what}: {self._broken}")
         if status is None:
-            return UnavailableError(f"{what}: the unpacker process ended; try again")
+            return UnavailableError(f"{what}: the unpacker process exited; try again")
         how = Ending(status).describe()
         return BadArchiveError(
-            f"{what}: its unpacker {how} without a word, as it does when it takes too much memory or time"
+            f"{what}: its unpacking child {how} without a report, as after exceeding its limits of memory or CPU time"
         )
 
     def _send(self, request: Request, descriptors: tuple[int, ...] = ()) -> None:
         try:
             socket.send_fds(self._connection, [_encode(request)], descriptors)
         except OSError as error:
-            reason = self._broken or f"the unpacker process does not take jobs: {error}"
+            reason = self._broken or f"the unpacker process accepts no job: {error}"
             raise UnavailableError(reason) from error
 
     def _try_send(self, request: Request) -> None:
         try:
             self._send(request)
         except UnavailableError:
-            pass  # gone, and its children with it
+            pass  # the process is gone, and its children died with it
 
     def _receive(self) -> None:
         try:
@@ -242,7 +246,7 @@ class UnpackerProcess:
             log.debug("unpacker started", pid=self._child.pid, libarchive=notice.libarchive)
 
     def hang_up(self) -> None:
-        """Close our end: the template ends, its children with it. Idempotent."""
+        """Close our end, at which the template and its children exit. Idempotent."""
         if self.gone:
             return
         self._loop.remove_reader(self._connection.fileno())
@@ -250,14 +254,14 @@ class UnpackerProcess:
         said = os.pread(self._stderr, _STDERR_BYTES, 0).decode("utf-8", "replace").strip()
         os.close(self._stderr)
         if said and not self._broken:
-            log.error("the unpacker process broke", pid=self._child.pid, said=said)
-            self._broken = f"the unpacker process broke: {said.splitlines()[-1]}"
+            log.error("the unpacker process crashed", pid=self._child.pid, said=said)
+            self._broken = f"the unpacker process crashed: {said.splitlines()[-1]}"
         for ended in self._jobs.values():
             if not ended.done():
                 ended.cancel()
 
     async def close(self) -> None:
-        """`hang_up`, and wait for the end."""
+        """Hang up, and wait until the process has exited."""
         self.hang_up()
         try:
             async with asyncio.timeout(_END_GRACE_S):

@@ -1,9 +1,9 @@
-"""The protocol between the daemon and the unpacker's template process.
+"""The messages between the daemon and the unpacker's template process.
 
-Rules: both sides import this, so nothing but structs and constants stands here. A job is one SEQPACKET packet with
-three descriptors: input, directory, result. With a fourth, that is a file that still grows, and the input is a socket
-that tells its size (`growing_file`). The result is one msgpack document written to the result descriptor,
-which is then closed. It comes from a process that has read hostile bytes: the daemon bounds and checks it.
+Rules: both sides import this module, so it has structs and constants only. A job is one SEQPACKET packet with three
+descriptors: input, directory, result. If the input is a file that still grows, that file is a fourth descriptor, and
+the input is a socket that carries the file's size (`growing_file`). The result is one msgpack document, written to the
+result descriptor, which is then closed. Its writer has parsed hostile bytes, so the daemon bounds and checks it.
 """
 
 from __future__ import annotations
@@ -23,81 +23,81 @@ from cri_shim.image.planned import PlannedImage  # noqa: TC001 - msgspec reads t
 
 MAX_PACKET_BYTES = 4096
 MAX_REPORTED_BYTES = 4 << 20
-"""Of paths in one report, each with `PATH_BYTES`: more is refused, since the daemon holds it in memory."""
+"""Paths in one report, each with `PATH_BYTES`. A layer that needs more is refused: the daemon holds them in memory."""
 PATH_BYTES = 48
-"""Of a path's object, beside its characters."""
+"""Overhead of a path's object."""
 MAX_RESULT_BYTES = 6 << 20
-"""Of a whole result: reading one takes the daemon's loop some ten milliseconds at most."""
+"""One result. To decode it blocks the daemon's loop for some ten milliseconds at most."""
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
 
 
 class JobKind(StrEnum):
-    """What the child does with its input."""
+    """The work of a job's child."""
 
     LAYER = "layer"
-    """Inflate it, hash the diff id, unpack the tar into the directory."""
+    """Inflate the input, hash its diff ID, unpack the tar into the directory."""
     MEMBERS = "members"
-    """Inflate it, put each regular file of the tar into the directory under a number of ours, read the documents."""
+    """Inflate the input, store each regular file of the tar under a number in the directory, read the documents."""
     MANIFEST = "manifest"
-    """Read a manifest, or an index and choose from it."""
+    """Parse a manifest, or an index and choose an entry of it."""
     CONFIG = "config"
-    """Read an image configuration."""
+    """Parse an image configuration."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one job: past any of them the input is refused."""
+    """Limits of one job. Input that exceeds one is refused."""
 
     max_bytes: int = MAX_LAYER_BYTES
-    """Inflated bytes; also the size of one file."""
+    """Inflated bytes of the input, and bytes of one file."""
     max_inodes: int = 4_000_000
-    """Tar entries, and inodes made, also the directories that no entry names."""
+    """Tar entries, and inodes created, including directories that no entry names."""
     memory_bytes: int = 512 << 20
     """Address space of the child, shared libraries and thread stacks included."""
     cpu_s: int = 1800
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag="job"):
-    """Please do this; `number` comes back in `Ended`."""
+    """Request: do this job. `Ended` repeats `number`."""
 
     number: int
     kind: JobKind
     limits: Limits
     what: str = ""
-    """What the input is called in errors."""
+    """The input's name in errors."""
     platform: Platform = Platform()
-    """The machine that images are to run on."""
+    """The platform that images must run on."""
     content_type: str = ""
-    """What a registry called a manifest."""
+    """The Content-Type that a manifest arrived with."""
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True, tag="kill"):
-    """Please kill that job's child, if it still runs."""
+    """Request: kill the job's child, if it still runs."""
 
     number: int
 
 
 class StepAside(msgspec.Struct, frozen=True, kw_only=True, tag="step_aside"):
-    """Please have that job's child take the processors only as far as others leave them."""
+    """Request: lower the CPU priority of the job's child."""
 
     number: int
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
-    """The template process can take jobs."""
+    """Notice: the template process accepts jobs."""
 
     libarchive: int
-    """Version as libarchive counts it: 3006002."""
+    """libarchive's version number, such as 3006002."""
 
 
 class Broken(msgspec.Struct, frozen=True, kw_only=True, tag="broken"):
-    """The template process can't work on this machine; it ends."""
+    """Notice: the template process can't work on this machine and exits."""
 
     reason: str
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
-    """A job's child has ended and was reaped."""
+    """Notice: a job's child has exited and was reaped."""
 
     number: int
     wait_status: int
@@ -108,57 +108,57 @@ Notice = Ready | Broken | Ended
 
 
 class Fault(StrEnum):
-    """Whose fault a failure is."""
+    """The cause of a failure."""
 
     INPUT = "input"
     """Damaged, hostile or unsupported bytes."""
     SPACE = "space"
-    """The disk, or a quota, is full."""
+    """The disk or a quota is full."""
     HOST = "host"
-    """Anything else: a bug, or the host refused."""
+    """Anything else: a bug, or an error of the host."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
-    """The job failed; what it left in the directory is to be removed."""
+    """Result: the job failed. The caller removes what it left in the directory."""
 
     fault: Fault
     reason: str
 
 
 class LayerReport(msgspec.Struct, frozen=True, kw_only=True, tag="layer"):
-    """A layer is unpacked, except for what needs more rights than the child has."""
+    """Result: a layer is unpacked, except for what needs more privileges than the child has (`finish`)."""
 
     diff_id: str
     inflated_bytes: int
     disk_bytes: int
     inodes: int
     opaque_dirs: list[bytes]
-    """Directories that hide what lower layers have in them; relative, real (no link on the way)."""
+    """Directories that hide the content of lower layers. Relative paths without links."""
     implied_dirs: list[bytes]
-    """Directories that no entry described, parents first; they may take after a lower layer's."""
+    """Directories without an entry of their own, parents first. They may inherit a lower layer's attributes."""
     whiteout_dirs: list[bytes]
-    """Directories in which there are whiteouts."""
+    """Directories that contain whiteouts."""
     dropped_xattrs: int
 
 
 class ArchiveReport(msgspec.Struct, frozen=True, kw_only=True, tag="archive"):
-    """Every regular file of an archive lies in the directory, and these are the images in it."""
+    """Result: the archive's regular files are in the directory. `images` are the images it has."""
 
     images: list[PlannedImage]
     inflated_bytes: int
 
 
 class ManifestReport(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):
-    """What a document is: a manifest, or an index that leads to `entry`."""
+    """Result: the document is `manifest`, or an index from which `entry` was chosen."""
 
     manifest: Manifest | None = None
     entry: Descriptor | None = None
     chosen: bool = False
-    """Whether the index says that `entry` is for this machine, not only leaves it open."""
+    """Whether the entry states this platform, rather than none."""
 
 
 class ConfigReport(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
-    """An image configuration, as far as it is kept."""
+    """Result: an image configuration, reduced to what is kept."""
 
     config: ImageConfig
 
@@ -167,4 +167,4 @@ Result = Failure | LayerReport | ArchiveReport | ManifestReport | ConfigReport
 
 
 class InputError(Exception):
-    """In the child: the input is damaged, hostile or unsupported. The text names the entry."""
+    """Raised in the child: the input is damaged, hostile or unsupported. The text names the entry."""

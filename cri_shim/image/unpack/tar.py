@@ -1,11 +1,11 @@
-"""Reading a tar stream with libarchive. Runs in the unpacker's child only.
+"""Read a tar stream with libarchive. Runs in the unpacking child only.
 
 Rules:
-- Names are bytes as the archive has them. libarchive converts pax names to the character set of the locale and, in a
-  UTF-8 one, also rewrites them to composed form, so that two files become one; in the C locale it gives the raw bytes
-  and a warning (libarchive 3.6.2). So the C locale is set here, and that warning is expected.
-- Any other warning means that something of an entry was lost: it is refused rather than unpacked wrong.
-- One `Entry` is alive at a time; its data is gone once the next one is asked for.
+- Names are the archive's bytes. In a UTF-8 locale, libarchive rewrites pax names to composed form, so that two files
+  become one. In the C locale it returns the raw bytes with a warning (libarchive 3.6.2). So `prepare` sets the C
+  locale, and that warning is expected.
+- Any other warning means that part of an entry was lost. The layer is then refused, not unpacked wrongly.
+- Only one `Entry` is current. Its data is gone once the next one is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 128 << 10
 _WARN_CONVERSION = b"can't be converted"
 _WARN_ACL = b".acl."
-"""Access control lists in libarchive's own text form; what unpacks layers elsewhere never reads them."""
+"""ACLs in libarchive's own text form, which other unpackers of layers ignore."""
 
 _xattr_reset = ffi.ffi("entry_xattr_reset", [ffi.c_archive_entry_p], ffi.c_int)
 _xattr_next = ffi.ffi(
@@ -46,13 +46,13 @@ _TYPE_MASK = 0o170000
 
 
 class Entry(NamedTuple):
-    """One header. `name` and `link` are as written, with `./`, `..` and slashes."""
+    """One header. `name` and the link targets are as written, with `./`, `..` and slashes."""
 
     name: bytes
     hardlink: bytes | None
     symlink: bytes | None
     file_type: int
-    """The S_IFMT bits; 0 for what tar has and file systems have not."""
+    """The S_IFMT bits; 0 for a tar type that file systems lack."""
     mode: int
     uid: int
     gid: int
@@ -63,20 +63,20 @@ class Entry(NamedTuple):
 
 
 def version() -> int:
-    """libarchive's version as a number: 3006002."""
+    """libarchive's version as a number, such as 3006002."""
     number: int = ffi.version_number()
     return number
 
 
 def prepare() -> None:
-    """Set what this module needs process-wide; once, before the first `TarReader`."""
+    """Set the locale and the log level for the whole process; call it once, before the first `TarReader`."""
     locale.setlocale(locale.LC_CTYPE, "C")
-    # The binding would log each conversion warning; errors raise anyway.
+    # The binding logs every conversion warning. Errors raise anyway.
     logging.getLogger("libarchive").setLevel(logging.CRITICAL)
 
 
 class TarReader:
-    """The entries of the uncompressed tar that `fd` gives; a pipe will do. Raises InputError for what is no tar."""
+    """The entries of an uncompressed tar read from `fd`, which may be a pipe. Raises InputError for other data."""
 
     def __init__(self, fd: int) -> None:
         self._archive: Any = ffi.read_new()
@@ -85,10 +85,10 @@ class TarReader:
         try:
             ffi.read_open_fd(self._archive, fd, _BLOCK_BYTES)
         except ArchiveError as error:
-            raise _input_error("it is no tar archive", error) from None
+            raise _input_error("it is not a tar archive", error) from None
 
     def entries(self) -> Iterator[Entry]:
-        """Each header in turn. Raises InputError for what is no tar, cut short or damaged."""
+        """Yield each header. Raises InputError for data that is no tar, truncated or damaged."""
         archive, entry = self._archive, self._entry
         last = b""
         while True:
@@ -124,7 +124,7 @@ class TarReader:
             )
 
     def xattrs(self) -> list[tuple[bytes, bytes]]:
-        """The extended attributes of the entry that was yielded last."""
+        """The extended attributes of the current entry."""
         found: list[tuple[bytes, bytes]] = []
         if _xattr_reset(self._entry) == 0:
             return found
@@ -134,9 +134,9 @@ class TarReader:
         return found
 
     def write_to(self, fd: int, name: bytes) -> None:
-        """Write the data of the entry that was yielded last to a regular file, holes as holes.
+        """Write the current entry's data to a regular file, keeping holes.
 
-        Raises InputError, or OSError when the file can't take it.
+        Raises InputError, or OSError when the disk is full or fails.
         """
         code = _data_into_fd(self._archive, fd)
         if code < ffi.ARCHIVE_WARN:
@@ -144,12 +144,12 @@ class TarReader:
             if number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise OSError(number, "writing", name)
             if number == errno.EFBIG:
-                raise InputError(f"{show(name)}: larger than a file may be")
+                raise InputError(f"{show(name)}: the file exceeds the size limit")
             said = (ffi.error_string(self._archive) or b"damaged").decode("utf-8", "replace")
             raise InputError(f"{show(name)}: {said}")
 
     def read(self, name: bytes) -> Iterator[memoryview]:
-        """The data of the entry that was yielded last, in pieces that hold until the next one is asked for."""
+        """Yield the current entry's data in pieces. A piece is valid until the next one is requested."""
         buffer = bytearray(_BLOCK_BYTES)
         address = (ffi.c_ubyte * _BLOCK_BYTES).from_buffer(buffer)
         try:
@@ -165,14 +165,14 @@ class TarReader:
 
 
 def _time_ns(seconds: int, nanoseconds: int) -> int:
-    """libarchive gives the digits behind the point of a pax time as they are written, also behind -1.5."""
+    """The time in nanoseconds. libarchive returns the fraction of a pax time as written, positive also in -1.5."""
     if seconds < 0:
         nanoseconds = -nanoseconds
     return seconds * 1_000_000_000 + nanoseconds
 
 
 def show(name: bytes) -> str:
-    """`name` for a message: readable, on one line, of bounded length."""
+    """`name` for a message: escaped, on one line, of at most 200 bytes."""
     text = ascii(name[:200].decode("utf-8", "surrogateescape"))
     return text if len(name) <= 200 else f"{text}…"
 

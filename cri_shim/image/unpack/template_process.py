@@ -2,9 +2,9 @@
 
     python -m cri_shim.image.unpack.template_process SOCKET_FD
 
-Rules: it never imports grpc or asyncio; whatever a child needs is imported here before the first fork, since a child
-has no file system to import from. It reads no job's bytes itself. It ends when the daemon closes the socket, or dies;
-its children die with it. A child reports by its result descriptor, and how it ended is reported by the template.
+Rules: it never imports grpc or asyncio. It imports everything a child needs before the first fork, since a chrooted
+child has no file system to import from. It reads no job's input. It exits when the daemon closes the socket or dies,
+and its children die with it. A child writes its result to its result descriptor; the template reports its wait status.
 """
 
 from __future__ import annotations
@@ -66,25 +66,25 @@ _TEMPLATE_CAPABILITIES = (*CHILD_CAPABILITIES, Capability.CAP_SYS_CHROOT, Capabi
 _CHILD_DESCRIPTORS = 64
 _MAX_REASON_CHARS = 1500
 _ASIDE_NICENESS = 15
-"""A tenth of a processor's time is left to who is that nice beside one who isn't."""
+"""Beside a process of niceness 0, one of niceness 15 gets about a tenth of a processor."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Request).decode
 
 
 class Template:
-    """Takes jobs from the daemon's socket, forks, reaps."""
+    """Receives jobs over the daemon's socket, forks children and reaps them."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._pids: dict[int, int] = {}
-        """Child pid -> job number."""
+        """Pid of a child -> number of its job."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
 
     def run(self) -> None:
-        """Serve until the daemon is gone."""
+        """Serve until the daemon closes the socket."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _noted)
         poll = select.poll()
@@ -99,7 +99,7 @@ class Template:
             self._reap()
 
     def tell(self, notice: Notice) -> None:
-        """Send; a daemon that is gone will be noticed by the next receive."""
+        """Send a notice. If the daemon is gone, the next receive ends the process."""
         try:
             self._connection.send(_encode(notice))
         except (BrokenPipeError, ConnectionResetError):
@@ -108,12 +108,12 @@ class Template:
     def _take(self) -> bool:
         try:
             packet, descriptors, flags, _ = socket.recv_fds(self._connection, MAX_PACKET_BYTES, 4)
-        except ConnectionResetError:  # killed before it had read all that we told it
+        except ConnectionResetError:  # the daemon died with notices of ours unread
             return False
         if not packet:
             return False
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise RuntimeError("a job was cut short on its way")
+            raise RuntimeError("a job was truncated: its packet or its descriptors did not fit")
         request = _decode(packet)
         if isinstance(request, Kill | StepAside):
             for pid, number in self._pids.items():
@@ -132,7 +132,9 @@ class Template:
         pid = os.fork()
         if pid == 0:
             _become_child(job, descriptors, template_pid)
-        os.setpgid(pid, pid)  # so that all its threads can be told to be nicer at once
+        os.setpgid(
+            pid, pid
+        )  # its own process group, so that all its threads can be reniced at once
         self._pids[pid] = job.number
 
     def _reap(self) -> None:
@@ -150,35 +152,34 @@ def _end(pid: int) -> None:
 
 
 def _step_aside(pid: int) -> None:
-    # Not reaped yet, so the number is still its own; by the group, since a process's number means its first thread.
+    # The child is not reaped yet, so the pid is still its own. By group: PRIO_PROCESS would mean its first thread only.
     os.setpriority(os.PRIO_PGRP, pid, _ASIDE_NICENESS)
 
 
 def _become_child(job: Job, descriptors: list[int], template_pid: int) -> NoReturn:
-    """Confine ourselves, do the job, say how it went, end. Nothing may return into the template's code."""
+    """Confine this process, do the job, write the result, exit. Nothing may return into the template's code."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         input_fd, directory_fd, result_fd, *growing = descriptors
         try:
-            os.dup2(
-                1, 2
-            )  # /dev/null: the template's own words are kept in memory, a child's could fill it
+            # To /dev/null: stderr is the template's memfd, which a child's output could fill.
+            os.dup2(1, 2)
             confine.close_other_descriptors(descriptors)
             _confine(job.limits, directory_fd, template_pid)
             source = GrowingFile(growing[0], input_fd) if growing else PlainFile(input_fd)
             answer = _encode(_perform(job, source))
             if len(answer) > MAX_RESULT_BYTES:
-                raise InputError("there is more to tell of it than may be kept in memory")
+                raise InputError(f"the report on its content exceeds {MAX_RESULT_BYTES} bytes")
         except (InputError, BadArchiveError) as error:
             answer = _failure(Fault.INPUT, str(error))
         except MemoryError:
-            answer = _failure(Fault.INPUT, "takes more memory than a layer may use")
+            answer = _failure(Fault.INPUT, "exceeds the memory limit of a layer")
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             answer = _failure(Fault.SPACE if full else Fault.HOST, str(error))
-        except BaseException:  # noqa: BLE001 - a bug in here is the daemon's to log, with its place
+        except BaseException:  # noqa: BLE001 - a bug of ours: the daemon logs it with its place
             answer = _failure(Fault.HOST, traceback.format_exc(limit=-4))
         with os.fdopen(result_fd, "wb", closefd=False) as stream:
             stream.write(answer)
@@ -217,7 +218,7 @@ def _perform(job: Job, source: Source) -> Result:
 
 
 def _whole(source: Source, max_bytes: int) -> bytes:
-    """All of a document, and a byte more where it is too long."""
+    """Read a document, and one byte more if it exceeds its limit, so that its parser refuses it."""
     data = bytearray()
     while len(data) <= max_bytes and (piece := source.read(max_bytes + 1 - len(data))):
         data += piece
@@ -246,14 +247,14 @@ def _unpack(job: Job, source: Source) -> Result:
         images = Archive(spool.members, directory_fd, job.platform).images()
         return ArchiveReport(images=images, inflated_bytes=inflater.inflated_bytes)
     except InputError:
-        # A tar that seems cut short may be so because inflating failed: that is the cause to tell.
+        # If inflating failed, the tar looks truncated: report the cause, not that effect.
         if inflater.ended_early:
             raise inflater.ended_early from None
         raise
 
 
 def _noted(signum: int, frame: object) -> None:
-    """The wake-up descriptor has done it all; without a handler there would be no wake-up."""
+    """Do nothing: the signal writes to the wake-up descriptor only if it has a handler."""
 
 
 def _drain(fd: int) -> None:
@@ -265,7 +266,7 @@ def _drain(fd: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the template on the socket whose number is the one argument."""
+    """Serve the socket whose descriptor number is the only argument."""
     connection = socket.socket(fileno=int(argv[1]))
     template = Template(connection)
     try:

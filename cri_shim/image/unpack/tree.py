@@ -1,16 +1,16 @@
-"""The tree that a layer is unpacked into: names resolved, directories made, things removed, all of it counted.
+"""The tree that a layer is unpacked into: it resolves names, creates directories, removes things, and counts.
 
-The root directory of this process is that tree (the child has chrooted), and nobody else writes to it. Runs in the
-unpacker's child only.
+The root directory of this process is that tree (the child has chrooted), and nothing else writes to it. Runs in the
+unpacking child only.
 
 Rules:
-- Paths are bytes, relative to the root. A *real* path has no link, no `.` and no `..` in it: it is what this module
-  gives out, and the only kind that is used to make something.
-- A name is resolved here, link by link, with the root as its end in every direction; nothing is opened through a link.
-- What is noted of a directory for later (its time, an opaque mark) is forgotten together with the directory. So a note
-  always means the directory that stood there when the note was made, never what a later entry puts in its place.
-- A directory that takes the place of something else is opaque: what stood there had replaced the lower layers' one.
-- Nothing recurses: how deep a tree is, its maker decides.
+- Paths are bytes, relative to the root. A *real* path contains no link, no `.` and no `..`. This module returns real
+  paths, and only real paths are used to create something.
+- Names are resolved here, link by link, and never leave the root. Nothing is opened through a link.
+- Notes about a directory for later (its time, an opaque mark) vanish with the directory. So a note always belongs to
+  the directory that it was made for, never to what a later entry puts in its place.
+- A directory that replaces something else is opaque, since what it replaces had replaced the lower layers' directory.
+- Nothing recurses, since the layer's author decides how deep a tree is.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from cri_shim.image.unpack.protocol import (
 from cri_shim.image.unpack.tar import show
 
 _MAX_LINKS = 40
-"""As many as the kernel follows in one path."""
+"""The kernel's own limit for one path (ELOOP)."""
 _IMPLIED_MODE = 0o755
-"""Of a directory that no entry describes, as every unpacker has it."""
+"""The mode of a directory without an entry, as in other unpackers."""
 _BLOCK = 4096
 
 
 class LayerTree:
-    """What was made so far below `/`, and how much of it there is."""
+    """The tree below `/` so far, and its size."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -45,29 +45,29 @@ class LayerTree:
         self.inodes = 0
         self.disk_bytes = 0
         self._directories: set[bytes] = {b""}
-        """Real paths of all directories there are."""
+        """Real paths of all directories."""
         self._times: dict[bytes, int] = {}
         self._implied: dict[bytes, None] = {}
         self._opaque: dict[bytes, None] = {}
         self._whiteout_dirs: dict[bytes, None] = {}
         self._whiteouts: set[int] = set()
-        """Inodes of the whiteouts: a device 0/0 may also be an entry of its own."""
+        """Inodes of our whiteouts: an entry may also be a device 0/0 of its own."""
         self._reported_bytes = 0
 
     def implied(self) -> list[bytes]:
-        """The directories that no entry described, parents first."""
+        """The directories without an entry, parents first."""
         return sorted(self._implied)
 
     def opaque(self) -> list[bytes]:
-        """The directories that hide what lower layers have in them."""
+        """The directories that hide the content of lower layers."""
         return list(self._opaque)
 
     def whiteout_dirs(self) -> list[bytes]:
-        """The directories in which a whiteout was made; it may have been replaced since."""
+        """The directories in which whiteouts were created. A whiteout may have been replaced since."""
         return list(self._whiteout_dirs)
 
     def describe(self, real: bytes, mtime_ns: int) -> None:
-        """An entry describes this directory; its time is set by `set_times`, once nothing more is made in it."""
+        """Note that an entry describes this directory. `set_times` sets its time, after the last change in it."""
         self._forget_note(self._implied, real)
         self._times[real] = mtime_ns
 
@@ -76,14 +76,14 @@ class LayerTree:
         self._note(self._opaque, real)
 
     def white_out(self, directory: bytes, base: bytes) -> None:
-        """Hide what lower layers have as `base` in the real `directory`, never what this layer has there.
+        """Hide what lower layers have as `base` in the real `directory`. What this layer has there stays.
 
         Raises InputError past the bound.
         """
         real = join(directory, base)
         path = b"/" + real
         if real in self._directories:
-            # The lower directory is gone, and this one has nothing of it, not its owner or mode either.
+            # This layer removes the lower directory and brings its own: it inherits no owner and mode.
             self._forget_note(self._implied, real)
             self.hide_lower(real)
             return
@@ -96,11 +96,11 @@ class LayerTree:
         self._note(self._whiteout_dirs, directory)
 
     def is_whiteout(self, found: os.stat_result) -> bool:
-        """Whether what was found here is one that `white_out` made."""
+        """Whether the file with this status is a whiteout of ours."""
         return stat.S_ISCHR(found.st_mode) and found.st_ino in self._whiteouts
 
     def set_times(self) -> None:
-        """Give the directories the times that their entries say; last of all."""
+        """Set the directories' times as their entries state them. Call it last."""
         for real, mtime_ns in self._times.items():
             os.utime(b"/" + real, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
 
@@ -110,7 +110,8 @@ class LayerTree:
             self._reported_bytes += len(real) + PATH_BYTES
             if self._reported_bytes > MAX_REPORTED_BYTES:
                 raise InputError(
-                    "too many long paths of directories that no entry describes, that are opaque, or have whiteouts"
+                    "the paths of opaque directories, directories with whiteouts and directories without an entry "
+                    f"exceed {MAX_REPORTED_BYTES} bytes"
                 )
 
     def _forget_note(self, kind: dict[bytes, None], real: bytes) -> None:
@@ -119,10 +120,10 @@ class LayerTree:
             self._reported_bytes -= len(real) + PATH_BYTES
 
     def parent(self, path: bytes, *, create: bool) -> bytes:
-        """The real path of the directory `path`, as the kernel would find it from `/`.
+        """Resolve the directory `path` to its real path, as the kernel would from `/`.
 
-        Directories that are missing, or whited out, are made (0755, root) with `create`. Raises InputError where a
-        file is in the way, FileNotFoundError without `create`.
+        With `create`, directories that are missing or whited out are created (0755, root). Raises InputError where a
+        file is in the way, FileNotFoundError for a missing directory without `create`.
         """
         if path in self._directories:
             return path
@@ -153,7 +154,9 @@ class LayerTree:
             if stat.S_ISLNK(found.st_mode):
                 links += 1
                 if links > _MAX_LINKS:
-                    raise InputError(f"{show(path)}: too many links on the way")
+                    raise InputError(
+                        f"{show(path)}: more than {_MAX_LINKS} symbolic links on its way"
+                    )
                 target = os.readlink(b"/" + candidate)
                 if target.startswith(b"/"):
                     real = b""
@@ -161,7 +164,7 @@ class LayerTree:
             elif self.is_whiteout(found):
                 if not create:
                     raise FileNotFoundError(errno.ENOENT, "whited out", candidate)
-                # Not noted as implied: it has nothing of the lower directory, not its owner or mode either.
+                # Opaque and not implied: the whiteout removed the lower directory, so nothing is inherited from it.
                 self.remove(candidate)
                 self._imply(candidate)
                 self.hide_lower(candidate)
@@ -172,12 +175,12 @@ class LayerTree:
 
     def _imply(self, real: bytes) -> None:
         self.make_directory(real)
-        # A setgid parent would have handed down its group and its bit.
+        # Undo what a setgid parent passes on: its group and the bit.
         os.chown(b"/" + real, 0, 0, follow_symlinks=False)
         os.chmod(b"/" + real, _IMPLIED_MODE)
 
     def make_directory(self, real: bytes) -> None:
-        """Have a directory there: one that is there stays, anything else gives way. Raises InputError past a bound."""
+        """Create a directory. An existing one stays; anything else is replaced. Raises InputError past a bound."""
         if real in self._directories:
             return
         try:
@@ -190,7 +193,7 @@ class LayerTree:
         self.count(_BLOCK)
 
     def remove(self, real: bytes) -> None:
-        """Take away what has this name, a whole tree if need be; not by recursion, which depth could break."""
+        """Remove what has this name, also a whole tree. Without recursion, which a deep tree could exhaust."""
         path = b"/" + real
         if real not in self._directories:
             self._unlink(path)
@@ -212,7 +215,7 @@ class LayerTree:
             self._forget(directory[1:])
 
     def _forget(self, real: bytes) -> None:
-        """A directory has gone, and with it all that was noted of it."""
+        """Drop everything noted about a directory that was removed."""
         self._directories.discard(real)
         self._times.pop(real, None)
         for kind in (self._implied, self._opaque, self._whiteout_dirs):
@@ -226,10 +229,12 @@ class LayerTree:
             self._discount(rounded(found.st_size) if stat.S_ISREG(found.st_mode) else 0)
 
     def count(self, disk_bytes: int, *, inodes: int = 1) -> None:
-        """Something was made. Raises InputError past the bound."""
+        """Count something that was created. Raises InputError past the bound."""
         self._made += 1
         if self._made > self._limits.max_inodes:
-            raise InputError(f"more than {self._limits.max_inodes} files and directories")
+            raise InputError(
+                f"the layer has more than {self._limits.max_inodes} files and directories"
+            )
         self.inodes += inodes
         self.disk_bytes += disk_bytes
 
@@ -239,12 +244,14 @@ class LayerTree:
 
 
 def normalise(name: bytes) -> bytes:
-    """`name` relative to the root: no `.`, no empty parts, `..` resolved as text and stopped at the root.
+    """`name` relative to the root, without `.` and empty components. `..` is resolved as text and stops at the root.
 
-    Raises InputError for what no file system can name.
+    Raises InputError for a name that no file system can hold.
     """
     if len(name) >= MAX_PATH_BYTES:
-        raise InputError(f"{show(name)}: a path of {len(name)} bytes")
+        raise InputError(
+            f"{show(name)}: the path has {len(name)} bytes; the limit is {MAX_PATH_BYTES - 1}"
+        )
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part in (b"", b"."):
@@ -254,19 +261,23 @@ def normalise(name: bytes) -> bytes:
                 parts.pop()
             continue
         if len(part) > MAX_NAME_BYTES:
-            raise InputError(f"{show(name)}: a name of {len(part)} bytes")
+            raise InputError(
+                f"{show(name)}: a component has {len(part)} bytes; the limit is {MAX_NAME_BYTES}"
+            )
         parts.append(part)
     return b"/".join(parts)
 
 
 def join(directory: bytes, base: bytes) -> bytes:
-    """The path of `base` in the real `directory`. Raises InputError when it gets too long."""
+    """The path of `base` in the real `directory`. Raises InputError if it is too long."""
     path = directory + b"/" + base if directory else base
     if len(path) >= MAX_PATH_BYTES - 1:
-        raise InputError(f"{show(path)}: a path of {len(path)} bytes, links on the way counted in")
+        raise InputError(
+            f"{show(path)}: with its links resolved the path has {len(path)} bytes; the limit is {MAX_PATH_BYTES - 2}"
+        )
     return path
 
 
 def rounded(size: int) -> int:
-    """The disk space of `size` bytes."""
+    """`size` in whole blocks."""
     return (size + _BLOCK - 1) // _BLOCK * _BLOCK

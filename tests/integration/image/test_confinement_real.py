@@ -317,9 +317,9 @@ async def test_an_archive_s_members_get_names_of_ours(
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
-        ([device("null", 1, 3)], "only files and links"),
+        ([device("null", 1, 3)], "neither a file, a directory nor a link"),
         ([directory(f"d{number}") for number in range(10_001)], "more than 10000 entries"),
-        ([symlink("a", "x" * 5000)], "too long a path"),
+        ([symlink("a", "x" * 5000)], "target is empty or too long"),
     ],
     ids=["device", "entries", "link"],
 )

@@ -156,12 +156,15 @@ LAYERS: dict[str, tuple[LayerBlob, str]] = {
     ),
     "huge size": (raw(header(b"f", size=number(1 << 62, 12))), "[Tt]runcated|too large|larger"),
     "octal nonsense": (raw(header(b"f", size=b"zzzzzzzzzzz\0")), "."),
-    "negative owner": (raw(header(b"f", uid=number(-5, 8))), "exceeds 32 bits"),
-    "huge owner": (raw(header(b"f", uid=number(1 << 40, 8))), "exceeds 32 bits"),
-    "huge device": (raw(header(b"d", kind=b"3", major=number(1 << 20, 8))), "can't be on this"),
+    "negative owner": (raw(header(b"f", uid=number(-5, 8))), "does not fit into 32 bits"),
+    "huge owner": (raw(header(b"f", uid=number(1 << 40, 8))), "does not fit into 32 bits"),
+    "huge device": (
+        raw(header(b"d", kind=b"3", major=number(1 << 20, 8))),
+        "Linux has no device number",
+    ),
     "pax size": (raw(pax(b"size=99999999999999999999"), header(b"f", b"x")), "."),
     "pax negative size": (raw(pax(b"size=-5"), header(b"f", b"x")), "."),
-    "pax owner": (raw(pax(b"uid=4294967296"), header(b"f", b"x")), "exceeds 32 bits"),
+    "pax owner": (raw(pax(b"uid=4294967296"), header(b"f", b"x")), "does not fit into 32 bits"),
     # Sparse files that are not what they say
     "sparse giant": (
         raw(
@@ -212,11 +215,11 @@ LAYERS: dict[str, tuple[LayerBlob, str]] = {
             symlink("l/m", "d/" * 1000),
             file("l/m/" + "x" * 200),
         ),
-        "links on the way counted in",
+        "with its links resolved",
     ),
     "paths to report": (
         layer(*(file(f"{n:04}/" + ("n" * 250 + "/") * 15 + "f") for n in range(700))),
-        "too many long paths",
+        "exceed 4194304 bytes",
     ),
     "entries": (raw(header(b"f") * 20_001), "more than 20000 entries"),
     "whiteouts": (raw(*(header(b".wh.%d" % n) for n in range(20_001))), "more than 20000"),

@@ -374,7 +374,7 @@ async def test_no_name_leads_out_of_the_root(unpack: Unpack, root: Path, tmp_pat
 async def test_a_hard_link_to_what_the_layer_does_not_have_is_refused(
     unpack: Unpack, target: str
 ) -> None:
-    with pytest.raises(BadArchiveError, match="this layer does not have"):
+    with pytest.raises(BadArchiveError, match="no earlier entry of this layer"):
         await unpack(tar_of([hardlink("mine", target)]))
 
 
@@ -395,13 +395,13 @@ async def test_a_hard_link_through_a_link_stays_inside(unpack: Unpack, root: Pat
         ([file("a/.wh...")], "whiteout of '..'"),
         ([file("f"), file("f/below")], "is a file, not a directory"),
         ([file("f"), whiteout("f/below")], "is a file, not a directory"),
-        ([symlink("a", "b"), symlink("b", "a"), file("a/f")], "too many links"),
+        ([symlink("a", "b"), symlink("b", "a"), file("a/f")], "symbolic links on its way"),
         ([symlink("l", "x" * 300), file("l/f")], "File name too long"),
         ([file("x" * 300)], "a name of 300 bytes"),
         ([file("d/" * 2100 + "f")], "a path of 4201 bytes"),
-        ([symlink("l", "y" * 5000)], "too long a path"),
-        ([file("f", uid=1 << 32)], "exceeds 32 bits"),
-        ([file("f", uid=(1 << 32) - 1)], "exceeds 32 bits"),
+        ([symlink("l", "y" * 5000)], "target is empty or too long"),
+        ([file("f", uid=1 << 32)], "does not fit into 32 bits"),
+        ([file("f", uid=(1 << 32) - 1)], "does not fit into 32 bits"),
         ([file("f", xattrs={"user.big": b"x" * 70_000})], "attribute 'user.big' of 70000 bytes"),
         ([file("f", xattrs={"security.capability": b"junk"})], "security.capability"),
     ],
@@ -417,8 +417,8 @@ async def test_an_entry_that_makes_no_sense_is_refused_by_name(
 @pytest.mark.parametrize(
     ("blob", "reason"),
     [
-        (b"this is no tar" * 100, "no tar archive"),
-        (gzip.compress(b"this is no tar" * 100), "no tar archive"),
+        (b"this is no tar" * 100, "not a tar archive"),
+        (gzip.compress(b"this is no tar" * 100), "not a tar archive"),
         (NOISE.blob[:50_000], "ends too early"),
         (tar_of([file("a", b"x" * 90_000)])[:50_000], "[Tt]runcated"),
         (b"BZh91AY&SY" + bytes(100), "bzip2"),

@@ -164,7 +164,7 @@ WORDS: list[tuple[Fault, type[Exception] | tuple[type[Exception], ...], str]] = 
     (Answer(C.digest, status=429), RegistryUnavailableError, "429 Fault"),
     (Answer(C.digest, status=416), RegistryUnavailableError, "416"),
     (Cut(C.digest), RegistryUnavailableError, "broke before the end"),
-    (Stall(C.digest), RegistryUnavailableError, "nothing came for 1 s"),
+    (Stall(C.digest), RegistryUnavailableError, "no bytes for 1 s"),
     (Corrupt(C.digest, at=900_000), DamagedBlobError, "the bytes from http.* have the digest"),
     (Corrupt(A.digest, at=20), DamagedBlobError, "the bytes from http.* have the digest"),
     (Endless(C.digest), BadArchiveError, "more than the 100[0-9]+ bytes that the manifest"),

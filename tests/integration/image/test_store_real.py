@@ -381,7 +381,7 @@ def lying_archive() -> bytes:
         (oci_archive(BASE, name=NAME, without=["index.json"]), "neither"),
         (oci_archive(BASE, name="cri-shim.local/pause:1"), "built-in"),
         (b"", "empty"),
-        (random.Random(4).randbytes(50_000), "no tar"),
+        (random.Random(4).randbytes(50_000), "not a tar"),
     ],
     ids=["lie", "hostile", "cut", "cut gzip", "no index", "reserved name", "empty", "noise"],
 )

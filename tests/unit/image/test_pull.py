@@ -82,7 +82,7 @@ async def test_what_is_here_is_not_given_to_whom_the_registry_refuses(node: Node
         registry.add("team/app", BASE, tag="1")
         name = f"{registry.host}/team/app:1"
         await node.puller.pull(name, ME)
-        with pytest.raises(RegistryAuthError, match="asked without credentials"):
+        with pytest.raises(RegistryAuthError, match="the request had no credentials"):
             await node.puller.pull(name)
 
 
@@ -416,7 +416,7 @@ async def test_credentials_of_another_registry_stay_here(node: Node) -> None:
     async with FakeRegistry(basic=("me", "hunter2")) as registry:
         registry.add("team/app", BASE, tag="1")
         foreign = Credentials("other.example", "me", "hunter2")
-        with pytest.raises(RegistryAuthError, match="asked without credentials"):
+        with pytest.raises(RegistryAuthError, match="the request had no credentials"):
             await node.puller.pull(f"{registry.host}/team/app:1", foreign)
         assert not any("Authorization" in seen.headers for seen in registry.seen)
         own = Credentials(registry.host, "me", "hunter2")

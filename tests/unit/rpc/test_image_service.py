@@ -159,7 +159,7 @@ async def test_a_pull_needs_a_name_and_a_sound_auth(tmp_path: Path) -> None:
         )
     assert nameless.code() is unsound.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert nameless.details() == "PullImageRequest: image is required"
-    assert unsound.details() == "the image's auth.auth is not base64"
+    assert unsound.details() == "auth.auth: not base64"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ async def test_an_altered_layer_is_found_with_all_its_images(pulled: Pulled, sea
     [finding] = (await pulled.node.store.check()).findings
     assert (finding.damage, finding.object) == (Damage.LAYER_ALTERED, pulled.image.chain[0])
     assert set(pulled.image.repo_tags + pulled.other.repo_tags) <= set(finding.images)
-    assert "not what was unpacked" in finding.detail
+    assert "differs from what was unpacked" in finding.detail
     assert await pulled.found(pulled.other.id) == [(Damage.LAYER_ALTERED, pulled.image.chain[0])]
 
 

@@ -79,5 +79,5 @@ async def test_a_process_that_dies_is_an_error(reaper: Reaper, tmp_path: Path) -
         await inspection.digest(tmp_path / "file", quiet)
         assert inspection._child is not None
         os.kill(inspection._child.pid, 9)
-        with pytest.raises(CriShimError, match="inspecting process failed"):
+        with pytest.raises(CriShimError, match="inspector process failed"):
             await inspection.digest(tmp_path / "file", quiet)

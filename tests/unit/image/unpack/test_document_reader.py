@@ -48,5 +48,5 @@ async def test_what_is_wrong_with_a_document_is_told(reader: DocumentReader) -> 
     with pytest.raises(BadArchiveError, match=r"^it: "):
         await reader.manifest(await reader.keep(b"{}"), "it")
     other = await reader.keep(b'{"rootfs":{"diff_ids":["md5:1"]}}')
-    with pytest.raises(BadArchiveError, match="diff id"):
+    with pytest.raises(BadArchiveError, match="diff ID"):
         await reader.config(other, "it")
