@@ -36,20 +36,18 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "serve": Command("cri_shim.cli.serve", "run the daemon, in the foreground"),
-    "check": Command(
-        "cri_shim.cli.check", "say whether this node can run the daemon, and what to do"
-    ),
+    "check": Command("cri_shim.cli.check", "check the node's requirements, and name the remedies"),
     "config": Command(
-        "cri_shim.cli.config", "print the default or effective configuration, check one"
+        "cri_shim.cli.config", "print the default or effective configuration; check a file"
     ),
-    "demo": Command("cri_shim.cli.demo", "run a pod from creation to removal, against the daemon"),
+    "demo": Command(
+        "cri_shim.cli.demo", "run a pod on the daemon, from its creation to its removal"
+    ),
     "image": Command("cri_shim.cli.image", "pull, import, export, list, check and remove images"),
-    "status": Command(
-        "cri_shim.cli.status", "show pods and containers, and what each is waiting for"
-    ),
-    "wipe": Command("cri_shim.cli.wipe", "take away every pod and container of this root"),
+    "status": Command("cri_shim.cli.status", "show pods and containers, and what each waits for"),
+    "wipe": Command("cri_shim.cli.wipe", "remove every pod and container of this root"),
     "version": Command(
-        "cri_shim.cli.version", "versions of this program, conmon and the OCI runtimes"
+        "cri_shim.cli.version", "print versions of this program, conmon and the runtimes"
     ),
 }
 
@@ -93,8 +91,8 @@ def _parsers(selected: str | None) -> tuple[Parser, Parser]:
     """The parser of the whole line, and that of the selected command (the same one without a command)."""
     parser = Parser(
         "cri-shim",
-        description="A Kubernetes CRI server: pods and containers through runc, crun, kata-runtime and runsc.",
-        epilog="'cri-shim COMMAND --help' says more of each. Start with: cri-shim check",
+        description="A Kubernetes CRI server: pods and containers through OCI runtimes such as runc and crun.",
+        epilog="'cri-shim COMMAND --help' describes a command. Start with: cri-shim check",
     )
     parser.add_argument("--version", action="version", version=f"cri-shim {__version__}")
     if selected is not None and selected not in COMMANDS:

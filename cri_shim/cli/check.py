@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.epilog = (
-        "Each row is ok, warning (some pods will miss something) or failed (the daemon can't do its job).\n"
-        "Exit code 1 if a row failed. Run it as root, as the daemon will be."
+        "Each row is ok, warning (some pods will lack something) or failed (the daemon can't do its job).\n"
+        "Exit code 1 if a row failed. Run it as root, as the daemon will run."
     )
 
 

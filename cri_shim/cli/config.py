@@ -19,20 +19,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     default = commands.add_parser(
         "default",
         help="print the default file, with comments",
-        description="Print the default configuration file, each key under its meaning.",
+        description="Print the default configuration file, with a comment above each key.",
     )
     default.set_defaults(run=run_default)
     show = commands.add_parser(
         "show",
-        help="print what is in effect",
+        help="print the effective configuration",
         description="Print the effective configuration: defaults, file, drop-ins and --set together.",
     )
     add_config_options(show)
     show.set_defaults(run=run_show)
     check = commands.add_parser(
         "check",
-        help="check a file: every mistake, and what is allowed",
-        description="Check a configuration file and its drop-ins; exit 1 if there is a mistake.",
+        help="check a file, and list every mistake",
+        description="Check a configuration file and its drop-ins. Exit code 1 if there is a mistake.",
     )
     check.add_argument(
         "file",

@@ -58,7 +58,7 @@ class _CniInfo(msgspec.Struct):
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "--keep", action="store_true", help="leave the pod running, and say how to look at it"
+        "--keep", action="store_true", help="leave the pod running, and print how to inspect it"
     )
     daemon_address.add_options(parser)
 

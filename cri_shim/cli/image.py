@@ -29,34 +29,34 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands."""
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
-    parser.epilog = "Without a running daemon they work on its images themselves."
+    parser.epilog = "Without a running daemon, the commands open the image store themselves."
     add: Any = commands.add_parser
     image_pull.configure(
         add(
             "pull",
-            help="bring an image from its registry",
-            description="Bring an image from its registry, or what has changed of it.",
+            help="pull an image from its registry",
+            description="Pull an image from its registry; layers on the node are not downloaded again.",
         )
     )
     import_ = add(
         "import",
-        help="store the images of a file",
-        description="Store the images of an OCI archive, a docker-archive or an OCI layout directory.\n"
+        help="import the images of a file",
+        description="Import the images of an OCI archive, a docker archive or an OCI layout.\n"
         "Archives may be plain or compressed with gzip or zstd.",
     )
     import_.add_argument(
         "file", type=Path, metavar="FILE", help="archive or directory; - is standard input"
     )
     import_.add_argument(
-        "--name", default="", metavar="REF", help="store under this name instead of the file's own"
+        "--name", default="", metavar="REF", help="name of the image, instead of the file's own"
     )
     import_.set_defaults(run=run_import)
     image_export.configure(
         add(
             "export",
-            help="write an image to a file",
-            description="Write an image as an OCI archive, which `image import`, podman, skopeo and ctr\n"
-            "read, and `docker load` as well.",
+            help="export an image to a file",
+            description="Export an image as an OCI archive. `image import`, podman, skopeo, ctr and\n"
+            "`docker load` read it.",
         )
     )
     list_ = add(
@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     remove = add(
         "rm",
         help="remove images",
-        description="Remove images from this node; containers keep what they use.",
+        description="Remove images from this node. Containers keep the layers that they use.",
     )
     remove.add_argument("refs", nargs="+", metavar="REF", help="name, digest or ID")
     remove.set_defaults(run=run_rm)
@@ -75,15 +75,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         add(
             "check",
             help="find damaged images, and repair them",
-            description="Read images as a whole and say what is damaged. Exits with 1 if anything is.",
+            description="Read images completely and list damage. Exit code 1 if any damage is left.",
         )
     )
     image_maintenance.configure_gc(
         add(
             "gc",
-            help="remove what nothing needs",
-            description="Remove images without a name that no container uses, and leftovers on disk.\n"
-            "Images with a name stay, unless --untagged takes them; pinned ones stay always.",
+            help="remove images and leftovers that nothing needs",
+            description="Remove unnamed images that no container uses, and leftovers on disk.\n"
+            "Images with a name stay, unless --untagged removes them; pinned ones always stay.",
         )
     )
     for command in commands.choices.values():

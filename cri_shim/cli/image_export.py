@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=STDOUT,
         metavar="FILE",
-        help="where to; - or nothing is standard output",
+        help="file to write; - or none is standard output",
     )
 
     def run_export(arguments: argparse.Namespace) -> int:

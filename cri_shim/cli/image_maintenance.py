@@ -28,7 +28,7 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="repair what is damaged, from what is here or from the image's registry",
+        help="repair damage, from the node's packed layers or from the image's registry",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_check)
@@ -36,9 +36,9 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
 
 def configure_gc(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `gc`."""
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     parser.add_argument(
-        "--untagged", action="store_true", help="take images that have a digest only, but no tag"
+        "--untagged", action="store_true", help="also remove images that have a digest but no tag"
     )
     parser.set_defaults(run=run_gc)
 

@@ -32,13 +32,15 @@ MAX_CREDENTIALS_BYTES: Final = 64 << 10
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("ref", metavar="REF", help="name, completed as Docker does, or digest")
+    parser.add_argument(
+        "ref", metavar="REF", help="name or digest; short names are completed as Docker does"
+    )
     credentials = parser.add_mutually_exclusive_group()
     credentials.add_argument(
         "--creds-file",
         type=Path,
         metavar="FILE",
-        help="file whose first line is USER:PASSWORD; - is standard input, asked for on a terminal",
+        help="file whose first line is USER:PASSWORD; - is standard input, with a prompt on a terminal",
     )
     credentials.add_argument(
         "--auth-file",

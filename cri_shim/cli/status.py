@@ -30,12 +30,12 @@ _HOME, _ERASE_TO_END_OF_LINE, _ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--watch", action="store_true", help=f"again every {INTERVAL_S:g} seconds")
+    parser.add_argument("--watch", action="store_true", help=f"redraw every {INTERVAL_S:g} seconds")
     parser.add_argument("--json", action="store_true", help="print JSON")
     daemon_address.add_options(parser)
     parser.description = (
-        "Show pods and containers with state, CPU (100% is one core), memory, restarts, age, and the step that\n"
-        "each waits for now, with how long it has."
+        "Show pods and containers with state, CPU (100% is one core), memory, restarts and age, and the step\n"
+        "that each waits for now, and since when."
     )
 
 

@@ -30,18 +30,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--yes", action="store_true", help="don't ask")
     parser.add_argument(
-        "--images", action="store_true", help="take the images away as well, pinned ones included"
+        "--images", action="store_true", help="remove all images as well, pinned ones included"
     )
     daemon_address.add_options(parser)
     parser.description = (
-        "Take away every pod and container of this root with all they hold: processes, mounts, network\n"
+        "Remove every pod and container of this root with all they hold: processes, mounts, network\n"
         "namespaces, cgroups, network attachments, and what a crash left of others."
     )
     parser.epilog = (
-        "For a drained node, or before the daemon is uninstalled: a kubelet that runs makes its pods anew.\n"
-        "A running daemon does it and goes on serving; without one the command does it alone. Other runtimes\n"
-        "and other roots of the node are left alone, and so are the pods' log files. May be repeated.\n"
-        "Exit code 1 and a line for each thing that could not be taken away."
+        "Drain the node and stop the kubelet first: a running kubelet creates its pods again.\n"
+        "A running daemon does the work and continues to serve; without one the command does it. Other\n"
+        "runtimes and other roots of the node keep theirs; the pods' log files stay. May be repeated.\n"
+        "Exit code 1 and one line for each object that could not be removed."
     )
 
 

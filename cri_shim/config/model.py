@@ -123,7 +123,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SocketSettings(Section, frozen=True):
-    """Who may connect to the unix sockets of `listen`. Whoever may is root on this node."""
+    """Who may connect to the unix sockets of `listen`. Whoever may connect is root on this node."""
 
     group: Annotated[GroupName, doc("Group that owns the sockets: a name or a number.")] = (
         GroupName("root")
@@ -149,19 +149,19 @@ class TlsSettings(Section, frozen=True):
 class LogSettings(Section, frozen=True):
     """The daemon's own log, on standard error."""
 
-    level: Annotated[LogLevel, doc("The least severe event that is written.", reload=True)] = (
+    level: Annotated[LogLevel, doc("The least severe level that is logged.", reload=True)] = (
         LogLevel.INFO
     )
-    format: Annotated[LogFormat, doc("auto: console on a terminal, JSON elsewhere.")] = (
-        LogFormat.AUTO
-    )
+    format: Annotated[
+        LogFormat, doc("How events are written; auto: console on a terminal, JSON elsewhere.")
+    ] = LogFormat.AUTO
 
 
 class MetricsSettings(Section, frozen=True):
     """Prometheus metrics at /metrics, health at /healthz and /readyz."""
 
     address: Annotated[
-        HostPort | None, doc('Where the HTTP server listens, without TLS; "" switches it off.')
+        HostPort | None, doc('Address of the HTTP server, which has no TLS; "" disables it.')
     ] = HostPort("127.0.0.1:10351")
 
 
@@ -169,67 +169,73 @@ class TracingSettings(Section, frozen=True):
     """OpenTelemetry traces; needs the optional OpenTelemetry packages."""
 
     endpoint: Annotated[
-        HttpUrl | None, later('OTLP endpoint that receives the spans; "" for no tracing.')
+        HttpUrl | None, later('OTLP endpoint that receives the spans; "" disables tracing.')
     ] = None
     sampling_per_million: Annotated[
-        int, later("How many of a million calls are traced.", minimum=0, maximum=1_000_000)
+        int, later("Number of calls in a million that are traced.", minimum=0, maximum=1_000_000)
     ] = 0
 
 
 class StreamingSettings(Section, frozen=True):
     """The HTTP server behind exec, attach and port-forward."""
 
-    address: Annotated[IpAddress, doc("Address it listens on.")] = IpAddress("127.0.0.1")
+    address: Annotated[IpAddress, doc("Address that the server listens on.")] = IpAddress(
+        "127.0.0.1"
+    )
     port: Annotated[
-        int, doc("Port it listens on; 0 for any free one.", minimum=0, maximum=65535)
+        int, doc("Port that the server listens on; 0: any free port.", minimum=0, maximum=65535)
     ] = 10350
     base_url: Annotated[
         HttpUrl | None,
-        doc(
-            'What clients are told to call, when something stands in front; "" for the address above.'
-        ),
+        doc('URL that clients receive, if a proxy stands in front; "" for the address above.'),
     ] = None
     token_ttl_s: Annotated[
         Seconds,
         doc(
-            "How long the URL of a session may be used, once.", reload=True, minimum=1, maximum=3600
+            "How long the URL of a session is valid, for one use.",
+            reload=True,
+            minimum=1,
+            maximum=3600,
         ),
     ] = field(default=Seconds(60), name="token_ttl")
     idle_timeout_s: Annotated[
-        Seconds, doc("A session without traffic for this long is closed.", minimum=1)
+        Seconds, doc("The server closes a session without traffic after this time.", minimum=1)
     ] = field(default=Seconds(4 * 3600), name="idle_timeout")
     creation_timeout_s: Annotated[
-        Seconds, doc("A client has this long to open the streams of its session.", minimum=1)
+        Seconds, doc("Time for a client to open the streams of its session.", minimum=1)
     ] = field(default=Seconds(30), name="creation_timeout")
     tls: Annotated[
-        TlsSettings, doc("TLS for this server; with client_ca, clients need a certificate too.")
+        TlsSettings, doc("TLS for this server; with client_ca, clients need a certificate.")
     ] = TlsSettings()
 
 
 class HandlerSettings(Section, frozen=True):
     """One runtime handler, as a RuntimeClass names it."""
 
-    path: Annotated[
-        Executable, doc("The OCI runtime: a path, or a name that PATH finds.", reload=True)
-    ]
+    path: Annotated[Executable, doc("The OCI runtime: a path, or a name in PATH.", reload=True)]
     kind: Annotated[
         HandlerKind,
         doc(
-            "oci: processes of this kernel; vm: the runtime puts each pod into a sandbox with a kernel of its own "
-            "(kata-runtime, runsc); shim: a runtime that is its own monitor.",
+            "oci: processes of this kernel; vm: each pod in a sandbox with its own kernel (kata-runtime, runsc); shim: "
+            "a runtime that is its own monitor. Pods of kind vm or shim are refused in this version.",
             reload=True,
         ),
     ] = HandlerKind.OCI
     args: Annotated[
-        tuple[str, ...], doc("Arguments before the runtime's subcommand.", reload=True)
+        tuple[str, ...], doc("Arguments before the runtime's command.", reload=True)
     ] = ()
     pod_annotations: Annotated[
         tuple[AnnotationPattern, ...],
-        doc("Pod annotations that reach the runtime; a key, or a prefix and *.", reload=True),
+        doc(
+            "Pod annotations that are passed to the runtime: keys, or prefixes with *.", reload=True
+        ),
     ] = ()
     container_annotations: Annotated[
         tuple[AnnotationPattern, ...],
-        doc("Container annotations that reach the runtime; a key, or a prefix and *.", reload=True),
+        doc(
+            "Container annotations that are passed to the runtime: keys, or prefixes with *.",
+            reload=True,
+        ),
     ] = ()
     privileged_without_host_devices: Annotated[
         bool, doc("A privileged container gets no devices of the host.", reload=True)
@@ -237,13 +243,13 @@ class HandlerSettings(Section, frozen=True):
     device_ownership_from_security_context: Annotated[
         bool,
         doc(
-            "Devices that a container asks for belong to its user and group, not to whom they belong on the node.",
+            "Requested devices belong to the container's user and group instead of their owners on the node.",
             reload=True,
         ),
     ] = False
     env: Annotated[
         Mapping[EnvName, str],
-        doc("Environment of the runtime's commands, beside PATH.", reload=True),
+        doc("Environment of the runtime's commands, in addition to PATH.", reload=True),
     ] = field(default_factory=dict)
 
 
@@ -267,31 +273,31 @@ class RuntimeSettings(Section, frozen=True):
     """OCI runtimes and the monitor that runs beside each container."""
 
     default_handler: Annotated[
-        HandlerName, doc("The handler of pods that name none.", reload=True)
+        HandlerName, doc("The handler of pods without a RuntimeClass.", reload=True)
     ] = HandlerName("runc")
     handlers: Annotated[
         Mapping[HandlerName, HandlerSettings],
         doc(
-            "Runtime handlers by name. These are added to the built-in ones; `NAME: null` takes one away.",
+            "Runtime handlers by name, in addition to the built-in ones; `NAME: null` removes one.",
             reload=True,
             min_items=1,
         ),
     ] = field(default_factory=_default_handlers)
-    monitor: Annotated[Executable, doc("conmon: a path, or a name that PATH finds.")] = Executable(
-        "conmon"
-    )
+    monitor: Annotated[Executable, doc("conmon: a path, or a name in PATH.")] = Executable("conmon")
     command_timeout_s: Annotated[
         Seconds,
-        doc("Longest one call of the OCI runtime may take; it is killed then.", minimum=1),
+        doc(
+            "Longest time for one command of the OCI runtime; the daemon kills it then.", minimum=1
+        ),
     ] = field(default=Seconds(30), name="command_timeout")
     start_timeout_s: Annotated[
-        Seconds, doc("Longest the creation of one container may take.", minimum=1)
+        Seconds, doc("Longest time for the creation of one container.", minimum=1)
     ] = field(default=Seconds(120), name="start_timeout")
     max_parallel_creates: Annotated[
         int,
         doc(
-            "Sandboxes and containers created at the same time, four of one pod; 0: four per core. "
-            "One that takes longer than 2 s makes room for others.",
+            "Creations of sandboxes and containers at the same time, four of one pod; 0: four per core. "
+            "A creation that takes longer than 2 s gives its slot to another.",
             minimum=0,
             maximum=10_000,
         ),
@@ -303,11 +309,11 @@ class SandboxSettings(Section, frozen=True):
 
     cgroup_parent: Annotated[
         str | None,
-        doc('Cgroup of pods that name none; "" for /cri-shim, with systemd cri-shim.slice.'),
+        doc('Parent cgroup of pods that name none; "" for /cri-shim, with systemd cri-shim.slice.'),
     ] = None
-    image: Annotated[
-        str | None, doc('The pause image; "" for the built-in one, else a reference to pull.')
-    ] = None
+    image: Annotated[str | None, doc('Reference of the pause image; "" for the built-in one.')] = (
+        None
+    )
     hostport: Annotated[bool, doc("Whether host ports of pods are published.")] = True
 
 
@@ -315,27 +321,29 @@ class CniSettings(Section, frozen=True):
     """Pod networks. The files in `conf_dir` are watched, and read again on SIGHUP."""
 
     plugin_dirs: Annotated[
-        tuple[Path, ...], doc("Where plugins are looked for, in this order.", min_items=1)
+        tuple[Path, ...], doc("Directories of plugins, in the order of the search.", min_items=1)
     ] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     conf_dir: Annotated[
-        Path, doc("Network configurations; the first by name is the default network.")
+        Path, doc("Directory of network configurations; the first by name is the default network.")
     ] = Path("/etc/cni/net.d")
-    timeout_s: Annotated[Seconds, doc("Longest one plugin may take.", minimum=1)] = field(
-        default=Seconds(120), name="timeout"
-    )
+    timeout_s: Annotated[
+        Seconds, doc("Longest time for one call of a plugin; the daemon kills it then.", minimum=1)
+    ] = field(default=Seconds(120), name="timeout")
     use_internal_loopback: Annotated[
         bool,
-        doc("Bring `lo` up without calling the loopback plugin; false calls it for every pod."),
+        doc("true: the daemon brings `lo` up; false: the loopback plugin does, for every pod."),
     ] = True
     gc: Annotated[
         GcMode,
         doc(
-            "auto: have plugins of CNI 1.1 give back what belongs to no pod, at start and hourly; off: never."
+            "auto: call GC of CNI 1.1 plugins at start and hourly, to release what belongs to no pod; off: never."
         ),
     ] = GcMode.AUTO
     conf_template: Annotated[
         Path | None,
-        doc("Filled with the pod CIDR that the kubelet sends, and written to `conf_dir`."),
+        doc(
+            "Template of a network file: filled with the kubelet's pod CIDR and written to `conf_dir`."
+        ),
     ] = None
 
 
@@ -345,66 +353,72 @@ class ImageSettings(Section, frozen=True):
     registry_config: Annotated[
         Path,
         doc(
-            "Directory of DIR/<host>/hosts.toml: mirrors, authorities and clients' certificates per registry.",
+            "Directory of DIR/<host>/hosts.toml: mirrors, authorities and client certificates per registry.",
             reload=True,
         ),
     ] = Path("/etc/cri-shim/certs.d")
     auth_file: Annotated[
         Path | None,
-        doc("Docker's config.json with credentials for pulls that bring none.", reload=True),
+        doc("Docker's config.json, with credentials for pulls that bring none.", reload=True),
     ] = None
     max_parallel_downloads: Annotated[
         int,
         doc(
-            "Layers of one image downloaded at the same time; all pulls together get four times that.",
+            "Downloads of layers of one image at the same time; all pulls together have four times as many.",
             minimum=1,
             maximum=100,
         ),
     ] = 3
     pull_progress_timeout_s: Annotated[
-        Seconds, doc("A pull without progress for this long fails; 0s: none ever does.")
+        Seconds, doc("A pull fails after this time without progress; 0s: never.")
     ] = field(default=Seconds(300), name="pull_progress_timeout")
     pinned: Annotated[
         tuple[str, ...],
         doc(
-            "Images that neither the kubelet nor `image gc` removes: names, or patterns with `*`; "
-            "the pause image is one.",
+            "Images that neither the kubelet nor `image gc` removes: names, or patterns with `*`. "
+            "The pause image is always pinned.",
             reload=True,
         ),
     ] = ()
     discard_blobs: Annotated[
         bool,
-        doc("Drop compressed layers once they are unpacked; such images can't be exported."),
+        doc("Drop compressed layers after unpacking; such images can't be exported."),
     ] = False
 
 
 class Ulimit(Section, frozen=True):
-    """A resource limit; -1 is unlimited."""
+    """A resource limit; -1 means unlimited."""
 
-    soft: Annotated[int, doc("What applies; -1: unlimited.", minimum=-1, maximum=(1 << 63) - 1)]
+    soft: Annotated[
+        int, doc("The limit in force; -1: unlimited.", minimum=-1, maximum=(1 << 63) - 1)
+    ]
     hard: Annotated[
         int,
-        doc("How far a process may raise it; -1: unlimited.", minimum=-1, maximum=(1 << 63) - 1),
+        doc(
+            "The highest limit that a process may set; -1: unlimited.",
+            minimum=-1,
+            maximum=(1 << 63) - 1,
+        ),
     ]
 
 
 class SecuritySettings(Section, frozen=True):
-    """What containers may do when their pod does not say."""
+    """Defaults for the confinement of containers."""
 
     seccomp_default_profile: Annotated[
-        Path | None, doc('Profile for RuntimeDefault; "" for the built-in one.')
+        Path | None, doc('Seccomp profile for RuntimeDefault; "" for the built-in one.')
     ] = None
     apparmor_profile: Annotated[
         str,
         doc(
-            "AppArmor profile for RuntimeDefault, where the kernel has AppArmor. The default one is loaded by the "
-            "daemon; another must be loaded before it starts; unconfined means none."
+            "AppArmor profile for RuntimeDefault, where the kernel has AppArmor. The daemon loads the default one; "
+            "load another one before the daemon starts; unconfined means none."
         ),
     ] = "cri-shim-default"
     selinux: Annotated[
         Switch,
         doc(
-            "auto: label containers if the node enforces SELinux; on: also if it is permissive; off: never."
+            "auto: label containers if the node enforces SELinux; on: also in permissive mode; off: never."
         ),
     ] = Switch.AUTO
     default_capabilities: Annotated[
@@ -422,27 +436,27 @@ class SecuritySettings(Section, frozen=True):
     ] = field(default_factory=dict)
     default_sysctls: Annotated[
         Mapping[SysctlName, SysctlValue],
-        doc("Sysctls of pods, like `net.ipv4.ping_group_range: 0 0`; the pod's own win."),
+        doc("Sysctls of pods, like `net.ipv4.ping_group_range: 0 0`; a pod's own override them."),
     ] = field(default_factory=dict)
     hooks_dirs: Annotated[
         tuple[Path, ...],
         doc(
-            "Directories of OCI hook files, format 1.0.0, followed. Of two files with one name the later "
-            "directory's counts."
+            "Directories of OCI hook files, format 1.0.0; changes apply at once. If two files have one name, the one "
+            "in the later directory counts."
         ),
     ] = (Path("/etc/containers/oci/hooks.d"),)
     hook_spec: Annotated[
         Path | None,
         doc(
             "One file with OCI hooks for every container, in iSulad's form: lists prestart, poststart and poststop. "
-            "Read at start."
+            "The daemon reads it at start."
         ),
     ] = None
     cdi_dirs: Annotated[
         tuple[Path, ...],
         doc(
-            "Directories of Container Device Interface files, followed. Of two that describe one device the later "
-            "directory's counts."
+            "Directories of Container Device Interface files; changes apply at once. If two files describe one device, "
+            "the one in the later directory counts."
         ),
     ] = (
         Path("/etc/cdi"),
@@ -451,19 +465,19 @@ class SecuritySettings(Section, frozen=True):
     restrict_oom_score_adj: Annotated[
         Switch,
         doc(
-            "auto: where this process may not lower oom_score_adj, a lower wish is raised to its own."
+            "auto: where the daemon may not lower oom_score_adj, it raises lower requests to its own value."
         ),
     ] = Switch.AUTO
-    umask: Annotated[FileMode, doc("umask of containers' processes.")] = FileMode(0o022)
+    umask: Annotated[FileMode, doc("The umask of containers' processes.")] = FileMode(0o022)
 
 
 class LimitSettings(Section, frozen=True):
-    """Bounds on what one call may carry."""
+    """Bounds of one call."""
 
     exec_sync_output_bytes: Annotated[
         ByteSize,
         doc(
-            "ExecSync keeps this much of stdout and of stderr, and both are cut so that the answer fits grpc_message.",
+            "Output that ExecSync keeps of stdout and of stderr; both are cut so that the answer fits grpc_message.",
             minimum=4096,
             maximum=1 << 30,
         ),
@@ -477,40 +491,42 @@ class StatsSettings(Section, frozen=True):
     """Statistics of pods and containers."""
 
     cache_s: Annotated[
-        Seconds, doc("An answer may be this old; 0s reads at every call.", maximum=3600)
+        Seconds, doc("Highest age of an answer; 0s: read at every call.", maximum=3600)
     ] = field(default=Seconds(10), name="cache")
 
 
 class EventSettings(Section, frozen=True):
     """GetContainerEvents."""
 
-    enabled: Annotated[bool, later("Whether the event stream is served.")] = True
+    enabled: Annotated[bool, later("Whether the daemon serves the event stream.")] = True
 
 
 class Config(Section, frozen=True):
     """The whole configuration: for the composition root, which hands out its sections."""
 
     root: Annotated[
-        Path, doc("Persistent data: records, images, layers, writable layers. Survives a reboot.")
+        Path, doc("Directory of persistent data: records, images, layers, writable layers.")
     ] = Path("/var/lib/cri-shim")
     state: Annotated[
-        Path, doc("Volatile data: bundles, pid files, exit files. Best on a tmpfs.")
+        Path, doc("Directory of volatile data: bundles, pid files, exit files. Best on a tmpfs.")
     ] = Path("/run/cri-shim")
     listen: Annotated[
         tuple[ListenUrl, ...],
         doc(
-            f"Where CRI is served, up to {MAX_LISTENERS}; tcp:// only with `tls`.",
+            f"Addresses that serve CRI, up to {MAX_LISTENERS}; tcp:// only with `tls`.",
             min_items=1,
             max_items=MAX_LISTENERS,
         ),
     ] = (ListenUrl("unix:///run/cri-shim/cri-shim.sock"),)
     socket: SocketSettings = SocketSettings()
     tls: Annotated[
-        TlsSettings, doc("For tcp:// listeners: mutual TLS is required, so all three are.")
+        TlsSettings, doc("Mutual TLS for tcp:// listeners; all three keys are required.")
     ] = TlsSettings()
     cgroup_driver: Annotated[
         CgroupDriver,
-        doc("Who makes the pods' cgroups, the same as the kubelet's; auto: systemd where it runs."),
+        doc(
+            "The driver of the pods' cgroups, the same as the kubelet's; auto: systemd where it runs."
+        ),
     ] = CgroupDriver.AUTO
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()

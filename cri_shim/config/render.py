@@ -58,10 +58,10 @@ def effective_yaml(config: Config) -> str:
 def default_yaml() -> str:
     """The default file, each key under its meaning."""
     head = [
-        "# Configuration of cri-shim. Every key is optional; what stands here is the default.",
-        "# An unknown key or an impossible value stops the start: `cri-shim config check` tells each of them.",
-        "# Durations are written 500ms, 30s, 1m30s, 4h; sizes 64KiB, 16MiB; permissions in octal.",
-        "# [reload]: applied by SIGHUP; the other keys need a restart, which leaves containers running.",
+        "# Configuration of cri-shim. Every key is optional; the values below are the defaults.",
+        "# An unknown key or an invalid value stops the start: `cri-shim config check` lists all of them.",
+        "# Durations are 500ms, 30s, 1m30s, 4h; sizes 64KiB, 16MiB; permissions octal.",
+        "# [reload]: SIGHUP applies the key; the others need a restart, which leaves containers running.",
     ]
     return "\n".join(head + list(_default_lines(Config(), ""))) + "\n"
 
@@ -134,25 +134,34 @@ def reference_markdown() -> str:
 
 <!-- Generated from cri_shim/config/model.py by `python -m cri_shim.config`; a test keeps it fresh. -->
 
-The daemon reads `/etc/cri-shim/config.yaml` (or `--config FILE`), then the drop-ins `config.d/*.yaml` beside it in the
-order of their names, then `--set key=value`. Each layer goes over the one before: mappings are merged key by key,
-lists and values are replaced, and `NAME: null` takes an entry out of a mapping by name (a built-in handler, say).
-No file has to exist; every key is optional.
+Every key is optional, and no file has to exist. The daemon reads in this order:
 
-`cri-shim config default` prints the default file with comments, `cri-shim config show` what is in effect, and
-`cri-shim config check FILE` every mistake in a file. A mistake stops the start:
+1. `/etc/cri-shim/config.yaml`, or `--config FILE`;
+2. the drop-ins `config.d/*.yaml` beside it, in the order of their names;
+3. `--set key=value`.
+
+A later source overrides an earlier one: mappings are merged key by key, lists and values are replaced, and `NAME: null`
+removes an entry from a mapping by name (for example a built-in handler).
+
+| command | prints |
+| --- | --- |
+| `cri-shim config default` | the default file with comments |
+| `cri-shim config show` | the effective configuration |
+| `cri-shim config check FILE` | every mistake in a file |
+
+A mistake stops the start:
 
     /etc/cri-shim/config.yaml: streaming.port: is too large (99999), allowed: a whole number from 0 to 65535
 
-How values are written:
+Values:
 
-- Durations `500ms`, `30s`, `1m30s`, `4h`; sizes `64KiB`, `16MiB`; permissions in octal, `"0660"`.
+- Durations are `500ms`, `30s`, `1m30s`, `4h`; sizes `64KiB`, `16MiB`; permissions octal, `"0660"`.
 - Only `true` and `false` are booleans (YAML 1.2), so `off` is a word, with or without quotes.
-- `""` is "none". A key may stand only once in a mapping; anchors, aliases and tags are not supported.
+- `""` means "none". A mapping may have each key only once. Anchors, aliases and tags are not supported.
 
-SIGHUP reads the files again. Keys marked *yes* below take effect at once; a change of another key is reported in the
-log and waits for a restart of the daemon, which leaves containers running. If the new configuration has a mistake, the
-old one stays in effect. CNI network files and `hosts.toml` files are read again in any case.
+**Reload.** On SIGHUP the daemon reads the files again. Keys marked *yes* below take effect at once. The log reports a
+changed key that is marked *restart*; it takes effect when the daemon restarts, which leaves containers running. If the
+new configuration has a mistake, the old one stays in effect. CNI network files and `hosts.toml` files need no reload.
 """
     return intro + "\n".join(_sections(Config, "")) + "\n"
 
