@@ -83,7 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "gc",
             help="remove images and leftovers that nothing needs",
             description="Remove unnamed images that no container uses, and leftovers on disk.\n"
-            "Images with a name stay, unless --untagged removes them; pinned ones always stay.",
+            "Named images stay, unless --untagged removes them; pinned ones always stay.",
         )
     )
     for command in commands.choices.values():
