@@ -1,1 +1,1 @@
-"""The streaming process: what runs beside the daemon and talks to clients of Exec, Attach and PortForward."""
+"""The streaming process, which runs beside the daemon and serves the clients of Exec, Attach and PortForward."""

@@ -1,14 +1,13 @@
-"""The one connection to a container's monitor, shared by all who are attached.
+"""The one connection to a container's monitor, which all attach sessions of the container share.
 
 Rules:
-- A client of conmon that doesn't read freezes the container's output, its log and the record of its exit. So conmon has
-  this client only, which always reads: what a member's pipe doesn't take at once ends that member's session, with the
-  reason. Nobody is ever waited for.
-- Input is passed on as conmon takes it; meanwhile the members' own pipes fill up, and their clients wait.
-- With `stdin_once` the end of the first member's input is the container's. conmon takes any end of the connection for
-  that, so the connection then stays until it.
-- Connection and pipes are made elsewhere, by who may. Whoever made the connection may have kept a descriptor of it to
-  break it off, so an end is told to conmon, not left to the closing.
+- A client of conmon that doesn't read blocks the container's output, its log and the record of its exit. So this client
+  always reads. If a member's pipe has no room, that member's session ends with the reason. Nobody is waited for.
+- Input is passed on as conmon takes it. Meanwhile the members' pipes fill up, and their clients wait.
+- With `stdin_once`, the end of the first member's input ends the container's stdin. conmon takes any end of the
+  connection for that, so the connection stays open until then.
+- The daemon made the connection and pipes, and may have kept a descriptor to break the connection off. Our close alone
+  would then not end it, so we shut it down explicitly.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PACKETS_AT_ONCE = 32
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """One who is attached: its ends of the pipes, which it closes, and what it waits for."""
+    """One attach session: its ends of the pipes, which it closes, and the future it waits for."""
 
     stdin: int | None = None
     stdout: int | None = None
@@ -45,8 +44,8 @@ class Member:
     ended: asyncio.Future[int] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-    """0 when the container's streams have ended. A CriShimError when this member was dropped. Cancelled by the member
-    to leave."""
+    """0 when the container's streams have ended. A CriShimError when this member was dropped. The member cancels it to
+    leave."""
 
 
 @dataclass(eq=False, slots=True)
@@ -59,7 +58,7 @@ class _Place:
 
 
 class AttachClient:
-    """The connection, from now on and while somebody is attached: `join` it."""
+    """The connection, while anybody is attached: call `join`."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class AttachClient:
         stdin_once: bool,
         on_end: Callable[[], None],
     ) -> None:
-        """`stdin`: whether the container has one. `on_end` is called once there is nobody, or nothing, left."""
+        """`stdin`: whether the container has one. `on_end` is called when the connection or the last member is gone."""
         connection.setblocking(False)
         self._container_id = container_id
         self._has_stdin = stdin
@@ -80,14 +79,14 @@ class AttachClient:
         self._socket = connection
         self._places: set[_Place] = set()
         self._packet = b""
-        """Input that conmon doesn't take yet."""
+        """Input for which conmon has no room yet."""
         self._closing_stdin = False
         self._ended = False
         self.packets_read = 0
         self._loop.add_reader(self._socket, self._read)
 
     def join(self, pipes: Pipes) -> Member:
-        """Attach one more, which gets its ends of the pipes."""
+        """Add a member. It gets its ends of the pipes."""
         place = _Place(Member())
         if pipes.stdout is not None:
             place.member.stdout, place.outputs[Source.STDOUT] = pipes.stdout
@@ -119,7 +118,7 @@ class AttachClient:
                 packets.append(packet)
         except (BlockingIOError, InterruptedError):
             pass
-        except OSError:  # it died
+        except OSError:  # conmon died
             over = True
         self.packets_read += len(packets)
         for source, pieces in split_packets(packets).items():
@@ -136,7 +135,7 @@ class AttachClient:
             written = os.writev(fd, pieces)
         except (BlockingIOError, InterruptedError):
             written = 0
-        except OSError:  # nobody reads it any more
+        except OSError:  # EPIPE: the member closed its end
             self._leave(place)
             return
         if written < size and not place.member.ended.done():
@@ -165,12 +164,12 @@ class AttachClient:
             self._pause_inputs()
 
     def _send(self) -> bool:
-        """Whether the packet was taken, or nobody will ever take it."""
+        """Send the held packet; True if it was sent, or conmon is gone."""
         try:
             self._socket.send(self._packet)
         except (BlockingIOError, InterruptedError):
             return False
-        except OSError:  # reading tells
+        except OSError:  # conmon is gone; `_read` notices
             pass
         self._packet = b""
         return True
@@ -189,7 +188,7 @@ class AttachClient:
     def _pause_inputs(self) -> None:
         for place in list(self._places):
             if place.member.ended.done():
-                self._input_ended(place)  # who has left isn't waited for
+                self._input_ended(place)  # this member has left already: don't wait for its pipe
             elif place.stdin is not None:
                 self._loop.remove_reader(place.stdin)
 
@@ -226,7 +225,7 @@ class AttachClient:
             self._end_if_deserted()
         elif self._packet:
             self._input_ended(place)
-        # Else what it had said is passed on up to its end, which is soon: it closes its pipe.
+        # Otherwise pass its input on up to the end, which comes soon, since the member closes its pipe.
 
     def _end_if_deserted(self) -> None:
         keeps_stdin = self._has_stdin and self._stdin_once and not self._closing_stdin

@@ -1,9 +1,9 @@
-"""The client of the daemon's stream backend: what the server asks goes to the daemon as packets, and comes back so.
+"""The streaming process's client of the daemon's stream backend: it turns the server's calls into packets.
 
 Rules:
-- A call that nobody waits for any more is still answered: what the answer brings is given back.
-- What a client can say often, the daemon hears rarely: the sizes of a terminal.
-- One connection to a container's monitor, made by the daemon, serves all who are attached to it here.
+- An answer may arrive after its caller gave up. What it brings (descriptors, a grant) is then given back.
+- Terminal sizes, which a client can send often, reach the daemon at a bounded rate.
+- All attach sessions of a container in this process share one connection to its monitor, which the daemon made.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from cri_shim.streaming.backend import Grant
 
 RESIZE_PAUSE_S = 0.05
-"""Between two sizes of an attached terminal: each is a message to the daemon, and one to the monitor."""
+"""Between two sizes of an attached terminal: each size costs a message to the daemon and one to the monitor."""
 A = TypeVar("A", bound=ipc.Answer)
 Answered = tuple[ipc.Answer, list[int]]
 
 
 class BackendClient:
-    """A `streaming.backend.Backend` whose node is at the other end of a connection."""
+    """A `streaming.backend.Backend` that is a client of the daemon."""
 
     def __init__(self, send: Callable[[ipc.ToDaemon], None]) -> None:
         self._send = send
@@ -45,21 +45,21 @@ class BackendClient:
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Answered]] = {}
         self._commands: dict[int, asyncio.Future[int]] = {}
-        """The exit codes that are waited for, by session."""
+        """Exit codes that are waited for, by session."""
         self._clients: dict[str, AttachClient] = {}
         self._attaching = asyncio.Lock()
 
-    # --- what the server asks
+    # --- called by the server
 
     async def redeem(self, token: str, kind: str) -> Grant | None:
-        """What the ticket is good for."""
+        """Redeem a ticket."""
         call = next(self._numbers)
         answer, _ = await self._call(ipc.Redeem(call=call, token=token, kind=kind), ipc.Granted)
         return answer.grant
 
     async def exec(self, grant: Grant, size: tuple[int, int] | None = None) -> Command:
         """Start the command."""
-        # Before the call: the ending may be on its way behind the answer.
+        # Registered before the call: `Ended` may arrive right behind the answer.
         ended = self._commands[grant.session] = self._loop.create_future()
         try:
             answer, given = await self._call(self._begin(grant, size=size), ipc.Started)
@@ -78,11 +78,13 @@ class BackendClient:
         return Command(stdin, stdout, stderr, ended, resize)
 
     async def attach(self, grant: Grant) -> Command:
-        """Join the container."""
-        async with self._attaching:  # so that two don't make a connection each
+        """Attach to the container."""
+        async with (
+            self._attaching
+        ):  # otherwise two sessions could each open a connection to one monitor
             client = None
             while client is None:
-                # The one there is may end while the daemon answers: then it is asked for another.
+                # Our connection may end while the daemon answers. Then ask again, for a new one.
                 attached = grant.object_id in self._clients
                 answer, given = await self._call(self._begin(grant, attached=attached), ipc.Joined)
                 client, pipes = self._joined(answer, given)
@@ -96,19 +98,19 @@ class BackendClient:
         return Command(member.stdin, member.stdout, member.stderr, member.ended, sizes.resize)
 
     async def port_forward(self, grant: Grant) -> PodDialer:
-        """A way into the pod."""
+        """Return a dialer for the pod."""
         await self._call(self._begin(grant), ipc.Done)
         return PodDialer(grant.object_id, partial(self._sockets, grant.session))
 
     def leave(self, grant: Grant) -> None:
-        """The session is over."""
+        """End the session."""
         self._commands.pop(grant.session, None)
         self._send(ipc.Leave(session=grant.session))
 
-    # --- what the daemon says
+    # --- from the daemon
 
     def handle(self, packet: ipc.ToStreamer, descriptors: list[int]) -> None:
-        """An answer, or news; the descriptors are ours."""
+        """Process an answer or a notice. Takes over the descriptors."""
         match packet:
             case ipc.Granted() | ipc.Started() | ipc.Joined() | ipc.Done() | ipc.Failed():
                 future = self._calls.pop(packet.call, None)
@@ -128,7 +130,7 @@ class BackendClient:
                     packets = client.packets_read
                     self._send(ipc.ReadSoFar(container_id=container_id, packets=packets))
             case _:
-                pass  # for the process, not for its sessions
+                pass  # messages for the process, which `process` handles
         close_all(descriptors)
 
     # --- calls
@@ -148,10 +150,10 @@ class BackendClient:
     async def _call(
         self, request: ipc.Redeem | ipc.Begin | ipc.MakeSockets, kind: type[A]
     ) -> tuple[A, list[int]]:
-        """Raises CriShimError with the daemon's words."""
+        """Send a request and wait for its answer. Raises CriShimError with the daemon's reason."""
         future = self._calls[request.call] = self._loop.create_future()
         self._send(request)
-        # Cancelled, it stays in the table: the answer has to be given back.
+        # If this task is cancelled, the future stays registered: `handle` then gives the answer's content back.
         answer, descriptors = await future
         if isinstance(answer, ipc.Failed):
             number = answer.errno
@@ -159,7 +161,7 @@ class BackendClient:
         if not isinstance(answer, kind):
             close_all(descriptors)
             raise CriShimError(
-                f"the daemon answered {type(answer).__name__} where no such was asked"
+                f"the daemon answered {type(answer).__name__} where {kind.__name__} was expected"
             )
         return answer, descriptors
 
@@ -175,7 +177,7 @@ class BackendClient:
     def _joined(self, answer: ipc.Joined, given: list[int]) -> tuple[AttachClient | None, Pipes]:
         """The client of the container's monitor, if there is one, and a new member's pipes.
 
-        Raises ResourceExhaustedError when they didn't come.
+        Raises ResourceExhaustedError when descriptors are missing.
         """
         streams = [each for each in (answer.stdin, answer.stdout, answer.stderr) for _ in range(2)]
         try:
@@ -215,22 +217,22 @@ class BackendClient:
 
 
 class _Sizes:
-    """Those of one terminal: a size is told at once, but for one that comes right behind another."""
+    """The sizes of one terminal. A size is sent at once, unless another was sent just before."""
 
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         self._tell = tell
         self._size: tuple[int, int] | None = None
-        """To be told."""
+        """The size that is still to be sent."""
         self._timer: asyncio.TimerHandle | None = None
 
     def resize(self, width: int, height: int) -> None:
-        """This is its size now."""
+        """Set the size."""
         self._size = width, height
         if self._timer is None:
             self._tell_now()
 
     def close(self) -> None:
-        """There is no terminal any more."""
+        """Stop: the terminal is gone."""
         self._size = None
         if self._timer is not None:
             self._timer.cancel()
@@ -244,7 +246,7 @@ class _Sizes:
 
 
 def _each(given: list[int], *there: bool) -> list[int | None]:
-    """Each descriptor in its place. Raises ResourceExhaustedError when they didn't come."""
+    """Assign the descriptors to their streams. Raises ResourceExhaustedError when some are missing."""
     if len(given) != sum(there):
         close_all(given)
         raise _lack()
@@ -254,18 +256,18 @@ def _each(given: list[int], *there: bool) -> list[int | None]:
 
 def _lack() -> ResourceExhaustedError:
     return ResourceExhaustedError(
-        "the streaming process may have no more descriptors: raise LimitNOFILE"
+        "the streaming process has no free descriptors: raise LimitNOFILE"
     )
 
 
 def _no_terminal(_width: int, _height: int) -> None:
-    """There is nothing to tell."""
+    """Do nothing: the command has no terminal."""
 
 
 def _resizer(terminal: int, ended: asyncio.Future[int]) -> Callable[[int, int], None]:
-    """Sets a terminal's size, through a descriptor of its own that lasts as long as the process or its session.
+    """A function that sets a terminal's size, through its own descriptor, until the process or its session ends.
 
-    Raises CriShimError without descriptors.
+    Raises CriShimError when there is no free descriptor.
     """
     with host_step("exec: its terminal"):
         fd = os.dup(terminal)

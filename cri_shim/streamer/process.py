@@ -1,14 +1,14 @@
-"""The streaming process: the server that clients of Exec, Attach and PortForward talk to, apart from the daemon.
+"""The streaming process: the server for the clients of Exec, Attach and PortForward, apart from the daemon.
 
     python -m cri_shim.streamer.process SOCKET_FD
 
 Rules:
-- Apart, because streams at their full rate must not hold up who asks the daemon for a list, and because what strangers
-  send is parsed here: by a process that has no capability left, and can ask the daemon for nothing but what tickets are
-  for (`streaming/ipc`).
-- Its memory is bounded by what the server bounds, and, should that have a fault, by the kernel: then it ends and is
-  replaced, and the node goes on.
-- It lives and dies with the daemon, and does what that says: `Setup` first, `Stop` last.
+- It is a process of its own for two reasons. Streams at full rate must not delay the daemon's other calls. And what
+  clients send is parsed here, in a process without capabilities, which can ask the daemon only for what tickets permit
+  (`streaming/ipc`).
+- The server bounds its memory. If that fails, the kernel's limit ends the process; it is then replaced, and the node
+  goes on.
+- It lives and dies with the daemon, which sends `Setup` first and `Stop` last.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 MAX_MEMORY_BYTES = 1536 << 20
-"""Half as much again as the most that `streaming` allows itself: 64 MiB, and one for each of a thousand sessions."""
+"""One and a half times what `streaming` allows itself: 64 MiB, and one MiB for each of a thousand sessions."""
 WITHOUT_MEMORY_STATUS = 70
 
 
 class Streamer:
-    """The process's one object: `run` it."""
+    """The state of the process: call `run`."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._packets = Packets(connection, self._handle, self._daemon_gone)
@@ -55,7 +55,7 @@ class Streamer:
         self._stopped: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Serve until the daemon says stop, or is gone."""
+        """Serve until the daemon sends `Stop` or dies."""
         grace_s = await self._stopped
         if self._server is not None:
             await self._server.stop(grace_s)
@@ -107,10 +107,10 @@ class Streamer:
         )
         [listener] = descriptors
         self._server.start(socket.socket(fileno=listener))
-        # What is here now stays: looking through it for garbage again and again would only cost time.
+        # Everything allocated so far is permanent: exempt it from every later collection.
         gc.collect()
         gc.freeze()
-        gc.collect()  # from here on a quarter more than what is not frozen has garbage looked for
+        gc.collect()  # with a small base of live objects, later growth of a quarter triggers a full collection
         self._send(ipc.Ready())
         event_loop.tell_of_stalls(
             lambda wall_s, cpu_s: self._send(ipc.Stalled(wall_s=wall_s, cpu_s=cpu_s))
@@ -118,7 +118,7 @@ class Streamer:
 
 
 def _confine(*, reads_keys: bool) -> None:
-    """Give up what root could do; keys that belong to somebody else have to be read again when they change."""
+    """Drop root's privileges. With TLS, keep the right to read files of others, since keys are read again on change."""
     confine.raise_oom_score_adj(confine.HELPERS_OOM_SCORE_ADJ)
     confine.limit_data(MAX_MEMORY_BYTES)
     if os.geteuid() == 0:
@@ -128,7 +128,7 @@ def _confine(*, reads_keys: bool) -> None:
 
 
 def end_without_memory(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An exception handler for the loop: without memory nothing that follows can be relied on."""
+    """The loop's exception handler. It exits after a MemoryError, since nothing can be relied on then."""
     if isinstance(context.get("exception"), MemoryError):
         os._exit(WITHOUT_MEMORY_STATUS)
     loop.default_exception_handler(context)

@@ -1,1 +1,1 @@
-"""Exec, attach and port-forward sessions."""
+"""Exec, attach and port-forward: tickets, sessions, and the server that clients connect to."""

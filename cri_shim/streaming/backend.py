@@ -1,10 +1,10 @@
-"""What the streaming server asks of the node, which is another process.
+"""The interface between the streaming server and the daemon, which is another process.
 
 Rules:
-- What goes back and forth is descriptors and a future, never bytes: the server pumps, the node hands out.
-- All of it is called on the server's loop. A descriptor that was handed out belongs to the server, which closes it.
-- A request is the one that CRI was asked, whole, and stays with the node: the server gets a grant, which says what it
-  has to know of it. Nothing that a streaming client says, nor a server that went astray, can change what is done.
+- The backend hands out descriptors and futures, never bytes: the server pumps the data itself.
+- All calls happen on the server's loop. The server owns the descriptors it receives, and closes them.
+- The complete CRI request stays with the daemon. The server gets a grant, with what it needs to know of the request. So
+  nothing that a streaming client sends, nor a compromised server, can change what is done.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class ExecRequest:
     stderr: bool
     tty: bool
     sandbox_id: str = ""
-    """Whose share of tickets it takes, as in all of them."""
+    """The pod whose share of tickets and sessions it uses; the same in each request."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachRequest:
-    """Join the streams of a container's own process."""
+    """Attach to the streams of a container's main process."""
 
     container_id: str
     stdin: bool
@@ -48,7 +48,7 @@ class AttachRequest:
 
 @dataclass(frozen=True, slots=True)
 class PortForwardRequest:
-    """Connect to ports of a pod; none named: to any."""
+    """Connect to ports of a pod; to any port if none is named."""
 
     sandbox_id: str
     ports: tuple[int, ...]
@@ -61,73 +61,73 @@ KINDS: Final[dict[str, type[Request]]] = {
     "attach": AttachRequest,
     "portforward": PortForwardRequest,
 }
-"""By the first part of a URL's path."""
+"""By the first component of the URL's path."""
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """A ticket that was redeemed: one session may begin."""
+    """A redeemed ticket, which permits one session."""
 
     session: int
-    """Its number, by which the node remembers the request until `leave`."""
+    """The session's number, under which the daemon keeps the request until `leave`."""
     kind: str
     """A key of `KINDS`."""
     object_id: str
-    """Of the container or the sandbox, for the log."""
+    """ID of the container or the sandbox, for the log."""
     stdin: bool = False
     stdout: bool = False
     stderr: bool = False
     tty: bool = False
     ports: tuple[int, ...] = ()
     sandbox_id: str = ""
-    """Whose share of sessions it takes."""
+    """The pod whose share of sessions it uses."""
 
 
 @dataclass(slots=True, eq=False)
 class Command:
-    """A process whose streams are ours. The descriptors don't block; all are of pipes, or all of one terminal."""
+    """A process with its streams. The descriptors are non-blocking, and all of pipes or all of one terminal."""
 
     stdin: int | None
-    """To write to. Closing it is the end of the input; of a terminal's input there is no end but the hangup."""
+    """For writing. To close it ends the input; a terminal's input ends only with a hangup."""
     stdout: int | None
-    """To read from; also a terminal's."""
+    """For reading; also for a terminal."""
     stderr: int | None
     ended: asyncio.Future[int]
-    """The exit status (128 and the signal's number), when there will be no more output than is in the pipes. A
-    CriShimError says why the process is no longer followed. The server cancels it to say that it no longer listens."""
+    """The exit status (128 + signal number), set when all output is in the pipes. A CriShimError means that the process
+    is no longer followed. The server cancels it when it stops listening."""
     resize: Callable[[int, int], None]
-    """Tell the terminal its width and height, if there is one."""
+    """Sets the terminal's width and height; does nothing without a terminal."""
 
 
 class Dialer(Protocol):
     """Connects to one pod's ports."""
 
     async def connect(self, port: int) -> socket.socket:
-        """A connected socket that doesn't block, on the pod's loopback: IPv4, then IPv6.
+        """A connected, non-blocking socket, to the pod's loopback: IPv4, then IPv6.
 
-        Raises CriShimError saying why there is none.
+        Raises CriShimError with the reason of a failure.
         """
 
     def close(self) -> None:
-        """Give up what it holds; the sockets it made live on."""
+        """Release what it holds. Connected sockets stay open."""
 
 
 class Backend(Protocol):
-    """The node."""
+    """The daemon, as the streaming server sees it."""
 
     async def redeem(self, token: str, kind: str) -> Grant | None:
-        """What the ticket is good for, and it is gone; None for one that isn't there, is late, or of another kind."""
+        """Use up a ticket and return its grant; None for a ticket that is unknown, expired or of another kind."""
 
     async def exec(self, grant: Grant, size: tuple[int, int] | None = None) -> Command:
-        """Start the command; a terminal begins with this width and height.
+        """Start the command. Its terminal, if any, gets this width and height.
 
-        Raises CriShimError, with the runtime's own words where it refused.
+        Raises CriShimError; if the runtime refused, with its message.
         """
 
     async def attach(self, grant: Grant) -> Command:
-        """Join the container. Raises CriShimError."""
+        """Attach to the container. Raises CriShimError."""
 
     async def port_forward(self, grant: Grant) -> Dialer:
-        """A way into the pod. Raises CriShimError."""
+        """A dialer for the pod. Raises CriShimError."""
 
     def leave(self, grant: Grant) -> None:
-        """The session is over."""
+        """End the session."""

@@ -1,9 +1,9 @@
-"""Bytes that wait for a descriptor to take them, charged by what they cost and not by what they are.
+"""Bytes that wait for a descriptor, accounted by the memory they occupy.
 
 Rules:
-- A small piece is an object with a hundred bytes beside its own, and a view keeps the whole chunk that it is a part of.
-  So small pieces, and those that are less than half of their chunk, are copied, one behind the other into one buffer.
-- What was taken of a piece still costs until the whole piece was.
+- A small piece costs a hundred bytes beyond its own, and a view keeps its whole chunk alive. So small pieces, and views
+  of less than half of their chunk, are copied together into one buffer.
+- A piece that was partly written still costs its full size until it is written completely.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 SMALL_BYTES: Final = 4 << 10
 JOINED_BYTES: Final = 64 << 10
 ENTRY_COST: Final = 256
-"""Of an object, its allocation and its place here."""
+"""An object, its allocation and its place in the list."""
 MAX_BUFFERS: Final = 64
-"""For one gathering call; a few data frames with their headers."""
+"""Per gathering write: enough for a few data frames with their headers."""
 
 
 class Backlog:
-    """What waits, in its order."""
+    """Waiting bytes, in order."""
 
     __slots__ = ("_pieces", "_taken", "cost", "size")
 
     def __init__(self) -> None:
         self._pieces: list[Buffer | bytearray] = []
         self._taken = 0
-        """Of the first piece."""
+        """Bytes of the first piece that are written."""
         self.size = 0
         """Bytes that wait."""
         self.cost = 0
-        """Bytes that they keep."""
+        """Bytes of memory that they occupy."""
 
     def append(self, data: Buffer) -> None:
-        """More."""
+        """Add bytes at the end."""
         size = len(data)
         if not size:
             return
@@ -54,7 +54,7 @@ class Backlog:
             self.cost += size + ENTRY_COST
 
     def buffers(self) -> list[Buffer | bytearray]:
-        """The first of it, for one gathering call; to be forgotten right after."""
+        """The first bytes, for one gathering write. Don't keep the list: the next call changes it."""
         if not self._taken and len(self._pieces) <= MAX_BUFFERS:
             return self._pieces
         first = self._pieces[:MAX_BUFFERS]
@@ -62,7 +62,7 @@ class Backlog:
         return first
 
     def take(self, size: int) -> None:
-        """So many bytes are gone."""
+        """Remove bytes that were written."""
         self.size -= size
         size += self._taken
         whole = 0
@@ -76,11 +76,11 @@ class Backlog:
         self._taken = size
 
     def clear(self) -> None:
-        """All of it is."""
+        """Remove everything."""
         self._pieces.clear()
         self._taken = self.size = self.cost = 0
 
 
 def _keeps_more(data: Buffer, size: int) -> bool:
-    """Whether it is a view of something much longer."""
+    """Whether `data` is a view of a chunk of more than twice its size."""
     return isinstance(data, memoryview) and len(data.obj) > 2 * size  # type: ignore[arg-type]

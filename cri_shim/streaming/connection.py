@@ -1,11 +1,11 @@
-"""One client's connection: a socket that doesn't block, plain or TLS, and what waits to be sent on it.
+"""One client's connection: a non-blocking socket, plain or TLS, with its send queue.
 
 Rules:
-- One read and one write for each turn of the loop: whoever streams at full rate leaves every other its turn.
-- Nothing long is copied: what is read is handed on as it is, what is to be sent goes to the kernel in one gathering
-  call. Small pieces that have to wait are joined (`backlog`).
-- Nothing here is bounded by itself: its user stops reading, and stops producing, while much is `unsent`.
-- A peer that vanishes while we don't read is looked for every two seconds: nobody else would notice.
+- One read and one write per turn of the event loop, so that a stream at full rate leaves every other one its turn.
+- No long data is copied: received chunks are passed on, and sent with one gathering call. Small pieces that must wait
+  are joined (`backlog`).
+- The send queue has no bound of its own. Its user stops reading and producing while much is `unsent`.
+- While reading is paused, the peer is polled for a hangup every two seconds: no event would report it.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 256 << 10
 LOOK_S = 2.0
 LINGER_S = 2.0
-"""For the client to hang up after we have said all: closing before it has read would destroy what it has not."""
+"""Time for the client to hang up after our last byte. An earlier close() would destroy what it has not read yet."""
 _POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000)
 
 
 class Receiver(Protocol):
-    """Whose connection it is."""
+    """The user of a connection."""
 
     def data_received(self, data: bytes) -> None:
-        """Something came."""
+        """Data arrived."""
 
     def drained(self) -> None:
-        """All that was to be sent is on its way."""
+        """The send queue is empty again."""
 
     def connection_lost(self, error: str | None) -> None:
-        """Nothing will come any more; `error` when that was not the client's wish. Called once."""
+        """The connection has ended; `error` is the reason unless the client closed it. Called once."""
 
 
 class Connection:
-    """A connected client: `open` it (TLS), `receive` its request, `start` a session on it, `close` it at the end."""
+    """A client: `open` it (TLS), `receive` its request, `start` a session on it, `finish` or `close` it."""
 
     def __init__(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Takes the socket over, which must not block."""
+        """Takes over the socket, which must be non-blocking."""
         self._loop = asyncio.get_running_loop()
         self._socket = sock
         self._fd = sock.fileno()
@@ -62,25 +62,25 @@ class Connection:
         self._lost = self._closed = False
         self._look: asyncio.TimerHandle | None = None
         self._ready: asyncio.Future[None] | None = None
-        """Of whoever waits in `open` or `receive`."""
+        """Set while `open` or `receive` waits for the socket."""
         self._idle = asyncio.Event()
-        """Set while nothing is unsent, and once nothing will be sent: `finish` must never wait for it in vain, nor not
-        at all, which would hold the loop up."""
+        """Set while nothing is unsent, and when nothing will be sent any more. Otherwise `finish` would wait for ever,
+        or spin and block the loop."""
         self._idle.set()
 
     @property
     def unsent(self) -> int:
-        """Bytes that the kernel has not taken yet; with what they cost, an eighth more at most."""
+        """Bytes in the send queue. Their memory is at most an eighth more."""
         return self._out.size
 
-    # --- before there is a session: one thing after the other
+    # --- before the session, one call at a time
 
     def has_unread(self) -> bool:
-        """Whether the client sent something, or hung up, and that was not read yet."""
+        """Whether bytes, or a hangup, of the client wait to be read."""
         return not self._closed and _has_events(self._fd, select.POLLIN)
 
     async def open(self) -> None:
-        """Shake hands, where it is TLS. Raises OSError (ssl.SSLError)."""
+        """Do the TLS handshake, if there is TLS. Raises OSError (ssl.SSLError)."""
         while self._tls is not None:
             try:
                 self._tls.do_handshake()
@@ -92,7 +92,7 @@ class Connection:
                 return
 
     async def receive(self) -> bytes:
-        """What comes next; nothing at the end. Raises OSError."""
+        """Wait for the next bytes; empty at the end. Raises OSError."""
         while (data := self._read()) is None:
             await self._until_ready(to_write=False)
         return data
@@ -107,23 +107,23 @@ class Connection:
         try:
             await ready
         except asyncio.CancelledError:
-            if self._closed:  # by somebody else, who gave its number back
+            if self._closed:  # `close` cancelled the future: the task itself is not cancelled
                 raise ConnectionAbortedError("the connection was closed") from None
             raise
         finally:
             self._ready = None
-            if not self._closed:
+            if not self._closed:  # the closed descriptor's number may be another file's by now
                 remove(self._fd)
 
-    # --- a session's
+    # --- during the session
 
     def start(self, receiver: Receiver) -> None:
-        """Read from now on, and tell `receiver`."""
+        """Begin to read, and report to `receiver`."""
         self._receiver = receiver
         self.resume_reading()
 
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send, in this order, as soon as the client takes it."""
+        """Queue buffers, in order, and send as much as the client takes now."""
         if self._lost:
             return
         for buffer in buffers:
@@ -134,7 +134,7 @@ class Connection:
                 self._write()
 
     def pause_reading(self) -> None:
-        """Leave what comes with the kernel, and the client's sending with it."""
+        """Stop reading. The kernel's buffer fills up, and then TCP stops the client."""
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
@@ -151,7 +151,7 @@ class Connection:
         self._loop.add_reader(self._fd, self._on_readable)
 
     async def finish(self, stall_s: float) -> None:
-        """Send what is left, unless for `stall_s` seconds the client takes nothing of it; hang up, and close."""
+        """Send the rest, unless the client takes nothing for `stall_s` seconds; then hang up and close."""
         while self.unsent and not self._lost:
             before = self.sent_total
             try:
@@ -165,7 +165,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Close at once; what is unsent is lost. Idempotent."""
+        """Close at once, without sending the rest. Idempotent."""
         if self._closed:
             return
         self._closed = self._lost = True
@@ -181,7 +181,7 @@ class Connection:
     # --- the socket
 
     def _read(self) -> bytes | None:
-        """What there is; None for nothing now, nothing for the end. Raises OSError."""
+        """Read without waiting: None if there is nothing yet, empty at the end. Raises OSError."""
         try:
             return self._socket.recv(CHUNK_BYTES)
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -201,7 +201,8 @@ class Connection:
         if data:
             receiver.data_received(data)
             if self._tls is not None and self._reading and self._tls.pending():
-                self._loop.call_soon(self._on_readable)  # decrypted already: the kernel won't say
+                # Decrypted bytes wait inside OpenSSL, where the selector can't see them.
+                self._loop.call_soon(self._on_readable)
         elif data is not None:
             self._lose(None)
 
@@ -209,7 +210,7 @@ class Connection:
         try:
             sent = self._write_some()
         except OSError as error:
-            # Told later: whoever called `send` is in the middle of something.
+            # In another turn: the caller of `send` is in the middle of something.
             self._loop.call_soon(self._lose, error.strerror or str(error))
             return
         self._out.take(sent)
@@ -260,7 +261,7 @@ class Connection:
         self._reading = self._writing = False
 
     async def _hang_up(self) -> None:
-        """Say that we are done, and read what the client still has to say, for nobody."""
+        """Close our side, then read and discard what the client still sends, until it closes its own."""
         self.pause_reading()
         self._receiver = None
         try:
@@ -271,13 +272,13 @@ class Connection:
                 more = True
                 while more:
                     more = bool(await self.receive())
-                    # There may be more at once for as long as the client likes; others have their turn.
+                    # A client that sends without pause must not block the loop.
                     await asyncio.sleep(0)
-        except (OSError, ValueError):  # TimeoutError is one: the client had its time
+        except (OSError, ValueError):  # includes TimeoutError: the client had its time
             pass
 
     def _say_goodbye(self) -> None:
-        """TLS's own end; the client's answer isn't waited for."""
+        """Send TLS's close_notify, without waiting for the client's."""
         try:
             if self._tls is not None:
                 self._tls.unwrap()
@@ -291,11 +292,11 @@ def _set(ready: asyncio.Future[None]) -> None:
 
 
 def has_hung_up(fd: int) -> bool:
-    """Whether the other side of a socket will send nothing more, or is gone; what it sent before may be unread."""
+    """Whether the peer of a socket closed its side or is gone. What it sent before may still be unread."""
     return _has_events(fd, _POLLRDHUP)
 
 
 def _has_events(fd: int, events: int) -> bool:
     poll = select.poll()
-    poll.register(fd, events)  # an error and a hang-up are always told
+    poll.register(fd, events)  # POLLERR and POLLHUP are always reported
     return bool(poll.poll(0))

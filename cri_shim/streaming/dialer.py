@@ -1,9 +1,10 @@
-"""Connections to the ports of one pod, over sockets that the node makes in its network.
+"""Connect to the ports of one pod, over sockets that the daemon creates in the pod's network namespace.
 
 Rules:
-- The sockets of one asking come together, and the number grows while many are used at once. Those not used soon are
-  closed: each keeps the pod's network namespace.
-- Loopback only, IPv4 first and then IPv6, as peers do: what nobody else may reach listens there.
+- The daemon creates sockets in batches, which grow while many are used at once. Unused ones are closed soon, since each
+  keeps the pod's network namespace alive.
+- Only the pod's loopback is dialled, IPv4 first and then IPv6, as other runtimes do. Servers that must not be reachable
+  from outside the pod listen there.
 """
 
 from __future__ import annotations
@@ -32,21 +33,23 @@ class PodDialer:
     def __init__(
         self, sandbox_id: str, make: Callable[[int, int], Awaitable[list[socket.socket]]]
     ) -> None:
-        """`make(family, count)` gives at least one socket in the pod's network; it raises CriShimError, from the
-        kernel's OSError where that was all."""
+        """`make(family, count)` returns at least one socket in the pod's network.
+
+        It raises CriShimError, caused by the OSError if the kernel refused.
+        """
         self._what = f"sandbox {sandbox_id}"
         self._make = make
         self._loop = asyncio.get_running_loop()
         self._ahead: dict[int, list[socket.socket]] = {family: [] for family, _ in _LOOPBACKS}
         self._wanted = 1
-        """How many to make next time: twice as many as before, while they go at once."""
+        """The size of the next batch. It doubles while batches are used up at once."""
         self._making = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
 
     async def connect(self, port: int) -> socket.socket:
-        """A connected socket that doesn't block.
+        """A connected, non-blocking socket.
 
-        Raises UnavailableError when nobody listens, DeadlineError when nobody answers, CriShimError when the pod's
+        Raises UnavailableError when nothing listens, DeadlineError when nothing answers, CriShimError when the pod's
         network is gone.
         """
         refusals = []
@@ -67,7 +70,7 @@ class PodDialer:
                 ) from None
             except OSError as error:
                 sock.close()
-                # asyncio puts a sentence of its own over the kernel's.
+                # The kernel's text: asyncio replaces it with a sentence of its own.
                 refusals.append(f"{address}: {os.strerror(error.errno or 0)}")
             except BaseException:
                 sock.close()
@@ -79,7 +82,7 @@ class PodDialer:
         )
 
     def close(self) -> None:
-        """Close what was made ahead. Idempotent."""
+        """Close the sockets created ahead. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,11 +1,11 @@
 """The messages between the streaming process and the daemon. Pure.
 
 Rules:
-- The streaming process reads strangers' bytes, so it has no say: it names tickets, which are what the daemon gave out,
-  and sessions, which are what it granted. It can't ask for anything that no ticket is for, and numbers are bounded.
-- A call has a number, and is answered once, by a packet with that number; the rest is told and not answered.
-  Descriptors are beside the packet (`host/packets`), in the order that the answer says.
-- Words that go to a client are bounded, so that every packet fits.
+- The streaming process parses untrusted bytes, so it has no authority. It refers to tickets that the daemon issued and
+  sessions that the daemon granted, and can request nothing else. Numbers are bounded.
+- A request has a call number, and exactly one packet answers it, with the same number. Other messages get no answer.
+  Descriptors travel beside the packet (`host/packets`), in the order that the answer's fields state.
+- Texts for clients are bounded, so that every packet fits.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ SOCKETS_AT_ONCE = 32
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Side = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
-"""Of a terminal, in characters."""
+"""Width or height of a terminal, in characters."""
 
 
 class _Packet(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One packet; its class is named in it."""
+    """A packet, tagged with the name of its class."""
 
 
 # --- from the streaming process
 
 
 class Ready(_Packet, frozen=True):
-    """It serves."""
+    """The process is set up and serves clients."""
 
 
 class Broken(_Packet, frozen=True):
-    """It can't serve as it was set up, and ends."""
+    """The process can't serve with this setup, and exits."""
 
     reason: str
 
 
 class Redeem(_Packet, frozen=True):
-    """What is this ticket for? Answered by `Granted`."""
+    """Redeem a ticket. Answered by `Granted`."""
 
     call: int
     token: str
@@ -52,19 +52,19 @@ class Redeem(_Packet, frozen=True):
 
 
 class Begin(_Packet, frozen=True):
-    """Begin what was granted. Answered by `Started`, `Joined`, or, for a port-forward, `Done`; or by `Failed`."""
+    """Begin a granted session. Answered by `Started` (exec), `Joined` (attach), `Done` (port-forward), or `Failed`."""
 
     call: int
     session: int
     attached: bool = False
-    """It has a connection to that container's monitor already."""
+    """Whether the process already has a connection to that container's monitor."""
     width: Side = 0
-    """With `height` the size that a command's terminal begins with, in characters; 0: nobody has said."""
+    """With `height`, the initial size of a command's terminal, in characters; 0 if unknown."""
     height: Side = 0
 
 
 class MakeSockets(_Packet, frozen=True):
-    """Sockets of a family in a session's pod, up to `SOCKETS_AT_ONCE`. Answered by `Done` with them, or `Failed`."""
+    """Create `count` sockets of a family in a session's pod. Answered by `Done`, with the sockets, or `Failed`."""
 
     call: int
     session: int
@@ -73,7 +73,7 @@ class MakeSockets(_Packet, frozen=True):
 
 
 class Resize(_Packet, frozen=True):
-    """The terminal of an attached container has this size now."""
+    """Set the terminal size of an attached container."""
 
     session: int
     width: Side
@@ -81,53 +81,53 @@ class Resize(_Packet, frozen=True):
 
 
 class Leave(_Packet, frozen=True):
-    """The session is over."""
+    """A session is over."""
 
     session: int
 
 
 class Detached(_Packet, frozen=True):
-    """Its connection to that container's monitor is over."""
+    """The connection to that container's monitor is closed."""
 
     container_id: str
 
 
 class ReadSoFar(_Packet, frozen=True):
-    """Answers `HowFar`: packets of that container's monitor that were read."""
+    """The answer to `HowFar`: how many packets of that container's monitor were read."""
 
     container_id: str
     packets: Natural
 
 
 class Counted(_Packet, frozen=True):
-    """For the metrics, as `meter` tells it."""
+    """Numbers for the metrics (`meter`)."""
 
     sessions: list[tuple[str, str, Natural]]
     carried: list[tuple[str, str, Natural]]
 
 
 class Stalled(_Packet, frozen=True):
-    """A turn of its loop took long: by the wall clock, and what its thread computed meanwhile."""
+    """A turn of the event loop took long: its wall-clock time, and the CPU time of its thread."""
 
     wall_s: Seconds
     cpu_s: Seconds
 
 
 class Pong(_Packet, frozen=True):
-    """Answers `Ping`."""
+    """The answer to `Ping`."""
 
 
 # --- from the daemon
 
 
 class Setup(_Packet, frozen=True):
-    """The first packet, with the listening socket. Answered by `Ready` or `Broken`."""
+    """The first packet, with the listening socket beside it. Answered by `Ready` or `Broken`."""
 
     creation_timeout_s: float
     idle_timeout_s: float
     path_prefix: str
     tls_cert: str
-    """Files; "" without TLS."""
+    """The certificate's path; empty without TLS."""
     tls_key: str
     tls_client_ca: str
     log_level: str
@@ -135,20 +135,20 @@ class Setup(_Packet, frozen=True):
 
 
 class LogLevel(_Packet, frozen=True):
-    """Log from this level on."""
+    """Change the log level."""
 
     level: str
 
 
 class Granted(_Packet, frozen=True):
-    """Answers `Redeem`; none: that ticket is good for nothing."""
+    """The answer to `Redeem`; None for an invalid ticket."""
 
     call: int
     grant: Grant | None
 
 
 class Started(_Packet, frozen=True):
-    """A command runs. Beside it, of those that are said to be there: stdin to write, stdout and stderr to read."""
+    """A command runs. Beside it, for each stream that is true: stdin for writing, stdout and stderr for reading."""
 
     call: int
     stdin: bool
@@ -157,8 +157,8 @@ class Started(_Packet, frozen=True):
 
 
 class Joined(_Packet, frozen=True):
-    """A container may be joined. Beside it: first the connection to its monitor, unless there is one; then the reading
-    and the writing ends of pipes for the streams that are said to be there."""
+    """A container may be attached to. Beside it: the connection to its monitor, if `connection`; then, for each stream
+    that is true, the read end and the write end of a pipe."""
 
     call: int
     container_id: str
@@ -171,39 +171,39 @@ class Joined(_Packet, frozen=True):
 
 
 class Done(_Packet, frozen=True):
-    """Answers what has no words."""
+    """The request succeeded, and the answer has no fields."""
 
     call: int
 
 
 class Failed(_Packet, frozen=True):
-    """Answers what can't be done."""
+    """The request failed."""
 
     call: int
     reason: str
     errno: int = 0
-    """The kernel's, where that was all."""
+    """The kernel's error number, if a system call was all that failed."""
 
 
 class Ended(_Packet, frozen=True):
-    """A session's command has ended."""
+    """A session's command has exited."""
 
     session: int
     exit_code: int
 
 
 class HowFar(_Packet, frozen=True):
-    """How far has that container's monitor been read?"""
+    """How many packets of that container's monitor were read? Answered by `ReadSoFar`."""
 
     container_id: str
 
 
 class Ping(_Packet, frozen=True):
-    """Are you there?"""
+    """Check that the process responds. Answered by `Pong`."""
 
 
 class Stop(_Packet, frozen=True):
-    """Take no more clients, tell those there are, end within so many seconds."""
+    """Accept no more clients, end the sessions, and exit within `grace_s` seconds."""
 
     grace_s: float
 
@@ -222,10 +222,10 @@ ToDaemon = (
     | Stalled
     | Pong
 )
-"""From the streaming process."""
+"""Messages from the streaming process."""
 Answer = Granted | Started | Joined | Done | Failed
 ToStreamer = Setup | LogLevel | Answer | Ended | HowFar | Ping | Stop
-"""From the daemon."""
+"""Messages from the daemon."""
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_to_daemon: Final = msgspec.msgpack.Decoder(ToDaemon).decode
@@ -233,7 +233,7 @@ decode_to_streamer: Final = msgspec.msgpack.Decoder(ToStreamer).decode
 
 
 def bounded(reason: str) -> str:
-    """So much of the words as a packet takes; the end of a long text is where the cause is."""
+    """Cut a text to what a packet can hold. The middle goes: the cause of an error is often at the end."""
     if len(reason) <= MAX_REASON_CHARACTERS:
         return reason
     half = MAX_REASON_CHARACTERS // 2

@@ -1,10 +1,11 @@
-"""The socket that clients connect to: taken from while there is room, a few in each turn of the loop.
+"""The listening socket: clients are accepted while there is room, a few per turn of the event loop.
 
 Rules:
-- Who isn't taken waits in the kernel's queue. Without room, or without descriptors, taking pauses: trying again at once
-  would only burn the processor.
-- Who hung up while it waited is dropped as it is taken, also without room. Else who connects and hangs up again and
-  again would fill the queue with the dead, and a client that finds it full tries again after a second at best.
+- Clients that are not accepted wait in the kernel's queue. Without room, or without descriptors, accepting pauses: an
+  immediate retry would only burn CPU time.
+- A client that hung up while it waited is dropped when it is accepted, even without room. Otherwise connecting and
+  hanging up in a loop would fill the queue with dead connections. A client that finds the queue full retries after a
+  second at best.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ FULL_PAUSE_S = 0.02
 LACK_PAUSE_S = 0.5
 KEEPALIVE_S = 30
 KEEPALIVE_TRIES = 4
-"""A client whose machine is gone is noticed after two and a half minutes."""
+"""A client whose machine vanished is noticed after two and a half minutes."""
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Listener:
-    """Takes clients, from its making to `close`."""
+    """Accepts clients until `close`."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class Listener:
         has_room: Callable[[], bool],
         on_client: Callable[[socket.socket], None],
     ) -> None:
-        """`sock` belongs to this object. `on_client` gets sockets that don't block."""
+        """Takes over `sock`. `on_client` gets non-blocking sockets."""
         sock.setblocking(False)
         self._socket = sock
         self._has_room = has_room
@@ -49,11 +50,11 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._waiting: socket.socket | None = None
-        """Who was taken, and found no room."""
+        """An accepted client for which there was no room."""
         self._loop.add_reader(sock, self._accept)
 
     def close(self) -> None:
-        """Take no more. Idempotent."""
+        """Stop accepting. Idempotent."""
         if self._pause is not None:
             self._pause.cancel()
         if self._socket.fileno() >= 0:
@@ -78,14 +79,17 @@ class Listener:
                 return
 
     def _take(self) -> socket.socket | None:
-        """The next one, if there is any."""
+        """Accept the next client, if there is one."""
         try:
             sock, _address = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return None
         except OSError as error:
             if error.errno in _OUT_OF_DESCRIPTORS:
-                log.error("streaming clients have to wait", error=error.strerror)
+                log.error(
+                    "streaming clients wait: no descriptor or memory to accept them",
+                    error=error.strerror,
+                )
                 self._wait(LACK_PAUSE_S)
             return None
         return sock
@@ -93,7 +97,7 @@ class Listener:
     def _hand_on(self, sock: socket.socket) -> None:
         try:
             _prepare(sock)
-        except OSError:  # gone already
+        except OSError:  # the client is gone
             sock.close()
         else:
             self._on_client(sock)
@@ -105,7 +109,7 @@ class Listener:
     def _go_on(self) -> None:
         self._pause = None
         self._loop.add_reader(self._socket, self._accept)
-        self._accept()  # the one that was taken, whether or not another has come
+        self._accept()  # first the client that waits in `_waiting`, for which no event would come
 
 
 def _prepare(sock: socket.socket) -> None:

@@ -1,7 +1,7 @@
-"""What sessions there are, and what they carried: numbers for the metrics, which another process serves.
+"""Counts sessions and their bytes, for the metrics that another process serves.
 
-Rules: that sessions began or ended is told at once, so that nobody who asks sees one that is over; bytes are told with
-that, and once a second while there are any. Nothing is told twice.
+Rules: the begin and end of a session are reported at once, so that nobody sees a session that is over. Bytes are
+reported with that, and once a second while there are any. Nothing is reported twice.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ INTERVAL_S = 1.0
 
 
 class Meter:
-    """Counts, on the loop that is running when the first session begins."""
+    """Counts sessions and bytes, on the loop that runs when the first session begins."""
 
     def __init__(
         self,
         tell: Callable[[list[tuple[str, str, int]], list[tuple[str, str, int]]], None],
     ) -> None:
-        """`tell` gets (kind, protocol, sessions now), then (kind, direction, bytes since it was told last)."""
+        """`tell` gets (kind, protocol, sessions now), then (kind, direction, bytes since the last report)."""
         self._tell = tell
         self._sessions: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[tuple[str, str]] = Counter()
         self._timer: asyncio.TimerHandle | None = None
 
     def begun(self, kind: str, protocol: str) -> None:
-        """A session."""
+        """Count a session that begins."""
         self._sessions[kind, protocol] += 1
         self._tell_now()
 
     def ended(self, kind: str, protocol: str) -> None:
-        """A session."""
+        """Count a session that ends."""
         self._sessions[kind, protocol] -= 1
         self._tell_now()
 
     def carried(self, kind: str, direction: str, n_bytes: int) -> None:
-        """Payload: `in` from clients, `out` to them."""
+        """Count payload: direction `in` is from clients, `out` to clients."""
         self._bytes[kind, direction] += n_bytes
         if self._timer is None:
             loop = asyncio.get_running_loop()

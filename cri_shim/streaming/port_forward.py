@@ -1,13 +1,13 @@
-"""One port-forward: a client, and any number of connections into a pod.
+"""One port-forward session: a client, and any number of connections into a pod.
 
 Rules:
-- Nothing that happens to one connection touches another. Only a reset says that it was reset; words go to the client
-  when no connection could be made, since clients end the whole session at any word.
-- A target that doesn't read is waited for, with its session, once too much is held for it: the protocols have no other
-  way. One that takes nothing for half a minute meanwhile is given up, so that the others go on.
-- Both halves of a connection end on their own. What is over holds no descriptor.
-- A dial that has begun is seen to its end, and counts as one until then; one that has not is forgotten with its
-  connection. So resets, however fast, leave nothing behind.
+- Nothing that happens to one connection affects another. A reset is passed on as a reset only. The client gets a text
+  only if a connection could not be made, since kubectl ends the whole session at any text.
+- If too much is held for targets that don't read, the client is not read either: the protocols leave no other way. A
+  target that takes nothing for half a minute meanwhile is reset, so that the others can go on.
+- The two directions of a connection end independently. A connection that is over holds no descriptor.
+- A dial that has begun runs to its end and counts until then. One that has not begun is dropped with its connection. So
+  resets, however fast, leave nothing behind.
 """
 
 from __future__ import annotations
@@ -44,17 +44,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 MAX_HELD_BYTES = 384 << 10
-"""For all targets of a session together, by what it costs; beyond it the client isn't listened to."""
+"""For all targets of a session, by memory. Beyond it the client is not read."""
 TARGET_STALL_S = 30.0
 MAX_HALF_OPEN = 4096
-"""Pairs of streams of which one is waited for; twice as many as the protocol allows at one time, so that looking for
-those that were given up is rare."""
+"""Pairs that lack one stream: twice as many as the protocol allows at once, so that pruning abandoned ones is rare."""
 MAX_DIALS = 32
-"""Under way at one time, for one session."""
+"""Per session, at the same time."""
 
 
 class PortForwardSession(Session):
-    """One port-forward, from the 101 to the hang-up: `run` it."""
+    """One port-forward, from the 101 response to the end of the connection: call `run`."""
 
     def __init__(
         self,
@@ -67,28 +66,28 @@ class PortForwardSession(Session):
         background: Background,
         ports: tuple[int, ...],
     ) -> None:
-        """`ports`: those that may be connected to; none: any."""
+        """`ports` are those that may be dialled; empty for any."""
         super().__init__(connection, machine, limits, traffic, turns)
         self._forward = machine
         self._background = background
         self._ports = ports
         self._dialer: Dialer | None = None
         self._undialled: dict[Target, int] = {}
-        """With their ports, in their order."""
+        """Targets that wait for their dial, with their ports, in order."""
         self._dials = 0
-        """Under way."""
+        """Dials under way."""
         self._targets: dict[int, Target] = {}
         self.stalled: dict[Target, None] = {}
-        """Targets that have something to say while the client doesn't take what there is."""
+        """Targets with output that wait for the client to take what it was sent."""
         self.held = 0
-        """What it costs to keep what the targets haven't taken, in bytes."""
+        """Bytes of memory of what the targets haven't taken."""
         self._stall_timer: asyncio.TimerHandle | None = None
         self._half_open: dict[str, float] = {}
-        """Until when the other stream is waited for, of connections of which only one is there; in that order."""
+        """Pairs that lack one stream, by request ID, with the time until which they are waited for; oldest first."""
         self._half_open_timer: asyncio.TimerHandle | None = None
 
     async def run(self, leftover: Buffer, dialer: Dialer) -> None:
-        """Serve it whole; `leftover` is what the client sent behind its request."""
+        """Serve the session. `leftover` are bytes that the client sent after its request."""
         self._dialer = dialer
         try:
             self._handle(self._forward.start())
@@ -108,13 +107,13 @@ class PortForwardSession(Session):
 
     @property
     def is_full(self) -> bool:
-        """Whether the client has still to take what it was sent."""
+        """Whether sent bytes still wait for the client."""
         return self._connection.unsent > 0
 
-    # --- what the client says
+    # --- from the client
 
     def data_received(self, data: bytes) -> None:
-        """From the connection."""
+        """Called by the connection."""
         self._handle(self._forward.receive_data(data))
         self._throttle()
 
@@ -150,7 +149,7 @@ class PortForwardSession(Session):
     def _expect_other_half(self, request_id: str) -> None:
         self._half_open.pop(request_id, None)
         if len(self._half_open) >= MAX_HALF_OPEN:
-            # The client gave such pairs up, which nothing tells.
+            # Drop pairs that the client gave up: no event reports these.
             for gone in self._half_open.keys() - self._forward.half_open:
                 del self._half_open[gone]
         self._half_open[request_id] = self._loop.time() + self._limits.creation_timeout_s
@@ -190,7 +189,7 @@ class PortForwardSession(Session):
         try:
             if self._ports and port not in self._ports:
                 allowed = ", ".join(map(str, self._ports))
-                raise CriShimError(f"port {port} was not asked for; this session is for {allowed}")
+                raise CriShimError(f"port {port} was not requested; this session is for {allowed}")
             if self._dialer is None or not self._has(target):
                 return
             sock = await self._dialer.connect(port)
@@ -202,40 +201,40 @@ class PortForwardSession(Session):
             return
         if self._has(target):
             target.open(sock)
-        else:
+        else:  # the client reset the connection during the dial
             sock.close()
 
     def _has(self, target: Target) -> bool:
         return self._targets.get(target.id) is target
 
     def room(self, connection_id: int) -> int:
-        """A target's: how much may be sent."""
+        """Called by a target: how many bytes may be sent."""
         return self._forward.room(connection_id, CHUNK_BYTES)
 
     def send(self, connection_id: int, data: Buffer) -> None:
-        """A target's: as much as there was room for."""
+        """Called by a target, with at most `room` bytes."""
         self._traffic.sent(self._forward.send(connection_id, data))
         self._flush()
 
     def taken(self, connection_id: int, n_bytes: int) -> None:
-        """A target's: it took so much."""
+        """Called by a target that has taken bytes."""
         self._forward.consumed(connection_id, n_bytes)
         self._flush()
         self._throttle()
 
     def target_ended(self, target: Target) -> None:
-        """It has no more to say."""
+        """Called by a target that reached the end of its output."""
         self._forward.end(target.id)
         self._settle()
 
     def target_over(self, target: Target) -> None:
-        """Both halves are."""
+        """Called by a target whose directions have both ended."""
         self._drop(target)
         self._forward.complete(target.id)
         self._settle()
 
     def target_reset(self, target: Target) -> None:
-        """It is gone."""
+        """Called by a target whose connection broke, or when it is given up."""
         self._drop(target)
         self._forward.reset(target.id)
         self._settle()
@@ -265,10 +264,10 @@ class PortForwardSession(Session):
         self._targets.clear()
         self.stalled.clear()
 
-    # --- who waits for whom
+    # --- backpressure
 
     def drained(self) -> None:
-        """From the connection."""
+        """Called by the connection when everything is sent."""
         stalled, self.stalled = self.stalled, {}
         for target in stalled:
             if self._has(target):
@@ -286,11 +285,11 @@ class PortForwardSession(Session):
         self._listen(unless=self.held >= MAX_HELD_BYTES or unsent >= MAX_UNSENT_BYTES)
 
     def _give_up_stalled(self) -> None:
-        """Too much was held for a while: targets that took nothing of theirs meanwhile are the reason."""
+        """Reset the targets that took nothing while too much was held: they are what the session waits for."""
         self._stall_timer = None
         since = self._loop.time() - TARGET_STALL_S
         for target in list(self._targets.values()):
             if target.held and target.last_taken_at <= since:
-                log.info("a forwarded connection takes nothing: it is reset", held=target.held)
+                log.info("reset a forwarded connection that takes no data", held=target.held)
                 self.target_reset(target)
         self._throttle()

@@ -1,11 +1,12 @@
-"""The two ways between a process's descriptor and a session: output read, input written, both without blocking.
+"""The pumps between a process's descriptors and a session: output is read, input is written, without blocking.
 
 Rules:
-- One read and one write for each turn of the loop, of 256 KiB at most.
-- Once the process has ended, output is what is in the pipe by then: a child of it that holds the pipe holds nobody up.
-- Input that nobody reads any more is dropped, as a shell does whose next command has ended.
-- A full pipe is writable again with every page that its reader takes. To write a page each time would cost twenty times
-  what the bytes do, and take the processor from the very reader that is behind: so a slow one is left alone meanwhile.
+- One read and one write per turn of the event loop, of at most 256 KiB.
+- Once the process has ended, its output is what is in the pipe by then. A child of it that keeps the pipe open delays
+  nobody.
+- Input that nobody reads any more is dropped, as a shell drops it when the next command of a pipe has ended.
+- A full pipe becomes writable with each page that its reader takes. To write page by page costs twenty times as much,
+  and takes CPU time from the very reader that is behind. So a pipe that stays full is left alone for a while.
 """
 
 from __future__ import annotations
@@ -25,30 +26,30 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.buffers import Buffer
 
 TERMINAL_BYTES = 64 << 10
-"""More than a terminal keeps for its reader."""
+"""More than the kernel buffers for a terminal's reader."""
 MIN_REST_S = 0.001
 MAX_REST_S = 0.016
-"""How long a full pipe is left alone: a reader of 64 MB a second doesn't empty 1 MiB in the longest."""
+"""Bounds of how long a full pipe is left alone. In the longest, a reader at 64 MB/s just empties 1 MiB."""
 
 
 class Output:
-    """Reads a pipe or terminal to its end, except while paused."""
+    """Reads a pipe or terminal up to its end, unless paused."""
 
     def __init__(
         self, fd: int, on_data: Callable[[bytes], None], on_end: Callable[[], None]
     ) -> None:
-        """`fd` becomes ours. Begins paused."""
+        """Takes over `fd`. Starts paused."""
         self._loop = asyncio.get_running_loop()
         self._fd = fd
         self._on_data = on_data
         self._on_end = on_end
         self._running = False
         self._left: int | None = None
-        """Once the process has ended: how much of what comes can still be its own."""
+        """Once the process has ended: how many more bytes can be its own."""
 
     @property
     def over(self) -> bool:
-        """Whether the end was reached, or `close` called."""
+        """Whether the end was reached or `close` was called."""
         return self._fd < 0
 
     def resume(self) -> None:
@@ -61,14 +62,14 @@ class Output:
                 self._loop.call_soon(self._read)
 
     def pause(self) -> None:
-        """Leave it in the pipe, and the process waiting once that is full."""
+        """Stop reading. The pipe fills up, and then the process waits."""
         if self._running:
             self._running = False
             if self._left is None:
                 self._loop.remove_reader(self._fd)
 
     def expect_end(self) -> None:
-        """The process has ended: what is in the pipe now is all that is waited for."""
+        """The process has ended: read what is in the pipe now, then end."""
         if self._fd < 0 or self._left is not None:
             return
         running = self._running
@@ -81,7 +82,7 @@ class Output:
             self.resume()
 
     def close(self) -> None:
-        """Read no more; the process's next write there fails. Idempotent."""
+        """Stop reading for good; the process's next write gets EPIPE. Idempotent."""
         self.pause()
         if self._fd >= 0:
             os.close(self._fd)
@@ -96,7 +97,7 @@ class Output:
             if self._left is not None:
                 self._end()
             return
-        except OSError:  # EIO: a terminal that nobody has open any more
+        except OSError:  # EIO: no process has the terminal open any more
             data = b""
         if not data:
             self._end()
@@ -106,7 +107,7 @@ class Output:
         self._on_data(data)
         if self._left is None:
             return
-        # No reader is registered by now, and an empty pipe that somebody holds would never wake one.
+        # No reader is registered now: an empty pipe that a child holds open would never wake one.
         if self._left <= 0:
             self._end()
         elif self._running:
@@ -119,33 +120,33 @@ class Output:
 
 
 class Input:
-    """Writes to a pipe or terminal what comes in, in its order."""
+    """Writes to a pipe or terminal, in order."""
 
     def __init__(self, on_taken: Callable[[int], None]) -> None:
-        """`on_taken` hears how many bytes went, or will never go. What comes before `open` is kept."""
+        """`on_taken` gets the number of bytes that were written or dropped. Bytes before `open` are kept."""
         self._loop = asyncio.get_running_loop()
         self._on_taken = on_taken
         self._backlog = Backlog()
         self._fd: int | None = None
         self._ends = self._writing = self._broken = False
         self._pipe_bytes = 0
-        """What fits in the pipe; nothing for a terminal, which is never left alone."""
+        """The pipe's capacity; 0 for a terminal, which is never left alone."""
         self._rest_s = 0.0
-        """How long the pipe is left alone whenever it is full: twice as long each time that little was taken."""
+        """How long to leave the full pipe alone. It doubles each time that little was taken."""
         self._rest: asyncio.TimerHandle | None = None
 
     @property
     def pending(self) -> int:
-        """Bytes that wait."""
+        """The number of bytes that wait."""
         return self._backlog.size
 
     @property
     def cost(self) -> int:
-        """What they keep."""
+        """Their memory in bytes."""
         return self._backlog.cost
 
     def open(self, fd: int | None) -> None:
-        """Write there from now on; None: nobody reads. `fd` becomes ours."""
+        """Begin to write to `fd`, which it takes over. None: nobody reads, so drop everything."""
         self._fd = fd
         self._broken = fd is None
         if fd is not None:
@@ -154,13 +155,13 @@ class Input:
         self._write()
 
     def write(self, data: Buffer) -> None:
-        """More of it."""
+        """Write more bytes, or let them wait."""
         taken = 0
         if not self.pending and self._fd is not None:
-            # What goes at once need not be put into the backlog, which may mean to copy it.
+            # Without the backlog, which may have to copy.
             try:
                 taken = os.write(self._fd, data)
-            except OSError:  # it takes nothing now, or nothing any more: the next one tells
+            except OSError:  # full, or broken: the write from the backlog tells which
                 taken = 0
         if taken < len(data):
             self._backlog.append(memoryview(data)[taken:] if taken else data)
@@ -170,13 +171,13 @@ class Input:
             self._on_taken(taken)
 
     def end(self) -> None:
-        """The end of it, behind what waits."""
+        """Close the descriptor after the bytes that wait."""
         self._ends = True
         if not self.pending and self._fd is not None:
             self.close()
 
     def close(self) -> None:
-        """The end of it, now. Idempotent."""
+        """Close the descriptor now and drop what waits. Idempotent."""
         if self._fd is not None:
             self._stop_waiting()
             os.close(self._fd)
@@ -191,7 +192,7 @@ class Input:
                 taken = os.writev(self._fd, self._backlog.buffers())
             except (BlockingIOError, InterruptedError):
                 taken = 0
-            except OSError:  # EPIPE: it reads no more; EIO: the terminal is gone
+            except OSError:  # EPIPE: the reader closed the pipe; EIO: the terminal is gone
                 taken = self.pending
                 self.close()
             else:
@@ -210,7 +211,7 @@ class Input:
             self._on_taken(taken)
 
     def _wait(self) -> None:
-        """Until the pipe takes more, and has been left alone."""
+        """Wait until the pipe is writable, after leaving it alone if it was slow."""
         assert self._fd is not None  # noqa: S101 - something waits for it
         if self._rest_s:
             self._loop.remove_writer(self._fd)

@@ -1,13 +1,14 @@
-"""One exec or attach: a client, and a process whose streams are ours.
+"""One exec or attach session: a client, and a process whose streams the session pumps.
 
 Rules:
-- The process is started when the client has all its streams, and is then nobody's but its own: it waits for its output
-  to be taken, and never does anything else wait for the client.
-- A client that vanishes takes the descriptors along: the process reads the end of its input and can write no more; a
-  terminal is hung up. It is not killed: that is what peers do, and what a process that minds does by itself.
-- The session is over when the process has ended and what it wrote is sent; a child of it that goes on isn't waited for.
-- A terminal has its client's size before the process begins, if that size comes at once: programs ask for it first.
-- With a terminal, the end of the input is nothing: a terminal has none.
+- The process starts once the client has opened all its streams. From then on it depends on nobody: it waits for its
+  output to be taken, and for nothing else of the client's.
+- If the client vanishes, its descriptors are closed: the process gets end of file on stdin and EPIPE on output; a
+  terminal hangs up. The process is not killed. Other runtimes behave so, and a process that cares can end itself.
+- The session ends when the process has exited and its output is sent. A child of the process that goes on is not waited
+  for.
+- A terminal gets its client's size before the process starts, if the size arrives at once: programs query it first.
+- With a terminal, an end of the input is ignored, since a terminal's input has no end.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.remotecommand import RemoteCommand, RemoteCommandEvent
 
     Start = Callable[[tuple[int, int] | None], Awaitable[Command]]
-    """Starts or joins a process, given the size of the client's terminal if that is known."""
+    """Starts or attaches to a process, given the size of the client's terminal if known."""
 
 log = structlog.get_logger()
 SIZE_PATIENCE_S = 0.2
-"""How long a command waits for the size of its terminal: clients send it right behind the last of their streams."""
+"""How long a command waits for its terminal's size, which clients send right after they open the last stream."""
 
 
 class _Source:
-    """One output of the process, and what a client that counts has not yet made room for."""
+    """One output of the process, with the bytes for which the client's window has no room yet."""
 
     def __init__(self, session: RemoteCommandSession, channel: Channel, fd: int) -> None:
         self.channel = channel
@@ -84,7 +85,7 @@ class _Source:
 
 
 class RemoteCommandSession(Session):
-    """One exec or attach, from the 101 to the hang-up: `run` it."""
+    """One exec or attach, from the 101 response to the end of the connection: call `run`."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class RemoteCommandSession(Session):
         self._all_sent: asyncio.Future[None] = self._loop.create_future()
 
     async def run(self, leftover: Buffer, start: Start) -> None:
-        """Serve it whole; `leftover` is what the client sent behind its request."""
+        """Serve the session. `leftover` are bytes that the client sent after its request."""
         try:
             self._handle(self._commands.start())
             self._handle(self._commands.receive_data(leftover))
@@ -135,7 +136,7 @@ class RemoteCommandSession(Session):
             self._open(await start(self._size))
         except CriShimError as error:
             return Failed(str(error))
-        assert self._command is not None  # noqa: S101 - it was opened
+        assert self._command is not None  # noqa: S101 - `_open` has set it
         ended = self._command.ended
         await self._until_any(ended)
         if not ended.done():
@@ -146,6 +147,7 @@ class RemoteCommandSession(Session):
             return Failed(str(error))
         for source in list(self._sources.values()):
             source.output.expect_end()
+        # Send the rest of the output as long as the client takes some of it every `STALL_S` seconds.
         before = -1
         while self._connection.sent_total > before and not self._all_sent.done():
             before = self._connection.sent_total
@@ -177,12 +179,12 @@ class RemoteCommandSession(Session):
         for source in self._sources.values():
             source.output.close()
         if self._command is not None and not self._command.ended.done():
-            self._command.ended.cancel()  # nobody asks any more
+            self._command.ended.cancel()  # tells the backend that nobody waits for the exit any more
 
-    # --- what the client says
+    # --- from the client
 
     def data_received(self, data: bytes) -> None:
-        """From the connection."""
+        """Called by the connection."""
         self._handle(self._commands.receive_data(data))
         self.throttle()
 
@@ -210,26 +212,26 @@ class RemoteCommandSession(Session):
                     self._client_gone(error)
         self._flush()
 
-    # --- what the process says
+    # --- from the process
 
     def send(self, channel: Channel, data: Buffer) -> int:
-        """A source's: how much of it was taken."""
+        """Called by a source; returns how many bytes were taken."""
         taken = self._commands.send(channel, data)
         self._traffic.sent(taken)
         self._flush()
         return taken
 
     def source_over(self, channel: Channel) -> None:
-        """A source's: there will be no more of it."""
+        """Called by a source that has ended and whose bytes are all sent."""
         self._commands.end(channel)
         self._flush()
         if not self._all_sent.done() and all(s.over for s in self._sources.values()):
             self._all_sent.set_result(None)
 
-    # --- who waits for whom
+    # --- backpressure
 
     def drained(self) -> None:
-        """From the connection."""
+        """Called by the connection when everything is sent."""
         self.throttle()
 
     def _input_taken(self, n_bytes: int) -> None:
@@ -238,7 +240,7 @@ class RemoteCommandSession(Session):
         self.throttle()
 
     def throttle(self) -> None:
-        """Let everyone go on who may."""
+        """Pause and resume the client and the outputs according to what waits."""
         unsent = self._connection.unsent
         self._listen(unless=self._input.cost >= MAX_INPUT_BYTES or unsent >= MAX_UNSENT_BYTES)
         for source in self._sources.values():

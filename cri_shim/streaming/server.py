@@ -1,13 +1,13 @@
-"""The streaming server: a socket, requests that carry a ticket, and the sessions that come of them.
+"""The streaming server: it accepts requests that carry a ticket, and runs the sessions that follow.
 
 Rules:
-- A client has ten seconds to say what it wants, in 16 KiB; of those that have not yet, a bounded number is waited for
-  (`newcomers`). Nothing costs anything before a ticket was redeemed.
-- Sessions are bounded, and so are the streams of all port-forwards: in all, and for each pod, whose share leaves some
-  for others.
-- Protocols are negotiated before the ticket is used up: a client may try another one with the same URL.
+- A client has ten seconds for its request, of at most 16 KiB. The number of clients without a session is bounded
+  (`newcomers`). Nothing is allocated for a client before its ticket is redeemed.
+- Sessions are bounded, and so are the streams of all port-forwards: in all, and per pod, so that no pod can take
+  everything.
+- The protocol is negotiated before the ticket is used up, so a client may try another protocol with the same URL.
 - Tokens are never logged.
-- The socket to listen on is given, and so can outlive the server.
+- The listening socket is passed in, so it can outlive the server.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ log = structlog.get_logger()
 
 HEAD_TIMEOUT_S = 10.0
 MAX_TOKEN_CHARACTERS = 64
-"""More than a ticket has; nobody is asked about what can be none."""
+"""More than a ticket has. Longer texts are refused without asking the daemon."""
 MAX_SESSIONS, MAX_SESSIONS_OF_A_POD = 1000, 200
 MAX_STREAMS, MAX_STREAMS_OF_A_POD = 16384, 4096
-"""Of all port-forwards; a forwarded connection takes two, and some two kilobytes. A session has its own bound."""
+"""SPDY streams of all port-forwards. A forwarded connection takes two, and some 2 KB. A session has its own limit."""
 REFUSAL_STALL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Redeemed:
-    """A request that may be served."""
+    """A request whose ticket was redeemed."""
 
     grant: Grant
     http: HttpRequest
@@ -72,7 +72,7 @@ class _Redeemed:
 
 
 class StreamingServer:
-    """Serves the holders of tickets. `start` and `stop` it once."""
+    """Serves clients with tickets. Call `start` and `stop` once."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class StreamingServer:
         tls: ServerTls | None = None,
         path_prefix: str = "",
     ) -> None:
-        """`path_prefix` is what a URL's path may begin with, for a proxy in front that leaves its own part in."""
+        """`path_prefix` is what a URL's path may begin with, for a proxy in front that doesn't strip its own part."""
         self._backend = backend
         self._limits = limits
         self._meter = meter
@@ -98,11 +98,11 @@ class StreamingServer:
         self._sessions: set[Session] = set()
 
     def start(self, listener: socket.socket) -> None:
-        """Take clients from `listener`, which now belongs to the server."""
+        """Accept clients from `listener`, which the server takes over."""
         self._listener = Listener(listener, self._newcomers.has_room, self._come)
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more clients, tell those there are, and end within about `grace_s` seconds."""
+        """Accept no more clients, end the sessions, and return within about `grace_s` seconds."""
         if self._listener is not None:
             self._listener.close()
         self._newcomers.close()
@@ -110,12 +110,12 @@ class StreamingServer:
             session.stop("the container runtime is shutting down")
         await self._background.close(grace_s)
 
-    # --- clients that come
+    # --- before the session
 
     def _come(self, sock: socket.socket) -> None:
         try:
             connection = Connection(sock, None if self._tls is None else self._tls.context())
-        except OSError:  # gone already
+        except OSError:  # the client is gone
             sock.close()
             return
         self._newcomers.enter(connection)
@@ -132,7 +132,7 @@ class StreamingServer:
             connection.close()
 
     async def _hear(self, connection: Connection) -> _Redeemed | None:
-        """What the client wants, or None once it was told why not."""
+        """Read the request and redeem its ticket; None after a refusal was sent."""
         reader = RequestReader()
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
@@ -152,40 +152,39 @@ class StreamingServer:
         except ProtocolError as error:
             await _refuse(connection, error_answer(error))
         except TimeoutError:
-            await _refuse(connection, error_response(408, "no request came in time"))
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # the TLS handshake failed, or it hung up, or was made to
-            log.debug("streaming client went away before its request", error=str(error))
+            await _refuse(
+                connection, error_response(408, f"no request within {HEAD_TIMEOUT_S:g} s")
+            )
+        except (OSError, ValueError) as error:  # failed TLS handshake, hangup, or eviction
+            log.debug("streaming client left before its request", error=str(error))
         return None
 
     async def _redeem(self, request: HttpRequest, leftover: bytes) -> _Redeemed:
-        """Raises ProtocolError with the answer."""
+        """Redeem the request's ticket. Raises ProtocolError with the HTTP response."""
         path = request.path
         if self._prefix and path.startswith(self._prefix + "/"):
             path = path.removeprefix(self._prefix)
         kind, _, token = path.removeprefix("/").partition("/")
         if kind not in KINDS:
-            raise ProtocolError("there is nothing here", http_status=404)
+            raise ProtocolError("no such resource", http_status=404)
         negotiate = negotiate_port_forward if kind == "portforward" else negotiate_remote_command
         upgrade = negotiate(request)
         is_token = 0 < len(token) <= MAX_TOKEN_CHARACTERS
         grant = await self._backend.redeem(token, kind) if is_token else None
         if grant is None:
             raise ProtocolError(
-                "this URL was used already, is too old, or never was given out: ask for a new one",
+                "this URL was used already, has expired, or was never issued: request a new one",
                 http_status=404,
             )
         if not self._taken.take(grant.sandbox_id):
             self._backend.leave(grant)
             if self._taken.is_full:
                 raise ProtocolError(
-                    f"the node has {MAX_SESSIONS} streaming sessions: end some, or try again later",
+                    f"the node has {MAX_SESSIONS} streaming sessions, its limit: end some, or try again later",
                     http_status=503,
                 )
             raise ProtocolError(
-                f"sandbox {grant.sandbox_id} has {MAX_SESSIONS_OF_A_POD} streaming sessions: end some",
+                f"sandbox {grant.sandbox_id} has {MAX_SESSIONS_OF_A_POD} streaming sessions, its limit: end some",
                 http_status=429,
             )
         return _Redeemed(grant, request, upgrade, leftover)
@@ -275,7 +274,7 @@ async def _refuse(connection: Connection, answer: bytes) -> None:
 
 
 def _ports_in(request: HttpRequest) -> tuple[int, ...]:
-    """The ports that a URL's query names, for a request of CRI that named none."""
+    """The ports in the URL's query, for a CRI request that named none."""
     texts = [
         text
         for name in ("port", "ports")

@@ -1,15 +1,14 @@
-"""What every streaming session has: a client, a machine of the wire, limits of time, and numbers for the metrics.
+"""The common part of streaming sessions: a client, a protocol machine, time limits, and traffic counters.
 
 Rules:
-- The client's bytes go to the machine, the machine's buffers to the client; nothing else touches the connection.
-- Backpressure both ways: outputs wait while anything is unsent, the client waits while its input is not taken or
-  while it doesn't take what it is sent.
-- A client has its turns (`turns`): what it sent is read on only after everybody else had one.
-- A session holds about a megabyte, whatever its client does or doesn't: of input that nobody took `MAX_INPUT_BYTES`, by
-  what it costs; the chunk that was read last, 256 KiB; what it was sent and doesn't take, `MAX_UNSENT_BYTES` and one
-  chunk of output; and early data of a port-forward, 64 KiB. What else grows with what clients do is counted for all of
-  them (`server`): the streams of port-forwards.
-- A session ends by itself, by its client, by silence for too long, or with the server; its client is told why.
+- The client's bytes go to the machine, and the machine's buffers to the client. Nothing else uses the connection.
+- Backpressure works both ways. Outputs wait while anything is unsent. The client is not read while its input is not
+  taken, or while it doesn't take what it is sent.
+- The bytes of one client are parsed in turns (`turns`): the rest of a chunk waits until everybody else had a turn.
+- A session's buffers are bounded to about a megabyte: `MAX_INPUT_BYTES` of input that nobody took, by memory, and the
+  last chunk read, 256 KiB; of output `MAX_UNSENT_BYTES` and one chunk, 256 KiB; 64 KiB of early data of a port-forward.
+  Objects that grow with a client's requests, the streams of port-forwards, are counted for all sessions (`server`).
+- A session ends by itself, by its client, by an idle timeout, or with the server. Its client gets the reason.
 """
 
 from __future__ import annotations
@@ -27,66 +26,66 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.buffers import Buffer
 
 MAX_INPUT_BYTES = 256 << 10
-"""Held of what a client sent and nobody took yet; the chunk in which it is exceeded comes on top."""
+"""Input that a client sent and nobody took yet, by memory. The chunk that exceeds it comes on top."""
 MAX_UNSENT_BYTES = 128 << 10
-"""A client that takes no more than this of its own replies isn't listened to meanwhile."""
+"""A client that leaves more than this of its replies unread is not read meanwhile."""
 STALL_S = 30.0
-"""How long a client may take nothing of what is left to send once the session is over."""
+"""How long a client may take nothing of the remaining output once the session is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Times, in seconds."""
+    """Time limits, in seconds."""
 
     creation_timeout_s: float
-    """For the client to make the streams of a session, or of a forwarded connection."""
+    """For the client to open the streams of a session, or of a forwarded connection."""
     idle_timeout_s: float
-    """Without a byte in either direction."""
+    """Without payload in either direction."""
 
 
 class Traffic:
-    """Counts one session and its bytes."""
+    """Counts one session and its payload."""
 
     def __init__(self, meter: Meter, kind: str, protocol: str) -> None:
         self._meter = meter
         self._kind, self._protocol = kind, protocol
         self._loop = asyncio.get_running_loop()
         self.last_at = self._loop.time()
-        """When there was any."""
+        """Loop time of the last payload."""
         meter.begun(kind, protocol)
 
     def received(self, n_bytes: int) -> None:
-        """Payload from the client."""
+        """Count payload from the client."""
         self._meter.carried(self._kind, "in", n_bytes)
         self.last_at = self._loop.time()
 
     def sent(self, n_bytes: int) -> None:
-        """Payload to the client."""
+        """Count payload to the client."""
         self._meter.carried(self._kind, "out", n_bytes)
         self.last_at = self._loop.time()
 
     def over(self) -> None:
-        """The session is."""
+        """Count the end of the session."""
         self._meter.ended(self._kind, self._protocol)
 
 
 class Machine(Protocol):
-    """What the machines of all kinds have in common."""
+    """The common part of the protocol machines."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more is to be sent than what `data_to_send` has."""
+        """Whether `data_to_send` returns the last bytes of the session."""
 
     @property
     def has_more(self) -> bool:
         """Whether something that came was not looked at yet, and waits for another turn."""
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next."""
+        """The bytes to send next."""
 
 
 class Session:
-    """The part that doesn't depend on what is streamed; the kinds of session derive from it."""
+    """The part that doesn't depend on what is streamed. Each kind of session derives from it."""
 
     def __init__(
         self,
@@ -104,9 +103,9 @@ class Session:
         self._turns = turns
         self._waits_for_turn = self._released = False
         self._gone: asyncio.Future[str | None] = self._loop.create_future()
-        """The client is; with what was wrong."""
+        """Set when the client is gone; the result is the reason, if something was wrong."""
         self._stopped: asyncio.Future[str] = self._loop.create_future()
-        """Somebody wants it to end; with the reason."""
+        """Set when the session has to end; the result is the reason."""
         self._idle_timer = self._loop.call_later(limits.idle_timeout_s, self._look_for_silence)
 
     def stop(self, reason: str) -> None:
@@ -117,14 +116,14 @@ class Session:
     # --- the connection's receiver
 
     def data_received(self, data: bytes) -> None:
-        """From the client; with nothing new, go on with what came before."""
+        """Process bytes from the client; with none, go on with those left from the last turn."""
         raise NotImplementedError
 
     def connection_lost(self, error: str | None) -> None:
-        """The client is gone without another word."""
+        """The connection has ended."""
         self._client_gone(error)
 
-    # --- for the kinds
+    # --- for the derived classes
 
     def _client_gone(self, error: str | None) -> None:
         if not self._gone.done():
@@ -134,7 +133,7 @@ class Session:
         self._connection.send(self._machine.data_to_send())
 
     def _listen(self, *, unless: bool) -> None:
-        """Go on with what the client says, unless there is a reason not to."""
+        """Read and parse the client's bytes, unless there is a reason not to."""
         if not unless and not self._machine.has_more:
             self._connection.resume_reading()
             return
@@ -151,7 +150,7 @@ class Session:
     async def _until_any(
         self, *futures: asyncio.Future[Any], timeout_s: float | None = None
     ) -> bool:
-        """Wait for one of these, or for the client or the server to end the session; False after `timeout_s`."""
+        """Wait for one of these, or for the end of the session; False after `timeout_s`."""
         done, _ = await asyncio.wait(
             (*futures, self._gone, self._stopped),
             timeout=timeout_s,
@@ -160,11 +159,11 @@ class Session:
         return bool(done)
 
     async def _say_the_end(self) -> None:
-        """Everything was said to the machine: have it sent, as far as the client takes it, and hang up."""
+        """Send the machine's last bytes, as far as the client takes them, and hang up."""
         self._idle_timer.cancel()
         self._flush()
         if not self._gone.done() and not self._machine.is_finished:
-            # A client that counts hasn't room for the last words yet.
+            # The client's window has no room for the last bytes: wait for it to open, or for the client to go.
             await settled(self._gone, STALL_S)
         await self._connection.finish(STALL_S)
 
@@ -177,6 +176,6 @@ class Session:
     def _look_for_silence(self) -> None:
         left = self._traffic.last_at + self._limits.idle_timeout_s - self._loop.time()
         if left <= 0:
-            self.stop(f"nothing was sent or received for {self._limits.idle_timeout_s:g} s")
+            self.stop(f"no data was sent or received for {self._limits.idle_timeout_s:g} s")
         else:
             self._idle_timer = self._loop.call_later(left, self._look_for_silence)

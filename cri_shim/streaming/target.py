@@ -1,7 +1,7 @@
-"""One forwarded connection: its socket into the pod, what waits for it, and how its halves end.
+"""One forwarded connection: its socket into the pod, its backlog, and the ends of its two directions.
 
-Rules: both halves end on their own; what the target doesn't take is held, and what it costs is counted by the session.
-What the client has no room for is not read.
+Rules: the directions end independently. Bytes that the target doesn't take are held, and the session counts their
+memory. The target is read only as far as the client has room.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ if TYPE_CHECKING:
 
 
 class Carrier(Protocol):
-    """The session it belongs to."""
+    """The session of a target."""
 
     held: int
-    """What it costs to keep what the targets haven't taken, in bytes."""
+    """Bytes of memory of what the targets haven't taken."""
     stalled: dict[Target, None]
-    """Targets that have something to say while the client doesn't take what there is, in their order."""
+    """Targets with output that wait for the client to take what it was sent, in order."""
 
     @property
     def is_full(self) -> bool:
-        """Whether the client has still to take what it was sent."""
+        """Whether sent bytes still wait for the client."""
 
     def room(self, connection_id: int) -> int:
-        """How much the client takes of what the target says; while it is nothing, `go_on` comes once it is more."""
+        """How many bytes the client takes of this target. After 0, `go_on` follows when there is room."""
 
     def send(self, connection_id: int, data: Buffer) -> None:
-        """Send what the target said."""
+        """Send the target's bytes."""
 
     def taken(self, connection_id: int, n_bytes: int) -> None:
-        """The target took so much."""
+        """The target has taken bytes."""
 
     def target_ended(self, target: Target) -> None:
-        """It has no more to say."""
+        """The target reached the end of its output."""
 
     def target_over(self, target: Target) -> None:
-        """Both halves are."""
+        """Both directions have ended."""
 
     def target_reset(self, target: Target) -> None:
-        """It is gone."""
+        """The target's connection broke."""
 
 
 class Target:
-    """One connection: its socket, once it is there, and what waits for it."""
+    """One connection: its socket, once connected, and what waits for it."""
 
     __slots__ = (
         "_backlog",
@@ -69,26 +69,26 @@ class Target:
         self.id = connection_id
         self._socket: socket.socket | None = None
         self._backlog = Backlog()
-        """What it hasn't taken."""
+        """Bytes that the target hasn't taken."""
         self._reading = self._writing = False
         self._client_ended = self._target_ended = False
         self.last_taken_at = self._loop.time()
 
     @property
     def held(self) -> int:
-        """Bytes for the target that it hasn't taken."""
+        """The number of bytes that the target hasn't taken."""
         return self._backlog.size
 
     # --- from the client
 
     def write(self, data: Buffer) -> None:
-        """More from the client."""
+        """Pass bytes of the client to the target."""
         taken = 0
         if not self.held and self._socket is not None:
-            # What goes at once need not be put into the backlog, which may mean to copy it.
+            # Without the backlog, which may have to copy.
             try:
                 taken = self._socket.send(data)
-            except OSError:  # it takes nothing now, or nothing any more: the next one tells
+            except OSError:  # full, or broken: the write from the backlog tells which
                 taken = 0
         if taken:
             self.last_taken_at = self._loop.time()
@@ -102,20 +102,20 @@ class Target:
             self._session.taken(self.id, taken)
 
     def end(self) -> None:
-        """The client has no more, behind what waits."""
+        """The client closed its direction. The target hears of it after the bytes that wait."""
         self._client_ended = True
         if self._socket is not None and not self.held:
             self._shut()
 
     def open(self, sock: socket.socket) -> None:
-        """Connected: what came meanwhile goes there."""
+        """The connection was made: send what has arrived meanwhile."""
         self._socket = sock
         self.last_taken_at = self._loop.time()
         self._write()
         self.resume()
 
     def close(self) -> None:
-        """Forget it. Idempotent."""
+        """Close the socket and drop what waits. Idempotent."""
         self.pause()
         if self._socket is not None:
             if self._writing:
@@ -129,13 +129,13 @@ class Target:
     # --- the socket
 
     def pause(self) -> None:
-        """Leave what the target says with the kernel."""
+        """Stop reading from the target."""
         if self._reading and self._socket is not None:
             self._loop.remove_reader(self._socket)
         self._reading = False
 
     def resume(self) -> None:
-        """Read again."""
+        """Read from the target again."""
         if self._socket is None or self._reading or self._target_ended:
             return
         self._reading = True
@@ -155,7 +155,9 @@ class Target:
         try:
             if room:
                 data = self._socket.recv(room)
-            elif data := self._socket.recv(1, socket.MSG_PEEK):  # the end needs no room
+            elif data := self._socket.recv(
+                1, socket.MSG_PEEK
+            ):  # without room: only look for the end
                 self.pause()
                 return
         except (BlockingIOError, InterruptedError):
@@ -203,7 +205,7 @@ class Target:
             return
         try:
             self._socket.shutdown(socket.SHUT_WR)
-        except OSError:  # it has gone already, and reading says how
+        except OSError:  # the connection is gone; the next read reports how
             pass
         self._finish_if_over()
 

@@ -1,7 +1,7 @@
-"""Turns of the loop, for work that is too much for one.
+"""Turns of the event loop, for work that is too long for one.
 
-Rules: of all that has more to do, one gets its turn in each round of the loop, in their order. So however many clients
-send what is expensive to read, everybody else waits for one of them at a time.
+Rules: in each iteration of the loop, one of the waiting pieces of work runs, in order. So however many clients send
+input that is expensive to parse, everybody else waits for one of them at a time.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """Those who wait for theirs."""
+    """A queue of work, of which one piece runs per iteration of the loop."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
 
     def later(self, work: Callable[[], None]) -> None:
-        """Do it in a turn of its own."""
+        """Run `work` in a turn of its own."""
         self._waiting.append(work)
         if len(self._waiting) == 1:
             asyncio.get_running_loop().call_soon(self._next)
 
     async def own(self) -> None:
-        """Return in a turn of one's own."""
+        """Wait for a turn of one's own."""
         turn = asyncio.get_running_loop().create_future()
 
         def begin() -> None:

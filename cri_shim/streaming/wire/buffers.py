@@ -1,4 +1,4 @@
-"""What bytes travel as: payloads are handed on as views into the chunk they came in, never copied to be framed."""
+"""The type of bytes in transit. Payload travels as views of the chunk it arrived in, never copied to frame it."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Kubernetes' channels on a WebSocket: each message begins with the number of the stream that it belongs to.
+"""Kubernetes' channels over WebSocket: each message begins with the number of its channel.
 
 Rules:
-- `channel.k8s.io` and its versions: a byte with the number, then the bytes of the stream, in binary messages.
-- `base64.channel.k8s.io` and its versions: the number as a character from '0' on, then base64, in text messages. Line
-  ends within it are passed over, as Go's decoder does; anything else that isn't base64 closes the connection.
-- Incoming messages may be of either kind whatever was agreed: Go's servers don't look, and clients rely on it.
-- Channels that the protocol in use doesn't have are passed over.
-- From v5 on, a message on channel 255 names a channel whose sender is done: half-close, which WebSocket has not.
+- `channel.k8s.io` and its versions: one byte with the number, then the data, in binary messages.
+- `base64.channel.k8s.io` and its versions: the number as a character, counted from '0', then base64, in text messages.
+  Line ends in it are skipped, as by Go's decoder. Other characters outside base64 close the connection.
+- Incoming messages may be text or binary, whatever was negotiated. Go's servers don't check, and clients rely on that.
+- Channels that the negotiated protocol doesn't have are ignored.
+- From v5 on, a message on channel 255 names a channel whose sender is done: the half-close that WebSocket lacks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CLOSE_SIGNAL = 255
 MAX_BASE64_CHANNELS = 80
-"""From '0' to the last ASCII character but one."""
+"""The characters from '0' up to the last but one of ASCII."""
 
 _LINE_ENDS = b"\r\n"
 _NONE = -1
@@ -45,14 +45,14 @@ class ChannelData:
 
 @dataclass(frozen=True, slots=True)
 class ChannelEnded:
-    """The peer sends no more on a channel."""
+    """The peer has closed its direction of a channel."""
 
     channel: int
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEnded:
-    """Nothing more will come; `error` says what was wrong, if anything was."""
+    """The connection has ended; `error` is the reason if something went wrong."""
 
     error: str | None
 
@@ -61,32 +61,32 @@ ChannelEvent: TypeAlias = ChannelData | ChannelEnded | ConnectionEnded
 
 
 class ChannelConnection:
-    """One end of the channels of a WebSocket, as the subprotocol has them."""
+    """One end of a WebSocket's channels, for one subprotocol."""
 
     def __init__(self, protocol: str, websocket: WebSocketConnection | None = None) -> None:
         self._websocket = websocket or WebSocketConnection()
         self._base64 = protocol in (V1_BASE64, V4_BASE64)
         self._has_close_signal = protocol == V5
         self._channel: int | None = None
-        """Of the message that is coming in."""
+        """The channel of the incoming message."""
         self._quantum = b""
-        """The up to three characters of base64 that wait for their fourth."""
+        """Up to three characters of base64 that lack their fourth."""
         self._padded = False
-        """The message's base64 came to its end."""
+        """Whether the message's base64 has reached its padding."""
         self._ended = False
 
     @property
     def is_closing(self) -> bool:
-        """Whether we said that we close."""
+        """Whether we have sent a close frame."""
         return self._websocket.is_closing
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet: see `turn`."""
+        """Whether received bytes wait for another turn (`turn`)."""
         return not self._ended and self._websocket.has_more
 
     def receive_data(self, data: Buffer) -> list[ChannelEvent]:
-        """What these bytes of the peer mean; never raises. The last event is `ConnectionEnded`."""
+        """Turn bytes from the peer into events. Never raises. The last event is `ConnectionEnded`."""
         events: list[ChannelEvent] = []
         if self._ended:
             return events
@@ -104,7 +104,7 @@ class ChannelConnection:
         return events
 
     def receive_eof(self) -> list[ChannelEvent]:
-        """The peer will send no more."""
+        """The peer has closed its side of the connection."""
         events: list[ChannelEvent] = []
         for event in self._websocket.receive_eof():
             if isinstance(event, WebSocketClosed) and not self._ended:
@@ -112,11 +112,11 @@ class ChannelConnection:
         return events
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order."""
+        """The bytes to send next, in order."""
         return self._websocket.data_to_send()
 
     def send(self, channel: int, data: Buffer) -> None:
-        """Send a message on a channel; an empty one tells the client that the channel is there."""
+        """Send a message on a channel. An empty one tells the client that the channel exists."""
         if self._base64:
             encoded = binascii.b2a_base64(data, newline=False)
             self._websocket.send_message([encoded], prefix=b"%c" % (ord("0") + channel), text=True)
@@ -124,15 +124,15 @@ class ChannelConnection:
             self._websocket.send_message([data], prefix=b"%c" % channel)
 
     def end(self, channel: int) -> None:
-        """Half-close a channel (v5, and a client's to do: those of Kubernetes don't expect it from a server)."""
+        """Half-close a channel (v5). Only clients do so: Kubernetes' clients don't expect it of a server."""
         self._websocket.send_message([b"%c" % channel], prefix=b"%c" % CLOSE_SIGNAL)
 
     def ping(self) -> None:
-        """Ask for an echo, so that what stands between keeps the connection."""
+        """Send a ping, so that no proxy on the way closes the connection as idle."""
         self._websocket.ping()
 
     def close(self, code: CloseCode = CloseCode.NORMAL, reason: str = "") -> None:
-        """Say that nothing more will be sent."""
+        """Send a close frame. Nothing can be sent after it."""
         self._websocket.close(code, reason)
 
     def _end(self, error: str | None, events: list[ChannelEvent]) -> None:
@@ -149,7 +149,7 @@ class ChannelConnection:
             if not len(data) and not message.ends:
                 return
         if self._channel is None or self._channel < 0:
-            return  # an empty message, or one that means nothing from here on
+            return  # an empty message, or the rest of one on no valid channel
         if self._has_close_signal and self._channel == CLOSE_SIGNAL:
             if len(data):
                 events.append(ChannelEnded(data[0]))
@@ -163,7 +163,7 @@ class ChannelConnection:
     def _decode(self, data: Buffer, *, ends: bool) -> bytes:
         text = self._quantum + bytes(data).translate(None, _LINE_ENDS)
         if text and self._padded:
-            raise binascii.Error("characters behind the padding")
+            raise binascii.Error("characters after the padding")
         usable = len(text) & ~3
         self._quantum = text[usable:]
         if ends and self._quantum:
@@ -182,4 +182,4 @@ def _closing_error(event: WebSocketClosed) -> str | None:
         CloseCode.ABNORMAL,
     ):
         return None
-    return f"closed by the client with {event.code} {quoted(event.reason)}"
+    return f"the client closed the connection with code {event.code} {quoted(event.reason)}"

@@ -1,7 +1,7 @@
-"""The wire's own errors: one for what a peer did, one for what we did too late.
+"""The errors of the protocol machines: one for a peer's fault, one for a call of ours that comes too late.
 
-Neither is seen by gRPC. A `ProtocolError` of the request head becomes an HTTP answer; behind the upgrade, machines turn
-it into their protocol's last frame and a closing event themselves.
+gRPC never sees them. Before the upgrade, a `ProtocolError` becomes an HTTP response. After it, machines turn it into
+their protocol's last frame and a closing event.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ProtocolError(Exception):
-    """The peer broke the protocol, or asked for what isn't offered."""
+    """The peer violated the protocol, or requested something that is not offered."""
 
     def __init__(
         self, message: str, *, http_status: int = 400, headers: Sequence[tuple[str, str]] = ()
@@ -21,8 +21,8 @@ class ProtocolError(Exception):
         super().__init__(message)
         self.http_status = http_status
         self.headers = tuple(headers)
-        """What the HTTP answer says besides: the protocols offered, for instance."""
+        """Headers for the HTTP response, such as the protocols on offer."""
 
 
 class StreamClosedError(Exception):
-    """Our half of this stream is closed, or the stream is gone: what EPIPE is to a pipe."""
+    """The stream is gone, or our half of it is closed: the counterpart of EPIPE."""

@@ -1,9 +1,9 @@
-"""The head of a streaming request, and the plain answers to it.
+"""The head of a streaming request, and plain HTTP responses to it.
 
 Rules:
-- One request a connection, without a body: what follows the head belongs to the upgraded protocol (`leftover`).
-- h11 does the grammar (RFC 9112); the size and the number of lines are bounded here before h11 sees the bytes.
-- Answers that are not an upgrade are short texts and close the connection.
+- One request per connection, without a body. What follows the head belongs to the upgraded protocol (`leftover`).
+- h11 parses the head (RFC 9112). Its size and number of lines are limited here, before h11 gets the bytes.
+- A response that is not an upgrade is a short text, and closes the connection.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.buffers import Buffer
 
 MAX_HEAD_BYTES = 16 << 10
-"""Go's clients send under 1 KiB; ordinary servers allow 8 to 16."""
+"""Go's clients send less than 1 KiB. Ordinary servers allow 8 to 16."""
 MAX_HEAD_LINES = 128
-"""Each costs some ten microseconds, however short it is."""
+"""A line costs some ten microseconds, however short it is."""
 MAX_ERROR_BODY_BYTES = 4 << 10
 MAX_QUERY_FIELDS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request head: names in lower case, values as ISO 8859-1."""
+    """A request head. Header names are in lower case, values decoded as ISO 8859-1."""
 
     method: str
     target: str
@@ -42,22 +42,22 @@ class Request:
     query: str = field(default="")
 
     def headers_named(self, name: str) -> list[str]:
-        """The values of every header of this name (in lower case), in their order."""
+        """The values of all headers with this lower-case name, in order."""
         return [value for key, value in self.headers if key == name]
 
     def list_named(self, name: str) -> list[str]:
-        """The members of a comma-separated list that may span several headers."""
+        """The members of a comma-separated list, which may span several headers."""
         values = (part.strip() for value in self.headers_named(name) for part in value.split(","))
         return [value for value in values if value]
 
     def has_token(self, name: str, token: str) -> bool:
-        """Whether such a list has this member, in any case."""
+        """Whether such a list has this member, ignoring case."""
         return any(member.lower() == token for member in self.list_named(name))
 
     def parsed_query(self) -> dict[str, list[str]]:
-        """The query's fields, each with all its values.
+        """The fields of the query, each with all its values.
 
-        Raises: ProtocolError with more fields than any client sends.
+        Raises: ProtocolError for more than `MAX_QUERY_FIELDS` fields.
         """
         try:
             return parse_qs(self.query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
@@ -66,7 +66,7 @@ class Request:
 
 
 class RequestReader:
-    """Takes the bytes of a connection until the head is complete."""
+    """Collects a connection's bytes until the head is complete."""
 
     def __init__(self) -> None:
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
@@ -74,12 +74,12 @@ class RequestReader:
         self._lines = MAX_HEAD_LINES
         self._end_of_last = b""
         self.leftover: Buffer = b""
-        """What came behind the head, once there is one."""
+        """The bytes after the head, once it is complete."""
 
     def receive_data(self, data: Buffer) -> Request | None:
-        """The request once its head is complete, None while more is needed.
+        """The request once its head is complete; None while bytes are missing.
 
-        Raises: ProtocolError with the status to answer; the connection is of no use after it.
+        Raises: ProtocolError with the HTTP status to send. The connection can't be used after it.
         """
         if not data:
             return None
@@ -96,12 +96,12 @@ class RequestReader:
                 )
             return None
         if _has_body(event) or not isinstance(self._next_event(), h11.EndOfMessage):
-            raise ProtocolError("a request to upgrade the connection can't have a body")
+            raise ProtocolError("a request for an upgrade must not have a body")
         self.leftover = self._connection.trailing_data[0] + bytes(behind)
         return _request(event)
 
     def _count_lines(self, piece: bytes) -> None:
-        """Those of the head: what is behind an empty line is none of them."""
+        """Count the lines of the head, up to the empty line that ends it."""
         before, text = len(self._end_of_last), self._end_of_last + piece
         self._end_of_last = text[-2:]
         ends = [end for end in (text.find(b"\n\r\n"), text.find(b"\n\n")) if end >= 0]
@@ -112,9 +112,9 @@ class RequestReader:
             )
 
     def receive_eof(self) -> None:
-        """The connection ended before the head did.
+        """The connection has ended before the head was complete.
 
-        Raises: ProtocolError if part of a head had come; a connection that never spoke is no error.
+        Raises: ProtocolError if part of a head was received. A connection that never sent a byte is no error.
         """
         if self._room < MAX_HEAD_BYTES:
             raise ProtocolError("the connection ended within the request head")
@@ -127,7 +127,7 @@ class RequestReader:
 
 
 def _has_body(event: h11.Request) -> bool:
-    """By what it says, so that it doesn't depend on how much of the body has come."""
+    """Whether the headers announce a body: independent of how much of it has arrived."""
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in event.headers
@@ -137,11 +137,11 @@ def _has_body(event: h11.Request) -> bool:
 def _request(event: h11.Request) -> Request:
     http_version = event.http_version.decode("latin-1")
     if http_version not in ("1.0", "1.1"):
-        raise ProtocolError(f"HTTP/{http_version} is not spoken here", http_status=505)
+        raise ProtocolError(f"HTTP/{http_version} is not supported", http_status=505)
     target = event.target.decode("latin-1")
     path, _, query = target.partition("?")
     if not path.startswith("/"):
-        # absolute-form: servers must take it (RFC 9112 §3.2.2), though only proxies are sent it
+        # The absolute form, which servers must accept (RFC 9112 §3.2.2).
         scheme, separator, rest = path.partition("://")
         if not separator or scheme.lower() not in ("http", "https"):
             raise ProtocolError("the request target must be a path")
@@ -159,13 +159,13 @@ def _request(event: h11.Request) -> Request:
 def error_response(
     http_status: int, message: str, headers: Sequence[tuple[str, str]] = ()
 ) -> bytes:
-    """A whole answer that closes the connection: the message as text, and what `headers` add."""
+    """A complete response that closes the connection: the message as text, and additional `headers`."""
     body = message.encode("utf-8", "replace")[:MAX_ERROR_BODY_BYTES] + b"\n"
     return _head(
         http_status,
         [
             ("Content-Type", "text/plain; charset=utf-8"),
-            ("X-Content-Type-Options", "nosniff"),  # the text can quote the client
+            ("X-Content-Type-Options", "nosniff"),  # the text may quote the client
             ("Content-Length", str(len(body))),
             ("Connection", "close"),
             *headers,
@@ -174,12 +174,12 @@ def error_response(
 
 
 def error_answer(error: ProtocolError) -> bytes:
-    """The answer to a request that was refused."""
+    """The response to a refused request."""
     return error_response(error.http_status, str(error), error.headers)
 
 
 def switching_protocols(protocol: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
-    """The 101 after which the connection speaks `protocol`."""
+    """The 101 response, after which the connection speaks `protocol`."""
     return _head(101, [("Connection", "Upgrade"), ("Upgrade", protocol), *headers])
 
 

@@ -1,4 +1,4 @@
-"""The machine for what was negotiated."""
+"""Create the machine of a negotiated protocol."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 def remote_command(upgrade: Upgrade, streams: RequestedStreams) -> RemoteCommand:
-    """The machine of an exec or attach."""
+    """Create the machine of an exec or attach."""
     if upgrade.framing is Framing.SPDY:
         return SpdyRemoteCommand(upgrade.protocol, streams)
     return ChannelRemoteCommand(upgrade.protocol, streams)
 
 
 def port_forward(upgrade: Upgrade, ports: Sequence[int], share: Share | None = None) -> PortForward:
-    """The machine of a port-forward; the ports of the request count for channels only, `share` bounds SPDY's streams.
+    """Create the machine of a port-forward. Only channels need `ports`; `share` bounds the streams of SPDY.
 
-    Raises: ProtocolError if channels can't carry these ports: ask before the 101 is sent.
+    Raises: ProtocolError if channels can't carry these ports. Call it before the 101 response is sent.
     """
     if upgrade.framing is Framing.CHANNELS:
         return ChannelPortForward(upgrade.protocol, ports)

@@ -1,7 +1,7 @@
-"""How an exec or attach ended, and the document on the error stream that says so.
+"""The outcome of an exec or attach, and the document on the error stream that reports it.
 
-Rules: from v4 on the document is a Kubernetes `Status` in JSON; before, a text, and nothing at all for success. A
-client takes an exit code from 0 to 255.
+Rules: from v4 on, the document is a Kubernetes `Status` in JSON. Before, it is a text, and empty for success. Clients
+accept exit codes from 0 to 255.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WITH_STATUS = (V4, V4_BASE64, V5)
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process ended by itself or by a signal (128 and its number); for an attach, 0 says that it is over."""
+    """The process has exited; a signal gives 128 + its number. For an attach, 0 means that the session is over."""
 
     exit_code: int
 
@@ -35,7 +35,7 @@ Outcome: TypeAlias = Exited | Failed
 
 
 def build_error_document(protocol: str, outcome: Outcome) -> bytes:
-    """What the error stream of this protocol carries for this outcome."""
+    """The content of the error stream for this protocol and outcome."""
     if isinstance(outcome, Failed):
         text = f"Internal error occurred: {outcome.message[:MAX_MESSAGE_CHARACTERS]}"
         causes = [{"message": outcome.message[:MAX_MESSAGE_CHARACTERS]}]

@@ -1,9 +1,9 @@
-"""Port-forward: what both machines say and take, whatever carries it.
+"""Port-forward: the events and commands that its machines have in common.
 
 Rules:
-- Nothing that happens to one connection touches another.
-- kubectl ends the whole session when it reads any text on an error stream: a reset by the target is therefore passed
-  on as a reset, without words (`reset`), and text is for what the user has to know (`fail`).
+- Nothing that happens to one connection affects another.
+- kubectl ends the whole session when it reads any text on an error stream. So a target's reset is passed on as a reset,
+  without text (`reset`); a text is for what the user has to know (`fail`).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ MAX_ERROR_CHARACTERS = 4 << 10
 
 @dataclass(frozen=True, slots=True)
 class PairBegun:
-    """The first of a connection's two streams came. When the other takes too long: `expire`."""
+    """The first of a connection's two streams was opened. If the other takes too long, call `expire`."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOpened:
-    """Dial the port."""
+    """A connection is complete: dial the port."""
 
     connection_id: int
     port: int
     request_id: str = field(default="", compare=False)
-    """Of the `PairBegun` that this pair began with: nothing of it is waited for any more."""
+    """Of the `PairBegun` before: its other stream has arrived."""
 
 
 @dataclass(slots=True)
@@ -46,28 +46,28 @@ class ConnectionData:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEnd:
-    """The client has no more for the target, but still takes what the target has."""
+    """The client has closed its direction. It still reads what the target sends."""
 
     connection_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionReset:
-    """The client gave the connection up: drop it. Nothing more comes for it."""
+    """The client has reset the connection: drop it. No more events follow for it."""
 
     connection_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionWritable:
-    """A send that took less than it was given can go on."""
+    """There is room again after a `send` that did not take everything."""
 
     connection_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The client is gone; `error` says what was wrong, if anything was. Always the last event."""
+    """The client is gone. `error` is the reason if something went wrong. Always the last event."""
 
     error: str | None
 
@@ -84,62 +84,62 @@ PortForwardEvent: TypeAlias = (
 
 
 class PortForward(Protocol):
-    """What both machines offer. Commands for a connection that is gone do nothing."""
+    """The common interface of the machines. Commands for a connection that is gone do nothing."""
 
     @property
     def open_connections(self) -> int:
-        """Connections that aren't over."""
+        """The number of open connections."""
 
     @property
     def half_open(self) -> Collection[str]:
-        """The request ids of pairs that are not whole."""
+        """The request IDs of pairs that lack one stream."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more is to be sent than what `data_to_send` has."""
+        """Whether `data_to_send` returns the last bytes of the session."""
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet: `receive_data` again in another turn, with nothing new."""
+        """Whether received bytes wait: call `receive_data(b"")` in another turn of the loop."""
 
     def start(self) -> list[PortForwardEvent]:
-        """Begin, right behind the 101."""
+        """Begin the session, right after the 101 response."""
 
     def receive_data(self, data: Buffer) -> list[PortForwardEvent]:
-        """What these bytes of the client mean; never raises."""
+        """Turn bytes from the client into events. Never raises."""
 
     def receive_eof(self) -> list[PortForwardEvent]:
-        """The client will send no more."""
+        """The client has closed its side of the connection."""
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
 
     def send(self, connection_id: int, data: Buffer) -> int:
-        """Send what the target said; how many bytes were taken. With less than all, wait for `ConnectionWritable`."""
+        """Send the target's bytes; returns how many were taken. If not all, wait for `ConnectionWritable`."""
 
     def room(self, connection_id: int, wanted: int) -> int:
-        """How much of so many bytes `send` would take; after none, `ConnectionWritable` follows."""
+        """How many of `wanted` bytes `send` would take. After 0, `ConnectionWritable` follows."""
 
     def end(self, connection_id: int) -> None:
-        """The target has no more to say."""
+        """The target has closed its direction."""
 
     def complete(self, connection_id: int) -> None:
-        """The connection is over in both directions, and nothing was wrong."""
+        """End a connection that has ended normally in both directions."""
 
     def fail(self, connection_id: int, message: str) -> None:
-        """The connection can't be made or kept: the client is told why."""
+        """Close a connection that failed, and send the client the reason."""
 
     def reset(self, connection_id: int) -> None:
-        """The target reset the connection, and so do we."""
+        """Reset a connection that the target reset."""
 
     def consumed(self, connection_id: int, n_bytes: int) -> None:
-        """So many bytes were given to the target."""
+        """The target has taken this many bytes."""
 
     def expire(self, request_id: str) -> None:
-        """The other stream of this pair took too long; nothing if it is there by now."""
+        """Fail a pair whose other stream did not arrive in time. Does nothing if it has arrived."""
 
     def ping(self) -> None:
-        """Keep the connection alive where something between would end it."""
+        """Send a ping, so that no proxy on the way closes the connection as idle."""
 
     def close(self) -> None:
         """End the session."""

@@ -1,7 +1,7 @@
-"""Port-forward over the channels of a WebSocket: channel 2n has the nth port's data, 2n + 1 its error.
+"""Port-forward over WebSocket channels: channel 2n carries the nth port's data, channel 2n + 1 its error.
 
-Rules: the ports are fixed by the request, with one connection each, and there is no half-close: where the target is
-done, the connection is, and with the last one the session.
+Rules: the request fixes the ports, with one connection each. There is no half-close: a connection ends when its target
+does, and the session with the last connection.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.channels import ChannelEvent
 
 MAX_PORTS = 127
-"""Two channels each, and 255 is no channel."""
+"""Each port takes two channels, and 255 is reserved."""
 
 
 class ChannelPortForward:
-    """Port-forward over the channels of a WebSocket: channel 2n has port n's data, 2n + 1 its error.
+    """Port-forward over WebSocket channels.
 
-    Raises: ProtocolError if there are no ports, or more than channels.
+    Raises: ProtocolError if there are no ports, or too many for the channels.
     """
 
     def __init__(self, protocol: str, ports: Sequence[int]) -> None:
         limit = MAX_BASE64_CHANNELS // 2 if protocol == V4_BASE64 else MAX_PORTS
         if not 0 < len(ports) <= limit:
             raise ProtocolError(
-                f"{len(ports)} ports: a port-forward over {protocol} names 1 to {limit} in the request"
+                f"{len(ports)} ports: a port-forward over {protocol} needs 1 to {limit} in the request"
             )
         self._ports = tuple(ports)
         self._channels = ChannelConnection(protocol)
@@ -52,26 +52,26 @@ class ChannelPortForward:
 
     @property
     def open_connections(self) -> int:
-        """Connections that aren't over."""
+        """The number of open connections."""
         return len(self._open)
 
     @property
     def half_open(self) -> Collection[str]:
-        """None: all channels are there from the start."""
+        """The request IDs of pairs that lack one stream: always none, since all channels exist."""
         return ()
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more is to be sent than what `data_to_send` has."""
+        """Whether `data_to_send` returns the last bytes of the session."""
         return self._channels.is_closing
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet: see `turn`."""
+        """Whether received bytes wait for another turn (`turn`)."""
         return self._channels.has_more
 
     def start(self) -> list[PortForwardEvent]:
-        """Begin, right behind the 101: each channel's first message is its port, in little endian."""
+        """Begin the session, right after the 101 response. Each channel's first message is its port, little-endian."""
         events: list[PortForwardEvent] = []
         for connection_id, port in enumerate(self._ports):
             for channel in (2 * connection_id, 2 * connection_id + 1):
@@ -80,57 +80,57 @@ class ChannelPortForward:
         return events
 
     def receive_data(self, data: Buffer) -> list[PortForwardEvent]:
-        """What these bytes of the client mean; never raises."""
+        """Turn bytes from the client into events. Never raises."""
         return self._interpret(self._channels.receive_data(data))
 
     def receive_eof(self) -> list[PortForwardEvent]:
-        """The client will send no more."""
+        """The client has closed its side of the connection."""
         return self._interpret(self._channels.receive_eof())
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
         return self._channels.data_to_send()
 
     def send(self, connection_id: int, data: Buffer) -> int:
-        """Send what the target said; all is taken."""
+        """Send the target's bytes; takes all of them."""
         if connection_id in self._open and len(data):
             self._channels.send(2 * connection_id, data)
         return len(data)
 
     def room(self, connection_id: int, wanted: int) -> int:
-        """How much of so many bytes `send` would take: all."""
+        """How many of `wanted` bytes `send` would take: all, since channels have no windows."""
         return wanted
 
     def end(self, connection_id: int) -> None:
-        """The target has no more to say: the connection is over."""
+        """The target has ended its direction, which ends the connection."""
         self.complete(connection_id)
 
     def complete(self, connection_id: int) -> None:
-        """The connection is over; with the last one, the session."""
+        """End a connection; with the last one, the session."""
         if connection_id in self._open:
             del self._open[connection_id]
             if not self._open:
                 self._channels.close()
 
     def fail(self, connection_id: int, message: str) -> None:
-        """The connection can't be made or kept: the client is told why."""
+        """Close a connection that failed, and send the client the reason."""
         if connection_id in self._open:
             text = message[:MAX_ERROR_CHARACTERS].encode("utf-8", "replace")
             self._channels.send(2 * connection_id + 1, text)
             self.complete(connection_id)
 
     def reset(self, connection_id: int) -> None:
-        """The target reset the connection: it is over, for channels can't say more."""
+        """End a connection that the target reset. Channels can't tell the client more."""
         self.complete(connection_id)
 
     def consumed(self, connection_id: int, n_bytes: int) -> None:
-        """So many bytes were given to the target: channels don't count."""
+        """The target has taken this many bytes. Channels have no windows, so nothing happens."""
 
     def expire(self, request_id: str) -> None:
-        """No pair of channels is ever waited for."""
+        """Do nothing: no pair of channels is ever waited for."""
 
     def ping(self) -> None:
-        """Keep the connection alive where something between would end it."""
+        """Send a ping, so that no proxy on the way closes the connection as idle."""
         self._channels.ping()
 
     def close(self) -> None:

@@ -1,12 +1,12 @@
-"""Port-forward over SPDY, plain or tunnelled: two streams a connection, one for data and one for its error.
+"""Port-forward over SPDY, plain or tunnelled: two streams per connection, one for data and one for its error.
 
 Rules:
-- The two are paired by `requestid`; clients too old for that number them so that the data stream follows the error
-  stream. Data that comes before the pair is whole is kept, bounded. How long to wait for the other half is the server's
-  decision (`PairBegun`, `expire`).
-- What is wrong with a connection resets its streams, no more.
-- Clients read the error stream to its end before they let go of a connection, so it is closed whenever the data stream
-  is over.
+- `requestid` pairs the two streams. Clients too old for that header open the data stream right after the error stream.
+  Data that arrives before the pair is complete is kept, within a limit. The server decides how long to wait for the
+  second stream (`PairBegun`, `expire`).
+- An error of a connection resets its streams, and nothing else.
+- Clients read the error stream to its end before they release a connection. So it is closed whenever the data stream is
+  over.
 """
 
 from __future__ import annotations
@@ -44,86 +44,86 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.spdy_events import SpdyEvent
 
 MAX_EARLY_BYTES = 64 << 10
-"""Kept of all data streams whose error stream isn't there yet."""
+"""Data of all streams whose error stream is missing."""
 MAX_REQUEST_ID_CHARACTERS = 128
 
 
 @dataclass(slots=True)
 class _Pair:
-    """A connection's streams; the id of the data stream becomes the connection's."""
+    """A connection's two streams. The data stream's ID becomes the connection's."""
 
     request_id: str
     port: int
     data_id: int | None = None
     error_id: int | None = None
     early: bytearray = field(default_factory=bytearray)
-    """What came on the data stream before the error stream was there."""
+    """Data that arrived before the error stream."""
     client_ended: bool = False
     target_ended: bool = False
 
 
 class SpdyPortForward:
-    """Port-forward over SPDY, however its bytes travel."""
+    """Port-forward over SPDY, plain or tunnelled."""
 
     def __init__(self, session: SpdyConnection) -> None:
         self._session = session
         self._pairs: dict[str, _Pair] = {}
-        """Those that are not whole, by request id."""
+        """Pairs that lack one stream, by request ID."""
         self._connections: dict[int, _Pair] = {}
-        """Those that are, by their data stream."""
+        """Complete pairs, by data stream."""
         self._by_stream: dict[int, _Pair] = {}
-        """Of both kinds, by each of their streams."""
+        """Both of these, by each of their streams."""
         self._early_bytes = 0
 
     @property
     def open_connections(self) -> int:
-        """Connections that aren't over."""
+        """The number of open connections."""
         return len(self._connections)
 
     @property
     def half_open(self) -> Collection[str]:
-        """The request ids of pairs that are not whole."""
+        """The request IDs of pairs that lack one stream."""
         return self._pairs.keys()
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more is to be sent than what `data_to_send` has."""
+        """Whether `data_to_send` returns the last bytes of the session."""
         return self._session.has_ended
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet: see `turn`."""
+        """Whether received bytes wait for another turn (`turn`)."""
         return self._session.has_more
 
     def start(self) -> list[PortForwardEvent]:
-        """Begin, right behind the 101: the client makes its streams."""
+        """Begin the session, right after the 101 response. The client opens the streams."""
         return []
 
     def receive_data(self, data: Buffer) -> list[PortForwardEvent]:
-        """What these bytes of the client mean; never raises."""
+        """Turn bytes from the client into events. Never raises."""
         return self._interpret(self._session.receive_data(data))
 
     def receive_eof(self) -> list[PortForwardEvent]:
-        """The client will send no more."""
+        """The client has closed its side of the connection."""
         return self._interpret(self._session.receive_eof())
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
         return self._session.data_to_send()
 
     def send(self, connection_id: int, data: Buffer) -> int:
-        """Send what the target said; how many bytes were taken. With less than all, wait for `ConnectionWritable`."""
+        """Send the target's bytes; returns how many were taken. If not all, wait for `ConnectionWritable`."""
         try:
             return self._session.send_data(connection_id, data)
         except StreamClosedError:
             return len(data)
 
     def room(self, connection_id: int, wanted: int) -> int:
-        """How much of so many bytes `send` would take; after none, `ConnectionWritable` follows."""
+        """How many of `wanted` bytes `send` would take. After 0, `ConnectionWritable` follows."""
         return self._session.room(connection_id, wanted)
 
     def end(self, connection_id: int) -> None:
-        """The target has no more to say: half-close."""
+        """The target has closed its direction: half-close."""
         pair = self._connections.get(connection_id)
         if pair is not None:
             pair.target_ended = True
@@ -132,35 +132,35 @@ class SpdyPortForward:
                 self._release(pair)
 
     def complete(self, connection_id: int) -> None:
-        """The connection is over in both directions, and nothing was wrong."""
+        """End a connection that has ended normally in both directions."""
         self.end(connection_id)
-        self.reset(connection_id)  # only a client that has not ended its half still hears this
+        self.reset(connection_id)  # does nothing if the client has closed its direction as well
 
     def fail(self, connection_id: int, message: str) -> None:
-        """The connection can't be made or kept: the client is told why."""
+        """Close a connection that failed, and send the client the reason."""
         pair = self._connections.get(connection_id)
         if pair is not None:
             self._fail(pair, message)
 
     def reset(self, connection_id: int) -> None:
-        """The target reset the connection, and so do we."""
+        """Reset a connection that the target reset."""
         pair = self._connections.get(connection_id)
         if pair is not None:
             self._session.reset(connection_id)
             self._release(pair)
 
     def consumed(self, connection_id: int, n_bytes: int) -> None:
-        """So many bytes were given to the target."""
+        """The target has taken this many bytes."""
         self._session.consumed(connection_id, n_bytes)
 
     def expire(self, request_id: str) -> None:
-        """The other stream of this pair took too long; nothing if it is there by now."""
+        """Fail a pair whose other stream did not arrive in time. Does nothing if it has arrived."""
         pair = self._pairs.get(request_id)
         if pair is not None:
             self._fail(pair, f"timed out waiting for the other stream of request {request_id}")
 
     def ping(self) -> None:
-        """Keep the connection alive where something between would end it."""
+        """Send a ping, so that no proxy on the way closes the connection as idle."""
         self._session.ping()
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class SpdyPortForward:
                     self._forget_all()
                     events.append(Closed(error))
                 case _:
-                    pass  # pongs; a GOAWAY, behind which clients hang up
+                    pass  # PongReceived; GoAwayReceived, after which clients hang up
         return events
 
     def _take_stream(
@@ -203,6 +203,7 @@ class SpdyPortForward:
             self._session.reset(stream_id, Reset.PROTOCOL_ERROR)
             return
         if not request_id:
+            # An old client: error stream first, then its data stream with the next ID (clients use odd ones).
             request_id = str(stream_id if stream_type == "error" else stream_id - 2)
         pair = self._pairs.get(request_id)
         is_data = stream_type == "data"
@@ -252,7 +253,7 @@ class SpdyPortForward:
     def _take_end(self, stream_id: int, events: list[PortForwardEvent]) -> None:
         pair = self._by_stream.get(stream_id)
         if pair is None or stream_id != pair.data_id:
-            return  # clients close their half of the error stream at once
+            return  # the error stream: clients close their direction of it at once
         pair.client_ended = True
         if stream_id in self._connections:
             events.append(ConnectionEnd(stream_id))
@@ -268,7 +269,7 @@ class SpdyPortForward:
                 events.append(ConnectionReset(stream_id))
             self._release(pair)
         else:
-            del self._by_stream[stream_id]  # the error has nowhere to go; the connection lives
+            del self._by_stream[stream_id]  # without its error stream the connection still works
 
     def _fail(self, pair: _Pair, message: str) -> None:
         if pair.error_id in self._by_stream:
@@ -276,13 +277,13 @@ class SpdyPortForward:
                 text = message[:MAX_ERROR_CHARACTERS].encode("utf-8", "replace")
                 self._session.send_data(pair.error_id, text)
             except StreamClosedError:
-                pass  # the connection itself is still to be reset
+                pass  # the client closed the error stream; the data stream is reset all the same
         if pair.data_id is not None:
             self._session.reset(pair.data_id)
         self._release(pair)
 
     def _release(self, pair: _Pair) -> None:
-        """Forget a connection, and let go of the client that reads its error stream to the end."""
+        """Forget a connection, and close its error stream, which the client reads to the end."""
         for stream_id in (pair.data_id, pair.error_id):
             if stream_id is not None:
                 self._session.end(stream_id)
@@ -301,7 +302,7 @@ class SpdyPortForward:
 
 
 def parse_port(text: str) -> int | None:
-    """A port as a header has it: 1 to 65535 in plain digits; None for anything else."""
+    """Parse a port: 1 to 65535 in plain digits; None for anything else."""
     if not text.isascii() or not text.isdigit() or len(text) > 5:
         return None
     port = int(text)

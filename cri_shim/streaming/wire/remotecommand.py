@@ -1,10 +1,11 @@
-"""Exec and attach: what both machines say and take, whatever carries it.
+"""Exec and attach: the events and commands that their machines have in common.
 
 Rules:
-- The command must not start before `Ready`: it could be over, and the session with it, while a SPDY client still makes
-  its streams. How long to wait is the server's decision (`missing`).
-- With a terminal there is no stderr: the terminal is one stream.
-- Output that the client didn't ask for, or whose stream it reset, goes nowhere: the command goes on, its exit counts.
+- The command must not start before `Ready`. It could exit, and end the session, while a SPDY client still opens its
+  streams. The server decides how long to wait (`missing`).
+- A terminal has no separate stderr: it is one stream.
+- Output that the client did not request, or whose stream it has reset, is dropped. The command goes on, and its exit
+  code counts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Channel(IntEnum):
-    """The streams, by the numbers that WebSocket messages begin with."""
+    """The streams, by their channel numbers in WebSocket messages."""
 
     STDIN = 0
     STDOUT = 1
@@ -30,7 +31,7 @@ class Channel(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestedStreams:
-    """What was asked for."""
+    """The streams that the request asks for."""
 
     stdin: bool
     stdout: bool
@@ -44,24 +45,24 @@ class RequestedStreams:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """All streams are there: start the command."""
+    """All streams are open: start the command."""
 
 
 @dataclass(slots=True)
 class StdinData:
-    """Bytes for the command. They can come before `Ready`."""
+    """Input for the command. It can arrive before `Ready`."""
 
     data: Buffer
 
 
 @dataclass(frozen=True, slots=True)
 class StdinEnd:
-    """There will be no more for the command."""
+    """The end of the command's input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The client's terminal has this size now."""
+    """The new size of the client's terminal."""
 
     width: int
     height: int
@@ -69,14 +70,14 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class Writable:
-    """A send on this channel that took less than it was given can go on."""
+    """There is room on this channel again after a `send` that did not take everything."""
 
     channel: Channel
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The client is gone; `error` says what was wrong, if anything was. Always the last event."""
+    """The client is gone. `error` is the reason if something went wrong. Always the last event."""
 
     error: str | None
 
@@ -85,47 +86,47 @@ RemoteCommandEvent: TypeAlias = Ready | StdinData | StdinEnd | Resized | Writabl
 
 
 class RemoteCommand(Protocol):
-    """What both machines offer. After `finish` they say nothing but `Closed`."""
+    """The common interface of the machines. After `finish` they emit only `Closed`."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether `Ready` was said."""
+        """Whether `Ready` was emitted."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more is to be sent than what `data_to_send` has."""
+        """Whether `data_to_send` returns the last bytes of the session."""
 
     @property
     def missing(self) -> list[str]:
-        """The streams that the client has still to make."""
+        """The names of the streams that the client has not opened yet."""
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet: `receive_data` again in another turn, with nothing new."""
+        """Whether received bytes wait: call `receive_data(b"")` in another turn of the loop."""
 
     def start(self) -> list[RemoteCommandEvent]:
-        """Begin, right behind the 101."""
+        """Begin the session, right after the 101 response."""
 
     def receive_data(self, data: Buffer) -> list[RemoteCommandEvent]:
-        """What these bytes of the client mean; never raises."""
+        """Turn bytes from the client into events. Never raises."""
 
     def receive_eof(self) -> list[RemoteCommandEvent]:
-        """The client will send no more."""
+        """The client has closed its side of the connection."""
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
 
     def send(self, channel: Channel, data: Buffer) -> int:
-        """Send output; how many bytes were taken. With less than all, wait for `Writable`."""
+        """Send output; returns how many bytes were taken. If not all, wait for `Writable`."""
 
     def end(self, channel: Channel) -> None:
-        """There will be no more of this output."""
+        """This output has ended."""
 
     def consumed(self, n_bytes: int) -> None:
-        """So many bytes of stdin were given to the command."""
+        """The command has taken this many bytes of stdin."""
 
     def ping(self) -> None:
-        """Keep the connection alive where something between would end it."""
+        """Send a ping, so that no proxy on the way closes the connection as idle."""
 
     def finish(self, outcome: Outcome) -> None:
-        """Say how it ended, and end the session."""
+        """Send the outcome, and end the session."""

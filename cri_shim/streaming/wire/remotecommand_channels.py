@@ -1,6 +1,6 @@
-"""Exec and attach over the channels of a WebSocket, which are all there from the start.
+"""Exec and attach over WebSocket channels, all of which exist from the start.
 
-Rules: a client hears of the end of an output only with the end of the session; from v5 on it can end stdin.
+Rules: the client learns of the end of an output only with the end of the session. From v5 on, it can close stdin.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class ChannelRemoteCommand:
-    """Exec or attach over the channels of a WebSocket, any version."""
+    """Exec or attach over WebSocket channels, in every version."""
 
     def __init__(self, protocol: str, streams: RequestedStreams) -> None:
         self._protocol = protocol
@@ -48,62 +48,62 @@ class ChannelRemoteCommand:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `Ready` was said."""
+        """Whether `Ready` was emitted."""
         return self._is_ready
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more is to be sent than what `data_to_send` has."""
+        """Whether `data_to_send` returns the last bytes of the session."""
         return self._channels.is_closing
 
     @property
     def missing(self) -> list[str]:
-        """The streams that the client has still to make: channels are all there."""
+        """The names of streams that the client has not opened yet: always none, since all channels exist."""
         return []
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet: see `turn`."""
+        """Whether received bytes wait for another turn (`turn`)."""
         return self._channels.has_more
 
     def start(self) -> list[RemoteCommandEvent]:
-        """Begin, right behind the 101: clients wait for a first message, which is empty."""
+        """Begin the session, right after the 101 response. Clients wait for a first message, which is empty."""
         self._is_ready = True
         outputs = [channel for channel, wanted in self._outputs.items() if wanted]
         self._channels.send((*outputs, Channel.ERROR)[0], b"")
         return [Ready()]
 
     def receive_data(self, data: Buffer) -> list[RemoteCommandEvent]:
-        """What these bytes of the client mean; never raises."""
+        """Turn bytes from the client into events. Never raises."""
         return self._interpret(self._channels.receive_data(data))
 
     def receive_eof(self) -> list[RemoteCommandEvent]:
-        """The client will send no more."""
+        """The client has closed its side of the connection."""
         return self._interpret(self._channels.receive_eof())
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
         return self._channels.data_to_send()
 
     def send(self, channel: Channel, data: Buffer) -> int:
-        """Send output; all is taken."""
+        """Send output; takes all of it."""
         if self._outputs.get(channel) and len(data):
             self._channels.send(channel, data)
         return len(data)
 
     def end(self, channel: Channel) -> None:
-        """There will be no more of this output; channels have no way to say so to a client."""
+        """This output has ended. Channels can't tell the client."""
         self._outputs[channel] = False
 
     def consumed(self, n_bytes: int) -> None:
-        """So many bytes of stdin were given to the command: channels don't count."""
+        """The command has taken this many bytes of stdin. Channels have no windows, so nothing happens."""
 
     def ping(self) -> None:
-        """Keep the connection alive where something between would end it."""
+        """Send a ping, so that no proxy on the way closes the connection as idle."""
         self._channels.ping()
 
     def finish(self, outcome: Outcome) -> None:
-        """Say how it ended, and end the session."""
+        """Send the outcome, and end the session."""
         if not self._channels.is_closing:
             document = build_error_document(self._protocol, outcome)
             if document:
@@ -130,5 +130,5 @@ class ChannelRemoteCommand:
                         self._stdin_ended = True
                         events.append(StdinEnd())
                 case _:
-                    pass  # a channel that is ours to write, or none
+                    pass  # a channel that only we write, or one that doesn't exist
         return events

@@ -1,9 +1,9 @@
-"""Exec and attach over SPDY: the client makes a stream for each of the standard streams.
+"""Exec and attach over SPDY: the client opens a stream for each of the standard streams.
 
 Rules:
-- A session is ready when every stream is there that the request implies: error, what was asked of stdin, stdout and
-  stderr, and from v3 on a resize stream with a terminal.
-- Streams not expected are replied to, so that no client waits, and closed; a second of one kind is reset.
+- The session is ready when every stream that the request implies is open: error; stdin, stdout and stderr as requested;
+  and, from v3 on, a resize stream for a terminal.
+- An unexpected stream is accepted, so that no client waits for the reply, and closed. A second one of a kind is reset.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 _WITH_RESIZE = (V3, V4, V5)
 _CHANNELS = {channel.name.lower(): channel for channel in Channel}
-"""By what the `streamtype` header says."""
+"""By the value of the `streamtype` header."""
 
 
 class SpdyRemoteCommand:
-    """Exec or attach over SPDY, versions 1 to 4 (5 is 4 here)."""
+    """Exec or attach over SPDY, versions 1 to 5 (over SPDY, 5 is the same as 4)."""
 
     MAX_STREAMS = 16
-    """Five are known; the rest is refused."""
+    """The protocol has five kinds. Streams beyond this limit are refused."""
 
     def __init__(self, protocol: str, streams: RequestedStreams) -> None:
         self._protocol = protocol
@@ -60,51 +60,51 @@ class SpdyRemoteCommand:
         self._wanted = _wanted(protocol, streams)
         self._ids: dict[Channel, int] = {}
         self._channels: dict[int, Channel] = {}
-        """The streams in use, both ways round."""
+        """The open streams; `_ids` is the inverse."""
         self._seen: set[Channel] = set()
         self._sizes = TerminalSizeReader()
         self._is_ready = False
         self._document: Buffer | None = None
-        """What of the error document is still to be sent."""
+        """The part of the error document that is not sent yet; None before `finish`."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether `Ready` was said."""
+        """Whether `Ready` was emitted."""
         return self._is_ready
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more is to be sent than what `data_to_send` has."""
+        """Whether `data_to_send` returns the last bytes of the session."""
         return self._session.has_ended
 
     @property
     def missing(self) -> list[str]:
-        """The streams that the client has still to make."""
+        """The names of the streams that the client has not opened yet."""
         return [channel.name.lower() for channel in sorted(self._wanted - self._seen)]
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet: see `turn`."""
+        """Whether received bytes wait for another turn (`turn`)."""
         return self._session.has_more
 
     def start(self) -> list[RemoteCommandEvent]:
-        """Begin, right behind the 101: the client makes its streams."""
+        """Begin the session, right after the 101 response. The client opens the streams."""
         return []
 
     def receive_data(self, data: Buffer) -> list[RemoteCommandEvent]:
-        """What these bytes of the client mean; never raises."""
+        """Turn bytes from the client into events. Never raises."""
         return self._interpret(self._session.receive_data(data))
 
     def receive_eof(self) -> list[RemoteCommandEvent]:
-        """The client will send no more."""
+        """The client has closed its side of the connection."""
         return self._interpret(self._session.receive_eof())
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
         return self._session.data_to_send()
 
     def send(self, channel: Channel, data: Buffer) -> int:
-        """Send output; how many bytes were taken. With less than all, wait for `Writable`."""
+        """Send output; returns how many bytes were taken. If not all, wait for `Writable`."""
         stream_id = self._ids.get(channel)
         if stream_id is None or self._document is not None:
             return len(data)
@@ -114,21 +114,21 @@ class SpdyRemoteCommand:
             return len(data)
 
     def end(self, channel: Channel) -> None:
-        """There will be no more of this output."""
+        """This output has ended."""
         if channel in self._ids:
             self._session.end(self._ids[channel])
 
     def consumed(self, n_bytes: int) -> None:
-        """So many bytes of stdin were given to the command."""
+        """The command has taken this many bytes of stdin."""
         if Channel.STDIN in self._ids:
             self._session.consumed(self._ids[Channel.STDIN], n_bytes)
 
     def ping(self) -> None:
-        """Keep the connection alive where something between would end it."""
+        """Send a ping, so that no proxy on the way closes the connection as idle."""
         self._session.ping()
 
     def finish(self, outcome: Outcome) -> None:
-        """Say how it ended, and end the session."""
+        """Send the outcome, and end the session."""
         if self._document is None:
             self._document = build_error_document(self._protocol, outcome)
             for channel in (Channel.STDOUT, Channel.STDERR):
@@ -144,7 +144,7 @@ class SpdyRemoteCommand:
                 taken = len(document)
             self._document = document[taken:]
             if len(self._document):
-                return  # the client's window is full, and says when it is not
+                return  # the client's window is full: `StreamWritable` will call again
         for stream_id in self._channels:
             self._session.end(stream_id)
         self._session.close()
@@ -167,7 +167,7 @@ class SpdyRemoteCommand:
                 case SessionEnded(error):
                     events.append(Closed(error))
                 case _:
-                    pass  # pongs; a GOAWAY, behind which clients hang up
+                    pass  # PongReceived; GoAwayReceived, after which clients hang up
         return events if self._document is None else [e for e in events if isinstance(e, Closed)]
 
     def _take_stream(
@@ -207,7 +207,7 @@ class SpdyRemoteCommand:
         if channel is Channel.STDIN:
             events.append(StdinEnd())
         elif channel in (Channel.STDOUT, Channel.STDERR):
-            events.append(Writable(channel))  # whatever waits to be sent there can go nowhere
+            events.append(Writable(channel))  # bytes that wait for this stream can now be dropped
         elif channel is Channel.ERROR and self._document is not None:
             self._send_document()
 

@@ -1,6 +1,6 @@
-"""Bounds that many have in common, of which nobody may use up more than a share. Pure.
+"""Limits that many users share, with a part for each owner. Pure.
 
-Rules: what was taken is given back by whoever took it, or all at once when that is over.
+Rules: every user gives back what it took, one by one or all at once at its end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import Counter
 
 
 class Shares:
-    """So many in all, so many for each owner."""
+    """A limit in all, and one per owner."""
 
     def __init__(self, total: int, each: int) -> None:
         self.total = total
@@ -19,16 +19,16 @@ class Shares:
 
     @property
     def used(self) -> int:
-        """By all."""
+        """The number in use by all owners."""
         return self._all
 
     @property
     def is_full(self) -> bool:
-        """Whether nobody can have any."""
+        """Whether the limit in all is reached."""
         return self._all >= self.total
 
     def take(self, owner: str) -> bool:
-        """One for `owner`; False when it has its share already, or all are taken."""
+        """Take one for `owner`; False if its part or the whole is used up."""
         if self.is_full or self._used[owner] >= self.each:
             return False
         self._all += 1
@@ -36,7 +36,7 @@ class Shares:
         return True
 
     def give(self, owner: str, count: int = 1) -> None:
-        """So many back."""
+        """Give back `count`."""
         self._all -= count
         self._used[owner] -= count
         if not self._used[owner]:
@@ -44,7 +44,7 @@ class Shares:
 
 
 class Share:
-    """What one user has of its owner's share, in its own bound."""
+    """One user's part of its owner's share, with its own limit."""
 
     def __init__(self, shares: Shares, owner: str, at_most: int) -> None:
         self._shares = shares
@@ -53,18 +53,18 @@ class Share:
         self._used = 0
 
     def take(self) -> bool:
-        """One; False when there is none."""
+        """Take one; False if a limit is reached."""
         if self._used >= self._at_most or not self._shares.take(self._owner):
             return False
         self._used += 1
         return True
 
     def give(self, count: int = 1) -> None:
-        """So many back."""
+        """Give back `count`."""
         if count:
             self._used -= count
             self._shares.give(self._owner, count)
 
     def close(self) -> None:
-        """All of it back. Idempotent."""
+        """Give back everything. Idempotent."""
         self.give(self._used)

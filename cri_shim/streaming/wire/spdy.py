@@ -1,15 +1,15 @@
-"""A SPDY/3.1 connection without its socket, for either role.
+"""A SPDY/3.1 connection without its socket, for both roles.
 
 Rules:
-- A DATA frame's payload is handed out as it arrives, in views of the chunk: no frame is ever collected, so the length
-  of a frame costs nothing. Held back are at most eight bytes of a frame header, or one control frame.
-- What is wrong with one stream resets that stream; what is wrong with the framing or the compression ends the session
-  with GOAWAY. DATA for a stream that is over is dropped in silence: it was on its way.
-- The ids a peer opens must have its parity and should rise. One that doesn't is refused alone: old Go clients number
-  streams under one lock and write them under another.
-- Of what a peer sent at once, no more is looked at than a turn of the loop has time for (`turn`); the rest waits for
-  the next call. Header blocks cost what they inflate to.
-- Windows: see `spdy_flow`.
+- The payload of a DATA frame is emitted as it arrives, as views of the received chunk. No frame is collected, so a
+  frame may have any length. At most a frame header of eight bytes or one control frame is held back.
+- An error of one stream resets that stream. An error of framing or compression ends the session with GOAWAY. DATA for a
+  stream that is over is dropped silently: it was on its way.
+- The IDs of streams that the peer opens must have its parity and should rise. An ID that doesn't rise is refused alone:
+  old Go clients take IDs under one lock and send the frames under another.
+- Received bytes are parsed only as far as a turn of the loop allows (`turn`); the rest waits for the next call. Header
+  blocks count by their inflated size.
+- `spdy_flow` has the rules of the windows.
 
 SPDY protocol draft 3.1: §2.2 framing, §2.3 streams, §2.4 errors. This file is as long as the list of its frames.
 """
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.shares import Share
 
 DEFAULT_MAX_STREAMS: Final = 2048
-"""Open at one time. A port-forward takes two for each connection."""
+"""Open streams. A port-forward uses two per connection."""
 STREAM_COST: Final = 15
-"""Of opening one, with all that comes of it, beyond that of a small frame; see `turn`."""
+"""The cost of opening a stream, with everything that follows, beyond that of a small frame (`turn`)."""
 INFLATED_BYTES_A_FRAME: Final = 256
-"""Header bytes that cost as much as a small frame."""
+"""The size of a header block that costs as much as a small frame."""
 MAX_DATA_BYTES: Final = 256 << 10
-"""The longest DATA frame we send: Go's peers allocate it whole before they read it."""
+"""The longest DATA frame that we send. Go's peers allocate the whole frame before they read it."""
 
 _NO_HEADERS: Mapping[str, str] = {}
-_SKIP = -1  # the id that the payload of a control frame we don't know counts for
+_SKIP = -1  # the stream ID of a payload that is skipped: an unknown control frame's
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class SpdyConnection:
         max_streams: int = DEFAULT_MAX_STREAMS,
         share: Share | None = None,
     ) -> None:
-        """`share`: what else bounds the streams of the peer."""
+        """`share` is a limit on the peer's streams beyond `max_streams`."""
         self._max_streams = max_streams
         self._share = share
         self._turn = Turn()
@@ -81,7 +81,7 @@ class SpdyConnection:
         self._flow = FlowControl()
         self._streams: dict[int, _Stream] = {}
         self._blocked: set[int] = set()
-        """Streams on which a send took less than it was given."""
+        """Streams that wait for their window to open."""
         self._windows_moved = False
         self._next_id = 1 if client else 2
         self._next_ping_id = self._next_id
@@ -92,26 +92,26 @@ class SpdyConnection:
         self._ended = False
 
         self._held = bytearray()
-        """The beginning of a frame header or of a control frame."""
+        """The start of an incomplete frame header or control frame."""
         self._payload_left = 0
-        """Bytes of the DATA frame, or of the frame to skip, that are still to come."""
+        """The rest of the current DATA frame, or of the frame that is skipped, in bytes."""
         self._payload_id = _SKIP
-        """The stream they belong to."""
+        """The stream of the current DATA frame."""
         self._payload_fin = False
 
     # --- bytes
 
     def receive_data(self, data: Buffer) -> list[SpdyEvent]:
-        """What these bytes of the peer mean; never raises. The last event of a session is `SessionEnded`.
+        """Turn bytes from the peer into events. Never raises. The last event of a session is `SessionEnded`.
 
-        While there is more than a turn has time for, `has_more`: call again in another, with nothing new.
+        If `has_more` is true afterwards, call it with no bytes in another turn of the loop.
         """
         self._turn.begin()
         return self._feed(data)
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet."""
+        """Whether received bytes wait for another turn."""
         return self._turn.has_more
 
     def _feed(self, data: Buffer) -> list[SpdyEvent]:
@@ -141,14 +141,14 @@ class SpdyConnection:
         return self._take_events()
 
     def receive_eof(self) -> list[SpdyEvent]:
-        """The peer will send no more: the session is over."""
+        """The peer has closed its side of the connection: the session is over."""
         if not self._ended:
             cut = self._held or self._payload_left or self.has_more
             self._end("the connection ended within a frame" if cut else None)
         return self._take_events()
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
         out, self._out = self._out, []
         return out
 
@@ -156,22 +156,22 @@ class SpdyConnection:
 
     @property
     def open_streams(self) -> int:
-        """Streams that aren't over in both directions."""
+        """The number of streams that are not over in both directions."""
         return len(self._streams)
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more is sent or received."""
+        """Whether the session has ended."""
         return self._ended
 
     def open_stream(self, headers: Mapping[str, str], *, fin: bool = False) -> int:
-        """Open a stream; its id. The peer's `StreamReplied` or `StreamReset` follows.
+        """Open a stream and return its ID. The peer answers with `StreamReplied` or `StreamReset`.
 
-        Raises: StreamClosedError if the session takes no more streams.
+        Raises: StreamClosedError if the session accepts no more streams.
         """
         stream_id = self._next_id
         if self._ended or self._gone_away or stream_id > frames.MAX_STREAM_ID:
-            raise StreamClosedError("the session takes no more streams")
+            raise StreamClosedError("the session accepts no more streams")
         self._next_id += 2
         self._streams[stream_id] = _Stream(local_closed=fin)
         payload = frames.WORDS.pack(stream_id, 0) + b"\0\0" + self._codec.compress(headers)
@@ -179,20 +179,20 @@ class SpdyConnection:
         return stream_id
 
     def accept(self, stream_id: int) -> None:
-        """Reply to a stream the peer opened, first of all: Go's peers drop what comes before the reply.
+        """Reply to a stream that the peer opened. Do it first: Go's peers drop what arrives before the reply.
 
-        A stream that is gone stays as it is: the peer may have reset it in the same breath.
+        Does nothing if the stream is gone: the peer may have reset it in the same chunk.
         """
         if stream_id in self._streams:
             payload = frames.WORD.pack(stream_id) + self._codec.compress(_NO_HEADERS)
             self._send_control(FrameType.SYN_REPLY, payload)
 
     def send_data(self, stream_id: int, data: Buffer, *, fin: bool = False) -> int:
-        """Send on a stream; how many bytes were taken: all, unless the peer's windows are full.
+        """Send on a stream. Returns how many bytes were taken: all, unless the peer's windows are full.
 
-        With less taken, `fin` waits too: send the rest after `StreamWritable`.
+        If not all were taken, `fin` was not sent either. Send the rest after `StreamWritable`.
 
-        Raises: StreamClosedError if our half is closed or the stream gone.
+        Raises: StreamClosedError if our half is closed or the stream is gone.
         """
         stream = self._writable(stream_id)
         wanted = len(data)
@@ -218,7 +218,7 @@ class SpdyConnection:
         return size
 
     def room(self, stream_id: int, wanted: int) -> int:
-        """How much of so many bytes a send would take; after none, `StreamWritable` says when it would take some."""
+        """How many of `wanted` bytes a send would take. After 0, `StreamWritable` follows."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.local_closed:
             return wanted
@@ -228,48 +228,48 @@ class SpdyConnection:
         return room
 
     def end(self, stream_id: int) -> None:
-        """Close our half of a stream. A stream whose half is closed, or that is gone, stays as it is."""
+        """Close our half of a stream. Does nothing if it is closed or the stream is gone."""
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.local_closed:
             self.send_data(stream_id, b"", fin=True)
 
     def reset(self, stream_id: int, status: Reset = Reset.CANCEL) -> None:
-        """End a stream in both directions at once; one that is gone stays as it is."""
+        """End a stream in both directions at once. Does nothing if it is gone."""
         if stream_id in self._streams:
             self._send_reset(stream_id, status)
             self._forget(stream_id)
 
     def consumed(self, stream_id: int, n_bytes: int) -> None:
-        """The application is done with so many bytes of a stream: a peer that counts may send more."""
+        """The application has consumed bytes of a stream: a peer with windows may send more."""
         stream = self._streams.get(stream_id)
         if stream is None:
-            return  # what it had received was given back when it went
+            return  # `_forget` has accounted for everything the stream had received
         self._flow.consumed(stream.window, n_bytes)
         if not stream.remote_closed:
             self._grant(stream_id, stream.window)
         self._grant(0, self._flow.session)
 
     def ping(self) -> int:
-        """Ask for an echo, which comes as `PongReceived` with this id."""
+        """Send a PING and return its ID. Its echo is a `PongReceived`."""
         ping_id = self._next_ping_id
         self._next_ping_id = (ping_id + 2) & frames.MAX_STREAM_ID or 2
         self._send_control(FrameType.PING, frames.WORD.pack(ping_id))
         return ping_id
 
     def go_away(self, status: GoAway = GoAway.OK) -> None:
-        """Take no more streams from the peer; those that are open go on."""
+        """Accept no more streams from the peer. Open ones go on."""
         if not self._gone_away and not self._ended:
             self._send_go_away(status)
 
     def close(self, status: GoAway = GoAway.OK) -> None:
-        """End the session with a GOAWAY behind all that was sent; what still comes is ignored."""
+        """End the session with a GOAWAY after everything sent so far. Later bytes are ignored."""
         if not self._ended:
             self._send_go_away(status)
             self._ended = True
             self._release()
 
     def end_session(self, error: str | None) -> list[SpdyEvent]:
-        """The carrier of the bytes is gone, or was misused: no frame can be sent any more."""
+        """End the session without a frame, since its carrier is gone or was misused."""
         if not self._ended:
             self._end(error)
         return self._take_events()
@@ -277,7 +277,7 @@ class SpdyConnection:
     # --- frames in
 
     def _hold(self, view: memoryview) -> int:
-        """Collect a frame header, then the control frame behind it; how many bytes were taken."""
+        """Collect a frame header, then the control frame after it. Returns how many bytes were taken."""
         wanted = frames.FRAME_HEADER_BYTES
         if len(self._held) >= wanted:
             wanted += int.from_bytes(self._held[5:8], "big")
@@ -291,7 +291,7 @@ class SpdyConnection:
         return taken
 
     def _take_frame(self, view: memoryview) -> int:
-        """Begin a DATA frame, do a whole control frame, or hold what there is of one; the bytes taken."""
+        """Begin a DATA frame, handle a complete control frame, or hold an incomplete one. Returns the bytes taken."""
         first, second = frames.two_words_at(view)
         flags, length = second >> 24, second & 0xFFFFFF
         if not first & 0x80000000:
@@ -299,13 +299,15 @@ class SpdyConnection:
             return frames.FRAME_HEADER_BYTES
         version = first >> 16 & 0x7FFF
         if version != frames.VERSION:
-            raise ProtocolError(f"a control frame of version {version}, not {frames.VERSION}")
+            raise ProtocolError(f"control frame of SPDY version {version}, not {frames.VERSION}")
         handler = _HANDLERS.get(first & 0xFFFF)
         if handler is None:
             self._payload_left, self._payload_id = length, _SKIP
             return frames.FRAME_HEADER_BYTES
         if length > frames.MAX_CONTROL_BYTES:
-            raise ProtocolError(f"a control frame of {length} bytes")
+            raise ProtocolError(
+                f"control frame of {length} bytes; the limit is {frames.MAX_CONTROL_BYTES}"
+            )
         end = frames.FRAME_HEADER_BYTES + length
         if len(view) < end:
             self._held += view
@@ -348,11 +350,13 @@ class SpdyConnection:
         stream_id = frames.stream_id(payload)
         block = self._inflate(payload[10:])
         if not stream_id or not self._is_peers(stream_id):
-            raise ProtocolError(f"SYN_STREAM: {stream_id} is not an id of the peer's")
+            raise ProtocolError(
+                f"SYN_STREAM: stream ID {stream_id} is not one that the peer may use"
+            )
         if stream_id in self._streams:
             self._reset_for(stream_id, Reset.PROTOCOL_ERROR)
         elif self._gone_away:
-            pass  # §2.6.6: ignored; the GOAWAY tells which streams were taken
+            pass  # ignored (§2.6.6): our GOAWAY told the peer which streams were accepted
         elif stream_id <= self._last_peer_id:
             self._send_reset(stream_id, Reset.PROTOCOL_ERROR)
         else:
@@ -386,7 +390,7 @@ class SpdyConnection:
         self._take_headers("SYN_REPLY", payload, flags, reply=True)
 
     def _on_headers(self, payload: memoryview, flags: int) -> None:
-        # our protocols put nothing in HEADERS; its compression and FLAG_FIN must be followed all the same
+        # Kubernetes' protocols don't use HEADERS, but its compression state and FLAG_FIN must be processed.
         self._take_headers("HEADERS", payload, flags, reply=False)
 
     def _take_headers(self, name: str, payload: memoryview, flags: int, *, reply: bool) -> None:
@@ -424,7 +428,7 @@ class SpdyConnection:
 
     def _on_ping(self, payload: memoryview, _flags: int) -> None:
         if len(payload) != 4:
-            raise ProtocolError("PING: not 4 bytes")
+            raise ProtocolError(f"PING: payload of {len(payload)} bytes instead of 4")
         (ping_id,) = frames.WORD.unpack(payload)
         if ping_id % 2 == self._next_ping_id % 2:
             self._events.append(PongReceived(ping_id))
@@ -443,7 +447,7 @@ class SpdyConnection:
             if not self._flow.widened(stream.window, delta):
                 self._reset_for(stream_id, Reset.FLOW_CONTROL_ERROR)
         elif not stream_id and not self._flow.session_widened(delta):
-            raise ProtocolError("WINDOW_UPDATE: the session's window is too large")
+            raise ProtocolError("WINDOW_UPDATE: the session's window exceeds 2^31 - 1")
 
     # --- states
 
@@ -479,12 +483,12 @@ class SpdyConnection:
         self._grant(0, self._flow.session)
 
     def _reset_for(self, stream_id: int, status: Reset) -> None:
-        """Reset a stream for what the peer did to it."""
+        """Reset a stream because of the peer's error, and report it as an event too."""
         self.reset(stream_id, status)
         self._events.append(StreamReset(stream_id, status))
 
     def _unblock(self) -> None:
-        """Once a chunk, not once a frame: what it costs grows with the streams."""
+        """Report streams with room. Called once per chunk, not per frame: its cost grows with the streams."""
         self._windows_moved = False
         for stream_id in sorted(self._blocked):
             if self._flow.limit(self._streams[stream_id].window, 1):

@@ -1,4 +1,4 @@
-"""What can happen on a SPDY connection, seen from one end."""
+"""The events of a SPDY connection, seen from one end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StreamOpened:
-    """The peer opened a stream: accept or reset it. Several values of a header are joined with NUL."""
+    """The peer opened a stream: accept or reset it. Several values of one header are joined with NUL."""
 
     stream_id: int
     headers: Mapping[str, str]
@@ -27,9 +27,11 @@ class StreamReplied:
     headers: Mapping[str, str]
 
 
-@dataclass(slots=True)  # not frozen: one for each chunk, and freezing triples what it costs to make
+@dataclass(
+    slots=True
+)  # not frozen: there is one per chunk, and frozen classes take three times as long to create
 class DataReceived:
-    """Bytes of a stream: a frame's payload, or as much of it as has come."""
+    """Bytes of a stream: a frame's payload, or the part of it that has arrived."""
 
     stream_id: int
     data: Buffer
@@ -44,7 +46,7 @@ class StreamEnded:
 
 @dataclass(frozen=True, slots=True)
 class StreamReset:
-    """The stream is gone in both directions: the peer's wish, or its mistake."""
+    """The stream is gone in both directions, by the peer's request or for the peer's error."""
 
     stream_id: int
     status: int
@@ -52,21 +54,21 @@ class StreamReset:
 
 @dataclass(frozen=True, slots=True)
 class StreamWritable:
-    """A send that took less than it was given can go on."""
+    """There is room again after a send that did not take everything."""
 
     stream_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class PongReceived:
-    """The echo of our ping."""
+    """The echo of our PING."""
 
     ping_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class GoAwayReceived:
-    """The peer takes no more streams of ours; those that are open go on."""
+    """The peer accepts no more streams. Open ones go on."""
 
     last_good_id: int
     status: int
@@ -74,7 +76,7 @@ class GoAwayReceived:
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """Nothing more will be sent or received; `error` says what was wrong, if anything was."""
+    """The session is over; `error` is the reason if something went wrong."""
 
     error: str | None
 

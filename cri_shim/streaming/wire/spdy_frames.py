@@ -1,8 +1,8 @@
-"""SPDY/3.1 on the wire: the numbers, the frames we send, and header blocks.
+"""The SPDY/3.1 wire format: constants, the frames we send, and header blocks.
 
-Rules: pure functions and one codec; nothing here knows of streams' states. All integers are big-endian. A header block
-is zlib with the dictionary below; one compression runs through all blocks of a direction, so a block that can't be
-inflated ends the session, while one that inflates to nonsense concerns its stream only.
+Rules: pure functions and one codec, without knowledge of streams' states. Integers are big-endian. Header blocks are
+zlib-compressed with the dictionary below, and one compression context spans all blocks of a direction. So a block that
+can't be inflated ends the session, while one with invalid content concerns its stream only.
 
 SPDY protocol draft 3.1: §2.2 framing, §2.6 control frames, §2.6.10 name/value header block.
 """
@@ -26,14 +26,14 @@ FRAME_HEADER_BYTES = 8
 MAX_STREAM_ID = 0x7FFFFFFF
 
 MAX_CONTROL_BYTES = 16 << 10
-"""The most that a control frame's payload may have; the least a peer must support is 8 KiB (§2.2.1)."""
+"""The longest payload of a control frame that is accepted. The draft requires at least 8 KiB (§2.2.1)."""
 MAX_HEADER_BLOCK_BYTES = 16 << 10
-"""Of an inflated header block. Ours have under 100 bytes."""
+"""Of an inflated header block. Kubernetes' clients send less than 100 bytes."""
 MAX_INFLATION = 64
-"""How many times their own bytes all blocks of a connection may inflate to. Those of clients do eight times at most,
-while zlib can do a thousand."""
+"""The ratio of inflated to received bytes, over all blocks of a connection. Clients' blocks reach eight at most; zlib
+can reach a thousand."""
 FREE_INFLATED_BYTES = 64 << 10
-"""For which that isn't asked."""
+"""Inflated bytes that are exempt from that ratio."""
 MAX_HEADERS = 64
 MAX_SETTINGS = 64
 
@@ -45,7 +45,7 @@ WORD = struct.Struct(">I")
 
 
 class FrameType(IntEnum):
-    """Control frames that mean something to us; the others are skipped, as §2.2.1 wants."""
+    """The control frames that we handle. Others are skipped, as §2.2.1 requires."""
 
     SYN_STREAM = 1
     SYN_REPLY = 2
@@ -58,35 +58,35 @@ class FrameType(IntEnum):
 
 
 def stream_id(payload: Buffer) -> int:
-    """The stream that a control frame of at least four bytes is about."""
+    """The stream ID in a control frame's payload of at least four bytes."""
     return int(WORD.unpack_from(payload)[0]) & MAX_STREAM_ID
 
 
 def two_words_at(view: Buffer) -> tuple[int, int]:
-    """The first eight bytes of a frame: whose it is and how long."""
+    """The first eight bytes of a frame, as two words."""
     first, second = WORDS.unpack_from(view)
     return first, second
 
 
 def two_words(name: str, payload: Buffer) -> tuple[int, int]:
-    """A stream's id and one number more.
+    """Parse a payload of a stream ID and one number.
 
-    Raises: ProtocolError if that isn't what the frame has.
+    Raises: ProtocolError if the payload has another length.
     """
     if len(payload) != 8:
-        raise ProtocolError(f"{name}: {len(payload)} bytes instead of 8")
+        raise ProtocolError(f"{name}: payload of {len(payload)} bytes instead of 8")
     first, second = WORDS.unpack(payload)
     return first & MAX_STREAM_ID, second
 
 
 def settings(payload: Buffer) -> list[tuple[int, int]]:
-    """The entries of SETTINGS, without their flags.
+    """Parse the entries of SETTINGS, without their flags.
 
-    Raises: ProtocolError if their number doesn't fit, or is beyond reason.
+    Raises: ProtocolError if their number doesn't match the payload, or exceeds `MAX_SETTINGS`.
     """
     count = WORD.unpack_from(payload)[0] if len(payload) >= 4 else 0
     if count > MAX_SETTINGS or len(payload) != 4 + 8 * count:
-        raise ProtocolError("SETTINGS: the length doesn't fit the entries")
+        raise ProtocolError("SETTINGS: the payload's length doesn't match the number of entries")
     entries = (WORDS.unpack_from(payload, position) for position in range(4, len(payload), 8))
     return [(setting & 0xFFFFFF, value) for setting, value in entries]
 
@@ -141,23 +141,23 @@ def _dictionary() -> bytes:
 
 
 DICTIONARY = _dictionary()
-"""What both sides' compressions start from (§2.6.10.1): words with their length, then values end to end."""
+"""The initial dictionary of both directions' compression (§2.6.10.1): words with their length, then plain values."""
 
 
 class HeaderCodec:
-    """The two compressions of one connection."""
+    """The compression contexts of one connection, one per direction."""
 
     def __init__(self) -> None:
-        # a window and a memory level that fit our few short headers: 9 KiB, where the defaults take 256
+        # A small window and memory level: 9 KiB instead of the default 256, enough for few and short headers.
         self._deflate = zlib.compressobj(
             zlib.Z_BEST_SPEED, zlib.DEFLATED, 11, 1, zlib.Z_DEFAULT_STRATEGY, DICTIONARY
         )
         self._inflate = zlib.decompressobj(zdict=DICTIONARY)
         self._room = FREE_INFLATED_BYTES
-        """What may still be inflated; each byte that comes adds to it."""
+        """How many bytes may still be inflated. Each byte received adds to it."""
 
     def compress(self, headers: Mapping[str, str]) -> bytes:
-        """A header block; several values of a name are joined with NUL."""
+        """Build a header block. Several values of one name are joined with NUL."""
         parts = [WORD.pack(len(headers))]
         for name, value in headers.items():
             for text in (name, value):
@@ -166,9 +166,9 @@ class HeaderCodec:
         return self._deflate.compress(b"".join(parts)) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
 
     def inflate(self, block: Buffer) -> bytes:
-        """The bytes of a block.
+        """Inflate a block.
 
-        Raises: ProtocolError; later blocks can't be read after it.
+        Raises: ProtocolError; later blocks can't be inflated after it.
         """
         try:
             inflated = self._inflate.decompress(block, MAX_HEADER_BLOCK_BYTES + 1)
@@ -182,12 +182,12 @@ class HeaderCodec:
                 f"header blocks inflate to more than {MAX_INFLATION} times their size"
             )
         if self._inflate.eof or self._inflate.unconsumed_tail:
-            raise ProtocolError("header block: the compression was ended")
+            raise ProtocolError("header block: the compressed stream has ended")
         return inflated
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """The names and values of an inflated block.
+    """Parse an inflated block into names and values.
 
     Raises: ProtocolError, which concerns this stream only.
     """
@@ -196,7 +196,7 @@ def parse_headers(block: bytes) -> dict[str, str]:
     def word() -> int:
         nonlocal position
         if position + 4 > len(block):
-            raise ProtocolError("header block: cut short")
+            raise ProtocolError("header block: truncated")
         (value,) = WORD.unpack_from(block, position)
         position += 4
         return int(value)
@@ -206,7 +206,7 @@ def parse_headers(block: bytes) -> dict[str, str]:
         length = word()
         piece = block[position : position + length]
         if len(piece) < length:
-            raise ProtocolError("header block: cut short")
+            raise ProtocolError("header block: truncated")
         position += length
         return piece
 
@@ -218,18 +218,18 @@ def parse_headers(block: bytes) -> dict[str, str]:
         raw = text()
         name = raw.decode("utf-8", "replace")
         if not raw or raw != raw.lower() or name in headers:
-            raise ProtocolError("header block: a name is empty, not in lower case, or there twice")
+            raise ProtocolError("header block: a name is empty, duplicate, or not in lower case")
         headers[name] = text().decode("utf-8", "replace")
     if position != len(block):
-        raise ProtocolError("header block: bytes behind the last header")
+        raise ProtocolError("header block: bytes after the last header")
     return headers
 
 
 def control_frame(type_: FrameType, payload: bytes, flags: int = 0) -> bytes:
-    """A control frame as bytes."""
+    """Encode a control frame."""
     return WORDS.pack(0x80000000 | VERSION << 16 | type_, flags << 24 | len(payload)) + payload
 
 
 def data_header(stream_id: int, size: int, *, fin: bool) -> bytes:
-    """The eight bytes before a DATA frame's payload."""
+    """Encode the eight bytes before the payload of a DATA frame."""
     return WORDS.pack(stream_id, (FLAG_FIN << 24 if fin else 0) | size)

@@ -1,7 +1,7 @@
-"""The sizes of a client's terminal, as they come on the resize stream: JSON objects one after the other.
+"""The sizes of a client's terminal, which arrive on the resize stream as consecutive JSON objects.
 
-Rules: bounded; an object that isn't a size is passed over, and the next one counts again. Names may be in any case, as
-Go's decoder takes them.
+Rules: objects are bounded. An object that is not a size is skipped, and the next one counts again. The case of names
+doesn't matter, as with Go's decoder.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.buffers import Buffer
 
 MAX_OBJECT_BYTES = 1024
-"""Clients send about 30."""
+"""Clients send about 30 bytes."""
 MAX_OBJECTS = 16
-"""Looked at from the end of a chunk."""
+"""How many objects are looked at, from the end of a chunk."""
 _MAX_CELLS = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
 class TerminalSize:
-    """Columns and rows, as `winsize` has them."""
+    """Columns and rows, as in the kernel's `winsize`."""
 
     width: int
     height: int
 
 
 class TerminalSizeReader:
-    """Takes the bytes of a resize stream."""
+    """Parses the bytes of a resize stream."""
 
     def __init__(self) -> None:
         self._pending = b""
 
     def receive_data(self, data: Buffer) -> TerminalSize | None:
-        """The last size these bytes complete: the ones before it are past already."""
+        """The last size that these bytes complete. Earlier ones are outdated already."""
         *objects, rest = (self._pending + bytes(data)).rsplit(b"}", MAX_OBJECTS)
         self._pending = rest[-MAX_OBJECT_BYTES:]
         for text in reversed(objects):
@@ -49,9 +49,8 @@ def _parse(text: bytes) -> TerminalSize | None:
     if len(text) > MAX_OBJECT_BYTES:
         return None
     try:
-        document: dict[str, object] = json.loads(
-            text
-        )  # what ends like this is an object, or no JSON
+        # JSON that ends with a brace is an object, so no check of the type is needed.
+        document: dict[str, object] = json.loads(text)
     except (ValueError, RecursionError):
         return None
     fields = {name.lower(): value for name, value in document.items()}

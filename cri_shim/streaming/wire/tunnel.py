@@ -1,7 +1,7 @@
-"""SPDY whose bytes travel as the payload of binary WebSocket messages: port-forward's newer form.
+"""SPDY as the payload of binary WebSocket messages: the newer form of port-forward.
 
-Rules: where messages begin and end means nothing. What ends one of the two protocols ends the other: GOAWAY is followed
-by a close, and a close by the session's end.
+Rules: message boundaries mean nothing. The end of one protocol ends the other: a GOAWAY is followed by a close frame,
+and a close frame ends the session.
 
 KEP-4006.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TunnelledSpdyConnection(SpdyConnection):
-    """One end of a SPDY session in a WebSocket: the server's, unless it has mask keys."""
+    """One end of a SPDY session in a WebSocket: the server's, unless `mask_key` is given."""
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class TunnelledSpdyConnection(SpdyConnection):
         super().__init__(client=mask_key is not None, max_streams=max_streams, share=share)
         self._websocket = WebSocketConnection(mask_key=mask_key)
         self._closed: WebSocketClosed | None = None
-        """What ends the session behind all that came before."""
+        """The WebSocket's end, which ends the session after everything received before it."""
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet."""
+        """Whether received bytes wait for another turn."""
         return super().has_more or (not self.has_ended and self._websocket.has_more)
 
     def receive_data(self, data: Buffer) -> list[SpdyEvent]:
-        """What these bytes of the peer mean; never raises. The last event of a session is `SessionEnded`."""
+        """Turn bytes from the peer into events. Never raises. The last event of a session is `SessionEnded`."""
         self._turn.begin()
         payload, is_text = self._unwrap(data)
         events = self._feed(payload)
@@ -58,10 +58,10 @@ class TunnelledSpdyConnection(SpdyConnection):
         return events
 
     def _unwrap(self, data: Buffer) -> tuple[Buffer, bool]:
-        """The messages' payload, and whether a text was behind it."""
+        """The payload of the messages, and whether a text message followed it."""
         pieces: list[Buffer] = []
         is_text = False
-        # What waits for a turn of SPDY's comes first: else it would grow, and be copied each time.
+        # While SPDY has bytes that wait for a turn, unwrap no more: the waiting bytes would grow, and be copied.
         events = self._websocket.receive_data(data) if len(data) or not super().has_more else ()
         for event in events:
             if isinstance(event, WebSocketClosed):
@@ -77,13 +77,13 @@ class TunnelledSpdyConnection(SpdyConnection):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), is_text
 
     def receive_eof(self) -> list[SpdyEvent]:
-        """The peer will send no more: the session is over."""
+        """The peer has closed its side of the connection: the session is over."""
         events = super().receive_eof()
         self._websocket.receive_eof()
         return events
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
         frames = super().data_to_send()
         if frames:
             self._websocket.send_message(frames)

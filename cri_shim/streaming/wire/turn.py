@@ -1,8 +1,8 @@
-"""How much of what a peer sent is looked at in one turn of the loop, and what is left for the next.
+"""A budget for how much of a peer's bytes is parsed in one turn of the event loop; the rest waits for the next.
 
-Rules: a peer may make its frames as small as it likes, and a few bytes of a header block as large; so what counts is
-what they cost here, not their bytes. The machines stop at the end of their turn and say so (`has_more`); who drives
-them gives others theirs first.
+Rules: a peer may send tiny frames, and header blocks that a few bytes inflate to. So the budget counts what frames cost
+here, not their bytes. A machine stops when its turn is used up and says so (`has_more`). Its driver calls it again
+after others had their turns.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from cri_shim.streaming.wire.buffers import Buffer
 
 COST_PER_TURN: Final = 512
-"""In small frames, each of which takes some ten microseconds all the way to its target. A long frame is one, too."""
+"""In small frames, each of which takes some ten microseconds up to its target. A long frame counts as one, too."""
 _NOTHING: Final = memoryview(b"")
 
 
 class Turn:
-    """What is left of this turn, and what came and was not looked at."""
+    """The budget left in this turn, and the received bytes that wait."""
 
     __slots__ = ("_unread", "left")
 
@@ -28,24 +28,24 @@ class Turn:
 
     @property
     def has_more(self) -> bool:
-        """Whether something is left for another turn."""
+        """Whether bytes wait for another turn."""
         return len(self._unread) > 0
 
     def begin(self) -> None:
-        """A turn."""
+        """Begin a turn with a full budget."""
         self.left = COST_PER_TURN
 
     def take(self, data: Buffer) -> memoryview:
-        """What to look at: what was left, and `data` behind it."""
+        """The bytes to parse: those that wait, then `data`."""
         unread, self._unread = self._unread, _NOTHING
         if not len(unread):
             return memoryview(data)
         return memoryview(bytes(unread) + bytes(data)) if len(data) else unread
 
     def leave(self, rest: memoryview) -> None:
-        """For the next turn."""
+        """Keep bytes for the next turn."""
         self._unread = rest
 
     def forget(self) -> None:
-        """Nothing of it matters any more."""
+        """Drop the bytes that wait."""
         self._unread = _NOTHING

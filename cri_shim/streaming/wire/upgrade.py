@@ -1,12 +1,13 @@
-"""Which protocol a request is upgraded to: framing, subprotocol, and the 101 that says so.
+"""Negotiate the protocol of a request's upgrade: framing and subprotocol, with the 101 response.
 
 Rules:
-- The client's order of preference decides among what is offered.
-- SPDY names its subprotocol in `X-Stream-Protocol-Version` (repeated, or lists), WebSocket in `Sec-WebSocket-Protocol`.
-  A client that names none is an old one: it gets the first version, and no header back.
-- No match is 403 with what is offered, as Go's servers answer; clients read it and try something else.
-- Port-forward through SPDY in WebSocket messages: `SPDY/3.1+portforward.k8s.io` is the name that Kubernetes ships,
-  `v2.portforward.k8s.io` the one in KEP-4006. They are the same protocol.
+- The client's order of preference decides among the protocols on offer.
+- SPDY clients list subprotocols in `X-Stream-Protocol-Version` (repeated, or as a list), WebSocket clients in
+  `Sec-WebSocket-Protocol`. A client that lists none is old: it gets the first version, and no header in the response.
+- Without a match the response is 403 with the protocols on offer, as from Go's servers. Clients read it and retry with
+  another protocol.
+- Port-forward with SPDY in WebSocket messages has two names: Kubernetes uses `SPDY/3.1+portforward.k8s.io`, KEP-4006
+  `v2.portforward.k8s.io`. The protocol is the same.
 
 RFC 6455 §4.2 for the WebSocket handshake.
 """
@@ -40,7 +41,7 @@ PORT_FORWARD_TUNNEL = "SPDY/3.1+portforward.k8s.io"
 PORT_FORWARD_TUNNEL_KEP = "v2.portforward.k8s.io"
 
 SPDY_REMOTE_COMMAND = (V5, V4, V3, V2, V1)
-"""v5 differs from v4 in WebSocket only; clients ask for it here as well."""
+"""v5 differs from v4 only in WebSocket; clients request it here as well."""
 WEBSOCKET_REMOTE_COMMAND = (V5, V4, V4_BASE64, V1, V1_BASE64)
 SPDY_PORT_FORWARD = (PORT_FORWARD,)
 WEBSOCKET_PORT_FORWARD = (PORT_FORWARD_TUNNEL, PORT_FORWARD_TUNNEL_KEP, V4, V4_BASE64)
@@ -54,18 +55,18 @@ _MAX_QUOTED = 512
 
 
 class Framing(StrEnum):
-    """What the bytes behind the 101 are."""
+    """The framing of the bytes after the 101 response."""
 
     SPDY = "spdy"
     CHANNELS = "websocket"
-    """WebSocket messages that begin with the number of a channel."""
+    """WebSocket messages that begin with a channel number."""
     TUNNEL = "websocket-spdy"
     """SPDY in WebSocket messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """What was agreed on, and the answer to send."""
+    """The negotiated protocol, and the response to send."""
 
     framing: Framing
     protocol: str
@@ -73,9 +74,9 @@ class Upgrade:
 
 
 def negotiate_remote_command(request: Request) -> Upgrade:
-    """Agree on the protocol of an exec or attach.
+    """Negotiate the protocol of an exec or attach.
 
-    Raises: ProtocolError with the HTTP status to answer.
+    Raises: ProtocolError with the HTTP status of the response.
     """
     if _wants_websocket(request):
         return _websocket(request, WEBSOCKET_REMOTE_COMMAND, unnamed=V1)
@@ -83,9 +84,9 @@ def negotiate_remote_command(request: Request) -> Upgrade:
 
 
 def negotiate_port_forward(request: Request) -> Upgrade:
-    """Agree on the protocol of a port-forward.
+    """Negotiate the protocol of a port-forward.
 
-    Raises: ProtocolError with the HTTP status to answer.
+    Raises: ProtocolError with the HTTP status of the response.
     """
     if _wants_websocket(request):
         return _websocket(request, WEBSOCKET_PORT_FORWARD, unnamed=V4)
@@ -94,7 +95,7 @@ def negotiate_port_forward(request: Request) -> Upgrade:
 
 def _wants_websocket(request: Request) -> bool:
     if request.http_version == "1.0" or not request.has_token("connection", "upgrade"):
-        # Upgrade from 1.0 must be ignored (RFC 9110 §7.8)
+        # An HTTP/1.0 request's Upgrade must be ignored (RFC 9110 §7.8).
         raise ProtocolError("unable to upgrade: the request has no `Connection: Upgrade`")
     if request.has_token("upgrade", "websocket"):
         return True
@@ -122,7 +123,7 @@ def _spdy(request: Request, offered: Sequence[str], *, unnamed: str) -> Upgrade:
 def _websocket(request: Request, offered: Sequence[str], *, unnamed: str) -> Upgrade:
     if request.method != "GET":
         raise ProtocolError(
-            f"a WebSocket begins with GET, not {request.method}",
+            f"{request.method} can't be upgraded to a WebSocket: use GET",
             http_status=405,
             headers=[("Allow", "GET")],
         )
@@ -167,6 +168,6 @@ def _accept(request: Request) -> str:
     except (binascii.Error, ValueError):
         nonces = []
     if len(nonces) != 1 or len(nonces[0]) != 16:
-        raise ProtocolError("Sec-WebSocket-Key must be there once, with 16 bytes in base64")
+        raise ProtocolError("Sec-WebSocket-Key must occur once, with 16 bytes in base64")
     digest = hashlib.sha1((keys[0] + _WEBSOCKET_GUID).encode("latin-1"), usedforsecurity=False)
     return base64.b64encode(digest.digest()).decode("ascii")

@@ -1,14 +1,14 @@
-"""A WebSocket connection behind its handshake, without its socket, for either role.
+"""A WebSocket connection after its handshake, without its socket, for both roles.
 
 Rules:
-- A message's payload is handed out as it arrives, unmasked: no frame and no message is ever collected, so their length
-  costs nothing. Held back are at most a frame header, or one control frame of 125 bytes.
-- Of what came at once, no more frames are looked at than a turn of the loop has time for (`turn`).
-- Pings are answered here. A close is answered here, and ends the connection: after `WebSocketClosed` all that comes is
-  ignored.
-- Whatever breaks the protocol closes the connection with the code for it (RFC 6455 §7.4.1). There are no extensions.
+- A message's payload is emitted, unmasked, as it arrives. No frame and no message is collected, so both may have any
+  length. At most a frame header or one control frame of 125 bytes is held back.
+- Received frames are parsed only as far as a turn of the loop allows (`turn`).
+- Pings are answered here. A close frame is answered here and ends the connection: after `WebSocketClosed` everything
+  received is ignored.
+- A protocol violation closes the connection with its status code (RFC 6455 §7.4.1). No extensions are supported.
 - Text must be UTF-8 (§8.1).
-- A client must mask what it sends with keys nobody can guess (§10.3); who plays one brings a source of them.
+- A client must mask its frames with unpredictable keys (§10.3); a caller in that role passes a source of keys.
 
 RFC 6455 §5 for the frames.
 """
@@ -42,7 +42,7 @@ _MASKED = 0x80
 
 
 class Opcode(IntEnum):
-    """Of a frame (§5.2)."""
+    """The opcodes of frames (§5.2)."""
 
     CONTINUATION = 0
     TEXT = 1
@@ -53,7 +53,7 @@ class Opcode(IntEnum):
 
 
 class CloseCode(IntEnum):
-    """Why a connection is closed (§7.4.1): those we send, and the two that stand for what was not sent."""
+    """Status codes (§7.4.1): those that we send, and the two for a close without a code."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
@@ -69,9 +69,11 @@ class CloseCode(IntEnum):
 _CODES_ON_THE_WIRE = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)})
 
 
-@dataclass(slots=True)  # not frozen: one for each chunk, and freezing triples what it costs to make
+@dataclass(
+    slots=True
+)  # not frozen: there is one per chunk, and frozen classes take three times as long to create
 class MessageData:
-    """A message, or as much of it as has come."""
+    """A message, or the part of it that has arrived."""
 
     data: Buffer
     is_text: bool
@@ -81,14 +83,14 @@ class MessageData:
 
 @dataclass(frozen=True, slots=True)
 class PongReceived:
-    """The echo of a ping."""
+    """The echo of our ping."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class WebSocketClosed:
-    """Nothing more will come. `code` is the peer's, or ours if the peer broke the protocol: then `error` says how."""
+    """The connection is over. `code` is the peer's, or ours for a protocol violation, which `error` describes."""
 
     code: int
     reason: str
@@ -105,21 +107,21 @@ class _ViolationError(Exception):
 
 
 class WebSocketConnection:
-    """One end of a WebSocket: the server's, unless it has mask keys (four bytes each)."""
+    """One end of a WebSocket: the server's, unless it has mask keys of four bytes each."""
 
     def __init__(self, *, mask_key: Callable[[], bytes] | None = None) -> None:
         self._mask_key = mask_key
         self._out: list[Buffer] = []
         self._events: list[WebSocketEvent] = []
         self._held = bytearray()
-        """The beginning of a frame header, or of a control frame."""
+        """The start of an incomplete frame header or control frame."""
         self._turn = Turn()
 
         self._in_message = False
         self._begins = False
-        """Nothing of the message was handed out yet."""
+        """Whether nothing of the message was emitted yet."""
         self._decoder: codecs.IncrementalDecoder | None = None
-        """Checks the text that the message is, if it is one."""
+        """Checks a text message's UTF-8; None for a binary message."""
         self._frame_left = 0
         self._frame_fin = False
         self._mask: bytes | None = None
@@ -129,15 +131,15 @@ class WebSocketConnection:
 
     @property
     def is_closing(self) -> bool:
-        """Whether we said that we close."""
+        """Whether we have sent a close frame."""
         return self._close_sent
 
     # --- bytes
 
     def receive_data(self, data: Buffer) -> list[WebSocketEvent]:
-        """What these bytes of the peer mean; never raises. The last event is `WebSocketClosed`.
+        """Turn bytes from the peer into events. Never raises. The last event is `WebSocketClosed`.
 
-        While there is more than a turn has time for, `has_more`: call again in another, with nothing new.
+        If `has_more` is true afterwards, call it with no bytes in another turn of the loop.
         """
         turn = self._turn
         turn.begin()
@@ -162,14 +164,14 @@ class WebSocketConnection:
 
     @property
     def has_more(self) -> bool:
-        """Whether something that came was not looked at yet."""
+        """Whether received bytes wait for another turn."""
         return self._turn.has_more
 
     def receive_eof(self) -> list[WebSocketEvent]:
-        """The peer will send no more."""
+        """The peer has closed its side of the connection."""
         if not self._closed:
             self._closed = True
-            # clients that just hang up are common; within a message something was lost
+            # Clients often hang up without a close frame. It is an error only if part of a message is lost.
             cut = self._in_message or self._held or self.has_more
             self._turn.forget()
             error = "the connection ended within a message" if cut else None
@@ -177,7 +179,7 @@ class WebSocketConnection:
         return self._take_events()
 
     def data_to_send(self) -> list[Buffer]:
-        """What to send next, in this order; each buffer is given out once."""
+        """The bytes to send next, in order. Each buffer is returned once."""
         out, self._out = self._out, []
         return out
 
@@ -186,15 +188,15 @@ class WebSocketConnection:
     def send_message(
         self, parts: Sequence[Buffer], *, prefix: bytes = b"", text: bool = False
     ) -> None:
-        """Send a message of one frame: `prefix`, then the parts. After a close it goes nowhere."""
+        """Send a message of one frame: `prefix`, then the parts. Dropped after a close."""
         self._send(Opcode.TEXT if text else Opcode.BINARY, parts, prefix)
 
     def ping(self, payload: bytes = b"") -> None:
-        """Ask for an echo, which comes as `PongReceived`."""
+        """Send a ping. Its echo is a `PongReceived`."""
         self._send(Opcode.PING, [payload[:MAX_CONTROL_BYTES]])
 
     def close(self, code: CloseCode = CloseCode.NORMAL, reason: str = "") -> None:
-        """Say that nothing more will be sent. The peer's answer comes as `WebSocketClosed`."""
+        """Send a close frame. The peer's answer is a `WebSocketClosed`."""
         text = reason.encode("utf-8")[: MAX_CONTROL_BYTES - _CODE.size]
         self._send(Opcode.CLOSE, [_CODE.pack(code) + text.decode("utf-8", "ignore").encode()])
         self._close_sent = True
@@ -202,7 +204,7 @@ class WebSocketConnection:
     # --- frames in
 
     def _hold(self, view: memoryview) -> memoryview:
-        """Add to what is held until it is a frame header, or a whole control frame; what is left of the bytes."""
+        """Collect a frame header, then the control frame after it. Returns the bytes that are left."""
         before = len(self._held)
         self._held += view[: MAX_HEADER_BYTES + MAX_CONTROL_BYTES - before]
         held = memoryview(bytes(self._held))
@@ -213,7 +215,7 @@ class WebSocketConnection:
         return view[len(held) - len(rest) - before :]
 
     def _take_frame(self, view: memoryview) -> memoryview:
-        """Begin a data frame or do a control frame; what is left of the bytes. Holds what is too little for that."""
+        """Begin a data frame, handle a complete control frame, or hold an incomplete one. Returns the bytes left."""
         start = self._header_length(view)
         if len(view) < start:
             self._held += view
@@ -233,7 +235,7 @@ class WebSocketConnection:
             return view[start:]
         if length > MAX_CONTROL_BYTES or not fin:
             raise _ViolationError(
-                CloseCode.PROTOCOL_ERROR, "a control frame that is long or fragmented"
+                CloseCode.PROTOCOL_ERROR, "a control frame is fragmented or exceeds 125 bytes"
             )
         if len(view) < start + length:
             self._held += view
@@ -250,7 +252,7 @@ class WebSocketConnection:
             raise _ViolationError(CloseCode.PROTOCOL_ERROR, "a reserved bit is set")
         if bool(second & _MASKED) != (self._mask_key is None):
             raise _ViolationError(
-                CloseCode.PROTOCOL_ERROR, "clients mask their frames, servers don't"
+                CloseCode.PROTOCOL_ERROR, "clients must mask their frames, servers must not"
             )
         length = second & 0x7F
         return 2 + (2 if length == 126 else 8 if length == 127 else 0) + (second & _MASKED) // 32
@@ -259,7 +261,9 @@ class WebSocketConnection:
         if opcode > Opcode.BINARY:
             raise _ViolationError(CloseCode.PROTOCOL_ERROR, f"unknown opcode {opcode}")
         if (opcode == Opcode.CONTINUATION) != self._in_message:
-            raise _ViolationError(CloseCode.PROTOCOL_ERROR, "fragments of messages out of order")
+            raise _ViolationError(
+                CloseCode.PROTOCOL_ERROR, "a message's fragments are out of order"
+            )
         if opcode != Opcode.CONTINUATION:
             self._in_message = self._begins = True
             self._decoder = (

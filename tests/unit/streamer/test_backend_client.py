@@ -242,11 +242,11 @@ async def test_without_descriptors_it_is_said_and_nothing_is_left(joined: Joined
     forward = await joined.grant(joined.node.forward_ticket(), "portforward")
     dialer = await joined.backend.port_forward(forward)
     joined.drop_descriptors = True
-    with pytest.raises(ResourceExhaustedError, match="no more descriptors"):
+    with pytest.raises(ResourceExhaustedError, match="no free descriptors"):
         await joined.backend.exec(execs)
-    with pytest.raises(ResourceExhaustedError, match="no more descriptors"):
+    with pytest.raises(ResourceExhaustedError, match="no free descriptors"):
         await joined.backend.attach(attach)
-    with pytest.raises(ResourceExhaustedError, match="no more descriptors"):
+    with pytest.raises(ResourceExhaustedError, match="no free descriptors"):
         await dialer.connect(80)
     await until(lambda: not joined.node.attach_sessions._connections)
     joined.node.accept().close()

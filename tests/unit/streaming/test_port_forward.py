@@ -199,7 +199,7 @@ def test_only_the_ports_of_the_request_can_be_reached() -> None:
         with node.forward(port) as client:
             refused = client.connect(other)
             client.until(lambda: client.is_over(refused))
-            assert b"was not asked for" in client.errors[refused]
+            assert b"was not requested" in client.errors[refused]
             lives = client.connect(port)
             client.write(lives, b"hello")
             client.until(lambda: client.received[lives] == b"hello")

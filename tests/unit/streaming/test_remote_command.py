@@ -192,7 +192,7 @@ def test_silence_for_too_long_ends_the_session_with_the_reason() -> None:
         node.exec("sh", "-c", "sleep 0.2; echo a; cat", stdin=True) as client,
     ):
         started = time.monotonic()
-        assert "nothing was sent or received" in client.until_closed().status["message"]
+        assert "no data was sent or received" in client.until_closed().status["message"]
         assert client.stdout == b"a\n"
         assert time.monotonic() - started > 0.4
 

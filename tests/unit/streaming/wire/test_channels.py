@@ -129,13 +129,13 @@ def test_a_client_that_closes_in_anger_says_why() -> None:
     client, server = client_of(V4), ChannelConnection(V4)
     client.close(CloseCode.POLICY_VIOLATION, "no\n")
     assert deliver(client, server) == [
-        ConnectionEnded("closed by the client with 1008 'no\\n'"),
+        ConnectionEnded("the client closed the connection with code 1008 'no\\n'"),
     ]
 
 
 def test_a_broken_frame_ends_the_connection_with_the_reason() -> None:
     [event] = ChannelConnection(V4).receive_data(b"\x82\x01x")
-    assert event == ConnectionEnded("clients mask their frames, servers don't")
+    assert event == ConnectionEnded("clients must mask their frames, servers must not")
 
 
 def test_pings_keep_the_connection() -> None:

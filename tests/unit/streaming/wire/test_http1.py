@@ -71,11 +71,15 @@ def test_an_absolute_target_is_its_path() -> None:
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "HTTP/2.0"),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "bad request"),
         (b"GET /x HTTP/1.1\r\n\r\n", 400, "Host"),
-        (b"POST /x HTTP/1.1\r\nHost: n\r\nContent-Length: 3\r\n\r\nabc", 400, "can't have a body"),
+        (
+            b"POST /x HTTP/1.1\r\nHost: n\r\nContent-Length: 3\r\n\r\nabc",
+            400,
+            "must not have a body",
+        ),
         (
             b"POST /x HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             400,
-            "can't have a body",
+            "must not have a body",
         ),
         (b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: n\r\n\r\n", 431, "more than"),
         (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * (MAX_HEAD_LINES + 1) + b"\r\n", 431, "lines"),

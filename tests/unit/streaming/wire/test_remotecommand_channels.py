@@ -123,7 +123,7 @@ def test_a_finished_session_hears_only_that_the_client_is_gone() -> None:
 def test_a_client_that_breaks_the_protocol_is_gone_with_the_reason() -> None:
     _, machine = pair(V5, ALL)
     [closed] = machine.receive_data(b"\x82\x00")
-    assert closed == Closed("clients mask their frames, servers don't")
+    assert closed == Closed("clients must mask their frames, servers must not")
     assert sent(machine)[:1] == b"\x88"
 
 
