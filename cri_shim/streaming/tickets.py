@@ -1,16 +1,16 @@
-"""Tickets: what lets a client that knows only a URL do exactly what CRI was asked for, once.
+"""Tickets: a client that knows only a URL may do exactly what the CRI request asked for, once.
 
 Rules:
-- 128 random bits, good for one use within a time, and for one request: nothing in the URL can change what it does.
-- A bounded number wait, and of one pod no more than a share. Those past their time make room; a thousand that are not
-  is somebody who asks and never comes.
-- Issued on the daemon's loop and redeemed on the server's, hence the lock.
+- A ticket has 128 random bits. It is good for one use, for a limited time, and for one request: nothing in the URL can
+  change what it does.
+- The number of waiting tickets is bounded, in all and per pod. Expired ones make room. The bound is reached only by
+  callers that request streams and never connect.
+- Tickets are issued and redeemed on the daemon's event loop: nothing comes between, so there is no lock.
 """
 
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,30 +35,28 @@ class _Ticket:
 
 
 class Tickets:
-    """The tickets that wait for their clients."""
+    """The tickets that were issued and not used yet."""
 
     def __init__(self, ttl_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.ttl_s = ttl_s
-        """For those issued from now on."""
+        """For tickets issued from now on."""
         self._clock = clock
         self._waiting: dict[str, _Ticket] = {}
         self._shares = Shares(MAX_WAITING, MAX_WAITING_OF_A_POD)
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def issue(self, request: Request) -> str:
-        """A token, safe in a URL. Raises ResourceExhaustedError while too many wait, or too many of that pod."""
+        """Issue a token, safe in a URL. Raises ResourceExhaustedError while too many wait, in all or of that pod."""
         token = secrets.token_urlsafe(TOKEN_BYTES)
         now = self._clock()
-        with self._lock:
+        if not self._shares.take(request.sandbox_id):
+            for late in [t for t, ticket in self._waiting.items() if ticket.good_until <= now]:
+                self._forget(late)
             if not self._shares.take(request.sandbox_id):
-                for late in [t for t, ticket in self._waiting.items() if ticket.good_until <= now]:
-                    self._forget(late)
-                if not self._shares.take(request.sandbox_id):
-                    raise ResourceExhaustedError(self._too_many(request.sandbox_id))
-            self._waiting[token] = _Ticket(request, now + self.ttl_s)
+                raise ResourceExhaustedError(self._too_many(request.sandbox_id))
+        self._waiting[token] = _Ticket(request, now + self.ttl_s)
         return token
 
     def _too_many(self, sandbox_id: str) -> str:
@@ -66,7 +64,7 @@ class Tickets:
         if self._shares.is_full:
             count, whose = MAX_WAITING, ""
         return (
-            f"{count} streaming requests{whose} wait for their clients to call the URL they were given: "
+            f"{count} streaming requests{whose} wait for a client to connect to their URL: "
             f"try again within {self.ttl_s:g} s"
         )
 
@@ -76,10 +74,9 @@ class Tickets:
         return ticket
 
     def redeem(self, token: str, kind: type[Request]) -> Request | None:
-        """The request, and the ticket is gone; None for one that isn't there, is late, or is of another kind."""
-        with self._lock:
-            ticket = self._waiting.get(token)
-            if ticket is None or not isinstance(ticket.request, kind):
-                return None
-            self._forget(token)
+        """Use up a ticket; None for one that is unknown, expired or of another kind."""
+        ticket = self._waiting.get(token)
+        if ticket is None or not isinstance(ticket.request, kind):
+            return None
+        self._forget(token)
         return ticket.request if ticket.good_until > self._clock() else None
