@@ -49,6 +49,7 @@ TESTED_ELSEWHERE = {
         "cli/wipe_local.py": "unit/cli/test_wipe.py",
     },
     "a part that nothing else uses: its own tests would be the whole's once more": {
+        "daemon/mechanisms.py": "unit/daemon/test_build.py",
         "image/integrity/inspector.py": "unit/image/integrity/test_inspection.py",
         "image/layer_downloads.py": "unit/image/test_pull.py",
         "image/registry/blob.py": "unit/image/registry/test_client.py",

@@ -103,7 +103,7 @@ class Daemon:
                 cni_cache_dir=self._cni_cache_dir,
             )
             stack.push_async_callback(parts.images.close)
-            parts.exits.open()
+            parts.exits.open(parts.exit_dispatcher.dispatch)
             stack.callback(parts.exits.close)
             gate = Gate()
             listeners = self._listeners(parts, gate)

@@ -49,7 +49,7 @@ async def open_to_wipe(config: Config, *, cni_cache_dir: Path) -> AsyncIterator[
             node_resources=NodeResources(),
         )
         stack.push_async_callback(parts.images.close)
-        parts.exits.open()
+        parts.exits.open(parts.exit_dispatcher.dispatch)
         stack.callback(parts.exits.close)
         stack.push_async_callback(_end, parts)
         parts.cni.load()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import Spec
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exec.files_limits import FilesLimits
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.spec.specs import Specs
     from cri_shim.sandbox.store.store import Container, Store
 
@@ -63,7 +64,7 @@ class ContainerResources:
         runtime_of: Callable[[str], Runtime],
         specs: Specs,
         cgroups: Cgroups,
-        cgroup_dir: Callable[[Container], str],
+        cgroup_paths: CgroupPaths,
         files_limits: FilesLimits,
     ) -> None:
         self._paths = paths
@@ -71,7 +72,7 @@ class ContainerResources:
         self._runtime_of = runtime_of
         self._specs = specs
         self._cgroups = cgroups
-        self._cgroup_dir = cgroup_dir
+        self._cgroup_paths = cgroup_paths
         self._files_limits = files_limits
 
     async def update(
@@ -146,12 +147,16 @@ class ContainerResources:
         """cgroup v2 would make room by killing; v1 refuses by itself, after it has reclaimed what it can."""
         if limit <= 0 or self._cgroups.mode != "v2":
             return
-        used = self._cgroups.read_stats(self._cgroup_dir(container)).working_set_bytes
+        used = self._cgroups.read_stats(
+            self._cgroup_paths.directory_of(container)
+        ).working_set_bytes
         if used is not None and limit < used:
             raise _in_use(container, limit, used)
 
     def _memory_in_use(self, container: Container) -> int | None:
-        return self._cgroups.read_stats(self._cgroup_dir(container)).memory_usage_bytes
+        return self._cgroups.read_stats(
+            self._cgroup_paths.directory_of(container)
+        ).memory_usage_bytes
 
 
 def resources_in_force(container: Container) -> api.LinuxContainerResources:

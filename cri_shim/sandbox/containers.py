@@ -19,11 +19,8 @@ from cri_shim.errors import CriShimError, NotFoundError, ProgramError, WrongStat
 from cri_shim.kernel_call import in_time_for
 from cri_shim.operations import documents, step
 from cri_shim.sandbox.container_log import check_log_file
-from cri_shim.sandbox.container_resources import ContainerResources
-from cri_shim.sandbox.creation import Creation
 from cri_shim.sandbox.details import container_details, read_documents
-from cri_shim.sandbox.exec.files_limits import FilesLimits
-from cri_shim.sandbox.exit_handling import NOT_STARTED, ExitHandling
+from cri_shim.sandbox.exit_handling import NOT_STARTED
 from cri_shim.sandbox.store.model import ContainerMetadata, ContainerState
 from cri_shim.sandbox.store.requests import name_is_going, request_digest, require_ready
 from cri_shim.single_flight import SingleFlight
@@ -32,20 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
-    from cri_shim.background import Background
-    from cri_shim.host.cgroups.tree import Cgroups
-    from cri_shim.image.store import ImageStore
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtime
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.container_removal import ContainerRemoval
+    from cri_shim.sandbox.container_resources import ContainerResources
+    from cri_shim.sandbox.creation import Creation
     from cri_shim.sandbox.exec.attach import AttachSessions
     from cri_shim.sandbox.exec.sync import ExecResult, Execs
-    from cri_shim.sandbox.exits import ExitWatch
-    from cri_shim.sandbox.launch import Launcher
-    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.exit_handling import ExitHandling
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.store.store import Container, Sandbox, Store
-    from cri_shim.sandbox.teardown import Teardown
 
 log = structlog.get_logger()
 
@@ -59,62 +54,30 @@ class Containers:
         paths: Paths,
         store: Store[Container],
         sandboxes: Store[Sandbox],
-        images: ImageStore,
+        creation: Creation,
+        exit_handling: ExitHandling,
+        removal: ContainerRemoval,
+        resources: ContainerResources,
         runtime_of: Callable[[str], Runtime],
         monitors: Monitors,
         execs: Execs,
-        launcher: Launcher,
-        specs: Specs,
-        cgroups: Cgroups,
-        teardown: Teardown,
-        exits: ExitWatch,
-        background: Background,
+        cgroup_paths: CgroupPaths,
         attach_sessions: AttachSessions,
         operations: Operations,
-        boot_id: str,
     ) -> None:
         self._paths = paths
         self._store = store
         self._sandboxes = sandboxes
-        self._images = images
+        self._creation = creation
+        self._exit_handling = exit_handling
+        self._removal = removal
+        self._resources = resources
         self._runtime_of = runtime_of
         self._monitors = monitors
         self._execs = execs
-        self._teardown = teardown
-        self._exits = exits
+        self._cgroup_paths = cgroup_paths
         self._attach_sessions = attach_sessions
         self._operations = operations
-        self._creation = Creation(
-            paths=paths,
-            store=store,
-            images=images,
-            runtime_of=runtime_of,
-            launcher=launcher,
-            specs=specs,
-            teardown=teardown,
-            exits=exits,
-            boot_id=boot_id,
-        )
-        self.exit_handling = ExitHandling(
-            paths=paths,
-            store=store,
-            cgroups=cgroups,
-            teardown=teardown,
-            exits=exits,
-            background=background,
-            operations=operations,
-            cgroup_path=specs.cgroup_path,
-            log_directory=lambda sandbox_id: sandboxes.find(sandbox_id).config.log_directory,
-        )
-        self._resources = ContainerResources(
-            paths=paths,
-            store=store,
-            runtime_of=runtime_of,
-            specs=specs,
-            cgroups=cgroups,
-            cgroup_dir=self.exit_handling.cgroup_dir,
-            files_limits=FilesLimits(cgroups, specs.cgroup_path),
-        )
         self._creations: SingleFlight[str] = SingleFlight("CreateContainer", operations)
         self._starts: SingleFlight[None] = SingleFlight("StartContainer", operations)
         self._removals: SingleFlight[None] = SingleFlight("RemoveContainer", operations)
@@ -145,17 +108,12 @@ class Containers:
             lambda: self._creation.create(sandbox, config, metadata, digest),
         )
 
-    def give_up_creating(self, container: Container, message: str) -> None:
-        """Show what could not be undone, as exited, so that the kubelet's Remove finishes the work."""
-        self._creation.give_up(container, message)
-
-    def show_unfinished(self, container: Container, message: str) -> None:
-        """Show one that is still being undone as exited, in memory alone: its files say that it is being made."""
-        self._creation.show_given_up(container, message)
-
     async def undo(self, container: Container) -> None:
-        """As `destroy`, for what nobody was told of or nobody can ask for; a Remove that comes meanwhile joins it."""
-        await self._removals.run(container.id, b"", lambda: self.destroy(container))
+        """As RemoveContainer, for what nobody was told of or nobody can ask for.
+
+        A Remove that comes meanwhile joins it.
+        """
+        await self._removals.run(container.id, b"", lambda: self._removal.destroy(container))
 
     # --- StartContainer ------------------------------------------------------------------------------------------
 
@@ -174,7 +132,7 @@ class Containers:
             if container.state is not ContainerState.CREATED:
                 raise WrongStateError(f"container {container.id} is {container.state}, not created")
             if fault := container.status.start_fault:
-                self.exit_handling.finish_unstarted(container, fault)
+                self._exit_handling.finish_unstarted(container, fault)
                 raise ProgramError(f"container {container.id} can't be started", fault, NOT_STARTED)
             runtime = self._runtime_of(container.record.handler)
             try:
@@ -184,7 +142,7 @@ class Containers:
                     # A start that a former daemon had begun came to its end without it.
                     self._store.update(container, container.status.started(time.time_ns()))
                     return
-                self.exit_handling.finish_unstarted(container, str(error))
+                self._exit_handling.finish_unstarted(container, str(error))
                 raise
             self._store.update(container, container.status.started(time.time_ns()))
         log.info("container started", container_id=container.id)
@@ -201,7 +159,7 @@ class Containers:
         except NotFoundError:
             return
         self._attach_sessions.unblock(container.id)
-        await self.exit_handling.stop(container, timeout_s)
+        await self._exit_handling.stop(container, timeout_s)
 
     async def stop_all(self, sandbox_id: str) -> None:
         """End every container of a sandbox at once, without grace, and undo those that are being made.
@@ -224,7 +182,7 @@ class Containers:
         containers = self.containers_of(sandbox_id)
         for container in containers:
             self._attach_sessions.unblock(container.id)
-        await asyncio.gather(*(self.exit_handling.stop(c, 0) for c in containers))
+        await asyncio.gather(*(self._exit_handling.stop(c, 0) for c in containers))
 
     async def _end_creation(self, sandbox_id: str, name: str) -> None:
         error = WrongStateError(
@@ -246,21 +204,9 @@ class Containers:
         if container.state is ContainerState.CREATING:
             raise WrongStateError(f"container {container.id} is still being created: call again")
         self._attach_sessions.unblock(container.id)
-        await self.exit_handling.stop(container, 0)
-        await self.destroy(container)
+        await self._exit_handling.stop(container, 0)
+        await self._removal.destroy(container)
         log.info("container removed", container_id=container.id)
-
-    async def destroy(self, container: Container) -> None:
-        """Take away everything a container owns, whatever state it is in; its processes are killed."""
-        self._exits.forget(container.id)
-        await self.exit_handling.tear_down_process(container)
-        paths = self._paths.container(container.id)
-        await self._teardown.state_files(paths)
-        await self._teardown.root_files(paths)
-        self._store.forget(container)
-        volumes = (volume.image_id for volume in container.record.image_volumes)
-        for image_id in dict.fromkeys((container.record.image_id, *volumes)):
-            await self._images.sweep_after(image_id)
 
     async def remove_all(self, sandbox_id: str) -> None:
         """Remove every container of a sandbox."""
@@ -333,7 +279,7 @@ class Containers:
         """What an operator may want to know beyond CRI's fields."""
         read = await read_documents(self._paths.container(container.id))
         details = container_details(
-            container, read, cgroup=self.exit_handling.cgroup_dir(container)
+            container, read, cgroup=self._cgroup_paths.directory_of(container)
         )
         return details | {"operations": documents(self._operations.under_way(container.id))}
 
@@ -346,7 +292,7 @@ class Containers:
         await asyncio.gather(
             self._creations.close(grace_s),
             self._starts.close(grace_s),
-            self.exit_handling.close(grace_s),
+            self._exit_handling.close(grace_s),
             self._removals.close(grace_s),
         )
 

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.launch import Created
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.spec.specs import Specs
     from cri_shim.sandbox.teardown import Teardown
 
@@ -90,6 +91,7 @@ class Creation:
         runtime_of: Callable[[str], Runtime],
         launcher: Launcher,
         specs: Specs,
+        cgroup_paths: CgroupPaths,
         teardown: Teardown,
         exits: ExitWatch,
         boot_id: str,
@@ -100,6 +102,7 @@ class Creation:
         self._runtime_of = runtime_of
         self._launcher = launcher
         self._specs = specs
+        self._cgroup_paths = cgroup_paths
         self._teardown = teardown
         self._exits = exits
         self._boot_id = boot_id
@@ -281,7 +284,7 @@ class Creation:
             tenant=record.tenant,
             paths=paths,
             runtime=self._runtime_of(record.handler),
-            cgroup_path=self._specs.cgroup_path(record.cgroup_parent, container_id),
+            cgroup_path=self._cgroup_paths.below(record.cgroup_parent, container_id),
             layers=layers,
             label=record.labels.files,
             files_limit=self._specs.files_limit(config.annotations, record.handler),
@@ -293,16 +296,10 @@ class Creation:
         return Container(record, ContainerStatus(), config), launch, image
 
     async def _forget_failed(self, container: Container, rollback: Rollback) -> None:
-        if not rollback.failed:
-            try:
-                await self._teardown.root_files(self._paths.container(container.id))
-            except OSError:
-                rollback.failed.append("record")
-                log.exception("record not removed", container_id=container.id)
-        if rollback.failed:
-            self.give_up(container, f"the undoing failed of: {', '.join(rollback.failed)}")
-            return
-        self._store.forget(container)
+        if failed := await self._teardown.record(self._paths.container(container.id), rollback):
+            self.give_up(container, f"the undoing failed of: {failed}")
+        else:
+            self._store.forget(container)
 
     def give_up(self, container: Container, message: str) -> None:
         """Show what could not be undone, as exited, so that the kubelet's Remove finishes the work."""

@@ -34,15 +34,13 @@ from cri_shim.single_flight import SingleFlight
 from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cri_shim.background import Background
-    from cri_shim.host.cgroups.placement import CgroupPath
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import ExitWatch
-    from cri_shim.sandbox.store.store import Container, Store
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
+    from cri_shim.sandbox.store.store import Container, Sandbox, Store
     from cri_shim.sandbox.teardown import Teardown
 
 log = structlog.get_logger()
@@ -93,10 +91,9 @@ class ExitHandling:
         exits: ExitWatch,
         background: Background,
         operations: Operations,
-        cgroup_path: Callable[[str, str], CgroupPath],
-        log_directory: Callable[[str], str],
+        cgroup_paths: CgroupPaths,
+        sandboxes: Store[Sandbox],
     ) -> None:
-        """`log_directory` is that of a sandbox, by its ID."""
         self._paths = paths
         self._store = store
         self._cgroups = cgroups
@@ -104,8 +101,8 @@ class ExitHandling:
         self._exits = exits
         self._background = background
         self._operations = operations
-        self._cgroup_path = cgroup_path
-        self._log_directory = log_directory
+        self._cgroup_paths = cgroup_paths
+        self._sandboxes = sandboxes
         self._closed_logs: WeakSet[Container] = WeakSet()
         """Whose logs need no look at the teardown any more."""
         self._stopping: SingleFlight[None] = SingleFlight("StopContainer", operations)
@@ -143,7 +140,9 @@ class ExitHandling:
             await until_done(
                 f"killing container {container.id}",
                 lambda: self._teardown.kill_processes(
-                    container.id, self.cgroup_dir(container), self._paths.container(container.id)
+                    container.id,
+                    self._cgroup_paths.directory_of(container),
+                    self._paths.container(container.id),
                 ),
             )
             code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
@@ -162,7 +161,7 @@ class ExitHandling:
             return
         log_file, owner = Path(container.record.log_path), f"pod {container.sandbox_id}"
         try:
-            directory = self._log_directory(container.sandbox_id)
+            directory = self._sandboxes.find(container.sandbox_id).config.log_directory
             await in_time_for(owner, "closing the log", close_log, directory, log_file)
         except (CriShimError, OSError) as error:
             log.warning("log not closed", container_id=container.id, error=str(error))
@@ -176,7 +175,7 @@ class ExitHandling:
         return "Error" if code else "Completed"
 
     def _ran_out_of_memory(self, container: Container) -> bool:
-        kills = self._cgroups.oom_kills(self.cgroup_dir(container))
+        kills = self._cgroups.oom_kills(self._cgroup_paths.directory_of(container))
         if kills is not None:
             return kills > 0
         return (self._paths.container(container.id).persist_dir / "oom").exists()
@@ -236,7 +235,7 @@ class ExitHandling:
             await self._teardown.process(
                 container.id,
                 container.record.handler,
-                self.cgroup_dir(container),
+                self._cgroup_paths.directory_of(container),
                 self._paths.container(container.id),
             )
             # Who doesn't know that releases it once more. So its file can wait, and mostly the container goes before.
@@ -276,7 +275,7 @@ class ExitHandling:
                 # In the pod's PID namespace nothing else ends with the first process. An empty cgroup costs two looks.
                 with step("killing the cgroup"):
                     await self._cgroups.kill_all(
-                        self.cgroup_dir(container), timeout_s=KILL_TIMEOUT_S
+                        self._cgroup_paths.directory_of(container), timeout_s=KILL_TIMEOUT_S
                     )
                 stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
                 with step("waiting for the exit"):
@@ -304,10 +303,6 @@ class ExitHandling:
     async def close(self, grace_s: float) -> None:
         """Let running stops end, at most `grace_s` seconds."""
         await self._stopping.close(grace_s)
-
-    def cgroup_dir(self, container: Container) -> str:
-        """Its cgroup's directory in every hierarchy."""
-        return self._cgroup_path(container.record.cgroup_parent, container.id).relative_dir
 
 
 async def _let_monitor_end(container: Container) -> None:

@@ -54,25 +54,25 @@ class _Watched:
 
 
 class ExitWatch:
-    """Calls `on_exit(object_id, Exit)` once for each watched object whose process ended."""
+    """Reports once each watched object whose process ended, as `on_exit(object_id, Exit)`."""
 
     def __init__(
         self,
         exits_dir: Path,
-        on_exit: Callable[[str, Exit], None],
         *,
         needs_monitor: Callable[[str], None] = lambda _object_id: None,
     ) -> None:
         """`needs_monitor` is called when an object's process has ended and its monitor has still to say how."""
         self._exits_dir = exits_dir
-        self._on_exit = on_exit
+        self._on_exit: Callable[[str, Exit], None] | None = None
         self._needs_monitor = needs_monitor
         self._watched: dict[str, _Watched] = {}
         self._pids = PidWatch()
         self._directory: DirectoryWatch | None = None
 
-    def open(self) -> None:
-        """Begin to watch the exit directory, which must exist."""
+    def open(self, on_exit: Callable[[str, Exit], None]) -> None:
+        """Begin to watch the exit directory, which must exist. `on_exit` is called with each exit from now on."""
+        self._on_exit = on_exit
         self._directory = DirectoryWatch(self._exits_dir, IN_MOVED_TO, self._on_file)
 
     def close(self) -> None:
@@ -153,7 +153,8 @@ class ExitWatch:
 
     def _report(self, object_id: str, exit_: Exit) -> None:
         self.forget(object_id)
-        self._on_exit(object_id, exit_)
+        if self._on_exit is not None:
+            self._on_exit(object_id, exit_)
 
 
 def read_exit_file(path: Path) -> Exit | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.rollback import Rollback
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.spec.pod_files import PodFiles
     from cri_shim.sandbox.spec.specs import Specs
     from cri_shim.sandbox.spec.user_namespace import PodUserNamespace
@@ -25,10 +26,19 @@ if TYPE_CHECKING:
 class PauseContainers:
     """Creates and starts pause containers."""
 
-    def __init__(self, *, paths: Paths, files: PodFiles, specs: Specs, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        files: PodFiles,
+        specs: Specs,
+        cgroup_paths: CgroupPaths,
+        launcher: Launcher,
+    ) -> None:
         self._paths = paths
         self._files = files
         self._specs = specs
+        self._cgroup_paths = cgroup_paths
         self._launcher = launcher
 
     async def prepare(
@@ -50,7 +60,7 @@ class PauseContainers:
             tenant=sandbox.record.tenant,
             paths=self._paths.sandbox(sandbox.id),
             runtime=runtime,
-            cgroup_path=self._specs.cgroup_path(sandbox.record.cgroup_parent, sandbox.id),
+            cgroup_path=self._cgroup_paths.of(sandbox),
             layers=sandbox.record.layers,
             label=sandbox.record.labels.files,
         )

@@ -29,7 +29,6 @@ from cri_shim.rollback import Rollback
 from cri_shim.sandbox.details import read_documents, sandbox_details
 from cri_shim.sandbox.list_bounds import check_sandbox_entry
 from cri_shim.sandbox.network.pod_network import PodNetwork, has_host_network
-from cri_shim.sandbox.pause import PauseContainers
 from cri_shim.sandbox.spec.user_namespace import new_pod_userns
 from cri_shim.sandbox.store.model import PodMetadata, SandboxRecord, SandboxState, SandboxStatus
 from cri_shim.sandbox.store.requests import name_is_going, request_digest, require_ready
@@ -38,7 +37,7 @@ from cri_shim.sandbox.teardown import Attempts, Teardown
 from cri_shim.single_flight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from cri_shim.host.process import Reaper
     from cri_shim.image.model import Image
@@ -46,9 +45,11 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.sysctls import PodSysctls
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.containers import Containers
     from cri_shim.sandbox.exits import Exit, ExitWatch
-    from cri_shim.sandbox.launch import Launcher
+    from cri_shim.sandbox.pause import PauseContainers
     from cri_shim.sandbox.pod_images import PauseImage
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.spec.pod_files import PodFiles
     from cri_shim.sandbox.spec.specs import Specs
     from cri_shim.sandbox.store.model import Process
@@ -67,34 +68,34 @@ class Pods:
         paths: Paths,
         store: Store[Sandbox],
         runtime_of: Callable[[str], Runtime],
-        launcher: Launcher,
+        pause: PauseContainers,
         network: PodNetwork,
         files: PodFiles,
         pause_image: PauseImage,
         specs: Specs,
+        cgroup_paths: CgroupPaths,
         teardown: Teardown,
         exits: ExitWatch,
         reaper: Reaper,
         operations: Operations,
         boot_id: str,
-        remove_containers: Callable[[str], Awaitable[None]],
-        stop_containers: Callable[[str], Awaitable[None]],
+        containers: Containers,
     ) -> None:
         self._paths = paths
         self._store = store
         self._runtime_of = runtime_of
-        self._pause = PauseContainers(paths=paths, files=files, specs=specs, launcher=launcher)
+        self._pause = pause
         self._network = network
         self._files = files
         self._pause_image = pause_image
         self._specs = specs
+        self._cgroup_paths = cgroup_paths
         self._teardown = teardown
         self._exits = exits
         self._reaper = reaper
         self._operations = operations
         self._boot_id = boot_id
-        self._remove_containers = remove_containers
-        self._stop_containers = stop_containers
+        self._containers = containers
         self._creations: SingleFlight[str] = SingleFlight("RunPodSandbox", operations)
         self._stops: SingleFlight[None] = SingleFlight("StopPodSandbox", operations)
         self._removals: SingleFlight[None] = SingleFlight("RemovePodSandbox", operations)
@@ -199,7 +200,7 @@ class Pods:
             digest=digest,
             created_at_ns=time.time_ns(),
             boot_id=self._boot_id,
-            cgroup_parent=self._specs.cgroup_parent(config),
+            cgroup_parent=self._cgroup_paths.parent(config),
             netns="" if has_host_network(config) else str(netns_file(sandbox_id)),
             hostname=self._files.check(config),
             image_id=image.id,
@@ -223,19 +224,11 @@ class Pods:
             await self._network.remove_namespace(sandbox.id)
 
     async def _forget_failed(self, sandbox: Sandbox, rollback: Rollback) -> None:
-        if not rollback.failed:
-            try:
-                await self._teardown.root_files(self._paths.sandbox(sandbox.id))
-            except OSError:
-                rollback.failed.append("record")
-                log.exception("record not removed", sandbox_id=sandbox.id)
-        if rollback.failed:
-            self.give_up_creating(
-                sandbox,
-                f"creation failed, and so did the undoing of: {', '.join(rollback.failed)}",
-            )
-            return
-        self._store.forget(sandbox)
+        if failed := await self._teardown.record(self._paths.sandbox(sandbox.id), rollback):
+            reason = f"creation failed, and so did the undoing of: {failed}"
+            self.give_up_creating(sandbox, reason)
+        else:
+            self._store.forget(sandbox)
 
     def give_up_creating(self, sandbox: Sandbox, reason: str) -> None:
         """Show what could not be undone, as not ready, so that the kubelet's Stop and Remove finish the work."""
@@ -281,7 +274,7 @@ class Pods:
             await self._network.remove_namespace(sandbox.id)  # a file of its name, that others made
             return
         self._mark_stopped(sandbox, "stopped")  # first: no further container begins to be made
-        await self._stop_containers(sandbox.id)
+        await self._containers.stop_all(sandbox.id)
         await self.tear_down(sandbox)
         self._store.update(sandbox, msgspec.structs.replace(sandbox.status, torn_down=True))
         log.info("sandbox stopped", sandbox_id=sandbox.id)
@@ -296,7 +289,7 @@ class Pods:
         attempts = Attempts()
 
         async def end_pause() -> None:
-            cgroup = self._specs.cgroup_path(sandbox.record.cgroup_parent, sandbox.id)
+            cgroup = self._cgroup_paths.of(sandbox)
             handler = sandbox.record.handler
             ended = await attempts.each(
                 lambda: self._teardown.process(sandbox.id, handler, cgroup.relative_dir, paths)
@@ -324,7 +317,7 @@ class Pods:
 
     async def _remove(self, sandbox: Sandbox) -> None:
         await self._stops.run(sandbox.id, b"", lambda: self._stop(sandbox))
-        await self._remove_containers(sandbox.id)
+        await self._containers.remove_all(sandbox.id)
         await self._teardown.root_files(self._paths.sandbox(sandbox.id))
         self._store.forget(sandbox)
         await self._pause_image.sweep_after(sandbox.record.image_id)
@@ -384,7 +377,7 @@ class Pods:
             sandbox,
             await read_documents(self._paths.sandbox(sandbox.id)),
             self._network.describe(sandbox),
-            cgroup=self._specs.cgroup_path(sandbox.record.cgroup_parent, sandbox.id).relative_dir,
+            cgroup=self._cgroup_paths.directory_of(sandbox),
         ) | {"operations": documents(self._operations.under_way(sandbox.id))}
 
     async def end_creations(self, grace_s: float) -> None:

@@ -18,7 +18,7 @@ from cri_shim.sandbox.layer_usage import LayerUsages
 from cri_shim.sandbox.store.model import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from cri_shim.background import Background
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.usage import CgroupStats
     from cri_shim.paths import Paths
     from cri_shim.sandbox.layer_usage import LayerUsage
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.store.store import Container, Store
 
 log = structlog.get_logger()
@@ -64,14 +65,14 @@ class Stats:
         paths: Paths,
         store: Store[Container],
         cgroups: Cgroups,
-        cgroup_dir: Callable[[Container], str],
+        cgroup_paths: CgroupPaths,
         background: Background,
         cache_s: float,
     ) -> None:
         self._paths = paths
         self._store = store
         self._cgroups = cgroups
-        self._cgroup_dir = cgroup_dir
+        self._cgroup_paths = cgroup_paths
         self._layers = LayerUsages(
             store,
             lambda object_id: paths.container(object_id).upper_dir,
@@ -114,7 +115,7 @@ class Stats:
     def _read(self, container: Container, layer: LayerUsage | None) -> ContainerUsage:
         cgroup = None
         if container.state is ContainerState.RUNNING:
-            cgroup = self._cgroups.read_stats(self._cgroup_dir(container))
+            cgroup = self._cgroups.read_stats(self._cgroup_paths.directory_of(container))
         return ContainerUsage(
             container=container,
             cgroup=cgroup,

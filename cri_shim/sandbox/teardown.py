@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import ObjectPaths, Paths
+    from cri_shim.rollback import Rollback
 
 log = structlog.get_logger()
 KILL_TIMEOUT_S = 10.0
@@ -146,6 +147,19 @@ class Teardown:
         """The persistent directory: the record goes first, so that a half-removed object is not an object."""
         paths.record_file.unlink(missing_ok=True)
         await _remove(paths.root_dir)
+
+    async def record(self, paths: ObjectPaths, rollback: Rollback) -> str:
+        """The last step of a creation's undoing: `root_files`. Returns what could not be undone, "" if all was.
+
+        If an earlier step failed, the files stay: a further call needs the record to finish.
+        """
+        if not rollback.failed:
+            try:
+                await self.root_files(paths)
+            except OSError:
+                rollback.failed.append("record")
+                log.exception("record not removed", id=paths.root_dir.name)
+        return ", ".join(rollback.failed)
 
 
 class Attempts:

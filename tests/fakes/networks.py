@@ -201,11 +201,6 @@ class FakeImages:
         finally:
             self.held.remove(text)
 
-    async def pull(self, reference: str) -> Image:
-        """As a registry's client."""
-        self.pulls.append(reference)
-        return self.add(reference)
-
     async def sweep_after(self, image_id: str) -> None:
         if self.find(image_id) is None:
             self.sweeps += 1
@@ -214,3 +209,18 @@ class FakeImages:
         self.imports.append(name)
         await source.aclose()  # type: ignore[attr-defined]
         return [self.add(name)]
+
+
+class FakePuller:
+    """As `Puller`, from a registry that has every image."""
+
+    def __init__(self, images: FakeImages) -> None:
+        self._images = images
+        self.ended = False
+
+    async def pull(self, reference: str) -> Image:
+        self._images.pulls.append(reference)
+        return self._images.add(reference)
+
+    async def end_all(self, grace_s: float) -> None:
+        self.ended = True

@@ -10,32 +10,22 @@ from typing import TYPE_CHECKING, cast
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import Background
-from cri_shim.oci.runtime import RuntimeKind, Runtimes
-from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts
+from cri_shim.config import Config
+from cri_shim.config.model import RuntimeSettings, SandboxSettings
+from cri_shim.config.values import Seconds
+from cri_shim.daemon.mechanisms import Mechanisms
+from cri_shim.daemon.sandbox_layer import build_sandbox_layer
+from cri_shim.oci.runtime import RuntimeKind
+from cri_shim.oci.spec.inputs import NodeFacts
 from cri_shim.operations import Operations
 from cri_shim.paths import Paths
-from cri_shim.sandbox.containers import Containers
-from cri_shim.sandbox.exec.attach import AttachSessions
-from cri_shim.sandbox.exec.files_limits import FilesLimits
-from cri_shim.sandbox.exec.process import ExecProcesses
-from cri_shim.sandbox.exec.sync import Execs
-from cri_shim.sandbox.exits import Exit, ExitWatch
-from cri_shim.sandbox.launch import Launcher
-from cri_shim.sandbox.network.pending_deletes import PendingDeletes
-from cri_shim.sandbox.network.pod_network import PodNetwork
-from cri_shim.sandbox.network.reconciler import NetworkReconciler
-from cri_shim.sandbox.pod_images import PauseImage
-from cri_shim.sandbox.pods import Pods
-from cri_shim.sandbox.recovery.orphans import Orphans
-from cri_shim.sandbox.recovery.recovery import Recovery
-from cri_shim.sandbox.spec.pod_files import PodFiles
-from cri_shim.sandbox.spec.specs import Specs
+from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.spec.node_resources import NodeResources
 from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
-from cri_shim.sandbox.teardown import Teardown
 from tests.fakes.kernel import FakeProcess, Kernel
-from tests.fakes.networks import FakeCni, FakeImages
+from tests.fakes.networks import FakeCni, FakeImages, FakePuller
 from tests.fakes.points import Points
-from tests.fakes.runtime import Entry, FakeMonitors, FakeRuntime
+from tests.fakes.runtime import Entry, FakeHandlers, FakeMonitors, FakeRuntime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -45,8 +35,10 @@ if TYPE_CHECKING:
 
     from cri_shim.cni.attachment import Attachment
     from cri_shim.cni.network import Cni
+    from cri_shim.daemon.handlers import Handlers
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.host.process import Reaper
+    from cri_shim.image.pull import Puller
     from cri_shim.image.store import ImageStore
     from cri_shim.oci.conmon import Monitors
 
@@ -135,146 +127,82 @@ class NodeHarness:
         self.stored: Store[Container] = Store(
             "container", self.paths.containers_dir, self.paths.container, read_container
         )
-        self.exits = ExitWatch(self.paths.exits_dir, self._on_exit)
         self.monitors = FakeMonitors(self.kernel, self.paths.exits_dir, self.runtimes)
-        self._wire()
+        self.puller = FakePuller(self.images)
+        self.handlers = FakeHandlers(self.runtimes)
+        self._build()
+
+    def _build(self) -> None:
+        layer = build_sandbox_layer(self._config(), self._mechanisms())
+        layer.pending_deletes.load()
+        self.cgroup_paths = layer.cgroup_paths
+        self.specs = layer.specs
+        self.teardown = layer.teardown
+        self.launcher = layer.launcher
+        self.pending_deletes = layer.pending_deletes
+        self.network = layer.network
+        self.reconciler = layer.reconciler
+        self.exits = layer.exits
+        self.exit_handling = layer.exit_handling
+        self.removal = layer.removal
+        self.containers = layer.containers
+        self.pods = layer.pods
+        self.orphans = layer.orphans
+        self.recovery = layer.recovery
+        self.wipe = layer.wipe
+        self._dispatcher = layer.exit_dispatcher
+
+    def _config(self) -> Config:
+        return Config(
+            sandbox=SandboxSettings(image=self.pause_reference, hostport=self.publish_ports),
+            runtime=RuntimeSettings(start_timeout_s=Seconds(10), max_parallel_creates=2),
+        )
+
+    def _mechanisms(self) -> Mechanisms:
+        return Mechanisms(
+            paths=self.paths,
+            host_etc=self.base / "etc",
+            boot_id=self.boot_id,
+            node=replace(
+                node_facts(), lack_of_files_limits=self.kernel.cgroups.lack_of_files_limits
+            ),
+            node_resources=NodeResources(),
+            systemd=False,
+            cgroups=cast("Cgroups", self.kernel.cgroups),
+            reaper=cast("Reaper", None),
+            background=self.background,
+            operations=self.operations,
+            handlers=cast("Handlers", self.handlers),
+            monitors=cast("Monitors", self.monitors),
+            cni=cast("Cni", self.cni),
+            images=cast("ImageStore", self.images),
+            puller=cast("Puller", self.puller),
+            sandboxes=self.sandboxes,
+            containers=self.stored,
+        )
 
     @property
     def runtime(self) -> FakeRuntime:
         """The default handler's."""
         return self.runtimes["runc"]
 
-    @property
-    def cgroups(self) -> Cgroups:
-        return cast("Cgroups", self.kernel.cgroups)
+    def report_exit(self, object_id: str, code: int) -> None:
+        """As the watch for exits does."""
+        self._on_exit(object_id, Exit(code, 1))
 
-    def runtime_of(self, handler: str) -> FakeRuntime:
-        return cast(
-            "FakeRuntime", Runtimes(self.runtimes.values(), default_handler="runc").get(handler)
-        )
+    def rebuild(self) -> None:
+        """Make the layer's objects again, on what the test has changed below them."""
+        self.exits.close()
+        self._build()
+        self.open()
 
-    def _wire(self) -> None:
-        images = cast("ImageStore", self.images)
-        monitors = cast("Monitors", self.monitors)
-        self.teardown = Teardown(
-            paths=self.paths,
-            cgroups=self.cgroups,
-            monitors=monitors,
-            runtime_of=self.runtime_of,
-        )
-        self.specs = Specs(
-            paths=self.paths,
-            node=replace(
-                node_facts(), lack_of_files_limits=self.kernel.cgroups.lack_of_files_limits
-            ),
-            handler_facts=lambda name: HandlerFacts(name or "runc", user_namespaces=True),
-            containers=self.stored,
-            systemd=False,
-            default_parent="",
-        )
-        self.launcher = Launcher(
-            paths=self.paths,
-            monitors=monitors,
-            teardown=self.teardown,
-            cgroups=self.cgroups,
-            start_timeout_s=10,
-            max_parallel=2,
-        )
-        self.pending_deletes = PendingDeletes(self.paths.pending_deletes_dir)
-        self.pending_deletes.load()
-        self.network = PodNetwork(
-            cast("Cni", self.cni),
-            self.sandboxes,
-            self.pending_deletes,
-            background=self.background,
-            publish_ports=self.publish_ports,
-        )
-        self.reconciler = NetworkReconciler(
-            cni=cast("Cni", self.cni),
-            network=self.network,
-            sandboxes=self.sandboxes,
-            pending_deletes=self.pending_deletes,
-            operations=self.operations,
-            background=self.background,
-            collects_garbage=True,
-        )
-        self.containers = Containers(
-            paths=self.paths,
-            store=self.stored,
-            sandboxes=self.sandboxes,
-            images=images,
-            runtime_of=self.runtime_of,
-            monitors=monitors,
-            execs=Execs(
-                ExecProcesses(
-                    paths=self.paths,
-                    runtime_of=self.runtime_of,
-                    reaper=cast("Reaper", None),
-                    files_limits=FilesLimits(self.cgroups, self.specs.cgroup_path),
-                    pids_of=lambda _container: [],
-                ),
-                background=self.background,
-                max_output_bytes=4096,
-                max_answer_bytes=6000,
-            ),
-            launcher=self.launcher,
-            specs=self.specs,
-            cgroups=self.cgroups,
-            teardown=self.teardown,
-            exits=self.exits,
-            background=self.background,
-            operations=self.operations,
-            attach_sessions=AttachSessions(
-                paths=self.paths, monitors=monitors, background=self.background
-            ),
-            boot_id=self.boot_id,
-        )
-        self.pods = Pods(
-            paths=self.paths,
-            store=self.sandboxes,
-            runtime_of=self.runtime_of,
-            launcher=self.launcher,
-            network=self.network,
-            files=PodFiles(self.paths, self.base / "etc"),
-            pause_image=PauseImage(images, self.pause_reference, self.images.pull),
-            specs=self.specs,
-            teardown=self.teardown,
-            exits=self.exits,
-            reaper=cast("Reaper", None),
-            operations=self.operations,
-            boot_id=self.boot_id,
-            stop_containers=self.containers.stop_all,
-            remove_containers=self.containers.remove_all,
-        )
-        self.orphans = Orphans(
-            paths=self.paths,
-            teardown=self.teardown,
-            network=self.network,
-            monitors=monitors,
-            runtimes=lambda: Runtimes(self.runtimes.values(), default_handler="runc"),
-        )
-        self.recovery = Recovery(
-            paths=self.paths,
-            sandboxes=self.sandboxes,
-            containers=self.stored,
-            pods=self.pods,
-            container_service=self.containers,
-            orphans=self.orphans,
-            runtimes=lambda: Runtimes(self.runtimes.values(), default_handler="runc"),
-            cgroups=self.cgroups,
-            teardown=self.teardown,
-            exits=self.exits,
-            background=self.background,
-            operations=self.operations,
-            boot_id=self.boot_id,
-        )
+    def open(self) -> None:
+        """Begin to watch for exits, as the daemon does before it recovers."""
+        self.exits.open(self._on_exit)
 
     def _on_exit(self, object_id: str, exit_: Exit) -> None:
         self.reported.append((object_id, exit_))
-        if (container := self.stored.get(object_id)) is not None:
-            self.containers.exit_handling.on_exit(container, exit_)
-        elif (sandbox := self.sandboxes.get(object_id)) is not None:
-            self.pods.on_exit(sandbox, exit_)
+        self._dispatcher.dispatch(object_id, exit_)
 
     # --- the daemon's life ---------------------------------------------------------------------------------------
 
@@ -292,7 +220,7 @@ class NodeHarness:
             runtimes=self.runtimes,
             boot_id=boot_id or self.boot_id,
         )
-        harness.exits.open()
+        harness.open()
         return harness
 
     async def crashed_at(self, point: str, call: Coroutine[object, object, object]) -> NodeHarness:
@@ -415,7 +343,7 @@ async def open_house(base: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Nod
             "kata": FakeRuntime(kernel, "kata", RuntimeKind.VM),
         },
     )
-    harness.exits.open()
+    harness.open()
     try:
         yield harness
     finally:

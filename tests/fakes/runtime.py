@@ -13,9 +13,11 @@ from cri_shim.oci.runtime import (
     HandlerSettings,
     RuntimeFeatures,
     RuntimeKind,
+    Runtimes,
     RuntimeState,
     RuntimeVersion,
 )
+from cri_shim.oci.spec.inputs import HandlerFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,6 +119,23 @@ class FakeRuntime:
 
     async def version(self) -> RuntimeVersion:
         return RuntimeVersion(self._settings.name, "1.0.0", "1.1.0")
+
+
+class FakeHandlers:
+    """As `Handlers`, of these runtimes, the first of which is the default one's."""
+
+    def __init__(self, runtimes: dict[str, FakeRuntime]) -> None:
+        self._runtimes = runtimes
+
+    @property
+    def runtimes(self) -> Runtimes:
+        return Runtimes(self._runtimes.values(), default_handler="runc")
+
+    def get(self, handler: str) -> Runtime:
+        return self.runtimes.get(handler)
+
+    def facts(self, handler: str) -> HandlerFacts:
+        return HandlerFacts(handler or "runc", user_namespaces=True)
 
 
 class FakeMonitors:

@@ -14,19 +14,17 @@ from cri_shim.errors import TooManyFilesError, host_step
 from cri_shim.kernel_call import in_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cri_shim.host.cgroups.placement import CgroupPath
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.store.store import Container
 
 
 class FilesLimits:
     """Limits how many files containers have open."""
 
-    def __init__(self, cgroups: Cgroups, cgroup_path: Callable[[str, str], CgroupPath]) -> None:
+    def __init__(self, cgroups: Cgroups, cgroup_paths: CgroupPaths) -> None:
         self._cgroups = cgroups
-        self._cgroup_path = cgroup_path
+        self._cgroup_paths = cgroup_paths
 
     async def hold(self, container: Container) -> None:
         """Have the limit hold for what has entered the container since; nothing for one without a limit.
@@ -36,14 +34,18 @@ class FilesLimits:
         if self._cgroups.lack_of_files_limits:
             return
         with host_step(f"container {container.id}: limiting the open files of what entered it"):
-            await in_time("limiting open files", self._cgroups.gather_files, self._dir(container))
+            await in_time(
+                "limiting open files",
+                self._cgroups.gather_files,
+                self._cgroup_paths.directory_of(container),
+            )
 
     async def change(self, container: Container, limit: int) -> int:
         """Give a container that was created another limit, -1 for none; the former one.
 
         Raises TooManyFilesError, with the former limit in force, where it has more open; CriShimError.
         """
-        relative_dir = self._dir(container)
+        relative_dir = self._cgroup_paths.directory_of(container)
         with host_step(f"container {container.id}: changing the limit of its open files"):
             former = self._cgroups.files_limit(relative_dir)
             if former is None and limit < 0:
@@ -54,9 +56,6 @@ class FilesLimits:
                 await limit_files(self._cgroups, container.id, relative_dir, former or -1)
                 raise
         return former or -1
-
-    def _dir(self, container: Container) -> str:
-        return self._cgroup_path(container.record.cgroup_parent, container.id).relative_dir
 
 
 async def limit_files(cgroups: Cgroups, object_id: str, relative_dir: str, limit: int) -> None:

@@ -38,9 +38,12 @@ if TYPE_CHECKING:
     from cri_shim.operations import Operations
     from cri_shim.paths import ObjectPaths, Paths
     from cri_shim.sandbox.containers import Containers
+    from cri_shim.sandbox.creation import Creation
+    from cri_shim.sandbox.exit_handling import ExitHandling
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.pods import Pods
     from cri_shim.sandbox.recovery.orphans import Orphans
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.store.store import Container, Sandbox, Store
     from cri_shim.sandbox.teardown import Teardown
 
@@ -66,6 +69,9 @@ class Recovery:
         containers: Store[Container],
         pods: Pods,
         container_service: Containers,
+        creation: Creation,
+        exit_handling: ExitHandling,
+        cgroup_paths: CgroupPaths,
         orphans: Orphans,
         runtimes: Callable[[], Runtimes],
         cgroups: Cgroups,
@@ -80,6 +86,9 @@ class Recovery:
         self._containers = containers
         self._pods = pods
         self._container_service = container_service
+        self._creation = creation
+        self._exit_handling = exit_handling
+        self._cgroup_paths = cgroup_paths
         self._orphans = orphans
         self._runtimes = runtimes
         self._cgroups = cgroups
@@ -200,16 +209,13 @@ class Recovery:
 
     async def _take_container(self, container: Container) -> str:
         status = container.status
-        exit_handling = self._container_service.exit_handling
         if container.state is ContainerState.CREATING:
             log.info("undoing an unfinished creation", container_id=container.id)
             self._unfinished.add(
                 "container",
                 container.id,
                 lambda: self._undo_container(container, "undone"),
-                overdue=lambda why: self._container_service.show_unfinished(
-                    container, f"{UNFINISHED}: {why}"
-                ),
+                overdue=lambda why: self._creation.show_given_up(container, f"{UNFINISHED}: {why}"),
             )
             return ""
         if self._sandboxes.get(container.sandbox_id) is None:
@@ -220,13 +226,13 @@ class Recovery:
             return ""
         if container.state is ContainerState.EXITED:
             container.ended.set()
-            exit_handling.tear_down_exited(container)
+            self._exit_handling.tear_down_exited(container)
             return "kept"
         if status.start_fault:
             return "kept"  # it has no process to look for
         if container.record.boot_id != self._boot_id:
             exit_ = self._exits.read(container.id)
-            await exit_handling.note_exit(
+            await self._exit_handling.note_exit(
                 container,
                 exit_ or Exit(UNKNOWN_EXIT_CODE, 0),
                 reason=None if exit_ else "Unknown",
@@ -240,7 +246,7 @@ class Recovery:
         execs = LeftoverExecs.of(
             container,
             self._paths,
-            self._cgroups.pids(self._container_service.exit_handling.cgroup_dir(container)),
+            self._cgroups.pids(self._cgroup_paths.directory_of(container)),
         )
         if not execs and container.state is not ContainerState.CREATED:
             return "running"
@@ -255,9 +261,7 @@ class Recovery:
             await self._container_service.undo(container)
         except Exception:
             if unfinished and self._containers.get(container.id) is not None:
-                self._container_service.give_up_creating(
-                    container, f"{UNFINISHED}, and the undoing failed"
-                )
+                self._creation.give_up(container, f"{UNFINISHED}, and the undoing failed")
             raise
         return outcome
 
@@ -265,7 +269,7 @@ class Recovery:
         status = container.status
         exit_ = self._exits.read(container.id)
         if exit_ is not None:
-            await self._container_service.exit_handling.note_exit(container, exit_, log_first=False)
+            await self._exit_handling.note_exit(container, exit_, log_first=False)
         elif status.process and status.monitor and running(status.monitor):
             # It may be about to report; a slow monitor is no dead one.
             self._exits.watch(container.id, status.process, status.monitor)
@@ -273,7 +277,7 @@ class Recovery:
             return ""
         else:
             # On its own: it has to be killed first, which may take longer than this object's time.
-            self._container_service.exit_handling.on_exit(container, Exit(None, 0))
+            self._exit_handling.on_exit(container, Exit(None, 0))
         return "ended"
 
     async def _await_exit(self, container: Container) -> str:

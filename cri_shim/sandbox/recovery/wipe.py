@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.image.pull import Puller
     from cri_shim.image.store import ImageStore
+    from cri_shim.sandbox.container_removal import ContainerRemoval
     from cri_shim.sandbox.containers import Containers
     from cri_shim.sandbox.network.pending_deletes import PendingDeletes
     from cri_shim.sandbox.network.pod_network import PodNetwork
@@ -71,6 +72,7 @@ class Wipe:
         containers: Store[Container],
         pods: Pods,
         container_service: Containers,
+        removal: ContainerRemoval,
         orphans: Orphans,
         network: PodNetwork,
         pending_deletes: PendingDeletes,
@@ -85,6 +87,7 @@ class Wipe:
         self._containers = containers
         self._pods = pods
         self._container_service = container_service
+        self._removal = removal
         self._orphans = orphans
         self._network = network
         self._pending_deletes = pending_deletes
@@ -115,7 +118,7 @@ class Wipe:
         ]
         await self._each("removing pods", pods, wiped, tell)
         orphans = [
-            (f"container {container.id}", partial(self._container_service.destroy, container))
+            (f"container {container.id}", partial(self._removal.destroy, container))
             for container in self._containers
             if self._sandboxes.get(container.sandbox_id) is None
         ]

@@ -14,7 +14,6 @@ import structlog
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import InvalidArgumentError, NotFoundError, WrongStateError
-from cri_shim.host.cgroups.placement import CgroupPath, cgroup_path, parent_directory
 from cri_shim.host.files import read_bounded
 from cri_shim.kernel_call import at_length_for, in_time_for, working_on
 from cri_shim.oci.hook_files import check_programs
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.seccomp import Profile
     from cri_shim.oci.spec.sysctls import PodSysctls
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.spec.host_paths import HostPath
     from cri_shim.sandbox.spec.user_namespace import PodUserNamespace
     from cri_shim.sandbox.spec.volumes import Volumes
@@ -79,8 +79,7 @@ class Specs:
         node: NodeFacts,
         handler_facts: Callable[[str], HandlerFacts],
         containers: Store[Container],
-        systemd: bool,
-        default_parent: str,
+        cgroup_paths: CgroupPaths,
         node_resources: NodeResources | None = None,
     ) -> None:
         self._paths = paths
@@ -88,20 +87,7 @@ class Specs:
         self._node = dataclasses.replace(node, selinux_enabled=node_resources.selinux is not None)
         self._handler_facts = handler_facts
         self._containers = containers
-        self._systemd = systemd
-        self._default_parent = default_parent
-
-    # --- cgroups -------------------------------------------------------------------------------------------------
-
-    def cgroup_parent(self, config: api.PodSandboxConfig) -> str:
-        """The pod's parent, or the configured one. Raises InvalidArgumentError for one the driver can't use."""
-        parent = config.linux.cgroup_parent or self._default_parent
-        parent_directory(parent, systemd=self._systemd)
-        return parent
-
-    def cgroup_path(self, parent: str, object_id: str) -> CgroupPath:
-        """Where the cgroup of an object is; derived from its record alone."""
-        return cgroup_path(parent, object_id, systemd=self._systemd)
+        self._cgroup_paths = cgroup_paths
 
     # --- sandboxes -----------------------------------------------------------------------------------------------
 
@@ -135,7 +121,6 @@ class Specs:
         self, sandbox: Sandbox, image: Image, users: PodUserNamespace | None
     ) -> Spec:
         """The pause container's runtime-spec, which joins the pod's `users` where it has a namespace for them."""
-        cgroup = self.cgroup_path(sandbox.record.cgroup_parent, sandbox.id)
         return build_sandbox_spec(
             sandbox.config,
             node=await self._current_node(),
@@ -145,7 +130,7 @@ class Specs:
             ),
             image=image_defaults(image, ""),
             rootfs_path=str(self._paths.sandbox(sandbox.id).rootfs_dir),
-            cgroups_path=cgroup.spec_path,
+            cgroups_path=self._cgroup_paths.of(sandbox).spec_path,
             localhost_seccomp=await self._sandbox_profile(sandbox),
         )
 
@@ -248,7 +233,7 @@ class Specs:
         facts = ContainerFacts(
             id=container.id,
             rootfs_path=str(rootfs_dir),
-            cgroups_path=self.cgroup_path(container.record.cgroup_parent, container.id).spec_path,
+            cgroups_path=self._cgroup_paths.of(container).spec_path,
             target_pid=self._target_pid(sandbox, context.namespace_options),
             image_volumes=volumes.declared,
             mount_sources={

@@ -54,7 +54,7 @@ async def parts(config: Config, reaper: Reaper, tmp_path: Path) -> AsyncIterator
     built = await build(
         config, paths=prepare(config), reaper=reaper, cni_cache_dir=tmp_path / "cache"
     )
-    built.exits.open()
+    built.exits.open(built.exit_dispatcher.dispatch)
     yield built
     built.exits.close()
     await built.images.close()
@@ -72,10 +72,10 @@ async def test_an_end_reaches_the_container_or_the_sandbox_that_it_is_of(parts: 
     container = make_container(status=ContainerStatus(committed_at_ns=1, started_at_ns=1))
     parts.sandboxes.create(sandbox)
     parts.containers.create(container)
-    parts.exits._on_exit(sandbox.id, Exit(1, 5))
+    parts.exit_dispatcher.dispatch(sandbox.id, Exit(1, 5))
     assert sandbox.state is SandboxState.NOT_READY
-    parts.exits._on_exit(container.id, Exit(2, 5))
-    parts.exits._on_exit("f" * 64, Exit(3, 5))  # nobody's: no harm
+    parts.exit_dispatcher.dispatch(container.id, Exit(2, 5))
+    parts.exit_dispatcher.dispatch("f" * 64, Exit(3, 5))  # nobody's: no harm
     await parts.background.close(5)
     assert container.state is ContainerState.EXITED
     assert container.status.exit_code == 2

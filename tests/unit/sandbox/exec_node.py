@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 
 from cri_shim.background import Background
 from cri_shim.errors import TooManyFilesError
-from cri_shim.host.cgroups.placement import CgroupPath, cgroup_path
 from cri_shim.host.process import Reaper
 from cri_shim.host.proctree import process_table
 from cri_shim.oci.runtime import HandlerSettings
@@ -19,6 +18,7 @@ from cri_shim.sandbox.exec.files_limits import FilesLimits
 from cri_shim.sandbox.exec.process import ExecProcesses
 from cri_shim.sandbox.exec.session import ExecSessions
 from cri_shim.sandbox.exec.sync import ExecResult, Execs
+from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
 from cri_shim.sandbox.store.model import ContainerStatus
 from tests.fakes import exec_runtime
 from tests.fakes.clock import until
@@ -90,7 +90,9 @@ class Node:
             paths=self.paths,
             runtime_of=lambda _handler: cast("Runtime", self.runtime),
             reaper=self.reaper,
-            files_limits=FilesLimits(cast("Cgroups", self.cgroups), self._cgroup_path),
+            files_limits=FilesLimits(
+                cast("Cgroups", self.cgroups), CgroupPaths(systemd=False, default_parent="")
+            ),
             pids_of=lambda _container: self.pids_in_container,
         )
         self.sessions = ExecSessions(processes, paths=self.paths, background=self.background)
@@ -109,9 +111,6 @@ class Node:
 
     def another_container(self, letter: str = "d", pod: str = "s") -> Container:
         return self._make_container(letter, pod)
-
-    def _cgroup_path(self, parent: str, object_id: str) -> CgroupPath:
-        return cgroup_path(parent, object_id, systemd=False)
 
     async def run(self, *command: str, timeout_s: float = 0) -> ExecResult:
         return await self.execs.exec_sync(self.container, command, cast("int", timeout_s))

@@ -146,7 +146,7 @@ async def test_what_can_not_be_is_refused_by_its_field_and_changes_nothing(
 def uses(
     harness: NodeHarness, container: Container, used: int, *, working_set: int | None = None
 ) -> None:
-    directory = harness.containers.exit_handling.cgroup_dir(container)
+    directory = harness.cgroup_paths.directory_of(container)
     harness.kernel.cgroups.stats[directory] = CgroupStats(
         read_at_ns=1,
         memory_usage_bytes=used,

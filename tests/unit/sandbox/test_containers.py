@@ -714,7 +714,7 @@ async def test_what_a_refused_start_leaves_is_torn_down_once_that_is_possible(
     assert not container.status.torn_down
     harness.points.heal()
     await until(lambda: container.status.torn_down)
-    assert harness.containers.exit_handling.cgroup_dir(container) not in harness.kernel.cgroups.dirs
+    assert harness.cgroup_paths.directory_of(container) not in harness.kernel.cgroups.dirs
 
 
 async def test_a_start_that_an_earlier_call_began_is_taken_for_done(harness: NodeHarness) -> None:

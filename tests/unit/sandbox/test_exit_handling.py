@@ -81,7 +81,7 @@ async def test_what_an_exited_container_held_is_torn_down_once_that_is_possible(
     harness.points.heal()
     await until(lambda: container.status.torn_down)
     assert container.id not in harness.runtime.containers
-    assert harness.containers.exit_handling.cgroup_dir(container) not in harness.kernel.cgroups.dirs
+    assert harness.cgroup_paths.directory_of(container) not in harness.kernel.cgroups.dirs
 
 
 async def test_a_removal_meanwhile_ends_the_teardown(harness: NodeHarness) -> None:
@@ -115,7 +115,7 @@ async def test_a_slow_monitor_is_no_dead_one(
 
 async def test_the_time_of_the_exit_is_that_of_its_file(harness: NodeHarness) -> None:
     container = await harness.start(await harness.run_pod())
-    await harness.containers.exit_handling.note_exit(
+    await harness.exit_handling.note_exit(
         container, Exit(1, container.status.started_at_ns + 12345)
     )
     assert container.status.finished_at_ns == container.status.started_at_ns + 12345
@@ -123,9 +123,9 @@ async def test_the_time_of_the_exit_is_that_of_its_file(harness: NodeHarness) ->
 
 async def test_the_first_exit_stays(harness: NodeHarness) -> None:
     container = await harness.start(await harness.run_pod())
-    await harness.containers.exit_handling.note_exit(container, Exit(1, 0))
+    await harness.exit_handling.note_exit(container, Exit(1, 0))
     status = container.status
-    await harness.containers.exit_handling.note_exit(container, Exit(2, 0))
+    await harness.exit_handling.note_exit(container, Exit(2, 0))
     assert container.status is status
 
 
@@ -347,9 +347,7 @@ async def test_a_container_whose_process_nobody_knows_is_stopped_by_its_cgroup(
     sandbox = await harness.run_pod()
     container = make_container(sandbox_id=sandbox.id, status=ContainerStatus(committed_at_ns=1))
     harness.stored.create(container)
-    process = harness.kernel.spawn(
-        ("lost",), cgroup=harness.containers.exit_handling.cgroup_dir(container)
-    )
+    process = harness.kernel.spawn(("lost",), cgroup=harness.cgroup_paths.directory_of(container))
     await harness.containers.stop_container(container.id, 10)
     assert process.pid not in harness.kernel.processes
     assert (container.status.exit_code, container.status.reason) == (137, "MonitorDied")

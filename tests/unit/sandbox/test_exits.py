@@ -36,11 +36,10 @@ class Node:
         self.watch = self.make_watch()
 
     def make_watch(self) -> ExitWatch:
-        return ExitWatch(
-            self.directory,
-            lambda i, e: self.reported.append((i, e)),
-            needs_monitor=self.needed.append,
-        )
+        return ExitWatch(self.directory, needs_monitor=self.needed.append)
+
+    def open(self) -> None:
+        self.watch.open(lambda i, e: self.reported.append((i, e)))
 
     def begin(
         self, object_id: str = ID, *, patience_s: float | None = None
@@ -64,7 +63,7 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     made = Node(tmp_path)
     made.kernel.install(monkeypatch, tmp_path)
     made.watch = made.make_watch()
-    made.watch.open()
+    made.open()
     yield made
     made.watch.close()
     assert made.kernel.watches == {}
@@ -300,7 +299,7 @@ async def test_after_lost_events_every_file_is_looked_at_again(
 
     node.watch.close()
     monkeypatch.setattr(exits_module, "DirectoryWatch", SilentWatch)
-    node.watch.open()
+    node.open()
     node.begin(ID)
     node.begin(OTHER)
     node.begin("c" * 64)

@@ -40,7 +40,7 @@ from cri_shim.sandbox.store.store import as_json
 from cri_shim.single_flight import SupersededError
 from tests.fakes.clock import turn_over, until
 from tests.fakes.kernel import NETNS_FD, USERNS_FD
-from tests.fakes.networks import FakeImages
+from tests.fakes.networks import FakeImages, FakePuller
 from tests.fakes.node_harness import container_config, pod_config
 from tests.unit.sandbox.interruptions import (
     UNDO_EFFECTS,
@@ -956,7 +956,7 @@ async def test_a_sandbox_is_found_by_its_id_or_a_prefix_of_it(harness: NodeHarne
 async def test_the_built_in_pause_image_is_imported_once_at_its_first_use() -> None:
     images = FakeImages()
     images.forget(PAUSE_REFERENCE)
-    pause = PauseImage(images, None, images.pull)  # type: ignore[arg-type]
+    pause = PauseImage(images, None, FakePuller(images).pull)  # type: ignore[arg-type]
     first, second = await asyncio.gather(pause.get(), pause.get())
     assert first is second
     assert images.imports == [PAUSE_REFERENCE]
@@ -977,7 +977,7 @@ async def test_the_last_pod_of_a_removed_pause_image_gives_its_layers_back(
 
 async def test_a_configured_pause_image_is_pulled_when_it_is_not_there() -> None:
     images = FakeImages()
-    pause = PauseImage(images, "registry.example/pause:3", images.pull)  # type: ignore[arg-type]
+    pause = PauseImage(images, "registry.example/pause:3", FakePuller(images).pull)  # type: ignore[arg-type]
     assert "registry.example/pause:3" in (await pause.get()).repo_tags
     assert images.pulls == ["registry.example/pause:3"]
     await pause.get()

@@ -12,6 +12,7 @@ from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.host.tree import DiskUsage
 from cri_shim.paths import Paths
 from cri_shim.sandbox import layer_usage as layer_module
+from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
 from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.store.model import ContainerStatus
 from cri_shim.sandbox.store.store import Container, Store, read_container
@@ -45,7 +46,7 @@ class Node:
             paths=self.paths,
             store=self.store,
             cgroups=cast("Cgroups", self.cgroups),
-            cgroup_dir=lambda container: f"pods/{container.id}",
+            cgroup_paths=CgroupPaths(systemd=False, default_parent=""),
             background=Background(),
             cache_s=cache_s,
         )
@@ -59,7 +60,7 @@ class Node:
         return container
 
     def read_cpu(self, container: Container, at_s: float, usage_s: float | None) -> None:
-        self.cgroups.stats[f"pods/{container.id}"] = CgroupStats(
+        self.cgroups.stats[f"cri-shim/{container.id}"] = CgroupStats(
             read_at_ns=int(at_s * SECOND),
             cpu_usage_ns=None if usage_s is None else int(usage_s * SECOND),
         )

@@ -50,7 +50,7 @@ async def test_limit_holds_for_the_process_before_it_is_started(harness: NodeHar
     container = await created(harness, "100")
     assert container.state is ContainerState.CREATED
     assert harness.kernel.cgroups.files_limits == {
-        harness.containers.exit_handling.cgroup_dir(container): 100
+        harness.cgroup_paths.directory_of(container): 100
     }
     assert harness.kernel.cgroups.limited_files == {pid_of(container)}
     passed = harness.points.passed
@@ -128,7 +128,7 @@ async def test_end_of_a_container_takes_the_cgroup_away(harness: NodeHarness) ->
 
 
 def refuse_updates(harness: NodeHarness, container: Container) -> None:
-    directory = harness.containers.exit_handling.cgroup_dir(container)
+    directory = harness.cgroup_paths.directory_of(container)
     harness.kernel.cgroups.stats[directory] = CgroupStats(read_at_ns=1)
     harness.runtime.refuses_updates = "no"
 

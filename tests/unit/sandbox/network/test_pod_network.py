@@ -39,7 +39,7 @@ TWO = (NetworkAttachment("pods", "eth0"), NetworkAttachment("storage", "net1"))
 async def joined(harness: NodeHarness) -> NodeHarness:
     """A harness with two networks."""
     harness.cni = FakeCni(harness.points, "pods", "storage")
-    harness._wire()
+    harness.rebuild()
     return harness
 
 
@@ -302,7 +302,7 @@ async def test_the_ports_of_pods_that_were_there_before_the_daemon_are_known(
     config.port_mappings.add(host_port=80, container_port=8080)
     found = make_sandbox(status=SandboxStatus(attachments=TWO), config=config)
     harness.sandboxes.adopt(found)
-    harness._wire()
+    harness.rebuild()
     with pytest.raises(AlreadyExistsError, match=found.id):
         harness.network.plan("a" * 64, METADATA, config)
     harness.sandboxes.forget(found)
@@ -342,7 +342,7 @@ async def test_ports_that_we_do_not_publish_are_nobodys_here(
     harness: NodeHarness, how: str
 ) -> None:
     harness.publish_ports = how != "unpublished"
-    harness._wire()
+    harness.rebuild()
     for name in ("first", "second"):
         config = pod_config(name, host_network=how == "host-network")
         config.port_mappings.add(host_port=80, container_port=8080)

@@ -125,7 +125,7 @@ async def test_two_pending_deletes_of_one_pod_share_its_namespace_until_the_last
     harness: NodeHarness,
 ) -> None:
     harness.cni = FakeCni(harness.points, "pods", "storage")
-    harness._wire()
+    harness.rebuild()
     config = pod_config()
     config.annotations["network.alpha.kubernetes.io/network"] = '{"name": "storage"}'
     harness.points.fail("cni.del", BUSY)
@@ -146,7 +146,7 @@ async def test_two_pending_deletes_of_one_pod_share_its_namespace_until_the_last
 
 async def test_a_stop_that_is_under_way_keeps_its_namespace(harness: NodeHarness) -> None:
     harness.cni = FakeCni(harness.points, "pods", "storage")
-    harness._wire()
+    harness.rebuild()
     config = pod_config()
     config.annotations["network.alpha.kubernetes.io/network"] = '{"name": "storage"}'
     sandbox_id = await harness.pods.run_pod_sandbox(config, "")
@@ -209,7 +209,7 @@ async def test_valid_is_what_pods_have_or_are_being_given_less_what_is_pending(
 
 async def test_only_networks_that_are_ours_are_collected(harness: NodeHarness) -> None:
     harness.cni = FakeCni(harness.points, "pods", "somebody-elses")
-    harness._wire()
+    harness.rebuild()
     await harness.reconciler.collect_garbage()
     assert [network for network, _ in harness.cni.collected] == ["pods"]
     harness.cni.ready = False

@@ -575,7 +575,7 @@ async def test_a_removal_that_was_cut_short_is_completed(harness: NodeHarness) -
 async def test_commands_of_the_former_daemon_are_killed(harness: NodeHarness) -> None:
     container = await harness.start(await harness.run_pod())
     exec_dir = harness.paths.container(container.id).exec_dir
-    cgroup = harness.containers.exit_handling.cgroup_dir(container)
+    cgroup = harness.cgroup_paths.directory_of(container)
     [pause] = harness.pods.list_pod_sandbox()
     assert container.status.monitor
     assert pause.status.process
@@ -870,7 +870,7 @@ async def test_an_exec_of_the_new_daemon_is_no_leftover(
 ) -> None:
     container = await harness.create(await harness.run_pod())
     exec_dir = harness.paths.container(container.id).exec_dir
-    cgroup = harness.containers.exit_handling.cgroup_dir(container)
+    cgroup = harness.cgroup_paths.directory_of(container)
     old = harness.kernel.spawn(("old probe",), cgroup=cgroup)
     (exec_dir / "old.pid").write_text(str(old.pid))
     again = harness.restarted()

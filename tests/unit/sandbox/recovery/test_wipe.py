@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,45 +11,17 @@ from cri_shim.errors import CniPluginError, CriShimError, UnavailableError
 from cri_shim.ids import new_id
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.recovery import wipe as wipe_module
-from cri_shim.sandbox.recovery.wipe import Wipe, Wiped
 from tests.fakes.node_harness import container_config, pod_config
 
 if TYPE_CHECKING:
-    from cri_shim.image.pull import Puller
-    from cri_shim.image.store import ImageStore
+    from cri_shim.sandbox.recovery.wipe import Wiped
     from tests.fakes.node_harness import NodeHarness
 
 pytestmark = pytest.mark.asyncio
 
 
-class FakePuller:
-    """Pulls that can be ended."""
-
-    ended = False
-
-    async def end_all(self, grace_s: float) -> None:
-        self.ended = True
-
-
-def wipe_of(harness: NodeHarness) -> Wipe:
-    return Wipe(
-        sandboxes=harness.sandboxes,
-        containers=harness.stored,
-        pods=harness.pods,
-        container_service=harness.containers,
-        orphans=harness.orphans,
-        network=harness.network,
-        pending_deletes=harness.pending_deletes,
-        reconciler=harness.reconciler,
-        cgroups=harness.cgroups,
-        own_cgroup="cri-shim",
-        images=cast("ImageStore", harness.images),
-        puller=cast("Puller", FakePuller()),
-    )
-
-
 async def wiped(harness: NodeHarness) -> Wiped:
-    return await wipe_of(harness).run(images=False, tell=lambda *_: None)
+    return await harness.wipe.run(images=False, tell=lambda *_: None)
 
 
 async def populate(harness: NodeHarness, count: int = 3) -> list[str]:
@@ -65,7 +37,7 @@ async def populate(harness: NodeHarness, count: int = 3) -> list[str]:
 async def test_pods_and_containers_go_and_the_daemon_serve_on(harness: NodeHarness) -> None:
     await populate(harness)
     said: list[tuple[str, int, int]] = []
-    result = await wipe_of(harness).run(images=False, tell=lambda *step: said.append(step))
+    result = await harness.wipe.run(images=False, tell=lambda *step: said.append(step))
     assert (result.sandboxes, result.containers, result.leftovers, result.left) == (3, 3, 0, [])
     assert harness.leftovers() == {}
     assert said[0] == ("ending what is being made", 0, 0)

@@ -26,6 +26,7 @@ from cri_shim.oci.spec.selinux import parse_contexts
 from cri_shim.paths import Paths
 from cri_shim.sandbox.spec import specs as specs_module
 from cri_shim.sandbox.spec.apparmor import AppArmor
+from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
 from cri_shim.sandbox.spec.node_resources import NodeResources
 from cri_shim.sandbox.spec.selinux import SELinux
 from cri_shim.sandbox.spec.specs import Specs, image_defaults, localhost_profile
@@ -50,10 +51,13 @@ NO_VOLUMES = Volumes(images={}, declared=())
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2, process=Process(777, 1))
 
 
+CGROUP_PATHS = CgroupPaths(systemd=False, default_parent="")
+
+
 class Node:
     """What specs are made from."""
 
-    def __init__(self, base: Path, *, systemd: bool = False, default_parent: str = "") -> None:
+    def __init__(self, base: Path) -> None:
         self.paths = Paths(base / "root", base / "state")
         self.paths.containers_dir.mkdir(parents=True, exist_ok=True)
         self.store: Store[Container] = Store(
@@ -65,8 +69,7 @@ class Node:
             node=node_facts(),
             handler_facts=HandlerFacts,
             containers=self.store,
-            systemd=systemd,
-            default_parent=default_parent,
+            cgroup_paths=CGROUP_PATHS,
         )
 
     def image(self, **config: Any) -> Image:
@@ -90,31 +93,6 @@ class Node:
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
-
-
-# --- cgroups -----------------------------------------------------------------------------------------------------
-
-
-def test_a_pods_cgroup_is_its_own_or_the_configured_one(tmp_path: Path) -> None:
-    node = Node(tmp_path, default_parent="/shim")
-    config = pod_config()
-    assert node.specs.cgroup_parent(config) == "/shim"
-    config.linux.cgroup_parent = "/kubepods/pod1"
-    assert node.specs.cgroup_parent(config) == "/kubepods/pod1"
-    assert (
-        node.specs.cgroup_path("/kubepods/pod1", "c" * 64).relative_dir
-        == f"kubepods/pod1/{'c' * 64}"
-    )
-
-
-def test_a_parent_that_the_driver_cannot_use_is_refused(tmp_path: Path) -> None:
-    config = pod_config()
-    config.linux.cgroup_parent = "/kubepods/pod1"
-    with pytest.raises(InvalidArgumentError, match="slice"):
-        Node(tmp_path, systemd=True).specs.cgroup_parent(config)
-    config.linux.cgroup_parent = "/a/../.."
-    with pytest.raises(InvalidArgumentError):
-        Node(tmp_path).specs.cgroup_parent(config)
 
 
 # --- sandboxes ---------------------------------------------------------------------------------------------------
@@ -352,8 +330,7 @@ def providing(node: Node, **node_resources: Any) -> None:
         node=node_facts(),
         handler_facts=HandlerFacts,
         containers=node.store,
-        systemd=False,
-        default_parent="",
+        cgroup_paths=CGROUP_PATHS,
         node_resources=NodeResources(**node_resources),
     )
 

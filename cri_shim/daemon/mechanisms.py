@@ -1,0 +1,104 @@
+"""What the sandbox layer stands on: the mechanisms of this node. Unit tests hand in others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri_shim.background import Background
+from cri_shim.cni.network import Cni
+from cri_shim.daemon.handlers import Handlers
+from cri_shim.daemon.images import layers_of, open_store
+from cri_shim.daemon.node_resources import open_node_resources
+from cri_shim.host.cgroups.layout import effective_driver
+from cri_shim.host.cgroups.tree import Cgroups
+from cri_shim.image.pull import Puller
+from cri_shim.oci.conmon import Monitors
+from cri_shim.operations import Operations
+from cri_shim.sandbox.spec.node import boot_id, read_node_facts
+from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
+
+if TYPE_CHECKING:
+    from cri_shim.config import Config
+    from cri_shim.host.process import Reaper
+    from cri_shim.image.store import ImageStore
+    from cri_shim.oci.spec.inputs import NodeFacts
+    from cri_shim.paths import Paths
+    from cri_shim.sandbox.spec.node_resources import NodeResources
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanisms:
+    """One object of each kind."""
+
+    paths: Paths
+    host_etc: Path
+    """Where the node's own `hosts` and `resolv.conf` are."""
+    boot_id: str
+    node: NodeFacts
+    node_resources: NodeResources
+    systemd: bool
+    """Whether systemd makes the cgroups."""
+    cgroups: Cgroups
+    reaper: Reaper
+    background: Background
+    operations: Operations
+    handlers: Handlers
+    monitors: Monitors
+    cni: Cni
+    images: ImageStore
+    puller: Puller
+    sandboxes: Store[Sandbox]
+    containers: Store[Container]
+
+
+async def open_mechanisms(
+    config: Config,
+    paths: Paths,
+    reaper: Reaper,
+    cni_cache_dir: Path,
+    node_resources: NodeResources | None,
+) -> Mechanisms:
+    """Those of this node; `node_resources` are for who makes no containers. Raises ConfigError."""
+    operations = Operations()
+    cgroups = Cgroups.detect()
+    systemd = effective_driver(config.cgroup_driver, cgroups.layout) == "systemd"
+    sandboxes = Store("sandbox", paths.sandboxes_dir, paths.sandbox, read_sandbox)
+    containers = Store("container", paths.containers_dir, paths.container, read_container)
+    images = await open_store(
+        config, paths, reaper, lambda: layers_of(containers) | layers_of(sandboxes)
+    )
+    return Mechanisms(
+        paths=paths,
+        host_etc=Path("/etc"),
+        boot_id=boot_id(),
+        node=read_node_facts(config.security, cgroups),
+        node_resources=node_resources
+        or await open_node_resources(
+            config.security, paths=paths, reaper=reaper, sandboxes=sandboxes, containers=containers
+        ),
+        systemd=systemd,
+        cgroups=cgroups,
+        reaper=reaper,
+        background=Background(),
+        operations=operations,
+        handlers=Handlers(
+            config.runtime, paths=paths, reaper=reaper, systemd=systemd, layout=cgroups.layout
+        ),
+        monitors=Monitors(
+            reaper, config.runtime.monitor, exits_dir=paths.exits_dir, socket_dir=paths.console_dir
+        ),
+        cni=Cni(
+            reaper,
+            plugin_dirs=config.cni.plugin_dirs,
+            conf_dir=config.cni.conf_dir,
+            cache_dir=cni_cache_dir,
+            timeout_s=config.cni.timeout_s,
+            loopback_plugin=not config.cni.use_internal_loopback,
+        ),
+        images=images,
+        puller=Puller(images, config.images, operations),
+        sandboxes=sandboxes,
+        containers=containers,
+    )

@@ -1,0 +1,361 @@
+"""Makes every object of the sandbox layer, over mechanisms that are handed in.
+
+The daemon hands in those of its node, the unit tests theirs: both have the same objects, connected in the same way.
+Each object is given what it uses; none is reached through another.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from cri_shim.config.model import GcMode
+from cri_shim.sandbox.container_removal import ContainerRemoval
+from cri_shim.sandbox.container_resources import ContainerResources
+from cri_shim.sandbox.containers import Containers
+from cri_shim.sandbox.creation import Creation
+from cri_shim.sandbox.exec.attach import AttachSessions
+from cri_shim.sandbox.exec.files_limits import FilesLimits
+from cri_shim.sandbox.exec.process import ExecProcesses
+from cri_shim.sandbox.exec.sync import Execs
+from cri_shim.sandbox.exit_dispatcher import ExitDispatcher
+from cri_shim.sandbox.exit_handling import ExitHandling
+from cri_shim.sandbox.exits import ExitWatch
+from cri_shim.sandbox.launch import Launcher
+from cri_shim.sandbox.network.pending_deletes import PendingDeletes
+from cri_shim.sandbox.network.pod_network import PodNetwork
+from cri_shim.sandbox.network.reconciler import NetworkReconciler
+from cri_shim.sandbox.pause import PauseContainers
+from cri_shim.sandbox.pod_images import PauseImage
+from cri_shim.sandbox.pods import Pods
+from cri_shim.sandbox.recovery.orphans import Orphans
+from cri_shim.sandbox.recovery.recovery import Recovery
+from cri_shim.sandbox.recovery.wipe import Wipe
+from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
+from cri_shim.sandbox.spec.pod_files import PodFiles
+from cri_shim.sandbox.spec.specs import Specs
+from cri_shim.sandbox.stats import Stats
+from cri_shim.sandbox.teardown import Teardown
+
+if TYPE_CHECKING:
+    from cri_shim.config import Config
+    from cri_shim.daemon.mechanisms import Mechanisms
+
+CREATES_PER_CORE = 4
+ANSWER_HEADROOM_BYTES = 64 << 10
+"""Of a gRPC message, for what is in an answer beside the output of an exec."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLayer:
+    """The layer's objects, not yet started."""
+
+    cgroup_paths: CgroupPaths
+    specs: Specs
+    teardown: Teardown
+    launcher: Launcher
+    pending_deletes: PendingDeletes
+    network: PodNetwork
+    reconciler: NetworkReconciler
+    attach_sessions: AttachSessions
+    exits: ExitWatch
+    exec_processes: ExecProcesses
+    creation: Creation
+    exit_handling: ExitHandling
+    removal: ContainerRemoval
+    containers: Containers
+    pods: Pods
+    exit_dispatcher: ExitDispatcher
+    orphans: Orphans
+    recovery: Recovery
+    wipe: Wipe
+    stats: Stats
+
+
+class _Basis(NamedTuple):
+    """What both pods and containers are made with and taken away by."""
+
+    cgroup_paths: CgroupPaths
+    specs: Specs
+    teardown: Teardown
+    launcher: Launcher
+    attach_sessions: AttachSessions
+    exits: ExitWatch
+    files_limits: FilesLimits
+
+
+class _Networks(NamedTuple):
+    pending_deletes: PendingDeletes
+    network: PodNetwork
+    reconciler: NetworkReconciler
+
+
+class _Containers(NamedTuple):
+    exec_processes: ExecProcesses
+    creation: Creation
+    exit_handling: ExitHandling
+    removal: ContainerRemoval
+
+
+def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
+    """Make the objects. Nothing is started, and no file is read."""
+    basis = _basis(config, on)
+    networks = _networks(config, on)
+    parts = _containers(on, basis)
+    containers = _container_service(config, on, basis, parts)
+    pods = _pods(config, on, basis, networks, containers)
+    orphans = Orphans(
+        paths=on.paths,
+        teardown=basis.teardown,
+        network=networks.network,
+        monitors=on.monitors,
+        runtimes=lambda: on.handlers.runtimes,
+    )
+    return SandboxLayer(
+        cgroup_paths=basis.cgroup_paths,
+        specs=basis.specs,
+        teardown=basis.teardown,
+        launcher=basis.launcher,
+        pending_deletes=networks.pending_deletes,
+        network=networks.network,
+        reconciler=networks.reconciler,
+        attach_sessions=basis.attach_sessions,
+        exits=basis.exits,
+        exec_processes=parts.exec_processes,
+        creation=parts.creation,
+        exit_handling=parts.exit_handling,
+        removal=parts.removal,
+        containers=containers,
+        pods=pods,
+        exit_dispatcher=ExitDispatcher(
+            sandboxes=on.sandboxes,
+            containers=on.containers,
+            pods=pods,
+            exit_handling=parts.exit_handling,
+        ),
+        orphans=orphans,
+        recovery=_recovery(on, basis, parts, containers, pods, orphans),
+        wipe=_wipe(on, basis, networks, parts, containers, pods, orphans),
+        stats=Stats(
+            paths=on.paths,
+            store=on.containers,
+            cgroups=on.cgroups,
+            cgroup_paths=basis.cgroup_paths,
+            background=on.background,
+            cache_s=config.stats.cache_s,
+        ),
+    )
+
+
+def _basis(config: Config, on: Mechanisms) -> _Basis:
+    cgroup_paths = CgroupPaths(
+        systemd=on.systemd, default_parent=config.sandbox.cgroup_parent or ""
+    )
+    teardown = Teardown(
+        paths=on.paths, cgroups=on.cgroups, monitors=on.monitors, runtime_of=on.handlers.get
+    )
+    attach_sessions = AttachSessions(paths=on.paths, monitors=on.monitors, background=on.background)
+    return _Basis(
+        cgroup_paths=cgroup_paths,
+        specs=Specs(
+            paths=on.paths,
+            node_resources=on.node_resources,
+            node=on.node,
+            handler_facts=on.handlers.facts,
+            containers=on.containers,
+            cgroup_paths=cgroup_paths,
+        ),
+        teardown=teardown,
+        launcher=Launcher(
+            paths=on.paths,
+            monitors=on.monitors,
+            teardown=teardown,
+            cgroups=on.cgroups,
+            start_timeout_s=config.runtime.start_timeout_s,
+            max_parallel=config.runtime.max_parallel_creates
+            or CREATES_PER_CORE * len(os.sched_getaffinity(0)),
+        ),
+        attach_sessions=attach_sessions,
+        exits=ExitWatch(on.paths.exits_dir, needs_monitor=attach_sessions.unblock),
+        files_limits=FilesLimits(on.cgroups, cgroup_paths),
+    )
+
+
+def _networks(config: Config, on: Mechanisms) -> _Networks:
+    pending_deletes = PendingDeletes(on.paths.pending_deletes_dir)
+    network = PodNetwork(
+        on.cni,
+        on.sandboxes,
+        pending_deletes,
+        background=on.background,
+        publish_ports=config.sandbox.hostport,
+    )
+    reconciler = NetworkReconciler(
+        cni=on.cni,
+        network=network,
+        sandboxes=on.sandboxes,
+        pending_deletes=pending_deletes,
+        operations=on.operations,
+        background=on.background,
+        collects_garbage=config.cni.gc is GcMode.AUTO,
+    )
+    return _Networks(pending_deletes, network, reconciler)
+
+
+def _containers(on: Mechanisms, basis: _Basis) -> _Containers:
+    exec_processes = ExecProcesses(
+        paths=on.paths,
+        runtime_of=on.handlers.get,
+        reaper=on.reaper,
+        files_limits=basis.files_limits,
+        pids_of=lambda container: on.cgroups.pids(basis.cgroup_paths.directory_of(container)),
+    )
+    creation = Creation(
+        paths=on.paths,
+        store=on.containers,
+        images=on.images,
+        runtime_of=on.handlers.get,
+        launcher=basis.launcher,
+        specs=basis.specs,
+        cgroup_paths=basis.cgroup_paths,
+        teardown=basis.teardown,
+        exits=basis.exits,
+        boot_id=on.boot_id,
+    )
+    exit_handling = ExitHandling(
+        paths=on.paths,
+        store=on.containers,
+        sandboxes=on.sandboxes,
+        cgroups=on.cgroups,
+        cgroup_paths=basis.cgroup_paths,
+        teardown=basis.teardown,
+        exits=basis.exits,
+        background=on.background,
+        operations=on.operations,
+    )
+    removal = ContainerRemoval(
+        paths=on.paths,
+        store=on.containers,
+        images=on.images,
+        exits=basis.exits,
+        exit_handling=exit_handling,
+        teardown=basis.teardown,
+    )
+    return _Containers(exec_processes, creation, exit_handling, removal)
+
+
+def _container_service(
+    config: Config, on: Mechanisms, basis: _Basis, parts: _Containers
+) -> Containers:
+    return Containers(
+        paths=on.paths,
+        store=on.containers,
+        sandboxes=on.sandboxes,
+        creation=parts.creation,
+        exit_handling=parts.exit_handling,
+        removal=parts.removal,
+        resources=ContainerResources(
+            paths=on.paths,
+            store=on.containers,
+            runtime_of=on.handlers.get,
+            specs=basis.specs,
+            cgroups=on.cgroups,
+            cgroup_paths=basis.cgroup_paths,
+            files_limits=basis.files_limits,
+        ),
+        runtime_of=on.handlers.get,
+        monitors=on.monitors,
+        execs=Execs(
+            parts.exec_processes,
+            background=on.background,
+            max_output_bytes=config.limits.exec_sync_output_bytes,
+            max_answer_bytes=config.limits.grpc_message_bytes - ANSWER_HEADROOM_BYTES,
+        ),
+        cgroup_paths=basis.cgroup_paths,
+        attach_sessions=basis.attach_sessions,
+        operations=on.operations,
+    )
+
+
+def _pods(
+    config: Config, on: Mechanisms, basis: _Basis, networks: _Networks, containers: Containers
+) -> Pods:
+    files = PodFiles(on.paths, on.host_etc)
+    return Pods(
+        paths=on.paths,
+        store=on.sandboxes,
+        containers=containers,
+        runtime_of=on.handlers.get,
+        pause=PauseContainers(
+            paths=on.paths,
+            files=files,
+            specs=basis.specs,
+            cgroup_paths=basis.cgroup_paths,
+            launcher=basis.launcher,
+        ),
+        network=networks.network,
+        files=files,
+        pause_image=PauseImage(on.images, config.sandbox.image, on.puller.pull),
+        specs=basis.specs,
+        cgroup_paths=basis.cgroup_paths,
+        teardown=basis.teardown,
+        exits=basis.exits,
+        reaper=on.reaper,
+        operations=on.operations,
+        boot_id=on.boot_id,
+    )
+
+
+def _recovery(
+    on: Mechanisms,
+    basis: _Basis,
+    parts: _Containers,
+    containers: Containers,
+    pods: Pods,
+    orphans: Orphans,
+) -> Recovery:
+    return Recovery(
+        paths=on.paths,
+        sandboxes=on.sandboxes,
+        containers=on.containers,
+        pods=pods,
+        container_service=containers,
+        creation=parts.creation,
+        exit_handling=parts.exit_handling,
+        orphans=orphans,
+        runtimes=lambda: on.handlers.runtimes,
+        cgroups=on.cgroups,
+        cgroup_paths=basis.cgroup_paths,
+        teardown=basis.teardown,
+        exits=basis.exits,
+        background=on.background,
+        operations=on.operations,
+        boot_id=on.boot_id,
+    )
+
+
+def _wipe(
+    on: Mechanisms,
+    basis: _Basis,
+    networks: _Networks,
+    parts: _Containers,
+    containers: Containers,
+    pods: Pods,
+    orphans: Orphans,
+) -> Wipe:
+    return Wipe(
+        sandboxes=on.sandboxes,
+        containers=on.containers,
+        pods=pods,
+        container_service=containers,
+        removal=parts.removal,
+        orphans=orphans,
+        network=networks.network,
+        pending_deletes=networks.pending_deletes,
+        reconciler=networks.reconciler,
+        cgroups=on.cgroups,
+        own_cgroup=basis.cgroup_paths.own_directory,
+        images=on.images,
+        puller=on.puller,
+    )
