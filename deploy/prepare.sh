@@ -1,5 +1,5 @@
-# What both commands, deploy/run.sh and tests/run.sh, need of a machine: Debian packages and a virtual environment.
-# To be sourced. Everything here may be repeated, and continues where an aborted run stopped.
+# Prepares a machine for deploy/run.sh and tests/run.sh: Debian packages and a virtual environment. To be sourced.
+# Every function may be repeated, and continues where an aborted run stopped.
 # shellcheck shell=bash
 
 readonly MINIMUM_PYTHON=3.11
@@ -22,7 +22,7 @@ require_root() {
     [ "$(id -u)" -eq 0 ] || die "this needs root: run it with sudo"
 }
 
-# Waits for another run in the same directory. The lock is the directory itself, and ends with this process.
+# Waits for another run in the same directory. The lock is on the directory itself, and ends with this process.
 # hold_lock DIRECTORY
 hold_lock() {
     exec 9<"$1"
@@ -46,12 +46,12 @@ has_plugins() {
     done
 }
 
-# Whether a program runs without its distribution's libraries, as it must in an image that holds nothing else.
+# Whether a program runs without its distribution's libraries, as it must in an image that contains nothing else.
 is_static() {
     [ -x "$1" ] && ! ldd "$1" >/dev/null 2>&1
 }
 
-# The names of the Debian packages for what is not there, one a line.
+# Prints the names of the Debian packages that are missing, one a line.
 missing_runtime_packages() {
     have runc || echo runc
     have conmon || echo conmon
@@ -69,7 +69,7 @@ install_packages() {
     [ $# -gt 0 ] || return 0
     have apt-get || die "missing: $*; this is no Debian or Ubuntu, so install what these packages hold yourself"
     say "installing $*"
-    # What an aborted run left unpacked is finished first.
+    # Finish what an aborted run left unpacked.
     [ -z "$(dpkg --audit 2>&1)" ] || DEBIAN_FRONTEND=noninteractive dpkg --configure -a
     local apt=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
     "${apt[@]}" update || die "apt-get update failed: see the lines above; check the network and /etc/apt"
@@ -93,7 +93,7 @@ is_usable_python() {
     "$1" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (${MINIMUM_PYTHON/./, }))" 2>/dev/null
 }
 
-# Prints the first Python that can make virtual environments: $PYTHON, the distribution's, what PATH has.
+# Prints the first Python that can make virtual environments: $PYTHON, the distribution's, or one in PATH.
 find_python() {
     local name
     for name in ${PYTHON:+"$PYTHON"} /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11; do
@@ -119,7 +119,7 @@ prepare_python() {
         die "this release has no Python >= $MINIMUM_PYTHON ($(/usr/bin/python3 --version)): install one and name it, PYTHON=... $0"
 }
 
-# One line that changes when an installation would: the interpreter, the place, and the named files' contents.
+# Prints one line that changes whenever an installation would: by interpreter, place, and contents of the named files.
 # fingerprint PLACE FILE...
 fingerprint() {
     local place=$1
@@ -127,19 +127,19 @@ fingerprint() {
     { "$python" -VV; echo "$place"; cat -- "$@"; } | sha256sum | cut -c 1-16
 }
 
-# A working environment with the package and its dependencies in the versions of constraints.txt.
+# Makes an environment with the package and its dependencies in the versions of constraints.txt.
 # make_venv DIRECTORY CONSTRAINTS REQUIREMENT...
 make_venv() {
     local venv=$1 constraints=$2
     shift 2
-    # Half-made by an aborted run, or of a Python that has gone: made anew.
+    # An aborted run left it unfinished, or its Python is gone: make it again.
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 ||
         [ "$("$venv/bin/python" -VV)" != "$("$python" -VV)" ]; then
         rm -rf -- "$venv"
         "$python" -m venv "$venv" || die "$python -m venv $venv failed: see the lines above"
     fi
     local pip=("$venv/bin/python" -m pip --disable-pip-version-check --no-input)
-    # The backend comes pinned, like everything else, instead of into an isolated build.
+    # Install the build backend in its pinned version, instead of any version in an isolated build.
     if ! "${pip[@]}" install -q -c "$constraints" setuptools ||
         ! "${pip[@]}" install -q --no-build-isolation -c "$constraints" "$@"; then
         die "pip install $* failed: see the lines above; check the network and pip's configuration"

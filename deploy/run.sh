@@ -3,9 +3,11 @@
 #
 #   sudo deploy/run.sh
 #
-# Installs what is missing, puts this checkout into a virtual environment, gives the node a private bridge network if it
-# has no CNI configuration, starts (or, if the code changed, restarts) the daemon, and runs a pod to prove it.
-# May be repeated at any time: running containers stay. Configuration in /etc/cri-shim is left alone.
+# 1. Installs missing packages, and this checkout into a virtual environment.
+# 2. Gives the node a private bridge network if it has no CNI configuration.
+# 3. Starts the daemon, or restarts it if the code has changed.
+# 4. Runs a pod to prove the node.
+# May be repeated at any time: containers keep running. Does not touch the configuration in /etc/cri-shim.
 set -euo pipefail
 
 checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -32,15 +34,15 @@ main() {
     install_checkout
     prepare_network
     say "checking this node: cri-shim check"
-    "$COMMAND" check || die "this node can't run the daemon yet: do what the failed rows say, then run this again"
+    "$COMMAND" check || die "this node can't run the daemon yet: apply the remedies of the failed rows, then run this again"
     start_daemon
     say "running a pod: cri-shim demo"
     "$COMMAND" demo || fail_with_log "the demo failed; the daemon is running"
     say_farewell
 }
 
-# Each version of the code has a directory of its own, complete before the link points to it: an aborted run breaks
-# nothing, and a running daemon keeps the modules it was started with.
+# Each version of the code has a directory of its own, and the link points to it only when it is complete. So an aborted
+# run breaks nothing, and a running daemon keeps the modules that it was started with.
 install_checkout() {
     local files
     mapfile -t files <<<"$(cd "$checkout" && find cri_shim pyproject.toml constraints.txt README.md LICENSE \
@@ -71,7 +73,7 @@ remove_old_versions() {
 
 prepare_network() {
     if have modprobe; then
-        # Built into the kernel or already there: no harm. `cri-shim check` says if something is really missing.
+        # This fails if they are built into the kernel, which does no harm: `cri-shim check` reports what is missing.
         modprobe -a overlay br_netfilter 2>/dev/null || true
     fi
     local directory name=10-cri-shim.conflist
@@ -92,7 +94,7 @@ prepare_network() {
     fi
 }
 
-# The first of our candidates that no route of this node touches.
+# Prints the first candidate that no route of this node overlaps.
 free_subnet() {
     local second
     for second in 89 90 91 92 93 94 95 96 97 98 99; do
@@ -125,7 +127,7 @@ is_current() {
     [ "$(cat "$RUNNING_FILE" 2>/dev/null)" = "$installed" ]
 }
 
-# start_unit PID: the pid of whatever daemon runs now, or nothing
+# start_unit PID: the pid of the daemon that runs now, or nothing
 start_unit() {
     if ! cmp -s "$checkout/deploy/systemd/cri-shim.service" "$UNIT"; then
         cp -- "$checkout/deploy/systemd/cri-shim.service" "$UNIT"
@@ -137,7 +139,7 @@ start_unit() {
         if is_current; then
             say "the daemon is running and current"
         else
-            say "restarting the daemon (containers go on)"
+            say "restarting the daemon (containers keep running)"
             systemctl restart cri-shim.service || fail_with_log "the daemon did not start"
         fi
         return
@@ -154,7 +156,7 @@ start_in_background() {
             say "the daemon is running (pid $1) and current"
             return
         fi
-        say "restarting the daemon (containers go on)"
+        say "restarting the daemon (containers keep running)"
         stop_daemon "$1"
     else
         say "starting the daemon in the background, since systemd does not run here"
@@ -164,7 +166,7 @@ start_in_background() {
     echo $! >"$PID_FILE"
 }
 
-# stop_daemon PID: waits for its calls to end
+# stop_daemon PID: waits until its calls have ended
 stop_daemon() {
     kill -TERM "$1" 2>/dev/null || return 0
     local deadline=$((SECONDS + STOP_S))
@@ -178,7 +180,7 @@ is_daemon() {
     { tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null | grep -q 'cri[-_]shim.* serve'
 }
 
-# The pid of the running daemon, whoever started it: it answers on its socket, or we noted it.
+# Prints the pid of the running daemon, by any starter: the daemon answers with it, or the file has it.
 daemon_pid() {
     local pid
     pid=$(ask_daemon 2>/dev/null) || pid=$(cat "$PID_FILE" 2>/dev/null) || return 0
@@ -241,7 +243,7 @@ END
 }
 
 fail_with_log() {
-    echo "the daemon's last words:" >&2
+    echo "the end of the daemon's log:" >&2
     if uses_systemd; then
         journalctl -u cri-shim --no-pager --lines=10 --output=cat >&2 || true
     else
