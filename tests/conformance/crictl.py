@@ -92,6 +92,22 @@ class Crictl:
             raise CrictlError(f"{_line(arguments)}: status {done.returncode} without a word")
         return lines[-1]
 
+    def shell(self, script: str) -> str:
+        """What a script prints in which crictl is called by its name. Raises: CrictlError if a command fails."""
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env=self._environment,
+            cwd=self._scratch,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise CrictlError(f"{script}\nstatus {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
     def json(self, command: str, *arguments: str) -> Any:
         """What it prints with `-o json`."""
         return json.loads(self(command, "-o", "json", *arguments))
