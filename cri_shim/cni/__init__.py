@@ -1,1 +1,1 @@
-"""Container networking: CNI configuration, plugins, results."""
+"""CNI: network configuration, the plugins' chains, and their results."""

@@ -1,10 +1,10 @@
-"""One attachment: a container's interface on one network, the unit of every CNI operation (pure).
+"""One attachment: a container's interface on one network, the unit of every CNI operation. Pure.
 
 Rules:
-- An attachment's three names go into environment variables and into a file name of the result cache, so they are
-  checked when the attachment is made: whoever holds one may use it without a second look.
-- CNI_ARGS has no quoting (plugins split at `;` and then at `=`), so a key or value that holds a separator is
-  refused, never escaped: a pod annotation must not be able to add an argument of its own.
+- An attachment's three names go into environment variables and into a file name of the result cache. They are checked
+  when the attachment is created, so that nobody has to check them again.
+- CNI_ARGS has no quoting: plugins split it at `;` and then at `=`. So a key or value with a separator is refused, never
+  escaped. A pod annotation must not be able to add an argument of its own.
 
 CNI spec 1.1 §2 "Parameters", and libcni's limits for interface names.
 """
@@ -22,43 +22,43 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_NETWORK_NAME = 128
-"""Characters; leaves room for a container ID and an interface name in one file name."""
+"""Characters. Leaves room for a container ID and an interface name in one file name."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FORBIDDEN_IN_ARGS = re.compile(r"[;=\x00-\x1f\x7f]")
-_MAX_IFNAME = 15  # IFNAMSIZ less the terminating zero
+_MAX_IFNAME = 15  # IFNAMSIZ without the terminating NUL
 
 
 def is_network_name(text: str) -> bool:
-    """Whether `text` may name a network: alphanumeric first, then also `_`, `.` and `-`."""
+    """Whether `text` is a valid network name: alphanumeric first, then also `_`, `.` and `-`."""
     return len(text) <= MAX_NETWORK_NAME and _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """The interface `ifname` of a container on `network`, and what its plugins are told about it.
+    """The interface `ifname` of a container on `network`, with the arguments for its plugins.
 
-    Raises InvalidArgumentError for a name that the specification or the kernel would refuse.
+    Raises InvalidArgumentError for a name that the CNI spec or the kernel would refuse.
     """
 
     container_id: str
     netns: str
-    """Path of the network namespace; it may be gone by the time of a DEL."""
+    """Path of the network namespace. It may be gone by the time of a DEL."""
     ifname: str
     network: str
     args: Mapping[str, str] = field(default_factory=dict)
     """CNI_ARGS, for every plugin of the chain."""
     capability_args: Mapping[str, object] = field(default_factory=dict)
-    """By capability; a plugin is told those that its configuration declares."""
+    """By capability. A plugin gets those that its configuration declares."""
 
     def __post_init__(self) -> None:
         if len(self.container_id) > 64 or not _NAME.fullmatch(self.container_id):
             raise InvalidArgumentError(
-                f"CNI container ID {quoted(self.container_id)}: letters, digits, _ . - only, at most 64"
+                f"CNI container ID {quoted(self.container_id)}: only letters, digits, '_', '.', '-', at most 64"
             )
         if not is_network_name(self.network):
             raise InvalidArgumentError(
-                f"CNI network name {quoted(self.network)}: letters, digits, _ . - only, "
+                f"CNI network name {quoted(self.network)}: only letters, digits, '_', '.', '-', "
                 f"at most {MAX_NETWORK_NAME}"
             )
         if not _is_interface_name(self.ifname):
@@ -70,7 +70,7 @@ class Attachment:
             if not key or _FORBIDDEN_IN_ARGS.search(key) or _FORBIDDEN_IN_ARGS.search(value):
                 raise InvalidArgumentError(
                     f"CNI argument {quoted(key)}={quoted(value)}: the key must not be empty, and neither may "
-                    "hold ';', '=' or a control character"
+                    "contain ';', '=' or a control character"
                 )
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Attachment:
 
     @property
     def cni_args(self) -> str:
-        """The text of CNI_ARGS."""
+        """The value of CNI_ARGS."""
         return ";".join(f"{key}={value}" for key, value in self.args.items())
 
 

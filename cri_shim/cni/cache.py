@@ -1,14 +1,14 @@
-"""The result cache: what was added, so that it can be deleted, also by our successor.
+"""The result cache: what was added, so that this daemon or the next one can delete it.
 
 Rules:
-- One file per attachment, `<network>-<container ID>-<interface>`, in the directory and the format of libcni: tools
-  that read its cache can read ours, and other runtimes of the node have their entries beside ours.
-- Write ahead: an entry stands before the first plugin runs, then without a result, and keeps the configuration in
-  use. So DEL can undo an ADD that was cut short, and one whose configuration file has changed or gone.
-- Only files of the attachments asked for are touched. One of ours that can't be read is set aside under a name
-  that starts with a dot, so that an operator can look at it, and counts as absent.
-- Files are replaced by rename and not synced: they must survive our death. After a power cut the leases they speak
-  of are stale by themselves.
+- One file per attachment, `<network>-<container ID>-<interface>`, in libcni's directory and format. Tools that read its
+  cache can read ours, and other runtimes of the node have their entries beside ours.
+- Write ahead: the entry is written before the first plugin runs, without a result, and holds the configuration in use.
+  So DEL can undo an interrupted ADD, and one whose configuration file was changed or removed.
+- Only files of the requested attachments are touched. One of ours that can't be read is renamed to a name that starts
+  with a dot, for an operator to look at, and counts as absent.
+- Files are replaced by rename and not synced. They must survive the daemon's death, not a power cut: after a reboot the
+  interfaces and leases they describe are gone anyway.
 
 CNI spec 1.1 §4 "DEL" (prevResult).
 """
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_ENTRY_BYTES = 4 << 20
-"""A configuration and a result of 1 MiB each, and the base64 of the former."""
+"""Room for a configuration and a result of 1 MiB each, and for the base64 of the former."""
 
 
 class CacheEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
-    """One file. `config` is the network list's JSON (base64 in the file); no `result`: ADD has not ended."""
+    """One file. `config` is the network list's JSON, base64 in the file. No `result` means that ADD has not ended."""
 
     kind: Literal["cniCacheV1"]
     container_id: str
@@ -57,7 +57,7 @@ class CacheEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
     def of(
         cls, attachment: Attachment, config: bytes, result: dict[str, Any] | None = None
     ) -> CacheEntry:
-        """The entry for an attachment, before (`result` None) or after plugins have run."""
+        """The entry of an attachment, before plugins have run (`result` None) or after."""
         return cls(
             kind="cniCacheV1",
             container_id=attachment.container_id,
@@ -71,7 +71,7 @@ class CacheEntry(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
         )
 
     def attachment(self) -> Attachment:
-        """The attachment as ADD was told of it. Raises InvalidArgumentError for names that can't be one."""
+        """The attachment as it was passed to ADD. Raises InvalidArgumentError for invalid names."""
         return Attachment(
             container_id=self.container_id,
             netns=self.netns,
@@ -89,22 +89,22 @@ class _EntryNames(msgspec.Struct, rename="camel"):
 
 
 class ResultCache:
-    """The directory of entries. Every method raises CriShimError when the disk fails."""
+    """The directory of entries. Every method raises CriShimError if the disk fails."""
 
     def __init__(self, cache_dir: Path) -> None:
         self._dir = cache_dir
 
     @property
     def directory(self) -> Path:
-        """Where the entries are, ours and other runtimes'."""
+        """The directory of all entries, ours and other runtimes'."""
         return self._dir
 
     def load(self, attachment: Attachment) -> CacheEntry | None:
-        """The entry of an attachment, or None when there is none that can be read."""
+        """The entry of an attachment; None if there is none that can be read."""
         return self._read(self._file(attachment))
 
     def save(self, entry: CacheEntry) -> None:
-        """Write or replace the entry of its attachment."""
+        """Write or replace the entry of an attachment."""
         file = self._file(entry.attachment())
         try:
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class ResultCache:
             raise _disk_error("write", file, error) from error
 
     def remove(self, attachment: Attachment) -> None:
-        """Forget an attachment; it may be absent."""
+        """Remove the entry of an attachment, if there is one."""
         file = self._file(attachment)
         try:
             file.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ class ResultCache:
             raise _disk_error("remove", file, error) from error
 
     def attachments(self, container_id: str) -> tuple[Attachment, ...]:
-        """Every attachment of one container that has an entry, whatever networks are configured now."""
+        """Every attachment of one container that has an entry, whether its network is still configured or not."""
         found = []
         for name in self._names():
             if name.startswith(".") or f"-{container_id}-" not in name:
@@ -132,9 +132,9 @@ class ResultCache:
         return tuple(found)
 
     def attached_to(self, network: str) -> set[tuple[str, str]]:
-        """Container ID and interface of each entry of a network, whoever made it. Touches nothing; blocking.
+        """Container ID and interface of each entry of a network, whichever runtime made it. Read-only; blocking.
 
-        A file of a form that is not known here counts by its name, since somebody's attachment it is.
+        A file in an unknown format counts by its name, since it is somebody's attachment.
         """
         found = set()
         for name in self._names():
@@ -147,7 +147,7 @@ class ResultCache:
             except FileNotFoundError:
                 continue
             except (OSError, *UNREADABLE_DOCUMENT):
-                # A write that is going on, or was cut short, is nobody's attachment yet.
+                # A temporary file, of a write that goes on or was interrupted, is no attachment yet.
                 if name.startswith(f"{network}-") and not name.endswith(TMP_SUFFIX):
                     found.add((name.removeprefix(f"{network}-"), ""))
                 continue
@@ -172,7 +172,7 @@ class ResultCache:
         except FileNotFoundError:
             return None
         except (OSError, *UNREADABLE_DOCUMENT, InvalidArgumentError) as error:
-            if isinstance(error, OSError) and is_lack(error):  # the node's fault, not the entry's
+            if isinstance(error, OSError) and is_lack(error):  # the node's fault: keep the entry
                 raise _disk_error("read", file, error) from error
             self._set_aside(file, str(error))
             return None
@@ -181,21 +181,26 @@ class ResultCache:
     def _decode(self, file: Path, data: bytes) -> CacheEntry:
         entry = msgspec.json.decode(data, type=CacheEntry)
         if self._file(entry.attachment()) != file:
-            raise InvalidArgumentError("it speaks of another attachment")
+            raise InvalidArgumentError("its content belongs to another attachment")
         return entry
 
     def _set_aside(self, file: Path, reason: str) -> None:
-        if file.name.endswith(TMP_SUFFIX):  # a write that a predecessor's death cut short
+        if file.name.endswith(TMP_SUFFIX):  # a write that a former daemon's death interrupted
             file.unlink(missing_ok=True)
             return
         aside = file.with_name(f".bad-{file.name}")
         log.warning(
-            "bad cni cache entry set aside", file=str(file), aside=aside.name, reason=reason
+            "an invalid cni cache entry was set aside",
+            file=str(file),
+            aside=aside.name,
+            reason=reason,
         )
         try:
             file.replace(aside)
-        except OSError as error:  # it still counts as absent
-            log.error("can't set it aside", file=str(file), error=str(error))
+        except OSError as error:  # the entry counts as absent all the same
+            log.error(
+                "an invalid cni cache entry can't be set aside", file=str(file), error=str(error)
+            )
 
 
 def _disk_error(step: str, file: Path, error: OSError) -> CriShimError:

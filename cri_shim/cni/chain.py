@@ -1,14 +1,13 @@
-"""One attachment's chain of plugins: ADD in order, DEL in reverse, CHECK, with a memory.
+"""Run one attachment's chain of plugins: ADD in order, DEL in reverse, CHECK.
 
 Rules:
-- `add` notes the attachment in the result cache before the first plugin runs and after each one that succeeded. It
-  undoes nothing itself: `delete` undoes an ADD that failed, hung, was cancelled, or was cut short by the death of this
-  process.
-- `delete` and `check` work with the configuration, arguments and result of the ADD, not with today's. `delete` may be
-  called any number of times, with or without the namespace: plugins that leave something behind without one get a
-  stand-in with the addresses of the result. It forgets the attachment only when every plugin has succeeded.
-- An attachment that an earlier process made is left alone while a plugin of that process still works on it.
-- A plugin must never be pointed at the host's own network namespace.
+- `add` stores the attachment in the result cache before the first plugin runs, and again after each success. It undoes
+  nothing itself. `delete` undoes an ADD that failed, hung, was cancelled, or ended with this process's death.
+- `delete` and `check` use the configuration, arguments and result of the ADD, not today's. `delete` may be called any
+  number of times, with or without the namespace. Plugins that leave rules behind without a namespace get a stand-in
+  with the addresses of the result. The attachment is forgotten only when every plugin has succeeded.
+- An attachment that a former daemon made is left alone while one of its plugins still works on it.
+- A plugin is never pointed at the host's own network namespace.
 
 CNI spec 1.1 §3 "Execution of Network Configurations".
 """
@@ -66,11 +65,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 CHECK_TIMEOUT_S = 10.0
-"""For one plugin: the pod's stop waits for it, and nobody waits for the answer."""
+"""Per plugin. Short, since a pod's stop waits for a CHECK that holds its lock, and nobody waits for the result."""
 
 
 class Chains:
-    """Runs chains; the caller sees to it that one attachment's operations follow each other."""
+    """Runs chains. The caller serialises the operations of one attachment."""
 
     def __init__(
         self,
@@ -79,28 +78,30 @@ class Chains:
         configured: Callable[[str], NetworkList | None],
         leftovers: LeftoverPlugins,
     ) -> None:
-        """`configured` finds a network by its name, as it is configured now."""
+        """`configured` returns a network by name, as it is configured now."""
         self._runner = runner
         self._cache = cache
         self._configured = configured
         self._leftovers = leftovers
 
     def cached_result(self, attachment: Attachment) -> Result | None:
-        """The result of the ADD, from the cache; None when there is none or ADD did not get that far."""
+        """The result of the ADD, from the cache; None if there is no entry, or ADD has not got that far."""
         entry = self._cache.load(attachment)
         if entry is None or entry.result is None:
             return None
         return _cached_result(entry, cni_version="1.0.0")
 
     async def add(self, attachment: Attachment, network: NetworkList) -> Result:
-        """Every plugin in order, each told what the ones before it made. Raises as `Cni.add`."""
+        """Run ADD of every plugin in order, each with the result of those before it. Raises as `Cni.add`."""
         if not _is_foreign_netns(attachment.netns):
             raise InvalidArgumentError(
                 f"CNI ADD of {attachment}: {quoted(attachment.netns)} is not a network namespace other "
                 "than the host's"
             )
         if self._cache.load(attachment) is not None:
-            raise AlreadyExistsError(f"CNI ADD of {attachment}: it is attached already; DEL first")
+            raise AlreadyExistsError(
+                f"CNI ADD of {attachment}: it is attached already; DEL it first"
+            )
         self._cache.save(CacheEntry.of(attachment, network.document))
         result: Result | None = None
         document: dict[str, Any] | None = None
@@ -122,8 +123,8 @@ class Chains:
                 document,
                 build_result_document(result, cni_version=network.cni_version),
             )
-            # After each plugin, not only the last: should the next one fail, this one's DEL may need its result
-            # to find what it made (the firewall plugin does). Most of the later ones only pass on what they got.
+            # After each plugin, not only the last. If the next one fails, this one's DEL may need the result to find
+            # what it made (the firewall plugin does). Most later plugins pass the result on, so few writes follow.
             if document != before:
                 self._cache.save(CacheEntry.of(attachment, network.document, document))
         assert result is not None  # a list has at least one plugin  # noqa: S101
@@ -135,11 +136,14 @@ class Chains:
         return result
 
     async def delete(self, attachment: Attachment) -> None:
-        """Every plugin in reverse order. Raises CniPluginError."""
+        """Run DEL of every plugin in reverse order. Raises CniPluginError."""
         entry = self._cache.load(attachment)
         network = self._network_of(entry, attachment)
         if network is None:
-            log.info("nothing to detach: neither cached nor configured", attachment=str(attachment))
+            log.info(
+                "cni attachment is neither cached nor configured: no DEL",
+                attachment=str(attachment),
+            )
             self._cache.remove(attachment)
             return
         await self._leftovers.wait(attachment.container_id, timeout_s=self._runner.timeout_s)
@@ -171,12 +175,12 @@ class Chains:
         except CniPluginError as error:
             if not netns or not is_about_missing_rules(error):
                 raise
-            # Somebody flushed the node's rules, or it was rebooted. Without a namespace the plugin looks for none of
-            # them, and does the rest.
+            # Somebody flushed the node's rules, or it was rebooted. Without a namespace the plugin doesn't look for
+            # its rules, and does everything else.
             await self._runner.run(Verb.DEL, plugin.type, config, told, netns="")
 
     async def check(self, attachment: Attachment) -> None:
-        """Every plugin in order, where that is asked for. Raises as `Cni.check`."""
+        """Run CHECK of every plugin in order, unless the list disables it. Raises as `Cni.check`."""
         entry = self._cache.load(attachment)
         network = self._network_of(entry, attachment)
         if entry is None or network is None or network.disable_check:
@@ -186,7 +190,7 @@ class Chains:
             return
         if not _is_foreign_netns(attachment.netns):
             raise InvalidArgumentError(
-                f"CNI CHECK of {attachment}: the network namespace {quoted(attachment.netns)} is gone"
+                f"CNI CHECK of {attachment}: there is no network namespace at {quoted(attachment.netns)}"
             )
         prev_result = build_result_document(result, cni_version=network.cni_version)
         told = entry.attachment()
@@ -216,8 +220,8 @@ class Chains:
     def _network_of(self, entry: CacheEntry | None, attachment: Attachment) -> NetworkList | None:
         configured = self._configured(attachment.network)
         if entry is not None and entry.result is None and configured is not None:
-            # Its ADD never succeeded, perhaps for a mistake in the configuration that DEL would stumble over for ever:
-            # what the operator has corrected since counts.
+            # The ADD never succeeded, perhaps because of a mistake in the configuration, at which each DEL would fail
+            # as well. Use what the operator has corrected since.
             return configured
         if entry is not None and configured is not None and entry.config == configured.document:
             return configured
@@ -228,7 +232,8 @@ class Chains:
                 )
             except ConfigError as error:
                 log.warning(
-                    "cached cni configuration is bad; using the configured one", error=str(error)
+                    "cached cni configuration is invalid; using the configured one",
+                    error=str(error),
                 )
         return configured
 
@@ -239,13 +244,13 @@ def _cached_result(entry: CacheEntry, *, cni_version: str) -> Result | None:
     try:
         return parse_result_document(entry.result, cni_version=cni_version)
     except ResultError as error:
-        log.warning("cached cni result is bad", network=entry.network_name, error=str(error))
+        log.warning("cached cni result is invalid", network=entry.network_name, error=str(error))
         return None
 
 
 @asynccontextmanager
 async def _standin(attachment: Attachment, result: Result) -> AsyncIterator[str]:
-    """A namespace in the place of the one that vanished, with what the ADD made in it; "" where there can be none."""
+    """A stand-in for a namespace that vanished, with the interface of the ADD; "" if there can be none."""
     path = Path(attachment.netns)
     if path != paths.netns_file(attachment.container_id):
         yield ""
@@ -261,7 +266,7 @@ async def _standin(attachment: Attachment, result: Result) -> AsyncIterator[str]
         )
     except OSError as error:
         log.warning(
-            "no stand-in for a vanished network namespace: rules of it may stay on the node",
+            "no stand-in for a vanished network namespace; its packet rules may stay on the node",
             attachment=str(attachment),
             error=str(error),
         )
@@ -274,7 +279,7 @@ async def _standin(attachment: Attachment, result: Result) -> AsyncIterator[str]
 
 
 def _is_foreign_netns(path: str) -> bool:
-    """Whether a live network namespace that isn't the host's is at `path`; the bare file of a dead one is none."""
+    """Whether `path` is a live network namespace other than the host's; the empty file of a dead one is not."""
     try:
         return is_netns(Path(path)) and not os.path.samefile(path, "/proc/self/ns/net")
     except OSError:

@@ -1,14 +1,13 @@
-"""Network configuration: what the files of the CNI configuration directory mean (pure).
+"""Parse network configuration, the files of the CNI configuration directory. Pure.
 
 Rules:
-- Bytes in, frozen `NetworkList` out; a single-plugin file becomes a list of one.
-- A plugin's configuration belongs to the plugin: beyond the fields named by the specification it is passed on as it
-  stands. The specification's own fields are checked here, so that a mistake is found when the file is dropped in,
-  not when the first pod starts.
-- Every error is a ConfigError that names the file, the plugin by its index, and the field.
+- Bytes in, a frozen `NetworkList` out. A file with a single plugin becomes a list of one.
+- A plugin's configuration is the plugin's: beyond the fields that the spec names, it is passed on unchanged. The spec's
+  own fields are checked here, so that a mistake shows when the file is dropped in, not when the first pod starts.
+- Every error is a ConfigError with the file, the plugin's index, and the field.
 - A plugin type is a bare file name: with a path in it, a configuration could run any executable.
-- A list may be completed by files of a folder beside it that has the network's name; whoever reads the list brings
-  them along. What comes out holds every plugin, so that the result cache needs no folder.
+- A list may be completed by files of a folder beside it with the network's name. The reader of the list passes them in.
+  The result contains every plugin, so that the result cache needs no folder.
 
 CNI spec 1.1 §1 "Network configuration format" and §3 "Deriving request configuration from plugin configuration".
 """
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MAX_CONF_BYTES = 1 << 20
-"""The largest configuration file read."""
+"""The largest configuration file that is read."""
 
 KNOWN_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-"""The specification's releases, oldest first."""
+"""The spec's versions, oldest first."""
 
-_UNVERSIONED = "0.1.0"  # what a document without cniVersion means
+_UNVERSIONED = "0.1.0"  # the version of a document without cniVersion
 _PLUGIN_TYPE = re.compile(r"[A-Za-z0-9_.-]+")
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
@@ -49,7 +48,7 @@ class PluginConf:
     type: str
     conf: Mapping[str, Any]
     capabilities: frozenset[str]
-    """What it wants to be told in `runtimeConfig`."""
+    """The capabilities that the plugin declares, and so gets in `runtimeConfig`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,11 @@ class NetworkList:
     disable_gc: bool
     plugins: tuple[PluginConf, ...]
     document: bytes
-    """The list as JSON: `parse_conflist` of it gives this object again. The result cache keeps it."""
+    """The list as JSON, from which `parse_conflist` gives this object again. The result cache stores it."""
 
 
 class ListHead(msgspec.Struct, rename={"load_only_inlined": "loadOnlyInlinedPlugins"}, frozen=True):
-    """What must be known of a list before its folder is read."""
+    """The fields of a list that are needed before its folder is read."""
 
     name: str
     load_only_inlined: bool = False
@@ -95,7 +94,7 @@ def is_version_at_least(version: str, floor: str) -> bool:
 
 
 def parse_list_head(data: bytes, *, source: str) -> ListHead:
-    """The network's name and whether a folder of that name beside the file counts. Raises ConfigError."""
+    """The network's name, and whether the folder of that name counts. Raises ConfigError."""
     head = _convert(_decode_object(data, source=source), ListHead, source=source)
     return ListHead(_checked_name(head.name, source=source), head.load_only_inlined)
 
@@ -103,9 +102,9 @@ def parse_list_head(data: bytes, *, source: str) -> ListHead:
 def parse_conflist(
     data: bytes, *, source: str, folder: Sequence[tuple[str, bytes]] = ()
 ) -> NetworkList:
-    """Read a network configuration list (`.conflist`); `source` names the file in errors.
+    """Parse a network configuration list (`.conflist`); `source` names the file in errors.
 
-    `folder`: name and content of each file of the network's folder, one plugin each, in order; they come last.
+    `folder` has name and content of each file of the network's folder, one plugin each, in order; they come last.
     Raises ConfigError.
     """
     document = _decode_object(data, source=source)
@@ -122,7 +121,9 @@ def parse_conflist(
     if "plugins" not in document and not plugins:
         raise ConfigError(f"{source}: plugins: is missing")
     if not plugins:
-        raise ConfigError(f"{source}: plugins: the list is empty; a network needs at least one")
+        raise ConfigError(
+            f"{source}: plugins: the list is empty; a network needs at least one plugin"
+        )
     if folder:
         document["plugins"] = [plugin.conf for plugin in plugins]
         data = msgspec.json.encode({**document, "loadOnlyInlinedPlugins": True})
@@ -137,14 +138,14 @@ def parse_conflist(
 
 
 def parse_conf(data: bytes, *, source: str) -> NetworkList:
-    """Read the older form, a file with one plugin (`.conf`, `.json`), as a list of one.
+    """Parse the older form, a file with one plugin (`.conf`, `.json`), as a list of one.
 
     Raises ConfigError.
     """
     conf = _decode_object(data, source=source)
     if "plugins" in conf and "type" not in conf:
         raise ConfigError(
-            f"{source}: plugins: this is a list of plugins; give the file a name that ends in .conflist"
+            f"{source}: plugins: the file is a list of plugins; rename it to end in .conflist"
         )
     fields = _convert(conf, _PluginFields, source=source)
     name = _checked_name(fields.name, source=source)
@@ -168,10 +169,10 @@ def build_plugin_config(
     capability_args: Mapping[str, object] | None = None,
     valid_attachments: Sequence[Mapping[str, str]] | None = None,
 ) -> bytes:
-    """What one plugin of the chain reads on its standard input.
+    """The configuration for one plugin's standard input.
 
-    The list's name and version go to every plugin; of `capability_args` only what this one declares.
-    `valid_attachments` is for GC: what must stay. Names that begin with `cni.dev/` are the specification's own.
+    Every plugin gets the list's name and version, and those of `capability_args` that it declares.
+    `valid_attachments` is for GC: what must stay. The spec reserves names that begin with `cni.dev/`.
     """
     conf: dict[str, object] = {
         **{key: value for key, value in plugin.conf.items() if not key.startswith("cni.dev/")},
@@ -218,8 +219,8 @@ def _plugin(conf: dict[str, Any], fields: _PluginFields, source: str, place: str
     if not _PLUGIN_TYPE.fullmatch(fields.type) or fields.type in (".", ".."):
         path = f"{place}.type".strip(".")
         raise ConfigError(
-            f"{source}: {path}: {quoted(fields.type)} is not the name of a plugin: "
-            "letters, digits, _ . - only, no path"
+            f"{source}: {path}: {quoted(fields.type)} is not a plugin name: "
+            "only letters, digits, '_', '.', '-', no path"
         )
     return PluginConf(
         type=fields.type,
@@ -230,22 +231,22 @@ def _plugin(conf: dict[str, Any], fields: _PluginFields, source: str, place: str
 
 def _checked_name(name: str, *, source: str) -> str:
     if not is_network_name(name):
-        said = f"{quoted(name)} is not the name of a network" if name else "is missing"
+        said = f"{quoted(name)} is not a network name" if name else "is missing"
         raise ConfigError(
-            f"{source}: name: {said}: letters, digits, _ . - only, a letter or digit first, "
+            f"{source}: name: {said}: only letters, digits, '_', '.', '-', a letter or digit first, "
             f"at most {MAX_NETWORK_NAME}"
         )
     return name
 
 
 def _checked_version(version: str, versions: list[str], *, source: str) -> str:
-    """The newest version known of those that the document allows (`cniVersions` came with 1.1.0)."""
+    """The newest version that we know among those that the document allows (`cniVersions` since 1.1.0)."""
     allowed = [*versions, version] if version or versions else [_UNVERSIONED]
     known = [candidate for candidate in allowed if candidate in KNOWN_VERSIONS]
     if not known:
         named = ", ".join(repr(candidate) for candidate in allowed if candidate)
         raise ConfigError(
-            f"{source}: cniVersion: {named} is not known here; known are {', '.join(KNOWN_VERSIONS)}"
+            f"{source}: cniVersion: {named} is not supported; supported are {', '.join(KNOWN_VERSIONS)}"
         )
     return max(known, key=KNOWN_VERSIONS.index)
 
@@ -253,6 +254,6 @@ def _checked_version(version: str, versions: list[str], *, source: str) -> str:
 def _checked_flag(value: bool | str, field: str, *, source: str) -> bool:
     if isinstance(value, bool):
         return value
-    if value.lower() in ("true", "false"):  # written as text in files of the 0.4.0 days
+    if value.lower() in ("true", "false"):  # files of spec 0.4.0 have it as a string
         return value.lower() == "true"
     raise ConfigError(f"{source}: {field}: {quoted(value)} is neither true nor false")

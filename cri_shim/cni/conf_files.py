@@ -1,9 +1,9 @@
-"""The files of the CNI configuration directory: finding them, reading one, and telling whether it changed since.
+"""The files of the CNI configuration directory: list them, read one, detect changes.
 
 Rules:
-- A `.conflist` may be completed by a folder beside it that has its network's name: each `.conf` in there is one plugin
-  more. A change in the folder is a change of the file.
-- A file that can't be used keeps the network it meant before, with the reason.
+- A `.conflist` can be completed by a folder beside it with its network's name. Each `.conf` in it is another plugin,
+  and a change in the folder counts as a change of the file.
+- A file that can't be used keeps the network it defined before, together with the reason.
 
 CNI spec 1.1 §1 "loadOnlyInlinedPlugins".
 """
@@ -35,33 +35,33 @@ _SUFFIXES = (".conflist", ".conf", ".json")
 _FOLDER_SUFFIXES = (".conf",)
 
 Stamp = tuple[int, int, int, int, int]
-"""Device, inode, size, mtime and ctime in ns: what a change of a file changes."""
+"""Device, inode, size, mtime and ctime in ns, at least one of which changes with the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedFile:
-    """One file: the network it last meant, if it ever meant one, and what is wrong with it now."""
+    """One file: the last network it defined, if any, and its present problem."""
 
     path: Path
     stamp: Stamp
     network: NetworkList | None
     problem: str
     folder: Path | None = None
-    """Where more plugins of the list may stand; it need not exist."""
+    """The folder for more plugins of the list; it need not exist."""
     folder_stamps: tuple[tuple[str, Stamp], ...] = ()
 
     def is_current(self, stamp: Stamp) -> bool:
-        """Whether reading it again would tell nothing new."""
+        """Whether neither the file nor its folder has changed since."""
         if self.stamp != stamp:
             return False
         try:
             return self.folder is None or self.folder_stamps == _folder_stamps(self.folder)
         except OSError:
-            return False  # reading it again says why
+            return False  # reading it again gives the reason
 
 
 def scan(directory: Path, suffixes: tuple[str, ...] = _SUFFIXES) -> tuple[dict[str, Stamp], str]:
-    """The files to read, in order, and what is wrong with the directory as a whole. Raises OSError."""
+    """The files to read, in order, and the problem of the directory as a whole, if any. Raises OSError."""
     with os.scandir(directory) as entries:
         names = sorted(
             entry.name
@@ -71,7 +71,9 @@ def scan(directory: Path, suffixes: tuple[str, ...] = _SUFFIXES) -> tuple[dict[s
     stamps: dict[str, Stamp] = {}
     for name in names[:MAX_FILES]:
         try:
-            status = os.stat(directory / name)  # through links: a ConfigMap is mounted as links
+            status = os.stat(
+                directory / name
+            )  # following links: a mounted ConfigMap consists of links
         except FileNotFoundError:
             continue
         if not stat.S_ISDIR(status.st_mode):
@@ -89,7 +91,7 @@ def scan(directory: Path, suffixes: tuple[str, ...] = _SUFFIXES) -> tuple[dict[s
 
 
 def load_file(path: Path, stamp: Stamp, known: LoadedFile | None) -> LoadedFile:
-    """Read a file of this stamp; `known` is what it was before."""
+    """Read a file with this stamp. `known` is its earlier content."""
     folder: Path | None = None
     stamps: tuple[tuple[str, Stamp], ...] = ()
     try:
@@ -115,7 +117,7 @@ def load_file(path: Path, stamp: Stamp, known: LoadedFile | None) -> LoadedFile:
         return LoadedFile(path, stamp, network, "", folder, stamps)
     kept = known.network if known is not None else None
     if kept is not None:
-        problem += f" (the earlier configuration of network {quoted(kept.name)} stays in use)"
+        problem += f" (network {quoted(kept.name)} keeps its earlier configuration)"
     return LoadedFile(path, stamp, kept, problem, folder, stamps)
 
 

@@ -1,15 +1,15 @@
 """One call of one CNI plugin.
 
 Rules:
-- The executable is found by its bare name in the configured directories, never through PATH or a path.
-- A plugin gets its parameters, CNI_PATH and a PATH to find iptables and the like; nothing else of our environment,
-  which may hold secrets.
-- A call has a deadline, and both its outputs are bounded. When it fails, its own words are the message: the error
-  document on stdout, or else the tail of stderr. They are untrusted text: made printable and cut.
-- A plugin isn't made to be killed: one that dies between two steps can leave a bridge without an address, which no
-  later ADD can use. So a cancelled call waits a while for the plugin to end by itself; only then, and at the
-  deadline, it is killed.
-- Every failure is a CniPluginError. Nothing here knows of chains, caches or order.
+- The executable is found by its bare name in the configured directories, never through PATH and never as a path.
+- A plugin gets its parameters, CNI_PATH, and a PATH to find iptables and the like. It gets nothing else of our
+  environment, which may hold secrets.
+- A call has a deadline, and both its outputs are bounded. The message of a failure is the plugin's own: the error
+  document on stdout, or else the tail of stderr. It is untrusted text, so it is made printable and cut.
+- Plugins are not built to be killed: one that dies between two steps can leave a bridge without an address, which no
+  later ADD can use. So a cancelled call waits a while for the plugin to exit. Only after that, and at the deadline, it
+  is killed.
+- Every failure is a CniPluginError. This module knows nothing of chains, caches and order.
 
 CNI spec 1.1 §2 "Parameters", §5 "Error".
 """
@@ -41,7 +41,7 @@ log = structlog.get_logger()
 
 MAX_ANSWER_BYTES = 1 << 20
 CANCEL_GRACE_S = 5.0
-"""How long the plugin of a cancelled call may go on."""
+"""How long the plugin of a cancelled call may run on."""
 
 _MAX_WORDS = 2048  # characters of a plugin's own text in an error
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -59,7 +59,7 @@ class Verb(StrEnum):
 
 
 class PluginRunner:
-    """Finds plugins and calls them; `timeout_s` bounds one call."""
+    """Finds and calls plugins. `timeout_s` bounds one call."""
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class PluginRunner:
         return None
 
     def where(self) -> str:
-        """The directories searched, for messages."""
-        return " or ".join(map(str, self.plugin_dirs)) or "any directory: none is configured"
+        """The searched directories, for messages."""
+        return " or ".join(map(str, self.plugin_dirs)) or "any directory (cni.plugin_dirs is empty)"
 
     async def run(
         self,
@@ -102,10 +102,10 @@ class PluginRunner:
         netns: str = "",
         timeout_s: float | None = None,
     ) -> bytes:
-        """Call `plugin` and return what it printed; `netns` is empty when the namespace is gone.
+        """Call `plugin` and return its stdout. `netns` is empty when the namespace is gone.
 
-        The verbs about a network as a whole have no attachment. `timeout_s` may shorten the usual deadline.
-        Raises CniPluginError. A cancellation is raised once the plugin has ended, or been killed.
+        Verbs for a whole network have no attachment. `timeout_s` may shorten the usual deadline.
+        Raises CniPluginError. A cancellation is raised once the plugin has exited or was killed.
         """
         file = self.find(plugin)
         if file is None:
@@ -133,7 +133,9 @@ class PluginRunner:
                 plugin, verb, f"printed more than {MAX_ANSWER_BYTES} bytes; it was killed"
             ) from error
         except OSError as error:
-            raise CniPluginError(plugin, verb, f"{file} can't be run: {error.strerror}") from error
+            raise CniPluginError(
+                plugin, verb, f"{file} can't be executed: {error.strerror}"
+            ) from error
         log.debug(
             "cni plugin called",
             plugin=plugin,
@@ -148,7 +150,7 @@ class PluginRunner:
         return completed.stdout
 
     async def _to_its_end(self, call: Coroutine[object, object, Completed]) -> Completed:
-        """Await `call`; when cancelled, give it the grace period, then cancel it, and only then raise."""
+        """Await `call`. When cancelled, let it run for the grace period, then cancel it, and only then raise."""
         task = asyncio.ensure_future(call)  # noqa: TID251 - owned here: never left before its end
         cancelled: asyncio.CancelledError | None = None
         give_up_at = 0.0
@@ -163,7 +165,7 @@ class PluginRunner:
                     cancelled, give_up_at = error, time.monotonic() + self._cancel_grace_s
         if cancelled is not None:
             if not task.cancelled():
-                task.exception()  # seen: the cancellation is what the caller hears of
+                task.exception()  # mark it as retrieved: the caller gets the cancellation instead
             raise cancelled
         return task.result()
 
@@ -192,12 +194,12 @@ def _failure(plugin: str, verb: Verb, completed: Completed) -> CniPluginError:
         completed.stdout[:_MAX_WORDS].decode(errors="replace")
     )
     return CniPluginError(
-        plugin, verb, f"{completed.ending.describe()}: {words or 'it said nothing'}"
+        plugin, verb, f"{completed.ending.describe()}: {words or 'it printed nothing'}"
     )
 
 
 def _printable(text: str) -> str:
-    """Untrusted text as one bounded line; of a long one the end, where the cause stands."""
+    """Untrusted text as one bounded line. Long text keeps its end, where the cause usually is."""
     line = " ".join(text.split())
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= _MAX_WORDS else "…" + line[-_MAX_WORDS:]

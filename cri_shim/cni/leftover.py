@@ -1,15 +1,15 @@
-"""Plugins that a predecessor of this process left running.
+"""Plugins that a former daemon left running.
 
-When the daemon dies, a plugin it had called goes on as an orphan: it may finish an ADD after its successor has run the
-DEL, and what it makes then is lost. So before the successor touches an attachment it didn't make, it lets such
-plugins end.
+When the daemon dies, a plugin that it called goes on as an orphan. It may finish an ADD after the next daemon has run
+the DEL, and nothing would ever remove what it makes then. So before this daemon touches an attachment of a former one,
+it waits for such plugins.
 
 Rules:
-- Only programs in the configured plugin directories count, with a container's ID in their environment; other runtimes'
-  containers have other IDs.
-- All processes are looked at once, for all containers. Whoever waits is woken by pidfds; only a container that had such
-  a plugin is looked for again after its end, since the plugin may have left a helper that still works.
-- One that is still there at the deadline is killed, as its caller would have.
+- Only programs in the configured plugin directories count, with a container's ID in their environment. Containers of
+  other runtimes have other IDs.
+- All processes are scanned once, for all containers. Waiters use pidfds. A container that had such a plugin is scanned
+  for again after the plugin's end, since it may have left a helper that still works.
+- A plugin that still runs at the deadline is killed, as its caller would have done.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ log = structlog.get_logger()
 KILL_GRACE_S = 5.0
 WAITING = "waiting for plugins that a former daemon called"
 _LOOKING = "looking for plugins that a former daemon called"
-_PROGRAM_WORDS = 4  # an interpreter, its flags, the script
+_PROGRAM_WORDS = 4  # of the command line: an interpreter, its flags, the script
 _CONTAINER_ID = b"CNI_CONTAINERID="
 
 
 class LeftoverPlugins:
-    """What a former daemon's plugins still work on, by container ID; on the loop's thread only."""
+    """The running plugins of former daemons, by container ID. Use it on the event loop's thread."""
 
     def __init__(self, plugin_dirs: Sequence[Path]) -> None:
         self._plugin_dirs = tuple(plugin_dirs)
@@ -49,7 +49,7 @@ class LeftoverPlugins:
         self._looking = asyncio.Lock()
 
     async def find(self) -> None:
-        """Look at every process, once: later calls do nothing. Call it before this process starts plugins itself.
+        """Scan all processes, once: later calls do nothing. Call it before this process starts plugins itself.
 
         Raises DeadlineError when the kernel does not answer.
         """
@@ -58,29 +58,29 @@ class LeftoverPlugins:
                 found = await in_time(_LOOKING, plugins_at_work, self._plugin_dirs)
                 for container_id, plugins in found.items():
                     log.info(
-                        "plugins that an earlier process called still run",
+                        "plugins of a former daemon still run",
                         container_id=container_id,
                         pids=sorted(plugins),
                     )
                 self._found = found
 
     def at_work(self, container_id: str) -> bool:
-        """Whether one was found for this container whose end nobody has waited for yet; False before `find`."""
+        """Whether a plugin was found for this container that nobody has waited for yet; False before `find`."""
         return container_id in (self._found or {})
 
     def containers(self) -> list[str]:
-        """Those that `at_work` is true for."""
+        """The containers for which `at_work` is true."""
         return list(self._found or {})
 
     async def end(self, container_id: str) -> None:
-        """Kill those of this container and return once they are gone. Raises as `wait`."""
+        """Kill this container's plugins, and return when they are gone. Raises as `wait`."""
         await self.wait(container_id, timeout_s=0)
 
     async def wait(self, container_id: str, *, timeout_s: float) -> None:
-        """Return once no plugin of a former daemon works for this container; after `timeout_s` seconds, kill it.
+        """Return when no plugin of a former daemon works for this container. Kills those left after `timeout_s`.
 
-        Call it while nobody here starts a plugin for that container. Raises DeadlineError for one that outlives being
-        killed.
+        Call it while nothing here starts a plugin for that container. Raises DeadlineError for a plugin that survives
+        SIGKILL.
         """
         await self.find()
         assert self._found is not None  # noqa: S101 - `find` has set it
@@ -99,10 +99,8 @@ async def _end_of(container_id: str, plugins: Mapping[int, int], kill_at: float)
     left = await ends_of(plugins.items(), max(kill_at - time.monotonic(), 0))
     if not left:
         return
-    log.warning(
-        "killing plugins that an earlier process called", container_id=container_id, pids=left
-    )
-    # With all below them: a helper that isn't a plugin itself must not go on either.
+    log.warning("killing plugins of a former daemon", container_id=container_id, pids=left)
+    # With their descendants: a helper that is no plugin itself must not go on either.
     killed = [await kill_family(pid, plugins[pid], timeout_s=KILL_GRACE_S) for pid in left]
     if not all(killed):
         raise DeadlineError(
@@ -114,9 +112,9 @@ async def _end_of(container_id: str, plugins: Mapping[int, int], kill_at: float)
 def plugins_at_work(
     plugin_dirs: Sequence[Path], container_id: str | None = None
 ) -> dict[str, dict[int, int]]:
-    """Pid and start time (ticks) of each plugin at work, by container ID; zombies excluded. Blocking.
+    """Pid and start time (ticks) of each running plugin, by container ID; without zombies. Blocking.
 
-    With `container_id`, only that one's.
+    With `container_id`, only this container's.
     """
     directories = {os.fsencode(directory) for directory in plugin_dirs}
     found: dict[str, dict[int, int]] = {}
@@ -130,7 +128,7 @@ def plugins_at_work(
                 continue
             environment = Path("/proc", name, "environ").read_bytes().split(b"\0")
         except (PermissionError, FileNotFoundError, ProcessLookupError):
-            continue  # gone meanwhile, or none of ours
+            continue  # the process is gone, or belongs to another user
         for variable in environment:
             if started is not None and variable.startswith(_CONTAINER_ID):
                 of = os.fsdecode(variable.removeprefix(_CONTAINER_ID))

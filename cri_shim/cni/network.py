@@ -1,13 +1,13 @@
-"""The networks of this node: attaching containers to them and detaching them, whether they are ready, their garbage.
+"""The networks of this node: attach and detach containers, report readiness, collect garbage.
 
 Rules:
-- Whoever calls `add` pushes `delete` on a Rollback first (`chain` says what they keep in mind).
-- Operations on one container run one after the other, those on different containers side by side; garbage collection
-  of a network runs alone on it (`operation_locks`).
-- Garbage is collected only on a network that is all ours: where the result cache shows attachments that the caller does
-  not know, another runtime uses it, and what it has would be taken for garbage.
-- An attachment that an earlier process made is left alone while a plugin of that process still works on it.
-- A plugin must never be pointed at the host's own network namespace.
+- Callers push `delete` on a Rollback before they call `add` (`chain` has what both remember).
+- Operations on one container are serialised; those on different containers run in parallel. Garbage collection of a
+  network excludes all of them (`operation_locks`).
+- Garbage is collected only on a network that is entirely ours. If the result cache has attachments that the caller does
+  not know, another runtime uses the network, and GC would remove that runtime's attachments.
+- An attachment that a former daemon made is left alone while one of its plugins still works on it.
+- A plugin is never pointed at the host's own network namespace.
 
 CNI spec 1.1 §3 "Execution of Network Configurations".
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
 
 GC_PATIENCE_S = 30.0
-"""How long a garbage collection waits for a moment without ADD or DEL on its network."""
+"""How long a garbage collection waits for a gap between the operations of its network."""
 
 LOOPBACK = parse_conflist(
     b'{"cniVersion":"0.4.0","name":"cni-loopback","plugins":[{"type":"loopback"}]}',
@@ -50,9 +50,9 @@ LOOPBACK = parse_conflist(
 
 
 class Cni:
-    """The networks of the node; on the loop's thread only.
+    """The networks of the node. Use it on the event loop's thread.
 
-    `timeout_s` bounds each call of a plugin, `cancel_grace_s` how long one may go on when its caller is cancelled.
+    `timeout_s` bounds each plugin call, `cancel_grace_s` how long a plugin may run on when its caller is cancelled.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Cni:
         cancel_grace_s: float = CANCEL_GRACE_S,
         loopback_plugin: bool = False,
     ) -> None:
-        """With `loopback_plugin`, `lo` is brought up by the plugin of that name instead of by us."""
+        """`loopback_plugin`: the plugin of that name brings `lo` up, instead of the daemon itself."""
         self._runner = PluginRunner(
             reaper, plugin_dirs, timeout_s=timeout_s, cancel_grace_s=cancel_grace_s
         )
@@ -81,30 +81,30 @@ class Cni:
         self.on_change(self._readiness.wake)
 
     def load(self) -> None:
-        """Read the whole configuration again; what is wrong with it stands in `status`."""
+        """Read the whole configuration again. `status` reports its problems."""
         self._configs.load()
 
     def watch(self) -> None:
-        """Report changes of the configuration as they happen; inside the running loop."""
+        """Follow the configuration from now on. Needs the running loop."""
         self._configs.watch()
 
     def close(self) -> None:
-        """Stop following the configuration. Idempotent; running operations are not touched."""
+        """Stop following the configuration. Idempotent. Running operations go on."""
         self._configs.close()
 
     def on_change(self, call: Callable[[], None]) -> None:
-        """Have `call` called after each change of the configuration; it must not ask back."""
+        """Call `call` after each change of the configuration. It must not query this object."""
         self._changed.append(call)
 
     async def follow_status(self) -> None:
-        """Keep asking the default network's plugins for their STATUS, until cancelled."""
+        """Ask the default network's plugins for their STATUS periodically, until cancelled."""
         await self._readiness.follow()
 
     @property
     def status(self) -> CniStatus:
-        """Whether a pod could join the default network now, and else what to do about it.
+        """Whether a pod can join the default network now; if not, the reason and the remedy.
 
-        The plugins' own word is that of the last time they were asked, by `follow_status`.
+        The plugins' own answer is the last one that `follow_status` received.
         """
         status = self._configs.status(self._runner)
         network = self._configured_default()
@@ -118,24 +118,24 @@ class Cni:
         return self._configs.networks
 
     def default_network(self) -> NetworkList:
-        """The network that pods join unless told otherwise. Raises NotReadyError with the remedy.
+        """The network that pods join by default. Raises NotReadyError with the remedy.
 
-        What its plugins said to STATUS does not count: it may be old, and the ADD tells the truth.
+        The plugins' STATUS is not considered: it may be outdated, and the ADD itself will tell.
         """
         default = self._configs.default
         status = self._configs.status_of(default, self._runner)
         if not status.ready or default is None or default.network is None:
-            raise NotReadyError(f"pod network is not ready: {status.message}")
+            raise NotReadyError(f"the pod network is not ready: {status.message}")
         return default.network
 
     @property
     def default_file(self) -> Path | None:
-        """The file that defines the default network, if one does."""
+        """The file that defines the default network, if there is one."""
         default = self._configs.default
         return default.path if default is not None else None
 
     def network(self, name: str) -> NetworkList:
-        """A network that a pod asks for by its name. Raises NotReadyError with the remedy."""
+        """The network that a pod requests by name. Raises NotReadyError with the remedy."""
         network = self.networks.get(name)
         if network is None:
             raise self._unknown(name)
@@ -148,51 +148,51 @@ class Cni:
         return network
 
     def attachments(self, container_id: str) -> tuple[Attachment, ...]:
-        """What the cache knows to be attached, or half attached, of a container: all that `delete` must undo."""
+        """Every attachment of a container in the cache, complete or not: all that `delete` must undo."""
         return self._cache.attachments(container_id)
 
     def cached_result(self, attachment: Attachment) -> Result | None:
-        """The result of the ADD, from the cache; None when there is none or ADD did not get that far."""
+        """The result of the ADD, from the cache; None if there is no entry, or ADD has not got that far."""
         return self._chains.cached_result(attachment)
 
     async def add(self, attachment: Attachment) -> Result:
-        """Attach: every plugin of the chain in order, each told what the ones before it made.
+        """Attach: run ADD of every plugin of the chain in order, each with the result of those before it.
 
-        When this raises, call `delete`: parts of the chain may have run.
+        After an error, call `delete`: part of the chain may have run.
 
         Raises:
             NotReadyError: no network of that name is configured.
-            AlreadyExistsError: it is attached already, perhaps half.
-            CniPluginError: a plugin failed, hung or answered garbage; the chain ended there.
-            InvalidArgumentError: the namespace is not there, or is the host's.
+            AlreadyExistsError: it is attached already, perhaps incompletely.
+            CniPluginError: a plugin failed, hung or printed no valid result; the chain ended there.
+            InvalidArgumentError: there is no such namespace, or it is the host's.
         """
         async with self._operation_locks.operation(attachment.container_id, attachment.network):
             with _measured(Verb.ADD):
                 return await self._chains.add(attachment, self._to_join(attachment))
 
     async def delete(self, attachment: Attachment) -> None:
-        """Detach: every plugin of the chain in reverse order. Succeeds on what was never attached.
+        """Detach: run DEL of every plugin of the chain in reverse order. Succeeds for what was never attached.
 
-        Raises CniPluginError when a plugin fails; the plugins before it in the chain have not been called then, the
-        attachment stays in the cache, and the next call does the whole chain again.
+        Raises CniPluginError when a plugin fails. The plugins before it in the chain were not called then, the
+        attachment stays in the cache, and the next call runs the whole chain again.
         """
         async with self._operation_locks.operation(attachment.container_id, attachment.network):
             with _measured(Verb.DEL):
                 await self._chains.delete(attachment)
 
     async def outlast_leftovers(self, container_id: str) -> None:
-        """Return once no plugin of a former daemon works for this container; each has as long as a call of ours.
+        """Return when no plugin of a former daemon works for this container. Each may take as long as a call of ours.
 
-        Raises DeadlineError for one that outlives being killed.
+        Raises DeadlineError for a plugin that survives SIGKILL.
         """
         await self.leftovers.wait(container_id, timeout_s=self._runner.timeout_s)
 
     async def check(self, attachment: Attachment) -> None:
-        """Ask each plugin, in the order of ADD, whether what it made is still as it should be.
+        """Run CHECK of each plugin, in the order of ADD: does what it made still exist as it should?
 
-        Nothing is asked of lists older than 0.4.0, of those that disable it, and where no ADD has succeeded.
-        Raises CniPluginError with the words of the first that found something wrong, InvalidArgumentError where the
-        namespace is gone.
+        Skipped for lists older than 0.4.0, lists that disable it, and attachments without a successful ADD.
+        Raises the CniPluginError of the first plugin that found a fault, InvalidArgumentError if the namespace is
+        gone.
         """
         async with self._operation_locks.operation(attachment.container_id, attachment.network):
             with _measured(Verb.CHECK):
@@ -205,15 +205,15 @@ class Cni:
         valid: Callable[[], Collection[tuple[str, str]]],
         known: Callable[[], Collection[tuple[str, str]]],
     ) -> bool:
-        """GC of a network: its plugins give back what belongs to no attachment of `valid`. False: it can't be done.
+        """GC of a network: its plugins release what belongs to no attachment of `valid`. False: GC is not possible.
 
-        Both are pairs of container ID and interface, asked once nothing else happens on the network. `known` are
-        those that are ours though they may go.
+        Both arguments return pairs of container ID and interface. They are called while no operation runs on the
+        network. `known` are further attachments of ours, which GC may remove.
 
         Raises:
-            WrongStateError: the result cache shows attachments that are neither; nothing was done.
-            TimeoutError: the network did not fall quiet.
-            CniPluginError: what a plugin said, after all were asked.
+            WrongStateError: the result cache has attachments that are neither; nothing was done.
+            TimeoutError: operations left no gap.
+            CniPluginError: the first plugin's failure, after all were called.
         """
         network = self.networks.get(name)
         if network is None or network.disable_gc or not knows_network_verbs(network):
@@ -225,7 +225,7 @@ class Cni:
             if foreign := sorted(cached - ours):
                 raise WrongStateError(
                     f"network {quoted(name)} is not collected: {self._cache.directory} has attachments of another "
-                    f"runtime ({len(foreign)}, the first of container {foreign[0][0]}); set disableGC there"
+                    f"runtime ({len(foreign)}, the first of container {foreign[0][0]}); set disableGC in the network"
                 )
             with _measured(Verb.GC):
                 await collect_garbage(self._runner, network, kept)

@@ -1,11 +1,11 @@
-"""The verbs about a network as a whole: STATUS, GC and VERSION, for each plugin of its list.
+"""The verbs for a whole network, STATUS, GC and VERSION, sent to each plugin of its list.
 
 Rules:
-- STATUS and GC are asked of lists of version 1.1.0 and later only; an older one is ready, and has nothing to collect.
-- A plugin that does not know such a verb, though its list says 1.1.0, is ready and has nothing to collect either,
-  unless its own VERSION says that it could not do an ADD for this list.
-- GC goes to every plugin of the list, also after one has failed.
-- Their deadlines are short: STATUS is asked again soon, and a GC holds up the pods of its network.
+- Only lists of version 1.1.0 and later get STATUS and GC. An older list counts as ready, with nothing to collect.
+- A plugin that doesn't know such a verb, although its list says 1.1.0, counts as ready with nothing to collect too,
+  unless its VERSION says that it could not do an ADD for this list either.
+- GC goes to every plugin of the list, even after one has failed.
+- The deadlines are short: STATUS is asked again soon, and a GC delays the pods of its network.
 
 CNI spec 1.1 §2 "STATUS", "VERSION", "GC", §3 "Garbage-collecting a network".
 """
@@ -31,10 +31,10 @@ GC_TIMEOUT_S = 10.0
 VERSION_TIMEOUT_S = 10.0
 
 LIMITED_CONNECTIVITY = 51
-"""STATUS: not even those that are attached can rely on the network. 50: no more can be attached."""
+"""STATUS code 51: pods that are attached have limited connectivity as well. Code 50: no pod can be attached."""
 
 _UNKNOWN_VERB = (3, 4)
-"""What plugins built on older libraries say: a parameter of ADD is missing, or the command is not known."""
+"""The codes of plugins with older libraries: an ADD parameter is missing, or the command is unknown."""
 
 
 class _Versions(msgspec.Struct, rename="camel"):
@@ -42,12 +42,12 @@ class _Versions(msgspec.Struct, rename="camel"):
 
 
 def knows_network_verbs(network: NetworkList) -> bool:
-    """Whether STATUS and GC exist in the version that the list speaks."""
+    """Whether the list's version has STATUS and GC."""
     return is_version_at_least(network.cni_version, "1.1.0")
 
 
 async def ask_status(runner: PluginRunner, network: NetworkList) -> None:
-    """STATUS of each plugin in order. Raises CniPluginError, with its code and words, of the first that isn't ready."""
+    """Ask each plugin for its STATUS, in order. Raises the CniPluginError of the first that is not ready."""
     if not knows_network_verbs(network):
         return
     for plugin in network.plugins:
@@ -63,9 +63,9 @@ async def ask_status(runner: PluginRunner, network: NetworkList) -> None:
 async def collect_garbage(
     runner: PluginRunner, network: NetworkList, valid: Sequence[tuple[str, str]]
 ) -> None:
-    """GC of each plugin; `valid`: container ID and interface of each attachment that must stay.
+    """Send GC to each plugin. `valid` are container ID and interface of each attachment that must stay.
 
-    Raises the first CniPluginError after all were asked.
+    Raises the first CniPluginError after all plugins were called.
     """
     if network.disable_gc or not knows_network_verbs(network):
         return
@@ -85,7 +85,7 @@ async def collect_garbage(
 async def supported_versions(
     runner: PluginRunner, network: NetworkList, plugin: PluginConf
 ) -> tuple[str, ...]:
-    """What the plugin answers to VERSION; nothing where it gives no usable answer. Raises CniPluginError."""
+    """The plugin's answer to VERSION; empty if it is unusable. Raises CniPluginError."""
     question = msgspec.json.encode({"cniVersion": network.cni_version})
     answer = await runner.run(Verb.VERSION, plugin.type, question, timeout_s=VERSION_TIMEOUT_S)
     try:
@@ -98,11 +98,11 @@ async def _require_version(runner: PluginRunner, network: NetworkList, plugin: P
     try:
         versions = await supported_versions(runner, network, plugin)
     except CniPluginError:
-        return  # it can't say, so its ADD shall
+        return  # the version is unknown: the next ADD will tell
     if versions and network.cni_version not in versions:
         raise CniPluginError(
             plugin.type,
             Verb.VERSION,
-            f"it supports {', '.join(versions)}, and network {quoted(network.name)} wants "
+            f"the plugin supports {', '.join(versions)}, but network {quoted(network.name)} has cniVersion "
             f"{network.cni_version}: set an older cniVersion, or install newer plugins",
         )

@@ -1,9 +1,9 @@
-"""Whose turn it is to call plugins: one operation per container at a time, garbage collection alone on its network.
+"""The order of plugin calls: one operation per container at a time, garbage collection exclusively on its network.
 
 Rules:
-- Operations on different containers run side by side, on whatever networks.
-- A collection begins when no operation runs on its network and holds up those that come meanwhile. It never makes one
-  wait that could run: where operations follow each other without a gap the collection gives up, not they.
+- Operations on different containers run in parallel, on whatever networks.
+- A collection begins when no operation runs on its network, and blocks those that come meanwhile. It never makes an
+  operation wait before it begins: if operations follow each other without a gap, the collection gives up, not they.
 
 CNI spec 1.1 §3 "Lifecycle & Ordering".
 """
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class OperationLocks:
-    """Orders operations; on the loop's thread only."""
+    """Orders operations. Use it on the event loop's thread."""
 
     def __init__(self) -> None:
-        # The dictionary forgets a lock when nobody holds or awaits it any more.
+        # Weak: a lock goes when nobody holds it or waits for it any more.
         self._containers: weakref.WeakValueDictionary[str, asyncio.Lock] = (
             weakref.WeakValueDictionary()
         )
@@ -36,7 +36,7 @@ class OperationLocks:
 
     @contextlib.asynccontextmanager
     async def operation(self, container_id: str, network: str) -> AsyncIterator[None]:
-        """An operation on one attachment."""
+        """Hold the turn of one operation on one attachment."""
         lock = self._containers.get(container_id)
         if lock is None:
             lock = self._containers[container_id] = asyncio.Lock()
@@ -60,7 +60,7 @@ class OperationLocks:
 
     @contextlib.asynccontextmanager
     async def collection(self, network: str, *, patience_s: float) -> AsyncIterator[None]:
-        """Garbage collection of a network, one at a time. Raises TimeoutError when it does not fall quiet in time."""
+        """Hold the turn of a network's collection. Raises TimeoutError if operations leave no gap for `patience_s`."""
         async with asyncio.timeout(patience_s):
             while self._running[network] or network in self._collected:
                 if (collected := self._collected.get(network)) is not None:

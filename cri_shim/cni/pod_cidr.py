@@ -1,10 +1,10 @@
-"""The node's pod addresses, as the kubelet tells them, made into the default network by a template of the operator's.
+"""Write the default network's configuration from the node's pod addresses, which the kubelet sends, and a template.
 
 Rules:
-- Without a template nothing is written: a network add-on does that, or the operator.
-- Nothing is written while another file defines the default network: that one has been put there on purpose, and the
-  kubelet tells the addresses again at each of its starts. A file of our own is replaced when the addresses change.
-- What would be written is read as a configuration first: a bad template changes nothing.
+- Without a template nothing is written: a network add-on or the operator does that.
+- Nothing is written while another file defines the default network: somebody put it there on purpose. The kubelet sends
+  the addresses again at each of its starts. Our own file is replaced when the addresses change.
+- The result is parsed as a configuration before it is written, so a bad template changes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILE_NAME = "10-cri-shim-pod-cidr.conflist"
 
 
 class PodCidr:
-    """Writes the configuration made from the template."""
+    """Writes the configuration that the template gives."""
 
     def __init__(self, cni: Cni, *, conf_dir: Path, template: Path | None) -> None:
         self._cni = cni
@@ -37,19 +37,19 @@ class PodCidr:
         self._template = template
 
     def update(self, pod_cidr: str) -> None:
-        """Take note of the ranges (comma-separated), and write the configuration if that is ours to do.
+        """Receive the ranges (comma-separated), and write the configuration if that is our part.
 
-        Raises InvalidArgumentError for what are no ranges, ConfigError for a template that makes no configuration of
-        them, CriShimError where it can't be written.
+        Raises InvalidArgumentError for invalid ranges, ConfigError for a template that gives no valid configuration,
+        CriShimError if the file can't be written.
         """
         ranges = parse_pod_cidrs(pod_cidr)
-        log.info("kubelet told the pod addresses of this node", pod_cidrs=list(ranges))
+        log.info("received the node's pod addresses from the kubelet", pod_cidrs=list(ranges))
         if not ranges or self._template is None:
             return
         default = self._cni.default_file
         if default is not None and default != self._file:
             log.info(
-                "another file defines the default network: nothing is made from the template",
+                "another file defines the default network; the template is not used",
                 file=str(default),
                 template=str(self._template),
             )
@@ -58,9 +58,9 @@ class PodCidr:
         network = parse_conflist(text.encode(), source=f"{self._template}, filled in")
         with host_step(f"writing the network configuration {self._file}"):
             self._file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            # Others read it, too: network add-ons, people.
+            # Mode 0644: network add-ons and people read it, too.
             write_atomic(self._file, text.encode(), mode=0o644, fsync=True)
-        log.info("network configuration written", file=str(self._file), network=network.name)
+        log.info("wrote the network configuration", file=str(self._file), network=network.name)
 
     @staticmethod
     def _read(template: Path) -> str:

@@ -1,10 +1,10 @@
-"""Whether the default network's plugins say that they are ready: STATUS, asked now and then, remembered in between.
+"""The readiness of the default network's plugins: the answer to STATUS, asked periodically and cached.
 
 Rules:
-- Whoever asks for the node's status gets the last answer at once; plugins are called by `follow` only.
-- A new or changed network is asked immediately. Ready ones are asked again after half a minute, others sooner, with
-  growing pauses: a node that can't take pods should not stay so longer than it must.
-- No answer yet counts as not ready: a plugin that hangs must not look well because it hangs.
+- Callers that query the node's status get the cached answer at once. Only `follow` calls plugins.
+- A new or changed network is asked immediately. Ready plugins are asked again after half a minute, others sooner, with
+  growing pauses: a node that can't take pods should become ready as soon as possible.
+- A missing answer counts as not ready, so that a plugin that hangs doesn't look healthy.
 
 CNI spec 1.1 §2 "STATUS".
 """
@@ -35,7 +35,7 @@ MAX_RETRY_S = 15.0
 
 
 class Readiness:
-    """The last STATUS of the default network; on the loop's thread only."""
+    """The last STATUS of the default network. Use it on the event loop's thread."""
 
     def __init__(
         self, runner: PluginRunner, default_network: Callable[[], NetworkList | None]
@@ -48,11 +48,11 @@ class Readiness:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Ask now: something changed."""
+        """Ask again now, since something changed."""
         self._woken.set()
 
     def judge(self, network: NetworkList) -> CniStatus | None:
-        """What stands against the network's being ready; None: nothing."""
+        """Why the network is not ready; None if it is."""
         if not knows_network_verbs(network):
             return None
         if network != self._asked:
@@ -65,7 +65,7 @@ class Readiness:
         return None
 
     async def follow(self) -> None:
-        """Ask again and again, until cancelled."""
+        """Ask periodically, until cancelled."""
         retry_s = FIRST_RETRY_S
         while True:
             self._woken.clear()
@@ -91,8 +91,8 @@ class Readiness:
                 if error.code == LIMITED_CONNECTIVITY:
                     problem += "; pods that run may have limited connectivity"
             except Exception:
-                log.exception("asking for the network's status failed", network=network.name)
-                problem = f"network {quoted(network.name)}: its STATUS can't be asked; see the daemon's log"
+                log.exception("cni STATUS failed unexpectedly", network=network.name)
+                problem = f"network {quoted(network.name)}: STATUS failed unexpectedly; see the daemon's log"
         if problem != self._problem:
             log.warning("pod network not ready", problem=problem) if problem else log.info(
                 "pod network ready again"

@@ -1,10 +1,10 @@
-"""A plugin's answer: the result of ADD, or its error document (pure).
+"""Parse a plugin's answer: the result of ADD, or an error document. Pure.
 
 Rules:
-- Four wire forms (0.1/0.2, 0.3, 0.4, 1.x) become one `Result`; what a form lacks is empty.
-- What we use is checked (addresses, indexes), unknown fields are kept in `raw` and else ignored: the next plugin
-  of the chain gets what the previous one said, not what we understood of it.
-- Any bytes whatever give a Result or a ResultError.
+- The four wire formats (0.1/0.2, 0.3, 0.4, 1.x) become one `Result`. What a format lacks is empty.
+- The fields that we use are checked (addresses, indexes). Unknown fields stay in `raw`: the next plugin of the chain
+  gets what the previous one printed, not what we understood of it.
+- Any bytes give a Result or a ResultError, and nothing else.
 
 CNI spec 1.1 §5 "Result Types"; 0.2.0 "Result" for `ip4` and `ip6`; 0.3.0 for the `version` of an address.
 """
@@ -23,11 +23,11 @@ from cri_shim.quoting import quoted
 
 
 class ResultError(ValueError):
-    """The bytes are not the document that the specification asks for; the caller says whose they were."""
+    """The bytes are not a valid result. The caller names the plugin."""
 
 
 class Interface(msgspec.Struct, frozen=True):
-    """An interface that a plugin made; `sandbox` is empty for one on the host."""
+    """An interface that a plugin created. `sandbox` is empty for one on the host."""
 
     name: str
     mac: str | None = None
@@ -35,14 +35,14 @@ class Interface(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A route in the container: `dst` in CIDR form, the gateway's address or empty."""
+    """A route in the container: `dst` in CIDR form, `gw` the gateway's address, or empty."""
 
     dst: str
     gw: str | None = None
 
 
 class Dns(msgspec.Struct, frozen=True):
-    """Resolver settings; kubelet has its own, so only the verbose status shows these."""
+    """Resolver settings. Pods get the kubelet's, so only the verbose status shows these."""
 
     nameservers: list[str] | None = None
     domain: str | None = None
@@ -52,7 +52,7 @@ class Dns(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address with its prefix length; `interface` is an index into the result's interfaces."""
+    """An address with its prefix length. `interface` is an index into the result's interfaces."""
 
     address: ipaddress.IPv4Interface | ipaddress.IPv6Interface
     gateway: str
@@ -61,7 +61,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What ADD has made."""
+    """The result of an ADD."""
 
     cni_version: str
     interfaces: tuple[Interface, ...]
@@ -69,11 +69,11 @@ class Result:
     routes: tuple[Route, ...]
     dns: Dns
     raw: dict[str, Any]
-    """The document as the plugin wrote it, always with its cniVersion."""
+    """The document as the plugin wrote it, always with a cniVersion."""
 
 
 class PluginFailure(msgspec.Struct, frozen=True):
-    """The error document of a plugin (spec §5 "Error")."""
+    """A plugin's error document (spec §5 "Error")."""
 
     code: int
     msg: str = ""
@@ -106,7 +106,7 @@ class _Legacy(msgspec.Struct):
 
 
 def parse_result(data: bytes, *, cni_version: str) -> Result:
-    """Read what a plugin printed for ADD; `cni_version` counts if the answer names none.
+    """Parse what a plugin printed for ADD. `cni_version` applies if the result states none.
 
     Raises ResultError.
     """
@@ -120,7 +120,7 @@ def parse_result(data: bytes, *, cni_version: str) -> Result:
 
 
 def parse_result_document(raw: dict[str, Any], *, cni_version: str) -> Result:
-    """The same for a document that is already decoded, as the result cache holds it.
+    """Like `parse_result`, for a decoded document, as the result cache holds it.
 
     Raises ResultError.
     """
@@ -146,7 +146,7 @@ def parse_result_document(raw: dict[str, Any], *, cni_version: str) -> Result:
 
 
 def parse_failure(data: bytes) -> PluginFailure | None:
-    """The error document that a failing plugin printed, or None if it printed something else."""
+    """The error document that a failed plugin printed; None if it printed something else."""
     try:
         failure = msgspec.json.decode(data, type=PluginFailure)
     except UNREADABLE_DOCUMENT:
@@ -155,9 +155,9 @@ def parse_failure(data: bytes) -> PluginFailure | None:
 
 
 def build_result_document(result: Result, *, cni_version: str) -> dict[str, Any]:
-    """The result in the form of another version, for a plugin or cache entry that needs that one.
+    """The result in the format of another version, for a plugin or a cache entry that needs that one.
 
-    Between versions of one form it stays as the plugin wrote it, unknown fields included.
+    Between versions of one format, it stays as the plugin wrote it, unknown fields included.
     """
     if _form(result.cni_version) == _form(cni_version):
         return {**result.raw, "cniVersion": cni_version}
@@ -186,7 +186,7 @@ def build_result_document(result: Result, *, cni_version: str) -> dict[str, Any]
 def pod_ips(result: Result, ifname: str) -> tuple[str, ...]:
     """The addresses of the sandbox's `ifname`, without prefix lengths, in the plugin's order.
 
-    An address that names no interface counts: plugins of the early versions, and some of today, name none.
+    An address without an interface counts: plugins of early versions, and some of today, state none.
     """
     found: dict[str, None] = {}
     for ip in result.ips:
@@ -217,7 +217,7 @@ def _from_legacy(raw: dict[str, Any]) -> _Modern:
 
 
 def _legacy_ips(result: Result) -> dict[str, object]:
-    """One address of each family, since the early form has room for no more; routes by family."""
+    """One address per family, since the early format has room for no more, with the routes of that family."""
     families: dict[str, object] = {}
     for ip in result.ips:
         key = f"ip{ip.address.version}"
@@ -242,7 +242,7 @@ def _address(ip: _Ip, index: int, *, interfaces: int) -> Address:
             ipaddress.ip_address(ip.gateway)
     except ValueError as error:
         raise ResultError(f"its result is malformed: ips[{index}]: {error}") from error
-    # Plugins built on the first libraries of 0.3 write -1 for "no interface".
+    # Plugins with the first libraries of 0.3 write -1 for "no interface".
     interface = ip.interface if ip.interface is not None and ip.interface >= 0 else None
     if interface is not None and interface >= interfaces:
         raise ResultError(

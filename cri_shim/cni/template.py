@@ -1,14 +1,14 @@
-"""A network configuration made from a template and the node's pod addresses (pure).
+"""Render a network configuration from a template and the node's pod addresses. Pure.
 
-The template language is the part of Go's text/template that such templates are written in elsewhere, so that those work
-here unchanged:
+The template language is the subset of Go's text/template that such templates use with other runtimes, so that theirs
+work here unchanged:
 
     {{.PodCIDR}}                                      the first range
     {{range $i, $r := .PodCIDRRanges}} … {{end}}      all of them; also `range .PodCIDRRanges`, `range $r := …`
     {{range .Routes}}{"dst": "{{.}}"}{{end}}          the default route of each address family
     {{if $i}}, {{end}}                                unless it is 0 or empty; {{- and -}} drop white space
 
-Rules: anything else between braces is a ConfigError with its line, never passed on as it is. What is put in is made of
+Rules: anything else between braces is a ConfigError with its line, and never copied through. Inserted values consist of
 digits, letters and `.:/` only, so nothing needs quoting in JSON.
 """
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 MAX_RANGES = 16
 
-# One that is never closed matches as well, up to the end: so no text is looked through from every brace.
+# An unclosed action matches up to the end of the text. Otherwise each `{{` would scan the rest in vain: quadratic time.
 _ACTION = re.compile(r"\{\{(- )?(.*?)(?:( -)?\}\}|\Z)", re.DOTALL)
 _VALUE = re.compile(r"\.[A-Za-z]*|\$[A-Za-z_]\w*")
 _RANGE = re.compile(r"range\s+(?:(?:(\$\w+)\s*,\s*)?(\$\w+)\s*:=\s*)?(\.[A-Za-z]+)")
 
-_MAX_SHOWN = 80  # characters of an action in an error
+_MAX_SHOWN = 80  # characters of an action in an error message
 
 _Value = str | int | tuple[str, ...]
 
@@ -44,10 +44,10 @@ class _Token:
 
 
 def parse_pod_cidrs(text: str) -> tuple[str, ...]:
-    """The ranges of a comma-separated list, in canonical form; none of an empty text. Raises InvalidArgumentError."""
+    """The ranges of a comma-separated list, in canonical form; none for empty text. Raises InvalidArgumentError."""
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if len(parts) > MAX_RANGES:
-        raise InvalidArgumentError(f"pod_cidr: {len(parts)} ranges; at most {MAX_RANGES}")
+        raise InvalidArgumentError(f"pod_cidr: {len(parts)} ranges; the limit is {MAX_RANGES}")
     try:
         return tuple(str(ipaddress.ip_network(part)) for part in parts)
     except ValueError as error:
@@ -55,7 +55,7 @@ def parse_pod_cidrs(text: str) -> tuple[str, ...]:
 
 
 def render_template(template: str, pod_cidrs: Sequence[str], *, source: str) -> str:
-    """The template filled in; `source` names it in errors. Raises ConfigError."""
+    """Render the template; `source` names it in errors. Raises ConfigError."""
     families = [ipaddress.ip_network(cidr).version for cidr in pod_cidrs]
     values: dict[str, _Value] = {
         ".PodCIDR": pod_cidrs[0],
@@ -67,7 +67,7 @@ def render_template(template: str, pod_cidrs: Sequence[str], *, source: str) -> 
     tokens = _tokens(template, source)
     text, rest = _render(tokens, 0, values, source)
     if rest < len(tokens):
-        raise _error(tokens[rest], source, "there is nothing that it ends")
+        raise _error(tokens[rest], source, "there is no block for it to end")
     return text
 
 
@@ -81,7 +81,7 @@ def _tokens(template: str, source: str) -> list[_Token]:
         tokens.append(_Token(text.rstrip() if trim_left else text, is_action=False, line=line))
         token = _Token(action.strip(), is_action=True, line=line)
         if not match[0].endswith("}}"):
-            raise _error(token, source, "the }} that closes it is missing")
+            raise _error(token, source, "its closing }} is missing")
         tokens.append(token)
         at = match.end()
         while trim_right and template[at : at + 1].isspace():
@@ -93,7 +93,7 @@ def _tokens(template: str, source: str) -> list[_Token]:
 def _render(
     tokens: Sequence[_Token], at: int, values: Mapping[str, _Value], source: str
 ) -> tuple[str, int]:
-    """The text up to the end of this block, and where its `end` stands."""
+    """The text up to the end of this block, and the index of its `end`."""
     written: list[str] = []
     while at < len(tokens):
         token = tokens[at]
@@ -104,7 +104,7 @@ def _render(
         elif _VALUE.fullmatch(token.text):
             value = _look_up(token, token.text, values, source)
             if isinstance(value, tuple):
-                raise _error(token, source, "a list: go through it with range")
+                raise _error(token, source, "it is a list: iterate over it with range")
             written.append(str(value))
         elif token.text.startswith("range"):
             text, at = _render_range(tokens, at, values, source)
@@ -115,7 +115,7 @@ def _render(
             at = _require_end(tokens, end, token, source)
             written.append(text if condition else "")
         elif not token.text.startswith("/*"):
-            raise _error(token, source, "not understood: values, range, if and end are")
+            raise _error(token, source, "not supported; use values, range, if and end")
         at += 1
     return "".join(written), at
 
@@ -126,14 +126,14 @@ def _render_range(
     token = tokens[at]
     match = _RANGE.fullmatch(token.text)
     if match is None:
-        raise _error(token, source, "not understood; write {{range $i, $value := .Name}}")
+        raise _error(token, source, "not supported; write {{range $i, $value := .Name}}")
     index, name, listed = match.groups()
     items = _look_up(token, listed, values, source)
     if not isinstance(items, tuple):
-        raise _error(token, source, f"{listed} is no list")
+        raise _error(token, source, f"{listed} is not a list")
     written = []
     end = len(tokens)
-    # No list here is ever empty: there is at least one range, hence one route.
+    # No list is ever empty: there is at least one range, hence one route. So `end` and the block are always set.
     for number, item in enumerate(items):
         inner: dict[str, _Value] = {**values, ".": item}
         if name is not None:
@@ -154,7 +154,7 @@ def _require_end(tokens: Sequence[_Token], at: int, opened: _Token, source: str)
 def _look_up(token: _Token, name: str, values: Mapping[str, _Value], source: str) -> _Value:
     if name not in values:
         known = ", ".join(sorted(values))
-        raise _error(token, source, f"no such value here; there are {known}")
+        raise _error(token, source, f"no such value here; the values are {known}")
     return values[name]
 
 

@@ -1,14 +1,13 @@
 """The networks that are configured now: the CNI configuration directory, loaded and followed.
 
 Rules:
-- Files ending in .conflist, .conf or .json, in the order of their names, at most 200. The first network is the
-  default one; of two networks with one name the first counts.
-- Whoever asks gets what the directory says now: each question compares the files' identities and times with what
-  was loaded, which costs a few microseconds and misses nothing, whether the directory is made late, is replaced or
-  is a link that moves. The inotify watch only makes the answer prompt: the log shows at once whether the file just
-  dropped in is good.
-- A file that turns bad keeps its last good network and the reason: a slip of an editor must not switch the node to
-  another network or stop pods. A file that is taken away takes its network with it.
+- Files that end in .conflist, .conf or .json, in the order of their names, at most 200. The first network is the
+  default. Of two networks with one name, the first counts.
+- Each query returns what the directory says now: it compares the identities and times of the files with what was
+  loaded. That costs a few microseconds and misses nothing, even if the directory appears late, is replaced, or is a
+  link that moves. inotify only makes it prompt: the log shows at once whether a new file is good.
+- A file that becomes invalid keeps its last valid network, with the reason: a slip in an editor must not switch the
+  node to another network or stop pods. A file that is removed takes its network with it.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 NOT_READY = "NetworkPluginNotReady"
-"""The reason that kubelet and its users know."""
+"""The reason that the kubelet and its users know."""
 
 
 @dataclass(frozen=True, slots=True)
 class CniStatus:
-    """The NetworkReady condition of CRI: `reason` is one word, `message` tells an operator what to do."""
+    """CRI's NetworkReady condition: `reason` is one word; `message` tells operators what to do."""
 
     ready: bool
     reason: str
@@ -47,10 +46,10 @@ class CniStatus:
 
 
 class NetworkConfigs:
-    """Follows one configuration directory; on the loop's thread only."""
+    """Follows one configuration directory. Use it on the event loop's thread."""
 
     def __init__(self, conf_dir: Path, *, changed: Callable[[], None] = lambda: None) -> None:
-        """`changed` is called after every change that was found; it must not ask back."""
+        """`changed` is called after each change that was found. It must not query this object."""
         self.conf_dir = conf_dir
         self._changed = changed
         self._files: dict[str, LoadedFile] = {}
@@ -77,22 +76,22 @@ class NetworkConfigs:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with files of the directory, one sentence each."""
+        """The problems of the directory's files, one sentence each."""
         self.refresh()
         return self._problems
 
     def status(self, runner: PluginRunner) -> CniStatus:
-        """Whether a pod could join the default network now."""
+        """Whether a pod can join the default network now."""
         return self.status_of(self.default, runner)
 
     def status_of(self, default: LoadedFile | None, runner: PluginRunner) -> CniStatus:
-        """The same of a `default` that was just asked for."""
+        """Like `status`, for a `default` that the caller has just queried."""
         if default is None or default.network is None:
             cause = (
                 f"no usable network configuration in {self.conf_dir}: {'; '.join(self._problems)}"
                 if self._problems
-                else f"no network configuration found in {self.conf_dir}: put a .conflist there, or "
-                "install the cluster's network add-on, which does; no restart is needed"
+                else f"no network configuration found in {self.conf_dir}: put a .conflist there, or install the "
+                "cluster's network add-on, which does so; no restart is needed"
             )
             return CniStatus(ready=False, reason=NOT_READY, message=cause)
         network = default.network
@@ -112,7 +111,7 @@ class NetworkConfigs:
         return CniStatus(ready=True, reason="", message="")
 
     def load(self) -> None:
-        """Read everything again, changed or not; bad files are reported by `problems`, not raised."""
+        """Read everything again. Problems are in `problems`; nothing is raised."""
         self._reload(force=True)
 
     def refresh(self) -> None:
@@ -120,7 +119,7 @@ class NetworkConfigs:
         self._reload(force=False)
 
     def watch(self) -> None:
-        """Follow the directory from now on, also if it does not exist yet; inside the running loop."""
+        """Follow the directory from now on, even if it does not exist yet. Needs the running loop."""
         self._watching = True
         self.refresh()
 
@@ -138,7 +137,7 @@ class NetworkConfigs:
         except FileNotFoundError:
             stamps, dir_problem = {}, ""
         except OSError as error:
-            # The directory can't be read: keep what is known, say why.
+            # The directory can't be read: keep what is known, and report why.
             self._note(self._files, f"{self.conf_dir}: {error.strerror}")
             return
         files = {}
@@ -163,12 +162,12 @@ class NetworkConfigs:
             first = networks.setdefault(file.network.name, file)
             if first is not file:
                 problems.append(
-                    f"{file.path}: network {quoted(file.network.name)} is defined by {first.path.name} "
-                    "already; this one is ignored"
+                    f"{file.path}: ignored, since {first.path.name} already defines network "
+                    f"{quoted(file.network.name)}"
                 )
         for problem in problems:
             if problem not in self._problems:
-                log.warning("cni configuration problem", problem=problem)
+                log.warning("invalid cni configuration", problem=problem)
         if list(networks) != list(self._networks):
             log.info("cni networks loaded", directory=str(self.conf_dir), networks=list(networks))
         self._files, self._dir_problem = files, dir_problem
@@ -176,7 +175,7 @@ class NetworkConfigs:
         self._changed()
 
     def _follow_directory(self) -> None:
-        """Have a watch on the directory that is there now; without one, questions still find changes."""
+        """Watch the directory that exists now. Without a watch, queries still find changes."""
         try:
             status = os.stat(self.conf_dir)
         except OSError:
@@ -190,7 +189,7 @@ class NetworkConfigs:
             self._watch = DirectoryWatch(self.conf_dir, FILES_CHANGED, self._on_change)
         except (OSError, ResourceExhaustedError) as error:
             log.warning(
-                "can't watch the cni configuration directory; changes count at the next question",
+                "can't watch the cni configuration directory; changes apply at the next query",
                 directory=str(self.conf_dir),
                 error=str(error),
             )

@@ -107,10 +107,13 @@ def test_disable_check_may_be_a_text(value: object, flag: bool) -> None:
         (without(LIST, "name"), ": name: is missing"),
         ({**LIST, "name": ""}, ": name: is missing"),
         ({**LIST, "name": 7}, ": name: Expected `str`, got `int`"),
-        ({**LIST, "name": "../x"}, ": name: '../x' is not the name of a network"),
+        ({**LIST, "name": "../x"}, ": name: '../x' is not a network name"),
         ({**LIST, "name": "x" * 129}, ": name: "),
-        ({**LIST, "cniVersion": "2.0.0"}, ": cniVersion: '2.0.0' is not known here; known are 0.1"),
-        ({**without(LIST, "cniVersion"), "cniVersions": ["8.0.0"]}, "'8.0.0' is not known"),
+        (
+            {**LIST, "cniVersion": "2.0.0"},
+            ": cniVersion: '2.0.0' is not supported; supported are 0.1",
+        ),
+        ({**without(LIST, "cniVersion"), "cniVersions": ["8.0.0"]}, "'8.0.0' is not supported"),
         ({**LIST, "cniVersions": [1]}, ": cniVersions[0]: Expected `str`"),
         ({**LIST, "disableCheck": "maybe"}, ": disableCheck: 'maybe' is neither"),
         ({**LIST, "disableCheck": 1}, ": disableCheck: Expected"),
@@ -140,7 +143,7 @@ def test_a_mistake_is_named_with_file_and_place(document: object, complaint: str
 
 
 def test_a_list_in_a_single_plugin_file_is_told_the_right_suffix() -> None:
-    with pytest.raises(ConfigError, match=r"ends in \.conflist"):
+    with pytest.raises(ConfigError, match=r"end in \.conflist"):
         parse_conf(json.dumps(LIST).encode(), source="/x/10.conf")
 
 
@@ -150,7 +153,7 @@ def test_a_single_plugin_without_a_name_is_refused() -> None:
 
 
 def test_a_single_plugin_with_a_path_as_its_type_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"/x/10\.conf: type: 'a/b' is not the name"):
+    with pytest.raises(ConfigError, match=r"/x/10\.conf: type: 'a/b' is not a plugin name"):
         parse_conf(b'{"type": "a/b", "name": "x"}', source="/x/10.conf")
 
 

@@ -82,7 +82,7 @@ async def test_garbage_on_stdout_is_shown_when_there_is_nothing_else(runner: Plu
 
 async def test_a_plugin_that_dies_of_a_signal_is_named_with_it(runner: PluginRunner) -> None:
     error = await failure(runner, {"do": "crash", "signal": 9})
-    assert "was killed by SIGKILL: it said nothing" in str(error)
+    assert "was killed by SIGKILL: it printed nothing" in str(error)
 
 
 async def test_a_flood_is_stopped_at_the_bound(runner: PluginRunner) -> None:
@@ -172,7 +172,7 @@ async def test_a_file_that_cannot_be_executed_is_an_error_of_the_plugin(
     broken = tmp_path / "bin" / "broken"
     broken.write_text("#!/nonexistent/interpreter\n")
     broken.chmod(0o755)
-    with pytest.raises(CniPluginError, match="can't be run: No such file"):
+    with pytest.raises(CniPluginError, match="can't be executed: No such file"):
         await runner.run(Verb.ADD, "broken", b"{}", ATTACHMENT, netns="")
 
 

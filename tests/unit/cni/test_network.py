@@ -332,7 +332,7 @@ async def test_check_is_not_asked_of_lists_that_do_not_have_it(
 
 async def test_check_without_the_namespace_is_refused(node: Node) -> None:
     await node.cni.add(node.attachment())
-    with pytest.raises(InvalidArgumentError, match="is gone"):
+    with pytest.raises(InvalidArgumentError, match="there is no network namespace"):
         await node.cni.check(node.attachment(netns="/run/netns/none"))
 
 

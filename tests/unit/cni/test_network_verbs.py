@@ -98,7 +98,9 @@ async def test_a_plugin_that_is_too_old_for_its_list_is_named_with_what_it_suppo
     node: Node, runner: PluginRunner
 ) -> None:
     node.script("first", STATUS={"do": "fail", "code": 3}, VERSION={"versions": ["0.4.0", "1.0.0"]})
-    with pytest.raises(CniPluginError, match=r"supports 0\.4\.0, 1\.0\.0, and .* wants 1\.1\.0"):
+    with pytest.raises(
+        CniPluginError, match=r"supports 0\.4\.0, 1\.0\.0, but .* has cniVersion 1\.1\.0"
+    ):
         await ask_status(runner, network(node))
 
 

@@ -68,16 +68,16 @@ def test_routes_are_those_of_the_families_that_there_are() -> None:
     ("template", "complaint"),
     [
         ("\n{{.PodCidr}}", "t: line 2: {{.PodCidr}}: no such value here"),
-        ("{{.Routes}}", "a list: go through it with range"),
-        ("{{range .PodCIDR}}{{end}}", ".PodCIDR is no list"),
+        ("{{.Routes}}", "it is a list: iterate over it with range"),
+        ("{{range .PodCIDR}}{{end}}", ".PodCIDR is not a list"),
         ("{{range 1 2}}{{end}}", "write {{range"),
         ("{{range .Routes}}", "its {{end}} is missing"),
         ("{{if .PodCIDR}}", "its {{end}} is missing"),
-        ("{{end}}", "nothing that it ends"),
-        ("{{template}}", "not understood"),
-        ("{{.PodCIDR | printf}}", "not understood"),
+        ("{{end}}", "no block for it to end"),
+        ("{{template}}", "not supported"),
+        ("{{.PodCIDR | printf}}", "not supported"),
         ("{{$x}}", "no such value here"),
-        ("{{.PodCIDR", "the }} that closes it is missing"),
+        ("{{.PodCIDR", "its closing }} is missing"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(template: str, complaint: str) -> None:

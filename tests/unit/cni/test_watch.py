@@ -107,7 +107,7 @@ def test_a_file_that_turns_bad_keeps_its_network_and_says_why(
     status = configs.status(runner)
     assert (status.ready, status.reason) == (True, "NetworkConfigurationRejected")
     assert f"{file}: not a JSON object" in status.message
-    assert "earlier configuration of network 'pods' stays in use" in status.message
+    assert "network 'pods' keeps its earlier configuration" in status.message
     assert default_name(configs) == "pods"
     configs.load()
     assert default_name(configs) == "pods"
@@ -134,7 +134,7 @@ def test_of_two_networks_with_one_name_the_first_counts(
     (conf_dir / "10.conflist").write_text(document("pods", "bridge"))
     (conf_dir / "20.conflist").write_text(document("pods", "ptp"))
     assert [plugin.type for plugin in configs.networks["pods"].plugins] == ["bridge"]
-    assert "defined by 10.conflist already" in configs.problems[0]
+    assert "10.conflist already defines network" in configs.problems[0]
 
 
 def test_a_missing_plugin_of_the_default_network_is_named(
