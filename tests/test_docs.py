@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import json
 import re
+import subprocess
 import tomllib
 from contextlib import redirect_stdout, suppress
 from functools import cache
@@ -344,6 +345,23 @@ def test_every_path_of_the_checkout_exists() -> None:
         )
         if not any(ROOT.glob(path)) and "VERSION" not in path
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_path_that_a_script_names_exists() -> None:
+    """Those of tests in the first place: a renamed module must not drop out of the guest's or the bench's runs."""
+    wrong = []
+    for script in [*ROOT.glob("tests/**/*.sh"), *ROOT.glob("deploy/*.sh")]:
+        words = re.findall(
+            r"(?<![\w/.$-])(?:tests|deploy|cri_shim)/[\w./{},-]*[\w}]", script.read_text()
+        )
+        expanded = subprocess.run(
+            ["bash", "-c", f"printf '%s\\n' {' '.join(words)}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        wrong += [f"{named(script)}: {path}" for path in expanded if not (ROOT / path).exists()]
     assert not wrong, "\n".join(wrong)
 
 
