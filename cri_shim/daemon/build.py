@@ -124,6 +124,7 @@ async def build(
 
 def _stream_backend(on: Mechanisms, layer: SandboxLayer, streaming: Streaming) -> StreamBackend:
     return StreamBackend(
+        host=on.host,
         tickets=streaming.tickets,
         containers=layer.containers,
         pods=layer.pods,

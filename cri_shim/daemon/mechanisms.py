@@ -13,6 +13,7 @@ from cri_shim.daemon.images import layers_of, open_store
 from cri_shim.daemon.node_resources import open_node_resources
 from cri_shim.host.cgroups.layout import effective_driver
 from cri_shim.host.cgroups.tree import Cgroups
+from cri_shim.host.port import Host
 from cri_shim.image.pull import Puller
 from cri_shim.oci.conmon import Monitors
 from cri_shim.operations import Operations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 class Mechanisms:
     """One object of each kind."""
 
+    host: Host
     paths: Paths
     host_etc: Path
     """Where the node's own `hosts` and `resolv.conf` are."""
@@ -70,6 +72,7 @@ async def open_mechanisms(
         config, paths, reaper, lambda: layers_of(containers) | layers_of(sandboxes)
     )
     return Mechanisms(
+        host=Host(),
         paths=paths,
         host_etc=Path("/etc"),
         boot_id=boot_id(),

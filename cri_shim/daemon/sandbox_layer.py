@@ -106,6 +106,7 @@ def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
     containers = _container_service(config, on, basis, parts)
     pods = _pods(config, on, basis, networks, containers)
     orphans = Orphans(
+        host=on.host,
         paths=on.paths,
         teardown=basis.teardown,
         network=networks.network,
@@ -153,12 +154,17 @@ def _basis(config: Config, on: Mechanisms) -> _Basis:
         systemd=on.systemd, default_parent=config.sandbox.cgroup_parent or ""
     )
     teardown = Teardown(
-        paths=on.paths, cgroups=on.cgroups, monitors=on.monitors, runtime_of=on.handlers.get
+        host=on.host,
+        paths=on.paths,
+        cgroups=on.cgroups,
+        monitors=on.monitors,
+        runtime_of=on.handlers.get,
     )
     attach_sessions = AttachSessions(paths=on.paths, monitors=on.monitors, background=on.background)
     return _Basis(
         cgroup_paths=cgroup_paths,
         specs=Specs(
+            host=on.host,
             paths=on.paths,
             node_resources=on.node_resources,
             node=on.node,
@@ -168,6 +174,7 @@ def _basis(config: Config, on: Mechanisms) -> _Basis:
         ),
         teardown=teardown,
         launcher=Launcher(
+            host=on.host,
             paths=on.paths,
             monitors=on.monitors,
             teardown=teardown,
@@ -177,7 +184,7 @@ def _basis(config: Config, on: Mechanisms) -> _Basis:
             or CREATES_PER_CORE * len(os.sched_getaffinity(0)),
         ),
         attach_sessions=attach_sessions,
-        exits=ExitWatch(on.paths.exits_dir, needs_monitor=attach_sessions.unblock),
+        exits=ExitWatch(on.paths.exits_dir, host=on.host, needs_monitor=attach_sessions.unblock),
         files_limits=FilesLimits(on.cgroups, cgroup_paths),
     )
 
@@ -188,6 +195,7 @@ def _networks(config: Config, on: Mechanisms) -> _Networks:
         on.cni,
         on.sandboxes,
         pending_deletes,
+        host=on.host,
         background=on.background,
         publish_ports=config.sandbox.hostport,
     )
@@ -205,6 +213,7 @@ def _networks(config: Config, on: Mechanisms) -> _Networks:
 
 def _containers(on: Mechanisms, basis: _Basis) -> _Containers:
     exec_processes = ExecProcesses(
+        host=on.host,
         paths=on.paths,
         runtime_of=on.handlers.get,
         reaper=on.reaper,
@@ -212,6 +221,7 @@ def _containers(on: Mechanisms, basis: _Basis) -> _Containers:
         pids_of=lambda container: on.cgroups.pids(basis.cgroup_paths.directory_of(container)),
     )
     creation = Creation(
+        host=on.host,
         paths=on.paths,
         store=on.containers,
         images=on.images,
@@ -224,6 +234,7 @@ def _containers(on: Mechanisms, basis: _Basis) -> _Containers:
         boot_id=on.boot_id,
     )
     exit_handling = ExitHandling(
+        host=on.host,
         paths=on.paths,
         store=on.containers,
         sandboxes=on.sandboxes,
@@ -256,6 +267,7 @@ def _container_service(
         exit_handling=parts.exit_handling,
         removal=parts.removal,
         resources=ContainerResources(
+            host=on.host,
             paths=on.paths,
             store=on.containers,
             runtime_of=on.handlers.get,
@@ -281,8 +293,9 @@ def _container_service(
 def _pods(
     config: Config, on: Mechanisms, basis: _Basis, networks: _Networks, containers: Containers
 ) -> Pods:
-    files = PodFiles(on.paths, on.host_etc)
+    files = PodFiles(on.host, on.paths, on.host_etc)
     return Pods(
+        host=on.host,
         paths=on.paths,
         store=on.sandboxes,
         containers=containers,
@@ -316,6 +329,7 @@ def _recovery(
     orphans: Orphans,
 ) -> Recovery:
     return Recovery(
+        host=on.host,
         paths=on.paths,
         sandboxes=on.sandboxes,
         containers=on.containers,

@@ -227,3 +227,8 @@ def _root_fd(root: Path | int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def fd_path(fd: int) -> str:
+    """The path by which other processes can open a descriptor of this process."""
+    return f"/proc/{os.getpid()}/fd/{fd}"

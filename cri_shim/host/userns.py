@@ -40,11 +40,6 @@ class UserNamespace:
     """A network namespace that belongs to it, or None."""
 
 
-def fd_path(fd: int) -> str:
-    """The path by which other processes can open a descriptor of this process."""
-    return f"/proc/{os.getpid()}/fd/{fd}"
-
-
 def open_user_namespace(pid: int) -> int | None:
     """Open the user namespace of process `pid`; the caller closes it. Returns None if the process is gone.
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.host.port import Host
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.inputs import Spec
     from cri_shim.paths import Paths
@@ -59,6 +60,7 @@ class ContainerResources:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         store: Store[Container],
         runtime_of: Callable[[str], Runtime],
@@ -67,6 +69,7 @@ class ContainerResources:
         cgroup_paths: CgroupPaths,
         files_limits: FilesLimits,
     ) -> None:
+        self._host = host
         self._paths = paths
         self._store = store
         self._runtime_of = runtime_of
@@ -126,7 +129,7 @@ class ContainerResources:
         try:
             await self._runtime_of(container.record.handler).update(container.id, file)
         except RuntimeCommandError as error:
-            if not running(container.status.process):
+            if not running(self._host, container.status.process):
                 return  # its end is about to be noted: there is nothing left to limit
             limit, used = (
                 document.get("memory", {}).get("limit", -1),

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.host.port import Host
     from cri_shim.image.model import Image
     from cri_shim.image.store import ImageStore
     from cri_shim.image.volume import ImageVolume
@@ -85,6 +86,7 @@ class Creation:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         store: Store[Container],
         images: ImageStore,
@@ -96,6 +98,7 @@ class Creation:
         exits: ExitWatch,
         boot_id: str,
     ) -> None:
+        self._host = host
         self._paths = paths
         self._store = store
         self._images = images
@@ -158,7 +161,7 @@ class Creation:
             rollback.push("record", lambda: self._forget_failed(container, rollback))
             self._store.create(container)
             # 2. The root file system, where the user is looked up, the log, and the volumes made of images.
-            with user_namespace_of(sandbox) as users:
+            with user_namespace_of(self._host, sandbox) as users:
                 await self._launcher.mount_rootfs(
                     launch,
                     rollback,
@@ -172,6 +175,7 @@ class Creation:
                         f"pod {sandbox.id}",
                         "mounting image volumes",
                         mount_images,
+                        self._host,
                         paths,
                         image_volumes,
                         userns_fd=users.fd if users else None,

@@ -23,7 +23,6 @@ import structlog
 from cri_shim import metrics
 from cri_shim.background import settled, until_done
 from cri_shim.errors import CriShimError, DeadlineError
-from cri_shim.host.pidfd import ends_of, kill_process
 from cri_shim.kernel_call import in_time_for
 from cri_shim.operations import step
 from cri_shim.sandbox.exits import Exit
@@ -36,6 +35,7 @@ from cri_shim.slots import Share, Slots
 if TYPE_CHECKING:
     from cri_shim.background import Background
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.host.port import Host
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import ExitWatch
@@ -84,6 +84,7 @@ class ExitHandling:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         store: Store[Container],
         cgroups: Cgroups,
@@ -94,6 +95,7 @@ class ExitHandling:
         cgroup_paths: CgroupPaths,
         sandboxes: Store[Sandbox],
     ) -> None:
+        self._host = host
         self._paths = paths
         self._store = store
         self._cgroups = cgroups
@@ -231,7 +233,7 @@ class ExitHandling:
         async with container.lock:
             if container.status.torn_down:
                 return
-            await _let_monitor_end(container)
+            await self._let_monitor_end(container)
             await self._teardown.process(
                 container.id,
                 container.record.handler,
@@ -240,6 +242,13 @@ class ExitHandling:
             )
             # Who doesn't know that releases it once more. So its file can wait, and mostly the container goes before.
             self._store.show(container, msgspec.structs.replace(container.status, torn_down=True))
+
+    async def _let_monitor_end(self, container: Container) -> None:
+        """Wait for what comes by itself, where it does: to kill it would cost more."""
+        monitor = container.status.monitor
+        if monitor is not None and container.status.started_at_ns and container.ended.is_set():
+            with step("waiting for the monitor's end"):
+                await self._host.ends_of([(monitor.pid, monitor.start_ticks)], MONITOR_FAREWELL_S)
 
     # --- stops ---------------------------------------------------------------------------------------------------
 
@@ -266,7 +275,9 @@ class ExitHandling:
         process = container.status.process
         try:
             if process is not None and stop.deadline > asyncio.get_running_loop().time():
-                kill_process(process.pid, process.start_ticks, container.record.stop_signal)
+                self._host.kill_process(
+                    process.pid, process.start_ticks, container.record.stop_signal
+                )
                 with step("waiting for the exit"):
                     await _wait_for_end(container, stop)
             if not container.ended.is_set():
@@ -280,7 +291,7 @@ class ExitHandling:
                 stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
                 with step("waiting for the exit"):
                     await _wait_for_end(container, stop)
-            if not container.ended.is_set() and not running(process):
+            if not container.ended.is_set() and not running(self._host, process):
                 # Its end was missed, whatever the reason: it must not keep the container from being removed.
                 exit_ = self._exits.read(container.id) or Exit(None, 0)
                 await self.note_exit(container, exit_)
@@ -295,7 +306,7 @@ class ExitHandling:
     async def _kill_first_process(self, container: Container, stop: _Stop) -> None:
         """The others end with it where it is the first of a PID namespace."""
         process = container.status.process
-        if process is not None and kill_process(process.pid, process.start_ticks):
+        if process is not None and self._host.kill_process(process.pid, process.start_ticks):
             stop.deadline = asyncio.get_running_loop().time() + KILLED_ALONE_S
             with step("waiting for the exit"):
                 await _wait_for_end(container, stop)
@@ -303,14 +314,6 @@ class ExitHandling:
     async def close(self, grace_s: float) -> None:
         """Let running stops end, at most `grace_s` seconds."""
         await self._stopping.close(grace_s)
-
-
-async def _let_monitor_end(container: Container) -> None:
-    """Wait for what comes by itself, where it does: to kill it would cost more."""
-    monitor = container.status.monitor
-    if monitor is not None and container.status.started_at_ns and container.ended.is_set():
-        with step("waiting for the monitor's end"):
-            await ends_of([(monitor.pid, monitor.start_ticks)], MONITOR_FAREWELL_S)
 
 
 async def _wait_for_end(container: Container, stop: _Stop) -> None:

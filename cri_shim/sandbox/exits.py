@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim.host.inotify import IN_MOVED_TO, DirectoryWatch
-from cri_shim.host.process import PidWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from cri_shim.host.port import Host
     from cri_shim.sandbox.store.model import Process
 
 log = structlog.get_logger()
@@ -60,6 +60,7 @@ class ExitWatch:
         self,
         exits_dir: Path,
         *,
+        host: Host,
         needs_monitor: Callable[[str], None] = lambda _object_id: None,
     ) -> None:
         """`needs_monitor` is called when an object's process has ended and its monitor has still to say how."""
@@ -67,7 +68,7 @@ class ExitWatch:
         self._on_exit: Callable[[str, Exit], None] | None = None
         self._needs_monitor = needs_monitor
         self._watched: dict[str, _Watched] = {}
-        self._pids = PidWatch()
+        self._pids = host.watch_pids()
         self._directory: DirectoryWatch | None = None
 
     def open(self, on_exit: Callable[[str, Exit], None]) -> None:

@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import write_atomic
-from cri_shim.host.mounts import mount_overlay
-from cri_shim.host.process import start_time_ticks
-from cri_shim.host.procstat import process_entry
 from cri_shim.kernel_call import in_time_for
 from cri_shim.oci.conmon import MonitorRequest
 from cri_shim.oci.runtime import RuntimeKind
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
 
     from cri_shim.host.cgroups.placement import CgroupPath
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.host.port import Host
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.inputs import Spec
@@ -83,6 +81,7 @@ class Launcher:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         monitors: Monitors,
         teardown: Teardown,
@@ -90,6 +89,7 @@ class Launcher:
         start_timeout_s: float,
         max_parallel: int,
     ) -> None:
+        self._host = host
         self._paths = paths
         self._monitors = monitors
         self._teardown = teardown
@@ -138,7 +138,7 @@ class Launcher:
             _make_bundle(paths, users)
         first()
         with host_step(what):
-            mount_overlay(
+            self._host.mount_overlay(
                 paths.rootfs_dir,
                 layers_dir=self._paths.layers_dir,
                 lowers=launch.layers,
@@ -159,7 +159,7 @@ class Launcher:
         found, wanted = self._cgroups.cgroup_of(pid), launch.cgroup_path.relative_dir
         if found is not None and f"{found}/".startswith(f"{wanted}/"):
             return
-        entry = process_entry(pid)
+        entry = self._host.process_entry(pid)
         if entry is not None and not entry.zombie:  # what has ended is in no cgroup any more
             raise CriShimError(
                 f"{launch.object_id}: the OCI runtime put process {pid} in the cgroup {quoted(found)}, "
@@ -208,7 +208,7 @@ class Launcher:
                     paths, Process(monitor.pid, monitor.start_time_ticks)
                 ),
             )
-        started = start_time_ticks(monitored.container_pid)
+        started = self._host.start_time_ticks(monitored.container_pid)
         if started is None:
             raise DeadlineError(
                 f"{launch.object_id}: process {monitored.container_pid} ended before it was started"

@@ -39,6 +39,7 @@ from cri_shim.single_flight import SingleFlight
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cri_shim.host.port import Host
     from cri_shim.host.process import Reaper
     from cri_shim.image.model import Image
     from cri_shim.oci.runtime import Runtime
@@ -65,6 +66,7 @@ class Pods:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         store: Store[Sandbox],
         runtime_of: Callable[[str], Runtime],
@@ -81,6 +83,7 @@ class Pods:
         boot_id: str,
         containers: Containers,
     ) -> None:
+        self._host = host
         self._paths = paths
         self._store = store
         self._runtime_of = runtime_of
@@ -152,7 +155,9 @@ class Pods:
             rollback.push("record", lambda: self._forget_failed(sandbox, rollback))
             self._store.create(sandbox)
             own_network = not has_host_network(config)
-            async with new_pod_userns(sandbox, self._reaper, with_network=own_network) as users:
+            async with new_pod_userns(
+                self._host, sandbox, self._reaper, with_network=own_network
+            ) as users:
                 # 2. The namespace that both sides need, the pause container's root file system, the pod's files.
                 if own_network:
                     rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))

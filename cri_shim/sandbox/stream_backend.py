@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from cri_shim.background import Background
+    from cri_shim.host.port import Host
     from cri_shim.sandbox.containers import Containers
     from cri_shim.sandbox.exec.attach import AttachSessions
     from cri_shim.sandbox.exec.session import Command, ExecSessions
@@ -60,6 +61,7 @@ class StreamBackend:
     def __init__(
         self,
         *,
+        host: Host,
         tickets: Tickets,
         containers: Containers,
         pods: Pods,
@@ -67,6 +69,7 @@ class StreamBackend:
         attach_sessions: AttachSessions,
         background: Background,
     ) -> None:
+        self._host = host
         self._tickets = tickets
         self._containers = containers
         self._pods = pods
@@ -258,7 +261,7 @@ class StreamBackend:
         sandbox = self._pods.find(request.sandbox_id)
         require_ready(sandbox)
         netns = Path(sandbox.record.netns) if sandbox.record.netns else None
-        made = await pod_sockets(sandbox.id, netns, message.family, message.count)
+        made = await pod_sockets(self._host, sandbox.id, netns, message.family, message.count)
         return ipc.Done(call=message.call), [each.detach() for each in made]
 
 

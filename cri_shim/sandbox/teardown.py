@@ -16,9 +16,6 @@ import structlog
 
 from cri_shim.background import uninterrupted
 from cri_shim.errors import CriShimError, DeadlineError
-from cri_shim.host.mounts import unmount_below
-from cri_shim.host.proctree import family_of, kill_family
-from cri_shim.host.tree import remove_tree
 from cri_shim.kernel_call import in_time, in_time_for
 from cri_shim.operations import step
 from cri_shim.sandbox.store.model import Process
@@ -29,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.host.port import Host
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import ObjectPaths, Paths
@@ -45,11 +43,13 @@ class Teardown:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         cgroups: Cgroups,
         monitors: Monitors,
         runtime_of: Callable[[str], Runtime],
     ) -> None:
+        self._host = host
         self._paths = paths
         self._cgroups = cgroups
         self._monitors = monitors
@@ -74,7 +74,9 @@ class Teardown:
     async def _kill_monitors(self, object_id: str, monitors: Sequence[Process]) -> None:
         for monitor in monitors:
             with step("killing the monitor's processes"):
-                gone = await kill_family(monitor.pid, monitor.start_ticks, timeout_s=KILL_TIMEOUT_S)
+                gone = await self._host.kill_family(
+                    monitor.pid, monitor.start_ticks, timeout_s=KILL_TIMEOUT_S
+                )
             if not gone:
                 raise DeadlineError(
                     f"{object_id}: processes below monitor {monitor.pid} can't be killed"
@@ -95,7 +97,7 @@ class Teardown:
         monitors = await self._monitors_of(object_id, paths)
         places = set()
         for monitor in monitors:
-            family, _ = await in_time("looking at processes", family_of, monitor.pid)
+            family, _ = await in_time("looking at processes", self._host.family_of, monitor.pid)
             places |= {self._cgroups.cgroup_of(pid) for pid in family}
         places |= await in_time("looking for cgroups", self._cgroups.find, object_id)
         await self._kill_monitors(object_id, monitors)
@@ -114,7 +116,9 @@ class Teardown:
             # A handler that left the configuration, a damaged state directory: what it kept is files.
             log.warning("runtime delete failed", id=object_id, error=str(error))
             left = self._paths.runtime_root(handler) / object_id
-            await in_time_for(object_id, "removing its files", _remove_with_mounts, left)
+            await in_time_for(
+                object_id, "removing its files", _remove_with_mounts, self._host, left
+            )
 
     async def process(
         self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
@@ -126,7 +130,9 @@ class Teardown:
 
     async def mounts(self, paths: ObjectPaths) -> None:
         """Every mount below the object's volatile directory: root file system, /dev/shm."""
-        await in_time_for(paths.state_dir.name, "unmounting", unmount_below, paths.state_dir)
+        await in_time_for(
+            paths.state_dir.name, "unmounting", self._host.unmount_below, paths.state_dir
+        )
 
     async def state_files(self, paths: ObjectPaths) -> None:
         """The volatile directory, its mounts first, and what the monitor left outside it.
@@ -137,6 +143,7 @@ class Teardown:
             paths.state_dir.name,
             "removing its volatile files",
             _remove_volatile,
+            self._host,
             paths.state_dir,
             self._paths.exits_dir,
         )
@@ -146,7 +153,12 @@ class Teardown:
     async def root_files(self, paths: ObjectPaths) -> None:
         """The persistent directory: the record goes first, so that a half-removed object is not an object."""
         paths.record_file.unlink(missing_ok=True)
-        await _remove(paths.root_dir)
+        await self._remove(paths.root_dir)
+
+    async def _remove(self, directory: Path) -> None:
+        # Without a deadline: a writable layer of millions of files takes its time. The thread is of this removal alone.
+        with step("removing files"):
+            await uninterrupted(self._host.remove_tree, directory)
 
     async def record(self, paths: ObjectPaths, rollback: Rollback) -> str:
         """The last step of a creation's undoing: `root_files`. Returns what could not be undone, "" if all was.
@@ -192,15 +204,15 @@ class Attempts:
             raise self._failures[0]
 
 
-def _remove_with_mounts(directory: Path) -> None:
+def _remove_with_mounts(host: Host, directory: Path) -> None:
     """For a directory of ours, a few files; blocking."""
-    unmount_below(directory)
-    remove_tree(directory)
+    host.unmount_below(directory)
+    host.remove_tree(directory)
 
 
-def _remove_volatile(state_dir: Path, exits_dir: Path) -> None:
+def _remove_volatile(host: Host, state_dir: Path, exits_dir: Path) -> None:
     """The directory of an object, and what its monitor left. Blocking."""
-    _remove_with_mounts(state_dir)
+    _remove_with_mounts(host, state_dir)
     object_id = state_dir.name
     try:
         (exits_dir / object_id).unlink()
@@ -211,9 +223,3 @@ def _remove_volatile(state_dir: Path, exits_dir: Path) -> None:
             for entry in exits_dir.iterdir():
                 if entry.name.startswith(f"{object_id}."):
                     entry.unlink(missing_ok=True)
-
-
-async def _remove(directory: Path) -> None:
-    # Without a deadline: a writable layer of millions of files takes its time. The thread is of this removal alone.
-    with step("removing files"):
-        await uninterrupted(remove_tree, directory)

@@ -1,6 +1,6 @@
 """The kernel of a test: processes, mounts, network namespaces and cgroups as entries in dictionaries.
 
-Its functions have the signatures of those in `cri_shim.host`; `install` puts them in their places in the use cases.
+It is what the node harness hands in for `cri_shim.host.port.Host`, and has the same signatures.
 Process numbers are above the highest that Linux gives out: one that slipped through could hit nobody.
 """
 
@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import signal
-import sys
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,8 +24,6 @@ from cri_shim.host.userns import UserNamespace
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
-
-    import pytest
 
     from cri_shim.host.cgroups.usage import CgroupStats
     from tests.fakes.points import Points
@@ -113,6 +110,15 @@ class Kernel:
             return False
         self.deliver(pid, signal_number)
         return True
+
+    def watch_pids(self) -> FakePidWatch:
+        return FakePidWatch(self)
+
+    async def ends_of(
+        self, processes: Iterable[tuple[int, int | None]], timeout_s: float
+    ) -> list[int]:
+        """What hangs here, hangs: the time is over at once."""
+        return [pid for pid, ticks in processes if self.start_time_ticks(pid) == ticks]
 
     def process_entry(self, pid: int) -> ProcessEntry | None:
         process = self.processes.get(pid)
@@ -252,40 +258,6 @@ class Kernel:
     def read_in_root(self, root: Path, path: str, max_bytes: int) -> bytes | None:
         self.points.pass_in_thread("accounts.read")
         return None
-
-    # --- in the place of the real one ----------------------------------------------------------------------------
-
-    def install(self, patch: pytest.MonkeyPatch, netns_dir: Path) -> None:
-        """Let every use case meet this kernel. Import the modules under test before."""
-        kernel = self
-
-        class PidWatch(FakePidWatch):
-            def __init__(self) -> None:
-                super().__init__(kernel)
-
-        patch.setattr("cri_shim.paths.NETNS_DIR", netns_dir)
-        places = {
-            name: getattr(self, name)
-            for name in (
-                *("kill_process", "process_entry", "start_time_ticks", "family_of"),
-                "pid_namespace_depth",
-                *(
-                    "kill_family",
-                    "mount_overlay",
-                    "mount_tmpfs",
-                    "bind",
-                    "unmount_below",
-                    "remove_tree",
-                ),
-                *("create_netns", "remove_netns", "set_netns_sysctls", "read_in_root"),
-                *("new_user_namespace", "open_user_namespace"),
-            )
-        } | {"PidWatch": PidWatch}
-        for module_name, module in list(sys.modules.items()):
-            if module_name.startswith("cri_shim.sandbox."):
-                for name, effect in places.items():
-                    if hasattr(module, name):
-                        patch.setattr(module, name, effect)
 
 
 class FakePidWatch:

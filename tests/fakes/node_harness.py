@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cri_shim.cni.network import Cni
     from cri_shim.daemon.handlers import Handlers
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.host.port import Host
     from cri_shim.host.process import Reaper
     from cri_shim.image.pull import Puller
     from cri_shim.image.store import ImageStore
@@ -160,6 +161,7 @@ class NodeHarness:
 
     def _mechanisms(self) -> Mechanisms:
         return Mechanisms(
+            host=self.host,
             paths=self.paths,
             host_etc=self.base / "etc",
             boot_id=self.boot_id,
@@ -180,6 +182,11 @@ class NodeHarness:
             sandboxes=self.sandboxes,
             containers=self.stored,
         )
+
+    @property
+    def host(self) -> Host:
+        """The fake kernel as the daemon's objects see it: what it lacks is an AttributeError."""
+        return cast("Host", self.kernel)
 
     @property
     def runtime(self) -> FakeRuntime:
@@ -327,11 +334,11 @@ class NodeHarness:
 
 
 @asynccontextmanager
-async def open_house(base: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[NodeHarness]:
+async def open_harness(base: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[NodeHarness]:
     """A harness to test in; nothing of it goes on afterwards."""
     points = Points()
     kernel = Kernel(points)
-    kernel.install(patch, base / "netns")
+    patch.setattr("cri_shim.paths.NETNS_DIR", base / "netns")
     harness = NodeHarness(
         base=base,
         points=points,

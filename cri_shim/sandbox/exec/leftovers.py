@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from cri_shim.host.procstat import pid_namespace_depth, process_entry
-from cri_shim.host.proctree import kill_family
 from cri_shim.operations import step
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from cri_shim.host.port import Host
     from cri_shim.host.procstat import ProcessEntry
     from cri_shim.paths import Paths
     from cri_shim.sandbox.store.store import Container
@@ -32,6 +31,7 @@ KILL_TIMEOUT_S = 5.0
 class LeftoverExecs:
     """Those of one container: their processes, and the files that name them."""
 
+    host: Host
     container_id: str
     files: tuple[Path, ...]
     processes: tuple[ProcessEntry, ...]
@@ -40,7 +40,9 @@ class LeftoverExecs:
     console_dir: Path
 
     @classmethod
-    def of(cls, container: Container, paths: Paths, cgroup_pids: Collection[int]) -> Self:
+    def of(
+        cls, host: Host, container: Container, paths: Paths, cgroup_pids: Collection[int]
+    ) -> Self:
         """What is there now; `cgroup_pids` are the processes in the container's cgroup."""
         files = tuple(sorted(paths.container(container.id).exec_dir.glob("*")))
         processes = []
@@ -49,10 +51,12 @@ class LeftoverExecs:
                 pid = int(file.read_text()) if file.suffix == ".pid" else 0
             except (OSError, ValueError):
                 continue
-            entry = process_entry(pid) if pid in cgroup_pids else None
-            if entry is not None and _came_from_outside(entry, cgroup_pids, container):
+            entry = host.process_entry(pid) if pid in cgroup_pids else None
+            if entry is not None and _came_from_outside(host, entry, cgroup_pids, container):
                 processes.append(entry)
-        return cls(container.id, files, tuple(processes), tuple(cgroup_pids), paths.console_dir)
+        return cls(
+            host, container.id, files, tuple(processes), tuple(cgroup_pids), paths.console_dir
+        )
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
@@ -67,7 +71,7 @@ class LeftoverExecs:
                 pid=entry.pid,
             )
             with step("killing an exec of the former daemon"):
-                await kill_family(
+                await self.host.kill_family(
                     entry.pid,
                     entry.start_ticks,
                     timeout_s=KILL_TIMEOUT_S,
@@ -79,7 +83,7 @@ class LeftoverExecs:
 
 
 def _came_from_outside(
-    entry: ProcessEntry, cgroup_pids: Collection[int], container: Container
+    host: Host, entry: ProcessEntry, cgroup_pids: Collection[int], container: Container
 ) -> bool:
     """Whether it was brought into the container rather than born there: the number may be another's by now.
 
@@ -92,5 +96,5 @@ def _came_from_outside(
         entry.pid not in known
         and entry.parent_pid not in known
         and entry.parent_pid not in cgroup_pids
-        and pid_namespace_depth(entry.parent_pid) == 0
+        and host.pid_namespace_depth(entry.parent_pid) == 0
     )

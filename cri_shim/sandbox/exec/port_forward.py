@@ -11,15 +11,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import host_step
-from cri_shim.host.namespaces import run_in_netns
 from cri_shim.kernel_call import in_time_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cri_shim.host.port import Host
+
 
 async def pod_sockets(
-    sandbox_id: str, netns: Path | None, family: int, count: int
+    host: Host, sandbox_id: str, netns: Path | None, family: int, count: int
 ) -> list[socket.socket]:
     """TCP sockets that don't block; `netns` None is the node's own network.
 
@@ -31,7 +32,7 @@ async def pod_sockets(
         return await in_time_for(
             f"pod {sandbox_id}",
             "making a socket in the pod's network",
-            run_in_netns,
+            host.run_in_netns,
             netns,
             partial(_make, family, count),
         )

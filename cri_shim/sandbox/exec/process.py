@@ -29,7 +29,6 @@ from cri_shim.errors import (
     host_step,
 )
 from cri_shim.host.files import write_new
-from cri_shim.host.proctree import kill_family
 from cri_shim.oci.runtime_errors import program_exit_code, runtime_message
 from cri_shim.oci.spec.process import build_exec_process, exec_base
 from cri_shim.quoting import quoted
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from cri_shim.host.port import Host
     from cri_shim.host.process import Child, Reaper
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
@@ -112,6 +112,7 @@ class ExecProcesses:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         runtime_of: Callable[[str], Runtime],
         reaper: Reaper,
@@ -119,6 +120,7 @@ class ExecProcesses:
         pids_of: Callable[[Container], list[int]],
     ) -> None:
         """`pids_of` lists the processes in a container's cgroup; it may be called in any thread."""
+        self._host = host
         self._paths = paths
         self._runtime_of = runtime_of
         self._reaper = reaper
@@ -257,7 +259,7 @@ class ExecProcesses:
         """Kill the process, its session and its descendants, and wait for its end."""
         if child.ending is not None:
             return  # collected: its number may be somebody else's by now
-        await kill_family(
+        await self._host.kill_family(
             child.pid,
             None,
             timeout_s=KILL_TIMEOUT_S,

@@ -27,7 +27,6 @@ from cri_shim.errors import (
     NotReadyError,
     host_step,
 )
-from cri_shim.host.namespaces import create_netns, remove_netns, set_netns_sysctls
 from cri_shim.kernel_call import in_time
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.network.annotations import (
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from cri_shim.background import Background
     from cri_shim.cni.attachment import Attachment
     from cri_shim.cni.network import Cni
+    from cri_shim.host.port import Host
     from cri_shim.sandbox.network.pending_deletes import PendingDeletes
     from cri_shim.sandbox.store.store import Sandbox, Store
 
@@ -74,10 +74,12 @@ class PodNetwork:
         store: Store[Sandbox],
         pending_deletes: PendingDeletes,
         *,
+        host: Host,
         background: Background,
         publish_ports: bool,
     ) -> None:
         """Without `publish_ports` the pods' host ports are left to something else on the node."""
+        self._host = host
         self._background = background
         self._slow: set[str] = set()
         """Pods whose DEL is still under way, though nobody waits for it any more."""
@@ -162,7 +164,7 @@ class PodNetwork:
         Raises InvalidArgumentError for a sysctl that the kernel refuses, ResourceExhaustedError when it has no room.
         """
         with host_step(f"sandbox {sandbox_id}: making its network namespace"):
-            create_netns(netns_file(sandbox_id), sysctls, netns_fd)
+            self._host.create_netns(netns_file(sandbox_id), sysctls, netns_fd)
 
     async def set_sysctls(
         self, sandbox_id: str, sysctls: Mapping[str, str], optional: Collection[str]
@@ -174,7 +176,7 @@ class PodNetwork:
         with host_step(f"sandbox {sandbox_id}: setting the sysctls of its interfaces"):
             await in_time(
                 "setting sysctls of interfaces",
-                set_netns_sysctls,
+                self._host.set_netns_sysctls,
                 netns_file(sandbox_id),
                 sysctls,
                 optional,
@@ -187,7 +189,9 @@ class PodNetwork:
 
     async def unpin_namespace(self, sandbox_id: str) -> None:
         """Unpin the namespace; it ends with the last process in it."""
-        await in_time("removing the network namespace", remove_netns, netns_file(sandbox_id))
+        await in_time(
+            "removing the network namespace", self._host.remove_netns, netns_file(sandbox_id)
+        )
 
     async def attach(self, sandbox: Sandbox) -> tuple[str, ...]:
         """CNI ADD of every planned network, in order; the addresses of the primary one, in its plugins' order.

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cri_shim.background import uninterrupted
-from cri_shim.host.tree import remove_tree
 from cri_shim.ids import ID_LENGTH, is_id
 from cri_shim.kernel_call import in_time
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from cri_shim.host.port import Host
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtimes
     from cri_shim.paths import ObjectPaths, Paths
@@ -33,12 +33,14 @@ class Orphans:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         teardown: Teardown,
         network: PodNetwork,
         monitors: Monitors,
         runtimes: Callable[[], Runtimes],
     ) -> None:
+        self._host = host
         self._paths = paths
         self._teardown = teardown
         self._network = network
@@ -77,7 +79,7 @@ class Orphans:
             await self._teardown.root_files(paths)
         for name in _names(self._paths.damaged_dir):
             if name.startswith(object_id):
-                await uninterrupted(remove_tree, self._paths.damaged_dir / name)
+                await uninterrupted(self._host.remove_tree, self._paths.damaged_dir / name)
 
     def _handlers(self) -> list[str]:
         """Those that are configured, and those that were."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from cri_shim.background import Background
     from cri_shim.host.cgroups.tree import Cgroups
+    from cri_shim.host.port import Host
     from cri_shim.oci.runtime import Runtimes
     from cri_shim.operations import Operations
     from cri_shim.paths import ObjectPaths, Paths
@@ -64,6 +65,7 @@ class Recovery:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         sandboxes: Store[Sandbox],
         containers: Store[Container],
@@ -81,6 +83,7 @@ class Recovery:
         operations: Operations,
         boot_id: str,
     ) -> None:
+        self._host = host
         self._paths = paths
         self._sandboxes = sandboxes
         self._containers = containers
@@ -175,7 +178,11 @@ class Recovery:
             self._sandboxes.update(sandbox, status.stopped(time.time_ns(), "the node was rebooted"))
             self._rebooted.append(sandbox.id)
             return "rebooted"
-        if status.process is None or status.monitor is None or not running(status.process):
+        if (
+            status.process is None
+            or status.monitor is None
+            or not running(self._host, status.process)
+        ):
             self._pods.on_exit(sandbox, self._exits.read(sandbox.id) or Exit(None, 0))
             return "ended"
         self._pods.watch(sandbox, status.process, status.monitor)
@@ -239,11 +246,16 @@ class Recovery:
                 log_first=False,
             )
             return "rebooted"
-        if status.process is None or status.monitor is None or not running(status.process):
+        if (
+            status.process is None
+            or status.monitor is None
+            or not running(self._host, status.process)
+        ):
             return await self._take_ended(container)
         # Watched before anything that may fail: an end that nobody notices can't be made good later.
         self._exits.watch(container.id, status.process, status.monitor)
         execs = LeftoverExecs.of(
+            self._host,
             container,
             self._paths,
             self._cgroups.pids(self._cgroup_paths.directory_of(container)),
@@ -270,7 +282,7 @@ class Recovery:
         exit_ = self._exits.read(container.id)
         if exit_ is not None:
             await self._exit_handling.note_exit(container, exit_, log_first=False)
-        elif status.process and status.monitor and running(status.monitor):
+        elif status.process and status.monitor and running(self._host, status.monitor):
             # It may be about to report; a slow monitor is no dead one.
             self._exits.watch(container.id, status.process, status.monitor)
             self._unfinished.add("container", container.id, lambda: self._await_exit(container))

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cri_shim.host.files import read_in_root, size_in_root
+from cri_shim.host.files import size_in_root
 from cri_shim.oci.spec.checks import clean_container_path, refuse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.host.port import Host
 
 log = structlog.get_logger()
 MAX_ACCOUNT_FILE_BYTES = 2 << 20
@@ -28,14 +29,14 @@ MAX_READ_BY_RUNTIMES_BYTES = 16 << 20
 """OCI runtimes read the whole of both files for each process; of short lines, runc 16 MiB in two seconds of a core."""
 
 
-def account_file(rootfs_dir: Path, path: str, config: api.ContainerConfig) -> bytes:
+def account_file(host: Host, rootfs_dir: Path, path: str, config: api.ContainerConfig) -> bytes:
     """What an image has there; a loop of links or a large file is no account file.
 
     Raises InvalidArgumentError for what is no file, or a huge one: OCI runtimes read it as well, and would wait on a
     FIFO for ever.
     """
     try:
-        return read_in_root(rootfs_dir, path, MAX_ACCOUNT_FILE_BYTES) or b""
+        return host.read_in_root(rootfs_dir, path, MAX_ACCOUNT_FILE_BYTES) or b""
     except OSError as error:
         if not _is_mounted_over(f"/{path}", config):
             _check_for_runtimes(rootfs_dir, path, error)

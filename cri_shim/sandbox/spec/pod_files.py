@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import InvalidArgumentError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
-from cri_shim.host.mounts import mount_tmpfs
 from cri_shim.kernel_call import working_on
 from cri_shim.oci.spec.sandbox import checked_hostname
 from cri_shim.quoting import quoted
@@ -25,6 +24,7 @@ from cri_shim.sandbox.spec.user_namespace import root_of
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.host.port import Host
     from cri_shim.paths import ObjectPaths, Paths
     from cri_shim.sandbox.store.store import Sandbox
 
@@ -38,7 +38,8 @@ _FALLBACK_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopb
 class PodFiles:
     """Writes what a sandbox's containers find in /etc."""
 
-    def __init__(self, paths: Paths, etc_dir: Path = Path("/etc")) -> None:
+    def __init__(self, host: Host, paths: Paths, etc_dir: Path) -> None:
+        self._host = host
         self._paths = paths
         self._etc_dir = etc_dir
 
@@ -86,7 +87,7 @@ class PodFiles:
             owner = root_of(sandbox)
             paths, label = self._paths.sandbox(sandbox.id), sandbox.record.labels.files
             paths.memory_dir.mkdir(mode=0o700)
-            mount_tmpfs(
+            self._host.mount_tmpfs(
                 paths.memory_dir,
                 size_bytes=MEMORY_BYTES,
                 mode=0o755,

@@ -55,6 +55,7 @@ from cri_shim.sandbox.store.model import ContainerState
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cri_shim.host.port import Host
     from cri_shim.image.model import Image
     from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, ResolvedUser, Spec
     from cri_shim.oci.spec.seccomp import Profile
@@ -75,6 +76,7 @@ class Specs:
     def __init__(
         self,
         *,
+        host: Host,
         paths: Paths,
         node: NodeFacts,
         handler_facts: Callable[[str], HandlerFacts],
@@ -82,6 +84,7 @@ class Specs:
         cgroup_paths: CgroupPaths,
         node_resources: NodeResources | None = None,
     ) -> None:
+        self._host = host
         self._paths = paths
         self._node_resources = node_resources = node_resources or NodeResources()
         self._node = dataclasses.replace(node, selinux_enabled=node_resources.selinux is not None)
@@ -223,8 +226,8 @@ class Specs:
         user = resolve_user(
             context,
             image_user=defaults.user,
-            passwd=account_file(rootfs_dir, "etc/passwd", config),
-            group=account_file(rootfs_dir, "etc/group", config),
+            passwd=account_file(self._host, rootfs_dir, "etc/passwd", config),
+            group=account_file(self._host, rootfs_dir, "etc/group", config),
         )
         if context.privileged:
             node = dataclasses.replace(node, host_devices=host_devices())

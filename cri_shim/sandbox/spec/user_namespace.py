@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.errors import WrongStateError, host_step
-from cri_shim.host.userns import fd_path, new_user_namespace, open_user_namespace
+from cri_shim.host.files import fd_path
 from cri_shim.oci.spec.namespaces import user_mappings
 from cri_shim.sandbox.store.processes import running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from cri_shim.host.port import Host
     from cri_shim.host.process import Reaper
     from cri_shim.oci.spec.inputs import UserMappings
     from cri_shim.sandbox.store.store import Sandbox
@@ -55,7 +56,7 @@ def root_of(sandbox: Sandbox) -> tuple[int, int] | None:
 
 @contextlib.asynccontextmanager
 async def new_pod_userns(
-    sandbox: Sandbox, reaper: Reaper, *, with_network: bool
+    host: Host, sandbox: Sandbox, reaper: Reaper, *, with_network: bool
 ) -> AsyncIterator[PodUserNamespace | None]:
     """The user namespace of a sandbox that is being made; None where it has the node's.
 
@@ -65,7 +66,7 @@ async def new_pod_userns(
     if users is None:
         yield None
         return
-    async with new_user_namespace(
+    async with host.new_user_namespace(
         reaper,
         uid_map=users.uids.proc_text,
         gid_map=users.gids.proc_text,
@@ -75,7 +76,7 @@ async def new_pod_userns(
 
 
 @contextlib.contextmanager
-def user_namespace_of(sandbox: Sandbox) -> Iterator[PodUserNamespace | None]:
+def user_namespace_of(host: Host, sandbox: Sandbox) -> Iterator[PodUserNamespace | None]:
     """The user namespace of a ready sandbox; None where it has the node's.
 
     Raises WrongStateError when its pause process is gone.
@@ -86,10 +87,10 @@ def user_namespace_of(sandbox: Sandbox) -> Iterator[PodUserNamespace | None]:
         return
     process = sandbox.status.process
     with host_step(f"sandbox {sandbox.id}: entering its user namespace"):
-        fd = None if process is None else open_user_namespace(process.pid)
+        fd = None if process is None else host.open_user_namespace(process.pid)
     try:
         # The look comes after the open: what the descriptor holds can't change any more.
-        if fd is None or not running(process):
+        if fd is None or not running(host, process):
             raise WrongStateError(f"sandbox {sandbox.id} is not ready: its pause process is gone")
         yield PodUserNamespace(fd, root)
     finally:

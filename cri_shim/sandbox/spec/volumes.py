@@ -22,7 +22,6 @@ import structlog
 
 from cri_shim.errors import host_step
 from cri_shim.host.files import open_in_root
-from cri_shim.host.mounts import bind, mount_overlay
 from cri_shim.host.tree_copy import copy_tree
 from cri_shim.image.volume import open_sub_path
 from cri_shim.oci.spec.inputs import BindVolume
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.host.port import Host
     from cri_shim.image.store import ImageStore
     from cri_shim.image.volume import ImageVolume
     from cri_shim.paths import ObjectPaths
@@ -76,6 +76,7 @@ def volume_records(volumes: Mapping[int, ImageVolume]) -> tuple[ImageVolumeRecor
 
 
 def mount_images(
+    host: Host,
     paths: ObjectPaths,
     volumes: Mapping[int, ImageVolume],
     *,
@@ -93,7 +94,7 @@ def mount_images(
         whole = paths.images_dir / str(index)
         with host_step(f"mounts[{index}].image: mounting {volume.image.name}"):
             whole.mkdir(mode=0o755)
-            mount_overlay(
+            host.mount_overlay(
                 whole,
                 layers_dir=volume.layers_dir,
                 lowers=volume.lowers,
@@ -104,11 +105,11 @@ def mount_images(
             )
             sources[index] = whole
             if volume.sub_path:
-                sources[index] = _bind_part(whole, volume)
+                sources[index] = _bind_part(host, whole, volume)
     return sources
 
 
-def _bind_part(whole: Path, volume: ImageVolume) -> Path:
+def _bind_part(host: Host, whole: Path, volume: ImageVolume) -> Path:
     """What was found is bound by its descriptor: a path would be walked once more, by the runtime, as the node's."""
     part = whole.with_name(f"{whole.name}.part")
     fd = open_sub_path(whole, volume)
@@ -117,7 +118,7 @@ def _bind_part(whole: Path, volume: ImageVolume) -> Path:
             part.mkdir(mode=0o755)
         else:
             part.touch(mode=0o644)
-        bind(Path(f"/proc/self/fd/{fd}"), part)
+        host.bind(Path(f"/proc/self/fd/{fd}"), part)
     finally:
         os.close(fd)
     return part

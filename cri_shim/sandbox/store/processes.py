@@ -8,10 +8,10 @@ import msgspec
 
 from cri_shim.errors import host_step
 from cri_shim.host.files import read_bounded, write_atomic
-from cri_shim.host.procstat import process_entry
 from cri_shim.sandbox.store.model import Process
 
 if TYPE_CHECKING:
+    from cri_shim.host.port import Host
     from cri_shim.paths import ObjectPaths
 
 
@@ -29,9 +29,9 @@ def read_monitor(paths: ObjectPaths) -> Process | None:
         return None
 
 
-def running(process: Process | None) -> bool:
+def running(host: Host, process: Process | None) -> bool:
     """Whether this very process still runs (a zombie does not)."""
     if process is None:
         return False
-    entry = process_entry(process.pid)
+    entry = host.process_entry(process.pid)
     return entry is not None and entry.start_ticks == process.start_ticks and not entry.zombie

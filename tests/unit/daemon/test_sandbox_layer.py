@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.fakes.node_harness import NodeHarness, open_house
+from tests.fakes.node_harness import NodeHarness, open_harness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.asyncio
 
 @pytest_asyncio.fixture
 async def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NodeHarness]:
-    async with open_house(tmp_path, monkeypatch) as opened:
+    async with open_harness(tmp_path, monkeypatch) as opened:
         yield opened
 
 

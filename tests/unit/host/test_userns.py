@@ -10,8 +10,9 @@ import pytest_asyncio
 
 from cri_shim.errors import CommandError, DeadlineError
 from cri_shim.host import userns
+from cri_shim.host.files import fd_path
 from cri_shim.host.process import Reaper
-from cri_shim.host.userns import fd_path, new_user_namespace, open_user_namespace
+from cri_shim.host.userns import new_user_namespace, open_user_namespace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

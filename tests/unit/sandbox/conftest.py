@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from cri_shim.background import until_done
 from cri_shim.sandbox import exit_handling
-from tests.fakes.node_harness import NodeHarness, open_house
+from tests.fakes.node_harness import NodeHarness, open_harness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,5 +26,5 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest_asyncio.fixture
 async def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NodeHarness]:
     """All use cases on a fake kernel."""
-    async with open_house(tmp_path, monkeypatch) as opened:
+    async with open_harness(tmp_path, monkeypatch) as opened:
         yield opened

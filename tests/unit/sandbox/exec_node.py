@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from cri_shim.background import Background
 from cri_shim.errors import TooManyFilesError
+from cri_shim.host.port import Host
 from cri_shim.host.process import Reaper
 from cri_shim.host.proctree import process_table
 from cri_shim.oci.runtime import HandlerSettings
@@ -78,6 +79,7 @@ class Node:
 
     def __init__(self, base: Path) -> None:
         self.paths = Paths(base / "root", base / "state")
+        self.host = Host()
         self.reaper = Reaper()
         self.background = Background()
         self.runtime = ExecRuntime(base)
@@ -87,6 +89,7 @@ class Node:
         self.cgroups = NoCgroups()
         self.pids_in_container: list[int] = []
         processes = ExecProcesses(
+            host=self.host,
             paths=self.paths,
             runtime_of=lambda _handler: cast("Runtime", self.runtime),
             reaper=self.reaper,

@@ -67,6 +67,7 @@ class StreamBackendNode:
             background=node.background,
         )
         self.backend = StreamBackend(
+            host=node.host,
             tickets=self.tickets,
             containers=cast("Containers", Held(self.container, self.container.id)),
             pods=cast("Pods", Held(self.sandbox, self.sandbox.id)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import pytest_asyncio
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from cri_shim.host.port import Host
+
 ID, OTHER = "a" * 64, "b" * 64
 
 
@@ -36,7 +38,9 @@ class Node:
         self.watch = self.make_watch()
 
     def make_watch(self) -> ExitWatch:
-        return ExitWatch(self.directory, needs_monitor=self.needed.append)
+        return ExitWatch(
+            self.directory, host=cast("Host", self.kernel), needs_monitor=self.needed.append
+        )
 
     def open(self) -> None:
         self.watch.open(lambda i, e: self.reported.append((i, e)))
@@ -61,7 +65,6 @@ def _named(process: FakeProcess) -> Process:
 @pytest_asyncio.fixture
 async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
     made = Node(tmp_path)
-    made.kernel.install(monkeypatch, tmp_path)
     made.watch = made.make_watch()
     made.open()
     yield made

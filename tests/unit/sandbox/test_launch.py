@@ -134,7 +134,7 @@ async def test_a_monitor_that_fails_leaves_neither_process_nor_cgroup(harness: N
 async def test_a_process_that_is_gone_before_it_was_looked_at_is_an_error(
     harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cri_shim.sandbox.launch.start_time_ticks", lambda _pid: None)
+    monkeypatch.setattr(harness.kernel, "start_time_ticks", lambda _pid: None)
     with pytest.raises(DeadlineError, match="ended before it was started"):
         await launch_it(harness, a_launch(harness))
 

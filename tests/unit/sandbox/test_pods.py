@@ -29,7 +29,7 @@ from cri_shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from cri_shim.host.userns import fd_path
+from cri_shim.host.files import fd_path
 from cri_shim.image.builtin import PAUSE_REFERENCE
 from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback

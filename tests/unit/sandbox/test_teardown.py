@@ -183,11 +183,11 @@ async def test_a_note_that_cannot_be_read_names_nobody(harness: NodeHarness) -> 
 
 async def test_a_process_runs_only_if_it_is_the_very_one(harness: NodeHarness) -> None:
     process = harness.kernel.spawn()
-    assert running(Process(process.pid, process.start_ticks))
-    assert not running(Process(process.pid, process.start_ticks + 1))
-    assert not running(None)
+    assert running(harness.host, Process(process.pid, process.start_ticks))
+    assert not running(harness.host, Process(process.pid, process.start_ticks + 1))
+    assert not running(harness.host, None)
     harness.kernel.end(process.pid)
-    assert not running(Process(process.pid, process.start_ticks))
+    assert not running(harness.host, Process(process.pid, process.start_ticks))
 
 
 async def test_every_step_is_tried_and_the_first_failure_is_raised() -> None:

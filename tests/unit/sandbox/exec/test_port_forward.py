@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.errors import CriShimError, ResourceExhaustedError
+from cri_shim.host.port import Host
 from cri_shim.sandbox.exec.port_forward import pod_sockets
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.asyncio
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 async def test_they_block_nobody_and_delay_no_small_write(family: int) -> None:
-    made = await pod_sockets("12ab", None, family, 3)
+    made = await pod_sockets(Host(), "12ab", None, family, 3)
     assert len(made) == 3
     for sock in made:
         assert sock.family == family
@@ -31,7 +32,7 @@ async def test_a_pod_whose_network_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         CriShimError, match=r"^sandbox 12ab: making a socket in its network: No such"
     ):
-        await pod_sockets("12ab", tmp_path / "gone", socket.AF_INET, 1)
+        await pod_sockets(Host(), "12ab", tmp_path / "gone", socket.AF_INET, 1)
 
 
 async def test_where_descriptors_run_out_those_that_were_made_are_closed(
@@ -48,5 +49,5 @@ async def test_where_descriptors_run_out_those_that_were_made_are_closed(
 
     monkeypatch.setattr(socket, "socket", few)
     with pytest.raises(ResourceExhaustedError, match=r"sandbox 12ab: .*Too many open files"):
-        await pod_sockets("12ab", None, socket.AF_INET, 5)
+        await pod_sockets(Host(), "12ab", None, socket.AF_INET, 5)
     assert [sock.fileno() for sock in made] == [-1, -1]

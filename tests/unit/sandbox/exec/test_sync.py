@@ -364,7 +364,7 @@ async def test_a_caller_that_goes_away_at_the_end_kills_nobody(
         killed.append(pid)
         return True
 
-    monkeypatch.setattr(exec_process, "kill_family", note)
+    monkeypatch.setattr(node.host, "kill_family", note)
     call = asyncio.ensure_future(node.run("true"))
     await until(lambda: node.background._tasks)
     [work] = node.background._tasks

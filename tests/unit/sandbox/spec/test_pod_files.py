@@ -10,14 +10,24 @@ import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import CriShimError, InvalidArgumentError
+from cri_shim.host.port import Host
 from cri_shim.paths import Paths
-from cri_shim.sandbox.spec import pod_files as module
 from cri_shim.sandbox.spec.pod_files import MAX_HOST_FILE_BYTES, PodFiles, shared_dirs
 from tests.fakes.node_harness import pod_config
 from tests.unit.sandbox.records import make_sandbox
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+class NoMounts(Host):
+    """Files are made where the mount would be."""
+
+    def __init__(self) -> None:
+        self.mounted: list[tuple[Path, int | None]] = []
+
+    def mount_tmpfs(self, target: Path, *, size_bytes: int | None = None, **_: object) -> None:
+        self.mounted.append((target, size_bytes))
 
 
 class Node:
@@ -27,7 +37,8 @@ class Node:
         self.paths = Paths(base / "root", base / "state")
         self.host_etc = base / "etc"
         self.host_etc.mkdir()
-        self.files = PodFiles(self.paths, self.host_etc)
+        self.host = NoMounts()
+        self.files = PodFiles(self.host, self.paths, self.host_etc)
 
     def write(self, config: api.PodSandboxConfig) -> dict[str, str]:
         sandbox = make_sandbox(config=config)
@@ -38,9 +49,7 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    """Without the mount: files are made where it would be."""
-    monkeypatch.setattr(module, "mount_tmpfs", lambda *_, **__: None)
+def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
@@ -148,14 +157,10 @@ def test_files_that_cannot_be_written_are_said(node: Node) -> None:
         node.files.make(make_sandbox())  # its directory is not there
 
 
-def test_they_are_on_a_tmpfs_of_bounded_size(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    mounted = []
-    monkeypatch.setattr(
-        module, "mount_tmpfs", lambda target, **how: mounted.append((target, how["size_bytes"]))
-    )
+def test_they_are_on_a_tmpfs_of_bounded_size(node: Node) -> None:
     node.write(pod_config())
     paths = node.paths.sandbox("5" * 64)
-    assert mounted == [(paths.memory_dir, 64 << 20)]
+    assert node.host.mounted == [(paths.memory_dir, 64 << 20)]
     shm_dir, etc_dir = shared_dirs(paths)
     assert {shm_dir.parent, etc_dir.parent} == {paths.memory_dir}
     assert stat.S_IMODE(shm_dir.stat().st_mode) == 0o1777

@@ -18,6 +18,7 @@ from cri_shim.errors import (
     WrongStateError,
 )
 from cri_shim.host.files import read_in_root
+from cri_shim.host.port import Host
 from cri_shim.image.manifest import ImageConfig
 from cri_shim.oci.cdi_registry import CdiRegistry
 from cri_shim.oci.hook_files import HookFiles
@@ -65,6 +66,7 @@ class Node:
         )
         self.images = FakeImages()
         self.specs = Specs(
+            host=Host(),
             paths=self.paths,
             node=node_facts(),
             handler_facts=HandlerFacts,
@@ -326,6 +328,7 @@ def test_everything_an_image_asks_for_is_passed_on(node: Node) -> None:
 
 def providing(node: Node, **node_resources: Any) -> None:
     node.specs = Specs(
+        host=Host(),
         paths=node.paths,
         node=node_facts(),
         handler_facts=HandlerFacts,

@@ -6,6 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, cast
 
+from cri_shim.host.port import Host
 from cri_shim.host.procstat import process_entry
 from cri_shim.sandbox.store.model import Process
 from cri_shim.sandbox.store.processes import note_monitor, read_monitor, running
@@ -23,6 +24,9 @@ class Paths:
         self.monitor_file = directory / "monitor"
 
 
+HOST = Host()
+
+
 def test_what_was_noted_is_read_back_and_garbage_is_nobody(tmp_path: Path) -> None:
     paths = cast("ObjectPaths", Paths(tmp_path))
     assert read_monitor(paths) is None
@@ -36,9 +40,9 @@ def test_what_was_noted_is_read_back_and_garbage_is_nobody(tmp_path: Path) -> No
 def test_a_number_that_was_given_again_is_not_that_process() -> None:
     here = process_entry(os.getpid())
     assert here is not None
-    assert running(Process(os.getpid(), here.start_ticks))
-    assert not running(Process(os.getpid(), here.start_ticks - 1))
-    assert not running(None)
+    assert running(HOST, Process(os.getpid(), here.start_ticks))
+    assert not running(HOST, Process(os.getpid(), here.start_ticks - 1))
+    assert not running(HOST, None)
 
 
 def test_one_that_has_ended_does_not_run_though_nobody_has_collected_it() -> None:
@@ -46,9 +50,9 @@ def test_one_that_has_ended_does_not_run_though_nobody_has_collected_it() -> Non
     entry = process_entry(child.pid)
     assert entry is not None
     process = Process(child.pid, entry.start_ticks)
-    assert running(process)
+    assert running(HOST, process)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert not running(process)
+    assert not running(HOST, process)
     child.wait()
-    assert not running(process)
+    assert not running(HOST, process)
