@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import yaml
+from google.protobuf.json_format import ParseDict
 
 from cri_shim import kernel_call, quoting, slots
 from cri_shim.__main__ import COMMANDS, main
+from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim.cni.conf import parse_conflist
 from cri_shim.cni.template import render_template
 from cri_shim.config import load_config
@@ -39,6 +41,9 @@ from cri_shim.oci import attach_pipes
 from cri_shim.oci.spec import mounts
 from cri_shim.oci.spec.hooks import parse_hook_file
 from cri_shim.rpc import request_budget, request_limits, status
+from cri_shim.rpc.handlers import python_name
+from cri_shim.rpc.image_service import ImageService
+from cri_shim.rpc.runtime_service import RuntimeService
 from cri_shim.sandbox import exit_handling, launch, list_bounds
 from cri_shim.sandbox.exec import process, sync
 from cri_shim.sandbox.network import annotations as network_annotations
@@ -242,6 +247,21 @@ def test_what_the_unit_is_said_to_set_it_sets() -> None:
         if match[2] is not None and text not in unit
     ]
     assert not wrong, "\n".join(wrong)
+
+
+# -- calls ---------------------------------------------------------------------------------------
+
+
+def test_the_calls_that_are_not_served_are_listed() -> None:
+    unserved = {
+        method.name
+        for service, served in (("RuntimeService", RuntimeService), ("ImageService", ImageService))
+        for method in api_pb2.DESCRIPTOR.services_by_name[service].methods
+        if not hasattr(served, python_name(method.name))
+    }
+    page = (ROOT / "docs/operating.md").read_text()
+    table = page.split("answer `Unimplemented`:")[1].split("\n\n")[1]
+    assert set(re.findall(r"`(\w+)`", table)) == unserved
 
 
 # -- configuration -------------------------------------------------------------------------------
@@ -460,10 +480,6 @@ def test_every_document_that_an_operator_would_copy_is_valid(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["pod.json", "web.json"])
 def test_the_readmes_pod_is_a_request(name: str) -> None:
-    from google.protobuf.json_format import ParseDict
-
-    from cri_shim._pb.cri.v1 import api_pb2
-
     text = (ROOT / "README.md").read_text()
     document = re.search(rf"^\$ cat > {name} <<'END'\n(.*?)^END", text, re.MULTILINE | re.DOTALL)
     assert document is not None

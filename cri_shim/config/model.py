@@ -187,7 +187,7 @@ class StreamingSettings(Section, frozen=True):
     ] = 10350
     base_url: Annotated[
         HttpUrl | None,
-        doc('URL that clients receive, if a proxy stands in front; "" for the address above.'),
+        doc('URL that clients receive, if a proxy is in front; "" for the address above.'),
     ] = None
     token_ttl_s: Annotated[
         Seconds,
