@@ -1,6 +1,6 @@
-"""The configuration: defined once in `model`, read strictly, explained in its own words.
+"""The configuration: keys are defined once in `model`; reader, writer and documentation derive from that.
 
-`Config` is for the composition root; every other part is handed the section it needs.
+Only the composition root uses the whole `Config`. Every other part gets the section that it needs.
 """
 
 from cri_shim.config.load import DEFAULT_FILE, load_config

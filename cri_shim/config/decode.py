@@ -1,10 +1,10 @@
-"""A plain tree -> `Config`, with every mistake in it, not only the first: pure.
+"""Decodes a tree of plain values into a `Config`, and reports every mistake in it. Pure.
 
-Rules of the file:
-- A mistake becomes a `Problem` and the key's default takes its place, so that reading goes on and the rules
-  between keys can still be checked. A configuration with problems must not be used.
-- A value has the type of its key or is refused: nothing is converted silently.
-- An empty section (`tls:` with all its keys commented out) means its defaults.
+Rules:
+- A mistake becomes a `Problem`, and the key gets its default. So decoding continues, and the rules between keys can be
+  checked. A configuration with problems must not be used.
+- A value of another type than its key's is refused; nothing is converted silently.
+- An empty section (`tls:` with all its keys commented out) has its defaults.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Place = tuple[str | int, ...]
-"""Where a value is: keys, and positions in lists."""
+"""The place of a value: keys, and positions in lists."""
 
 AnySection = TypeVar("AnySection", bound=msgspec.Struct)
 
 MAX_SHOWN = 80
-"""A longer value is cut in messages."""
+"""The longest value shown whole in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: where, and what is wrong with what is allowed."""
+    """One mistake: its place, and a text with what is wrong and what is allowed."""
 
     place: Place
     message: str
 
     @property
     def path(self) -> str:
-        """The place as a person writes it: `listen[1]`, `runtime.handlers.runc.path`."""
+        """The place as text: `listen[1]`, `runtime.handlers.runc.path`."""
         return format_place(self.place)
 
 
 def format_place(place: Place) -> str:
-    """Join a place to `a.b[2].c`."""
+    """The place as text: `a.b[2].c`."""
     text = ""
     for part in place:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -55,27 +55,30 @@ def format_place(place: Place) -> str:
 
 
 def show(value: object) -> str:
-    """A value as messages show it: on one line, cut."""
+    """A value for a message: as JSON, on one line, truncated."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
-    """`did you mean …` for a misspelt word, else what is allowed."""
+    """`did you mean X?` if a similar word exists, else the allowed words."""
     words = sorted(words)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "allowed: " + ", ".join(words)
 
 
 def decode(tree: object) -> tuple[Config, list[Problem]]:
-    """Check a tree against the definitions in `model` (not against the rules between keys)."""
+    """Decode a tree as `model` defines it. `rules` checks the rules between keys.
+
+    Returns the configuration and the problems found; with a problem its key has the default.
+    """
     reader = _Reader()
     config = reader.section(tree, Config, ())
     return config or Config(), reader.problems
 
 
-class _Refused(Exception):  # noqa: N818 - it carries no message: the problem is noted already
-    """A value was refused and noted."""
+class _Refused(Exception):  # noqa: N818 - it carries no message: the problem is recorded already
+    """A value was refused; its problem is recorded."""
 
 
 class _Reader:
@@ -87,7 +90,7 @@ class _Reader:
         return _Refused()
 
     def section(self, value: object, cls: type[AnySection], place: Place) -> AnySection | None:
-        """Read a section; None where a key that has no default is missing or broken."""
+        """Decode a section; None if a key without a default is missing or malformed."""
         keys = {key.name: key for key in keys_of(cls)}
         if value is None:
             value = {}
@@ -110,7 +113,7 @@ class _Reader:
                 elif key.required:
                     self.problems.append(
                         Problem(
-                            (*place, name), f"is missing, allowed: {allowed(key.kind, key.bounds)}"
+                            (*place, name), f"is required, allowed: {allowed(key.kind, key.bounds)}"
                         )
                     )
                     complete = False
@@ -119,10 +122,10 @@ class _Reader:
         return cls(**read) if complete else None
 
     def value(self, value: object, kind: types.Type, bounds: Bounds, place: Place) -> object:
-        """Read one value.
+        """Decode one value.
 
         Raises:
-            _Refused: the problem is noted.
+            _Refused: the value is malformed; its problem is recorded.
         """
         match kind:
             case types.UnionType():
@@ -177,7 +180,7 @@ class _Reader:
             value = {}
         if not isinstance(value, dict):
             raise self.refuse(place, describe_kind(value), value, allowed(kind, bounds))
-        # `NAME: null` takes away what an earlier file, or the built-in default, gave.
+        # `NAME: null` removes an entry of an earlier file or of the built-in defaults.
         entries = {name: entry for name, entry in value.items() if entry is not None}
         self.count(len(entries), kind, bounds, place)
         result = {}
@@ -196,7 +199,7 @@ class _Reader:
 
 
 def _leaf(value: object, kind: types.Type) -> object:
-    """Convert a value that has no parts; raises ValueError with what is wrong."""
+    """Decode a scalar. Raises ValueError with what is wrong, as a phrase behind the key's name."""
     codec = codec_of(kind)
     if codec is not None:
         return codec.parse(value)
@@ -219,9 +222,9 @@ def _leaf(value: object, kind: types.Type) -> object:
 
 
 def raw_type(section: type[msgspec.Struct], path: list[str]) -> tuple[Place, types.Type | None]:
-    """Where a dotted path leads: the keys on the way, and the type there (None: no such key).
+    """Resolve a dotted path: the keys on the way, and the type of the last one (None: no such key).
 
-    Below a mapping of plain values the rest is one key, since sysctls have dots in their names.
+    In a mapping of plain values the rest of the path is one key, since names of sysctls contain dots.
     """
     kind: types.Type | None = None
     keys = {key.name: key for key in keys_of(section)}

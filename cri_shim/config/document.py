@@ -1,10 +1,10 @@
-"""One YAML file -> plain lists and mappings, stricter than YAML: pure.
+"""Parses a YAML document into plain lists and mappings, more strictly than YAML requires. Pure.
 
-Rules of the file, each closing a well-known trap:
-- A key that stands twice in a mapping is refused (YAML readers keep the last without a word).
-- Words are typed as YAML 1.2's core schema does it: only `true` and `false` are booleans, so `off` and `no`
-  stay words; `12:30` is no number in base 60; and what begins with 0, as the mode 0660, stays text.
-- Tags, anchors and aliases are refused: nobody needs them here, and aliases can blow a page up to gigabytes.
+Rules, each against a known trap:
+- A duplicate key in a mapping is refused. YAML readers silently keep the last one.
+- Scalars have the types of YAML 1.2's core schema: only `true` and `false` are booleans, so `off` and `no` are text;
+  `12:30` is not a number in base 60; and a number with a leading 0, like the mode 0660, is text.
+- Tags, anchors and aliases are refused. Aliases could expand a small file to gigabytes.
 - Size and depth are bounded.
 """
 
@@ -17,30 +17,30 @@ import yaml
 from cri_shim.errors import ConfigError
 
 MAX_BYTES = 256 * 1024
-"""The default file, comments included, has a tenth of it."""
+"""About ten times the size of the default file with its comments."""
 
 MAX_DEPTH = 32
-"""The deepest key of the configuration lies at 6."""
+"""The deepest key of the configuration is at level 6."""
 
 _TAG = "tag:yaml.org,2002:"
 _KNOWN_TAGS = frozenset(
     _TAG + kind
     for kind in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")
 )
-"""What PyYAML resolves plain words to; everything else was written out as a tag."""
+"""Tags that PyYAML assigns to untagged nodes. Any other tag was written in the file."""
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+")
 
 
 def parse_document(text: str, *, name: str) -> object:
-    """Read YAML text; an empty document is None.
+    """Parse YAML text. An empty document gives None.
 
     Raises:
         ConfigError: with `name`, line and column.
     """
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"{name}: is larger than {MAX_BYTES} bytes")
+        raise ConfigError(f"{name}: has more than {MAX_BYTES} bytes")
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -48,6 +48,7 @@ def parse_document(text: str, *, name: str) -> object:
         finally:
             loader.dispose()
     except RecursionError:
+        # PyYAML composes recursively, so deep nesting ends in this before `build` can check the depth.
         raise ConfigError(f"{name}: is nested deeper than {MAX_DEPTH} levels") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -64,7 +65,7 @@ def _place(mark: yaml.Mark | None) -> str:
 
 
 class _Builder:
-    """Turns the node graph into values."""
+    """Converts PyYAML's graph of nodes into plain values."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -72,7 +73,7 @@ class _Builder:
 
     def build(self, node: yaml.Node, depth: int) -> object:
         if id(node) in self._seen:
-            raise self._error(node, "aliases (*name) are not supported, write the value again")
+            raise self._error(node, "aliases (*name) are not supported: repeat the value")
         self._seen.add(id(node))
         if depth > MAX_DEPTH:
             raise self._error(node, f"is nested deeper than {MAX_DEPTH} levels")
@@ -82,7 +83,7 @@ class _Builder:
             return self._mapping(node, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, depth + 1) for item in node.value]
-        # A plain word has no style; what is quoted or a block is text whatever it looks like.
+        # Only plain scalars have no style. Quoted and block scalars are text, also if they look like a number.
         quoted = isinstance(node, yaml.ScalarNode) and bool(node.style)
         return str(node.value) if quoted else _typed(str(node.value))
 
@@ -93,7 +94,7 @@ class _Builder:
                 raise self._error(key_node, "a key must be a word")
             key = str(key_node.value)
             if key in result:
-                raise self._error(key_node, f"the key {key!r} stands twice in this mapping")
+                raise self._error(key_node, f"duplicate key {key!r} in this mapping")
             result[key] = self.build(value_node, depth + 1)
         return result
 

@@ -1,8 +1,10 @@
-"""Configuration files and `--set` -> `Config`.
+"""Loads the configuration from files and `--set`.
 
-Layers, each over the one before: built-in defaults, the file, its drop-ins (`config.yaml` ->
-`config.d/*.yaml` in the order of their names), `--set`. Mappings are merged, everything else is replaced.
-Every mistake of all layers is told at once, with the file it is in.
+Rules:
+- Layers, each over the one before: built-in defaults, the file, its drop-ins (`config.d/*.yaml` beside `config.yaml`,
+  by name), `--set`.
+- Mappings are merged, all other values are replaced.
+- All mistakes of all layers are reported at once, each with its file.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one source says."""
+    """The keys of one source."""
 
     name: str
-    """Where it comes from, as messages name it."""
+    """The source, as messages name it."""
     tree: Tree
 
 
@@ -46,16 +48,16 @@ def load_config(
     *,
     default_file: Path = DEFAULT_FILE,
 ) -> Config:
-    """Read the effective configuration.
+    """Load the effective configuration. Blocks while it reads the files.
 
-    `file` must exist if it is given; without it `default_file` is read if it is there.
-    `overrides` are the `key=value` of `--set`, later ones win.
+    A given `file` must exist. Without it `default_file` is read, if it exists. `overrides` are the `key=value` of
+    `--set`; later ones win.
 
     Raises:
         ConfigError: one line `SOURCE: path.to.key: what is wrong (value), allowed: ...` for each mistake.
     """
     if file is not None and not file.exists():
-        raise ConfigError(f"{file}: there is no such file")
+        raise ConfigError(f"{file}: no such file")
     layers = [Layer("built-in defaults", to_tree(Config())), *read_layers(file or default_file)]
     layers.extend(Layer("--set", parse_override(override)) for override in overrides)
     tree: Tree = {}
@@ -69,10 +71,10 @@ def load_config(
 
 
 def read_layers(file: Path) -> list[Layer]:
-    """The file and its drop-ins, those that are there, in the order they apply.
+    """The file and its drop-ins, as far as they exist, in the order in which they apply.
 
     Raises:
-        ConfigError: unreadable, not YAML, not a mapping; of all of them together.
+        ConfigError: with a line for each file that is unreadable, not YAML or not a mapping.
     """
     layers, errors = [], []
     for path in (file, *_drop_ins(file)):
@@ -96,7 +98,7 @@ def _drop_ins(file: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise ConfigError(f"{directory}: can't be listed: {error.strerror}") from error
+        raise ConfigError(f"{directory}: cannot be listed: {error.strerror}") from error
     names = [name for name in names if name.endswith(".yaml") and not name.startswith(".")]
     if len(names) > MAX_DROP_INS:
         raise ConfigError(f"{directory}: has more than {MAX_DROP_INS} files")
@@ -110,9 +112,9 @@ def _read(path: Path) -> Tree:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes")
+        raise ConfigError(f"{path}: has more than {MAX_BYTES} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -126,9 +128,9 @@ def _read(path: Path) -> Tree:
 
 
 def parse_override(text: str) -> Tree:
-    """Turn `a.b=value` into a tree.
+    """Parse `a.b=value` into a tree.
 
-    Where the key takes text, the value is that text as it stands; elsewhere it is YAML (`[a, b]`, `{a: 1}`).
+    If the key takes text, the value is used as it is. Otherwise it is YAML (`[a, b]`, `{a: 1}`).
 
     Raises:
         ConfigError: no `=`, or the value is not YAML.
@@ -156,7 +158,7 @@ def _takes_text(kind: types.Type | None) -> bool:
 
 
 def merge(under: Tree, over: Tree) -> Tree:
-    """Merge two trees: mappings key by key, everything else is replaced."""
+    """Merge `over` into `under`: mappings key by key, other values are replaced."""
     result = dict(under)
     for name, value in over.items():
         below = result.get(name)
@@ -172,7 +174,7 @@ def _line(problem: Problem, layers: Sequence[Layer]) -> str:
 
 
 def _source(place: Place, layers: Sequence[Layer]) -> str:
-    """The last layer that says anything about this place, or else about what is around it."""
+    """The last layer that sets this place, or else the nearest place around it."""
     for length in range(len(place), 0, -1):
         for layer in reversed(layers[1:]):
             if _has(layer.tree, place[:length]):

@@ -1,14 +1,14 @@
-"""Every configuration key: its type, default, meaning and whether a reload applies it, in this one place.
+"""Defines every configuration key: type, default, meaning, and whether a reload applies it.
 
-It is as long as the list of keys.
+The module is as long as the list of keys.
 
-Rules of the file:
-- A key is a struct field annotated with `doc(...)`; a section is described by its docstring. The strict reader,
-  the default file, `docs/configuration.md` and the reload plan are all derived from these.
-- A field whose value has a unit carries it in its Python name (`idle_timeout_s`); `name=` is the file's name.
-- "" in the file means "none", and is None here.
-- Code is given the section it needs (`StreamingSettings`, one `HandlerSettings`), never the whole `Config`.
-- What one value alone can't tell (this needs that) is a rule in `rules.py`.
+Rules:
+- A key is a struct field annotated with `doc(...)`. A section is described by its docstring. The reader, the default
+  file, `docs/configuration.md` and the reload plan all derive from these definitions.
+- The Python name of a value with a unit ends in the unit (`idle_timeout_s`); `name=` gives the name in the file.
+- "" in the file means "none", which is None here.
+- Code gets the section that it needs (`StreamingSettings`, one `HandlerSettings`), never the whole `Config`.
+- Rules between several keys are in `rules.py`.
 """
 
 from collections.abc import Mapping
@@ -100,7 +100,7 @@ def doc(
 ) -> Meta:
     """Describe a key. `reload`: SIGHUP applies a change. Bounds are inclusive, in the unit of the Python value.
 
-    A key that is not `in_effect` is part of the contract, read and checked, but nothing here heeds it yet.
+    A key that is not `in_effect` is read and checked, but this version ignores it.
     """
     extra: dict[str, Any] = {
         "reload": reload,
@@ -114,7 +114,7 @@ def doc(
 
 
 def later(description: str, **bounds: Any) -> Meta:  # noqa: ANN401 - those of `doc`
-    """Describe a key that is not in effect yet."""
+    """Describe a key that this version ignores."""
     return doc(description, in_effect=False, **bounds)
 
 
@@ -132,7 +132,7 @@ class SocketSettings(Section, frozen=True):
 
 
 class TlsSettings(Section, frozen=True):
-    """Certificates of a TCP server, PEM."""
+    """PEM files of a TLS server."""
 
     cert: Annotated[Path | None, doc("The server's certificate chain.")] = None
     key: Annotated[Path | None, doc("The private key of `cert`.")] = None
@@ -177,7 +177,7 @@ class TracingSettings(Section, frozen=True):
 
 
 class StreamingSettings(Section, frozen=True):
-    """The HTTP server behind exec, attach and port-forward."""
+    """The HTTP server for exec, attach and port-forward."""
 
     address: Annotated[IpAddress, doc("Address that the server listens on.")] = IpAddress(
         "127.0.0.1"
@@ -210,7 +210,7 @@ class StreamingSettings(Section, frozen=True):
 
 
 class HandlerSettings(Section, frozen=True):
-    """One runtime handler, as a RuntimeClass names it."""
+    """One runtime handler, under the name that a RuntimeClass uses."""
 
     path: Annotated[Executable, doc("The OCI runtime: a path, or a name in PATH.", reload=True)]
     kind: Annotated[
@@ -238,7 +238,7 @@ class HandlerSettings(Section, frozen=True):
         ),
     ] = ()
     privileged_without_host_devices: Annotated[
-        bool, doc("A privileged container gets no devices of the host.", reload=True)
+        bool, doc("Give privileged containers no devices of the host.", reload=True)
     ] = False
     device_ownership_from_security_context: Annotated[
         bool,
@@ -270,7 +270,7 @@ def _default_handlers() -> Mapping[HandlerName, HandlerSettings]:
 
 
 class RuntimeSettings(Section, frozen=True):
-    """OCI runtimes and the monitor that runs beside each container."""
+    """OCI runtimes, and the monitor of each container."""
 
     default_handler: Annotated[
         HandlerName, doc("The handler of pods without a RuntimeClass.", reload=True)
@@ -305,7 +305,7 @@ class RuntimeSettings(Section, frozen=True):
 
 
 class SandboxSettings(Section, frozen=True):
-    """What every pod gets."""
+    """Settings of all pods."""
 
     cgroup_parent: Annotated[
         str | None,
@@ -318,7 +318,7 @@ class SandboxSettings(Section, frozen=True):
 
 
 class CniSettings(Section, frozen=True):
-    """Pod networks. The files in `conf_dir` are watched, and read again on SIGHUP."""
+    """Pod networks. The daemon watches the files in `conf_dir`, and reads them again on SIGHUP."""
 
     plugin_dirs: Annotated[
         tuple[Path, ...], doc("Directories of plugins, in the order of the search.", min_items=1)
@@ -422,7 +422,7 @@ class SecuritySettings(Section, frozen=True):
         ),
     ] = Switch.AUTO
     default_capabilities: Annotated[
-        tuple[Capability, ...], doc("Capabilities of containers that are not privileged.")
+        tuple[Capability, ...], doc("Capabilities of unprivileged containers.")
     ] = tuple(
         Capability(name)
         for name in (
@@ -483,7 +483,7 @@ class LimitSettings(Section, frozen=True):
         ),
     ] = field(default=ByteSize(16 << 20), name="exec_sync_output")
     grpc_message_bytes: Annotated[
-        ByteSize, doc("Largest gRPC message, either way.", minimum=1 << 20, maximum=1 << 30)
+        ByteSize, doc("Largest gRPC request and response.", minimum=1 << 20, maximum=1 << 30)
     ] = field(default=ByteSize(16 << 20), name="grpc_message")
 
 
@@ -502,7 +502,7 @@ class EventSettings(Section, frozen=True):
 
 
 class Config(Section, frozen=True):
-    """The whole configuration: for the composition root, which hands out its sections."""
+    """The whole configuration, for the composition root only."""
 
     root: Annotated[
         Path, doc("Directory of persistent data: records, images, layers, writable layers.")

@@ -1,4 +1,4 @@
-"""What SIGHUP may change, and what of a new configuration has to wait for a restart. Pure."""
+"""Splits the changes of a new configuration into those that SIGHUP applies and those that need a restart. Pure."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class ReloadPlan:
     """The difference between two configurations."""
 
     config: Config
-    """The old one with the reloadable changes in it: what is in effect after the reload."""
+    """The configuration in effect after the reload: the old one with the reloadable changes."""
     applied: tuple[str, ...]
-    """Keys whose change takes effect now."""
+    """Keys whose change applies now."""
     needs_restart: tuple[str, ...]
-    """Keys whose change waits."""
+    """Keys whose change needs a restart."""
 
 
 def reloadable_changes(old: Config, new: Config) -> ReloadPlan:
-    """Sort the changes from `old` to `new` by whether a running daemon applies them."""
+    """The changes from `old` to `new`, split by whether a running daemon can apply them."""
     changes = list(_changes(old, new, ""))
     return ReloadPlan(
         config=_apply(old, new),
@@ -43,7 +43,7 @@ def reloadable_changes(old: Config, new: Config) -> ReloadPlan:
 
 
 def without_effect(config: Config) -> tuple[str, ...]:
-    """The keys that were set to something and that nothing heeds yet: worth a warning, since somebody expects it."""
+    """The keys that differ from their default and that this version ignores. They are worth a warning."""
     return tuple(_unheeded(Config(), config, "", in_effect=True))
 
 
@@ -71,7 +71,7 @@ def _changes(old: Struct, new: Struct, prefix: str) -> Iterator[tuple[str, Key]]
 
 
 def _apply(old: AnySection, new: AnySection) -> AnySection:
-    """`old` with the reloadable keys of `new`."""
+    """A copy of `old` with the reloadable keys of `new`."""
     taken: dict[str, Any] = {}
     for key in keys_of(type(old)):
         before, after = getattr(old, key.attribute), getattr(new, key.attribute)

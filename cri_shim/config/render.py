@@ -1,6 +1,6 @@
-"""`Config` -> text: the effective file, the commented default file, the reference page. Pure.
+"""Renders the configuration as text: the effective file, the commented default file, the reference page. Pure.
 
-All of it comes from the definitions in `model`, and what is printed reads back to what it was printed from.
+Everything derives from the definitions in `model`. The rendered files decode to the configuration they came from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WIDTH = 100
 
 
 def to_tree(section: msgspec.Struct) -> dict[str, Any]:
-    """A section as the plain values that a file would hold."""
+    """A section as the plain values of a file."""
     return {
         key.name: _plain(getattr(section, key.attribute), key.kind)
         for key in keys_of(type(section))
@@ -51,12 +51,12 @@ def _plain(value: Any, kind: types.Type) -> object:  # noqa: ANN401 - the type i
 
 
 def effective_yaml(config: Config) -> str:
-    """The configuration as one file without comments."""
+    """The configuration as one YAML file without comments."""
     return yaml.safe_dump(to_tree(config), sort_keys=False, width=WIDTH, allow_unicode=True)
 
 
 def default_yaml() -> str:
-    """The default file, each key under its meaning."""
+    """The default file, with a comment above each key."""
     head = [
         "# Configuration of cri-shim. Every key is optional; the values below are the defaults.",
         "# An unknown key or an invalid value stops the start: `cri-shim config check` lists all of them.",
@@ -84,7 +84,7 @@ def _default_lines(section: msgspec.Struct, indent: str) -> Iterator[str]:
 def _entry_lines(
     key: Key, cls: type[msgspec.Struct], value: Mapping[str, msgspec.Struct], indent: str
 ) -> Iterator[str]:
-    """A mapping of sections: the keys of an entry once, as comments, then what differs from them."""
+    """A mapping of sections: the keys of an entry once, as comments, then the entries' keys that differ from those."""
     for inner in keys_of(cls):
         default = "required" if inner.required else _flow(_plain(inner.default, inner.kind))
         yield from _comment(f"  {inner.name} ({default}): {inner.description}", indent)
@@ -104,7 +104,7 @@ def _entry_lines(
 
 
 def _meaning(key: Key) -> str:
-    """The comment above a key: what its default does not show."""
+    """The comment above a key: its description, and the allowed values unless the default shows them."""
     may = ""
     if isinstance(key.kind, types.EnumType | types.IntType):
         may = f" ({allowed(key.kind, key.bounds)})"
@@ -123,7 +123,7 @@ def _flow(value: object) -> str:
     """A value on one line of YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
     text = text.removesuffix("...\n").strip()
-    # One kind of quotes throughout: the ones of the examples.
+    # PyYAML uses single quotes. Use double quotes throughout, as the examples do.
     return json.dumps(value, ensure_ascii=False) if text.startswith("'") else text
 
 
@@ -194,7 +194,7 @@ def _sections(cls: type[msgspec.Struct], path: str) -> Iterator[str]:
 
 
 def _description_of(cls: type[msgspec.Struct], path: str) -> str:
-    """What the key of this section says of it, else what the section says of itself."""
+    """The description of the section's key, or else of the section's class."""
     described = {key.name: key.description for key in keys_of(Config)}
     return described.get(path) or " ".join((cls.__doc__ or "").split())
 

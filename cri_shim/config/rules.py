@@ -1,7 +1,7 @@
-"""What one key alone can't tell: rules between keys. Pure.
+"""Checks rules between configuration keys. Pure.
 
-A rule names the sections it reads and yields problems. It is skipped while one of those has a problem already,
-so that one mistake isn't told twice.
+Each rule has the keys that it reads, and yields problems. It is skipped if one of these keys has a problem already, so
+that no mistake is reported twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def find_problems(config: Config, known: Sequence[Problem] = ()) -> list[Problem]:
-    """Problems between keys, given those that reading found."""
+    """The problems between keys; `known` are the problems that decoding found."""
     touched = [problem.place for problem in known]
     return [
         problem
@@ -34,11 +34,11 @@ def _directories_are_apart(config: Config) -> Iterator[Problem]:
     root, state = config.root, config.state
     for name, path in (("root", root), ("state", state)):
         if str(path) == "/":
-            yield Problem((name,), 'is the root directory ("/"), allowed: a directory of its own')
+            yield Problem((name,), 'is the root directory ("/"), allowed: any other directory')
     if root == state or root in state.parents or state in root.parents:
         yield Problem(
             ("state",),
-            f"lies in, or around, root ({show(str(state))}), allowed: a directory apart from {root}",
+            f"is inside root, or contains it ({show(str(state))}), allowed: a directory outside {root}",
         )
 
 
@@ -50,7 +50,7 @@ def _tls_is_complete(tls: TlsSettings, place: Place, *, mutual: bool) -> Iterato
         if path is None and (mutual or name != "client_ca"):
             others = " and ".join(other for other, value in have.items() if value)
             yield Problem(
-                (*place, name), f'is missing (""), allowed: a path, since {others} is set'
+                (*place, name), f'is not set (""), allowed: a path, since {others} is set'
             )
 
 
@@ -67,7 +67,7 @@ def _tcp_needs_tls(config: Config) -> Iterator[Problem]:
         if url.tcp_address is not None and not config.tls.enabled:
             yield Problem(
                 ("listen", index),
-                f"needs TLS ({show(url)}), allowed: tcp:// once tls.cert, tls.key and tls.client_ca are set",
+                f"requires TLS ({show(url)}): set tls.cert, tls.key and tls.client_ca, or use unix://",
             )
 
 
@@ -87,7 +87,7 @@ def _ports_are_apart(config: Config) -> Iterator[Problem]:
         if wish in taken:
             yield Problem(
                 place,
-                f"is taken by {taken[wish]} ({host}:{port}), allowed: another address or port",
+                f"is also the address of {taken[wish]} ({host}:{port}), allowed: another address or port",
             )
         elif port:
             taken[wish] = format_place(place)
@@ -98,7 +98,8 @@ def _default_handler_exists(config: Config) -> Iterator[Problem]:
     if runtime.default_handler not in runtime.handlers:
         yield Problem(
             ("runtime", "default_handler"),
-            f"is no handler ({show(runtime.default_handler)}), allowed: {', '.join(runtime.handlers)}",
+            f"is not a configured handler ({show(runtime.default_handler)}), "
+            f"allowed: {', '.join(runtime.handlers)}",
         )
 
 
@@ -108,14 +109,15 @@ def _cgroup_parent_fits_driver(config: Config) -> Iterator[Problem]:
         return
     place = ("sandbox", "cgroup_parent")
     if ".." in parent.split("/"):
-        yield Problem(place, f"has a .. in it ({show(parent)}), allowed: the name of a cgroup")
+        yield Problem(place, f"contains .. ({show(parent)}), allowed: the name of a cgroup")
     elif config.cgroup_driver is CgroupDriver.SYSTEMD and not parent.endswith(".slice"):
         yield Problem(
-            place, f"is no slice ({show(parent)}), allowed with systemd: a name like pods.slice"
+            place, f"is not a slice ({show(parent)}), allowed with systemd: a name like pods.slice"
         )
     elif config.cgroup_driver is CgroupDriver.CGROUPFS and not parent.startswith("/"):
         yield Problem(
-            place, f"is no path ({show(parent)}), allowed with cgroupfs: a path like /pods"
+            place,
+            f"is not an absolute path ({show(parent)}), allowed with cgroupfs: a path like /pods",
         )
 
 
@@ -129,7 +131,7 @@ def _ulimits_fit(config: Config) -> Iterator[Problem]:
         if name == "nofile" and -1 in (limit.soft, limit.hard):
             yield Problem(
                 place,
-                "is unlimited (-1), allowed: numbers, the kernel bounds open files by fs.nr_open",
+                "is unlimited (-1), allowed: numbers, since the kernel limits open files to fs.nr_open",
             )
 
 
@@ -137,7 +139,7 @@ def _samples_go_somewhere(config: Config) -> Iterator[Problem]:
     if config.tracing.sampling_per_million and config.tracing.endpoint is None:
         yield Problem(
             ("tracing", "endpoint"),
-            'is missing (""), allowed: a URL, since sampling_per_million is set',
+            'is not set (""), allowed: a URL, since sampling_per_million is set',
         )
 
 

@@ -1,7 +1,7 @@
-"""The keys of a configuration section, read from its annotations: a small typed view of `msgspec.inspect`.
+"""The keys of a configuration section, from its annotations: a typed view of `msgspec.inspect`.
 
-Rules of the file: it knows types and annotations, no values but defaults. Reader, writer, documentation and
-reload plan all walk `keys_of`, so that they can't disagree.
+It deals with types, annotations and defaults only. Reader, writer, documentation and reload plan all use `keys_of`, so
+they cannot disagree.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NOT_IN_EFFECT = "Not in effect in this version."
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Inclusive bounds of a number, and of how many items a list or mapping has."""
+    """Inclusive bounds of a number, and of the number of items of a list or mapping."""
 
     minimum: float | None = None
     maximum: float | None = None
@@ -37,29 +37,29 @@ class Key:
     """One key of a section."""
 
     name: str
-    """As the file writes it."""
+    """The name in the file."""
     attribute: str
-    """As the code writes it."""
+    """The name of the Python attribute."""
     kind: types.Type
-    """Without its annotation."""
+    """The type without its annotation."""
     description: str
     reload: bool
     """Whether SIGHUP applies a change."""
     in_effect: bool
-    """Whether anything heeds it yet."""
+    """Whether this version uses the key."""
     bounds: Bounds
     required: bool
     default: Any
-    """The default value; `msgspec.NODEFAULT` where the key is required."""
+    """The default value; `msgspec.NODEFAULT` for a required key."""
 
     @property
     def section(self) -> type[msgspec.Struct] | None:
-        """The section's class, where this key is a section and no value."""
+        """The class of the section, if this key is a section."""
         return self.kind.cls if isinstance(self.kind, types.StructType) else None
 
     @property
     def entry_section(self) -> type[msgspec.Struct] | None:
-        """The class of the entries, where this key is a mapping of sections by name."""
+        """The class of the entries, if this key is a mapping of sections."""
         if isinstance(self.kind, types.DictType) and isinstance(
             self.kind.value_type, types.StructType
         ):
@@ -102,23 +102,23 @@ def _key(field: types.Field) -> Key:
 
 
 def codec_of(kind: types.Type) -> Codec | None:
-    """The codec of a value with a grammar of its own, None for plain types."""
+    """The codec of a type with its own grammar; None for plain types."""
     return CODECS[kind.cls] if isinstance(kind, types.CustomType) else None
 
 
 def some_of(kind: types.UnionType) -> types.Type:
-    """The X of `X | None`, which the file writes as X or ""."""
+    """The type X of `X | None`. The file has X or ""."""
     return next(part for part in kind.types if not isinstance(part, types.NoneType))
 
 
 def choices_of(kind: types.EnumType) -> list[str]:
-    """The words of a choice."""
+    """The values of an enumeration."""
     words: list[StrEnum] = list(kind.cls)
     return [str(word) for word in words]
 
 
 def allowed(kind: types.Type, bounds: Bounds) -> str:
-    """What may stand there, for error messages and the documentation."""
+    """The allowed values of a type, for error messages and the documentation."""
     match kind:
         case types.UnionType():
             return f'{allowed(some_of(kind), bounds)}, or ""'
@@ -146,7 +146,7 @@ def allowed(kind: types.Type, bounds: Bounds) -> str:
 
 
 def range_text(bounds: Bounds, codec: Codec | None) -> str:
-    """The bounds of a number in words: "from 1 to 5", "at least 1s"; "" without bounds."""
+    """The bounds of a number as text: "from 1 to 5", "at least 1s"; "" without bounds."""
 
     def show(number: float) -> object:
         return codec.render(number) if codec else number

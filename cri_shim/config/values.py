@@ -1,13 +1,12 @@
-"""Kinds of configuration values: how each is written, what it becomes, what is allowed.
+"""The types of configuration values: parsing, rendering, and the description of allowed values.
 
-Rules of the file:
-- A kind is a row of `CODECS`: its Python type, a parser, a renderer, and the words for what is allowed.
-- A parser takes what the YAML reader gave (text, number, list...) and raises `ValueError` with what is wrong
-  as a phrase that follows the key's name: "is not ...", "has ...".
-- `render` gives back what a person would write, and `parse(render(x)) == x`.
-
-Types that are only text with a stricter grammar are subclasses of `str`, numbers with a unit subclasses of
-`float` or `int`, so code uses them as what they are.
+Rules:
+- A type is a row of `CODECS`: its Python class, a parser, a renderer, and a text with the allowed values.
+- A parser gets a value of the YAML document (text, number, list). It raises `ValueError` with a phrase that follows the
+  key's name: "is not ...", "has ...".
+- `render` returns the value as it is written in a file, and `parse(render(x)) == x`.
+- Text with a grammar is a subclass of `str`, a number with a unit a subclass of `float` or `int`, so that code can use
+  it directly.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_TEXT = 4096
-"""Longest text of one value: PATH_MAX, which no sensible value exceeds."""
+"""The longest text of one value: PATH_MAX."""
 
 MAX_SOCKET_PATH_BYTES = 107
-"""sun_path of unix(7) has 108 bytes, one of them the closing NUL."""
+"""The size of sun_path (unix(7)) without the final NUL."""
 
 CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL"),
@@ -42,10 +41,13 @@ ULIMITS = (
     *("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc"),
     *("rss", "rtprio", "rttime", "sigpending", "stack"),
 )
-"""The resources of setrlimit(2), as RLIMIT_<NAME> in lower case; address space (as) is left to memory limits."""
+"""The resources of setrlimit(2): RLIMIT_<NAME> in lower case.
+
+RLIMIT_AS is left out: memory limits serve its purpose.
+"""
 
 NAMESPACED_SYSCTLS = ("net.", "fs.mqueue.", "kernel.shm", "kernel.msg", "kernel.sem")
-"""What a pod can own: everything else is the node's, and setting it for a pod would change the node."""
+"""Sysctls of a namespace that a pod owns. Any other sysctl belongs to the node, and a pod would change it for all."""
 
 
 class Seconds(float):
@@ -97,11 +99,14 @@ class HttpUrl(str):
 
 
 class Executable(str):
-    """A program: an absolute path, or a bare name that PATH finds."""
+    """A program: an absolute path, or a name to look up in PATH."""
 
 
 class HandlerName(str):
-    """What a RuntimeClass names; also a directory name, so its grammar is what keeps it inside."""
+    """The name of a runtime handler in a RuntimeClass.
+
+    It is also a directory name, so its grammar has no `/` or `.`.
+    """
 
 
 class AnnotationPattern(str):
@@ -117,15 +122,15 @@ class UlimitName(str):
 
 
 class GroupName(str):
-    """A group of the node: its name or its number."""
+    """A group of the node: a name or a number."""
 
 
 class SysctlValue(str):
-    """What is written to a sysctl."""
+    """The value of a sysctl."""
 
 
 class SysctlName(str):
-    """A sysctl with dots that a namespace of the pod owns."""
+    """A sysctl of a namespace that a pod owns, with dots."""
 
 
 class EnvName(str):
@@ -134,7 +139,7 @@ class EnvName(str):
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How one kind of value is read, written and explained."""
+    """Parser, renderer and description of one type."""
 
     parse: Callable[[object], Any]
     render: Callable[[Any], object]
@@ -142,7 +147,7 @@ class Codec:
 
 
 def describe_kind(value: object) -> str:
-    """What a value of the wrong type is, as a phrase: "is text", "is a list"."""
+    """The type of a value, as a phrase: "is text", "is a list"."""
     if value is None:
         return "has no value"
     if isinstance(value, bool):
@@ -152,13 +157,13 @@ def describe_kind(value: object) -> str:
 
 
 def parse_text(value: object) -> str:
-    """Text on one line: it goes into command lines, files and logs, where a control character would forge."""
+    """Text on one line, without control characters, which could forge lines in logs and files. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError(describe_kind(value))
     if len(value) > MAX_TEXT:
         raise ValueError(f"is longer than {MAX_TEXT} characters")
     if not value.isprintable():
-        raise ValueError("has a control character or an unprintable one")
+        raise ValueError("contains a control character or an unprintable one")
     return value
 
 
@@ -210,8 +215,8 @@ def _render_size(size: ByteSize) -> str:
 
 def _parse_mode(value: object) -> FileMode:
     if type(value) is int:
-        # YAML 1.1 readers turn 0660 into 432 and take 660 as decimal: a number here is a guess.
-        raise ValueError("is a decimal number, permissions are octal")
+        # Other YAML readers take 0660 as octal and 660 as decimal, so the author's intention is unclear.
+        raise ValueError("is a decimal number, but permissions are octal")
     text = parse_text(value)
     if not re.fullmatch(r"0o?[0-7]{3}", text):
         raise ValueError("is not an octal mode")
@@ -281,8 +286,8 @@ def _parse_path(value: object) -> Path:
     if not path.is_absolute():
         raise ValueError("is not an absolute path")
     if ".." in path.parts:
-        raise ValueError("has a .. in it")
-    # POSIX lets two leading slashes mean something else, and Path keeps them.
+        raise ValueError("contains ..")
+    # Path keeps two leading slashes, since POSIX allows a special meaning for them.
     return Path("/" + text.lstrip("/"))
 
 
@@ -296,7 +301,7 @@ def _parse_executable(value: object) -> Executable:
 
 
 def _grammar(kind: type[str], pattern: str, wrong: str, allowed: str) -> Codec:
-    """The codec of text that one regular expression describes."""
+    """The codec of a text type whose grammar is a regular expression."""
     grammar = re.compile(pattern)
 
     def parse(value: object) -> str:
@@ -330,7 +335,7 @@ def _parse_ulimit_name(value: object) -> UlimitName:
 
 
 def _parse_sysctl_value(value: object) -> SysctlValue:
-    # net.ipv4.ip_forward: 1 means what it says; other text keys want their numbers quoted.
+    # `net.ipv4.ip_forward: 1` is natural, so a number is accepted here, while other text keys require quotes.
     return SysctlValue(_text_or_number(value))
 
 
@@ -339,7 +344,7 @@ def _parse_sysctl_name(value: object) -> SysctlName:
     if not re.fullmatch(r"[a-z0-9_-]+(\.[A-Za-z0-9_-]+)+", name):
         raise ValueError("is not the name of a sysctl")
     if not name.startswith(NAMESPACED_SYSCTLS):
-        raise ValueError("belongs to the node and not to a pod")
+        raise ValueError("belongs to the node, not to a pod")
     return SysctlName(name)
 
 
@@ -356,14 +361,12 @@ CODECS: dict[type, Codec] = {
         _parse_http_url, str, "http(s)://host[:port][/path] without user, query and fragment"
     ),
     Path: Codec(_parse_path, str, "an absolute path without .."),
-    Executable: Codec(
-        _parse_executable, str, "an absolute path, or the name of a program that PATH finds"
-    ),
+    Executable: Codec(_parse_executable, str, "an absolute path, or the name of a program in PATH"),
     HandlerName: _grammar(
         HandlerName,
         r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
         "is not a handler name",
-        "what a RuntimeClass can name: at most 63 lower-case letters, digits and inner dashes",
+        "a handler name of a RuntimeClass: at most 63 lower-case letters, digits and inner dashes",
     ),
     AnnotationPattern: _grammar(
         AnnotationPattern,

@@ -50,4 +50,4 @@ def test_check_of_a_file_that_is_missing_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["config", "check", str(tmp_path / "x")]) == 1
-    assert capsys.readouterr().err == f"{tmp_path}/x: there is no such file\n"
+    assert capsys.readouterr().err == f"{tmp_path}/x: no such file\n"

@@ -76,14 +76,14 @@ def test_values_reach_the_code_under_names_with_units() -> None:
         ({"listen": ["unix:///a", "unix:///a"]}, 'listen: names "unix:///a" twice'),
         (
             {"runtime": {"handlers": {"x": {}}}},
-            "runtime.handlers.x.path: is missing, allowed: an absolute",
+            "runtime.handlers.x.path: is required, allowed: an absolute",
         ),
         (
             {"runtime": {"handlers": {"X": {"path": "x"}}}},
             "runtime.handlers.X: is not a handler name",
         ),
         ({"runtime": {"handlers": []}}, "runtime.handlers: is a list ([])"),
-        ({"security": {"default_ulimits": {"nofile": {"soft": 1}}}}, "nofile.hard: is missing"),
+        ({"security": {"default_ulimits": {"nofile": {"soft": 1}}}}, "nofile.hard: is required"),
         (
             {"security": {"default_ulimits": {"nofile": 5}}},
             "default_ulimits.nofile: is a number (5)",

@@ -26,7 +26,7 @@ def test_a_default_file_that_is_missing_means_the_defaults(file: Path) -> None:
 
 
 def test_a_named_file_that_is_missing_is_an_error(file: Path) -> None:
-    assert complaint(file) == f"{file}: there is no such file"
+    assert complaint(file) == f"{file}: no such file"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_each_mistake_names_the_source_it_is_in(file: Path) -> None:
         '--set: root: is not an absolute path ("x"), allowed: an absolute path without ..',
         f'{file}: log.level: is an unknown word ("loud"), allowed: debug, info, warning or error',
         f'{drop_in}: streaming.port: is text ("no"), allowed: a whole number from 0 to 65535',
-        f'{file}: listen[1]: needs TLS ("tcp://1.2.3.4:5"), allowed: tcp:// once tls.cert, tls.key '
-        "and tls.client_ca are set",
+        f'{file}: listen[1]: requires TLS ("tcp://1.2.3.4:5"): set tls.cert, tls.key and '
+        "tls.client_ca, or use unix://",
     ]
 
 
@@ -150,11 +150,11 @@ def test_files_that_are_no_configuration_are_told_all_at_once(file: Path) -> Non
 
 def test_a_huge_file_is_not_read_whole(file: Path) -> None:
     file.write_bytes(b"#" * (MAX_BYTES + 1))
-    assert complaint(file) == f"{file}: is larger than {MAX_BYTES} bytes"
+    assert complaint(file) == f"{file}: has more than {MAX_BYTES} bytes"
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
-    assert complaint(tmp_path) == f"{tmp_path}: can't be read: Is a directory"
+    assert complaint(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
 
 
 def test_a_pipe_can_be_the_file(tmp_path: Path) -> None:

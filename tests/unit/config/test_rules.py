@@ -21,29 +21,32 @@ def problems(tree: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("tree", "complaint"),
     [
-        ({"root": "/x", "state": "/x"}, "state: lies in, or around, root"),
-        ({"root": "/x", "state": "/x/y"}, "state: lies in, or around, root"),
-        ({"root": "/x/y", "state": "/x"}, "state: lies in, or around, root"),
+        ({"root": "/x", "state": "/x"}, "state: is inside root, or contains it"),
+        ({"root": "/x", "state": "/x/y"}, "state: is inside root, or contains it"),
+        ({"root": "/x/y", "state": "/x"}, "state: is inside root, or contains it"),
         ({"root": "/"}, "root: is the root directory"),
-        ({"listen": ["unix:///a", "tcp://1.2.3.4:5"]}, "listen[1]: needs TLS"),
-        ({"tls": {"cert": "/c"}}, 'tls.key: is missing (""), allowed: a path, since cert is set'),
-        ({"tls": {"cert": "/c", "key": "/k"}}, "tls.client_ca: is missing"),
-        ({"streaming": {"tls": {"client_ca": "/a"}}}, "streaming.tls.cert: is missing"),
-        ({"streaming": {"port": 10351}}, "metrics.address: is taken by streaming.port"),
+        ({"listen": ["unix:///a", "tcp://1.2.3.4:5"]}, "listen[1]: requires TLS"),
+        ({"tls": {"cert": "/c"}}, 'tls.key: is not set (""), allowed: a path, since cert is set'),
+        ({"tls": {"cert": "/c", "key": "/k"}}, "tls.client_ca: is not set"),
+        ({"streaming": {"tls": {"client_ca": "/a"}}}, "streaming.tls.cert: is not set"),
+        ({"streaming": {"port": 10351}}, "metrics.address: is also the address of streaming.port"),
         (
             {"tls": TLS, "listen": ["tcp://127.0.0.1:10350"]},
-            "listen[0]: is taken by streaming.port (127.0.0.1:10350)",
+            "listen[0]: is also the address of streaming.port (127.0.0.1:10350)",
         ),
-        ({"runtime": {"default_handler": "runsc"}}, "runtime.default_handler: is no handler"),
+        (
+            {"runtime": {"default_handler": "runsc"}},
+            "runtime.default_handler: is not a configured handler",
+        ),
         (
             {"cgroup_driver": "systemd", "sandbox": {"cgroup_parent": "/pods"}},
-            'sandbox.cgroup_parent: is no slice ("/pods")',
+            'sandbox.cgroup_parent: is not a slice ("/pods")',
         ),
         (
             {"cgroup_driver": "cgroupfs", "sandbox": {"cgroup_parent": "pods.slice"}},
-            'sandbox.cgroup_parent: is no path ("pods.slice")',
+            'sandbox.cgroup_parent: is not an absolute path ("pods.slice")',
         ),
-        ({"sandbox": {"cgroup_parent": "/a/../b"}}, "sandbox.cgroup_parent: has a .. in it"),
+        ({"sandbox": {"cgroup_parent": "/a/../b"}}, "sandbox.cgroup_parent: contains .."),
         (
             {"security": {"default_ulimits": {"nproc": {"soft": 5, "hard": 3}}}},
             "security.default_ulimits.nproc.soft: is above hard (5), allowed: at most 3",
@@ -56,7 +59,7 @@ def problems(tree: dict[str, Any]) -> list[str]:
             {"security": {"default_ulimits": {"nofile": {"soft": 5, "hard": -1}}}},
             "security.default_ulimits.nofile: is unlimited",
         ),
-        ({"tracing": {"sampling_per_million": 1}}, "tracing.endpoint: is missing"),
+        ({"tracing": {"sampling_per_million": 1}}, "tracing.endpoint: is not set"),
     ],
 )
 def test_keys_that_contradict_each_other_are_told(tree: dict[str, Any], complaint: str) -> None:
