@@ -1,3 +1,3 @@
-"""A Kubernetes CRI server: pods and containers through OCI runtimes, with nothing leaked."""
+"""A Kubernetes CRI server that runs pods through OCI runtimes."""
 
 __version__ = "0.1.0"

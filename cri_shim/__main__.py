@@ -1,11 +1,11 @@
-"""argv -> command. The console script `cri-shim` and `python -m cri_shim` are this.
+"""The entry point of `cri-shim` and `python -m cri_shim`: parses the command line and runs the command.
 
-Rules of the file:
-- Only the module of the command that was asked for is imported: `cri-shim version` must not load gRPC.
-- A module of a command has `configure(parser)`, which adds arguments, and `run(args) -> int`, the exit code;
-  one with subcommands sets `run` among each subcommand's defaults instead.
-- Exit codes: 0; 1 for what failed, with one line that says what to do (one per mistake for a configuration);
-  2 for a wrong command line, with one line; 128 + signal when interrupted.
+Rules:
+- Only the module of the requested command is imported, so that `cri-shim version` does not load gRPC.
+- A command's module has `configure(parser)`, which adds arguments, and `run(args) -> int`, which returns the exit code.
+  A module with subcommands sets `run` in each subcommand's defaults instead.
+- Exit codes: 0 for success; 1 for a failure, with a line that says what to do (a line per mistake for a configuration);
+  2 for a wrong command line, with one line; 128 + signal after an interrupt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXIT_BROKEN_PIPE = 141
 
 
 class Command(NamedTuple):
-    """A command: where its code is, and what `--help` says of it."""
+    """A command: its module, and its summary for `--help`."""
 
     module: str
     summary: str
@@ -53,19 +53,19 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that `argv` (default: the process's) asks for; the exit code."""
+    """Run the command of `argv` (default: the process's arguments) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has enough. Python must not find out again when it flushes at exit.
+        # The reader closed the pipe, like `| head`. Python flushes stdout once more at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except ConfigError as error:
-        # FILE: path.to.key: what is wrong, a line for each mistake: nothing is put in front of that.
+        # The text has a line `FILE: path.to.key: ...` for each mistake, so it gets no prefix.
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except CriShimError as error:
@@ -83,12 +83,12 @@ def _run(arguments: list[str]) -> int:
     if unknown:
         chosen.error(f"unknown argument {unknown[0]!r}")
     if chosen is parser:
-        parser.error(f"a command is needed: {', '.join(COMMANDS)}")
+        parser.error(f"no command given; commands: {', '.join(COMMANDS)}")
     return int(args.run(args))
 
 
 def _parsers(selected: str | None) -> tuple[Parser, Parser]:
-    """The parser of the whole line, and that of the selected command (the same one without a command)."""
+    """The parser of the whole command line, and that of the selected command, or the same one without a command."""
     parser = Parser(
         "cri-shim",
         description="A Kubernetes CRI server: pods and containers through OCI runtimes such as runc and crun.",
@@ -96,7 +96,7 @@ def _parsers(selected: str | None) -> tuple[Parser, Parser]:
     )
     parser.add_argument("--version", action="version", version=f"cri-shim {__version__}")
     if selected is not None and selected not in COMMANDS:
-        parser.error(f"there is no command {selected!r}, {suggest(selected, list(COMMANDS))}")
+        parser.error(f"unknown command {selected!r}; {suggest(selected, list(COMMANDS))}")
     chosen = parser
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
     for name, command in COMMANDS.items():
@@ -115,7 +115,7 @@ def _parsers(selected: str | None) -> tuple[Parser, Parser]:
 
 
 def _fail(message: str) -> int:
-    # A plugin's or runtime's own words may have several lines.
+    # The output of a plugin or runtime in the message may have several lines.
     print(f"cri-shim: {' '.join(message.split())}", file=sys.stderr)
     return EXIT_FAILED
 

@@ -1,7 +1,8 @@
-"""An image file as a stream of chunks: archives as they are, an OCI layout directory as a tar archive.
+"""Reads an image file as a stream of chunks: an archive as it is, an OCI layout directory as a tar archive.
 
-Rules: a chunk is far below any message bound; only regular files of a directory are sent, and links are not followed,
-so that the stream holds nothing that isn't in the directory.
+Rules:
+- Chunks are well below `limits.grpc_message`.
+- Of a directory only regular files are sent and links are not followed, so that the stream has no file from outside.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ _BLOCK: Final = tarfile.BLOCKSIZE
 
 
 class ArchiveStream:
-    """What is sent for `path`; `size_bytes` is 0 where it can't be known (a pipe)."""
+    """The stream for `path`; `size_bytes` is 0 if the size is unknown (a pipe)."""
 
     def __init__(self, path: Path, *, stdin: BinaryIO | None = None) -> None:
-        """`-` stands for `stdin`.
+        """The path `-` is `stdin`.
 
-        Raises: NotFoundError, PermissionRefusedError, or BadArchiveError for a directory that is no OCI layout.
+        Raises: NotFoundError, PermissionRefusedError; BadArchiveError for a directory that is not an OCI layout.
         """
         self._path = path
         self._stdin = stdin if path == Path("-") else None
@@ -51,14 +52,14 @@ class ArchiveStream:
                 self.size_bytes += 2 * _BLOCK
             else:
                 self.size_bytes = found.st_size if stat.S_ISREG(found.st_mode) else 0
-                path.open("rb").close()  # better refused here than in the middle of a call
+                path.open("rb").close()  # fail here, and not in the middle of a call
         except FileNotFoundError:
             raise NotFoundError("file", str(path)) from None
         except PermissionError as error:
-            raise PermissionRefusedError(f"{path}: {error.strerror}") from error
+            raise PermissionRefusedError(f"cannot read {path}: {error.strerror}") from error
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes, in order, once. Raises OSError where reading fails, BadArchiveError for a file that changes."""
+        """Read the stream once. Raises OSError if a read fails, BadArchiveError for a file that changes meanwhile."""
         if self._stdin is not None:
             yield from _chunks_of(self._stdin)
         elif self._files:
@@ -86,7 +87,7 @@ class ArchiveStream:
 
 
 def import_messages(archive: ArchiveStream, name: str) -> Iterator[admin.ImportImageRequest]:
-    """What ImportImage takes: the options, then the archive. Raises CriShimError where reading fails."""
+    """The requests of ImportImage: the options, then the archive. Raises CriShimError if a read fails."""
     options = admin.ImportOptions(name=name, archive_bytes=archive.size_bytes)
     yield admin.ImportImageRequest(options=options)
     try:
@@ -97,10 +98,10 @@ def import_messages(archive: ArchiveStream, name: str) -> Iterator[admin.ImportI
 
 
 def _layout_files(directory: Path) -> list[tuple[Path, str, int]]:
-    """The files of an OCI layout with their names in the archive and sizes, what describes it first."""
+    """The files of an OCI layout with name in the archive and size. Blobs come last."""
     if not (directory / MARKER).is_file():
         raise BadArchiveError(
-            f"{directory} is a directory without the file {MARKER}: not an OCI layout"
+            f"{directory} is not an OCI layout: it is a directory without the file {MARKER}"
         )
     found: list[tuple[Path, str, int]] = []
     for parent, _, names in os.walk(directory):

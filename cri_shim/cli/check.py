@@ -1,4 +1,4 @@
-"""`cri-shim check`: whether this node can run the daemon, and what to do where it can't."""
+"""`cri-shim check`: checks whether this node can run the daemon, with a remedy for each failure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a row per requirement; 1 if one failed. Raises ConfigError."""
     config = load_config(args.config, args.set)
-    log.configure(level="error", format=config.log.format)  # what is wrong stands in the rows
+    log.configure(level="error", format=config.log.format)  # the rows have the warnings
     rows = asyncio.run(collect(config))
     counts = {level: sum(row.level is level for row in rows) for level in Level}
     if args.json:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def collect(config: Config, node: Node | None = None) -> list[Row]:
-    """Every row, in the order they are shown."""
+    """Check everything. Returns the rows in the order in which they are shown."""
     node = node or Node()
     layout = cgroups.read_layout(node)
     reaper = Reaper()
@@ -109,7 +109,7 @@ async def collect(config: Config, node: Node | None = None) -> list[Row]:
 
 
 def listeners(config: Config, node: Node) -> list[Row]:
-    """A row for each socket and port that the daemon would open."""
+    """A row for each socket and port on which the daemon would listen."""
     rows = []
     for url in config.listen:
         if (path := url.socket_path) is not None:
@@ -134,7 +134,7 @@ def listeners(config: Config, node: Node) -> list[Row]:
 
 
 def format_rows(rows: Sequence[Row], *, colour: bool, width: int = 0) -> list[str]:
-    """Rows as an aligned table, the remedy below the detail; wrapped to `width`, 0 for not at all."""
+    """Rows as an aligned table, each remedy below its detail. Lines are wrapped to `width`, unless it is 0."""
     name_width = max(len(row.name) for row in rows)
     level_width = max(map(len, Level))
     indent = " " * (level_width + 2 + name_width + 2)
@@ -153,7 +153,7 @@ def format_rows(rows: Sequence[Row], *, colour: bool, width: int = 0) -> list[st
 
 def _summary(counts: dict[Level, int], *, colour: bool) -> str:
     if counts[Level.FAILED]:
-        verdict, tint = "this node can't run cri-shim yet", "red"
+        verdict, tint = "this node cannot run cri-shim yet", "red"
     elif counts[Level.WARNING]:
         verdict, tint = "this node can run cri-shim, with the limits above", "yellow"
     else:

@@ -1,4 +1,4 @@
-"""`cri-shim config default | show | check`."""
+"""`cri-shim config`: prints the default or the effective configuration, and checks files."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Check a file. Raises ConfigError with every mistake."""
+    """Check a file and its drop-ins. Raises ConfigError with every mistake."""
     load_config(args.file)
     file = args.file or DEFAULT_FILE
-    print(f"{file}: ok" if file.exists() else f"{file}: not there, the defaults apply")
+    print(f"{file}: ok" if file.exists() else f"{file}: does not exist, the defaults apply")
     return 0

@@ -1,4 +1,4 @@
-"""Which daemon a command talks to: the options for it, and the connection."""
+"""Connects a command to the daemon: the options that select the daemon, and the client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Let the user say where the daemon is."""
+    """Add `--socket`, `--config` and `--set`."""
     parser.add_argument(
         "--socket",
         type=Path,
@@ -26,13 +26,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def connect(arguments: argparse.Namespace) -> Client:
-    """The connection that the options ask for.
+    """Connect to the daemon that the options select.
 
-    Raises: ConfigError, and UnavailableError when no daemon answers there.
+    Raises: ConfigError; UnavailableError if no daemon answers on the socket.
     """
     config = load_config(arguments.config, arguments.set)
     sockets = [arguments.socket] if arguments.socket else [url.socket_path for url in config.listen]
     for path in sockets:
         if path is not None:
             return Client(path, max_message_bytes=config.limits.grpc_message_bytes)
-    raise ConfigError("listen: names no unix socket, and commands use no other; say --socket PATH")
+    raise ConfigError(
+        "listen: has no unix socket, which commands need to reach the daemon: use --socket PATH"
+    )

@@ -1,10 +1,10 @@
-"""`cri-shim demo`: one real pod on the running daemon, from image to removal, each claim of the daemon proved.
+"""`cri-shim demo`: runs a pod on the daemon from image to removal, and verifies each answer of the daemon.
 
 Rules:
-- Whatever happens, what was made is taken away: after a step that failed, and after Ctrl-C, TERM or HUP. These end
-  the demo at the end of the running step, since a call that is cut off would leave its work to be looked for; a second
-  signal ends it at once, and it says what it leaves.
-- With `--keep` a demo that succeeded leaves its pod, image and log.
+- Everything that was created is removed again, also after a failed step and after SIGINT, SIGTERM or SIGHUP. The first
+  signal takes effect at the end of the running step, since a cancelled call would leave objects with unknown IDs. A
+  second signal ends the demo at once; it then prints what it leaves.
+- With `--keep` a successful demo leaves its pod, image and log.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
     from cri_shim.rpc.client import Client
 
-_INTERRUPTED = "interrupted: waiting for the running step; once more to leave at once"
+_INTERRUPTED = "interrupted: waiting for the running step; interrupt again to end at once"
 _LOG_SAYS_MORE = "the daemon's log says more"
 _CHECK_SAYS_MORE = "`cri-shim check` and the daemon's log say more"
 
 
 class DemoFailedError(CriShimError):
-    """A step failed, or something is left; the message says which, why, and what to do."""
+    """A step failed, or something is left. The message names it, the cause and the remedy."""
 
 
 class Step(NamedTuple):
-    """One step: a word for it, what happens, the work, and what to do when that fails."""
+    """One step: its name, a description, its function, and the remedy for a failure."""
 
     name: str
     doing: str
@@ -64,9 +64,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the demo. Raises CriShimError saying which step failed; returns 128 + signal when interrupted."""
+    """Run the demo. Raises CriShimError for a failed step; returns 128 + signal after an interrupt."""
     if os.geteuid() != 0:
-        raise PermissionRefusedError("the demo reads the pod's log, which only root may: use sudo")
+        raise PermissionRefusedError(
+            "only root can run the demo, since it reads the pod's log: use sudo"
+        )
     with daemon_address.connect(arguments) as client:
         return Demo(client, Screen(sys.stdout)).run(keep=arguments.keep)
 
@@ -83,20 +85,20 @@ class Demo:
         self._ips: list[str] = []
 
     def run(self, *, keep: bool) -> int:
-        """Every step in order, then the way to look at a pod that stays; the exit code."""
+        """Run every step in order, and print how to inspect a pod that stays. Returns the exit code."""
         with Interrupts.handled(_INTERRUPTED) as interrupts:
             try:
                 self._run_steps(self._steps(keep=keep), interrupts)
             except InterruptedCommandError:
                 self._clean_up("interrupted, and ")
-                self._screen.say("interrupted; everything that was made is taken away")
+                self._screen.say("interrupted; everything that was created is removed again")
                 return 128 + interrupts.received
             except KeyboardInterrupt:
                 raise DemoFailedError(f"interrupted twice{self._what_is_left()}") from None
             except Exception as error:
                 self._clean_up(f"{error}; and ")
                 raise
-        self._screen.say(f"the demo went well, in {self._screen.seconds:.1f} s")
+        self._screen.say(f"the demo succeeded in {self._screen.seconds:.1f} s")
         if keep:
             for line in self._how_to_look():
                 self._screen.say(line)
@@ -105,7 +107,7 @@ class Demo:
     def _steps(self, *, keep: bool) -> list[Step]:
         steps = [
             Step("daemon", "asking whether it can run pods", self._meet_daemon, _CHECK_SAYS_MORE),
-            Step("image", "bringing one without a registry", self._bring_image, _LOG_SAYS_MORE),
+            Step("image", "importing one without a registry", self._bring_image, _LOG_SAYS_MORE),
             Step("pod", "running it on the network", self._run_pod, _CHECK_SAYS_MORE),
             Step("container", "starting its container", self._run_container, _CHECK_SAYS_MORE),
             Step("log", "reading what the container wrote", self._read_log, _LOG_SAYS_MORE),
@@ -114,13 +116,13 @@ class Demo:
                 "network",
                 "asking the pod's web server from this node",
                 self._fetch,
-                "the kubelet's probes come the same way: look at this node's firewall, its routes and the "
-                "network's plugins",
+                "the kubelet's probes use the same path: check this node's firewall and routes, and the plugins of "
+                "the network",
             ),
             Step("stats", "reading what it uses", self._proofs.usage, _CHECK_SAYS_MORE),
         ]
         if not keep:
-            end = "stopping it and taking everything away"
+            end = "stopping it and removing everything"
             steps.append(Step("removal", end, self._remove, _LOG_SAYS_MORE))
         return steps
 
@@ -139,24 +141,24 @@ class Demo:
             interrupts.check()
 
     def _clean_up(self, before: str) -> None:
-        """Take away what was made. Raises DemoFailedError, beginning with `before`, when something is left."""
+        """Remove what was created. Raises DemoFailedError, with `before` in front, if something is left."""
         try:
             self._pod.take_away()
         except CriShimError as error:
             raise DemoFailedError(
-                f"{before}not everything could be taken away: {error}{self._what_is_left()}"
+                f"{before}not everything could be removed: {error}{self._what_is_left()}"
             ) from error
         except KeyboardInterrupt:
             raise DemoFailedError(f"{before}interrupted again{self._what_is_left()}") from None
 
     def _what_is_left(self) -> str:
         left = self._pod.left_behind()
-        return f"; take away what is left with: {' && '.join(left)}" if left else ""
+        return f"; remove what is left with: {' && '.join(left)}" if left else ""
 
     # --- the steps -----------------------------------------------------------------------------------------------
 
     def _meet_daemon(self) -> str:
-        with errors_of("the daemon does not answer as it should"):
+        with errors_of("cannot get the daemon's status"):
             info = self._client.admin.Info(admin_pb2.InfoRequest(), timeout=CALL_TIMEOUT_S)
             status = self._client.runtime.Status(
                 api.StatusRequest(verbose=True), timeout=CALL_TIMEOUT_S
@@ -171,7 +173,7 @@ class Demo:
 
     def _bring_image(self) -> str:
         image, was_here = self._pod.bring_image(ImportProgress(self._screen))
-        origin = "was here already" if was_here else "made of this node's busybox and imported"
+        origin = "already present" if was_here else "built from this node's busybox and imported"
         return f"{requests.IMAGE}, {size_text(image.size)}, {origin}"
 
     def _run_pod(self) -> str:
@@ -181,15 +183,15 @@ class Demo:
     def _run_container(self) -> str:
         self._pod.run_container()
         self._proofs.require_running()
-        return "a web server, as nobody and without capabilities"
+        return "a web server, running as nobody and without capabilities"
 
     def _read_log(self) -> str:
         lines = self._proofs.log()
-        return "\n".join([f"{len(lines)} lines, in CRI's form and word for word:", *lines])
+        return "\n".join([f"{len(lines)} lines, complete and in CRI's format:", *lines])
 
     def _exec(self) -> str:
         hostname, addresses = self._proofs.inside(self._ips)
-        return f"inside, the host is {hostname} and {requests.INTERFACE} has {', '.join(addresses)}"
+        return f"inside, the host name is {hostname} and {requests.INTERFACE} has {', '.join(addresses)}"
 
     def _fetch(self) -> str:
         url, answer = self._proofs.page(self._ips[0])
@@ -200,16 +202,16 @@ class Demo:
         self._proofs.graceful_end()
         self._pod.take_away()
         *gone, last = self._pod.require_gone()
-        return f"the container left with exit code 0; {', '.join(gone)} and {last} are gone"
+        return f"the container ended with exit code 0; {', '.join(gone)} and {last} are removed"
 
     def _how_to_look(self) -> Iterator[str]:
         container = self._pod.container_id[:13]
-        yield "the pod stays; look at it:"
+        yield "the pod is kept; inspect it with:"
         yield f"  export CONTAINER_RUNTIME_ENDPOINT={self._pod.endpoint}"
         yield f"  crictl pods --label demo={self._pod.name}"
         yield f"  crictl logs {container}"
         yield f"  crictl exec -s {container} ps"
         yield f"  crictl stats {container}"
-        yield "and take it away:"
+        yield "and remove it with:"
         for command in self._pod.left_behind():
             yield f"  {command}"

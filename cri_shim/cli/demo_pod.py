@@ -1,9 +1,9 @@
-"""What the demo makes on the node, and the taking away of it: log directory, image, sandbox, container.
+"""Creates and removes the demo's objects on the node: log directory, image, sandbox, container.
 
 Rules:
-- Whatever was begun is noted before the call that makes it, so that `take_away` removes it whatever happened.
-- What was on the node before stays: an image that has the demo's name or content already is left alone.
-- A call that was given up may still make the pod: the daemon goes on with it, and joins a repeated request to it.
+- An object is noted before the call that creates it, so that `take_away` removes it also after a failed call.
+- Objects that existed before are not touched: an image with the demo's name or content stays.
+- A call that timed out may still create the pod, since the daemon completes it. A repeated request joins that work.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from cri_shim.rpc.client import Client
 
 LOG_ROOT: Final = Path("/run")
-"""Not /tmp: a service may have one of its own, and the daemon's monitors write here."""
+"""Not /tmp: with PrivateTmp= the daemon and its monitors, which write the log, would see another /tmp."""
 STOP_GRACE_S: Final = 10
 CALL_TIMEOUT_S: Final = 60.0
 POD_TIMEOUT_S: Final = 300.0
-"""Longer than plugins and monitors are given by default, so that it is the daemon that says what hung."""
+"""Longer than the default timeouts of plugins and monitors, so that the daemon's error names what hung."""
 
 
 class DemoPod:
-    """One pod and what it needs. Every method raises CriShimError in the daemon's words."""
+    """The demo's pod and its objects. Every method raises CriShimError with the daemon's text."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -55,14 +55,14 @@ class DemoPod:
 
     @property
     def endpoint(self) -> str:
-        """The daemon's address as CRI's clients write it."""
+        """The daemon's address for CRI clients."""
         return f"unix://{self.client.socket_path}"
 
     # --- making --------------------------------------------------------------------------------------------------
 
     @property
     def log_dir(self) -> Path:
-        """The pod's log directory, made at the first question. Only root may look into it."""
+        """The pod's log directory, with access for root only. The first call creates it."""
         if self._log_dir is None:
             try:
                 self._log_dir = Path(tempfile.mkdtemp(prefix="cri-shim-demo-", dir=LOG_ROOT))
@@ -78,7 +78,7 @@ class DemoPod:
         return self.log_dir / requests.LOG_NAME
 
     def bring_image(self, progress: Progress) -> tuple[api.Image, bool]:
-        """The image, made of this node's busybox and imported; and whether it was there before."""
+        """Import an image built from this node's busybox. Returns it, and whether it was present before."""
         before = self.images()
         if (image := _named(before)) is not None:
             return image, True
@@ -92,15 +92,15 @@ class DemoPod:
         [imported] = import_archive(images, ArchiveStream(archive), name="", progress=progress)
         archive.unlink()
         if any(image.id == imported.id for image in before):
-            # The same content had another name, which removing it would take away as well.
+            # The same content was present under another name, which RemoveImage would remove as well.
             self._image_is_ours = False
         image = _named(self.images())
         if image is None:
-            raise CriShimError(f"image {requests.IMAGE} was imported, but is not listed")
+            raise CriShimError(f"image {requests.IMAGE} was imported, but ListImages lacks it")
         return image, False
 
     def run_sandbox(self) -> api.PodSandboxStatus:
-        """Run the sandbox."""
+        """Run the sandbox and return its status."""
         self._is_begun = True
         begun_at = time.monotonic()
         try:
@@ -108,7 +108,7 @@ class DemoPod:
         except DeadlineError:
             self._is_given_up = time.monotonic() - begun_at >= POD_TIMEOUT_S
             raise
-        with errors_of(f"cannot ask for the status of sandbox {self.sandbox_id}"):
+        with errors_of(f"cannot get the status of sandbox {self.sandbox_id}"):
             return self.client.runtime.PodSandboxStatus(
                 api.PodSandboxStatusRequest(pod_sandbox_id=self.sandbox_id), timeout=CALL_TIMEOUT_S
             ).status
@@ -140,14 +140,14 @@ class DemoPod:
     # --- looking -------------------------------------------------------------------------------------------------
 
     def images(self) -> Sequence[api.Image]:
-        """Every image of the node."""
+        """All images of the node."""
         with errors_of("cannot list images"):
             request = api.ListImagesRequest()
             return self.client.images.ListImages(request, timeout=CALL_TIMEOUT_S).images
 
     def container_status(self) -> api.ContainerStatus:
-        """The container as the daemon sees it."""
-        with errors_of(f"cannot ask for the status of container {self.container_id}"):
+        """The container's status."""
+        with errors_of(f"cannot get the status of container {self.container_id}"):
             return self.client.runtime.ContainerStatus(
                 api.ContainerStatusRequest(container_id=self.container_id), timeout=CALL_TIMEOUT_S
             ).status
@@ -155,7 +155,7 @@ class DemoPod:
     # --- taking away ---------------------------------------------------------------------------------------------
 
     def take_away(self) -> None:
-        """Remove everything that was made. Raises the first failure after all was tried; may be called again."""
+        """Remove everything that was created. Raises the first failure after trying all; may be called again."""
         failure: CriShimError | None = None
         for remove in (self._remove_sandbox, self._remove_image, self._remove_log):
             try:
@@ -166,7 +166,10 @@ class DemoPod:
             raise failure
 
     def require_gone(self) -> list[str]:
-        """What was there and is gone, after `take_away`. Raises CriShimError for what still is there."""
+        """Check after `take_away` that nothing is left.
+
+        Returns what was removed. Raises CriShimError with what is left.
+        """
         left = [f"sandbox {found}" for found in self._sandboxes()]
         with errors_of("cannot list containers"):
             request = api.ListContainersRequest(
@@ -179,11 +182,11 @@ class DemoPod:
         if self._image_is_ours and _named(self.images()) is not None:
             left.append(f"image {requests.IMAGE}")
         if left:
-            raise CriShimError(f"everything was removed, but there still is {', '.join(left)}")
+            raise CriShimError(f"still present after the removal: {', '.join(left)}")
         return ["container", "pod", "network namespace", *(["image"] * self._image_is_ours), "log"]
 
     def left_behind(self) -> list[str]:
-        """Commands that take away what there still is, as far as is known."""
+        """Commands that remove the objects that are left."""
         crictl = f"crictl -r {self.endpoint}"
         commands = []
         if self._is_begun:
@@ -204,11 +207,11 @@ class DemoPod:
             except DeadlineError:
                 raise
             except CriShimError:
-                pass  # it could not be made: what a failed undo may have left of it is listed
+                pass  # the creation failed; a failed undo may have left a sandbox, which is listed below
             self._is_given_up = False
         for sandbox_id in self._sandboxes():
             with errors_of(f"cannot remove sandbox {sandbox_id}"):
-                # By two calls, as the kubelet does: the stop tells what the network's plugins say.
+                # Two calls, as the kubelet makes them: errors of CNI plugins come with the stop.
                 self.client.runtime.StopPodSandbox(
                     api.StopPodSandboxRequest(pod_sandbox_id=sandbox_id), timeout=POD_TIMEOUT_S
                 )
@@ -244,7 +247,7 @@ class DemoPod:
             ).pod_sandbox_id
 
     def _sandboxes(self) -> list[str]:
-        """IDs of this demo's sandboxes, whether the call that made one came to an answer or not."""
+        """IDs of this demo's sandboxes, found by label, so also of one whose creation was not answered."""
         with errors_of("cannot list sandboxes"):
             request = api.ListPodSandboxRequest(
                 filter=api.PodSandboxFilter(label_selector=requests.labels(self.name))

@@ -1,6 +1,6 @@
-"""The demo's proofs: what the daemon says of the pod is held against the log file, the pod's inside, and the network.
+"""Verifies the daemon's answers in the demo against the log file, the inside of the pod, and the network.
 
-Each returns what there is to show, and raises CriShimError saying what did not match.
+Each method returns what the demo shows, and raises CriShimError if something does not match.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cri_shim.cli.demo_pod import DemoPod
 
 WAIT_S: Final = 10.0
-"""For a line to reach the log, and for the pod's web server to listen."""
+"""Time for a line to reach the log, and for the pod's web server to listen."""
 EXEC_TIMEOUT_S: Final = 10
 FETCH_TIMEOUT_S: Final = 5.0
 MAX_PAGE_BYTES: Final = 4096
@@ -34,15 +34,15 @@ _ADDRESS: Final = re.compile(r"\binet6? (\S+/\d+)")
 
 
 class Proofs:
-    """Looks at a running demo pod."""
+    """The verifications of a running demo pod."""
 
     def __init__(self, pod: DemoPod) -> None:
         self._pod = pod
         self.check_interrupted: Callable[[], None] = lambda: None
-        """Called while something is awaited; what it raises ends the wait."""
+        """Called repeatedly during a wait; an exception ends the wait."""
 
     def addresses(self, status: api.PodSandboxStatus) -> list[str]:
-        """The ready sandbox's addresses, all of which can be a pod's."""
+        """Verify that the sandbox is ready and has valid addresses. Returns them."""
         if status.state != api.SANDBOX_READY:
             raise WrongStateError(f"sandbox {status.id} is not ready right after its start")
         ips = [status.network.ip, *(more.ip for more in status.network.additional_ips)]
@@ -51,11 +51,16 @@ class Proofs:
                 raise CriShimError("the network gave the pod no IP address")
             address = ipaddress.ip_address(ip)
             if address.is_loopback or address.is_unspecified or address.is_multicast:
-                raise CriShimError(f"the network gave the pod {ip}, which no pod can have")
+                raise CriShimError(
+                    f"the network gave the pod the address {ip}, which is not usable for a pod"
+                )
         return ips
 
     def log(self) -> list[str]:
-        """The lines of the log file, once all that the container wrote is in it, in CRI's form, word for word."""
+        """Verify that the log file has exactly the lines that the container wrote, in CRI's format.
+
+        Returns the lines.
+        """
         name = self._pod.name
         expected = {
             Written("stdout", requests.greeting(name)),
@@ -71,31 +76,31 @@ class Proofs:
                 self.require_running()
                 return False
             if len(written) > len(expected) or set(written) != expected:
-                raise CriShimError(f"the log holds other lines than the container wrote: {written}")
+                raise CriShimError(f"the log has other lines than the container wrote: {written}")
             return True
 
         self._wait_for(is_complete, f"its lines did not reach {self._pod.log_file}")
         return data.decode().splitlines()
 
     def inside(self, ips: Sequence[str]) -> tuple[str, list[str]]:
-        """Host name and addresses as a command in the container sees them: they must be the pod's."""
+        """Verify host name, user and addresses as a command in the container sees them. Returns name and addresses."""
         said = self._exec("sh", "-c", f"hostname && id -u && ip addr show dev {requests.INTERFACE}")
         hostname, uid, shown = (*said.split("\n", 2), "", "")[:3]
         if hostname != self._pod.name or uid != str(requests.NOBODY):
             raise CriShimError(
-                f"it sees host name {hostname!r} and user {uid!r}, "
-                f"not {self._pod.name!r} and {str(requests.NOBODY)!r}"
+                f"a command in the container sees host name {hostname!r} and user {uid!r} "
+                f"instead of {self._pod.name!r} and {str(requests.NOBODY)!r}"
             )
         found = {str(ipaddress.ip_interface(a).ip): a for a in _ADDRESS.findall(shown)}
         if missing := [ip for ip in ips if ip not in found]:
             raise CriShimError(
-                f"the daemon says that the pod has {', '.join(missing)}, but its "
+                f"according to the daemon the pod has {', '.join(missing)}, but its "
                 f"{requests.INTERFACE} has {', '.join(found.values()) or 'no address'}"
             )
         return hostname, [found[ip] for ip in ips]
 
     def page(self, ip: str) -> tuple[str, str]:
-        """The URL of the pod's page and what it answers, asked from this node as the kubelet's probes ask."""
+        """Fetch the pod's page from this node, as the kubelet's probes do. Returns its URL and content."""
         url = f"http://{f'[{ip}]' if ':' in ip else ip}:{requests.PORT}/"
         answer = ""
 
@@ -105,18 +110,18 @@ class Proofs:
                 answer = _fetch(ip)
             except ConnectionRefusedError:
                 self.require_running()
-                return False  # not listening yet
+                return False  # the server does not listen yet
             except (OSError, http.client.HTTPException) as error:
-                raise CriShimError(f"this node got no answer from {url}: {error}") from error
+                raise CriShimError(f"cannot fetch {url} from this node: {error}") from error
             return True
 
         self._wait_for(is_served, f"nothing listens at {url}")
         if answer != requests.greeting(self._pod.name):
-            raise CriShimError(f"{url} answered {answer[:200]!r}, which this pod does not say")
+            raise CriShimError(f"{url} answered {answer[:200]!r}, which is not this pod's page")
         return url, answer
 
     def usage(self) -> str:
-        """What the container uses, by its cgroup and its writable layer."""
+        """Verify the container's CPU, memory and disk usage. Returns it as text."""
         with errors_of("cannot read the container's statistics"):
             request = api.ContainerStatsRequest(container_id=self._pod.container_id)
             stats = self._pod.client.runtime.ContainerStats(request, timeout=CALL_TIMEOUT_S).stats
@@ -124,35 +129,37 @@ class Proofs:
         if stats.cpu.HasField("usage_core_nano_seconds"):
             cpu_ns = stats.cpu.usage_core_nano_seconds.value
             if cpu_ns == 0:
-                raise CriShimError("the container runs, but is said to have used no CPU")
+                raise CriShimError("the container runs, but its CPU usage is 0 in ContainerStats")
             shown.append(f"CPU {cpu_ns / 1e6:.1f} ms")
         if stats.memory.HasField("usage_bytes"):
             used = stats.memory.usage_bytes.value
             if used == 0:
-                raise CriShimError("the container runs, but is said to use no memory")
+                raise CriShimError(
+                    "the container runs, but its memory usage is 0 in ContainerStats"
+                )
             shown.append(f"memory {size_text(used)}")
         if not shown:
-            raise CriShimError("neither CPU nor memory of the container are accounted")
+            raise CriShimError("ContainerStats has neither CPU nor memory usage of the container")
         layer = stats.writable_layer
         if layer.used_bytes.value == 0:
             raise CriShimError(
-                "the container wrote a file, but its writable layer is said to be empty"
+                "the container wrote a file, but its writable layer is empty in ContainerStats"
             )
         return ", ".join([*shown, f"disk {size_text(layer.used_bytes.value)}"])
 
     def graceful_end(self) -> None:
-        """The container, asked to stop, must have said goodbye and left with 0."""
+        """Verify that the stopped container handled SIGTERM: it wrote its last line and ended with 0."""
         status = self._pod.container_status()
         if status.state != api.CONTAINER_EXITED or status.exit_code != 0:
             raise CriShimError(
-                f"the container was stopped and is said to have ended with exit code {status.exit_code} "
-                f"({status.reason}), but it leaves with 0 when it is asked to"
+                f"the container ended with exit code {status.exit_code} ({status.reason}) after its stop, "
+                "but it exits with 0 on SIGTERM"
             )
         if Written("stdout", requests.GOODBYE) not in parse_log(self._log_bytes()):
             raise CriShimError(f"the container's last line is not in {self._pod.log_file}")
 
     def require_running(self) -> None:
-        """Raise WrongStateError with the container's last words if it has ended."""
+        """Raise WrongStateError, with the container's last output, if the container has ended."""
         status = self._pod.container_status()
         if status.state == api.CONTAINER_RUNNING:
             return
@@ -194,7 +201,7 @@ class Proofs:
 
 
 def _fetch(ip: str) -> str:
-    # Not urllib: a proxy in the environment is for the internet, not for a pod of this node.
+    # Not urllib, which would use a proxy from the environment.
     connection = http.client.HTTPConnection(ip, requests.PORT, timeout=FETCH_TIMEOUT_S)
     try:
         connection.request("GET", "/")

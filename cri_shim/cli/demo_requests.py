@@ -1,7 +1,7 @@
-"""What the demo asks the daemon for: one small pod, as careful as a good pod is (pure).
+"""The demo's requests: one small, restricted pod. Pure.
 
-Its container is nobody's, has no capabilities and can't gain any, and runs under the default seccomp profile. It greets
-on stdout, complains on stderr, serves its greeting by HTTP, and says goodbye when it is asked to stop.
+Its container runs as nobody, without capabilities, with no_new_privs and the default seccomp profile. It writes a line
+to stdout and one to stderr, serves the former by HTTP, and writes a last line on SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INTERFACE: Final = "eth0"
 NOBODY: Final = 65534
 GOODBYE: Final = "goodbye"
 
-# As PID 1 a shell has no default action for TERM: without the trap a stop would take its whole grace period.
+# The kernel ignores SIGTERM for PID 1 without a handler: without the trap a stop would take the whole grace period.
 SCRIPT: Final = f"""
 trap 'echo {GOODBYE}; exit 0' TERM
 mkdir /tmp/www && echo "$GREETING" > /tmp/www/index.html || exit 1
@@ -35,19 +35,19 @@ _DEFAULT_SECCOMP: Final = api.SecurityProfile(profile_type=api.SecurityProfile.R
 
 
 def greeting(pod: str) -> str:
-    """What the container writes to stdout, and serves."""
+    """The line that the container writes to stdout and serves."""
     return f"hello from pod {pod}"
 
 
 def complaint(pod: str) -> str:
-    """What it writes to stderr."""
+    """The line that the container writes to stderr."""
     return f"and {pod} complains on stderr"
 
 
 def labels(pod: str) -> dict[str, str]:
-    """Labels by which the pod is found again; `app` alone finds those of every demo.
+    """Labels to find the demo's pod (`demo`), and the pods of all demos (`app`).
 
-    The others are the kubelet's own, from which crictl reads the pod of a container.
+    The others are the kubelet's, from which crictl shows the pod of a container.
     """
     return {
         "app": NAMESPACE,
@@ -59,7 +59,7 @@ def labels(pod: str) -> dict[str, str]:
 
 
 def pod_config(pod: str, log_dir: Path) -> api.PodSandboxConfig:
-    """The sandbox: on the default network, with a host name of its own."""
+    """The sandbox: on the default network, with its own host name."""
     return api.PodSandboxConfig(
         metadata=api.PodSandboxMetadata(name=pod, namespace=NAMESPACE, uid=pod),
         hostname=pod,
@@ -72,7 +72,7 @@ def pod_config(pod: str, log_dir: Path) -> api.PodSandboxConfig:
 
 
 def container_config(pod: str) -> api.ContainerConfig:
-    """The one container."""
+    """The pod's only container."""
     return api.ContainerConfig(
         metadata=api.ContainerMetadata(name="hello"),
         image=api.ImageSpec(image=IMAGE),

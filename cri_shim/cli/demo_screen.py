@@ -1,6 +1,7 @@
-"""How the demo tells what it does: numbered lines; on a terminal the running step's line becomes its result.
+"""The demo's output: numbered steps.
 
-Elsewhere nothing is redrawn: a step's line is written when it begins, and its result below it.
+On a terminal the line of the running step is replaced by its result. Elsewhere a line is written when a step begins,
+and its result below.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class Screen:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the start."""
         return self._clock() - self._started_at
 
     def begin(self, name: str, doing: str, *, number: int, of: int) -> None:
-        """A step begins: `name` is one word, `doing` says what happens."""
+        """Show that a step begins. `name` is one word, `doing` describes the step."""
         self._step_started_at = self._clock()
         self._running = f"[{number}/{of}] {name.ljust(NAME_COLUMNS)} {doing}"
         if self._is_terminal:
@@ -46,14 +47,14 @@ class Screen:
             self._write(f"{self._running}\n")
 
     def detail(self, text: str) -> None:
-        """How far the running step has come."""
+        """Show progress of the running step."""
         if self._is_terminal:
             self._redraw(f"{self._running}: {text}")
         else:
             self._write(f"      {text}\n")
 
     def end(self, name: str, result: str) -> None:
-        """The step is done, with this to show for it; further lines of `result` stand below the first."""
+        """Show the result of the running step; its further lines are indented below the first."""
         seconds = f"({self._clock() - self._step_started_at:.2f} s)"
         first, *others = [printable(line) for line in result.splitlines()]
         if self._is_terminal:
@@ -68,14 +69,14 @@ class Screen:
         self._running = ""
 
     def fail(self, name: str) -> None:
-        """The running step failed; the reason is the caller's to tell."""
+        """Show that the running step failed. The caller reports the reason."""
         if self._is_terminal and self._running:
             mark = paint("✗", "red", enabled=self._coloured)
             self._write(f"{_ERASE_LINE}{mark} {name.ljust(NAME_COLUMNS)} failed\n")
         self._running = ""
 
     def say(self, line: str) -> None:
-        """A line of its own, between steps."""
+        """Write a line between steps."""
         self._write(f"{line}\n")
 
     def _redraw(self, line: str) -> None:
@@ -87,21 +88,21 @@ class Screen:
 
 
 class ImportProgress(Progress):
-    """An import's progress as details of the demo's step; its result is the demo's to tell."""
+    """Shows an import's progress as details of the demo's step. The demo shows the result."""
 
     def __init__(self, screen: Screen) -> None:
-        super().__init__(io.StringIO())  # everything is told through the screen
+        super().__init__(io.StringIO())  # all output goes through the screen
         self._screen = screen
         self._told = ""
 
     def show(self, step: str, done_bytes: int = 0, total_bytes: int = 0) -> None:
-        """Told once per step: a demo's image is small."""
+        """Show each step once, without its progress: the demo's image is small."""
         if step != self._told:
             self._told = step
             self._screen.detail(printable(step))
 
     def say(self, line: str) -> None:
-        """Left to the demo."""
+        """Drop the line; the demo shows the result."""
 
     def close(self) -> None:
-        """Nothing is open here."""
+        """Do nothing: there is no bar to end."""

@@ -1,6 +1,6 @@
-"""`cri-shim image`: the images of this node, for its operator; a running daemon is asked, else the store is opened.
+"""`cri-shim image`: manages the images of this node, through the daemon, or without one in the store itself.
 
-Here are the command's parser, and import, list and rm; what takes more has a module of its own.
+This module has the command's parser, and `import`, `list` and `rm`. Longer subcommands have modules of their own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Archives may be plain or compressed with gzip or zstd.",
     )
     import_.add_argument(
-        "file", type=Path, metavar="FILE", help="archive or directory; - is standard input"
+        "file", type=Path, metavar="FILE", help="archive or directory; - for standard input"
     )
     import_.add_argument(
         "--name", default="", metavar="REF", help="name of the image, instead of the file's own"
@@ -101,7 +101,7 @@ def run_import(arguments: argparse.Namespace) -> int:
 def import_archive(
     images: ImageCalls, archive: ArchiveStream, *, name: str, progress: Progress
 ) -> Sequence[admin.ImportedImage]:
-    """Have an archive's images stored and show the progress. Returns the images."""
+    """Import an archive and show the progress. Returns the images."""
     imported: list[admin.ImportedImage] = []
 
     def tell(answer: admin.ImportImageResponse) -> None:
@@ -122,7 +122,7 @@ def import_archive(
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    """List images, as a table or for scripts."""
+    """List images, as a table or as JSON."""
     with open_images(arguments) as images, images.errors("cannot list images"):
         found = images.list_images()
     if arguments.json:
@@ -134,7 +134,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_rm(arguments: argparse.Namespace) -> int:
-    """Remove images. Raises NotFoundError for one that isn't there, where CRI's own call would succeed."""
+    """Remove images. Raises NotFoundError for an unknown one; CRI's RemoveImage succeeds for it."""
     with open_images(arguments) as images:
         for ref in dict.fromkeys(arguments.refs):
             with images.errors(f"cannot remove {ref}"):
@@ -143,7 +143,7 @@ def run_rm(arguments: argparse.Namespace) -> int:
                     images.remove_image(ref)
             if found is None:
                 raise NotFoundError("image", ref, "see `cri-shim image list`")
-            # An image goes with all its names, also those that were not said.
+            # All names of the image are removed, also those that were not given.
             names = ", ".join(found.repo_tags) or ref
             print(f"removed {printable(names)} ({short_id(found.id)})")
     return 0
@@ -158,7 +158,7 @@ def rows_of(images: Iterable[api.Image]) -> Iterator[tuple[str, str, str]]:
 
 
 def document_of(image: api.Image) -> dict[str, object]:
-    """An image for scripts."""
+    """An image as a JSON document."""
     return {
         "id": image.id,
         "tags": list(image.repo_tags),

@@ -1,8 +1,8 @@
-"""Where the image commands get their answers: from the running daemon, or from the store itself where none runs.
+"""Gives image commands their calls: to the running daemon, or to the store itself if no daemon runs.
 
-Both ways take and give the same messages and end in the same code (`rpc/admin_images`, `rpc/translate_images`), so a
-command cannot tell them apart. No second process may write a store, so the choice is made once, by the socket: if it
-answers, the daemon is asked; if nothing listens there, the root's lock is taken.
+Both ways use the same messages and the same code (`rpc/admin_images`, `rpc/translate_images`), so commands need not
+distinguish them. Only one process may write a store, so the choice is made once: if the socket accepts a connection,
+the daemon is called; if nothing listens there, this process takes the root's lock.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
     M = TypeVar("M")
     Tell = Callable[[M], None]
-    """Called with each answer of a stream, in order."""
+    """Called with each response of a stream, in order."""
 
 
 class ImageCalls(Protocol):
-    """The calls about images. Each raises what `errors` makes of it; use them inside its block."""
+    """The image calls. Make them inside the block of `errors`, which converts their errors."""
 
     def errors(self, doing: str) -> AbstractContextManager[None]:
-        """Turn what a call in the block fails with into one of our errors, with `doing` in front."""
+        """Convert the error of a call in the block into a CriShimError, with `doing` in front."""
 
     def list_images(self) -> Sequence[api.Image]:
-        """Every image."""
+        """All images."""
 
     def find_image(self, name: str) -> api.Image | None:
-        """The image of that name, digest or ID."""
+        """The image with that name, digest or ID, or None."""
 
     def remove_image(self, name: str) -> None:
-        """Take it away with all its names."""
+        """Remove an image with all its names."""
 
     def import_image(
         self, archive: ArchiveStream, name: str, tell: Tell[admin.ImportImageResponse]
@@ -52,27 +52,27 @@ class ImageCalls(Protocol):
     def pull_image(
         self, request: admin.PullImageRequest, tell: Tell[admin.PullImageResponse]
     ) -> None:
-        """Bring an image from its registry."""
+        """Pull an image from its registry."""
 
     def export_image(
         self, request: admin.ExportImageRequest, tell: Tell[admin.ExportImageResponse]
     ) -> None:
-        """Get images as an archive."""
+        """Export images as an archive."""
 
     def check_images(
         self, request: admin.CheckImagesRequest, tell: Tell[admin.CheckImagesResponse]
     ) -> None:
-        """Look for damage."""
+        """Check images for damage."""
 
     def collect_images(self, request: admin.CollectImagesRequest) -> admin.CollectImagesResponse:
-        """Remove what nothing needs."""
+        """Remove unused images and leftovers."""
 
 
 @contextmanager
 def open_images(arguments: argparse.Namespace) -> Iterator[ImageCalls]:
-    """The images that the options ask for: with `--socket` those of the daemon there and no others.
+    """The image calls that the options select. With `--socket` only the daemon on that socket is used.
 
-    Raises ConfigError, PermissionRefusedError, and UnavailableError where neither way is open.
+    Raises ConfigError, PermissionRefusedError; UnavailableError if neither daemon nor store can be used.
     """
     no_daemon = ""
     try:
@@ -85,7 +85,7 @@ def open_images(arguments: argparse.Namespace) -> Iterator[ImageCalls]:
         with client:
             yield DaemonImages(client)
         return
-    # What opens a store is imported only where it is needed.
+    # Imported here, since the modules that open a store take long to import.
     from cri_shim.cli.image_local import LocalImages
 
     config = load_config(arguments.config, arguments.set)

@@ -1,4 +1,4 @@
-"""Images of the running daemon (`image_calls.ImageCalls`): its calls over the unix socket."""
+"""The image calls of a running daemon (`image_calls.ImageCalls`), over its unix socket."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
 
 class DaemonImages:
-    """Calls a daemon. What is under way ends with the connection."""
+    """Calls the daemon. Closing the connection cancels a call under way."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def errors(self, doing: str) -> AbstractContextManager[None]:
-        """The daemon's answers as our errors."""
+        """Convert the daemon's gRPC errors."""
         return errors_of(doing)
 
     def list_images(self) -> Sequence[api.Image]:
-        """Every image, however many there are."""
+        """All images. The Stream call is used, since the list may exceed one message."""
         pieces = self._client.images.StreamImages(api.StreamImagesRequest())
         return [image for piece in pieces for image in piece.images]
 
     def find_image(self, name: str) -> api.Image | None:
-        """One image."""
+        """The image with that name, digest or ID, or None."""
         request = api.ImageStatusRequest(image=api.ImageSpec(image=name))
         found = self._client.images.ImageStatus(request)
         return found.image if found.HasField("image") else None
 
     def remove_image(self, name: str) -> None:
-        """Take one away."""
+        """Remove an image with all its names."""
         self._client.images.RemoveImage(api.RemoveImageRequest(image=api.ImageSpec(image=name)))
 
     def import_image(
@@ -50,7 +50,7 @@ class DaemonImages:
         name: str,
         tell: Callable[[admin.ImportImageResponse], None],
     ) -> None:
-        """Send an archive."""
+        """Upload an archive and import it."""
         upload = _Upload(import_messages(archive, name))
         try:
             call = self._client.admin.ImportImage(upload.messages())
@@ -58,39 +58,39 @@ class DaemonImages:
             for answer in call:
                 tell(answer)
         finally:
-            upload.raise_failure()  # the cause: the daemon only saw the stream break
+            upload.raise_failure()  # the cause; to the daemon the stream was just cancelled
 
     def pull_image(
         self, request: admin.PullImageRequest, tell: Callable[[admin.PullImageResponse], None]
     ) -> None:
-        """Let the daemon pull."""
+        """Pull an image."""
         for answer in self._client.admin.PullImage(request):
             tell(answer)
 
     def export_image(
         self, request: admin.ExportImageRequest, tell: Callable[[admin.ExportImageResponse], None]
     ) -> None:
-        """Let the daemon export."""
+        """Export images as an archive."""
         for answer in self._client.admin.ExportImage(request):
             tell(answer)
 
     def check_images(
         self, request: admin.CheckImagesRequest, tell: Callable[[admin.CheckImagesResponse], None]
     ) -> None:
-        """Let the daemon check."""
+        """Check images for damage."""
         for answer in self._client.admin.CheckImages(request):
             tell(answer)
 
     def collect_images(self, request: admin.CollectImagesRequest) -> admin.CollectImagesResponse:
-        """Let the daemon collect."""
+        """Remove unused images and leftovers."""
         return self._client.admin.CollectImages(request)
 
 
 class _Upload:
-    """The messages that carry an archive.
+    """The request stream of an import.
 
-    grpc draws them in a thread of its own, where an error would be logged and lost: so it is kept, and the call is
-    cancelled, since a stream that merely ended would look complete.
+    grpc iterates it in a thread of its own, where an error would only be logged. So the error is kept, and the call is
+    cancelled: if the stream just ended, the archive would look complete to the daemon.
     """
 
     def __init__(self, messages: Iterable[admin.ImportImageRequest]) -> None:
@@ -100,12 +100,12 @@ class _Upload:
         self._can_cancel = threading.Event()
 
     def cancel_with(self, cancel: Callable[[], object]) -> None:
-        """How to end the call, once there is one."""
+        """Set the function that cancels the call, once the call exists."""
         self._cancel = cancel
         self._can_cancel.set()
 
     def messages(self) -> Iterator[admin.ImportImageRequest]:
-        """The options, then the archive."""
+        """The requests: the options, then the archive."""
         try:
             yield from self._messages
         except CriShimError as error:
@@ -115,6 +115,6 @@ class _Upload:
                 self._cancel()
 
     def raise_failure(self) -> None:
-        """Raise what went wrong on this side, if anything did."""
+        """Raise the error of the request stream, if there was one."""
         if self._failure is not None:
             raise self._failure

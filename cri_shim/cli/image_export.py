@@ -1,4 +1,4 @@
-"""`cri-shim image export`: an image as a file; whole, or not at all."""
+"""`cri-shim image export`: writes an image to a file, completely or not at all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     def run_export(arguments: argparse.Namespace) -> int:
         if arguments.file == STDOUT and sys.stdout.isatty():
-            parser.error("an archive is nothing for a terminal: say FILE, or redirect it")
+            parser.error(
+                "refusing to write an archive to a terminal: give FILE, or redirect the output"
+            )
         return run(arguments)
 
     parser.set_defaults(run=run_export)
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _target(path: Path) -> Iterator[BinaryIO]:
-    """What to write to. A file takes its name once it is complete, and is for its owner only: images hold secrets.
+    """Open the target. A file gets its name once it is complete, and mode 0600, since images may contain secrets.
 
     Raises OSError, CriShimError.
     """
@@ -84,7 +86,7 @@ def _target(path: Path) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        with path.open("wb") as device:  # a pipe, /dev/stdout: nothing to put in its place
+        with path.open("wb") as device:  # a pipe or device must not be replaced by a file
             yield device
         return
     part = path.with_name(path.name + PART_SUFFIX)

@@ -1,10 +1,10 @@
-"""Images of a root whose daemon does not run (`image_calls.ImageCalls`): the store is opened in this process.
+"""The image calls without a daemon (`image_calls.ImageCalls`): opens the store in this process.
 
 Rules:
-- The root's lock is held meanwhile: a daemon that is started then says so, and is started again once this is over.
-- Each call runs on a loop that belongs to this object, on the main thread. Ctrl-C cancels it: the store undoes what was
-  half done, and only then the command ends.
-- Logging is for what a person must know; results are the command's to tell.
+- The root's lock is held meanwhile. A daemon that starts then fails with an error that names the lock's holder.
+- Each call runs on an event loop of this object, on the main thread. Ctrl-C cancels the call, and the command ends when
+  the store has undone the partial work.
+- Only errors are logged. The command reports results.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ M = TypeVar("M")
 
 
 class LocalImages:
-    """Use it as `with LocalImages(config, ...) as images`."""
+    """The store of a root, opened by `with LocalImages(config, ...) as images`."""
 
     def __init__(self, config: Config, *, no_daemon: str) -> None:
-        """`no_daemon` says why the daemon was not asked, for the case that the store can't be opened either."""
+        """`no_daemon` is why the daemon is not used; it is part of the error if the store cannot be opened either."""
         self._config = config
         self._no_daemon = no_daemon
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
 
     def __enter__(self) -> Self:
-        """Raises UnavailableError: another process has the root, or this one may not use it."""
-        # Warnings, of retries say, would stand between a command's bars; what they lead to is in its error.
+        """Open the store. Raises UnavailableError if another process has the root, or this one may not use it."""
+        # Warnings, e.g. of retries, would break the progress bars. If they lead to a failure, its error is shown.
         log.configure(level="error", format=self._config.log.format)
         try:
             opened: Images = self._run(self._stack.enter_async_context(open_offline(self._config)))
@@ -55,9 +55,9 @@ class LocalImages:
             self._runner.close()
             hint = ""
             if isinstance(error, AlreadyExistsError):
-                hint = ". If that is the daemon, it starts, stops or hangs: try again, and look at its log"
+                hint = ". If that is the daemon, it is starting, stopping or hanging: retry, and check its log"
             raise UnavailableError(
-                f"{self._no_daemon}; and the images can't be opened without it: {error}{hint}"
+                f"{self._no_daemon}; the image store cannot be opened without it either: {error}{hint}"
             ) from error
         except BaseException:
             self._runner.close()
@@ -78,20 +78,20 @@ class LocalImages:
             self._runner.close()
 
     def errors(self, doing: str) -> AbstractContextManager[None]:
-        """Errors as the daemon would have answered them."""
+        """Convert errors as the daemon would."""
         return local_errors_of(doing)
 
     def list_images(self) -> Sequence[api.Image]:
-        """Every image."""
+        """All images."""
         return [image_entry(image) for image in self._store.images()]
 
     def find_image(self, name: str) -> api.Image | None:
-        """One image."""
+        """The image with that name, digest or ID, or None."""
         found = self._store.find(name)
         return None if found is None else image_entry(found)
 
     def remove_image(self, name: str) -> None:
-        """Take one away."""
+        """Remove an image with all its names."""
         self._run(self._store.remove(name))
 
     def import_image(
@@ -100,30 +100,30 @@ class LocalImages:
         name: str,
         tell: Callable[[admin.ImportImageResponse], None],
     ) -> None:
-        """Store an archive's images."""
+        """Import an archive."""
         requests = _drawn_in_threads(import_messages(archive, name))
         self._run(self._calls.import_image(requests, _sender(tell)))
 
     def pull_image(
         self, request: admin.PullImageRequest, tell: Callable[[admin.PullImageResponse], None]
     ) -> None:
-        """Pull."""
+        """Pull an image."""
         self._run(self._calls.pull_image(request, _sender(tell)))
 
     def export_image(
         self, request: admin.ExportImageRequest, tell: Callable[[admin.ExportImageResponse], None]
     ) -> None:
-        """Export."""
+        """Export images as an archive."""
         self._run(self._calls.export_image(request, _sender(tell)))
 
     def check_images(
         self, request: admin.CheckImagesRequest, tell: Callable[[admin.CheckImagesResponse], None]
     ) -> None:
-        """Check."""
+        """Check images for damage."""
         self._run(self._calls.check_images(request, _sender(tell)))
 
     def collect_images(self, request: admin.CollectImagesRequest) -> admin.CollectImagesResponse:
-        """Collect."""
+        """Remove unused images and leftovers."""
         return self._run(self._calls.collect_images(request))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -140,6 +140,6 @@ def _sender(tell: Callable[[M], None]) -> Callable[[M], Coroutine[Any, Any, None
 async def _drawn_in_threads(
     messages: Iterator[admin.ImportImageRequest],
 ) -> AsyncIterator[admin.ImportImageRequest]:
-    """A pipe may keep its reader waiting; the loop goes on meanwhile."""
+    """Iterate the messages in a thread: a read from a pipe may block, and the loop must not."""
     while (message := await asyncio.to_thread(next, messages, None)) is not None:
         yield message

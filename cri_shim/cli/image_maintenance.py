@@ -1,4 +1,4 @@
-"""`cri-shim image check` and `gc`: what is damaged, and what nothing needs."""
+"""`cri-shim image check` and `cri-shim image gc`: finds and repairs damage, and removes unused images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXIT_DAMAGED = 1
 UNVERIFIED = "unverified"
-"""The kind of what can't be told to be sound or damaged."""
+"""The kind of a finding that is neither known to be sound nor damaged."""
 
 
 def configure_check(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def configure_gc(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """Check images; 1 if any damage is left."""
+    """Check images. Returns 1 if damage is left."""
     progress = Progress(sys.stderr if arguments.json else sys.stdout, keeps_steps=False)
     request = admin.CheckImagesRequest(
         images=[api.ImageSpec(image=ref) for ref in dict.fromkeys(arguments.refs)],
@@ -78,7 +78,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 def report(
     checked: admin.CheckedImages, damages: Sequence[admin.Damage], *, was_repair: bool
 ) -> list[str]:
-    """A check's result: a line for each damage, the sums, and what to do."""
+    """The result of a check: a line for each damage, the sums, and the remedy."""
     lines = []
     for damage in damages:
         state = "repaired" if damage.repaired else damage.kind
@@ -98,7 +98,7 @@ def report(
 
 
 def document_of(checked: admin.CheckedImages, damages: Sequence[admin.Damage]) -> dict[str, object]:
-    """A check's result for scripts."""
+    """The result of a check as a JSON document."""
     return {
         "sound": checked.sound,
         "images": checked.images,
@@ -120,7 +120,7 @@ def document_of(checked: admin.CheckedImages, damages: Sequence[admin.Damage]) -
 
 
 def run_gc(arguments: argparse.Namespace) -> int:
-    """Collect what nothing needs."""
+    """Remove unused images and leftovers."""
     request = admin.CollectImagesRequest(dry_run=arguments.dry_run, untagged=arguments.untagged)
     with open_images(arguments) as images, images.errors("cannot collect images"):
         collected = images.collect_images(request)

@@ -1,7 +1,7 @@
-"""`cri-shim image pull`: an image from its registry, with a bar for each layer.
+"""`cri-shim image pull`: pulls an image from its registry, with a progress bar for each layer.
 
-Credentials come from a file or from standard input, never from the command line, which every process of the node can
-read and every shell keeps.
+Credentials come from a file or from standard input, never from the command line, which other users see in /proc and the
+shell keeps in its history.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STDIN: Final = Path("-")
 MAX_CREDENTIALS_BYTES: Final = 64 << 10
-"""Tokens are long, but not longer."""
+"""Far longer than the tokens that registries issue."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -77,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _auth(ref: str, creds_file: Path | None, auth_file: Path | None) -> api.AuthConfig | None:
-    """What to show to the registry; None for what the configuration has.
+    """The credentials for the registry, or None to use those of the configuration.
 
-    Raises InvalidArgumentError, OSError, ConfigError, BadImageReferenceError; none with a secret in it.
+    Raises InvalidArgumentError, OSError, ConfigError, BadImageReferenceError; none contains a secret.
     """
     if creds_file is not None:
         username, password = _read_credentials(creds_file)
@@ -111,5 +111,5 @@ def _read_credentials(path: Path) -> tuple[str, str]:
     except UnicodeDecodeError:
         username = colon = password = ""
     if not username or not colon:
-        raise InvalidArgumentError(f"--creds-file: {path}: its first line is not USER:PASSWORD")
+        raise InvalidArgumentError(f"--creds-file: the first line of {path} is not USER:PASSWORD")
     return username, password

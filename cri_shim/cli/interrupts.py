@@ -1,4 +1,4 @@
-"""Signals that ask a command to end, noted so that it can end in order: the first is noted, the second interrupts."""
+"""Handles signals that ask a command to end: the first is only noted, a second raises KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _STDERR: Final = 2
 
 
 class InterruptedCommandError(Exception):
-    """The command was asked to end. Not a CriShimError: nothing failed."""
+    """A signal asked the command to end. Not a CriShimError, since nothing failed."""
 
 
 class Interrupts:
-    """What has come so far."""
+    """The signals received so far."""
 
     def __init__(self, told: str) -> None:
-        """`told` is written to standard error with the first signal."""
+        """`told` is written to standard error at the first signal."""
         self.received = 0
-        """The signal's number, 0 for none yet."""
+        """The number of the first signal, 0 for none."""
         self._told = told
 
     @classmethod
     @contextmanager
     def handled(cls, told: str) -> Iterator[Interrupts]:
-        """Note signals as long as this is open; those that the caller ignores (nohup) stay ignored."""
+        """Handle signals while the block runs. Signals that are ignored (nohup) stay ignored."""
         interrupts = cls(told)
         before = {number: signal.getsignal(number) for number in SIGNALS}
         ours = [number for number, handler in before.items() if handler != signal.SIG_IGN]
@@ -44,7 +44,7 @@ class Interrupts:
                 signal.signal(number, before[number])
 
     def check(self) -> None:
-        """Raise InterruptedCommandError once a signal has come."""
+        """Raise InterruptedCommandError if a signal was received."""
         if self.received:
             raise InterruptedCommandError
 
@@ -53,7 +53,7 @@ class Interrupts:
             raise KeyboardInterrupt
         self.received = number
         try:
-            # Not through sys.stderr: the signal may have come in the middle of a write, which can't be entered again.
+            # Not through sys.stderr: the signal may have interrupted a write to it, and its buffer is not reentrant.
             os.write(_STDERR, f"\n{self._told}\n".encode())
         except OSError:
-            pass  # a terminal that went away reads nothing
+            pass  # the terminal is gone

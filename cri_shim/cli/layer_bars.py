@@ -1,10 +1,10 @@
-"""How far the layers of a pull have come: a line for each, all redrawn on a terminal; plain lines elsewhere.
+"""Shows the progress of a pull's layers: on a terminal a bar for each, redrawn in place; plain lines elsewhere.
 
 Rules:
-- No line is wider than the terminal, which may become narrower meanwhile: what was drawn before is then counted in
-  the lines that it takes up now.
-- Never more lines than the terminal has: what is under way goes before what is done, and the rest is counted.
-- A plain line is written when a layer begins and ends, and for a long one every `PLAIN_INTERVAL_S`.
+- No line is wider than the terminal. If the terminal became narrower, earlier lines wrap, and are counted with the
+  number of lines that they occupy now.
+- Never more lines than the terminal has. Layers under way come first, and layers that are left out are counted.
+- A plain line is written when a layer begins and ends, and every `PLAIN_INTERVAL_S` in between.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _WORDS: Final = {
 _ENDED: Final = frozenset({admin.LayerProgress.HERE, admin.LayerProgress.DONE})
 _WORD_COLUMNS: Final = max(map(len, _WORDS.values()))
 _LEAST_BAR_COLUMNS: Final = 8
-"""A shorter bar shows nothing that the percentage doesn't."""
+"""A shorter bar would show no more than the percentage."""
 _SPARE_LINES: Final = 2
-"""Of the terminal: for the cursor, and for what counts the rest."""
+"""Lines of the terminal kept free for the cursor and for the line that counts the rest."""
 
 
 class LayerBars:
-    """Shows layers on `stream`, in the order in which they were heard of first."""
+    """Shows layers on `stream`, in the order of their first report."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class LayerBars:
         self._drawn_at = float("-inf")
 
     def show(self, layer: admin.LayerProgress) -> None:
-        """A layer has come this far. Cheap to call often."""
+        """Show the progress of a layer. Cheap to call often."""
         before = self._layers.get(layer.digest)
         self._layers[layer.digest] = layer
         is_news = before is None or before.state != layer.state
@@ -72,13 +72,13 @@ class LayerBars:
             self._draw()
 
     def say(self, line: str) -> None:
-        """A result: a line that stays, below the bars."""
+        """Write a line below the bars, which stays."""
         self.close()
         self._stream.write(printable(line) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """The bars stay as they are now, with the cursor below them."""
+        """Leave the bars as they are, with the cursor below."""
         if self._is_screen and self._layers:
             self._draw()
         self._layers = {}
@@ -89,11 +89,11 @@ class LayerBars:
     def _draw(self) -> None:
         columns, lines = self._size()
         columns = max(columns, 2)
-        # A line takes up more of a terminal that has become narrower since.
+        # If the terminal became narrower since, an earlier line occupies several lines.
         above = sum(max(1, -(-len(line) // columns)) for line in self._drawn)
         back = f"\x1b[{above}A" if above else ""
         self._drawn = [line[: columns - 1] for line in self._picture(columns, lines)]
-        # At once, or the eye sees the gap; what is left of a longer picture below goes as well.
+        # One write for all, or the screen flickers. The erase removes the rest of an earlier, longer output.
         self._stream.write(f"{back}\r\x1b[J" + "".join(f"{line}\n" for line in self._drawn))
         self._stream.flush()
         self._drawn_at = self._clock()
@@ -103,7 +103,7 @@ class LayerBars:
         layers = list(self._layers.values())
         hidden: Sequence[admin.LayerProgress] = ()
         if len(layers) > room:
-            # Stable: within each part the order stays.
+            # The sort is stable, so the order within each part stays.
             chosen = sorted(layers, key=lambda layer: layer.state in _ENDED)
             shown = {layer.digest for layer in chosen[:room]}
             hidden = [layer for layer in layers if layer.digest not in shown]
@@ -128,7 +128,7 @@ class LayerBars:
 
 
 def layer_line(layer: admin.LayerProgress, columns: int) -> str:
-    """`3c9a1b2f0d4e  [######------]  50%  downloading   1.5 of 3.0 MiB`; without the bar where there is no room."""
+    """`3c9a1b2f0d4e  [######------]  50%  downloading   1.5 of 3.0 MiB`; without the bar if there is no room."""
     name, word = short_id(layer.digest), _WORDS[layer.state]
     if layer.state in _ENDED:
         return f"{name}  {word}  {size_text(layer.total_bytes)}"

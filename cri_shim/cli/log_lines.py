@@ -1,7 +1,7 @@
-"""A container's log file in the form that CRI prescribes, read back as what the container wrote (pure).
+"""Parses a container's log file in CRI's format. Pure.
 
-A line of the file is `TIME STREAM TAGS CONTENT`: RFC 3339 with nanoseconds, `stdout` or `stderr`, tags parted by `:`
-of which the first is `F` for a whole line and `P` for the beginning of one that goes on in the next entry.
+A line is `TIME STREAM TAGS CONTENT`: an RFC 3339 time with nanoseconds, `stdout` or `stderr`, and tags separated by
+`:`. The first tag is `F` for a full line, `P` for a part that the next entry continues.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Written(NamedTuple):
 
 
 def parse_log(data: bytes) -> list[Written]:
-    """The whole lines in `data`, in the file's order; what is not complete yet is left out.
+    """The full lines in `data`, in the file's order. An incomplete line at the end is left out.
 
-    Raises CorruptStateError naming the line that has another form.
+    Raises CorruptStateError with the number of a malformed line.
     """
     lines: list[Written] = []
     begun: dict[bytes, bytes] = {}
@@ -37,7 +37,7 @@ def parse_log(data: bytes) -> list[Written]:
         if match is None:
             shown = entry[:80].decode(errors="replace")
             raise CorruptStateError(
-                f"line {number} is not `TIME STREAM F|P CONTENT` as CRI prescribes: {shown!r}"
+                f"line {number} of the log does not have CRI's format `TIME STREAM F|P CONTENT`: {shown!r}"
             )
         stream, tag, content = match.groups()
         content = begun.pop(stream, b"") + content

@@ -1,4 +1,4 @@
-"""What commands print: aligned tables, colours on a terminal only, JSON for scripts."""
+"""Formats the output of commands: aligned tables, colours on terminals, JSON."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ COLOURS = {"green": "32", "yellow": "33", "red": "31", "bold": "1"}
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal whose user has not asked for none (https://no-color.org)."""
+    """Whether to use colours: `stream` is a terminal, and NO_COLOR is not set (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def paint(text: str, colour: str, *, enabled: bool) -> str:
-    """`text` in a colour of `COLOURS`, or as it is."""
+    """`text` in a colour of `COLOURS` if `enabled`."""
     return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if enabled else text
 
 
 def printable(text: str) -> str:
-    """Text from elsewhere on one line, without what a terminal would obey."""
+    """Untrusted text on one line, without terminal control sequences."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text).strip()
 
 
 def short_id(digest: str) -> str:
-    """The beginning of an ID or digest, enough for a person to tell it from others."""
+    """The first characters of an ID or digest, which a person can tell apart."""
     return printable(digest.removeprefix("sha256:")[:SHORT_ID_CHARS])
 
 
@@ -39,12 +39,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def is_screen(stream: TextIO) -> bool:
-    """Whether lines on `stream` can be drawn again: a terminal, and not a dumb one."""
+    """Whether lines on `stream` can be redrawn: it is a terminal, and not a dumb one."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with aligned columns; the last column keeps its length."""
+    """Rows as lines with aligned columns. The last column is not padded."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
     return [
         "  ".join(
@@ -55,5 +55,5 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def json_text(document: object) -> str:
-    """A document for scripts, readable for people too."""
+    """A document as indented JSON."""
     return json.dumps(document, indent=2, ensure_ascii=False)

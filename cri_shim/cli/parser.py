@@ -1,4 +1,4 @@
-"""Command lines: one-line usage errors, and the options that several commands share."""
+"""Parses command lines: usage errors on one line, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXIT_USAGE = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that takes no abbreviations and explains itself on one line."""
+    """An ArgumentParser that accepts no abbreviated options and reports errors on one line."""
 
     def __init__(
         self,
@@ -34,23 +34,23 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Exit 2 with one line, where argparse would print its whole usage."""
+        """Exit with 2 and one line, without argparse's usage text."""
         self.exit(EXIT_USAGE, f"{self.prog}: {message}; see '{self.prog} --help'\n")
 
 
 def suggest(word: str, words: Sequence[str]) -> str:
-    """`did you mean X?` for a misspelt word, else the list of what there is."""
+    """`did you mean X?` if a similar word exists, else the list of known words."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(words)}"
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(words)}"
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """`--config` and `--set`, for commands that read the configuration: `load_config(args.config, args.set)`."""
+    """Add `--config` and `--set`, to be used as `load_config(args.config, args.set)`."""
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="configuration file (default: /etc/cri-shim/config.yaml, if it is there)",
+        help="configuration file (default: /etc/cri-shim/config.yaml, if it exists)",
     )
     parser.add_argument(
         "--set",

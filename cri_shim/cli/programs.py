@@ -1,4 +1,4 @@
-"""The programs the daemon works through, asked who they are: for `version` and `check`."""
+"""Runs the programs that the daemon uses, to get their versions for `version` and `check`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _VERSION = re.compile(r"(?<!\d)(\d+)\.(\d+)(?:\.(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program said, or why it said nothing."""
+    """The output of a program, or why there is none."""
 
     path: str | None
-    """Where PATH found it; None: nowhere."""
+    """The program's path; None if it was not found."""
     text: str
     problem: str = ""
-    """Empty when it answered with success."""
+    """Why the program failed; "" if it succeeded."""
 
     @property
     def first_line(self) -> str:
-        """The line that names the version, safe to print."""
+        """The first line, which has the version, safe to print."""
         return printable(self.text.strip().partition("\n")[0])
 
     @property
     def version(self) -> tuple[int, int, int] | None:
-        """The first version number in the answer."""
+        """The first version number in the output."""
         match = _VERSION.search(self.text)
         return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
 
@@ -50,7 +50,7 @@ async def ask(
     *,
     env: Mapping[EnvName, str] | None = None,
 ) -> Answer:
-    """Run a program that answers at once and changes nothing. Failure is an answer, not an error."""
+    """Run a program with an option such as --version, for at most 5 s. A failure is a result, not an error."""
     search = os.environ.get("PATH", os.defpath)
     environment = {"PATH": search} | {str(name): value for name, value in (env or {}).items()}
     path = shutil.which(program, path=search)
@@ -65,5 +65,5 @@ async def ask(
     if not done.ok:
         said = printable(done.stderr_tail.strip().rpartition("\n")[2] or text)
         return Answer(path, text, f"{path} {done.ending.describe()}: {said or 'it said nothing'}")
-    # Some programs (old conmon, kata-runtime) print their version on standard error.
+    # Some programs (old conmon, kata-runtime) print their version to standard error.
     return Answer(path, text or done.stderr_tail)

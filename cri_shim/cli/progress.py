@@ -1,7 +1,7 @@
-"""How far long work has come: one bar that is redrawn on a terminal, plain lines elsewhere.
+"""Shows the progress of long work: a bar that is redrawn on a terminal, plain lines elsewhere.
 
-A plain line is written when a step begins, and again after `PLAIN_INTERVAL_S`, so that a log stays short and a silent
-minute does not look like a hang.
+A plain line is written when a step begins and every `PLAIN_INTERVAL_S`, so that a log stays short, and a long step does
+not look like a hang.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Progress:
         keeps_steps: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `keeps_steps` a step's bar takes the place of the one before: for many short steps."""
+        """Without `keeps_steps` a step's bar replaces that of the step before, for many short steps."""
         self._stream = stream
         self._is_terminal = is_screen(stream)
         self._keeps_steps = keeps_steps
@@ -41,7 +41,7 @@ class Progress:
         self._is_bar_shown = False
 
     def show(self, step: str, done_bytes: int = 0, total_bytes: int = 0) -> None:
-        """The step has come this far; a `total_bytes` of 0 is unknown. Cheap to call often."""
+        """Show the progress of a step. A `total_bytes` of 0 means unknown. Cheap to call often."""
         now = self._clock()
         interval = REDRAW_INTERVAL_S if self._is_terminal else PLAIN_INTERVAL_S
         is_complete = bool(total_bytes) and done_bytes >= total_bytes
@@ -49,7 +49,7 @@ class Progress:
         if is_same and now - self._shown_at < interval and not (is_complete and self._keeps_steps):
             return
         if step == self._step and is_complete and not self._is_terminal:
-            return  # the next step's line says as much
+            return  # the line of the next step shows that this one is complete
         if not is_same:
             self._end_bar()
         self._step, self._shown_at = step, now
@@ -63,13 +63,13 @@ class Progress:
         self._stream.flush()
 
     def say(self, line: str) -> None:
-        """A result: a line that stays, below the bar if there is one."""
+        """Write a line below the bar, which stays."""
         self._end_bar()
         self._stream.write(printable(line) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Leave the cursor at the start of a line, whatever comes next."""
+        """End the bar, with the cursor at the start of a line."""
         self._end_bar()
         self._stream.flush()
 
@@ -80,13 +80,13 @@ class Progress:
 
 
 def bar(share: float, columns: int) -> str:
-    """`[######------]`, `columns` wide within its brackets."""
+    """`[######------]`, `columns` wide between its brackets."""
     filled = round(min(share, 1.0) * columns)
     return f"[{'#' * filled}{'-' * (columns - filled)}]"
 
 
 def bar_line(step: str, done_bytes: int, total_bytes: int) -> str:
-    """`[######------]  50%  unpacking layer 2 of 5  (1.5 of 3.0 MiB)`; without a total, the count alone."""
+    """`[######------]  50%  unpacking layer 2 of 5  (1.5 of 3.0 MiB)`; without a total only the count."""
     if not total_bytes:
         return step + (f"  ({size_text(done_bytes)})" if done_bytes else "")
     share = min(done_bytes / total_bytes, 1.0)

@@ -1,4 +1,4 @@
-"""`cri-shim serve`: the daemon, in the foreground."""
+"""`cri-shim serve`: runs the daemon in the foreground."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
 CNI_CACHE_DIR = Path("/var/lib/cni/results")
-"""Shared with other runtimes of the node, as libcni lays it out."""
+"""libcni's cache of results, shared with other runtimes of the node."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop. Raises CriShimError when the daemon can't start."""
+    """Serve until SIGTERM or SIGINT. Raises CriShimError if the daemon cannot start."""
     config = load_config(arguments.config, arguments.set)
     log.configure(level=config.log.level, format=config.log.format)
     reset_signals()

@@ -1,7 +1,7 @@
-"""`cri-shim status`: pods and containers, what they use, and what each is waiting for; once, or again and again.
+"""`cri-shim status`: shows pods and containers, their usage, and the step each waits for; once or repeatedly.
 
-With `--watch` a terminal's screen is drawn anew; elsewhere whole tables follow each other, or with `--json` documents,
-one a line. A daemon that goes away is waited for.
+With `--watch` the screen of a terminal is redrawn. Elsewhere each output is a whole table, or with `--json` a document
+on one line. If the daemon stops, `--watch` goes on and shows the error until the daemon is back.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show it. Raises UnavailableError without a daemon, and what it answers."""
+    """Show the status. Raises UnavailableError without a daemon, and the daemon's errors."""
     with daemon_address.connect(arguments) as client:
         if arguments.watch:
             return _watch(client, as_json=arguments.json)
@@ -68,7 +68,7 @@ def _watch(client: Client, *, as_json: bool) -> int:
 
 
 def _draw(lines: list[str]) -> None:
-    """Over what was there: clearing first would flicker."""
+    """Redraw the screen line by line; clearing it first would flicker."""
     size = shutil.get_terminal_size()
     shown = [line[: size.columns - 1] for line in lines]
     if len(shown) >= size.lines:
@@ -80,7 +80,7 @@ def _draw(lines: list[str]) -> None:
 
 
 def lines_of(sight: Sight) -> list[str]:
-    """What a person is shown."""
+    """The lines of the table output."""
     rows = rows_of(sight)
     lines = [sight.trouble] if sight.trouble else []
     if rows:
@@ -94,5 +94,5 @@ def lines_of(sight: Sight) -> list[str]:
 
 
 def printable_cell(text: str) -> str:
-    """A cell without what a terminal would obey; the indentation of containers stays."""
+    """A cell without terminal control sequences. The indentation of containers stays."""
     return text[: len(text) - len(text.lstrip())] + printable(text)

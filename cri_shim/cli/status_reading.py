@@ -1,4 +1,4 @@
-"""What `cri-shim status` asks the daemon for: CRI's lists and statistics, and the admin service's operations."""
+"""Reads the data of `cri-shim status` from the daemon: CRI's lists and statistics, and the operations under way."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 10.0
 RATE_SPAN_S: Final = 0.6
-"""A CPU rate needs two readings, and the daemon takes none closer than half a second."""
+"""Time between two readings for a CPU rate. The daemon computes no rate over less than half a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """The node at one instant."""
+    """The state of the node at one time."""
 
     at_ns: int
     pods: tuple[api.PodSandbox, ...] = ()
@@ -30,12 +30,12 @@ class Sight:
     """By container ID."""
     operations: tuple[admin.Operation, ...] = ()
     trouble: str = ""
-    """Why there are no lists: the daemon recovers or stops."""
+    """Why there are no lists: the daemon is recovering or stopping."""
 
 
 def look(client: Client) -> Sight:
-    """Ask. Raises what the daemon answers, UnavailableError when it doesn't."""
-    with errors_of("cannot ask what is under way"):
+    """Read the state. Raises the daemon's errors; UnavailableError if the daemon does not answer."""
+    with errors_of("cannot list the operations under way"):
         answer = client.admin.Operations(admin.OperationsRequest(), timeout=TIMEOUT_S)
     operations = tuple(answer.operations)
     try:

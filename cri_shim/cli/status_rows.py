@@ -1,7 +1,8 @@
-"""From what the daemon says to rows for a person and a document for scripts. Pure.
+"""Builds the rows and the JSON document of `cri-shim status`. Pure.
 
-Rules: a container stands below its pod. What is being made is not in CRI's lists yet; its operation stands in its
-place, in state `creating`.
+Rules:
+- Containers are listed below their pod.
+- An object that is being created is not in CRI's lists. A row in state `creating` is built from its operation.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Row:
     memory_bytes: int | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """As a table shows it."""
+        """The cells of the table row."""
         return (
             self.name if self.is_pod else f"  {self.name}",
             short_id(self.id),
@@ -76,7 +77,7 @@ class Row:
         )
 
     def document(self) -> dict[str, object]:
-        """For scripts."""
+        """The row as a JSON document."""
         return {
             "id": self.id,
             "name": self.name,
@@ -90,12 +91,12 @@ class Row:
 
 
 def rows_of(sight: Sight) -> list[Row]:
-    """Every pod, oldest first, each followed by its containers."""
+    """All pods, oldest first, each followed by its containers."""
     return [row for pod, containers in _pods(sight) for row in (pod, *containers)]
 
 
 def document_of(sight: Sight) -> dict[str, object]:
-    """Everything, for scripts."""
+    """The whole status as a JSON document."""
     pods = [
         pod.document() | {"containers": [row.document() for row in containers]}
         for pod, containers in _pods(sight)
@@ -108,18 +109,18 @@ def document_of(sight: Sight) -> dict[str, object]:
 
 
 def others(sight: Sight) -> list[str]:
-    """What is under way for nothing that has a row."""
+    """Operations that concern no row, as text."""
     return [f"{_subject(each)}: {waiting_text(each)}" for each in _unplaced(sight)]
 
 
 def waiting_text(operation: admin.Operation) -> str:
-    """`StopPodSandbox: cni DEL bridge (12 s)`; more than one step where it does things side by side."""
+    """`StopPodSandbox: cni DEL bridge (12 s)`; with several steps if they run in parallel."""
     steps = [f"{each.step} ({duration_text(each.seconds)})" for each in operation.steps]
     return f"{operation.operation}: {' and '.join(steps)}"
 
 
 def operation_document(operation: admin.Operation) -> dict[str, object]:
-    """An operation for scripts."""
+    """An operation as a JSON document."""
     return {
         "operation": operation.operation,
         "object": operation.object,
@@ -191,7 +192,7 @@ def _operations_of(sight: Sight, object_id: str) -> list[admin.Operation]:
 def _in_the_making(
     sight: Sight, operation: str, name_type: type[N]
 ) -> Iterator[tuple[admin.Operation, N]]:
-    """Creations of what no list has yet, with the reserved name."""
+    """Operations that create an object that no list has yet, with its reserved name."""
     listed = {pod.id for pod in sight.pods} | {container.id for container in sight.containers}
     for each in sight.operations:
         if each.operation == operation and each.object not in listed:

@@ -1,4 +1,4 @@
-"""`cri-shim version`: who we are, and who does the work under us."""
+"""`cri-shim version`: prints the versions of cri-shim, Python, conmon and the OCI runtimes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the versions; a program that is missing is said to be, and is no failure. Raises ConfigError."""
+    """Print the versions. A missing program is reported in its line and is no failure. Raises ConfigError."""
     settings = load_config(args.config, args.set).runtime
     monitor, handlers = asyncio.run(_ask_all(settings))
     if args.json:

@@ -1,4 +1,4 @@
-"""`cri-shim wipe`: everything that this root owns is taken away, by the daemon, or without one."""
+"""`cri-shim wipe`: removes every pod and container of this root, through the daemon or without one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DOING = "cannot wipe"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--yes", action="store_true", help="don't ask")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument(
         "--images", action="store_true", help="remove all images as well, pinned ones included"
     )
@@ -46,10 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask, wipe, and say what is left; 1 if anything is."""
+    """Ask for confirmation, wipe, and report. Returns 1 if something is left."""
     config = load_config(arguments.config, arguments.set)
     if not arguments.yes and not _agreed(question(config, images=arguments.images)):
-        print("nothing was taken away")
+        print("nothing was removed")
         return EXIT_LEFT
     screen = is_screen(sys.stdout)
     progress = Progress(sys.stdout, keeps_steps=not screen)
@@ -76,16 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _wipe(
     arguments: argparse.Namespace, config: Config, request: admin.WipeRequest, tell: Tell
 ) -> None:
-    """By the daemon; where nothing listens, and no other socket was asked for, alone.
+    """Wipe through the daemon; without a daemon, and unless `--socket` is given, in this process.
 
-    Raises UnavailableError where neither way is open, and what the call is answered with.
+    Raises UnavailableError if neither is possible, and the errors of the call.
     """
     try:
         client = daemon_address.connect(arguments)
     except UnavailableError as error:
         if arguments.socket is not None:
             raise
-        # What opens a root is imported only where it is needed.
+        # Imported here, since the modules that open a root take long to import.
         from cri_shim.cli.wipe_local import wipe_offline
 
         wipe_offline(config, request, tell, no_daemon=str(error))
@@ -96,14 +96,16 @@ def _wipe(
 
 
 def question(config: Config, *, images: bool) -> str:
-    """What is about to go; counted by the directories, which are there with and without a daemon."""
+    """The confirmation question. Objects are counted by their directories, which works without a daemon, too."""
     paths = Paths(config.root, config.state)
     pods, containers = (
         sum(1 for _ in directory.iterdir()) if directory.is_dir() else 0
         for directory in (paths.sandboxes_dir, paths.containers_dir)
     )
     what = f"{counted(pods, 'pod')} and {counted(containers, 'container')}"
-    return f"Take away everything in {config.root}: {what}{', and all images' if images else ''}? [y/N] "
+    return (
+        f"Remove everything in {config.root}: {what}{', and all images' if images else ''}? [y/N] "
+    )
 
 
 def _agreed(text: str) -> bool:
@@ -115,14 +117,14 @@ def _agreed(text: str) -> bool:
 
 
 def step_text(progress: admin.WipeProgress) -> str:
-    """A step in words, as far as it has come."""
+    """A step and its progress as text."""
     if not progress.total:
         return progress.step
     return f"{progress.step}: {progress.done} of {progress.total}"
 
 
 def report(sums: admin.WipeSums, left: Sequence[admin.WipeLeft]) -> list[str]:
-    """What went, what did not, and what to do then."""
+    """The result of a wipe: what is left, what was removed, and the remedy."""
     gone = [
         counted(sums.sandboxes, "pod"),
         counted(sums.containers, "container"),
@@ -131,9 +133,9 @@ def report(sums: admin.WipeSums, left: Sequence[admin.WipeLeft]) -> list[str]:
         *([counted(sums.images, "image")] if sums.images else []),
     ]
     lines = [f"left: {printable(each.what)}: {printable(each.why)}" for each in left]
-    lines.append(f"taken away: {', '.join(gone)}")
+    lines.append(f"removed: {', '.join(gone)}")
     if left:
         lines.append(
-            f"{counted(len(left), 'thing')} could not be taken away: remedy that and run `cri-shim wipe` again"
+            f"{counted(len(left), 'object')} could not be removed: fix the cause and run `cri-shim wipe` again"
         )
     return lines

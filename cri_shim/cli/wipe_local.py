@@ -1,7 +1,8 @@
-"""A wipe where no daemon runs: its root is opened in this process, with its locks.
+"""Wipes a root without a daemon: opens the root in this process, with the daemon's locks.
 
-Rules: Ctrl-C cancels it between two things or after the one under way; another wipe does the rest. Logging is for what
-a person must know; what is left is the command's to tell.
+Rules:
+- Ctrl-C ends the wipe after the object that is being removed. Another wipe removes the rest.
+- Only errors are logged. The command reports what is left.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ def wipe_offline(
     *,
     no_daemon: str,
 ) -> None:
-    """Wipe the configured root; `no_daemon` says why the daemon was not asked.
+    """Wipe the configured root; `no_daemon` is why the daemon is not used.
 
-    Raises UnavailableError where another process has it, what `open_to_wipe` raises else.
+    Raises UnavailableError if another process has the root, and what `open_to_wipe` raises.
     """
     log.configure(level="error", format=config.log.format)
-    step = admin.WipeProgress(step="no daemon runs: taking over what it left")
+    step = admin.WipeProgress(step="no daemon runs: recovering its state")
     tell(admin.WipeResponse(progress=step))
     try:
         asyncio.run(_wipe(config, request, tell))
     except AlreadyExistsError as error:
         raise UnavailableError(
-            f"{no_daemon}; and nothing can be wiped without it: {error}. If that is the daemon, it starts, stops or "
-            "hangs: try again, and look at its log"
+            f"{no_daemon}; nothing can be wiped without it either: {error}. If that is the daemon, it is starting, "
+            "stopping or hanging: retry, and check its log"
         ) from error
 
 

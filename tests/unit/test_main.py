@@ -29,9 +29,9 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ([], "cri-shim: a command is needed: serve, check, config"),
-        (["chek"], "cri-shim: there is no command 'chek', did you mean 'check'?"),
-        (["xyzzy"], "cri-shim: there is no command 'xyzzy', there are: serve, check"),
+        ([], "cri-shim: no command given; commands: serve, check, config"),
+        (["chek"], "cri-shim: unknown command 'chek'; did you mean 'check'?"),
+        (["xyzzy"], "cri-shim: unknown command 'xyzzy'; known are: serve, check"),
         (["config"], "cri-shim config: the following arguments are required: COMMAND"),
         (["config", "show", "--frob"], "cri-shim config: unknown argument '--frob'"),
         (

@@ -1,5 +1,5 @@
-"""Preflight: what the daemon needs of a node, a function per row, each with its remedy.
+"""Checks of the node: a function for each row of `cri-shim check`, with the remedy.
 
-What can be read from files is read below `Node.root`, so that it can be tried on recorded trees; what only the kernel
-can answer (a mount, a syscall, a bind) is really tried, and undone.
+Files are read below `Node.root`, so that tests can use recorded trees. What only the kernel can answer (a mount, a
+system call, a bind) is tried and undone.
 """

@@ -1,4 +1,4 @@
-"""Control groups: which are mounted, what they control, who manages them."""
+"""Checks control groups: mounted hierarchies, controllers, and the cgroup driver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cri_shim.host.cgroups.layout import CgroupMode, Layout, detect_layout, effe
 if TYPE_CHECKING:
     from cri_shim.config.model import CgroupDriver
 
-# What is lost without each; v2 has no `devices` and `freezer` controllers: it needs none.
+# What does not work without a controller. v2 has no controllers `devices` and `freezer`, since it needs none.
 LIMITED_BY = {
     "cpu": "CPU requests and limits",
     "cpuset": "pinning to cores",
@@ -21,7 +21,7 @@ LIMITED_BY = {
 
 
 def read_layout(node: Node) -> Layout | None:
-    """The hierarchies of the node, None if there are none."""
+    """The cgroup hierarchies of the node, or None."""
     try:
         return detect_layout(node.root)
     except (CriShimError, OSError):
@@ -40,7 +40,7 @@ def cgroups(layout: Layout | None) -> Row:
     if layout.mode is not CgroupMode.V2 and "devices" not in layout.controllers:
         return failed(
             "cgroups",
-            f"{found}: without devices no OCI runtime starts a container on v1",
+            f"{found}: OCI runtimes cannot start containers on v1 without devices",
             "mount the devices controller below /sys/fs/cgroup, or use cgroups v2",
         )
     lost = [use for name, use in LIMITED_BY.items() if name not in layout.controllers]
@@ -54,10 +54,10 @@ def cgroups(layout: Layout | None) -> Row:
 
 
 def cgroup_driver(node: Node, layout: Layout | None, configured: CgroupDriver) -> Row:
-    """Whether the configured driver can work here; the kubelet must use the same."""
+    """Whether the configured driver works on this node."""
     name = "cgroup driver"
     if layout is None:
-        return failed(name, "there are no cgroups", "see the row cgroups")
+        return failed(name, "no cgroup hierarchy is mounted", "see the row cgroups")
     try:
         driver = effective_driver(str(configured), layout, node.root)
     except CriShimError as error:

@@ -1,4 +1,4 @@
-"""Whether the running daemon, if there is one, has something under way that hangs."""
+"""Checks whether the running daemon has operations that hang."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ANSWER_S = 3.0
 
 
 def operations(config: Config) -> Row:
-    """The operations that are older than a minute, with the steps at which they stand; asks the daemon, and blocks."""
+    """Ask the daemon for operations older than a minute, and the steps they wait for. Blocks."""
     name = "operations"
     path = next((url.socket_path for url in config.listen if url.socket_path is not None), None)
     if path is None:
-        return ok(name, "no unix socket is configured, where the daemon could be asked")
+        return ok(name, "not checked: no unix socket is configured")
     try:
         with Client(path) as client, errors_of("asking the daemon"):
             answer = client.admin.Operations(admin.OperationsRequest(), timeout=ANSWER_S)
@@ -31,7 +31,7 @@ def operations(config: Config) -> Row:
         return ok(name, "no daemon runs")
     except CriShimError as error:
         return warning(
-            name, str(error), "see the daemon's log; if it hangs, restart it: pods go on"
+            name, str(error), "see the daemon's log; if it hangs, restart it: pods keep running"
         )
     slow = [each for each in answer.operations if each.seconds > SLOW_S]
     if not slow:
@@ -41,5 +41,5 @@ def operations(config: Config) -> Row:
         name,
         f"{counted(len(slow), 'operation')} for more than a minute; the first, of "
         f"{first.object[:13] or first.subject}: {waiting_text(first)}",
-        "`cri-shim status` shows all; what a step waits for is the place to look at",
+        "`cri-shim status` shows all; check what their steps wait for",
     )

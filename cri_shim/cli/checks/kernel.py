@@ -1,4 +1,4 @@
-"""The kernel: its version, the calls and namespaces that pods are made of, overlayfs."""
+"""Checks the kernel: version, system calls, namespaces, overlayfs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MIN_KERNEL = (5, 6)
-"""openat2(2), without which no path inside a container's file system can be resolved safely."""
+"""The first with openat2(2), which is needed to resolve paths in a container's file system safely."""
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 
@@ -25,7 +25,7 @@ RESOLVE_IN_ROOT = 0x10  # linux/openat2.h
 
 
 def kernel_version(node: Node) -> Row:
-    """Whether the kernel is new enough; distributions backport, so `kernel_calls` has the last word."""
+    """Whether the kernel is new enough. Only a warning: distributions backport, and `kernel_calls` tries the calls."""
     release = node.read("/proc/sys/kernel/osrelease") or ""
     match = re.match(r"(\d+)\.(\d+)", release)
     if match is None:
@@ -39,22 +39,21 @@ def kernel_version(node: Node) -> Row:
 
 
 def kernel_calls() -> Row:
-    """Calls the daemon can't work without, each tried."""
+    """Try the system calls that the daemon requires."""
     missing = [name for name, call in _CALLS.items() if not _is_there(call)]
     if missing:
         return failed(
             "kernel calls",
             f"missing or forbidden: {', '.join(missing)}",
-            f"use Linux {version_text(MIN_KERNEL)} or newer, and no seccomp profile around the daemon "
-            "that forbids them",
+            f"use Linux {version_text(MIN_KERNEL)} or newer, and allow them in a seccomp profile around the daemon",
         )
     return ok("kernel calls", ", ".join(_CALLS))
 
 
 def mount_api() -> Row:
-    """mount_setattr(2): recursive read-only mounts can't be made without."""
+    """Try mount_setattr(2), which recursive read-only mounts need."""
     name = "mount_setattr"
-    # Descriptor -1 and an empty path: a kernel that knows the call complains about those.
+    # A kernel with the call fails with EBADF or ENOENT for these arguments, one without it with ENOSYS.
     if not _is_there(lambda: syscalls.mount_setattr(-1, "", 0)):
         return warning(
             name,
@@ -87,39 +86,39 @@ def _is_there(call: Callable[[], None]) -> bool:
 
 
 def namespaces(node: Node) -> Row:
-    """The namespaces that every pod uses."""
+    """Whether the kernel has the namespaces that every pod uses."""
     have = node.names("/proc/self/ns")
     missing = [name for name in NAMESPACES if name not in have]
     if missing:
         return failed(
             "namespaces",
             f"this kernel lacks: {', '.join(missing)}",
-            "use a kernel with CONFIG_NAMESPACES and all its kinds",
+            "use a kernel with CONFIG_NAMESPACES and all its namespaces",
         )
     return ok("namespaces", ", ".join(NAMESPACES))
 
 
 def user_namespaces(node: Node) -> Row:
-    """User namespaces: only pods with hostUsers=false need them."""
+    """Whether the kernel has user namespaces, which only pods with hostUsers=false need."""
     name = "user namespaces"
     limit = node.read("/proc/sys/user/max_user_namespaces")
     if "user" not in node.names("/proc/self/ns") or limit is None:
         return warning(
             name,
-            "this kernel has none: pods with hostUsers=false are refused",
+            "not in this kernel: pods with hostUsers=false are refused",
             "use a kernel with CONFIG_USER_NS",
         )
     if limit == "0":
         return warning(
             name,
-            "switched off: pods with hostUsers=false are refused",
+            "disabled: pods with hostUsers=false are refused",
             "sysctl -w user.max_user_namespaces=15000",
         )
     return ok(name, f"up to {limit}")
 
 
 def overlayfs(root_dir: Path) -> Row:
-    """An overlay really mounted on the file system where images will be, and taken away again."""
+    """Mount an overlay on the file system of images, and unmount it again."""
     parent = nearest_existing(root_dir)
     try:
         with tempfile.TemporaryDirectory(prefix=".cri-shim-check-", dir=parent) as scratch:
@@ -127,7 +126,7 @@ def overlayfs(root_dir: Path) -> Row:
     except OSError as error:
         return failed(
             "overlayfs",
-            f"{parent} can't be written to: {error.strerror}",
+            f"cannot write to {parent}: {error.strerror}",
             "run this as root, or choose another root directory",
         )
 
@@ -153,14 +152,14 @@ def _try_overlay(scratch: Path, parent: Path) -> Row:
             remedy = "modprobe overlay"
         else:
             remedy = "put root on ext4 or xfs (made with ftype=1), not on another overlay or a network file system"
-        return failed("overlayfs", f"can't be mounted on {parent}: {why}", remedy)
+        return failed("overlayfs", f"cannot be mounted on {parent}: {why}", remedy)
     try:
-        # Removing a lower file makes a whiteout in upper: what a file system without them can't do.
+        # Removing a lower file creates a whiteout in upper, which some file systems do not support.
         (merged / "probe").unlink()
     except OSError as error:
         return failed(
             "overlayfs",
-            f"is mounted on {parent}, but files can't be removed in it: {error.strerror}",
+            f"can be mounted on {parent}, but files in it cannot be removed: {error.strerror}",
             "put root on ext4 or xfs",
         )
     finally:

@@ -1,4 +1,4 @@
-"""Pod networks, and the sockets and ports that the daemon serves on."""
+"""Checks pod networks, and the sockets and ports of the daemon."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONNECT_TIMEOUT_S = 2.0
 
 
 def cni_plugins(node: Node, reaper: Reaper, settings: CniSettings) -> Row:
-    """Where plugins are, and whether the usual ones are among them."""
+    """Whether the usual CNI plugins are installed."""
     runner = PluginRunner(reaper, settings.plugin_dirs, timeout_s=settings.timeout_s)
     missing = [name for name in USUAL_PLUGINS if runner.find(name) is None]
     install = node.install("containernetworking-plugins")
@@ -44,7 +44,7 @@ def cni_plugins(node: Node, reaper: Reaper, settings: CniSettings) -> Row:
 
 
 def cni_config(reaper: Reaper, settings: CniSettings) -> Row:
-    """Whether a pod could join the default network: its file is sound and its plugins are there."""
+    """Whether pods can join the default network: its configuration is valid and its plugins are installed."""
     name = "cni configuration"
     configs = NetworkConfigs(settings.conf_dir)
     configs.load()
@@ -52,15 +52,15 @@ def cni_config(reaper: Reaper, settings: CniSettings) -> Row:
     if default is None and not configs.problems:
         return warning(
             name,
-            f"nothing in {settings.conf_dir}: NetworkReady is false, only pods on the host's network run",
-            "install the cluster's network add-on, which puts one there, or write a .conflist yourself "
-            "from bridge, host-local and portmap; no restart is needed",
+            f"none in {settings.conf_dir}: NetworkReady is false, only pods on the host's network can run",
+            "install the cluster's network add-on, which writes one, or write a .conflist with bridge, host-local and "
+            "portmap yourself; no restart is needed",
         )
     status = configs.status(
         PluginRunner(reaper, settings.plugin_dirs, timeout_s=settings.timeout_s)
     )
     if not status.ready:
-        return failed(name, status.message, "correct that; no restart is needed")
+        return failed(name, status.message, "correct it; no restart is needed")
     network = default.network if default else None
     chain = ", ".join(plugin.type for plugin in network.plugins) if network else ""
     says = f"{network.name if network else ''} ({chain}) in {default.path if default else ''}"
@@ -70,18 +70,18 @@ def cni_config(reaper: Reaper, settings: CniSettings) -> Row:
 
 
 async def cni_versions(reaper: Reaper, settings: CniSettings) -> Row:
-    """Whether the default network's plugins speak the version that its file asks for."""
+    """Whether the plugins of the default network support the cniVersion of its configuration."""
     name = "cni versions"
     configs = NetworkConfigs(settings.conf_dir)
     configs.load()
     network = configs.default.network if configs.default else None
     if network is None:
-        return ok(name, "no network whose plugins could be asked")
+        return ok(name, "not checked: there is no default network")
     runner = PluginRunner(reaper, settings.plugin_dirs, timeout_s=settings.timeout_s)
     complaints = []
     for plugin in network.plugins:
         if runner.find(plugin.type) is None:
-            continue  # the row above says so
+            continue  # the row `cni configuration` reports it
         try:
             versions = await supported_versions(runner, network, plugin)
         except CniPluginError as error:
@@ -99,7 +99,7 @@ async def cni_versions(reaper: Reaper, settings: CniSettings) -> Row:
 
 
 def cni_pending_deletes(root: Path) -> Row:
-    """Network attachments of pods that are gone, whose plugins have not let go."""
+    """Network attachments of removed pods whose CNI DEL has not succeeded yet."""
     name = "cni pending deletes"
     directory = Paths(root, root).pending_deletes_dir
     try:
@@ -107,27 +107,27 @@ def cni_pending_deletes(root: Path) -> Row:
             read_pending_deletes(directory), key=lambda pending: pending.since_ns
         )
     except OSError as error:
-        return warning(name, f"{directory}: {error.strerror}", "run this as root")
+        return warning(name, f"cannot read {directory}: {error.strerror}", "run this as root")
     if not pending_deletes:
-        return ok(name, "every pod that is gone has left its networks")
+        return ok(name, "none")
     first = pending_deletes[0]
     return warning(
         name,
-        f"{len(pending_deletes)} network attachments of pods that are gone could not be taken away; the first, of "
+        f"{len(pending_deletes)} network attachments of removed pods could not be deleted; the first, of "
         f"{first.pod or first.container_id[:13]}: {first.error}",
-        f"repair the plugin: the daemon tries again by itself; to give one up, stop the daemon and remove its file "
+        f"repair the plugin; the daemon retries by itself. To give one up, stop the daemon and remove its file "
         f"in {directory}",
     )
 
 
 async def packet_filter(node: Node, reaper: Reaper) -> Row:
-    """iptables, which bridge (masquerading) and portmap call, really listing the NAT table."""
+    """Try to list the NAT table with iptables, which the plugins bridge (ipMasq) and portmap use."""
     name = "iptables"
     version = await ask(reaper, "iptables")
     if version.problem:
         nft = await ask(reaper, "nft")
         instead = (
-            f"; {nft.first_line} is there, which only newer CNI plugins use"
+            f"; {nft.first_line} is installed, but only newer CNI plugins use it"
             if not nft.problem
             else ""
         )
@@ -140,27 +140,27 @@ async def packet_filter(node: Node, reaper: Reaper) -> Row:
     if nat.problem:
         return warning(
             name,
-            f"{version.first_line}, but its NAT table can't be used: {nat.problem}",
+            f"{version.first_line}, but it cannot list the NAT table: {nat.problem}",
             "run this as root; modprobe iptable_nat or nft_chain_nat",
         )
     return ok(name, f"{version.first_line} ({version.path})")
 
 
 def unix_socket(path: Path, settings: SocketSettings) -> Row:
-    """Whether the CRI socket can be made, or is ours already."""
+    """Whether the daemon can create its CRI socket, or a server listens on it already."""
     name = f"socket {path}"
     if not settings.group.isdigit() and not _group_exists(settings.group):
         return failed(
             name,
-            f"there is no group {settings.group}",
+            f"group {settings.group} does not exist",
             f"groupadd --system {settings.group}, or set socket.group",
         )
     if path.exists() and not path.is_socket():
-        return failed(name, "another kind of file is there", f"rm {path}, or set listen")
+        return failed(name, "a file that is not a socket exists there", f"rm {path}, or set listen")
     if settings.mode & 0o007:
         return warning(
             name,
-            f"socket.mode {settings.mode:04o} lets every user of this node become root through it",
+            f"with socket.mode {settings.mode:04o} every user of this node can become root through the socket",
             'set socket.mode to "0660"',
         )
     pid = _listening_pid(path)
@@ -168,7 +168,7 @@ def unix_socket(path: Path, settings: SocketSettings) -> Row:
         return ok(name, f"a server answers there (pid {pid})")
     place = nearest_existing(path.parent)
     return ok(
-        name, "free" if place == path.parent else f"free, its directory will be made in {place}"
+        name, "free" if place == path.parent else f"free, its directory will be created in {place}"
     )
 
 
@@ -181,7 +181,7 @@ def _group_exists(group: str) -> bool:
 
 
 def _listening_pid(path: Path) -> int | None:
-    """Who answers on a unix socket: SO_PEERCRED names the process that called listen(2)."""
+    """The pid of the server on a unix socket, or None. SO_PEERCRED has the process that called listen(2)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)
         try:
@@ -194,7 +194,7 @@ def _listening_pid(path: Path) -> int | None:
 
 
 def tcp_port(node: Node, name: str, address: str, port: int, *, key: str) -> Row:
-    """Whether the daemon could listen there, or does already."""
+    """Whether the daemon can listen on the port, or does so already."""
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
         families = socket.getaddrinfo(
@@ -204,7 +204,7 @@ def tcp_port(node: Node, name: str, address: str, port: int, *, key: str) -> Row
         return failed(name, f"{where}: {error.strerror}", f"set {key}")
     family, kind, protocol, _, target = families[0]
     with socket.socket(family, kind, protocol) as probe:
-        # As a server does: connections of a predecessor in TIME_WAIT don't count.
+        # As asyncio's servers do: connections of a former server in TIME_WAIT do not make the bind fail.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(target)
@@ -221,18 +221,18 @@ def tcp_port(node: Node, name: str, address: str, port: int, *, key: str) -> Row
 
 
 def is_daemon(command: str) -> bool:
-    """Whether a command line is `cri-shim serve`, by either name; a program from a directory of that name is not."""
+    """Whether a command line is `cri-shim serve` or `python -m cri_shim serve`."""
     words = command.split()
     return "serve" in words and any(Path(word).name in ("cri-shim", "cri_shim") for word in words)
 
 
 def port_holder(node: Node, port: int) -> tuple[int, str] | None:
-    """The process that listens on a TCP port, with its command line; None if it can't be found out."""
+    """The pid and command line of the process that listens on a TCP port, or None if it cannot be found."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         for line in (node.read(f"/proc/net/{table}") or "").splitlines()[1:]:
             fields = line.split()
-            # local address in hex, state (0A: LISTEN), ..., inode: proc(5)
+            # /proc/net/tcp (proc(5)): field 1 is the local address in hex, 3 the state (0A is LISTEN), 9 the inode.
             if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
                 inodes.add(f"socket:[{fields[9]}]")
     if not inodes:

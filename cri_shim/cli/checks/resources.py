@@ -1,4 +1,4 @@
-"""The node's resources: room on its disks, directories that can be written to, sysctls."""
+"""Checks the node's resources: disk space, writable directories, sysctls."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ GIB = 1 << 30
 MIN_FREE_BYTES = GIB
 MIN_FREE_INODES = 10_000
 WARN_FREE_SHARE = 0.10
-"""The kubelet's default threshold: below it nodes report DiskPressure and evict pods."""
+"""The kubelet's default eviction threshold for nodefs: below it the node reports DiskPressure and evicts pods."""
 
 
 def disk_space(root_dir: Path) -> Row:
-    """Room for images and writable layers: bytes and inodes."""
+    """Free bytes and inodes for images and writable layers."""
     place = nearest_existing(root_dir)
     try:
         usage = os.statvfs(place)
     except OSError as error:
-        return failed("disk", f"{place}: {error.strerror}", "check the file system")
+        return failed("disk", f"statfs of {place}: {error.strerror}", "check the file system")
     free, total = usage.f_bavail * usage.f_frsize, usage.f_blocks * usage.f_frsize
     return rate_disk(
         place, free=free, total=total, free_inodes=usage.f_favail, total_inodes=usage.f_files
@@ -31,7 +31,7 @@ def disk_space(root_dir: Path) -> Row:
 
 
 def rate_disk(place: Path, *, free: int, total: int, free_inodes: int, total_inodes: int) -> Row:
-    """Judge what a file system has left. Bytes and inodes; some file systems have no count of inodes (0)."""
+    """The row for a file system with this many bytes and inodes. Some file systems have no inode count (0)."""
     says = f"{place}: {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     inodes = f", {free_inodes} of {total_inodes} inodes" if total_inodes else ""
     remedy = "make room, or set root to another file system"
@@ -41,36 +41,36 @@ def rate_disk(place: Path, *, free: int, total: int, free_inodes: int, total_ino
         return failed("disk", says + inodes, remedy)
     if free < total * WARN_FREE_SHARE or free_inodes < total_inodes * WARN_FREE_SHARE:
         return warning(
-            "disk", f"{says}{inodes}: less than a tenth, the kubelet will evict pods", remedy
+            "disk", f"{says}{inodes}: less than a tenth, so the kubelet will evict pods", remedy
         )
     return ok("disk", says + inodes)
 
 
 def directories(root_dir: Path, state_dir: Path) -> Row:
-    """Whether the daemon can make its directories."""
+    """Whether the daemon can create its directories."""
     for key, path in (("root", root_dir), ("state", state_dir)):
         place = nearest_existing(path)
         if not place.is_dir():
             return failed(
-                "directories", f"{key}: {place} is no directory", f"remove it, or set {key}"
+                "directories", f"{key}: {place} is not a directory", f"remove it, or set {key}"
             )
         if not os.access(place, os.W_OK | os.X_OK):
             return failed(
                 "directories",
-                f"{key}: {place} can't be written to",
-                f"run this as root, or set {key} to a directory that can",
+                f"{key}: {place} is not writable",
+                f"run this as root, or set {key} to a writable directory",
             )
     return ok("directories", f"{root_dir}, {state_dir}")
 
 
 class Sysctl(NamedTuple):
-    """What a node wants, and what goes wrong without."""
+    """A sysctl with its recommended minimum, and what fails below it."""
 
     name: str
     minimum: int
     cost: str
     module: str = ""
-    """What brings the sysctl, where it is missing."""
+    """The kernel module that has the sysctl."""
 
 
 SYSCTLS = (
@@ -88,11 +88,11 @@ SYSCTLS = (
 )
 
 KUBELET_SYSCTLS = {"vm.overcommit_memory": "1", "kernel.panic": "10", "kernel.panic_on_oops": "1"}
-"""The kubelet sets these itself, unless it runs with protectKernelDefaults."""
+"""Sysctls that the kubelet sets itself, unless it runs with protectKernelDefaults."""
 
 
 def sysctls(node: Node) -> list[Row]:
-    """What networks and the kubelet expect, a row for each."""
+    """A row for each sysctl that networks and the kubelet need."""
     return [*(_sysctl_row(node, wish) for wish in SYSCTLS), _kubelet_row(node)]
 
 
@@ -104,7 +104,7 @@ def _sysctl_row(node: Node, wish: Sysctl) -> Row:
     )
     if text is None:
         module = f"modprobe {wish.module} && " if wish.module else ""
-        return warning(name, f"is not there: {wish.cost}", module + setting)
+        return warning(name, f"is missing: {wish.cost}", module + setting)
     if not text.isdigit() or int(text) < wish.minimum:
         return warning(name, f"is {text}, less than {wish.minimum}: {wish.cost}", setting)
     return ok(name, text)
@@ -116,10 +116,10 @@ def _kubelet_row(node: Node) -> Row:
         f"{n}={KUBELET_SYSCTLS[n]}" for n, value in values.items() if value != KUBELET_SYSCTLS[n]
     ]
     if not other:
-        return ok("sysctls of kubelet", "as it wants them")
+        return ok("sysctls of kubelet", "set as the kubelet expects")
     return ok(
         "sysctls of kubelet",
-        f"it sets {', '.join(other)} at its start (with protectKernelDefaults: set them yourself)",
+        f"the kubelet sets {', '.join(other)} at its start (with protectKernelDefaults set them yourself)",
     )
 
 

@@ -1,4 +1,4 @@
-"""A row of the preflight, and the node it is about."""
+"""A row of `cri-shim check`, and access to the node's files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ MAX_FILE_BYTES = 1 << 20
 
 
 class Level(StrEnum):
-    """How a requirement is met."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
-    """The daemon works; something that some pods need does not."""
+    """The daemon works, but some pods will lack a feature."""
     FAILED = "failed"
-    """The daemon could not do its job."""
+    """The daemon cannot work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One requirement: what was found, and the remedy where it isn't met."""
+    """One requirement: the finding, and the remedy if it is not met."""
 
     name: str
     level: Level
@@ -35,23 +35,23 @@ def ok(name: str, detail: str) -> Row:
 
 
 def warning(name: str, detail: str, remedy: str) -> Row:
-    """The requirement is not met, and the daemon works without."""
+    """The requirement is not met, but the daemon works without it."""
     return Row(name, Level.WARNING, detail, remedy)
 
 
 def failed(name: str, detail: str, remedy: str) -> Row:
-    """The requirement is not met, and the daemon can't do its job."""
+    """The requirement is not met, and the daemon cannot work without it."""
     return Row(name, Level.FAILED, detail, remedy)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The node as files tell of it; `root` stands for `/`."""
+    """The node's files; `root` takes the place of `/`."""
 
     root: Path = Path("/")
 
     def read(self, path: str) -> str | None:
-        """A file's text without surrounding space, or None if it can't be read."""
+        """The text of a file without surrounding space, or None if it cannot be read."""
         try:
             with (self.root / path.lstrip("/")).open("rb") as stream:
                 return stream.read(MAX_FILE_BYTES).decode("utf-8", "replace").strip()
@@ -59,18 +59,18 @@ class Node:
             return None
 
     def exists(self, path: str | Path) -> bool:
-        """Whether something is there."""
+        """Whether the path exists."""
         return (self.root / str(path).lstrip("/")).exists()
 
     def names(self, path: str) -> list[str]:
-        """The names in a directory, none if it can't be read."""
+        """The names in a directory; [] if it cannot be read."""
         try:
             return sorted(entry.name for entry in (self.root / path.lstrip("/")).iterdir())
         except OSError:
             return []
 
     def status_field(self, field: str) -> str:
-        """A field of /proc/self/status, "" where it is missing."""
+        """A field of /proc/self/status, or "" if it is missing."""
         for line in (self.read("/proc/self/status") or "").splitlines():
             name, _, value = line.partition(":")
             if name == field:
@@ -78,7 +78,7 @@ class Node:
         return ""
 
     def install(self, deb: str, rpm: str | None = None) -> str:
-        """The command that installs a package on this distribution."""
+        """The command that installs a package on the node's distribution (os-release(5))."""
         words = set()
         for line in (self.read("/etc/os-release") or "").splitlines():
             key, _, value = line.partition("=")
@@ -94,7 +94,7 @@ class Node:
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path itself, or the closest directory above it that is there."""
+    """The path itself if it exists, or else its nearest existing parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path

@@ -1,4 +1,4 @@
-"""The programs that do the work: OCI runtimes, conmon, the pause program, libarchive."""
+"""Checks the programs and libraries that the daemon uses: OCI runtimes, conmon, catatonit, libarchive."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ ELSEWHERE = {
     "kata-runtime": "https://katacontainers.io",
     "runsc": "https://gvisor.dev/docs/user_guide/install",
 }
-"""Programs that few distributions have a package of."""
+"""Installation pages of programs that few distributions package."""
 
 
 def known_flaw(program: str, version: tuple[int, int, int]) -> str:
-    """Escapes that this upstream version is open to; "" if none is known. Distributions backport fixes."""
+    """Container escapes known in this upstream version, or "".
+
+    Distributions backport fixes, so it is only a warning.
+    """
     if program == "runc":
         if version < (1, 1, 12):
             return "CVE-2024-21626 and later escapes are fixed upstream in 1.1.12, 1.2.8 and 1.3.3"
@@ -39,7 +42,7 @@ def known_flaw(program: str, version: tuple[int, int, int]) -> str:
 async def runtime_handlers(
     node: Node, reaper: Reaper, settings: RuntimeSettings, layout: Layout | None
 ) -> list[Row]:
-    """A row per handler; only the default one's absence is a failure."""
+    """A row for each handler. Only a missing default handler is a failure."""
     answers = await asyncio.gather(
         *(ask(reaper, handler.path, env=handler.env) for handler in settings.handlers.values())
     )
@@ -62,12 +65,12 @@ def _handler_row(
     miss = failed if default else warning
     program = os.path.basename(settings.path)
     if answer.problem:
-        cost = "it is the default handler" if default else "pods that ask for it are refused"
+        cost = "it is the default handler" if default else "pods that request it are refused"
         source = ELSEWHERE.get(program)
         install = f"install it from {source}" if source else node.install(program)
         remedy = f"{install}, or set runtime.handlers.{handler}.path"
         if not default:
-            remedy += f", or take the handler away with runtime.handlers.{handler}: null"
+            remedy += f", or remove the handler with runtime.handlers.{handler}: null"
         return miss(name, f"{answer.problem}; {cost}", remedy)
     says = f"{answer.first_line} ({answer.path})"
     is_crun = program == "crun" or answer.text.startswith("crun ")
@@ -82,24 +85,26 @@ def _handler_row(
         return warning(
             name,
             f"{says}: {flaw}",
-            f"upgrade it ({node.install(program)}); nothing is to be done if your distribution backported the fixes",
+            f"upgrade it ({node.install(program)}), unless your distribution has backported the fixes",
         )
     return ok(name, says + (", the default" if default else ""))
 
 
 async def monitor(node: Node, reaper: Reaper, program: str) -> Row:
-    """conmon, with the option that attach stands on."""
+    """Whether conmon is installed and has --full-attach, which Attach needs."""
     says, options = await asyncio.gather(ask(reaper, program), ask(reaper, program, ["--help"]))
     remedy = f"{node.install('conmon')}, or set runtime.monitor"
     if says.problem:
         return failed("conmon", says.problem, remedy)
     if not options.problem and "--full-attach" not in options.text:
-        return failed("conmon", f"{says.first_line} has no --full-attach", f"a newer one: {remedy}")
+        return failed(
+            "conmon", f"{says.first_line} has no option --full-attach", f"use a newer one: {remedy}"
+        )
     return ok("conmon", f"{says.first_line} ({says.path})")
 
 
 async def pause_program(node: Node, reaper: Reaper, image: str | None) -> Row:
-    """catatonit, of which the built-in pause image is made."""
+    """Whether catatonit is installed, from which the built-in pause image is built."""
     name = "pause program"
     if image is not None:
         return ok(name, f"not needed, sandbox.image is {image}")
@@ -112,12 +117,12 @@ async def pause_program(node: Node, reaper: Reaper, image: str | None) -> Row:
 
 
 def libarchive(node: Node) -> Row:
-    """The library that unpacks layers, really loaded."""
+    """Load libarchive, which unpacks layers."""
     try:
         from libarchive.ffi import version_number
     except (ImportError, OSError, AttributeError) as error:
         return failed(
-            "libarchive", f"can't be loaded: {error}", node.install("libarchive13", "libarchive")
+            "libarchive", f"cannot be loaded: {error}", node.install("libarchive13", "libarchive")
         )
     number = version_number()
     version = version_text((number // 1_000_000, number // 1000 % 1000, number % 1000))

@@ -1,4 +1,4 @@
-"""What confines containers, and what this process may do."""
+"""Checks the confinement of containers, and the privileges of this process."""
 
 from __future__ import annotations
 
@@ -21,78 +21,78 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIN_NOFILE = 16_384
-"""Each container costs the daemon a handful of descriptors; systemd's unit asks for more."""
+"""Each container takes a few descriptors in the daemon. The systemd unit sets a higher limit."""
 
 NEEDED_CAPABILITIES = {
-    "CHOWN": "image layers can't be unpacked",
-    "DAC_OVERRIDE": "files of containers can't be reached",
-    "FOWNER": "image layers can't be unpacked",
-    "KILL": "containers can't be stopped",
+    "CHOWN": "image layers cannot be unpacked",
+    "DAC_OVERRIDE": "files of containers cannot be accessed",
+    "FOWNER": "image layers cannot be unpacked",
+    "KILL": "containers cannot be stopped",
     "MKNOD": "containers get no devices",
     "NET_ADMIN": "pods get no network",
-    "SETGID": "containers can't change their group",
-    "SETPCAP": "capabilities of containers can't be dropped",
-    "SETUID": "containers can't change their user",
-    "SYS_ADMIN": "nothing can be mounted and no namespace made",
-    "SYS_CHROOT": "containers can't enter their root file system",
+    "SETGID": "containers cannot change their group",
+    "SETPCAP": "capabilities of containers cannot be dropped",
+    "SETUID": "containers cannot change their user",
+    "SYS_ADMIN": "no mounts and no namespaces can be created",
+    "SYS_CHROOT": "containers cannot enter their root file system",
 }
-"""Without one of these no container starts."""
+"""No container starts unless the daemon has all of these."""
 
 WANTED_CAPABILITIES = {
-    "DAC_READ_SEARCH": "files of other users' directories may be out of reach",
-    "SYS_PTRACE": "processes of other users can't be looked at: statistics and exec suffer",
-    "SYS_RESOURCE": "oom_score_adj can't be lowered (guaranteed pods lose their protection) and limits "
-    "can't be raised above this process's own",
+    "DAC_READ_SEARCH": "files in directories of other users may be inaccessible",
+    "SYS_PTRACE": "processes of other users cannot be inspected: statistics and exec suffer",
+    "SYS_RESOURCE": "oom_score_adj cannot be lowered (guaranteed pods lose their protection), and limits "
+    "cannot exceed this process's own",
     "SETFCAP": "file capabilities in image layers are lost",
-    "AUDIT_WRITE": "processes of containers with it can't write to the audit log",
+    "AUDIT_WRITE": "containers that request it cannot write to the audit log",
 }
 
 
 def seccomp(node: Node) -> Row:
-    """Filters by system call: RuntimeDefault and Localhost profiles."""
+    """Whether the kernel has seccomp filters, for RuntimeDefault and Localhost profiles."""
     actions = node.read("/proc/sys/kernel/seccomp/actions_avail")
     if actions is None:
         return warning(
             "seccomp",
-            "this kernel has no filters: pods with a seccomp profile are refused",
+            "no filters in this kernel: pods with a seccomp profile are refused",
             "use a kernel with CONFIG_SECCOMP_FILTER",
         )
     return ok("seccomp", f"actions {actions}")
 
 
 def apparmor(node: Node, profile: str = DEFAULT_PROFILE) -> Row:
-    """AppArmor: where the kernel has it, the default profile must be there or loadable."""
+    """With AppArmor, whether the default profile is loaded or can be loaded."""
     name = "apparmor"
     loaded = loaded_profiles(node.root)
     if loaded is None and enabled(node.root):
         return warning(
             name,
-            "enabled, but its list of profiles can't be read: no profile is applied",
+            "enabled, but its list of profiles cannot be read: no profile is applied",
             "mount -t securityfs securityfs /sys/kernel/security",
         )
     if loaded is None:
         return ok(name, "not enabled in this kernel, no profile is applied")
     if profile == UNCONFINED:
-        return ok(name, "enabled, security.apparmor_profile says unconfined")
+        return ok(name, "enabled, but security.apparmor_profile is unconfined")
     if profile in loaded:
         return ok(name, f"enabled, {profile} is loaded")
     if profile != DEFAULT_PROFILE:
         return failed(
             name,
-            f"enabled, but the profile {profile} of security.apparmor_profile is not loaded: the daemon won't start",
+            f"enabled, but the profile {profile} of security.apparmor_profile is not loaded: the daemon will not start",
             f"load it with {PARSER}",
         )
     if parser() is None:
         return warning(
             name,
-            f"enabled, but {PARSER} is not found: the default profile can't be loaded",
+            f"enabled, but {PARSER} is not found: the default profile cannot be loaded",
             node.install("apparmor", "apparmor-parser"),
         )
     return ok(name, f"enabled, the daemon will load {profile} with {parser()}")
 
 
 def selinux(node: Node, switch: Switch = Switch.AUTO) -> Row:
-    """SELinux: where it enforces, containers need the labels of a container policy."""
+    """With SELinux enforcing, whether the policy has labels for containers."""
     name = "selinux"
     mode = enforcing(node.root)
     if mode is None:
@@ -110,28 +110,28 @@ def selinux(node: Node, switch: Switch = Switch.AUTO) -> Row:
     except ConfigError as error:
         return failed(
             name,
-            f"{told} without a policy for containers, the daemon won't start: {error}",
+            f"{told} without a policy for containers: the daemon will not start: {error}",
             node.install("selinux-policy-default", "container-selinux"),
         )
     return ok(name, f"{told}, containers are labelled")
 
 
 def oci_hooks(directories: Sequence[Path], hook_list: Path | None) -> Row:
-    """The node's OCI hooks: each file must be usable, each program root's own."""
+    """Whether each OCI hook file is valid, and each hook program writable by root only."""
     name = "oci hooks"
     try:
         hooks = HookFiles(directories, hook_list)
     except ConfigError as error:
-        return failed(name, f"{error}: the daemon won't start", "correct the file")
+        return failed(name, f"{error}: the daemon will not start", "correct the file")
     found = hooks.current()
     problems = [*hooks.files.problems(), *untrusted_programs(found)]
     if problems:
-        return warning(name, "; ".join(problems), "correct or remove what is named")
+        return warning(name, "; ".join(problems), "correct or remove these files")
     return ok(name, f"{len(found)} found" if found else "none")
 
 
 def cdi_devices(directories: Sequence[Path]) -> Row:
-    """CDI: each device file must be usable."""
+    """Whether each CDI device file is valid."""
     name = "cdi"
     registry = CdiRegistry(directories)
     devices = [
@@ -141,28 +141,28 @@ def cdi_devices(directories: Sequence[Path]) -> Row:
         for device in file.value.devices
     ]
     if problems := registry.files.problems():
-        return warning(name, "; ".join(problems), "correct or remove what is named")
+        return warning(name, "; ".join(problems), "correct or remove these files")
     return ok(name, f"{len(devices)} devices" if devices else "no devices")
 
 
 def capabilities(node: Node, defaults: Sequence[str]) -> Row:
-    """What this process may do; a service started otherwise may have more or less than this shell."""
+    """Whether this process has the capabilities that the daemon needs. As a service it may have others."""
     name = "capabilities"
     try:
         effective = int(node.status_field("CapEff"), 16)
         bounding = int(node.status_field("CapBnd"), 16)
     except ValueError:
-        return failed(name, "/proc/self/status can't be read", "mount /proc")
+        return failed(name, "cannot read /proc/self/status", "mount /proc")
     have = _names(effective & bounding)
     missing = [(n, cost) for n, cost in NEEDED_CAPABILITIES.items() if n not in have]
     if missing:
         told = "; ".join(f"{n}: {cost}" for n, cost in missing)
         return failed(
-            name, f"missing {told}", "run this as root, in a container as a privileged one"
+            name, f"missing {told}", "run this as root; in a container, make it privileged"
         )
     wanted = [f"{n}: {cost}" for n, cost in WANTED_CAPABILITIES.items() if n not in have]
     wanted += [
-        f"{n}: it is in security.default_capabilities, and no container can have it"
+        f"{n}: it is in security.default_capabilities, but no container can have it"
         for n in defaults
         if n not in have and n not in WANTED_CAPABILITIES
     ]
@@ -172,7 +172,7 @@ def capabilities(node: Node, defaults: Sequence[str]) -> Row:
             f"missing {'; '.join(wanted)}",
             "start the daemon with all capabilities (in systemd: no CapabilityBoundingSet)",
         )
-    return ok(name, "all that are needed")
+    return ok(name, "all required ones are present")
 
 
 def _names(mask: int) -> set[str]:
@@ -180,7 +180,7 @@ def _names(mask: int) -> set[str]:
 
 
 def open_files() -> Row:
-    """The limit on descriptors of this process; the daemon's unit sets its own."""
+    """The limit of open files of this process. The daemon's systemd unit sets its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY in (soft, hard) or hard >= MIN_NOFILE:
         return ok("open files", f"limit {soft}, can be raised to {hard}")

@@ -29,8 +29,8 @@ def test_the_demo_proves_a_pod_and_leaves_nothing(crash_daemon: Daemon) -> None:
     shown = crash_daemon.cli("demo").stdout
     assert f"on network {crash_daemon.name}" in shown
     assert "stdout F hello from pod hello-" in shown
-    assert "the container left with exit code 0" in shown
-    assert "the demo went well" in shown
+    assert "the container ended with exit code 0" in shown
+    assert "the demo succeeded" in shown
     assert crash_daemon.client.pods() == []
     assert left_by_demos() == []
 
@@ -89,7 +89,7 @@ def test_a_daemon_that_dies_in_the_middle_is_told(crash_daemon: Daemon) -> None:
                 crash_daemon.kill9()
         assert process.wait(DEADLINE_S) == 1
         told = process.stderr.read()
-    assert "not everything could be taken away" in told
+    assert "not everything could be removed" in told
     assert f"crictl -r unix://{crash_daemon.socket} rmp -f " in told
     for log_dir in left_by_demos():
         log_dir.rmdir()

@@ -111,7 +111,7 @@ def test_a_node_is_wiped_with_the_daemon_without_it_and_after_a_crash(wiped: Wip
         ended = wiped.wipe()
         assert ended.code == 0, ended
         assert "removing pods" in ended.out
-        assert "taken away: 3 pods, 4 containers" in ended.out
+        assert "removed: 3 pods, 4 containers" in ended.out
         assert (client.pods(), client.containers()) == ([], [])
         wiped.assert_nothing_left(ids)
         # A plugin that does not let go, and a damaged record, after a crash.
@@ -137,7 +137,7 @@ def test_a_node_is_wiped_with_the_daemon_without_it_and_after_a_crash(wiped: Wip
         assert wiped.wipe().code == 0
         daemon.start()
         assert client.pods() == []
-        assert "nothing was taken away" in unanswered(daemon)
+        assert "nothing was removed" in unanswered(daemon)
     finally:
         subprocess.run(["ip", "netns", "delete", other.name], check=True)
 

@@ -31,7 +31,7 @@ def rows_are(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> None:
     [
         ((OK,), 0, "this node can run cri-shim: 1 ok, 0 warning, 0 failed"),
         ((OK, WARNING), 0, "this node can run cri-shim, with the limits above: 1 ok, 1 warning, 0"),
-        ((OK, WARNING, FAILED), 1, "this node can't run cri-shim yet: 1 ok, 1 warning, 1 failed"),
+        ((OK, WARNING, FAILED), 1, "this node cannot run cri-shim yet: 1 ok, 1 warning, 1 failed"),
     ],
 )
 def test_only_a_failed_row_makes_the_exit_code_1(

@@ -43,7 +43,7 @@ def test_check_without_a_file_says_that_the_defaults_apply(
 ) -> None:
     monkeypatch.setattr(command, "DEFAULT_FILE", tmp_path / "none.yaml")
     assert main(["config", "check"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/none.yaml: not there, the defaults apply\n"
+    assert capsys.readouterr().out == f"{tmp_path}/none.yaml: does not exist, the defaults apply\n"
 
 
 def test_check_of_a_file_that_is_missing_fails(

@@ -35,5 +35,5 @@ def test_a_daemon_on_the_network_only_can_not_be_commanded(tmp_path: Path) -> No
         (tmp_path / name).write_text("")
     tls = f"tls={{cert: {tmp_path}/cert, key: {tmp_path}/key, client_ca: {tmp_path}/ca}}"
     arguments = parsed("--set", 'listen=["tcp://127.0.0.1:1"]', "--set", tls)
-    with pytest.raises(ConfigError, match="say --socket PATH"):
+    with pytest.raises(ConfigError, match="use --socket PATH"):
         daemon_address.connect(arguments)

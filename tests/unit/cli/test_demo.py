@@ -80,15 +80,15 @@ def test_every_step_is_shown_and_nothing_is_left(daemon: FakeDaemon, client: Cli
     assert code == 0
     for text in (
         f"cri-shim 1.2.3 on {client.socket_path}, runc 9.9",
-        "localhost/cri-shim-demo:1, 2.0 MiB, made of this node's busybox",
+        "localhost/cri-shim-demo:1, 2.0 MiB, built from this node's busybox",
         f"is ready, IP {IP} on network pods",
         "stdout F hello from pod hello-",
         "stderr F and hello-",
         f"eth0 has {IP}/24",
         f"http://{IP}:8080/ answers: hello from pod",
         "CPU 25.0 ms, memory 1.0 MiB, disk 4.0 KiB",
-        "container, pod, network namespace, image and log are gone",
-        "the demo went well, in 0.",
+        "container, pod, network namespace, image and log are removed",
+        "the demo succeeded in 0.",
     ):
         assert text in shown
     assert nothing_is_left(daemon)
@@ -117,7 +117,7 @@ def test_a_kept_pod_stays_and_the_way_to_look_at_it_is_told(
     assert list(daemon.running) == ["c0"]
     assert f"export CONTAINER_RUNTIME_ENDPOINT=unix://{client.socket_path}" in shown
     assert "crictl logs c0\n" in shown
-    take_away = shown.partition("take it away:\n")[2].split("\n")
+    take_away = shown.partition("remove it with:\n")[2].split("\n")
     assert [line.split()[-2:] for line in take_away if line] == [
         ["-f", "5a"],
         ["rmi", requests.IMAGE],
@@ -128,10 +128,10 @@ def test_a_kept_pod_stays_and_the_way_to_look_at_it_is_told(
 def test_an_image_that_was_there_is_used_and_stays(daemon: FakeDaemon, client: Client) -> None:
     daemon.images = {IMAGE_ID: {requests.IMAGE}}
     _, shown = run(client)
-    assert "was here already" in shown
+    assert "already present" in shown
     assert "ImportImage" not in daemon.calls
     assert daemon.images == {IMAGE_ID: {requests.IMAGE}}
-    assert "pod, network namespace and log are gone" in shown
+    assert "pod, network namespace and log are removed" in shown
 
 
 def test_an_image_whose_content_had_another_name_stays(daemon: FakeDaemon, client: Client) -> None:
@@ -200,7 +200,11 @@ def test_a_creation_that_was_given_up_is_joined_and_its_sandbox_removed(
 
 @pytest.mark.parametrize(
     ("ip", "message"),
-    [("", "no IP address"), ("127.0.0.5", "no pod can have"), ("0.0.0.0", "no pod can have")],
+    [
+        ("", "no IP address"),
+        ("127.0.0.5", "not usable for a pod"),
+        ("0.0.0.0", "not usable for a pod"),
+    ],
 )
 def test_an_address_that_no_pod_can_have_is_refused(
     daemon: FakeDaemon, client: Client, ip: str, message: str
@@ -212,7 +216,7 @@ def test_an_address_that_no_pod_can_have_is_refused(
 
 def test_a_log_that_says_something_else_is_refused(daemon: FakeDaemon, client: Client) -> None:
     daemon.stdout = "hello from somebody else"
-    assert "step 5 of 9, log: the log holds other lines" in failure(client)
+    assert "step 5 of 9, log: the log has other lines" in failure(client)
     assert nothing_is_left(daemon)
 
 
@@ -236,8 +240,8 @@ def test_a_container_that_ends_at_once_is_told_with_its_last_words(
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ("other\n65534\n", "it sees host name 'other'"),
-        ("", "it sees host name ''"),
+        ("other\n65534\n", "sees host name 'other'"),
+        ("", "sees host name ''"),
         ("{pod}\n0\n", "and user '0'"),
         (
             "{pod}\n65534\n    inet 10.9.9.9/24 scope global eth0\n",
@@ -278,7 +282,7 @@ def test_a_page_of_somebody_else_is_refused(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (TimeoutError("timed out"), "got no answer from http://10.1.2.3:8080/: timed out"),
+        (TimeoutError("timed out"), "cannot fetch http://10.1.2.3:8080/ from this node: timed out"),
         (ConnectionRefusedError(), "nothing listens at http://10.1.2.3:8080/ within"),
     ],
 )
@@ -327,9 +331,9 @@ def test_what_the_node_does_not_account_is_not_shown(daemon: FakeDaemon, client:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("cpu_ns", 0, "used no CPU"),
-        ("memory_bytes", 0, "use no memory"),
-        ("layer_bytes", 0, "writable layer is said to be empty"),
+        ("cpu_ns", 0, "CPU usage is 0"),
+        ("memory_bytes", 0, "memory usage is 0"),
+        ("layer_bytes", 0, "writable layer is empty in ContainerStats"),
     ],
 )
 def test_statistics_that_can_not_be_are_refused(
@@ -346,14 +350,17 @@ def test_a_node_that_accounts_nothing_fails(daemon: FakeDaemon, client: Client) 
 
 def test_a_stop_that_had_to_kill_is_told(daemon: FakeDaemon, client: Client) -> None:
     daemon.exit_code_at_stop = 137
-    assert "ended with exit code 137 (Error), but it leaves with 0" in failure(client)
+    assert "ended with exit code 137 (Error) after its stop, but it exits with 0" in failure(client)
     assert nothing_is_left(daemon)
 
 
 def test_a_removal_that_removes_nothing_is_found_out(daemon: FakeDaemon, client: Client) -> None:
     daemon.forgets_nothing = True
     message = failure(client)
-    assert f"there still is sandbox 5a, container c0, image {requests.IMAGE}" in message
+    assert (
+        f"still present after the removal: sandbox 5a, container c0, image {requests.IMAGE}"
+        in message
+    )
 
 
 def test_what_can_not_be_taken_away_is_told_with_the_commands_that_do(
@@ -365,9 +372,9 @@ def test_what_can_not_be_taken_away_is_told_with_the_commands_that_do(
     }
     message = failure(client)
     assert message.startswith("the demo failed at step 6 of 9, exec: ")
-    assert "not everything could be taken away: cannot remove sandbox 5a" in message
+    assert "not everything could be removed: cannot remove sandbox 5a" in message
     assert message.endswith(
-        f"take away what is left with: crictl -r unix://{client.socket_path} rmp -f 5a"
+        f"remove what is left with: crictl -r unix://{client.socket_path} rmp -f 5a"
     )
     assert not daemon.images, "one failure does not keep the rest"
 
@@ -385,7 +392,7 @@ def test_a_signal_ends_the_demo_after_the_step_and_nothing_is_left(
     code, shown = run(client)
     assert code == 128 + number
     assert "interrupted: waiting for the running step" in capfd.readouterr().err
-    assert shown.endswith("interrupted; everything that was made is taken away\n")
+    assert shown.endswith("interrupted; everything that was created is removed again\n")
     assert nothing_is_left(daemon)
 
 
@@ -409,7 +416,7 @@ def test_a_second_signal_leaves_at_once_and_tells_what_is_left(
 
     daemon.on_call["RunPodSandbox"] = twice
     message = failure(client)
-    assert message.startswith("interrupted twice; take away what is left with: ")
+    assert message.startswith("interrupted twice; remove what is left with: ")
     assert "pods -q --label demo=hello-" in message
     assert f"rmi {requests.IMAGE}" in message
 

@@ -82,4 +82,4 @@ def test_a_root_that_is_in_use_though_its_socket_does_not_answer_is_explained(
     text = str(failure.value)
     assert f"cannot reach the daemon on {tmp_path}/cri.sock: there is no such socket" in text
     assert f"root directory {tmp_path}/root is in use by process" in text
-    assert "starts, stops or hangs" in text
+    assert "starting, stopping or hanging" in text

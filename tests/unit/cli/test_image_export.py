@@ -57,7 +57,7 @@ async def test_a_terminal_is_spared_the_archive(
     with pytest.raises(SystemExit) as ended:
         command("export", A)
     assert ended.value.code == 2
-    assert "say FILE" in capsys.readouterr().err
+    assert "give FILE" in capsys.readouterr().err
 
 
 async def test_an_export_that_fails_leaves_the_older_file_alone(tmp_path: Path) -> None:

@@ -49,5 +49,5 @@ def test_every_form_of_the_time_is_taken(time: bytes) -> None:
     ],
 )
 def test_a_line_of_another_form_is_named(line: bytes) -> None:
-    with pytest.raises(CorruptStateError, match=r"^line 2 is not"):
+    with pytest.raises(CorruptStateError, match=r"^line 2 of the log does not have"):
         parse_log(TIME + b" stdout F fine\n" + line + b"\n")

@@ -23,4 +23,4 @@ def test_abbreviations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_near_miss_is_named() -> None:
     assert suggest("serv", ["serve", "check"]) == "did you mean 'serve'?"
-    assert suggest("zzz", ["serve", "check"]) == "there are: serve, check"
+    assert suggest("zzz", ["serve", "check"]) == "known are: serve, check"

@@ -53,7 +53,7 @@ async def test_a_daemon_that_answers_does_it(
     assert (code, daemon.everything.asked) == (0, [True])
     assert capsys.readouterr().out.splitlines() == [
         "removing pods",
-        "taken away: 2 pods, 3 containers",
+        "removed: 2 pods, 3 containers",
     ]
     assert not (tmp_path / "root").exists()
 
@@ -69,8 +69,8 @@ async def test_what_is_left_is_a_line_each_and_a_failure(
     assert capsys.readouterr().out.splitlines()[1:] == [
         "left: sandbox 1a: it is busy",
         "left: b: c d",
-        "taken away: 2 pods, 3 containers",
-        "2 things could not be taken away: remedy that and run `cri-shim wipe` again",
+        "removed: 2 pods, 3 containers",
+        "2 objects could not be removed: fix the cause and run `cri-shim wipe` again",
     ]
 
 
@@ -87,10 +87,8 @@ def test_it_asks_first_and_takes_nothing_but_yes_for_yes(
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
     assert command(wipe, "--images", *options) == code
     out = capsys.readouterr().out
-    assert (
-        f"Take away everything in {tmp_path}/root: 1 pod and 0 containers, and all images?" in out
-    )
-    assert "nothing was taken away" in out
+    assert f"Remove everything in {tmp_path}/root: 1 pod and 0 containers, and all images?" in out
+    assert "nothing was removed" in out
 
 
 @pytest.mark.asyncio
@@ -110,7 +108,7 @@ def test_without_a_daemon_it_is_done_alone(
     leftover = Paths(tmp_path / "root", tmp_path / "state").container(new_id())
     leftover.root_dir.mkdir(parents=True)
     assert command(wipe, "--yes", *options) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "no daemon runs: taking over what it left"
+    assert capsys.readouterr().out.splitlines()[0] == "no daemon runs: recovering its state"
     assert not leftover.root_dir.exists()
     assert command(wipe, "--yes", *options) == 0
 
@@ -119,7 +117,9 @@ def test_a_root_that_another_process_has_is_left_alone(tmp_path: Path, options: 
     paths = Paths(tmp_path / "root", tmp_path / "state")
     with (
         root_lock(paths),
-        pytest.raises(UnavailableError, match=r"nothing can be wiped without it: .* in use by"),
+        pytest.raises(
+            UnavailableError, match=r"nothing can be wiped without it either: .* in use by"
+        ),
     ):
         command(wipe, "--yes", *options)
 
@@ -133,5 +133,5 @@ def test_a_daemon_that_was_named_is_asked_or_nobody(tmp_path: Path, options: lis
 def test_only_what_there_was_is_summed_up() -> None:
     sums = admin.WipeSums(sandboxes=1, leftovers=2, attachments=1, images=4)
     assert wipe.report(sums, []) == [
-        "taken away: 1 pod, 0 containers, 2 leftovers, 1 pending network delete, 4 images"
+        "removed: 1 pod, 0 containers, 2 leftovers, 1 pending network delete, 4 images"
     ]

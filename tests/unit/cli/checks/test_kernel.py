@@ -68,7 +68,7 @@ def test_an_overlay_that_cannot_be_mounted_leaves_nothing_behind(
     monkeypatch.setattr("cri_shim.host.mounts.mount_overlay", refuse)
     row = kernel.overlayfs(tmp_path / "root")
     assert (row.level, row.remedy) == (Level.FAILED, "modprobe overlay")
-    assert row.detail == f"can't be mounted on {tmp_path}: No such device"
+    assert row.detail == f"cannot be mounted on {tmp_path}: No such device"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,4 +77,4 @@ def test_a_root_that_cannot_be_written_to_fails(tmp_path: Path) -> None:
     blocker.write_text("")
     row = kernel.overlayfs(blocker)
     assert row.level is Level.FAILED
-    assert "can't be written to" in row.detail
+    assert "cannot write to" in row.detail

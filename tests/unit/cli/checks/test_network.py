@@ -126,7 +126,7 @@ def test_a_socket_is_free_held_or_blocked(tmp_path: Path, listener: socket.socke
     assert (held.level, held.detail) == (Level.OK, f"a server answers there (pid {os.getpid()})")
     listener.close()
     assert network.unix_socket(tmp_path / "s", settings).detail == "free"
-    assert "made in" in network.unix_socket(tmp_path / "a" / "s", settings).detail
+    assert "created in" in network.unix_socket(tmp_path / "a" / "s", settings).detail
     (tmp_path / "file").write_text("")
     assert network.unix_socket(tmp_path / "file", settings).level is Level.FAILED
 
@@ -134,7 +134,7 @@ def test_a_socket_is_free_held_or_blocked(tmp_path: Path, listener: socket.socke
 def test_a_socket_needs_its_group_and_is_no_ones_but_roots(tmp_path: Path) -> None:
     unknown = SocketSettings(group=GroupName("no-such-group"))
     row = network.unix_socket(tmp_path / "s", unknown)
-    assert (row.level, row.detail) == (Level.FAILED, "there is no group no-such-group")
+    assert (row.level, row.detail) == (Level.FAILED, "group no-such-group does not exist")
     assert (
         network.unix_socket(tmp_path / "s", SocketSettings(group=GroupName("0"))).level is Level.OK
     )

@@ -43,7 +43,7 @@ def test_a_file_in_the_way_of_a_directory_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     row = resources.directories(tmp_path / "root", tmp_path / "file" / "state")
     assert row.level is Level.FAILED
-    assert row.detail == f"state: {tmp_path}/file is no directory"
+    assert row.detail == f"state: {tmp_path}/file is not a directory"
     assert resources.directories(tmp_path / "root", tmp_path / "state").level is Level.OK
 
 

@@ -57,7 +57,7 @@ def test_only_the_default_handlers_absence_is_a_failure(
     assert runc.remedy == "apt-get install runc, or set runtime.handlers.runc.path"
     assert kata.level is Level.WARNING
     assert kata.remedy.startswith("install it from https://katacontainers.io, or set")
-    assert kata.remedy.endswith("take the handler away with runtime.handlers.kata: null")
+    assert kata.remedy.endswith("remove the handler with runtime.handlers.kata: null")
 
 
 def test_a_current_runtime_is_ok(program: Program, node: Node, tmp_path: Path) -> None:
@@ -116,7 +116,10 @@ def test_kata_without_kvm_is_told(program: Program, node: Node, tmp_path: Path) 
 def test_conmon_needs_full_attach(program: Program, node: Node) -> None:
     program("conmon", 'case $1 in --help) echo "--attach";; *) echo "conmon version 2.0.1";; esac')
     row = with_reaper(lambda reaper: runtimes.monitor(node, reaper, "conmon"))
-    assert (row.level, row.detail) == (Level.FAILED, "conmon version 2.0.1 has no --full-attach")
+    assert (row.level, row.detail) == (
+        Level.FAILED,
+        "conmon version 2.0.1 has no option --full-attach",
+    )
     program(
         "conmon", 'case $1 in --help) echo "--full-attach";; *) echo "conmon version 2.1.6";; esac'
     )

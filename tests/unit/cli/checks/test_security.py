@@ -39,13 +39,13 @@ def test_all_capabilities_are_ok(tmp_path: Path) -> None:
 def test_a_missing_capability_comes_with_its_cost(tmp_path: Path) -> None:
     row = security.capabilities(with_capabilities(tmp_path, without("SYS_RESOURCE")), [])
     assert row.level is Level.WARNING
-    assert row.detail.startswith("missing SYS_RESOURCE: oom_score_adj can't be lowered")
+    assert row.detail.startswith("missing SYS_RESOURCE: oom_score_adj cannot be lowered")
 
 
 def test_without_sys_admin_the_daemon_cannot_work(tmp_path: Path) -> None:
     row = security.capabilities(with_capabilities(tmp_path, without("SYS_ADMIN", "KILL")), [])
     assert row.level is Level.FAILED
-    assert "KILL: containers can't be stopped; SYS_ADMIN:" in row.detail
+    assert "KILL: containers cannot be stopped; SYS_ADMIN:" in row.detail
 
 
 def test_a_default_capability_outside_the_bounding_set_is_told(tmp_path: Path) -> None:
