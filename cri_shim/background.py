@@ -18,7 +18,7 @@ from cri_shim.operations import step
 from cri_shim.threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -126,6 +126,21 @@ async def side_by_side(
         # Out here, where the group, which has it among its own, does not become what it came from.
         raise failed[0]
     return result.result()
+
+
+async def for_each(
+    items: Iterable[T], work: Callable[[T], Awaitable[object]], *, at_once: int
+) -> None:
+    """Do `work` for each item, at most `at_once` at a time, begun in order. The first failure ends the rest."""
+    left = iter(tuple(items))
+
+    async def take() -> None:
+        for item in left:
+            await work(item)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(take())
 
 
 async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -228,6 +228,8 @@ def remedy(error: BaseException) -> str:
     """What a person can do about a lack."""
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return "make the file system writable and try again"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room on the node: free some space and try again"
     return "make room on the node and try again"
 
 

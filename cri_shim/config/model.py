@@ -66,11 +66,14 @@ class LogFormat(StrEnum):
 
 
 class HandlerKind(StrEnum):
-    """What a runtime handler makes of a pod."""
+    """How a runtime handler isolates a pod."""
 
     OCI = "oci"
+    """Processes on the host's kernel."""
     VM = "vm"
+    """A virtual machine with its own kernel per pod."""
     SHIM = "shim"
+    """A shim that speaks containerd's task protocol."""
 
 
 class Switch(StrEnum):

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import CriShimError
 from cri_shim.host.mounts import can_map_ids, has_mount_setattr
 from cri_shim.host.userns import new_user_namespace
 from cri_shim.kernel_call import in_time
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.refusals import crun_problem
-from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeKind, Runtimes
-from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
+from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, Runtimes
+from cri_shim.oci.spec.inputs import HandlerFacts
 
 if TYPE_CHECKING:
     from cri_shim.config.model import RuntimeSettings
@@ -74,7 +75,7 @@ class Handlers:
         features = self._features.get(name)
         return HandlerFacts(
             name=name,
-            kind=HandlerKind.VM if settings.kind == "vm" else HandlerKind.OCI,
+            kind=HandlerKind(settings.kind),
             pod_annotations=tuple(settings.pod_annotations),
             container_annotations=tuple(settings.container_annotations),
             unsafe_annotations=tuple(
@@ -124,7 +125,7 @@ class Handlers:
             self._usable.add(name)
 
     def _refusal(self, runtime: Runtime, version: RuntimeVersion) -> str:
-        if runtime.settings.kind is not RuntimeKind.OCI:
+        if runtime.settings.kind is not HandlerKind.OCI:
             return f"kind {runtime.settings.kind} is not served yet"
         refusal = crun_problem(self._layout) if version.name == "crun" else None
         return "" if refusal is None else f"crun {refusal[0]}: {refusal[1]}"
@@ -149,7 +150,7 @@ class Handlers:
                     HandlerSettings(
                         name=str(name),
                         path=str(handler.path),
-                        kind=RuntimeKind(handler.kind),
+                        kind=handler.kind,
                         args=tuple(handler.args),
                         root_dir=self._paths.runtime_root(str(name)),
                         env={str(key): value for key, value in handler.env.items()},

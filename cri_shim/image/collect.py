@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim.background import uninterrupted
+from cri_shim.errors import host_step
 from cri_shim.host.files import disk_usage
-from cri_shim.image.ingest import storage_error
 from cri_shim.image.integrity.report import Collected
 
 if TYPE_CHECKING:
@@ -64,10 +64,8 @@ async def collect(
         if dry_run:
             return collected
         if manifests:
-            try:
+            with host_step("collecting images"):
                 await state.forget(manifests)
-            except OSError as error:
-                raise storage_error(error, "collecting images") from error
         # Determined again: a container may have started, or other work ended, while the list was written.
         unneeded = state.layers.unneeded(state.kept_chains(), state.in_use())
         trash = await state.layers.detach(unneeded)

@@ -7,15 +7,12 @@ The layers of one image unpack in parallel; a layer waits for the one below only
 from __future__ import annotations
 
 import asyncio
-import errno
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from cri_shim.errors import (
-    CriShimError,
     DamagedBlobError,
-    ResourceExhaustedError,
 )
 from cri_shim.image.manifest import chain_ids
 
@@ -128,10 +125,3 @@ async def _ensure(
                 raise
             log.warning("a layer arrived damaged; trying again", error=str(error))
     raise AssertionError("the last try returns or raises")
-
-
-def storage_error(error: OSError, doing: str) -> CriShimError:
-    """The caller's error for an OSError of this node while `doing` something."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhaustedError(f"{doing}: {error}; free some space and try again")
-    return CriShimError(f"{doing}: {error}")

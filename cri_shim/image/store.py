@@ -21,11 +21,12 @@ from cri_shim.errors import (
     BadImageReferenceError,
     CorruptStateError,
     NotFoundError,
+    host_step,
 )
 from cri_shim.image.archive_feed import ArchiveFeed, with_names
 from cri_shim.image.collect import collect
 from cri_shim.image.export import prepare_export
-from cri_shim.image.ingest import storage_error, unpack_layers
+from cri_shim.image.ingest import unpack_layers
 from cri_shim.image.integrity.check import Checker
 from cri_shim.image.integrity.repair import Repairer
 from cri_shim.image.manifest import MAX_CONFIG_BYTES, chain_ids
@@ -166,10 +167,8 @@ class ImageStore:
         if image is None:
             raise NotFoundError("image", text, "pull or import it first")
         with self.hold(image) as stack:
-            try:
+            with host_step(f"preparing image {image.name} as a volume"):
                 volume = await asyncio.to_thread(image_volume, image, stack, sub_path)
-            except OSError as error:
-                raise storage_error(error, f"preparing image {image.name} as a volume") from error
             yield volume
 
     async def configuration(self, image: Image) -> bytes:
@@ -287,11 +286,9 @@ class ImageStore:
         async with self._state.changing:
             image = self.find(text)
             digests = self._state.lost_called(text) if image is None else image.manifest_digests
-            try:
-                if digests:
+            if digests:
+                with host_step(f"removing image {text}"):
                     await self._state.forget(digests)
-            except OSError as error:
-                raise storage_error(error, f"removing image {text}") from error
             if image is None:
                 raise NotFoundError("image", text)
         await self._clear(among=image.chain)

@@ -37,6 +37,7 @@ from cri_shim.errors import (
     BadImageReferenceError,
     CorruptStateError,
     NotFoundError,
+    host_step,
 )
 from cri_shim.host.durable import sync_file_system
 from cri_shim.host.files import TMP_SUFFIX, remove_tree
@@ -44,7 +45,6 @@ from cri_shim.image.blobs import BlobStore
 from cri_shim.image.catalog import Catalog, Described, Lost, describe, read_described
 from cri_shim.image.image_records import ImageRecords
 from cri_shim.image.index import ImageIndex, load_index, save_index, set_aside
-from cri_shim.image.ingest import storage_error
 from cri_shim.image.ingest_directory import INGEST_NAME
 from cri_shim.image.layers import LayerStore
 from cri_shim.image.reference import parse_reference
@@ -294,14 +294,13 @@ class StoreState:
         spool_dir = self.ingest_dir / f"spool-{next(self._numbers)}"
         self._live.add(spool_dir.name)
         try:
-            spool_dir.mkdir(mode=0o700)
-            fd = os.open(spool_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise storage_error(error, doing) from error
+            with host_step(doing):
+                spool_dir.mkdir(mode=0o700)
+                fd = os.open(spool_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    yield fd
+                finally:
+                    os.close(fd)
         finally:
             try:
                 await uninterrupted(remove_tree, spool_dir)

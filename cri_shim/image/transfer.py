@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim import metrics
 from cri_shim.background import uninterrupted
-from cri_shim.errors import DamagedBlobError
-from cri_shim.image.ingest import storage_error
+from cri_shim.errors import DamagedBlobError, host_step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -50,10 +49,8 @@ class Transfer:
 
     async def write(self, chunk: bytes) -> None:
         """Append bytes. Raises ResourceExhaustedError (disk full), CriShimError."""
-        try:
+        with host_step(f"{self._what}: storing its blob"):
             await uninterrupted(self._take, chunk)
-        except OSError as error:
-            raise storage_error(error, f"{self._what}: storing its blob") from error
         self._received += len(chunk)
         metrics.IMAGE_PULL_BYTES.inc(len(chunk))
         self._news.set()

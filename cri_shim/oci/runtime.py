@@ -10,28 +10,17 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import UnknownRuntimeHandlerError
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
-
-
-class RuntimeKind(StrEnum):
-    """How a handler isolates containers."""
-
-    OCI = "oci"
-    """Processes on the host's kernel."""
-    VM = "vm"
-    """A virtual machine with its own kernel per pod."""
-    SHIM = "shim"
-    """A shim that speaks containerd's task protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +33,7 @@ class HandlerSettings:
     """The runtime's executable: a path, or a name to look up in PATH."""
     root_dir: Path
     """The directory of the runtime's own state (`--root`)."""
-    kind: RuntimeKind = RuntimeKind.OCI
+    kind: HandlerKind = HandlerKind.OCI
     args: tuple[str, ...] = ()
     """Global options before the command."""
     env: Mapping[str, str] = field(default_factory=dict)

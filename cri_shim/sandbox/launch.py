@@ -10,11 +10,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import write_atomic
 from cri_shim.kernel_call import in_time_for
 from cri_shim.oci.conmon import MonitorRequest
-from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.oci.spec.container import encode_spec
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.exec.files_limits import limit_files
@@ -154,7 +154,7 @@ class Launcher:
 
         A runtime with a kernel of its own has its processes where it likes.
         """
-        if launch.runtime.settings.kind is not RuntimeKind.OCI:
+        if launch.runtime.settings.kind is not HandlerKind.OCI:
             return
         found, wanted = self._cgroups.cgroup_of(pid), launch.cgroup_path.relative_dir
         if found is not None and f"{found}/".startswith(f"{wanted}/"):

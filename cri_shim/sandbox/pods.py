@@ -20,9 +20,9 @@ import structlog
 from cri_shim import metrics
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import side_by_side
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import AlreadyExistsError, NotFoundError, UnsupportedError, WrongStateError
 from cri_shim.ids import new_id
-from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.operations import documents, step
 from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
@@ -119,7 +119,7 @@ class Pods:
             config.metadata.attempt,
         )
         runtime = self._runtime_of(handler)
-        if runtime.settings.kind is not RuntimeKind.OCI:
+        if runtime.settings.kind is not HandlerKind.OCI:
             raise UnsupportedError(
                 f"runtime handler {runtime.settings.name!r}: kind {runtime.settings.kind} is not served yet: "
                 "use a handler of kind oci"

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, cast
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import Background
 from cri_shim.config import Config
-from cri_shim.config.model import RuntimeSettings, SandboxSettings
+from cri_shim.config.model import HandlerKind, RuntimeSettings, SandboxSettings
 from cri_shim.config.values import Seconds
 from cri_shim.daemon.mechanisms import Mechanisms
 from cri_shim.daemon.sandbox_layer import build_sandbox_layer
-from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.oci.spec.inputs import NodeFacts
 from cri_shim.operations import Operations
 from cri_shim.paths import Paths
@@ -347,7 +346,7 @@ async def open_harness(base: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[N
         images=FakeImages(),
         runtimes={
             "runc": FakeRuntime(kernel),
-            "kata": FakeRuntime(kernel, "kata", RuntimeKind.VM),
+            "kata": FakeRuntime(kernel, "kata", HandlerKind.VM),
         },
     )
     harness.open()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import NotFoundError, RuntimeCommandError
 from cri_shim.oci.conmon import Monitored, MonitorIdentity, MonitorRequest
 from cri_shim.oci.runtime import (
     HandlerSettings,
     RuntimeFeatures,
-    RuntimeKind,
     Runtimes,
     RuntimeState,
     RuntimeVersion,
@@ -38,7 +38,7 @@ class FakeRuntime:
     """A `Runtime` whose state is a dictionary."""
 
     def __init__(
-        self, kernel: Kernel, name: str = "runc", kind: RuntimeKind = RuntimeKind.OCI
+        self, kernel: Kernel, name: str = "runc", kind: HandlerKind = HandlerKind.OCI
     ) -> None:
         self._kernel = kernel
         self._points = kernel.points

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
+from cri_shim.config.values import CAPABILITIES
 from cri_shim.oci.spec.security import MASKED_PATHS
 from tests import images
 from tests.integration.scene import Pod, namespace, refused
@@ -32,7 +32,7 @@ EVERY_SET = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
 def named(mask: int) -> set[str]:
-    return {name for number, name in enumerate(LINUX_CAPABILITIES) if mask >> number & 1}
+    return {name for number, name in enumerate(CAPABILITIES) if mask >> number & 1}
 
 
 def process_status(pod: Pod, config: api.ContainerConfig) -> dict[str, str]:
@@ -105,7 +105,7 @@ def test_ambient_capability_is_one_for_another_user_too(client: Client, image: s
     context.capabilities.add_ambient_capabilities.append("NET_RAW")
     context.capabilities.drop_capabilities.append("ALL")
     container = pod.sleeper(config)
-    only = 1 << LINUX_CAPABILITIES.index("NET_RAW")
+    only = 1 << CAPABILITIES.index("NET_RAW")
     for line in pod.asks(container, "grep ^Cap /proc/1/status /proc/self/status").splitlines():
         name, _, value = line.partition("Cap")[2].partition(":")
         assert int(value, 16) == only, name

@@ -15,6 +15,7 @@ from cri_shim import background as background_module
 from cri_shim.background import (
     Background,
     end_of,
+    for_each,
     settled,
     side_by_side,
     undivided,
@@ -22,6 +23,7 @@ from cri_shim.background import (
     until_done,
 )
 from cri_shim.errors import CriShimError, DeadlineError, forget_frames
+from tests.fakes.clock import until
 
 
 @pytest.mark.asyncio
@@ -447,3 +449,40 @@ async def test_a_cancellation_is_told_after_the_end_and_only_once() -> None:
     future.set_result(None)
     await waiting
     assert [type(each) for each in told] == [asyncio.CancelledError]
+
+
+@pytest.mark.asyncio
+async def test_work_is_begun_in_order_and_no_more_at_once_than_told() -> None:
+    begun: list[int] = []
+    gates = [asyncio.Event() for _ in range(4)]
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        await gates[number].wait()
+
+    doing = asyncio.ensure_future(for_each(range(4), work, at_once=2))
+    await until(lambda: begun == [0, 1])
+    gates[1].set()
+    await until(lambda: begun == [0, 1, 2])
+    for gate in gates:
+        gate.set()
+    await doing
+    assert begun == [0, 1, 2, 3]
+
+
+@pytest.mark.asyncio
+async def test_a_failure_ends_the_rest() -> None:
+    begun: list[int] = []
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        raise ValueError(number)
+
+    with pytest.raises(ExceptionGroup):
+        await for_each(range(9), work, at_once=1)
+    assert begun == [0]
+
+
+@pytest.mark.asyncio
+async def test_nothing_to_do_is_done_at_once() -> None:
+    await for_each((), asyncio.sleep, at_once=3)

@@ -132,3 +132,18 @@ def test_an_error_that_was_told_holds_no_frame_any_more_nor_does_what_is_behind_
     assert all(each.__traceback__ for each in (inside, group, error))
     forget_frames(error)
     assert not any(each.__traceback__ for each in (inside, group, error))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_what_to_do(number: int) -> None:
+    with (
+        pytest.raises(ResourceExhaustedError, match=r"^pulling a: .*free some space"),
+        host_step("pulling a"),
+    ):
+        raise OSError(number, "full", "/x")
+
+
+def test_another_failure_of_the_host_is_its_own() -> None:
+    with pytest.raises(CriShimError) as caught, host_step("pulling a"):
+        raise OSError(errno.EIO, "bad disk")
+    assert type(caught.value) is CriShimError

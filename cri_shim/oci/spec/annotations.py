@@ -13,7 +13,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from cri_shim.oci.spec.inputs import HandlerKind
+from cri_shim.config.model import HandlerKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cri_shim.config.values import CAPABILITIES
 from cri_shim.errors import PermissionRefusedError
 from cri_shim.oci.spec.checks import refuse
 
@@ -18,15 +19,7 @@ if TYPE_CHECKING:
     from cri_shim._pb.cri.v1.api_pb2 import LinuxContainerSecurityContext
     from cri_shim.oci.spec.inputs import NodeFacts, Spec
 
-_BY_NUMBER = """
-    CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE
-    NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN
-    SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE
-    MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
-"""
-LINUX_CAPABILITIES = tuple(_BY_NUMBER.split())
-"""By their number in linux/capability.h, from 0."""
-_NUMBER = {name: number for number, name in enumerate(LINUX_CAPABILITIES)}
+_NUMBER = {name: number for number, name in enumerate(CAPABILITIES)}
 
 
 def container_capabilities(

@@ -7,9 +7,9 @@ capabilities carry no `CAP_` prefix. What is absent is None or empty and says so
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.oci.spec.selinux import Labels
 
 if TYPE_CHECKING:
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 """A runtime-spec document, or a part of one, ready for JSON."""
-
-
-class HandlerKind(StrEnum):
-    """How a runtime handler isolates a pod."""
-
-    OCI = "oci"
-    VM = "vm"
 
 
 @dataclass(frozen=True, slots=True)

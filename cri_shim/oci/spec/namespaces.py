@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.checks import in_range, refuse
-from cri_shim.oci.spec.inputs import HandlerKind, IdRange, UserMappings
+from cri_shim.oci.spec.inputs import IdRange, UserMappings
 from cri_shim.oci.spec.user import MAX_ID
 from cri_shim.quoting import quoted
 

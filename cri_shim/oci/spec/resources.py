@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
 from cri_shim.oci.spec.checks import in_range, refuse
-from cri_shim.oci.spec.inputs import HandlerKind
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:

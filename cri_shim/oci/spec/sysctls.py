@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.oci.spec.checks import refuse
-from cri_shim.oci.spec.inputs import HandlerKind
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cri_shim.background import for_each
 from cri_shim.errors import CniPluginError, CriShimError, NotReadyError, WrongStateError
 from cri_shim.sandbox.store.model import SandboxState
 
@@ -142,15 +143,12 @@ class NetworkReconciler:
     async def retry_all(self) -> None:
         """Call DEL once for every pending delete, whether it is due or not; a former daemon's plugins get no more
         time."""
-        left = iter(self._pending_deletes)
+        await for_each(self._pending_deletes, self._retry_now, at_once=RETRIES_AT_ONCE)
 
-        async def take() -> None:
-            for pending in left:
-                await self._end_former_plugins(pending.container_id)
-                if await self._retry_as_operation(pending):
-                    self._next_try.pop(pending.key, None)
-
-        await asyncio.gather(*(take() for _ in range(RETRIES_AT_ONCE)))
+    async def _retry_now(self, pending: PendingDelete) -> None:
+        await self._end_former_plugins(pending.container_id)
+        if await self._retry_as_operation(pending):
+            self._next_try.pop(pending.key, None)
 
     async def _end_former_plugins(self, container_id: str) -> None:
         try:

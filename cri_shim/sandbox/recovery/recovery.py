@@ -15,11 +15,11 @@ import asyncio
 import os
 import time
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import structlog
 
-from cri_shim.background import until_done
+from cri_shim.background import for_each, until_done
 from cri_shim.errors import CorruptStateError, CriShimError
 from cri_shim.ids import is_id
 from cri_shim.sandbox.exec.leftovers import LeftoverExecs
@@ -29,7 +29,7 @@ from cri_shim.sandbox.store.model import ContainerState, SandboxState
 from cri_shim.sandbox.store.processes import running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from cri_shim.background import Background
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.teardown import Teardown
 
 log = structlog.get_logger()
-T = TypeVar("T")
 REBOOTED_AT_ONCE = 2
 """Pods of before a reboot whose networks are given back side by side: the new ones need the machine more."""
 EXIT_FILE_S = 2.0
@@ -210,7 +209,7 @@ class Recovery:
                 # The kubelet stops it as well, and is told.
                 log.warning("not yet stopped", sandbox_id=sandbox_id, error=str(error))
 
-        await _each(self._rebooted, stop, at_once=REBOOTED_AT_ONCE)
+        await for_each(self._rebooted, stop, at_once=REBOOTED_AT_ONCE)
 
     # --- containers ----------------------------------------------------------------------------------------------
 
@@ -364,18 +363,3 @@ def _ids_in(directory: Path) -> list[str]:
         return [entry.name for entry in directory.iterdir() if is_id(entry.name)]
     except FileNotFoundError:
         return []
-
-
-async def _each(
-    items: Iterable[T], work: Callable[[T], Coroutine[object, object, None]], *, at_once: int
-) -> None:
-    """Do `work` for each, `at_once` at a time, begun in order."""
-    left = iter(list(items))
-
-    async def take() -> None:
-        for item in left:
-            await work(item)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(at_once):
-            group.create_task(take())

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cri_shim.background import for_each
 from cri_shim.errors import CriShimError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.image.pull import Puller
@@ -172,31 +173,28 @@ class Wipe:
     async def _each(
         self,
         step: str,
-        work: Sequence[tuple[str, Callable[[], Coroutine[object, object, object]]]],
+        work: Sequence[tuple[str, Callable[[], Awaitable[object]]]],
         wiped: Wiped,
         tell: Tell,
     ) -> int:
         """Do it all, some at once; how much of it succeeded. What did not is in `wiped.left`."""
-        left = iter(work)
         done = 0
 
-        async def take() -> None:
+        async def do(item: tuple[str, Callable[[], Awaitable[object]]]) -> None:
             nonlocal done
-            for what, each in left:
-                try:
-                    await each()
-                except (CriShimError, OSError) as error:
-                    log.error("not wiped", what=what, error=str(error))
-                    wiped.left.append(Left(what, str(error) or repr(error)))
-                else:
-                    done += 1
-                tell(step, done, len(work))
+            what, each = item
+            try:
+                await each()
+            except (CriShimError, OSError) as error:
+                log.error("not wiped", what=what, error=str(error))
+                wiped.left.append(Left(what, str(error) or repr(error)))
+            else:
+                done += 1
+            tell(step, done, len(work))
 
         if work:
             tell(step, 0, len(work))
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_ONCE, len(work))):
-                group.create_task(take())
+        await for_each(work, do, at_once=AT_ONCE)
         return done
 
 

@@ -13,11 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cri_shim.config.values import CAPABILITIES
 from cri_shim.errors import ConfigError
 from cri_shim.host.files import read_bounded
 from cri_shim.host.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from cri_shim.kernel_call import working_on
-from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
 from cri_shim.oci.spec.checks import refuse
 from cri_shim.oci.spec.inputs import DeviceNode, NodeFacts, Ulimit
 from cri_shim.oci.spec.seccomp import parse_profile
@@ -173,9 +173,7 @@ def _capabilities(status: dict[str, str], root: Path) -> tuple[str, ...]:
     held = int(status["CapPrm"], 16) & int(status["CapBnd"], 16)
     last = int((root / "proc/sys/kernel/cap_last_cap").read_text())
     return tuple(
-        name
-        for number, name in enumerate(LINUX_CAPABILITIES)
-        if number <= last and held >> number & 1
+        name for number, name in enumerate(CAPABILITIES) if number <= last and held >> number & 1
     )
 
 
@@ -183,7 +181,7 @@ def _min_oom_score_adj(
     settings: SecuritySettings, status: dict[str, str], root: Path
 ) -> int | None:
     """Without CAP_SYS_RESOURCE a process may raise the value but not go below where it stands (proc(5))."""
-    may_lower = int(status["CapEff"], 16) >> LINUX_CAPABILITIES.index("SYS_RESOURCE") & 1
+    may_lower = int(status["CapEff"], 16) >> CAPABILITIES.index("SYS_RESOURCE") & 1
     if settings.restrict_oom_score_adj == "off" or (
         settings.restrict_oom_score_adj == "auto" and may_lower
     ):

@@ -29,8 +29,8 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     Mount,
     SecurityProfile,
 )
+from cri_shim.config.values import CAPABILITIES
 from cri_shim.host.cgroups.tree import Cgroups
-from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
 from cri_shim.oci.spec.container import encode_spec
 from cri_shim.oci.spec.inputs import NodeFacts, ResolvedUser
 from cri_shim.oci.spec.process import build_exec_process
@@ -59,7 +59,7 @@ def this_node() -> NodeFacts:
         line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines()
     )
     held = int(status["CapBnd"], 16) & int(status["CapPrm"], 16)
-    capabilities = tuple(name for bit, name in enumerate(LINUX_CAPABILITIES) if held >> bit & 1)
+    capabilities = tuple(name for bit, name in enumerate(CAPABILITIES) if held >> bit & 1)
     own_score = int(Path("/proc/self/oom_score_adj").read_text())
     major, minor = os.uname().release.split(".")[:2]
     return NodeFacts(

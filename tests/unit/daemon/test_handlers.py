@@ -16,7 +16,6 @@ from cri_shim.daemon import handlers as handlers_module
 from cri_shim.daemon.handlers import Handlers
 from cri_shim.errors import CommandError, UnknownRuntimeHandlerError
 from cri_shim.host.userns import UserNamespace
-from cri_shim.oci.runtime import RuntimeKind
 from cri_shim.paths import Paths
 from tests.unit.cli.checks.trees import hybrid
 
@@ -211,7 +210,7 @@ async def test_everything_that_is_configured_reaches_runtime_and_specs(
         )
     )
     settings = handlers.get("").settings
-    assert settings.kind is RuntimeKind.VM
+    assert settings.kind is HandlerKind.VM
     assert settings.args == ("--debug",)
     assert settings.env == {"A": "1"}
     facts = handlers.facts("kata")

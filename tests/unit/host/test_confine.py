@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from cri_shim.config.values import CAPABILITIES
+from cri_shim.host import confine
+
 _PROGRAM = """
 import sys
 from cri_shim.host import confine
@@ -43,3 +46,8 @@ def test_memory_beyond_the_bound_is_an_error() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "bounded\n"
+
+
+def test_capabilities_have_the_kernels_numbers() -> None:
+    for capability in confine.Capability:
+        assert CAPABILITIES.index(capability.name.removeprefix("CAP_")) == capability

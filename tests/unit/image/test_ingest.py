@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,9 @@ import pytest
 
 from cri_shim.errors import (
     BadArchiveError,
-    CriShimError,
     DamagedBlobError,
-    ResourceExhaustedError,
 )
-from cri_shim.image.ingest import storage_error, unpack_layers
+from cri_shim.image.ingest import unpack_layers
 from cri_shim.image.layers import LayerStore
 from cri_shim.image.manifest import Descriptor, chain_ids, digest_of
 from cri_shim.image.planned import PlannedDocument, PlannedLayer
@@ -186,15 +183,3 @@ async def test_of_two_better_copies_the_first_replaces_a_damaged_layer(
     assert (layer.name, layer.seal) == (new.name, "sealed")
     names = {each.name for each in (tmp_path / "layers").iterdir()}
     assert names == {".ingest", old.name, new.name}
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_says_what_to_do(number: int) -> None:
-    error = storage_error(OSError(number, "full", "/x"), "pulling a")
-    assert isinstance(error, ResourceExhaustedError)
-    assert "pulling a: " in str(error)
-    assert "free some space" in str(error)
-
-
-def test_another_failure_of_the_host_is_its_own() -> None:
-    assert type(storage_error(OSError(errno.EIO, "bad disk"), "pulling a")) is CriShimError

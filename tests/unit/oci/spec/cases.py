@@ -33,7 +33,8 @@ from cri_shim._pb.cri.v1.api_pb2 import (
     SecurityProfile,
     UserNamespace,
 )
-from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
+from cri_shim.config.model import HandlerKind
+from cri_shim.config.values import CAPABILITIES
 from cri_shim.oci.spec.cdi import parse_cdi_spec
 from cri_shim.oci.spec.cdi_edits import PlacedSpec, edits_for
 from cri_shim.oci.spec.container import build_container_spec
@@ -43,7 +44,6 @@ from cri_shim.oci.spec.inputs import (
     ContainerFacts,
     DeviceNode,
     HandlerFacts,
-    HandlerKind,
     IdRange,
     ImageDefaults,
     NodeFacts,
@@ -94,7 +94,7 @@ GOLDEN_CGROUP = Place(
         kernel=(6, 1),
         cgroup_v2=False,
         cgroup_namespace=False,
-        capabilities=LINUX_CAPABILITIES,
+        capabilities=CAPABILITIES,
         default_capabilities=DEFAULT_CAPABILITIES,
         hugepage_sizes=frozenset({"2MB"}),
         swap_accounting=True,

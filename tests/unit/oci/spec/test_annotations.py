@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.oci.spec.annotations import build_container_annotations, build_sandbox_annotations
-from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
+from cri_shim.oci.spec.inputs import HandlerFacts
 from tests.unit.oci.spec.cases import GOLDEN_CGROUP, RUNC, SANDBOX_ID, sandbox_facts
 
 WIDE_OPEN = HandlerFacts("wide", pod_annotations=("*",), container_annotations=("*",))

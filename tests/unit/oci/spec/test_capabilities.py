@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 
 from cri_shim._pb.cri.v1.api_pb2 import Capability, LinuxContainerSecurityContext
+from cri_shim.config.values import CAPABILITIES
 from cri_shim.errors import InvalidArgumentError, PermissionRefusedError
 from cri_shim.oci.spec.capabilities import (
-    LINUX_CAPABILITIES,
     build_capabilities,
     container_capabilities,
 )
@@ -24,9 +24,9 @@ def held(node: Any = NODE, *, privileged: bool = False, **lists: Any) -> set[str
 
 
 def test_numbers_are_the_kernels() -> None:
-    assert len(LINUX_CAPABILITIES) == 41
-    assert LINUX_CAPABILITIES.index("SYS_ADMIN") == 21
-    assert LINUX_CAPABILITIES.index("CHECKPOINT_RESTORE") == 40
+    assert len(CAPABILITIES) == 41
+    assert CAPABILITIES.index("SYS_ADMIN") == 21
+    assert CAPABILITIES.index("CHECKPOINT_RESTORE") == 40
 
 
 def test_default_set_when_nothing_is_asked() -> None:
@@ -47,9 +47,9 @@ def test_dropping_all_and_adding_one_leaves_that_one() -> None:
 
 
 def test_adding_all_and_dropping_one_leaves_the_rest() -> None:
-    assert held(add_capabilities=["ALL"], drop_capabilities=["SYS_ADMIN"]) == {
-        *LINUX_CAPABILITIES
-    } - {"SYS_ADMIN"}
+    assert held(add_capabilities=["ALL"], drop_capabilities=["SYS_ADMIN"]) == {*CAPABILITIES} - {
+        "SYS_ADMIN"
+    }
 
 
 def test_all_and_the_defaults_and_privileged_mean_what_the_node_has() -> None:
@@ -89,8 +89,8 @@ def test_ambient_capabilities_are_held_too_and_dropping_wins() -> None:
     )
     bounding, ambient = container_capabilities(context, NODE)
     assert bounding == ambient
-    assert set(ambient) == {*LINUX_CAPABILITIES} - {"SYS_ADMIN"}
+    assert set(ambient) == {*CAPABILITIES} - {"SYS_ADMIN"}
 
 
 def test_privileged_overrules_the_lists() -> None:
-    assert held(privileged=True, drop_capabilities=["ALL"]) == set(LINUX_CAPABILITIES)
+    assert held(privileged=True, drop_capabilities=["ALL"]) == set(CAPABILITIES)

@@ -6,10 +6,10 @@ import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim._pb.cri.v1.api_pb2 import IDMapping, NamespaceOption, UserNamespace
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import InvalidArgumentError
 from cri_shim.oci.spec.inputs import (
     HandlerFacts,
-    HandlerKind,
     IdRange,
     ResolvedUser,
     SandboxFacts,

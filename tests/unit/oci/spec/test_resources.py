@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 
 from cri_shim._pb.cri.v1.api_pb2 import HugepageLimit, LinuxContainerResources
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import InvalidArgumentError, UnsupportedError
-from cri_shim.oci.spec.inputs import HandlerFacts, HandlerKind
+from cri_shim.oci.spec.inputs import HandlerFacts
 from cri_shim.oci.spec.resources import (
     build_resources,
     check_unchangeable,

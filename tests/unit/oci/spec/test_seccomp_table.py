@@ -1,6 +1,6 @@
 import pytest
 
-from cri_shim.oci.spec.capabilities import LINUX_CAPABILITIES
+from cri_shim.config.values import CAPABILITIES
 from cri_shim.oci.spec.seccomp import resolve_profile
 from cri_shim.oci.spec.seccomp_table import (
     ALWAYS,
@@ -41,7 +41,7 @@ def test_call_stands_in_one_group_only() -> None:
 
 
 def test_gates_are_capabilities() -> None:
-    assert set(WITH_CAPABILITY) <= set(LINUX_CAPABILITIES)
+    assert set(WITH_CAPABILITY) <= set(CAPABILITIES)
 
 
 def test_ordinary_container_can_do_nothing_dangerous() -> None:
@@ -143,4 +143,4 @@ def test_calls_of_newer_kernels_are_decided_one_way_or_the_other() -> None:
     assert {"file_getattr", "file_setattr", "lsm_get_self_attr", "mseal", "setxattrat"} <= allowed
     assert not {"open_tree_attr", "io_uring_enter", "quotactl_fd", "kexec_file_load"} & allowed
     assert {"open_tree_attr"} <= rules("SYS_ADMIN").keys()
-    assert "io_uring_setup" not in rules(*LINUX_CAPABILITIES), "no capability opens it"
+    assert "io_uring_setup" not in rules(*CAPABILITIES), "no capability opens it"

@@ -1,7 +1,7 @@
 import pytest
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import InvalidArgumentError
-from cri_shim.oci.spec.inputs import HandlerKind
 from cri_shim.oci.spec.sysctls import PodSysctls, pod_sysctls
 
 
