@@ -26,6 +26,7 @@ main() {
         stage "cgroup tests" cgroup_tests
         stage "specs, runc" specs runc
         stage "specs, crun" specs crun
+        stage "updates, crun" with_runtime crun "${PYTEST[@]}" -m integration tests/integration/test_container_updates.py
         stage "user namespaces, crun" with_runtime crun "${PYTEST[@]}" -m integration tests/integration/test_user_namespaces.py
         if command -v critest >/dev/null; then
             stage "critest, runc" "${CRITEST[@]}" --focus AppArmor
