@@ -253,7 +253,7 @@ class Unpacker:
                         result = await template.run(job, source, apart_fd, what)
             except TimeoutError:
                 raise DeadlineError(
-                    f"{what}: unpacking was stopped after {self._timeout_s:g} s without progress of its input"
+                    f"{what}: unpacking took longer than {self._timeout_s:g} s and was stopped"
                 ) from None
             finally:
                 self._release()

@@ -1,1 +1,1 @@
-"""Pure: CRI configuration in, runtime-spec out."""
+"""Build runtime-specs from CRI configurations. Pure: no look-ups, no effects."""

@@ -1,11 +1,11 @@
-"""Annotations of the spec: ours, and what the handler's allow-lists let through. Nothing else.
+"""The spec's annotations: our own, and those that the handler's allow-lists pass. No others.
 
-Rules of the file:
-- Ours always win.
-- A wide pattern is meant for what workloads say about themselves. What a runtime takes as an order needs its own word:
-  the whole key, or for a virtual machine or another sandbox, a pattern that begins with the runtime's namespace. So an
-  order that a later runtime invents in its namespace does not pass by itself.
-- Orders about the node's own files, services and filters pass for nobody (CVE-2024-3154: any systemd property).
+Rules:
+- Ours take precedence.
+- A wide pattern passes descriptive annotations only. One that instructs the runtime must be allowed explicitly: by its
+  whole key, or, for virtual machines and other sandboxes, by a pattern that begins with the runtime's namespace. So an
+  instruction that a later runtime adds to its namespace does not pass automatically.
+- Instructions about the node's own files, services and filters never pass (CVE-2024-3154: any systemd property).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _DOCKER_TYPE = "io.kubernetes.docker.type"
 _SANDBOX_ID = "io.kubernetes.sandbox.id"
 _NEVER = (
     *("org.systemd.property.", _CRI, _DOCKER_TYPE, _SANDBOX_ID),
-    # crun opens files and sockets of the node by these, and takes properties and seccomp's answers from elsewhere.
+    # With these, crun opens files and sockets of the node, sets systemd properties, and delegates seccomp decisions.
     *("run.oci.hooks.", "run.oci.systemd.", "run.oci.seccomp", "run.oci.pidfd_"),
 )
 _BY_NAME = ("run.oci.", "module.wasm.", "org.criu.", "bundle")
-"""Orders to crun and runc, which may be allowed one by one; a runtime may name more of them itself."""
+"""Instructions to crun and runc, which can be allowed one by one. A runtime may report more of its own."""
 _OF_THE_VM = ("com.github.containers.virtcontainers.", "io.katacontainers.")
-"""Sizes of a pod's virtual machine: they concern who creates it, the pause container, alone."""
+"""The size of a pod's virtual machine. They concern only its creator, the pause container."""
 _BY_NAMESPACE = (*_OF_THE_VM, "dev.gvisor.")
-"""Orders to sandboxes, which may be allowed together."""
+"""Instructions to sandboxes, which can be allowed by namespace."""
 
 
 def build_sandbox_annotations(sandbox: SandboxFacts, handler: HandlerFacts) -> dict[str, str]:
@@ -53,7 +53,7 @@ def build_container_annotations(
     container_name: str,
     image_name: str,
 ) -> dict[str, str]:
-    """A container's annotations: the allowed ones of its pod, then its own, then ours."""
+    """A container's annotations. Later ones take precedence: allowed ones of its pod, its own allowed ones, ours."""
     annotations = {
         key: value
         for key, value in _allowed(sandbox.annotations, handler.pod_annotations, handler).items()

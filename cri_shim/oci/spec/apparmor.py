@@ -1,11 +1,11 @@
-"""AppArmor: which profile a process gets, and the text of our own.
+"""AppArmor: the profile of a process, and the text of our own profile.
 
-Rules of the file:
-- No profile asked for means the default one, as Kubernetes documents. Privileged means none, unless one is asked for
-  by its name.
-- On a kernel without AppArmor a default means nothing, as CRI's callers send it unasked; a profile asked for by
-  name is refused. With AppArmor, whatever is asked for is there or the request is refused.
-- Both generations of the field may be sent, as kubelet does: the newer one counts, whatever the other says.
+Rules:
+- Without a requested profile the default applies, as Kubernetes documents. Privileged means none, unless a profile is
+  requested by name.
+- On a kernel without AppArmor the default means nothing, since CRI's callers send it unasked; a profile requested by
+  name is refused. With AppArmor, the request is refused unless the profile is loaded.
+- Both generations of the field may be set, as the kubelet does. The newer one counts, whatever the other says.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import NodeFacts
 
 DEFAULT_PROFILE = "cri-shim-default"
-"""The profile that is ours: written and loaded by the daemon."""
+"""Our own profile, which the daemon writes and loads."""
 UNCONFINED = "unconfined"
-"""In place of a default profile: there is none."""
+"""As the default profile: no profile."""
 
 _MONITORS_AND_RUNTIMES = "unconfined,conmon,runc,crun"
-"""Who may signal a container: the daemon, or a runtime that a distribution confines under its own name."""
+"""Who may signal a container: the daemon, and runtimes that a distribution confines under their own name."""
 
 
 def default_profile_text() -> str:
-    """Our profile in AppArmor's language (apparmor.d(5)), in what parsers know since version 2.13.
+    """Our profile in AppArmor's language (apparmor.d(5)), limited to what parsers support since version 2.13.
 
-    It stands behind the read-only and masked paths, which vanish with a mount namespace: the node's settings can't be
-    written, its memory and firmware not read, nothing mounted, and no process traced or signalled but its own kind:
-    also one that bears the profile stacked on another, as crun has it with no_new_privs where crun has one itself.
+    It repeats what read-only and masked paths do, which a process can lose with its mount namespace. It denies writing
+    the node's settings, reading its memory and firmware, mounting, and tracing or signalling any process without the
+    same profile. Processes with the profile stacked on another count as the same: crun stacks it under no_new_privs if
+    crun itself has a profile.
     """
     name = DEFAULT_PROFILE
     return f"""# Written by cri-shim at each start: changes are lost. One of your own: see security.apparmor_profile.
@@ -83,31 +84,31 @@ profile {name} flags=(attach_disconnected,mediate_deleted) {{
 def apparmor_reference(
     context: LinuxContainerSecurityContext | LinuxSandboxSecurityContext,
 ) -> ProfileReference:
-    """Which AppArmor profile is asked for. Raises InvalidArgumentError."""
+    """The requested AppArmor profile. Raises InvalidArgumentError."""
     if context.HasField("apparmor"):
         reference = profile_reference(context.apparmor, "apparmor")
     else:
-        # Only the message for containers ever had the older field.
+        # Only the containers' message has the deprecated field.
         older = getattr(context, "apparmor_profile", "")
         reference = deprecated_reference(older, "apparmor_profile")
     if reference.choice is Choice.LOCALHOST and (
         not reference.name or has_control_characters(reference.name)
     ):
-        refuse(reference.said_in, reference.name, "is not the name of a profile")
+        refuse(reference.said_in, reference.name, "is not a profile name")
     return reference
 
 
 def container_apparmor(context: LinuxContainerSecurityContext, node: NodeFacts) -> str | None:
-    """The container's AppArmor profile; None: unconfined.
+    """The container's AppArmor profile; None for unconfined.
 
-    Raises InvalidArgumentError for a profile that is not loaded or a kernel without AppArmor, UnavailableError for
-    a default that could not be loaded.
+    Raises InvalidArgumentError for a profile that is not loaded or a kernel without AppArmor, UnavailableError if the
+    default could not be loaded.
     """
     return _chosen(apparmor_reference(context), node, privileged=context.privileged)
 
 
 def sandbox_apparmor(context: LinuxSandboxSecurityContext, node: NodeFacts) -> str | None:
-    """The pause container's AppArmor profile; None: unconfined. Raises as for a container."""
+    """The pause container's AppArmor profile; None for unconfined. Raises as for a container."""
     return _chosen(apparmor_reference(context), node, privileged=context.privileged)
 
 
@@ -120,7 +121,7 @@ def _chosen(reference: ProfileReference, node: NodeFacts, *, privileged: bool) -
             refuse(
                 reference.said_in,
                 reference.name,
-                "no profile of this name is loaded on this node: load it with apparmor_parser",
+                "no profile with this name is loaded on this node: load it with apparmor_parser",
             )
         return reference.name
     if loaded is None or privileged or reference.choice is Choice.UNCONFINED:
@@ -132,7 +133,7 @@ def _chosen(reference: ProfileReference, node: NodeFacts, *, privileged: bool) -
         return default
     if reference.choice is Choice.RUNTIME_DEFAULT:
         raise UnavailableError(
-            f"{reference.said_in}: RuntimeDefault is asked for, but the profile {quoted(default)} is not loaded on "
-            "this node: install apparmor_parser, or load it by hand"
+            f"{reference.said_in}: RuntimeDefault is requested, but the profile {quoted(default)} is not loaded on "
+            "this node: install apparmor_parser, or load the profile by hand"
         )
     return None

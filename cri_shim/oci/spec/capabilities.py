@@ -1,8 +1,8 @@
-"""The Linux capabilities that a container gets, and in which sets.
+"""The Linux capabilities of a container, and their sets.
 
-Rules of the file: names are compared without `CAP_` and in upper case. The inheritable set stays empty unless
-ambient capabilities are asked for, which the kernel grants only through it (CVE-2022-24769 and its kin). What is
-asked for by name and can't be had is refused; `ALL`, the defaults and `privileged` mean what this node can give.
+Rules: names are compared in upper case and without `CAP_`. The inheritable set stays empty (CVE-2022-24769) unless
+ambient capabilities are requested, which the kernel grants only through it. A capability that is requested by name but
+not available is refused. `ALL`, the defaults and `privileged` mean those that are available.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _NUMBER = {name: number for number, name in enumerate(CAPABILITIES)}
 def container_capabilities(
     context: LinuxContainerSecurityContext, node: NodeFacts
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The bounding and the ambient capabilities of a container, in kernel order, without `CAP_`.
+    """The bounding and the ambient capabilities of a container, in the kernel's order, without `CAP_`.
 
-    `ALL` counts before single names, and dropping before adding: dropping ALL and adding one leaves that one.
+    `ALL` applies before single names. Dropping ALL and adding one leaves that one.
 
-    Raises InvalidArgumentError for an unknown name, PermissionRefusedError for one this process does not hold.
+    Raises InvalidArgumentError for an unknown name, PermissionRefusedError for one that this process lacks.
     """
     available = set(node.capabilities)
     wanted = context.capabilities
@@ -41,7 +41,7 @@ def container_capabilities(
     if missing := (add | ambient) - available - drop:
         names = ", ".join(_ordered(missing))
         raise PermissionRefusedError(
-            f"capabilities: {names}: this server does not hold them and can't hand them out; "
+            f"capabilities: {names}: this server does not have them, so it can't grant them; "
             "run it with them in its bounding set"
         )
     bounding = available if add_all else available & set(node.default_capabilities)
@@ -73,7 +73,7 @@ def _parse(names: Iterable[str], field: str) -> tuple[bool, set[str]]:
         elif name in _NUMBER:
             parsed.add(name)
         else:
-            refuse(field, given, "is not a capability of Linux")
+            refuse(field, given, "is not a Linux capability")
     return everything, parsed
 
 

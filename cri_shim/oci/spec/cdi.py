@@ -1,7 +1,7 @@
-"""CDI, the Container Device Interface: what a device file says.
+"""CDI, the Container Device Interface: parse device files.
 
-Rules of the file: unknown keys, and keys younger than the file's version, are refused: what isn't understood can't be
-done. What the edits mean for a container is in `cdi_edits`.
+Rules: unknown keys, and keys newer than the file's version, are refused: what is not understood can't be carried out.
+`cdi_edits` applies the edits to a container.
 
 CDI specification 0.3.0 to 1.1.0.
 """
@@ -32,7 +32,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
 
 
 class CdiDeviceNode(_Strict, frozen=True):
-    """A device node to be made; what isn't said is as on the node."""
+    """A device node to create. Unset members are as on the node."""
 
     path: str
     host_path: str = ""
@@ -46,17 +46,17 @@ class CdiDeviceNode(_Strict, frozen=True):
 
     @property
     def source(self) -> str:
-        """Where it is on the node."""
+        """Its path on the node."""
         return self.host_path or self.path
 
     @property
     def needs_lookup(self) -> bool:
-        """Whether type or number are to be found on the node."""
+        """Whether its type or number must be looked up on the node."""
         return self.type != "p" and not (self.type and (self.major or self.minor))
 
 
 class CdiMount(_Strict, frozen=True):
-    """A mount to be made."""
+    """A mount to add."""
 
     host_path: str
     container_path: str
@@ -65,7 +65,7 @@ class CdiMount(_Strict, frozen=True):
 
 
 class CdiHook(_Strict, frozen=True):
-    """A hook to be run, and when."""
+    """A hook, and when it runs."""
 
     hook_name: str
     path: str
@@ -75,12 +75,12 @@ class CdiHook(_Strict, frozen=True):
 
     @property
     def hook(self) -> Hook:
-        """As the runtime-spec has it."""
+        """The hook in the runtime-spec's form."""
         return Hook(self.path, self.args, self.env, self.timeout)
 
 
 class CdiRdt(_Strict, frozen=True, omit_defaults=True):
-    """Cache and memory bandwidth (resctrl), as the runtime-spec has it."""
+    """Cache and memory bandwidth (resctrl), in the runtime-spec's form."""
 
     clos_id: str = msgspec.field(default="", name="closID")
     l3_cache_schema: str = ""
@@ -92,14 +92,14 @@ class CdiRdt(_Strict, frozen=True, omit_defaults=True):
 
 
 class CdiNetDevice(_Strict, frozen=True):
-    """An interface of the node to be moved into the container."""
+    """A network interface of the node to move into the container."""
 
     host_interface_name: str
     name: str
 
 
 class ContainerEdits(_Strict, frozen=True):
-    """What is to be changed about a container's spec."""
+    """Changes of a container's spec."""
 
     env: tuple[str, ...] = ()
     device_nodes: tuple[CdiDeviceNode, ...] = ()
@@ -111,7 +111,7 @@ class ContainerEdits(_Strict, frozen=True):
 
 
 class CdiDevice(_Strict, frozen=True):
-    """One device of a file."""
+    """A device of a file."""
 
     name: str
     annotations: dict[str, str] = {}
@@ -119,7 +119,7 @@ class CdiDevice(_Strict, frozen=True):
 
 
 class CdiSpec(_Strict, frozen=True):
-    """One file."""
+    """A CDI file."""
 
     cdi_version: str
     kind: str
@@ -129,7 +129,7 @@ class CdiSpec(_Strict, frozen=True):
 
 
 def parse_cdi_spec(document: object, source: str) -> CdiSpec:
-    """A device file from its JSON or YAML values. Raises ConfigError for what can't be used."""
+    """Parse a device file from its JSON or YAML values. Raises ConfigError for one that can't be used."""
     try:
         spec = msgspec.convert(document, CdiSpec)
     except msgspec.ValidationError as error:
@@ -145,9 +145,9 @@ def parse_cdi_spec(document: object, source: str) -> CdiSpec:
     names = [device.name for device in spec.devices]
     for name in names:
         if not _DEVICE.fullmatch(name):
-            raise ConfigError(f"{source}: devices: {quoted(name)} is no name of a device")
+            raise ConfigError(f"{source}: devices: {quoted(name)} is not a valid device name")
         if names.count(name) > 1:
-            raise ConfigError(f"{source}: devices: {quoted(name)} is described twice")
+            raise ConfigError(f"{source}: devices: {quoted(name)} occurs twice")
     for edits in (spec.container_edits, *(device.container_edits for device in spec.devices)):
         _check_edits(edits, source)
     for since, what in _features(spec):
@@ -157,7 +157,7 @@ def parse_cdi_spec(document: object, source: str) -> CdiSpec:
 
 
 def is_qualified_name(name: str) -> bool:
-    """Whether this names a device: VENDOR/CLASS=NAME."""
+    """Whether `name` is a device's name, VENDOR/CLASS=NAME."""
     kind, _, device = name.partition("=")
     vendor, _, class_ = kind.partition("/")
     return bool(
@@ -178,7 +178,7 @@ def _check_edits(edits: ContainerEdits, source: str) -> None:
             )
         if node.permissions != "none" and not set(node.permissions) <= set("rwm"):
             raise ConfigError(
-                f"{source}: deviceNodes: permissions {quoted(node.permissions)}: must be of r, w and m, or none"
+                f"{source}: deviceNodes: permissions {quoted(node.permissions)}: must consist of r, w and m, or be none"
             )
     for mount in edits.mounts:
         _check_path(mount.container_path, f"{source}: mounts")
@@ -189,14 +189,16 @@ def _check_edits(edits: ContainerEdits, source: str) -> None:
     for hook in edits.hooks:
         if hook.hook_name not in STAGES:
             raise ConfigError(
-                f"{source}: hooks: {quoted(hook.hook_name)} is no hook of the runtime-spec"
+                f"{source}: hooks: hookName {quoted(hook.hook_name)} is not a hook of the runtime-spec"
             )
         if hook.timeout is not None and hook.timeout < 1:
             raise ConfigError(f"{source}: hooks: timeout {hook.timeout}: must be 1 or more")
         check_hook(hook.hook, f"{source}: hooks")
     rdt = edits.intel_rdt
     if rdt is not None and (rdt.clos_id in (".", "..") or "/" in rdt.clos_id):
-        raise ConfigError(f"{source}: intelRdt.closID {quoted(rdt.clos_id)}: must be one name")
+        raise ConfigError(
+            f"{source}: intelRdt.closID {quoted(rdt.clos_id)}: must be a single file name"
+        )
 
 
 def _check_path(path: str, source: str) -> None:
@@ -205,7 +207,7 @@ def _check_path(path: str, source: str) -> None:
 
 
 def _features(spec: CdiSpec) -> Iterator[tuple[str, str]]:
-    """What a file uses, with the version that brought it."""
+    """The features that a file uses, each with the version that introduced it."""
     for edits in (spec.container_edits, *(device.container_edits for device in spec.devices)):
         if any(mount.type for mount in edits.mounts):
             yield "0.4.0", "the type of a mount"

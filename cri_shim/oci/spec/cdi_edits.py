@@ -1,10 +1,10 @@
-"""CDI devices of a container: which are meant, what they bring, and editing the spec for them.
+"""CDI devices of a container: find them, collect their edits, and apply these to the spec.
 
-Rules of the file:
-- A device is `vendor/class=name`. Of two files that describe one, that of the later directory counts; two in the same
-  directory make it ambiguous, and it is refused.
-- A device brings its own edits and, once per file, those that the file makes for all of its devices.
-- Edits come after everything else in the spec: they replace what stands at the same path or under the same name.
+Rules:
+- A device's name is `vendor/class=name`. Of two files that describe it, that of the later directory counts. Two in the
+  same directory make it ambiguous, and it is refused.
+- A device brings its own edits and, once per file, those that the file has for all of its devices.
+- Edits apply after everything else in the spec: they replace what has the same path or name.
 
 CDI specification, "OCI Edits".
 """
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 ANNOTATION_PREFIX = "cdi.k8s.io/"
 _FIELDS = "CDI_devices or annotations"
 MAX_NAMED = 20
-"""How many devices a refusal lists."""
+"""How many devices an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedSpec:
-    """A file, where it came from, and how much it counts against others."""
+    """A file with its path and its directory's priority."""
 
     spec: CdiSpec
     source: str
@@ -43,9 +43,9 @@ class PlacedSpec:
 
 
 def requested_devices(config: ContainerConfig) -> tuple[str, ...]:
-    """The devices that a request names, in the field and in annotations, each once.
+    """The devices that a request names, in the field and in annotations, without duplicates.
 
-    Raises InvalidArgumentError for what is no qualified name.
+    Raises InvalidArgumentError for an invalid name.
     """
     names: dict[str, None] = {}
     for index, device in enumerate(config.CDI_devices):
@@ -59,16 +59,16 @@ def requested_devices(config: ContainerConfig) -> tuple[str, ...]:
 
 def _qualified(name: str, field: str) -> str:
     if not is_qualified_name(name):
-        refuse(field, name, "is not the name of a CDI device (VENDOR/CLASS=NAME)")
+        refuse(field, name, "is not a CDI device name (VENDOR/CLASS=NAME)")
     return name
 
 
 def edits_for(
     names: Iterable[str], specs: Sequence[PlacedSpec], problems: Sequence[str] = ()
 ) -> tuple[ContainerEdits, ...]:
-    """The edits that these devices bring, in order; `problems` of other files are told where one is missing.
+    """The edits of these devices, in order. If a device is missing, the error includes the `problems` of other files.
 
-    Raises InvalidArgumentError for a device that no file, or more than one of the same directory, describes.
+    Raises InvalidArgumentError for a device that no file describes, or that several of one directory describe.
     """
     found: list[ContainerEdits] = []
     used: set[str] = set()
@@ -92,20 +92,20 @@ def _find(
         listed = ", ".join(known[:MAX_NAMED]) + (", …" if len(known) > MAX_NAMED else "")
         why = f"; unusable files: {'; '.join(problems)}" if problems else ""
         raise InvalidArgumentError(
-            f"{_FIELDS}: {quoted(name)}: no such device on this node (of its kind there are: {listed or 'none'}){why}"
+            f"{_FIELDS}: {quoted(name)}: no such device on this node (devices of this kind: {listed or 'none'}){why}"
         )
     highest = max(placed.priority for placed, _ in matches)
     best = [match for match in matches if match[0].priority == highest]
     if len(best) > 1:
         sources = " and ".join(placed.source for placed, _ in best)
         raise InvalidArgumentError(
-            f"{_FIELDS}: {quoted(name)}: is described by {sources}: remove one"
+            f"{_FIELDS}: {quoted(name)}: {sources} both describe it: remove one of the files"
         )
     return best[0]
 
 
 def device_paths(edits: Sequence[ContainerEdits]) -> list[str]:
-    """The node's devices that the caller must look up before applying the edits."""
+    """The device paths on the node that the caller must look up before it applies the edits."""
     return [node.source for edit in edits for node in edit.device_nodes if node.needs_lookup]
 
 
@@ -115,10 +115,10 @@ def device_paths(edits: Sequence[ContainerEdits]) -> list[str]:
 def apply_edits(
     spec: Spec, edits: Sequence[ContainerEdits], nodes: Mapping[str, tuple[DeviceNode, ...]]
 ) -> None:
-    """Change the spec; `nodes` are the devices looked up, by their path on the node.
+    """Apply edits to the spec. `nodes` are the looked-up devices, by path on the node.
 
-    Raises InvalidArgumentError for a device that isn't there or isn't of the type said, UnsupportedError for
-    network devices, which runtimes of the runtime-spec 1.0 would pass over in silence.
+    Raises InvalidArgumentError for a device that does not exist or has another type, UnsupportedError for network
+    devices, which runtimes of runtime-spec 1.0 would ignore silently.
     """
     for edit in edits:
         if edit.net_devices:
@@ -134,7 +134,7 @@ def apply_edits(
             spec["linux"]["intelRdt"] = plain(edit.intel_rdt)
         gids = spec["process"]["user"]["additionalGids"]
         gids += [gid for gid in dict.fromkeys(edit.additional_gids) if gid and gid not in gids]
-    # Shallow first, as all mounts: none may hide a deeper one.
+    # Shallow paths first, as for all mounts, so that no mount hides a deeper one.
     spec["mounts"].sort(key=lambda mount: mount["destination"].count("/"))
 
 
@@ -151,7 +151,7 @@ def _add_device(
     if node.needs_lookup:
         found = nodes.get(node.source, ())
         if len(found) != 1:
-            refuse("CDI_devices", node.source, "no device on this node")
+            refuse("CDI_devices", node.source, "there is no such device on this node")
         if type_ not in ("", found[0].type) and not (type_ == "u" and found[0].type == "c"):
             refuse("CDI_devices", node.source, f"is of type {found[0].type}, not {type_}")
         type_, major, minor = found[0].type, found[0].major, found[0].minor
@@ -161,7 +161,7 @@ def _add_device(
         entry |= {"major": major, "minor": minor}
     if node.file_mode is not None:
         entry["fileMode"] = node.file_mode
-    # Of the user who is to use it, unless the file says whose it is.
+    # Owned by the container's user, unless the file states an owner.
     for key, given, own in (("uid", node.uid, user["uid"]), ("gid", node.gid, user["gid"])):
         if given is not None or own:
             entry[key] = own if given is None else given

@@ -1,7 +1,7 @@
-"""A container's whole spec, and its encoding.
+"""Build a container's complete runtime-spec, and encode it.
 
-Rules of the file: one step per part, in the order of the document. What CRI can ask for and this server does not
-build is refused here or in the part it belongs to; nothing is left out silently.
+Rules: one step per part, in the order of the document. A CRI field that this server doesn't support is refused here or
+in the module of its part. No field is ignored silently.
 """
 
 from __future__ import annotations
@@ -54,19 +54,21 @@ def build_container_spec(
 ) -> Spec:
     """The runtime-spec of one container.
 
-    The document shares its seccomp part with others: encode it, don't change it.
+    Its seccomp part is shared between documents: encode the result, don't modify it.
 
-    Raises InvalidArgumentError for a malformed field, UnsupportedError for one not built,
-    PermissionRefusedError for a right this process does not have; each names the field.
+    Raises InvalidArgumentError for a malformed field, UnsupportedError for an unsupported one, PermissionRefusedError
+    for a privilege that this process lacks. Each error names the field.
     """
     context = config.linux.security_context
     _check_supported(config, handler)
     if context.privileged and not sandbox.privileged:
         raise InvalidArgumentError(
-            f"privileged: the sandbox {sandbox.id} is not privileged, so its containers can't be"
+            f"privileged: the sandbox {sandbox.id} is not privileged, so its containers must not be"
         )
     selinux.check_options(context.selinux_options)
-    resources.files_limit(config.annotations, node, handler)  # not the runtime's to set
+    resources.files_limit(
+        config.annotations, node, handler
+    )  # only checked: runtimes don't know this limit
     bounding, ambient = capabilities.container_capabilities(context, node)
     apparmor_profile = apparmor.container_apparmor(context, node)
     seccomp = security.container_seccomp(
@@ -167,7 +169,7 @@ def build_user(user: ResolvedUser, node: NodeFacts) -> Spec:
 
 
 def encode_spec(spec: Spec) -> bytes:
-    """The bytes of config.json."""
+    """The content of config.json."""
     return msgspec.json.encode(spec)
 
 

@@ -1,9 +1,9 @@
-"""Devices: which nodes a container has, and what its device cgroup lets through.
+"""Devices: the nodes of a container, and the rules of its device cgroup.
 
-Rules of the file: everything is denied, then what was asked for is allowed; the runtime itself adds /dev/null and
-its kin, which every container may use in every way: a request can't take that away. What a host path is (a node,
-or a directory of nodes) was looked up by the caller, who also followed links. A privileged container sees and may
-use every device of the node, unless the handler says otherwise: then it has what any other container has.
+Rules: everything is denied, then requested devices are allowed. The runtime adds /dev/null and the like, which every
+container may use without restriction; a request can't take that away. The caller has looked up what a host path is (a
+node, or a directory of nodes) and followed links. A privileged container gets every device of the node, unless the
+handler is configured otherwise: then it gets what any other container gets.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _OWN_FILES = tuple(
     f"/dev/{name}"
     for name in ("console", "full", "null", "ptmx", "random", "tty", "urandom", "zero")
 )
-"""What every container has there."""
+"""Device files that exist in every container."""
 
 
 def host_device_paths(config: ContainerConfig) -> list[str]:
-    """The host paths whose nodes the caller must look up before building.
+    """The host paths whose nodes the caller must look up before the build.
 
     Raises InvalidArgumentError for a path that is not absolute.
     """
@@ -55,7 +55,7 @@ def build_devices(
 ) -> tuple[list[Spec], list[Spec]]:
     """The spec's `linux.devices` and its `linux.resources.devices`.
 
-    Raises InvalidArgumentError for a device that isn't there, or permissions other than r, w, m.
+    Raises InvalidArgumentError for a device that does not exist, or permissions other than r, w, m.
     """
     context = config.linux.security_context
     every_device = context.privileged and not handler.privileged_without_host_devices
@@ -68,7 +68,7 @@ def build_devices(
         field = f"devices[{index}]"
         found = container.host_devices.get(device.host_path)
         if not found:
-            refuse(f"{field}.host_path", device.host_path, "no device on this node")
+            refuse(f"{field}.host_path", device.host_path, "there is no such device on this node")
         wanted = _access(device, field)
         for host_node in found:
             path = _container_path(device, host_node, field)
@@ -86,38 +86,38 @@ def build_devices(
 
 
 def _is_everybodys(node: DeviceNode) -> bool:
-    """runc opens /dev/null for writing, and has only a requested one's permissions for it where it is in its place."""
+    """Whether every container has the device. runc itself opens /dev/null for writing, so no rule may restrict it."""
     return node.type == "c" and (node.major, node.minor) in _EVERYBODYS
 
 
 def _container_path(device: Device, node: DeviceNode, field: str) -> str:
-    """Where the node goes; below the given directory if the request names a directory of nodes."""
+    """The node's path in the container: below the given directory, if the request names a directory of nodes."""
     base = clean_container_path(
         device.container_path or device.host_path, f"{field}.container_path"
     )
     inside = node.path.removeprefix(device.host_path.rstrip("/"))
     path = base + inside if inside.startswith("/") and inside != node.path else base
     if path in ("/", "/dev"):
-        refuse(f"{field}.container_path", path, "is a directory of every container")
-    # Runtimes pass over a device where there is something already.
+        refuse(f"{field}.container_path", path, "is a directory that every container has")
+    # Runtimes silently skip a device where something exists already.
     for place in _MOUNTED:
         if f"{path}/".startswith(f"{place}/"):
-            refuse(f"{field}.container_path", path, f"no device can be made at or below {place}")
+            refuse(f"{field}.container_path", path, f"no device can be created at or below {place}")
     for own in _OWN_FILES:
         if path.startswith(f"{own}/"):
-            refuse(f"{field}.container_path", path, f"{own} is no directory")
+            refuse(f"{field}.container_path", path, f"{own} is not a directory")
     return path
 
 
 def _owner(user: ResolvedUser) -> Spec:
-    """Whom requested devices belong to: the container's user, where that isn't root."""
+    """The owner of requested devices: the container's user and group, unless root."""
     return {key: own for key, own in (("uid", user.uid), ("gid", user.gid)) if own}
 
 
 def _access(device: Device, field: str) -> str:
     wanted = device.permissions or "rwm"
     if not set(wanted) <= set("rwm"):
-        refuse(f"{field}.permissions", device.permissions, "must be of the letters r, w and m")
+        refuse(f"{field}.permissions", device.permissions, "must consist of the letters r, w and m")
     return "".join(letter for letter in "rwm" if letter in wanted)
 
 

@@ -1,11 +1,11 @@
 """OCI hooks: files that say which containers get which hook (oci-hooks(5), format 1.0.0), and the node's own list.
 
-Rules of the file:
-- A hook is for a container if every condition of its file holds; of `commands`, and of the annotations for one pattern,
-  one that fits is enough. `always: false` and `hasBindMounts: false` never hold, as everywhere that knows the format.
-- Patterns are searched for, not matched whole. They are Go's in the format; those of its forms that mean something else
-  here are refused rather than misread.
-- A condition that isn't known must not be passed over: unknown keys are refused.
+Rules:
+- A hook applies to a container if every condition of its file holds. Of `commands`, and of the annotations for one
+  pattern, one match is enough. `always: false` and `hasBindMounts: false` never hold, as in other implementations.
+- Patterns may match anywhere in the text. The format's syntax is Go's; forms with another meaning in Python are
+  refused.
+- An unknown condition must not be ignored, so unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ Stage = Literal[
 ]
 STAGES: tuple[str, ...] = get_args(Stage)
 IN_CONTAINER = "startContainer"
-"""The stage whose hooks are programs of the container, not of the node."""
+"""The stage whose hooks are programs in the container. All others are programs of the node."""
 VERSION = "1.0.0"
 _GO_ONLY = re.compile(r"\[\[:|\\[zQEpPC]|\(\?[a-z]*U")
-"""Forms that mean something else here, or nothing."""
+"""Forms of Go's syntax that have another meaning, or none, in Python."""
 MAX_MATCHED_CHARS = 1024
-"""Of a text that a pod's author wrote. A pattern of the operator's can take time that grows with the square of the text
-or worse, and nothing else runs meanwhile. Not to run a hook for a long text would be a way around it."""
+"""Of a text by a pod's author. An operator's pattern may take quadratic time or worse, and blocks everything else
+meanwhile. To skip the hook for a long text would be a way around it, so the container is refused."""
 _T = TypeVar("_T")
 
 
 class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A program of the node, as the runtime-spec has it."""
+    """A program of the node, in the runtime-spec's form."""
 
     path: str
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
     timeout: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    """Seconds, after which the runtime kills it."""
+    """Seconds until the runtime kills it."""
 
 
 class _When(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -75,7 +75,7 @@ class _HookList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class ConditionalHook:
-    """A hook, its stages, and whom it is for."""
+    """A hook with its stages and conditions."""
 
     hook: Hook
     stages: tuple[str, ...]
@@ -87,7 +87,7 @@ class ConditionalHook:
     def is_for(
         self, *, annotations: Mapping[str, str], command: str, has_bind_mounts: bool
     ) -> bool:
-        """Whether every condition holds. Raises InvalidArgumentError for a text too long to be looked through."""
+        """Whether every condition holds. Raises InvalidArgumentError for a text that is too long to match."""
         if self.always is False or self.has_bind_mounts is False:
             return False
         if self.has_bind_mounts and not has_bind_mounts:
@@ -107,7 +107,7 @@ class ConditionalHook:
 
 
 def parse_hook_file(document: bytes, source: str) -> ConditionalHook:
-    """One file of a hooks directory. Raises ConfigError for what can't be used."""
+    """Parse a file of a hooks directory. Raises ConfigError for one that can't be used."""
     version = _decode(document, _Version, source).version
     if version != VERSION:
         raise ConfigError(f"{source}: version {quoted(version)}: must be {VERSION}")
@@ -115,7 +115,7 @@ def parse_hook_file(document: bytes, source: str) -> ConditionalHook:
     check_hook(file.hook, f"{source}: hook")
     when = file.when
     if when == _When():
-        raise ConfigError(f"{source}: when: no condition: the hook would never run")
+        raise ConfigError(f"{source}: when: has no condition, so the hook would never run")
     return ConditionalHook(
         hook=file.hook,
         stages=tuple(dict.fromkeys(file.stages)),
@@ -133,7 +133,7 @@ def parse_hook_file(document: bytes, source: str) -> ConditionalHook:
 
 
 def parse_hook_list(document: bytes, source: str) -> tuple[ConditionalHook, ...]:
-    """The node's own list for every container: prestart, poststart and poststop as the runtime-spec has them.
+    """Parse the node's list for every container: prestart, poststart and poststop in the runtime-spec's form.
 
     Raises ConfigError.
     """
@@ -153,7 +153,7 @@ def add_matching_hooks(
     annotations: Mapping[str, str],
     has_bind_mounts: bool,
 ) -> None:
-    """Put those hooks that are for this container into its spec, in their order."""
+    """Add the hooks that apply to this container to its spec, in their order."""
     command: str = spec["process"]["args"][0]
     for candidate in hooks:
         if candidate.is_for(
@@ -164,12 +164,12 @@ def add_matching_hooks(
 
 
 def add_hook(spec: Spec, stage: str, hook: Hook) -> None:
-    """Put a hook behind those that the stage has already."""
+    """Add a hook after those that the stage has."""
     spec.setdefault("hooks", {}).setdefault(stage, []).append(plain(hook))
 
 
 def plain(part: msgspec.Struct) -> Spec:
-    """A part of the spec as the mappings and lists that the rest of it is made of."""
+    """Convert a part of the spec to plain dictionaries and lists."""
     entry: Spec = msgspec.json.decode(msgspec.json.encode(part))
     return entry
 
@@ -185,7 +185,7 @@ def node_programs(spec: Spec) -> list[str]:
 
 
 def check_hook(hook: Hook, source: str) -> None:
-    """Refuse a hook that no runtime could run. Raises ConfigError."""
+    """Check that a runtime can run the hook. Raises ConfigError."""
     if not hook.path.startswith("/") or "\0" in hook.path:
         raise ConfigError(f"{source}: path {quoted(hook.path)}: must be absolute")
     for entry in hook.env:
@@ -196,7 +196,7 @@ def check_hook(hook: Hook, source: str) -> None:
 
 
 def _finds(pattern: re.Pattern[str], text: str, what: str) -> bool:
-    """Whether an operator's pattern finds something in a pod's text."""
+    """Whether an operator's pattern matches somewhere in a pod's text."""
     if len(text) > MAX_MATCHED_CHARS:
         raise InvalidArgumentError(
             f"{what}: {len(text)} characters: at most {MAX_MATCHED_CHARS} are compared with the pattern of an OCI hook"
@@ -213,7 +213,7 @@ def _decode(document: bytes, kind: type[_T], source: str) -> _T:
 
 def _pattern(text: str, source: str) -> re.Pattern[str]:
     if _GO_ONLY.search(text):
-        raise ConfigError(f"{source}: pattern {quoted(text)}: this form is not supported")
+        raise ConfigError(f"{source}: pattern {quoted(text)}: uses a form that is not supported")
     try:
         return re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:

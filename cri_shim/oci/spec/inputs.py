@@ -1,7 +1,7 @@
-"""What the spec builders are told: the node, the handler, the pod, the image, the user, the container.
+"""The inputs of the spec builders: node, handler, pod, image, user, container.
 
-Rules of the file: frozen values only, gathered by the caller; a builder never looks anything up itself. Names of
-capabilities carry no `CAP_` prefix. What is absent is None or empty and says so beside the field.
+Rules: frozen values that the caller gathers; builders look nothing up. Names of capabilities have no `CAP_` prefix. An
+absent value is None or empty, and its meaning stands beside the field.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.seccomp import Profile
 
 Spec = dict[str, Any]
-"""A runtime-spec document, or a part of one, ready for JSON."""
+"""A runtime-spec document or a part of one, ready to encode as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """A device node of the host, as `stat` shows it."""
+    """A device node of the host, as stat(2) shows it."""
 
     path: str
-    """Where it is on the host; also where it goes in the container unless the request says otherwise."""
+    """Its path on the host, and in the container unless the request says otherwise."""
     type: str
-    """`c` or `b`, as the runtime-spec writes it."""
+    """`c` or `b`, as in the runtime-spec."""
     major: int
     minor: int
     file_mode: int = 0o666
@@ -41,7 +41,7 @@ class DeviceNode:
 
 @dataclass(frozen=True, slots=True)
 class Ulimit:
-    """One resource limit; -1 is infinity, as in the kernel's RLIM_INFINITY."""
+    """One resource limit; -1 means RLIM_INFINITY."""
 
     soft: int
     hard: int
@@ -49,7 +49,7 @@ class Ulimit:
 
 @dataclass(frozen=True, slots=True)
 class IdRange:
-    """IDs of a user namespace, from 0 on, and whom they are on the node."""
+    """The IDs of a user namespace, from 0 on, and the IDs on the node that they map to."""
 
     host_id: int
     length: int
@@ -62,7 +62,7 @@ class IdRange:
 
 @dataclass(frozen=True, slots=True)
 class UserMappings:
-    """The one mapping of users, and the one of groups, that a pod's user namespace has."""
+    """The single mapping of users, and the one of groups, of a pod's user namespace."""
 
     uids: IdRange
     gids: IdRange
@@ -70,74 +70,74 @@ class UserMappings:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What holds for every container of this node: kernel, configuration, and what this process may do."""
+    """Facts that hold for every container of the node: kernel, configuration, and privileges of this process."""
 
     arch: str
-    """The machine as `uname -m` names it."""
+    """The machine, as in `uname -m`."""
     kernel: tuple[int, int]
     """Major and minor."""
     cgroup_v2: bool
-    """Whether the controllers are in the unified hierarchy."""
+    """Whether the controllers are on the unified hierarchy."""
     cgroup_namespace: bool
-    """Whether containers get a cgroup namespace of their own; as elsewhere, on cgroup v2 only."""
+    """Whether containers get their own cgroup namespace: on cgroup v2 only, as with other runtimes."""
     capabilities: tuple[str, ...]
-    """What this process can hand out: its permitted and bounding sets, known to this kernel."""
+    """The capabilities that this process can hand out: in its permitted and bounding sets, and known to the kernel."""
     default_capabilities: tuple[str, ...]
     default_ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
-    """By the lower-case name without `RLIMIT_`: `nofile`."""
+    """By lower-case name without `RLIMIT_`, such as `nofile`."""
     default_sysctls: Mapping[str, str] = field(default_factory=dict)
     umask: int = 0o022
     min_oom_score_adj: int | None = None
-    """The lowest value this process may set; None: any."""
+    """The lowest value that this process may set; None for any."""
     seccomp_available: bool = True
     default_seccomp: Profile | None = None
-    """The operator's own RuntimeDefault; None: the built-in one."""
+    """The operator's RuntimeDefault profile; None for the built-in one."""
     apparmor_profiles: frozenset[str] | None = None
-    """The profiles that are loaded now; None: this kernel has no AppArmor."""
+    """The profiles that are loaded now; None if the kernel has no AppArmor."""
     apparmor_default_profile: str = ""
-    """The profile that RuntimeDefault means."""
+    """The profile for RuntimeDefault."""
     selinux_enabled: bool = False
-    """Whether containers are labelled."""
+    """Whether containers get SELinux labels."""
     swap_accounting: bool = False
-    """Whether memory.swap limits can be set at all."""
+    """Whether swap limits can be set."""
     hugepage_sizes: frozenset[str] = frozenset()
-    """Page sizes the hugetlb controller limits, as `2MB`; empty where the controller is absent."""
+    """Page sizes that the hugetlb controller limits, such as `2MB`; empty without the controller."""
     lack_of_files_limits: str = "this node has no cgroup controller for open files"
-    """Why the number of open files can't be limited; "" where it can be."""
+    """Why open files can't be limited; empty if they can."""
     host_devices: tuple[DeviceNode, ...] = ()
-    """Every device node of the host: what a privileged container sees."""
+    """Every device node of the host, for privileged containers."""
     extra_masked_paths: tuple[str, ...] = ()
-    """Paths to mask that only this node knows, e.g. the thermal_throttle directory of each CPU."""
+    """Masked paths specific to this node, such as the thermal_throttle directory of each CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerFacts:
-    """The runtime handler that the pod asked for."""
+    """The pod's runtime handler."""
 
     name: str
     kind: HandlerKind = HandlerKind.OCI
     pod_annotations: tuple[str, ...] = ()
-    """Shell-style patterns of pod annotations let through to the spec."""
+    """Shell-style patterns of pod annotations that are passed to the spec."""
     container_annotations: tuple[str, ...] = ()
     """The same for container annotations."""
     unsafe_annotations: tuple[str, ...] = ()
-    """Keys, or their beginnings, that the runtime says it takes as orders."""
+    """Keys, or prefixes, of annotations that the runtime reports as changing what it does."""
     privileged_without_host_devices: bool = False
     device_ownership_from_security_context: bool = False
-    """Whether requested devices belong to the container's user rather than to whom they belong on the node."""
+    """Whether requested devices get the container's user as owner, instead of the owner on the node."""
     recursive_read_only_mounts: bool = False
-    """Whether the runtime knows the mount option `rro`, and the kernel mount_setattr."""
+    """Whether the runtime has the mount option `rro`, and the kernel mount_setattr(2)."""
     user_namespaces: bool = False
-    """Whether runtime, kernel and the layers' file system know ID-mapped mounts."""
+    """Whether runtime, kernel and the layers' file system support ID-mapped mounts."""
     max_user_id: int = 2**32 - 2
-    """The highest user or group that the runtime takes."""
+    """The highest user or group ID that the runtime accepts."""
     reads_user_mappings: bool = False
-    """Whether the runtime wants no mappings in the spec beside the path of a user namespace to join."""
+    """Whether the runtime wants no mappings in the spec when a user namespace is joined by path."""
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxFacts:
-    """The pod. The same value serves its pause container (no `pause_pid` yet) and its containers."""
+    """The pod. The same type serves its pause container (no `pause_pid` yet) and its containers."""
 
     id: str
     name: str
@@ -145,32 +145,32 @@ class SandboxFacts:
     uid: str
     hostname: str
     netns_path: str | None
-    """The pinned network namespace; None: the node's network."""
+    """The pinned network namespace; None for the node's network."""
     pause_pid: int | None = None
-    """The pause container's process, whose namespaces containers join; None while it is being built."""
+    """The pause container's process, whose namespaces containers join; None while it is created."""
     users: UserMappings | None = None
-    """Of the pod's own user namespace; None: the node's."""
+    """The mappings of the pod's own user namespace; None for the node's."""
     userns_path: str | None = None
-    """Where the pause container finds that namespace; containers find it at the pause container."""
+    """The user namespace for the pause container. Containers join it through the pause container's process."""
     host_ipc: bool = False
     privileged: bool = False
     shm_dir: str | None = None
-    """The tmpfs that is the pod's /dev/shm; None with host IPC, and for a handler that makes its own."""
+    """The pod's tmpfs for /dev/shm; None with host IPC, and for handlers that create their own."""
     hostname_file: str | None = None
     hosts_file: str | None = None
     resolv_conf_file: str | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
-    """The pod's annotations as given; only what the handler's allow-list names goes further."""
+    """The pod's annotations, unfiltered. The handler's allow-list decides which reach the spec."""
     labels: Labels = field(default_factory=Labels)
-    """SELinux."""
+    """SELinux labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageDefaults:
-    """The image's own configuration. It is untrusted: whoever made the image wrote it."""
+    """The image's configuration. Its author is untrusted."""
 
     name: str = ""
-    """The reference the container was asked to run, for the image-name annotation."""
+    """The requested reference, for the image-name annotation."""
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -181,23 +181,23 @@ class ImageDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedUser:
-    """Whom the process runs as, numbers settled. This is also what ContainerStatus reports."""
+    """The process's user and groups as numbers, as ContainerStatus reports them."""
 
     uid: int = 0
     gid: int = 0
     additional_gids: tuple[int, ...] = (0,)
-    """The primary gid first, always: else a file that denies the group could be read."""
+    """Always with the primary GID first: without it, a process could read files that deny that group access."""
     username: str = ""
-    """The name in the container's passwd file, if it has one for this uid."""
+    """The name for this UID in the container's passwd file, if there is one."""
     home: str = "/"
     user_field: str = field(default="run_as_user", compare=False)
-    """The field, the request's or the image's, that says so: for refusals."""
+    """The field of the request or image that the value comes from, for errors."""
     group_field: str = field(default="run_as_group", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class BindVolume:
-    """A host directory for a VOLUME that the image declares."""
+    """A host directory for a VOLUME of the image."""
 
     container_path: str
     host_dir: str
@@ -205,25 +205,25 @@ class BindVolume:
 
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
-    """The container: where its parts are on this node."""
+    """The container's parts on this node."""
 
     id: str
     rootfs_path: str
     cgroups_path: str
-    """The spec's cgroupsPath: a path under cgroupfs, or `slice:prefix:name` for systemd."""
+    """The spec's cgroupsPath: a path in cgroupfs, or `slice:prefix:name` for systemd."""
     target_pid: int | None = None
-    """The process whose PID namespace is joined when the request says TARGET."""
+    """The process whose PID namespace is joined in mode TARGET."""
     image_volumes: tuple[BindVolume, ...] = ()
-    """For the VOLUMEs that the image declares."""
+    """For the image's VOLUMEs."""
     mount_sources: Mapping[int, str] = field(default_factory=dict)
-    """What is bound for a requested mount, by its place in the request; its host_path as given where none is here."""
+    """The resolved sources of requested mounts, by their index. Without an entry, the host_path is used as it is."""
     host_devices: Mapping[str, tuple[DeviceNode, ...]] = field(default_factory=dict)
-    """What each requested device's host_path turned out to be; a directory holds several. CDI's devices, too."""
+    """The nodes behind each requested device's host_path, several for a directory. CDI devices as well."""
     localhost_seccomp: Profile | None = None
-    """The parsed file, when the request names a Localhost seccomp profile."""
+    """The parsed Localhost seccomp profile, if the request names one."""
     cdi_edits: tuple[ContainerEdits, ...] = ()
-    """What the requested CDI devices bring."""
+    """The container edits of the requested CDI devices."""
     hooks: tuple[ConditionalHook, ...] = ()
     """The node's OCI hooks, in the order in which they run."""
     labels: Labels = field(default_factory=Labels)
-    """SELinux."""
+    """SELinux labels."""

@@ -1,15 +1,15 @@
 """Mounts: the kernel's file systems, the pod's generated files, the image's volumes, the request's mounts.
 
-Rules of the file:
-- A requested mount replaces a default one at the same path, and one at /dev or /sys the defaults below it; of two
-  requested at one path the later one stays. Shallow paths come first, so that a mount never hides a deeper one.
-- What is bound for a requested mount was found out before (`mount_sources`). Inside the container the runtime
-  resolves.
-- No `rw` option is written: it would make some runtimes remount and so lose the volume's own nosuid or noexec.
-- No more than `MAX_MOUNTS` are requested, and none lies more than `MAX_DEPTH` names deep: with mounts that lie in each
-  other a runtime's work grows with the third power of the depth.
-- /proc must be what it says (CVE-2019-16884): nothing is bound below it but the files that lxcfs stands in for, and
-  an image's VOLUME can't cover it, /sys or /dev.
+Rules:
+- A requested mount replaces a default one at the same path; one at /dev or /sys also replaces the defaults below it. Of
+  two requested at one path, the later stays. Shallow paths come first, so that no mount hides a deeper one.
+- The caller has resolved the sources of requested mounts (`mount_sources`). The runtime resolves paths in the
+  container.
+- No `rw` option is written: some runtimes would remount for it and drop the volume's own nosuid or noexec.
+- At most `MAX_MOUNTS` may be requested, none more than `MAX_DEPTH` names deep: for mounts inside one another a
+  runtime's work grows with the cube of the depth.
+- /proc must be the real one (CVE-2019-16884). Nothing is mounted below it except the files that lxcfs replaces, and an
+  image's VOLUME can't cover /proc, /sys or /dev.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PROPAGATION = {
 }
 _MOUNT_OPTIONS = frozenset({"noexec", "nodev", "nosuid"})
 _IMAGE_OPTIONS = ("ro", "nosuid", "nodev")
-"""Of an image as a volume: a stranger made it, and may bring programs, but neither rights nor devices."""
+"""For an image as a volume. Its author is untrusted: it may bring programs, but no setuid bits and no devices."""
 _PROC_FILES = frozenset(
     f"/proc/{name}"
     for name in (
@@ -51,15 +51,15 @@ _PROC_FILES = frozenset(
         *("sys/crypto/fips_enabled", "sys/kernel/ns_last_pid", "uptime"),
     )
 )
-"""What runtimes let a mount stand in for below /proc."""
+"""The files below /proc on which runtimes allow a mount."""
 _KERNELS = ("/dev", "/proc", "/sys")
 MAX_MOUNTS = 1024
-"""In one request: half a second of a runtime's CPU time, and for each the kernel locks all mounts of the node."""
+"""Per request. So many cost a runtime half a second of CPU time, and for each the kernel locks all of the node's."""
 MAX_DEPTH = 32
-"""Of names in the path of a mount. A thousand mounts, each inside the one before, take runc a minute of CPU time."""
+"""Names in the path of a mount. A thousand mounts, each inside the one before, cost runc a minute of CPU time."""
 _TTY_GROUP = 5
-"""In every distribution."""
-HOST_SHM = "/dev/shm"  # noqa: S108 - the node's, for a pod that shares its IPC
+"""The GID of `tty` in every distribution."""
+HOST_SHM = "/dev/shm"  # noqa: S108 - the node's, for a pod with host IPC
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +67,18 @@ class ImageMount:
     """A requested mount of an image."""
 
     index: int
-    """Its place in the request."""
+    """Index in the request's mounts."""
     image: str
     sub_path: str
-    """Not checked yet."""
+    """As in the request, unchecked."""
 
 
 _POD_FILE = ("rprivate", "nosuid", "noexec", "nodev")
-"""Of the tmpfs that they are on: in a user namespace no mount of it can be without."""
+"""The options of the tmpfs that holds the pod's files: in a user namespace, a mount of it can't drop any of them."""
 
 
 def check_cost(config: ContainerConfig) -> None:
-    """Raises InvalidArgumentError for more mounts, or deeper ones, than a runtime can make in reasonable time."""
+    """Raises InvalidArgumentError for more mounts, or deeper ones, than a runtime can create in reasonable time."""
     if len(config.mounts) > MAX_MOUNTS:
         raise InvalidArgumentError(f"mounts: {len(config.mounts)} entries: at most {MAX_MOUNTS}")
     for index, mount in enumerate(config.mounts):
@@ -90,41 +90,41 @@ def _check_depth(path: str, field: str) -> None:
         return
     depth = clean_container_path(path, field).count("/")
     if depth > MAX_DEPTH:
-        refuse(field, path, f"has {depth} names: at most {MAX_DEPTH}, move the mount further up")
+        refuse(field, path, f"has {depth} names: at most {MAX_DEPTH}; choose a shallower path")
 
 
 def image_mounts(config: ContainerConfig) -> list[ImageMount]:
     """The requested mounts of images.
 
-    Raises InvalidArgumentError naming the field for one that could be written, or that names a host path as well.
+    Raises InvalidArgumentError with the field for one that is not read-only, or that has a host path as well.
     """
     found = []
     for index, mount in enumerate(config.mounts):
         field = f"mounts[{index}]"
         if not mount.HasField("image"):
             if mount.image_sub_path:
-                refuse(f"{field}.image_sub_path", mount.image_sub_path, "there is no image")
+                refuse(f"{field}.image_sub_path", mount.image_sub_path, "the mount has no image")
             continue
         if not mount.readonly:
             refuse(f"{field}.readonly", mount.readonly, "must be true: image volumes are read-only")
         if mount.host_path:
-            refuse(f"{field}.host_path", mount.host_path, "must be empty where an image is mounted")
+            refuse(f"{field}.host_path", mount.host_path, "must be empty for the mount of an image")
         if not mount.image.image:
             raise InvalidArgumentError(f"{field}.image.image: missing")
         if mount.propagation == api_pb2.PROPAGATION_BIDIRECTIONAL:
             raise InvalidArgumentError(
-                f"{field}.propagation: an image can't carry mounts of the container to the node"
+                f"{field}.propagation: PROPAGATION_BIDIRECTIONAL is not possible for an image"
             )
         found.append(ImageMount(index, mount.image.image, mount.image_sub_path))
     return found
 
 
 def volume_paths(declared: Iterable[str], config: ContainerConfig) -> Iterator[str]:
-    """Where an image's VOLUMEs go, each once: those that the request mounts nothing at, and that can be volumes.
+    """The paths of an image's VOLUMEs, without duplicates and without those that the request mounts something at.
 
-    The root, and what is the kernel's, can't: images that declare such a one run without that volume.
+    The root and the kernel's directories can't be volumes: images that declare one run without that volume.
 
-    Raises InvalidArgumentError for a volume that lies deeper than `MAX_DEPTH`.
+    Raises InvalidArgumentError for a volume deeper than `MAX_DEPTH`.
     """
     taken = {
         clean_container_path(mount.container_path, "container_path")
@@ -144,12 +144,12 @@ def volume_paths(declared: Iterable[str], config: ContainerConfig) -> Iterator[s
 
 
 def build_sandbox_mounts(sandbox: SandboxFacts, *, host_ipc: bool) -> list[Spec]:
-    """What a pause container sees: little, since it only waits.
+    """The mounts of a pause container: few, since it only waits.
 
-    /dev/shm and resolv.conf are for handlers that make the guest's from them.
+    /dev/shm and resolv.conf are for handlers that derive the guest's from them.
     """
-    # sysfs has one superblock per network namespace, and its first mount decides whether it can be written at all:
-    # a read-only one here would make /sys of the pod's privileged containers read-only for good.
+    # Each network namespace has one sysfs superblock, and its first mount decides whether it is writable. A read-only
+    # one here would make /sys read-only in the pod's privileged containers for good.
     mounts = [_proc(), _dev(), _sys(sandbox, read_only=not sandbox.privileged)]
     if (shm := _shm_source(sandbox, host_ipc=host_ipc)) is not None:
         mounts.append(_bind(shm, "/dev/shm", ["rprivate"]))  # noqa: S108
@@ -167,11 +167,11 @@ def build_container_mounts(
     volumes: Sequence[BindVolume],
     sources: Mapping[int, str],
 ) -> list[Spec]:
-    """Every mount of a container, in the order the runtime must make them.
+    """Every mount of a container, in the order in which the runtime must create them.
 
-    `sources`: see `ContainerFacts.mount_sources`; those of images must be there.
+    `sources` is `ContainerFacts.mount_sources`, complete for images.
 
-    Raises InvalidArgumentError naming the mount and field.
+    Raises InvalidArgumentError with the mount and the field.
     """
     context = config.linux.security_context
     image_mounts(config)
@@ -198,7 +198,7 @@ def build_container_mounts(
 
 
 def rootfs_propagation(config: ContainerConfig) -> str | None:
-    """What the root needs so that the requested propagation can work at all; None: the runtime's default."""
+    """The root's propagation, as the requested mounts need it; None for the runtime's default."""
     wanted = {mount.propagation for mount in config.mounts}
     if api_pb2.PROPAGATION_BIDIRECTIONAL in wanted:
         return "rshared"
@@ -213,9 +213,11 @@ def _requested_mount(
     id_mappings = _id_mappings(mount, field, handler)
     destination = clean_container_path(mount.container_path, f"{field}.container_path")
     if destination == "/":
-        refuse(f"{field}.container_path", mount.container_path, "can't cover the root itself")
+        refuse(f"{field}.container_path", mount.container_path, "can't be the root directory")
     if destination.startswith("/proc/") and destination not in _PROC_FILES:
-        refuse(f"{field}.container_path", mount.container_path, "nothing can be mounted there")
+        refuse(
+            f"{field}.container_path", mount.container_path, "mounts below /proc are not allowed"
+        )
     if source is None or not mount.HasField("image"):
         host_path = absolute_path(mount.host_path, f"{field}.host_path")
         source = source or host_path
@@ -235,20 +237,20 @@ def _requested_mount(
         if option not in options:
             options.append(option)
     if mount.HasField("image"):
-        # Mounted in terms of the pod's users as a whole: mapping it once more would be wrong.
+        # The caller mounted it with the pod's ID mapping; a mapping here would apply a second time.
         return _bind(source, destination, list(dict.fromkeys((*options, *_IMAGE_OPTIONS))))
     return {**_bind(source, destination, options), **id_mappings}
 
 
 def _id_mappings(mount: Mount, field: str, handler: HandlerFacts) -> Spec:
-    """Whom the volume's files belong to in the container, where that isn't their owners (ID-mapped mounts)."""
+    """The mapping of the volume's owners into the container, for an ID-mapped mount."""
     given = {"uidMappings": mount.uidMappings, "gidMappings": mount.gidMappings}
     if not any(given.values()):
         return {}
     for key, mappings in given.items():
         if not mappings:
             raise InvalidArgumentError(
-                f"{field}.{key}: missing: users and groups are mapped together"
+                f"{field}.{key}: missing: users and groups must be mapped together"
             )
         for mapping in mappings:
             check_mapping(mapping, f"{field}.{key}")
@@ -267,10 +269,10 @@ def _id_mappings(mount: Mount, field: str, handler: HandlerFacts) -> Spec:
 
 def _check_recursive_read_only(mount: Mount, field: str, handler: HandlerFacts) -> None:
     if not mount.readonly:
-        raise InvalidArgumentError(f"{field}.recursive_read_only: needs readonly as well")
+        raise InvalidArgumentError(f"{field}.recursive_read_only: requires readonly")
     if mount.propagation != api_pb2.PROPAGATION_PRIVATE:
         raise InvalidArgumentError(
-            f"{field}.recursive_read_only: needs PROPAGATION_PRIVATE: a mount that arrived later would be writable"
+            f"{field}.recursive_read_only: requires PROPAGATION_PRIVATE: mounts that arrive later would be writable"
         )
     if not handler.recursive_read_only_mounts:
         raise InvalidArgumentError(
@@ -358,7 +360,8 @@ def _has_group(sandbox: SandboxFacts, gid: int) -> bool:
 
 def _sys(sandbox: SandboxFacts, *, read_only: bool) -> Spec:
     if sandbox.users is not None and sandbox.netns_path is None:
-        # sysfs shows a network namespace, and the node's is not this user namespace's to mount: it sees the node's own.
+        # Only the owner of a network namespace may mount its sysfs, and the node's belongs to another user namespace.
+        # So bind the node's own.
         return _bind("/sys", "/sys", ["rprivate", "nosuid", "noexec", "nodev", "rro"])
     return {
         "destination": "/sys",

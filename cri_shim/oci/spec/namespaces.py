@@ -1,12 +1,12 @@
-"""Namespaces: which are made, which joined, which are the node's.
+"""Namespaces: which ones a container creates, joins, or shares with the node.
 
-Rules of the file: the pause container makes the pod's namespaces, containers join them through its /proc entry;
-the network namespace is joined by its pinned file, which outlives every process. NODE means no entry: the runtime
-itself lives in the node's. TARGET exists for the PID namespace of containers only, and a handler with a kernel of
-its own can share nothing with the node.
+Rules: the pause container creates the pod's namespaces, and containers join them through its /proc entry. The network
+namespace is joined by its pinned file, which outlives every process. NODE means no entry, since the runtime itself runs
+in the node's namespaces. TARGET exists only for a container's PID namespace. A handler with its own kernel can share
+nothing with the node.
 
-A user namespace is the pod's (POD) or the node's (NODE). It has one mapping of users and one of groups, each from
-ID 0 on, and it owns the pod's other namespaces: those of the node can't be shared with it, but for the network.
+A user namespace is the pod's (POD) or the node's (NODE). It has one mapping of users and one of groups, each from ID 0
+on, and owns the pod's other namespaces. With it, the pod can't share the node's namespaces, except for the network.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ _POD, _CONTAINER, _NODE, _TARGET = (
 def check_namespace_options(
     options: NamespaceOption, handler: HandlerFacts, *, is_sandbox: bool
 ) -> None:
-    """Refuse modes that CRI does not define, and combinations that can't be.
+    """Check for modes that CRI does not define, and for impossible combinations.
 
-    Raises InvalidArgumentError naming the field.
+    Raises InvalidArgumentError with the field.
     """
     for field, mode in (("network", options.network), ("ipc", options.ipc)):
         if mode not in (_POD, _NODE):
             refuse(f"namespace_options.{field}", _name(mode), "must be POD or NODE")
     pid_modes = (_POD, _CONTAINER, _NODE) if is_sandbox else (_POD, _CONTAINER, _NODE, _TARGET)
     if options.pid not in pid_modes:
-        refuse("namespace_options.pid", _name(options.pid), "is not a mode of this object")
+        refuse("namespace_options.pid", _name(options.pid), "is not a mode for this object")
     if options.target_id and options.pid != _TARGET:
-        refuse("namespace_options.target_id", options.target_id, "is for the PID mode TARGET only")
+        refuse("namespace_options.target_id", options.target_id, "requires the PID mode TARGET")
     if user_mappings(options) is not None:
         _check_user_namespace(options, handler)
     if handler.kind is HandlerKind.VM:
@@ -67,8 +67,8 @@ def check_namespace_options(
         ):
             if mode == _NODE:
                 raise InvalidArgumentError(
-                    f"namespace_options.{field}: NODE: a pod of the runtime handler {quoted(handler.name)} has a "
-                    "kernel of its own and can't share the node's"
+                    f"namespace_options.{field}: NODE: pods of the runtime handler {quoted(handler.name)} have their "
+                    "own kernel and can't share the node's namespaces"
                 )
 
 
@@ -82,16 +82,16 @@ def _check_user_namespace(options: NamespaceOption, handler: HandlerFacts) -> No
     for field, mode in (("pid", options.pid), ("ipc", options.ipc)):
         if mode == _NODE:
             raise InvalidArgumentError(
-                f"namespace_options.{field}: NODE: the node's namespace does not belong to the pod's user "
-                "namespace, so its files can't be mounted: use userns_options.mode NODE as well, or POD here"
+                f"namespace_options.{field}: NODE: the node's namespace does not belong to the pod's user namespace, "
+                "so its file system can't be mounted: use POD, or userns_options.mode NODE"
             )
 
 
 def user_mappings(options: NamespaceOption) -> UserMappings | None:
-    """The mappings of the user namespace that the pod is to have; None: the node's.
+    """The mappings of the pod's own user namespace; None for the node's.
 
     Raises InvalidArgumentError for a mode other than POD and NODE, and unless users and groups have one mapping each,
-    from ID 0 of the namespace on.
+    from ID 0 on.
     """
     if not options.HasField("userns_options"):
         return None
@@ -104,22 +104,22 @@ def user_mappings(options: NamespaceOption) -> UserMappings | None:
     if wanted.mode != _NODE:
         refuse(f"{field}.mode", _name(wanted.mode), "must be POD or NODE")
     if wanted.uids or wanted.gids:
-        raise InvalidArgumentError(f"{field}: mappings are given, but the mode is NODE")
+        raise InvalidArgumentError(f"{field}: mappings are not allowed with the mode NODE")
     return None
 
 
 def _id_range(mappings: Sequence[IDMapping], field: str) -> IdRange:
     if len(mappings) != 1:
-        raise InvalidArgumentError(f"{field}: {len(mappings)} mappings: there must be exactly one")
+        raise InvalidArgumentError(f"{field}: {len(mappings)} mappings; exactly one is required")
     [mapping] = mappings
     check_mapping(mapping, field)
     if mapping.container_id != 0:
-        refuse(f"{field}.container_id", mapping.container_id, "must be 0: root has to be somebody")
+        refuse(f"{field}.container_id", mapping.container_id, "must be 0, so that root is mapped")
     return IdRange(mapping.host_id, mapping.length)
 
 
 def build_user_mappings(sandbox: SandboxFacts, handler: HandlerFacts) -> Spec:
-    """The parts of `linux` that repeat the mappings of the namespace to join, for runtimes that don't read it."""
+    """The `linux` members that repeat a joined user namespace's mappings, for runtimes that don't read them there."""
     if sandbox.users is None or handler.reads_user_mappings:
         return {}
     return {
@@ -129,38 +129,38 @@ def build_user_mappings(sandbox: SandboxFacts, handler: HandlerFacts) -> Spec:
 
 
 def check_mapping(mapping: IDMapping, field: str) -> None:
-    """Raises InvalidArgumentError for a mapping of nobody, or beyond the IDs that there are."""
+    """Raises InvalidArgumentError for an empty mapping, or one that exceeds the range of IDs."""
     if mapping.length == 0:
-        refuse(f"{field}.length", 0, "maps nobody")
+        refuse(f"{field}.length", 0, "maps no ID")
     for side, first in (("host_id", mapping.host_id), ("container_id", mapping.container_id)):
         in_range(first + mapping.length - 1, f"{field}.{side} + length - 1", low=0, high=MAX_ID)
 
 
 def check_mapped(user: ResolvedUser, users: UserMappings | None) -> None:
-    """Refuse a user or group that the pod's user namespace does not know. Raises InvalidArgumentError."""
+    """Raises InvalidArgumentError for a user or group that the pod's user namespace does not map."""
     if users is None:
         return
     if user.uid >= users.uids.length:
         refuse(
             user.user_field,
             user.uid,
-            f"is not mapped: the pod's user namespace has {users.uids.length} users",
+            f"is not mapped: the pod's user namespace has {users.uids.length} user IDs",
         )
     for gid in user.additional_gids:
         if gid >= users.gids.length:
             refuse(
                 user.group_field if gid == user.gid else "supplemental_groups",
                 gid,
-                f"is not mapped: the pod's user namespace has {users.gids.length} groups",
+                f"is not mapped: the pod's user namespace has {users.gids.length} group IDs",
             )
 
 
 def build_sandbox_namespaces(
     options: NamespaceOption, *, sandbox: SandboxFacts, node: NodeFacts
 ) -> list[Spec]:
-    """The pause container's namespaces: it makes what the pod does not share with the node.
+    """The pause container's namespaces: it creates those that the pod does not share with the node.
 
-    The UTS namespace goes with the network: a pod on the node's network bears the node's name.
+    The UTS namespace follows the network: a pod on the node's network has the node's host name.
     """
     namespaces: list[Spec] = [{"type": "mount"}]
     if sandbox.userns_path is not None:
@@ -184,12 +184,12 @@ def build_container_namespaces(
     node: NodeFacts,
     privileged: bool,
 ) -> list[Spec]:
-    """A container's namespaces: its own mounts, the pod's network, IPC and host name, PIDs as asked.
+    """A container's namespaces: its own mounts, the pod's network, IPC and host name, and PIDs as requested.
 
-    Raises InvalidArgumentError when TARGET names no running container, and for what only the whole pod can choose.
+    Raises InvalidArgumentError when TARGET names no running container, and for choices that only the pod has.
     """
     if sandbox.pause_pid is None:
-        raise InvalidArgumentError(f"sandbox {sandbox.id}: its pause container does not run")
+        raise InvalidArgumentError(f"sandbox {sandbox.id}: its pause container is not running")
     _check_like_its_pod(options, sandbox)
     of_pod = f"/proc/{sandbox.pause_pid}/ns"
     namespaces: list[Spec] = [{"type": "mount"}]
@@ -201,7 +201,7 @@ def build_container_namespaces(
         namespaces.append({"type": "pid"})
     elif options.pid == _TARGET:
         if container.target_pid is None:
-            refuse("namespace_options.target_id", options.target_id, "is no running container")
+            refuse("namespace_options.target_id", options.target_id, "is not a running container")
         namespaces.append({"type": "pid", "path": f"/proc/{container.target_pid}/ns/pid"})
     if options.ipc == _POD:
         namespaces.append({"type": "ipc", "path": f"{of_pod}/ipc"})
@@ -216,26 +216,26 @@ def build_container_namespaces(
 
 
 def _check_like_its_pod(options: NamespaceOption, sandbox: SandboxFacts) -> None:
-    """Network, IPC and user namespace are the pod's: a container can't leave them for the node's, or for others."""
+    """Check that the container keeps the pod's network, IPC and user namespaces."""
     for field, mode, pods_is_nodes in (
         ("network", options.network, sandbox.netns_path is None),
         ("ipc", options.ipc, sandbox.host_ipc),
     ):
         if mode == _NODE and not pods_is_nodes:
             raise InvalidArgumentError(
-                f"namespace_options.{field}: NODE: the pod {sandbox.id} has its own, which its containers share"
+                f"namespace_options.{field}: NODE: the sandbox {sandbox.id} has its own, which its containers share"
             )
     if options.pid == _NODE and sandbox.users is not None:
         raise InvalidArgumentError(
-            f"namespace_options.pid: NODE: the pod {sandbox.id} has a user namespace of its own"
+            f"namespace_options.pid: NODE: the sandbox {sandbox.id} has its own user namespace"
         )
     if options.HasField("userns_options") and user_mappings(options) != sandbox.users:
         raise InvalidArgumentError(
-            "namespace_options.userns_options: differs from the pod's, which all its containers share"
+            "namespace_options.userns_options: differs from the sandbox's, which all its containers share"
         )
 
 
 def _name(mode: int) -> str:
-    """The mode as CRI calls it."""
+    """The mode's name in CRI."""
     names = {number: name for name, number in api_pb2.NamespaceMode.items()}
     return names.get(api_pb2.NamespaceMode.ValueType(mode), str(mode))

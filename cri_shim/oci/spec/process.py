@@ -1,7 +1,7 @@
-"""The process: its arguments, environment, working directory, stop signal.
+"""The process: arguments, environment, working directory, rlimits, and the processes of execs.
 
-Rules of the file: the request comes before the image, the image before our defaults. Nothing is guessed: no
-command is an error, never a shell. Kubernetes' semantics of command and args against ENTRYPOINT and CMD hold.
+Rules: the request takes precedence over the image, and the image over our defaults. Nothing is guessed: a missing
+command is an error, never a shell. `command` and `args` relate to ENTRYPOINT and CMD as in Kubernetes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# CVE-2024-21626: a descriptor of the host, leaked into the runtime's first process, becomes the container's
-# working directory through these links. No honest image or pod starts there.
+# CVE-2024-21626: through these links, a host descriptor that leaked into the runtime's first process becomes the
+# container's working directory. No honest image or pod uses them.
 _MAGIC_LINK = re.compile(r"/(proc/(self|thread-self|\d+)(/task/\d+)?|dev)/(fd|cwd|root)(/|$)")
 
 _MAGIC_LINK_PARTS = 6
-"""/proc/PID/task/TID/fd/N; what is below is no other place."""
+"""The components of /proc/PID/task/TID/fd/N. A longer path is matched by these."""
 
 
 def build_args(config: ContainerConfig, image: ImageDefaults) -> list[str]:
@@ -40,7 +40,7 @@ def build_args(config: ContainerConfig, image: ImageDefaults) -> list[str]:
 
     `command` replaces ENTRYPOINT and, with it, the image's CMD; `args` replaces CMD.
 
-    Raises InvalidArgumentError when nothing is left to run.
+    Raises InvalidArgumentError when there is nothing to run.
     """
     for field, words in (("command", config.command), ("args", config.args)):
         for index, word in enumerate(words):
@@ -50,14 +50,14 @@ def build_args(config: ContainerConfig, image: ImageDefaults) -> list[str]:
         args = [*image.entrypoint, *(config.args or image.cmd)]
     if not args:
         raise InvalidArgumentError(
-            f"command: no command: neither the request nor the image {quoted(image.name)} names one; "
+            f"command: missing: neither the request nor the image {quoted(image.name)} names a command; "
             "set command or args"
         )
     if not args[0]:
         field = "command" if config.command else "image ENTRYPOINT"
         if not config.command and not image.entrypoint:
             field = "args" if config.args else "image CMD"
-        raise InvalidArgumentError(f"{field}: the first word is empty: there is nothing to run")
+        raise InvalidArgumentError(f"{field}: the first word is empty, so there is nothing to run")
     for arg in args:
         no_nul(arg, "image ENTRYPOINT or CMD")
     return args
@@ -68,27 +68,27 @@ def build_env(
 ) -> list[str]:
     """The environment as `NAME=value`: defaults, then the image's, then the request's, one entry per name.
 
-    Values are bytes in CRI but a runtime-spec is JSON: a byte that is not UTF-8 becomes U+FFFD, which is what
-    runc makes of it anyway, while crun would refuse the whole document. `undecodable_env` tells which.
+    CRI's values are bytes, but a runtime-spec is JSON. Bytes that are not UTF-8 become U+FFFD: runc would do the same,
+    while crun would reject the whole document. `undecodable_env` lists such variables.
 
-    Raises InvalidArgumentError for a name that no process could have, a NUL, or a HOME with control characters
-    (CVE-2022-4318: such a HOME forges lines in files made from it).
+    Raises InvalidArgumentError for an impossible name, a NUL, or a HOME with control characters (CVE-2022-4318: such a
+    HOME forges lines in files that are generated from it).
     """
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if config.tty:
         env["TERM"] = "xterm"
     for entry in image.env:
         name, separator, value = entry.partition("=")
-        # Whoever wrote the image could not have meant these; they must not keep the container from starting.
+        # An invalid entry of the image must not keep the container from starting.
         if name and separator and "\0" not in entry:
             env[name] = value
     for index, pair in enumerate(config.envs):
         field = f"envs[{index}]"
         if not pair.key or "=" in pair.key or "\0" in pair.key:
-            refuse(f"{field}.key", pair.key, "is not a name an environment variable can have")
-        if b"\0" in pair.value:  # a value may be a secret: it is not repeated
+            refuse(f"{field}.key", pair.key, "is not a valid name of an environment variable")
+        if b"\0" in pair.value:  # the value may be a secret, so the error does not quote it
             raise InvalidArgumentError(
-                f"{field}.value: that of {quoted(pair.key)} contains a NUL byte"
+                f"{field}.value: the value of {quoted(pair.key)} contains a NUL byte"
             )
         env[pair.key] = pair.value.decode("utf-8", "replace")
     home = env.setdefault("HOME", user.home or "/")
@@ -106,7 +106,7 @@ def _source_of_home(config: ContainerConfig, image: ImageDefaults) -> str:
 
 
 def undecodable_env(config: ContainerConfig) -> list[str]:
-    """Names of the requested variables whose value JSON cannot carry unchanged; worth a warning."""
+    """The requested variables whose value JSON can't carry unchanged, for a warning."""
     return [pair.key for pair in config.envs if not _is_utf8(pair.value)]
 
 
@@ -119,19 +119,19 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def build_cwd(config: ContainerConfig, image: ImageDefaults) -> str:
-    """The working directory: the request's, the image's, or the root; in its one spelling, which is looked at and used.
+    """The working directory, normalised: the request's, the image's, or the root.
 
     Raises InvalidArgumentError for a relative path and for the magic links of /proc.
     """
     field = "working_dir" if config.working_dir else "image WORKDIR"
     cwd = absolute_path(config.working_dir or image.working_dir or "/", field)
     if leads_through_a_process(cwd):
-        refuse(field, cwd, "leads through a descriptor of another process")
+        refuse(field, cwd, "leads through a process's descriptors in /proc or /dev/fd")
     return clean_container_path(cwd, field)
 
 
 def leads_through_a_process(path: str) -> bool:
-    """Whether an absolute path, or where it is before a `..` turns it back, is one of another process's in /proc."""
+    """Whether an absolute path leads through a process's links in /proc, even if a later `..` leads back out."""
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
@@ -157,7 +157,7 @@ def build_rlimits(ulimits: Mapping[str, Ulimit]) -> list[Spec]:
 
 
 def exec_base(process: Spec) -> Spec:
-    """What is kept of a container's process for its execs: without the words of its command, which can be thousands."""
+    """The part of a container's process that its execs need: without its arguments, which can be many."""
     return {**process, "args": []}
 
 
@@ -168,11 +168,11 @@ def build_exec_process(
     tty: bool,
     size: tuple[int, int] | None = None,
 ) -> Spec:
-    """The process document of an exec: the container's own process with other arguments.
+    """The process document of an exec: the container's process with other arguments.
 
-    User, capabilities, profiles, limits and environment are the container's, so an exec never has more rights
-    than the container. `size` is the terminal's width and height, in characters. Raises InvalidArgumentError when
-    `argv` is empty.
+    User, capabilities, profiles, limits and environment are the container's, so an exec never has more privileges than
+    the container. `size` is the terminal's width and height, in characters. Raises InvalidArgumentError for an empty
+    `argv`.
     """
     if not argv or not argv[0]:
         raise InvalidArgumentError("cmd: no command to execute")

@@ -1,7 +1,7 @@
-"""Which profile a request means: the fields of seccomp and AppArmor, in both of CRI's generations.
+"""The profile references of a request: the fields for seccomp and AppArmor, in both of CRI's generations.
 
-Rules of the file: the SecurityProfile message counts if it is there, else the deprecated string. Nothing here knows
-what a profile is.
+Rules: a SecurityProfile message takes precedence over the deprecated string. This module does not know what a profile
+is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Choice(Enum):
-    """Which profile a request means."""
+    """The kind of profile that a request refers to."""
 
     UNSET = auto()
     RUNTIME_DEFAULT = auto()
@@ -30,12 +30,12 @@ class Choice(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProfileReference:
-    """A profile as requested; `name` is a file (seccomp) or a loaded profile (AppArmor) for LOCALHOST."""
+    """A requested profile. For LOCALHOST, `name` is a file (seccomp) or a loaded profile (AppArmor)."""
 
     choice: Choice
     name: str = ""
     said_in: str = field(default="", compare=False)
-    """The field of the request that names it, for refusals."""
+    """The request's field, for errors."""
 
 
 LOCALHOST_PREFIX = "localhost/"
@@ -53,9 +53,9 @@ _DEPRECATED_CHOICES = {
 
 
 def profile_reference(profile: SecurityProfile, name: str) -> ProfileReference:
-    """What a SecurityProfile means; the name may come with the prefix of the deprecated form.
+    """Parse a SecurityProfile. Its name may have the prefix of the deprecated form.
 
-    Raises InvalidArgumentError for a type that CRI does not define, and for a name that goes with another type.
+    Raises InvalidArgumentError for a type that CRI does not define, and for a name with another type than Localhost.
     """
     choice = _CHOICES.get(profile.profile_type)
     if choice is None:
@@ -64,7 +64,7 @@ def profile_reference(profile: SecurityProfile, name: str) -> ProfileReference:
         refuse(
             f"{name}.localhost_ref",
             profile.localhost_ref,
-            "is for the profile type Localhost only",
+            "is allowed for the profile type Localhost only",
         )
     return ProfileReference(
         choice,
@@ -74,7 +74,7 @@ def profile_reference(profile: SecurityProfile, name: str) -> ProfileReference:
 
 
 def deprecated_reference(text: str, name: str) -> ProfileReference:
-    """What one of the deprecated strings means. Raises InvalidArgumentError for one that means nothing."""
+    """Parse one of the deprecated strings. Raises InvalidArgumentError for an unknown one."""
     if text.startswith(LOCALHOST_PREFIX):
         return ProfileReference(Choice.LOCALHOST, text.removeprefix(LOCALHOST_PREFIX), said_in=name)
     if text not in _DEPRECATED_CHOICES:

@@ -1,8 +1,8 @@
-"""Resources: CRI's limits as the runtime-spec writes them, and the OOM score.
+"""Resources: CRI's limits in the form of the runtime-spec, and the OOM score.
 
-Rules of the file: 0 and "" mean "not set", as everywhere in CRI; -1 means "no limit" where the kernel has such a
-word. Limits of controllers this node lacks are left out only where CRI's callers always send them (huge pages,
-swap); the `unified` map on cgroup v1 is refused. Units: bytes, microseconds, shares.
+Rules: 0 and "" mean "not set", as everywhere in CRI; -1 means "no limit" where the kernel has that. Limits for
+controllers that the node lacks are dropped only where CRI's callers always send them (huge pages, swap). The `unified`
+map is refused on cgroup v1. Units: bytes, microseconds, shares.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _MAX_INT64 = 2**63 - 1
 _MAX_QUOTA = 2**44 - 1
-"""The kernel's, in microseconds."""
+"""The kernel's maximum, in microseconds."""
 _MAX_CPUS = 65536
-"""More than any kernel counts, of CPUs and of memory nodes."""
+"""More CPUs, and memory nodes, than any kernel supports."""
 _MAX_PIDS = 4194304
-"""PID_MAX_LIMIT: pids.max takes no larger number."""
+"""PID_MAX_LIMIT, the kernel's maximum for pids.max."""
 _CPU_LIST = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
 _PAGE_SIZE = re.compile(r"[0-9]{1,6}(KB|MB|GB)")
 _UNIFIED_KEY = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+")
@@ -53,9 +53,9 @@ FILES_LIMIT_ANNOTATION = "cri-shim.io/files-limit"
 
 
 def build_resources(resources: LinuxContainerResources, node: NodeFacts) -> Spec:
-    """The `linux.resources` object for CPU, memory, huge pages and the unified map; for creation and update.
+    """The `linux.resources` object for CPU, memory, huge pages and the unified map, for creation and update.
 
-    Raises InvalidArgumentError naming the field.
+    Raises InvalidArgumentError with the field.
     """
     result: Spec = {}
     if cpu := _cpu(resources):
@@ -70,7 +70,7 @@ def build_resources(resources: LinuxContainerResources, node: NodeFacts) -> Spec
 
 
 def field_of_limit(cgroup_file: str) -> str:
-    """The field of a request that ends in this file of a cgroup, of either version; "" for none."""
+    """The request's field that sets this cgroup file, of either version; "" if there is none."""
     if cgroup_file.startswith("hugetlb."):
         return "hugepage_limits"
     return _FIELD_OF_FILE.get(cgroup_file, "")
@@ -79,10 +79,10 @@ def field_of_limit(cgroup_file: str) -> str:
 def merge_resources(
     now: LinuxContainerResources, wanted: LinuxContainerResources
 ) -> LinuxContainerResources:
-    """What is in force after an update: what `wanted` sets, and what else there is.
+    """The resources in force after an update: those of `wanted` that are set, and the rest of `now`.
 
-    The OOM score stays: it belongs to processes that run already. So do huge pages, see `check_unchangeable`. The limit
-    of swap counts memory too, so it follows a limit of memory that changes alone, see `_swap_beside`.
+    The OOM score stays, since it belongs to running processes. Huge pages stay too (`check_unchangeable`). The swap
+    limit includes memory, so it follows a memory limit that is changed alone (`_swap_beside`).
     """
     merged = type(now)()
     merged.CopyFrom(now)
@@ -97,9 +97,10 @@ def merge_resources(
 
 
 def _swap_beside(limit: int, now: LinuxContainerResources) -> int:
-    """The limit of memory and swap together that goes with a new limit of memory alone; 0: none was asked for.
+    """The limit of memory and swap together for a new memory limit alone; 0 if none is set.
 
-    It stays what it is, but a container that can't swap goes on so, and no kernel takes one below the limit of memory.
+    It stays as it is, except that a container without swap stays without, and that no kernel accepts it below the
+    memory limit.
     """
     swap = now.memory_swap_limit_in_bytes
     if swap > 0 and (limit < 0 or swap < limit or swap == now.memory_limit_in_bytes):
@@ -110,9 +111,10 @@ def _swap_beside(limit: int, now: LinuxContainerResources) -> int:
 def check_unchangeable(
     now: LinuxContainerResources, wanted: LinuxContainerResources, node: NodeFacts
 ) -> None:
-    """Refuse to change what no OCI runtime changes: limits of huge pages.
+    """Refuse a change of huge page limits, which no OCI runtime can update.
 
-    Callers repeat them, so only another limit is refused. Raises InvalidArgumentError (malformed), UnsupportedError.
+    Callers repeat the present limits, so only another value is refused. Raises InvalidArgumentError (malformed),
+    UnsupportedError.
     """
     in_range(wanted.oom_score_adj, "oom_score_adj", low=-1000, high=1000)
     limits = {each["pageSize"]: each["limit"] for each in _hugepages(now, node)}
@@ -124,9 +126,9 @@ def check_unchangeable(
 
 
 def pids_limit(annotations: Mapping[str, str]) -> int | None:
-    """The limit that a container's annotations ask for: None unset, -1 none.
+    """The pids limit in a container's annotations: None if unset, -1 for no limit.
 
-    Raises InvalidArgumentError for what is no number the kernel takes.
+    Raises InvalidArgumentError for a value that the kernel doesn't accept.
     """
     for key in _PIDS_LIMIT_ANNOTATIONS:
         if key in annotations:
@@ -142,10 +144,10 @@ def pids_limit(annotations: Mapping[str, str]) -> int | None:
 def files_limit(
     annotations: Mapping[str, str], node: NodeFacts, handler: HandlerFacts
 ) -> int | None:
-    """How many files a container may have open at once, as its annotations ask: None unset, -1 any number.
+    """The limit of open files in a container's annotations: None if unset, -1 for no limit.
 
-    It is no part of the runtime-spec, whose runtimes don't know it; see `host/cgroups/open_files`. Raises
-    InvalidArgumentError for what is no number, and for a limit that would not hold here.
+    The runtime-spec has no such limit (`host/cgroups/open_files` enforces it). Raises InvalidArgumentError for a value
+    that is no number, and for a limit that can't be enforced here.
     """
     if FILES_LIMIT_ANNOTATION not in annotations:
         return None
@@ -154,7 +156,7 @@ def files_limit(
         return -1
     lack = node.lack_of_files_limits
     if handler.kind is HandlerKind.VM:
-        lack = f"the processes of the handler {handler.name} have a kernel of their own"
+        lack = f"processes of the runtime handler {handler.name} run on another kernel"
     if lack:
         refuse(
             f"annotations[{FILES_LIMIT_ANNOTATION!r}]",
@@ -165,7 +167,7 @@ def files_limit(
 
 
 def oom_score_adj(wanted: int, node: NodeFacts) -> int:
-    """The score, raised to what this process may set if it must be.
+    """The score, raised if necessary to the lowest that this process may set.
 
     Raises InvalidArgumentError outside -1000..1000.
     """
@@ -177,7 +179,7 @@ def _cpu(resources: LinuxContainerResources) -> Spec:
     cpu: Spec = {}
     if resources.cpu_shares:
         shares = in_range(resources.cpu_shares, "cpu_shares", low=0, high=_MAX_INT64)
-        # The kernel's own bounds. cgroup v1 would clamp too, but a conversion to v2's weight overflows.
+        # The kernel's bounds. cgroup v1 clamps by itself, but the runtime's conversion to v2's weight would overflow.
         cpu["shares"] = min(max(shares, 2), 262144)
     if resources.cpu_quota:
         if resources.cpu_quota != -1:
@@ -197,7 +199,7 @@ def _cpu(resources: LinuxContainerResources) -> Spec:
 
 
 def _ascends(cpu_list: str) -> bool:
-    """Whether no range goes backwards, and none is what no kernel counts to."""
+    """Whether every range ascends and stays below `_MAX_CPUS`."""
     ranges = (part.partition("-") for part in cpu_list.split(","))
     return all(int(first) <= int(last or first) < _MAX_CPUS for first, _, last in ranges)
 
@@ -210,16 +212,18 @@ def _memory(resources: LinuxContainerResources, node: NodeFacts) -> Spec:
     if limit:
         memory["limit"] = limit
     if node.swap_accounting and (swap or limit):
-        # The spec's swap counts memory and swap together: equal to the limit, the container can't swap.
+        # The spec's swap includes memory: equal to the memory limit, it means no swap.
         memory["swap"] = swap or limit
         if swap > 0 and limit <= 0:
             refuse(
-                "memory_swap_limit_in_bytes", swap, "needs memory_limit_in_bytes: it counts both"
+                "memory_swap_limit_in_bytes",
+                swap,
+                "needs memory_limit_in_bytes: it includes memory",
             )
         if 0 < memory["swap"] < limit:
             raise InvalidArgumentError(
                 f"memory_swap_limit_in_bytes: {swap}: must not be below memory_limit_in_bytes ({limit}), "
-                "since it counts both"
+                "since it includes memory"
             )
     return memory
 
@@ -229,7 +233,7 @@ def _hugepages(resources: LinuxContainerResources, node: NodeFacts) -> list[Spec
     for limit in resources.hugepage_limits:
         if _PAGE_SIZE.fullmatch(limit.page_size) is None:
             refuse("hugepage_limits.page_size", limit.page_size, "must be a size like 2MB or 1GB")
-        # kubelet names every size it has ever heard of, with 0: only those of this node can be written.
+        # The kubelet sends every page size that it knows, with 0. Only this node's sizes have cgroup files.
         if limit.page_size in node.hugepage_sizes:
             limits[limit.page_size] = limit.limit
     return [{"pageSize": size, "limit": limit} for size, limit in limits.items()]
@@ -237,11 +241,11 @@ def _hugepages(resources: LinuxContainerResources, node: NodeFacts) -> list[Spec
 
 def _unified(unified: Mapping[str, str], node: NodeFacts) -> dict[str, str]:
     if not node.cgroup_v2:
-        raise InvalidArgumentError("unified: this node's cgroups are version 1")
+        raise InvalidArgumentError("unified: this node uses cgroup v1")
     for key, value in unified.items():
-        # A key is a file name in the cgroup; CVE-2023-6476 came in by the annotations that fed this map.
+        # A key becomes a file name in the cgroup. CVE-2023-6476 used annotations that set this map.
         if _UNIFIED_KEY.fullmatch(key) is None:
-            refuse("unified", key, "is not the name of a cgroup file, e.g. memory.high")
+            refuse("unified", key, "is not the name of a cgroup file, such as memory.high")
         if _UNIFIED_VALUE.fullmatch(value) is None:
             refuse(
                 f"unified[{quoted(key)}]", value, "contains unprintable characters or is too long"

@@ -1,8 +1,8 @@
-"""A pause container's whole spec.
+"""Build a pause container's complete runtime-spec.
 
-Rules of the file: the pause container makes and holds the pod's namespaces and then only waits, so it gets no
-capabilities, a read-only root and hardly any mounts, whatever the pod's containers may do. `net.*` parameters are
-not here: `sysctls` says who writes them.
+Rules: the pause container creates and holds the pod's namespaces, and then only waits. So it gets no capabilities, a
+read-only root and hardly any mounts, whatever the pod's containers may do. `sysctls` explains who sets `net.*`
+parameters.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.seccomp import Profile
 
 PAUSE_OOM_SCORE_ADJ = -998
-"""Killing it would take the pod away: it goes last, after kubelet itself (-999)."""
+"""Its death would end the pod, so it should be the OOM killer's last choice after the kubelet itself (-999)."""
 _HOST_NAME_MAX = 64
-"""HOST_NAME_MAX: sethostname(2) takes no more."""
+"""HOST_NAME_MAX, the limit of sethostname(2) in bytes."""
 _NOT_IN_A_HOST_NAME = re.compile(r"[\s\x00-\x1f\x7f-\x9f#]")
 
 
@@ -54,9 +54,9 @@ def build_sandbox_spec(
 ) -> Spec:
     """The runtime-spec of a pod's pause container.
 
-    The document shares its seccomp part with others: encode it, don't change it.
+    Its seccomp part is shared between documents: encode the result, don't modify it.
 
-    Raises InvalidArgumentError for a malformed field, UnsupportedError for one not built; each names the field.
+    Raises InvalidArgumentError for a malformed field, UnsupportedError for an unsupported one; each names the field.
     """
     context = config.linux.security_context
     options = context.namespace_options
@@ -66,14 +66,14 @@ def build_sandbox_spec(
     parameters = sandbox_sysctls(config, node=node, handler=handler)
     args = [*image.entrypoint, *image.cmd]
     if not args:
-        raise InvalidArgumentError(f"the sandbox image {quoted(image.name)} names no command")
+        raise InvalidArgumentError(f"the sandbox image {quoted(image.name)} has no command")
 
     linux: Spec = {
         "namespaces": namespaces.build_sandbox_namespaces(options, sandbox=sandbox, node=node),
         "cgroupsPath": cgroups_path,
         **namespaces.build_user_mappings(sandbox, handler),
-        # No small weight for the pause process, which computes nothing: its cgroup is where the runtime works that
-        # makes it, and where it dies. Beside busy containers both would take many seconds.
+        # No small CPU weight, although the pause process computes nothing: the runtime works in its cgroup when it
+        # creates and ends it, which would take many seconds beside busy containers.
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "maskedPaths": [*security.MASKED_PATHS, *node.extra_masked_paths],
         "readonlyPaths": [*security.READONLY_PATHS],
@@ -114,9 +114,9 @@ def build_sandbox_spec(
 
 
 def check_sandbox_config(config: PodSandboxConfig, handler: HandlerFacts, node: NodeFacts) -> None:
-    """Refuse, before anything is made, what no sandbox could have.
+    """Check, before anything is created, for what no sandbox can have.
 
-    Raises InvalidArgumentError or UnsupportedError naming the field.
+    Raises InvalidArgumentError or UnsupportedError with the field.
     """
     context = config.linux.security_context
     if config.HasField("windows"):
@@ -135,9 +135,9 @@ def check_sandbox_config(config: PodSandboxConfig, handler: HandlerFacts, node: 
 def check_sizing(
     *, overhead: LinuxContainerResources, size: LinuxContainerResources, node: NodeFacts
 ) -> None:
-    """Refuse what no pod's resources can be. They size a pod with a kernel of its own; cgroups are kubelet's to limit.
+    """Check a pod's resources. They size a pod with its own kernel; for others the kubelet limits the pod's cgroup.
 
-    Raises InvalidArgumentError naming the field.
+    Raises InvalidArgumentError with the field.
     """
     for field, given in (("overhead", overhead), ("resources", size)):
         try:
@@ -150,7 +150,7 @@ def check_sizing(
 def sandbox_sysctls(
     config: PodSandboxConfig, *, node: NodeFacts, handler: HandlerFacts
 ) -> sysctls.PodSysctls:
-    """The pod's kernel parameters, divided by who writes them; `network` is for the network namespace.
+    """The pod's kernel parameters, grouped by who sets them; `network` is for the network namespace.
 
     Raises InvalidArgumentError.
     """
@@ -165,13 +165,13 @@ def sandbox_sysctls(
 
 
 def checked_hostname(hostname: str) -> str:
-    """The host name that a pod asks for, if the kernel takes it and `/etc/hostname` and `/etc/hosts` can say it.
+    """The requested host name, if the kernel accepts it and `/etc/hostname` and `/etc/hosts` can contain it.
 
-    The kernel takes up to 64 bytes of any kind, and many names are in use that are no labels of RFC 1123, such as
-    `a_b`. The files end a name at white space and at `#`. Raises InvalidArgumentError.
+    The kernel accepts up to 64 bytes of any kind, and many names in use are no RFC 1123 labels, such as `a_b`. In the
+    files, white space and `#` end a name. Raises InvalidArgumentError.
     """
     if len(hostname) > _HOST_NAME_MAX or len(hostname.encode()) > _HOST_NAME_MAX:
-        refuse("config.hostname", hostname, f"is longer than the kernel's {_HOST_NAME_MAX} bytes")
+        refuse("config.hostname", hostname, f"exceeds the kernel's limit of {_HOST_NAME_MAX} bytes")
     if _NOT_IN_A_HOST_NAME.search(hostname):
         refuse("config.hostname", hostname, "contains white space, a control character or '#'")
     return hostname

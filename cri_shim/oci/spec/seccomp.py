@@ -1,9 +1,9 @@
-"""Seccomp profiles: reading a file, and resolving a profile for one container.
+"""Seccomp profiles: parse a file, and resolve a profile for one container.
 
-Rules of the file: a profile is what stands in a file, or in our table: rules that may depend on capabilities,
-architecture and kernel. Resolving drops the rules that don't apply and leaves what the runtime-spec knows. Files
-are in the runtime-spec's form or Docker's (archMap, includes, excludes). Profiles compare by identity, so that
-resolving the same one for the same container again is a lookup; what is returned is shared and must not be changed.
+Rules: a profile, from a file or from our table, has rules that may depend on capabilities, architecture and kernel.
+Resolving drops the rules that don't apply, and leaves what the runtime-spec has. Files are in the runtime-spec's form
+or in Docker's (archMap, includes, excludes). Profiles compare by identity, so resolving the same one again for the same
+container is a cache hit. The result is shared and must not be modified.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _GO_ARCH = {
     "s390x": "s390x",
     "riscv64": "riscv64",
 }
-"""Docker's files name architectures as Go does."""
+"""The names of architectures in Docker's files, which are Go's."""
 
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86"),
@@ -44,8 +44,8 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "s390x": ("SCMP_ARCH_S390X", "SCMP_ARCH_S390"),
     "riscv64": ("SCMP_ARCH_RISCV64",),
 }
-"""What a machine executes: itself first, then its 32-bit form. x32 is left out: no distribution's kernel runs it as
-configured, and compiling its part of a filter would cost every creation some milliseconds."""
+"""The architectures that a machine executes: its own, then its 32-bit form. x32 is left out: no distribution's kernel
+runs it by default, and its part of the filter would cost some milliseconds to compile at each creation."""
 
 
 _Action = Literal[
@@ -82,14 +82,14 @@ class Argument(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Condition(msgspec.Struct, frozen=True, rename="camel"):
-    """When a rule applies; each part that is given must hold."""
+    """The condition of a rule. Every part that is set must hold."""
 
     caps: tuple[str, ...] = ()
     arches: tuple[str, ...] = ()
     min_kernel: str = ""
 
     def names_any(self, *, caps: frozenset[str], arch: str, kernel: tuple[int, int]) -> bool:
-        """Whether any given part holds: for `excludes`, where one is enough."""
+        """Whether any part that is set holds. For `excludes`, where one is enough."""
         return (
             any(cap in caps for cap in self.caps)
             or arch in self.arches
@@ -97,7 +97,7 @@ class Condition(msgspec.Struct, frozen=True, rename="camel"):
         )
 
     def holds(self, *, caps: frozenset[str], arch: str, kernel: tuple[int, int]) -> bool:
-        """Whether every given part holds: for `includes`."""
+        """Whether every part that is set holds. For `includes`."""
         return (
             all(cap in caps for cap in self.caps)
             and (not self.arches or arch in self.arches)
@@ -106,7 +106,7 @@ class Condition(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Rule(msgspec.Struct, frozen=True, rename="camel"):
-    """What happens to some system calls."""
+    """The action for some system calls."""
 
     action: _Action
     names: tuple[str, ...] = ()
@@ -118,14 +118,14 @@ class Rule(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ArchitectureMap(msgspec.Struct, frozen=True, rename="camel"):
-    """An architecture with those it can also execute."""
+    """An architecture, and the others that it can execute."""
 
     architecture: str
     sub_architectures: tuple[str, ...] | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, eq=False, rename="camel"):
-    """A whole profile."""
+    """A complete profile."""
 
     default_action: _Action
     default_errno_ret: _Errno | None = None
@@ -138,9 +138,9 @@ class Profile(msgspec.Struct, frozen=True, eq=False, rename="camel"):
 
 
 def parse_profile(document: bytes, *, name: str) -> Profile:
-    """A profile from a file's bytes; `name` is for messages.
+    """Parse a profile; `name` is its name in messages.
 
-    Raises InvalidArgumentError for what is no profile.
+    Raises InvalidArgumentError for an invalid profile.
     """
     try:
         profile = msgspec.json.decode(document, type=Profile)
@@ -148,7 +148,7 @@ def parse_profile(document: bytes, *, name: str) -> Profile:
         raise InvalidArgumentError(f"seccomp profile {name}: {error}") from error
     if profile.architectures and profile.arch_map:
         raise InvalidArgumentError(
-            f"seccomp profile {name}: architectures and archMap exclude each other"
+            f"seccomp profile {name}: only one of architectures and archMap may be set"
         )
     architectures = (
         *(profile.architectures or ()),
@@ -157,17 +157,17 @@ def parse_profile(document: bytes, *, name: str) -> Profile:
     for architecture in architectures:
         if not architecture.startswith("SCMP_ARCH_"):
             raise InvalidArgumentError(
-                f"seccomp profile {name}: {quoted(architecture)} is no architecture (SCMP_ARCH_...)"
+                f"seccomp profile {name}: {quoted(architecture)} is not an architecture (SCMP_ARCH_...)"
             )
     for rule in profile.syscalls or ():
         for argument in rule.args or ():
             if not (0 <= argument.value <= _MAX_VALUE and 0 <= argument.value_two <= _MAX_VALUE):
                 raise InvalidArgumentError(
-                    f"seccomp profile {name}: an argument's value is no number of 64 bits"
+                    f"seccomp profile {name}: an argument's value is not an unsigned 64-bit number"
                 )
         if bool(rule.name) == bool(rule.names):
             raise InvalidArgumentError(
-                f"seccomp profile {name}: a rule needs either names or name: {rule.action}"
+                f"seccomp profile {name}: a rule ({rule.action}) needs either names or name"
             )
         for condition in (rule.includes, rule.excludes):
             if condition is not None and condition.min_kernel:
@@ -176,10 +176,10 @@ def parse_profile(document: bytes, *, name: str) -> Profile:
 
 
 def parse_kernel(version: str, name: str = "seccomp minKernel") -> tuple[int, int]:
-    """`4.8` as two numbers; `name` is for messages. Raises InvalidArgumentError."""
+    """Parse `4.8` into two numbers; `name` is the field in messages. Raises InvalidArgumentError."""
     major, _, minor = version.partition(".")
     if not (major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit()):
-        refuse(name, version, "must be like 4.8")
+        refuse(name, version, "must have the form 4.8")
     return int(major), int(minor)
 
 
@@ -189,7 +189,7 @@ def resolve_profile(
 ) -> Spec:
     """The spec's `linux.seccomp` for a container with these capabilities (without `CAP_`).
 
-    The document is shared between callers: read it, never change it.
+    The document is shared between callers: never modify it.
     """
     facts: dict[str, Any] = {
         "caps": frozenset(f"CAP_{capability}" for capability in capabilities),

@@ -1,9 +1,9 @@
 """Confinement: masked and read-only paths, seccomp.
 
-Rules of the file:
-- No seccomp profile asked for means unconfined, as CRI documents and its conformance suite checks.
-- What would leave a container less confined than it asked for is refused.
-- Privileged means none of it.
+Rules:
+- Without a requested seccomp profile a container is unconfined, as CRI documents and its conformance suite checks.
+- A request is refused if the container would be less confined than requested.
+- A privileged container has no confinement.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ MASKED_PATHS = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-"""What tells of, or reaches, the node's hardware and other processes. powercap: GHSA-7ww5-4wqc-m92c."""
+"""Files about the node's hardware and other processes, or with access to them. powercap: GHSA-7ww5-4wqc-m92c."""
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 def seccomp_reference(
     context: LinuxContainerSecurityContext | LinuxSandboxSecurityContext,
 ) -> ProfileReference:
-    """Which seccomp profile is asked for; a LOCALHOST name is the absolute path the caller must read.
+    """The requested seccomp profile. For LOCALHOST, its name is the absolute path that the caller must read.
 
     Raises InvalidArgumentError.
     """
@@ -72,9 +72,9 @@ def container_seccomp(
     capabilities: tuple[str, ...],
     localhost: Profile | None,
 ) -> Spec | None:
-    """The container's `linux.seccomp`; None: unconfined.
+    """The container's `linux.seccomp`; None for unconfined.
 
-    Raises InvalidArgumentError when a Localhost profile was not given, UnsupportedError without seccomp.
+    Raises InvalidArgumentError if a Localhost profile is missing, UnsupportedError on a kernel without seccomp.
     """
     if context.privileged:
         return None
@@ -83,7 +83,7 @@ def container_seccomp(
         return None
     if not node.seccomp_available:
         raise UnsupportedError(
-            f"{reference.said_in}: a profile is asked for, but this node's kernel has no seccomp filters"
+            f"{reference.said_in}: a profile is requested, but this node's kernel has no seccomp filters"
         )
     return _resolved(
         reference,
@@ -97,9 +97,9 @@ def container_seccomp(
 def sandbox_seccomp(
     context: LinuxSandboxSecurityContext, node: NodeFacts, *, localhost: Profile | None
 ) -> Spec | None:
-    """The pause container's `linux.seccomp`: the profile for pause programs, also when none is asked for.
+    """The pause container's `linux.seccomp`: the profile for pause programs, unless the request says otherwise.
 
-    Raises InvalidArgumentError when a Localhost profile was not given.
+    Raises InvalidArgumentError if a Localhost profile is missing.
     """
     reference = seccomp_reference(context)
     if reference.choice is Choice.UNCONFINED or not node.seccomp_available:
@@ -112,9 +112,9 @@ def container_paths(
 ) -> tuple[list[str], list[str]]:
     """The masked and the read-only paths.
 
-    On the wire "none" and "not set" are the same, so an empty list means our defaults. kubelet always lists both,
-    save for an unmasked /proc, which Kubernetes allows only in a pod with users of its own: there two empty lists
-    mean none.
+    Protobuf can't distinguish "none" from "not set", so an empty list means our defaults. The kubelet always sends both
+    lists, except for an unmasked /proc, which Kubernetes allows only in a pod with its own user namespace. There, two
+    empty lists mean none.
 
     Raises InvalidArgumentError for a path that is not absolute.
     """
@@ -138,7 +138,7 @@ def _resolved(
     profile = default
     if reference.choice is Choice.LOCALHOST:
         if localhost is None:
-            refuse(reference.said_in, reference.name, "no such profile on this node")
+            refuse(reference.said_in, reference.name, "there is no such profile on this node")
         profile = localhost
     return resolve_profile(profile, arch=node.arch, kernel=node.kernel, capabilities=capabilities)
 

@@ -1,11 +1,12 @@
-"""SELinux: the labels of a pod's and a container's processes and files, and what may be relabelled.
+"""SELinux: the labels of a pod's and a container's processes and files, and which directories may be relabelled.
 
-Rules of the file:
-- A label is `user:role:type:level`. Processes get the policy's label for containers, files its label for their
-  files, both with the same level: a pair of categories of the pod's own, which is what keeps pods apart.
-- A container takes from its pod what it doesn't ask for itself, the level above all: their volumes are shared.
-- Privileged means no process label (the policy then lets the process do everything), as does a pod with the node's
-  PIDs or IPC, which could not use them otherwise. A label asked for counts in such a pod, never when privileged.
+Rules:
+- A label is `user:role:type:level`. Processes get the policy's label for container processes, files its label for
+  container files, both with the same level: a pair of categories that belongs to the pod, which keeps pods apart.
+- A container inherits from its pod what it doesn't request itself, above all the level, since they share volumes.
+- A privileged container has no process label, so that the policy allows it everything. Neither has a pod with the
+  node's PIDs or IPC, which it could not use otherwise, unless it requests one. A privileged container's request is
+  ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from cri_shim._pb.cri.v1.api_pb2 import SELinuxOption
 
 CATEGORIES = 1024
-"""c0 to c1023, as every targeted policy has them."""
+"""c0 to c1023, as in every targeted policy."""
 _PAIRS = CATEGORIES * (CATEGORIES - 1) // 2
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _CATEGORY = r"c\d{1,4}(?:\.c\d{1,4})?"
@@ -35,11 +36,11 @@ _LEVEL = re.compile(rf"{_SENSITIVITY}(?:-{_SENSITIVITY})?")
 _CONTEXT_LINE = re.compile(r'\s*(\w+)\s*=\s*"?([^"\s]+)"?\s*(?:#.*)?')
 
 UNTOUCHABLE = ("/", "/usr", "/etc", "/tmp", "/home", "/run", "/var", "/root")  # noqa: S108 - names only
-"""Relabelling one of these would take the node apart: other programs' files are below them."""
+"""Directories with other programs' files below them: relabelling one would break the node."""
 
 
 class Labels(msgspec.Struct, frozen=True):
-    """What a pod or container carries; part of its record, so that a restart keeps the level. "": none."""
+    """The labels of a pod or container, "" for none. They are part of its record, so that a restart keeps the level."""
 
     process: str = ""
     files: str = ""
@@ -47,7 +48,7 @@ class Labels(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label in its parts."""
+    """The parts of a label."""
 
     user: str
     role: str
@@ -67,27 +68,31 @@ class Contexts:
 
 
 def parse_label(text: str, source: str) -> Label:
-    """A label from its text. Raises ConfigError."""
+    """Parse a label. Raises ConfigError."""
     parts = text.split(":", 3)
     if len(parts) < 3 or not all(_NAME.fullmatch(part) for part in parts[:3]):
-        raise ConfigError(f"{source}: {quoted(text)} is no SELinux label (user:role:type:level)")
+        raise ConfigError(
+            f"{source}: {quoted(text)} is not an SELinux label (user:role:type:level)"
+        )
     level = parts[3] if len(parts) == 4 else ""
     if level and not _LEVEL.fullmatch(level):
-        raise ConfigError(f"{source}: {quoted(level)} is no level of an SELinux label")
+        raise ConfigError(f"{source}: {quoted(level)} is not an SELinux level")
     return Label(parts[0], parts[1], parts[2], level)
 
 
 def parse_contexts(text: str, source: str) -> Contexts:
-    """The policy's `lxc_contexts` file: lines `process = "LABEL"`, `file = "LABEL"` and others. Raises ConfigError."""
+    """Parse the policy's `lxc_contexts` file, with lines such as `process = "LABEL"`. Raises ConfigError."""
     values = {m[1]: m[2] for line in text.splitlines() if (m := _CONTEXT_LINE.fullmatch(line))}
     for key in ("process", "file"):
         if key not in values:
-            raise ConfigError(f"{source}: has no line for {quoted(key)}: no policy for containers?")
+            raise ConfigError(
+                f"{source}: it has no line for {quoted(key)}: is a policy for containers installed?"
+            )
     return Contexts(parse_label(values["process"], source), parse_label(values["file"], source))
 
 
 def check_options(options: SELinuxOption) -> None:
-    """Refuse what can't be part of a label. Raises InvalidArgumentError naming the field."""
+    """Check the parts of a label. Raises InvalidArgumentError with the field."""
     for field, value, grammar in (
         ("user", options.user, _NAME),
         ("role", options.role, _NAME),
@@ -95,13 +100,13 @@ def check_options(options: SELinuxOption) -> None:
         ("level", options.level, _LEVEL),
     ):
         if value and not grammar.fullmatch(value):
-            refuse(f"selinux_options.{field}", value, "can't be part of an SELinux label")
+            refuse(f"selinux_options.{field}", value, "is not valid in an SELinux label")
 
 
 def pod_labels(
     options: SELinuxOption, contexts: Contexts, *, free_level: str, shares_with_node: bool
 ) -> Labels:
-    """A pod's labels; `free_level` counts unless the request names one.
+    """A pod's labels. `free_level` is used unless the request names a level.
 
     Raises InvalidArgumentError for malformed options.
     """
@@ -147,25 +152,25 @@ def _labels(options: SELinuxOption, process: Label, files: Label) -> Labels:
 
 
 def level_of(labels: Labels) -> str:
-    """The level that these labels take up; "" for none."""
+    """The level of these labels; "" for none."""
     return labels.files.split(":", 3)[3] if labels.files.count(":") >= 3 else ""
 
 
 def free_level(taken: Iterable[str], start: int) -> str:
-    """A level with two categories that is not among `taken`; the search begins at number `start`, best a random one.
+    """A level with two categories that is not in `taken`. The search begins at number `start`, best a random one.
 
-    Raises ResourceExhaustedError when all half a million are taken.
+    Raises ResourceExhaustedError if all half a million are taken.
     """
     used = set(taken)
     for step in range(_PAIRS):
         level = _pair_level((start + step) % _PAIRS)
         if level not in used:
             return level
-    raise ResourceExhaustedError("SELinux: every pair of categories is taken by a pod")
+    raise ResourceExhaustedError("SELinux: pods use every pair of categories; remove some pods")
 
 
 def _pair_level(number: int) -> str:
-    """The pairs c1 < c2 in a row: c0,c1; c0,c2; ..."""
+    """The pair with this number in the order c0,c1; c0,c2; ...; c1,c2; ..."""
     low = 0
     while number >= CATEGORIES - 1 - low:
         number -= CATEGORIES - 1 - low
@@ -174,7 +179,7 @@ def _pair_level(number: int) -> str:
 
 
 def check_relabel(host_path: str, field: str) -> None:
-    """Refuse to relabel a directory that is the node's own. By its letters only: see who relabels for links.
+    """Refuse to relabel a directory of the node's. This compares the text only; `host/selinux.relabel` checks links.
 
     Raises InvalidArgumentError.
     """
@@ -182,4 +187,4 @@ def check_relabel(host_path: str, field: str) -> None:
         part for part in absolute_path(host_path, field).split("/") if part not in ("", ".")
     )
     if path in UNTOUCHABLE:
-        refuse(field, host_path, "is a directory of the node, which is never relabelled")
+        refuse(field, host_path, "is a system directory, which is never relabelled")

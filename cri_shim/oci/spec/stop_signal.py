@@ -1,7 +1,7 @@
-"""Which signal asks a container to end.
+"""The signal that stops a container.
 
-Rules of the file: CRI's Signal is an enumeration of names whose numbers are not the kernel's; an image's
-StopSignal is a name with or without SIG, or a number. Real-time signals count as glibc does: SIGRTMIN is 34.
+Rules: CRI's Signal is an enum of names whose numbers are not the kernel's. An image's StopSignal is a name with or
+without SIG, or a number. Real-time signals are counted as in glibc: SIGRTMIN is 34.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _NUMBERS = {name: int(number) for name, number in signal.Signals.__members__.ite
 
 
 def stop_signal(config: ContainerConfig, image: ImageDefaults) -> int:
-    """The number of the stop signal: the request's, the image's, or SIGTERM.
+    """The number of the stop signal: the request's, else the image's, else SIGTERM.
 
-    Raises InvalidArgumentError for what is no signal.
+    Raises InvalidArgumentError for an unknown signal.
     """
     if config.stop_signal != api_pb2.SIGNAL_RUNTIME_DEFAULT:
         if config.stop_signal not in api_pb2.Signal.values():
@@ -40,9 +40,9 @@ def stop_signal(config: ContainerConfig, image: ImageDefaults) -> int:
 
 
 def parse_signal(text: str, field: str) -> int:
-    """The number behind `SIGTERM`, `term`, `15` or `SIGRTMIN+3`.
+    """Parse `SIGTERM`, `term`, `15` or `SIGRTMIN+3` into a number.
 
-    Raises InvalidArgumentError naming the field.
+    Raises InvalidArgumentError with the field.
     """
     is_number = re.fullmatch(r"[0-9]{1,2}", text) is not None
     number = int(text) if is_number else _by_name(text.upper().removeprefix("SIG"))
@@ -52,7 +52,7 @@ def parse_signal(text: str, field: str) -> int:
 
 
 def _by_name(name: str) -> int:
-    """The number, or 0."""
+    """The signal's number; 0 if it is unknown."""
     if match := _REAL_TIME.fullmatch(name):
         plus, minus = match.groups()
         number = (

@@ -1,13 +1,14 @@
-"""Kernel parameters of a pod: which are allowed, and who writes them.
+"""Kernel parameters of a pod: which are allowed, and who sets them.
 
-Rules of the file:
-- Only parameters of a namespace the pod owns: `net.*` unless it shares the node's network, the System V and POSIX
-  message queue ones unless it shares the node's IPC (CVE-2022-0532). Everything else under kernel, vm, fs changes
-  the node and is refused (CVE-2022-0811).
-- Names and values are checked byte by byte, so that neither can smuggle a path or a second line.
-- `net.*` is written into the pinned network namespace before CNI runs, not by the OCI runtime; those of interfaces that
-  plugins make, after it. A handler with a kernel of its own gets all of them in its spec instead.
-- The node's defaults give way to the pod's, and are dropped where they don't apply; the pod's own are refused.
+Rules:
+- Only parameters of a namespace that the pod owns are allowed: `net.*` unless it shares the node's network, those of
+  System V IPC and POSIX message queues unless it shares the node's IPC (CVE-2022-0532). Everything else below kernel,
+  vm and fs changes the node and is refused (CVE-2022-0811).
+- Names and values are checked byte by byte, so that neither can contain a path or a second line.
+- The daemon writes `net.*` into the pinned network namespace before CNI runs, and parameters of the plugins' interfaces
+  after it. The OCI runtime writes the rest. A handler with its own kernel gets all of them in its spec instead.
+- The pod's parameters override the node's defaults. Defaults that don't apply to a pod are dropped; the pod's own are
+  refused.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ _IPC_NAMES = frozenset(
 _OF_AN_INTERFACE = re.compile(
     r"net\.(?:ipv4\.(?:conf|neigh)|ipv6\.(?:conf|neigh)|mpls\.conf)\.(?!(?:all|default|lo)\.)[^.]+\..+"
 )
-"""`all`, `default` and `lo` are there before any plugin."""
+"""`all`, `default` and `lo` exist before any plugin runs."""
 _SWAP_SEPARATORS = str.maketrans("./", "/.")
 
 
 @dataclass(frozen=True, slots=True)
 class PodSysctls:
-    """A pod's parameters, by who writes them. A `/` in a name is a dot inside one component."""
+    """A pod's parameters, by who sets them. A `/` in a name is a dot inside one component."""
 
     network: dict[str, str]
-    """For the network namespace, before the first interface is made."""
+    """Set in the network namespace before the first interface is created."""
     spec: dict[str, str]
-    """For the OCI runtime."""
+    """Set by the OCI runtime."""
     interfaces: dict[str, str] = field(default_factory=dict)
-    """For the network namespace, once the plugins have made its interfaces."""
+    """Set in the network namespace after the plugins have created its interfaces."""
     optional: frozenset[str] = frozenset()
-    """Which of `interfaces` are defaults of the node, and not meant for a pod without that interface."""
+    """Those of `interfaces` that are defaults of the node, and skipped for a pod without that interface."""
 
 
 def pod_sysctls(
@@ -66,9 +67,9 @@ def pod_sysctls(
     host_network: bool,
     host_ipc: bool,
 ) -> PodSysctls:
-    """Check the pod's parameters and divide them.
+    """Check and group the pod's parameters.
 
-    Raises InvalidArgumentError for a name or value that is malformed, or for a parameter that isn't the pod's own.
+    Raises InvalidArgumentError for a malformed name or value, and for a parameter that a pod does not own.
     """
     network: dict[str, str] = {}
     ipc: dict[str, str] = {}
@@ -92,7 +93,7 @@ def pod_sysctls(
                 refuse(
                     f"sysctls[{quoted(given)}]",
                     value,
-                    "is not a parameter of a pod but of the node",
+                    "is a parameter of the node, not of a pod",
                 )
     if kind is HandlerKind.VM:
         return PodSysctls({}, network | ipc)
@@ -106,7 +107,7 @@ def pod_sysctls(
 
 
 def _checked(name: str, value: str) -> str:
-    """The name with dots between components, as sysctl(8) reads it: the first separator says which is which."""
+    """The name with dots between components. As in sysctl(8), the first separator decides what `.` and `/` mean."""
     if len(name) > 256 or _NAME.fullmatch(name) is None:
         refuse(
             f"sysctls[{quoted(name)}]",

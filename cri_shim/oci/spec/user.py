@@ -1,14 +1,13 @@
-"""Whom a container runs as: the request or the image's USER, looked up in the image's own passwd and group.
+"""The user of a container: from the request or the image's USER, looked up in the image's passwd and group files.
 
-Rules of the file:
-- Whether a word is a number is decided once: digits (signed or not) are never looked up as a name
-  (CVE-2026-46680), and a number outside 0..2^32-2 is refused, never wrapped (CVE-2024-40635); 2^32-1 means
-  "unchanged" to the kernel.
-- The primary gid is among the additional ones (CVE-2022-2995).
-- The files come from the image: a malformed line is skipped, their size is bounded by whoever read them. Lines
-  are compared as bytes; parsing megabytes takes a while, so callers do it in a thread. They are taken one by
-  one, and none into pieces whose number it chooses: memory stays at the file's size, and other threads go on.
-- RunAsGroup without a user is an error, as CRI says.
+Rules:
+- A word of digits, signed or not, is always a number and never looked up as a name (CVE-2026-46680). A number outside
+  0..2^32-2 is refused, never wrapped (CVE-2024-40635); to the kernel, 2^32-1 means "unchanged".
+- The primary GID is among the additional ones (CVE-2022-2995).
+- The files come from the image. Malformed lines are skipped, and the reader has bounded their size. Lines are compared
+  as bytes. Megabytes take a while, so callers parse in a thread. Lines are read one by one and split into a bounded
+  number of fields, so memory stays at the file's size and other threads run in between.
+- RunAsGroup without a user is an error, as CRI documents.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
 
 MAX_ID = 2**32 - 2
 MAX_GROUPS = 65536
-"""NGROUPS_MAX: setgroups(2) takes no more."""
+"""NGROUPS_MAX, the limit of setgroups(2)."""
 _NUMERIC = re.compile(r"[+-]?[0-9]+")
 _ID = re.compile(rb"[0-9]{1,10}")
 
 
 @dataclass(frozen=True, slots=True)
 class PasswdEntry:
-    """One usable line of a passwd file."""
+    """A well-formed line of a passwd file."""
 
     name: bytes
     uid: int
@@ -52,12 +51,12 @@ class PasswdEntry:
 
 @dataclass(frozen=True, slots=True)
 class GroupEntry:
-    """One usable line of a group file."""
+    """A well-formed line of a group file."""
 
     name: bytes
     gid: int
     members: bytes
-    """With commas between them."""
+    """Separated by commas."""
 
     def has(self, name: bytes) -> bool:
         """Whether the user is among the members."""
@@ -65,7 +64,7 @@ class GroupEntry:
 
 
 def parse_passwd(data: bytes) -> Iterator[PasswdEntry]:
-    """The well-formed lines; the rest is skipped, as every libc does."""
+    """Parse the well-formed lines; others are skipped, as by every libc."""
     for line in BytesIO(data):
         fields = line.rstrip(b"\n").split(b":", 6)
         if len(fields) < 4 or not fields[0] or fields[0].startswith(b"#"):
@@ -76,7 +75,7 @@ def parse_passwd(data: bytes) -> Iterator[PasswdEntry]:
 
 
 def parse_group(data: bytes) -> Iterator[GroupEntry]:
-    """The well-formed lines; the rest is skipped."""
+    """Parse the well-formed lines; others are skipped."""
     for line in BytesIO(data):
         fields = line.rstrip(b"\n").split(b":", 4)
         if len(fields) < 3 or not fields[0] or fields[0].startswith(b"#"):
@@ -87,7 +86,7 @@ def parse_group(data: bytes) -> Iterator[GroupEntry]:
 
 
 def _file_id(text: bytes) -> int | None:
-    """A uid or gid as such files write it; None when it is not one the kernel could hold."""
+    """Parse a UID or GID of such a file; None if the kernel has no such ID."""
     if _ID.fullmatch(text) is None:
         return None
     number = int(text)
@@ -109,11 +108,11 @@ def parse_id(text: str, field: str) -> int | None:
 def resolve_user(
     context: LinuxContainerSecurityContext, *, image_user: str, passwd: bytes, group: bytes
 ) -> ResolvedUser:
-    """The user of a container.
+    """Resolve the user of a container.
 
-    `passwd` and `group` are those files of its root file system, empty when missing or no regular files.
+    `passwd` and `group` are those files of its root file system; empty if missing or no regular files.
 
-    Raises InvalidArgumentError for a number out of range, an unknown name, a group without a user.
+    Raises InvalidArgumentError for a number out of range, an unknown name, or a group without a user.
     """
     wanted = _requested(context, image_user)
     entry = _find_user(wanted, passwd)
@@ -139,7 +138,7 @@ def resolve_user(
 
 
 def check_ids(user: ResolvedUser, handler: HandlerFacts) -> None:
-    """Raises InvalidArgumentError for an ID that the kernel takes and the handler's runtime does not."""
+    """Raises InvalidArgumentError for an ID that the kernel accepts but the handler's runtime does not."""
     for field, ids in (
         (user.user_field, (user.uid,)),
         (user.group_field, (user.gid,)),
@@ -149,14 +148,14 @@ def check_ids(user: ResolvedUser, handler: HandlerFacts) -> None:
             refuse(
                 field,
                 highest,
-                f"the runtime handler {quoted(handler.name)} takes none above {handler.max_user_id}",
+                f"the runtime handler {quoted(handler.name)} accepts no ID above {handler.max_user_id}",
             )
 
 
 def resolve_sandbox_user(context: LinuxSandboxSecurityContext) -> ResolvedUser:
-    """The user of a pause container: numbers only, since its image has no passwd file.
+    """Resolve the user of a pause container: numbers only, since its image has no passwd file.
 
-    A group without a user is accepted here, unlike in a container: kubelet passes a pod's `runAsGroup` on alone.
+    Unlike for a container, a group without a user is accepted: the kubelet sends a pod's `runAsGroup` alone.
     """
     uid = gid = 0
     if context.HasField("run_as_user"):
@@ -171,7 +170,7 @@ def resolve_sandbox_user(context: LinuxSandboxSecurityContext) -> ResolvedUser:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A user and a group as words to resolve, and the fields that they stand in; an empty group: the user's own."""
+    """A user and a group to resolve, with the fields they come from. An empty group means the user's own."""
 
     user: str
     user_field: str
@@ -182,7 +181,7 @@ class _Wanted:
 def _requested(context: LinuxContainerSecurityContext, image_user: str) -> _Wanted:
     has_uid = context.HasField("run_as_user")
     if has_uid and context.run_as_username:
-        raise InvalidArgumentError("run_as_user and run_as_username: only one of them can be set")
+        raise InvalidArgumentError("run_as_user and run_as_username: only one of them may be set")
     group_word = ""
     if context.HasField("run_as_group"):
         group_word = str(in_range(context.run_as_group.value, "run_as_group", low=0, high=MAX_ID))
@@ -205,7 +204,7 @@ def _requested(context: LinuxContainerSecurityContext, image_user: str) -> _Want
 
 
 def _find_user(wanted: _Wanted, passwd: bytes) -> PasswdEntry:
-    """The passwd entry of a user; of a uid without one: that uid in group 0, with no name."""
+    """The user's passwd entry. For a UID without one: that UID, group 0 and no name."""
     word = wanted.user
     uid = parse_id(word, wanted.user_field)
     name = word.encode("utf-8", "surrogateescape")
@@ -213,7 +212,7 @@ def _find_user(wanted: _Wanted, passwd: bytes) -> PasswdEntry:
         if entry.uid == uid if uid is not None else entry.name == name:
             return entry
     if uid is None:
-        refuse(wanted.user_field, word, "no such user in the container's /etc/passwd")
+        refuse(wanted.user_field, word, "there is no such user in the container's /etc/passwd")
     return PasswdEntry(b"", uid, 0, b"")
 
 
@@ -226,7 +225,7 @@ def _find_group(wanted: _Wanted, group: bytes) -> int:
     for entry in parse_group(group):
         if entry.name == name:
             return entry.gid
-    refuse(wanted.group_field, word, "no such group in the container's /etc/group")
+    refuse(wanted.group_field, word, "there is no such group in the container's /etc/group")
 
 
 def _groups_of(username: bytes, group: bytes) -> Iterable[int]:
@@ -239,6 +238,6 @@ def _with_primary(gid: int, others: Sequence[int]) -> tuple[int, ...]:
     gids = tuple(dict.fromkeys((gid, *others)))
     if len(gids) > MAX_GROUPS:
         raise InvalidArgumentError(
-            f"supplemental_groups: {len(gids)} groups are more than the kernel's {MAX_GROUPS}"
+            f"supplemental_groups: {len(gids)} groups; the kernel's limit is {MAX_GROUPS}"
         )
     return gids

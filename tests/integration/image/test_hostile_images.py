@@ -190,7 +190,7 @@ LAYERS: dict[str, tuple[LayerBlob, str]] = {
     "pax giant": (raw(pax(b"comment=" + b"x" * (3 << 20)), header(b"f")), "."),
     "pax path giant": (
         raw(pax(b"path=" + b"d/" * 100_000 + b"f"), header(b"f")),
-        "a path of 200001",
+        "the path has 200001",
     ),
     "long name giant": (
         raw(header(b"././@LongLink", b"n" * (3 << 20), kind=b"L"), header(b"f")),
@@ -334,7 +334,11 @@ def entry(data: bytes, media_type: str = MANIFEST_TYPE) -> dict[str, Any]:
 
 
 DOCUMENTS: dict[str, tuple[bytes, str, str]] = {
-    "oversized": (manifest(annotations={"a": "x" * (5 << 20)}), MANIFEST_TYPE, "more than 4194304"),
+    "oversized": (
+        manifest(annotations={"a": "x" * (5 << 20)}),
+        MANIFEST_TYPE,
+        "exceeds 4194304 bytes",
+    ),
     "values without end": (
         manifest(annotations={str(n): "" for n in range(250_000)}),
         MANIFEST_TYPE,
@@ -490,7 +494,7 @@ async def test_indexes_that_go_round_or_down_for_ever_end(
     await refuse(puller, f"{registry.host}/team/bad:deep", "more than 4 deep", tmp_path)
     registry.put_manifest("team/bad", index({**entry(manifest()), "size": 5}), INDEX_TYPE, "size")
     registry.put_manifest("team/bad", manifest(), MANIFEST_TYPE)
-    await refuse(puller, f"{registry.host}/team/bad:size", "promises 5 bytes", tmp_path)
+    await refuse(puller, f"{registry.host}/team/bad:size", "states 5 bytes", tmp_path)
 
 
 async def test_a_registry_s_words_are_harmless(

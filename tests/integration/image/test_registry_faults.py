@@ -151,7 +151,7 @@ WORDS: list[tuple[Fault, type[Exception] | tuple[type[Exception], ...], str]] = 
     (
         Stall("/manifests/", after_bytes=9),
         RegistryUnavailableError,
-        "no answer in time|nothing came",
+        "no answer in time|no bytes",
     ),
     (Corrupt("/manifests/", at=9), BadArchiveError, "what it sent has the digest"),
     (Endless("/manifests/"), BadArchiveError, "more than 4194304 bytes"),

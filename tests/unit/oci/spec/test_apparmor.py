@@ -77,7 +77,7 @@ def test_without_apparmor_a_default_is_passed_over_but_a_named_profile_is_refuse
 
 
 def test_profile_that_is_not_loaded_is_refused_by_its_name() -> None:
-    with pytest.raises(InvalidArgumentError, match="'other': no profile of this name is loaded"):
+    with pytest.raises(InvalidArgumentError, match="'other': no profile with this name is loaded"):
         container_apparmor(context(apparmor=profile(LOCALHOST, "other")), WITH_APPARMOR)
 
 

@@ -83,7 +83,7 @@ def test_every_field_is_understood() -> None:
         (document(kind="1vendor/gpu"), "kind"),
         (document(kind="vendor/gpu/x"), "kind"),
         (document(devices=[]), "devices"),
-        (document(devices=[{"name": "a b"}]), "name of a device"),
+        (document(devices=[{"name": "a b"}]), "valid device name"),
         (document(devices=[{"name": "0"}, {"name": "0"}]), "twice"),
         (document(extra=1), "extra"),
         (document(devices=[{"name": "0", "edits": {}}]), "edits"),

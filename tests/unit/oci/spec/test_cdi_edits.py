@@ -95,7 +95,7 @@ def test_two_files_of_one_directory_are_ambiguous_and_named() -> None:
 def test_unknown_device_is_refused_with_those_there_are_and_what_is_wrong() -> None:
     with pytest.raises(InvalidArgumentError, match=r"vendor.com/gpu=d.*unusable files: x is bad"):
         edits_for(["vendor.com/gpu=9"], [placed("/etc/a", d={})], ["x is bad"])
-    with pytest.raises(InvalidArgumentError, match="there are: none"):
+    with pytest.raises(InvalidArgumentError, match="devices of this kind: none"):
         edits_for(["other.com/gpu=9"], [placed("/etc/a", d={})])
 
 
@@ -141,9 +141,9 @@ def test_pipe_has_no_number() -> None:
 @pytest.mark.parametrize(
     ("node", "nodes", "words"),
     [
-        ({"path": "/dev/no"}, {}, "no device"),
+        ({"path": "/dev/no"}, {}, "no such device"),
         ({"path": "/dev/null", "type": "b"}, {"/dev/null": (NULL,)}, "of type c, not b"),
-        ({"path": "/dev/dir"}, {"/dev/dir": (NULL, NULL)}, "no device"),
+        ({"path": "/dev/dir"}, {"/dev/dir": (NULL, NULL)}, "no such device"),
     ],
 )
 def test_device_that_is_not_there_is_refused(

@@ -237,14 +237,14 @@ def test_fields_become_options(fields: dict[str, Any], options: list[str]) -> No
     [
         (mount("data"), r"mounts\[0\].container_path"),
         (mount(""), r"mounts\[0\].container_path"),
-        (mount("/"), "the root itself"),
-        (mount("/x/.."), "the root itself"),
+        (mount("/"), "the root directory"),
+        (mount("/x/.."), "the root directory"),
         (mount(host=""), r"mounts\[0\].host_path"),
         (mount(host="etc"), r"mounts\[0\].host_path"),
         (mount("/a\0b"), "NUL"),
         (mount(mount_options=["exec"]), "mount_options: 'exec'"),
         (mount(mount_options=["noexec,suid"]), "mount_options"),
-        (mount(recursive_read_only=True), "needs readonly"),
+        (mount(recursive_read_only=True), "requires readonly"),
         (
             mount(recursive_read_only=True, readonly=True, propagation=FROM_HOST),
             "PROPAGATION_PRIVATE",

@@ -82,7 +82,9 @@ def test_node_means_no_namespace() -> None:
 def test_container_can_not_leave_its_pods_network_or_ipc(field: str) -> None:
     options = NamespaceOption()
     setattr(options, field, NODE_MODE)
-    with pytest.raises(InvalidArgumentError, match=rf"namespace_options\.{field}: NODE: the pod"):
+    with pytest.raises(
+        InvalidArgumentError, match=rf"namespace_options\.{field}: NODE: the sandbox"
+    ):
         of_container(options)
 
 
@@ -188,7 +190,7 @@ def test_mappings_are_those_asked_for_and_none_means_the_nodes() -> None:
     [
         (users(CONTAINER), r"userns_options\.mode: 'CONTAINER'"),
         (users(TARGET), r"userns_options\.mode: 'TARGET'"),
-        (users(NODE_MODE, [MAPPING], [MAPPING]), "the mode is NODE"),
+        (users(NODE_MODE, [MAPPING], [MAPPING]), "with the mode NODE"),
         (users(), r"userns_options\.uids: 0 mappings"),
         (users(uids=[MAPPING]), r"userns_options\.gids: 0 mappings"),
         (users(uids=[MAPPING, OTHER], gids=[MAPPING]), r"uids: 2 mappings"),
@@ -240,10 +242,10 @@ def test_pause_container_joins_the_users_and_containers_find_them_there() -> Non
 @pytest.mark.parametrize(
     ("options", "sandbox", "says"),
     [
-        (users(NODE_MODE), IN_USERS, "differs from the pod's"),
-        (users(uids=[MAPPING], gids=[MAPPING]), IN_USERS, "differs from the pod's"),
-        (users(uids=[MAPPING], gids=[MAPPING]), SANDBOX, "differs from the pod's"),
-        (NamespaceOption(pid=NODE_MODE), IN_USERS, "user namespace of its own"),
+        (users(NODE_MODE), IN_USERS, "differs from the sandbox's"),
+        (users(uids=[MAPPING], gids=[MAPPING]), IN_USERS, "differs from the sandbox's"),
+        (users(uids=[MAPPING], gids=[MAPPING]), SANDBOX, "differs from the sandbox's"),
+        (NamespaceOption(pid=NODE_MODE), IN_USERS, "its own user namespace"),
     ],
 )
 def test_container_can_not_have_users_other_than_its_pods(

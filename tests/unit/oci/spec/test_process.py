@@ -47,7 +47,7 @@ def test_image_with_only_a_cmd_runs_it() -> None:
 
 
 def test_no_command_anywhere_is_an_error_and_never_a_shell() -> None:
-    with pytest.raises(InvalidArgumentError, match="no command"):
+    with pytest.raises(InvalidArgumentError, match="names a command"):
         build_args(ContainerConfig(), ImageDefaults(name="empty"))
 
 

@@ -99,7 +99,7 @@ def test_what_no_sandbox_could_have_is_refused(
 
 
 def test_image_without_a_command_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="'empty' names no command"):
+    with pytest.raises(InvalidArgumentError, match="'empty' has no command"):
         sandbox_spec(pod_config(), image=ImageDefaults(name="empty"))
 
 

@@ -126,9 +126,9 @@ def test_unknown_policy_is_refused() -> None:
 
 
 def test_unknown_names_say_which_file_lacks_them() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"'nobody': no such user in .*passwd"):
+    with pytest.raises(InvalidArgumentError, match=r"'nobody': there is no such user in .*passwd"):
         resolve("nobody")
-    with pytest.raises(InvalidArgumentError, match=r"'staff': no such group in .*group"):
+    with pytest.raises(InvalidArgumentError, match=r"'staff': there is no such group in .*group"):
         resolve("app:staff")
 
 

@@ -122,7 +122,7 @@ async def test_a_monitor_that_is_gone_is_said(node: Node, *, there: bool) -> Non
     if there:
         with node.monitor():
             pass
-    with pytest.raises(WrongStateError, match="monitor is gone"):
+    with pytest.raises(WrongStateError, match="monitor has exited"):
         node.attach_sessions.connect(node.target)
     assert not node.attach_sessions._connections
 
