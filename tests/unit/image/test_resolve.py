@@ -199,7 +199,7 @@ async def test_what_is_called_one_thing_and_is_another_is_refused() -> None:
     documents = Documents()
     found = documents.image()
     documents.manifests["1"] = Fetched(documents.manifests[found["digest"]].data, OCI_INDEX)
-    with pytest.raises(BadArchiveError, match=r"calls it .*index.* which it is not"):
+    with pytest.raises(BadArchiveError, match=r"sent it as .*index.*, which it is not"):
         await run(documents)
     top = documents.put(index_of(entry(found, "amd64")), OCI_INDEX)
     documents.manifests["1"] = Fetched(documents.manifests[top["digest"]].data, OCI_MANIFEST)
