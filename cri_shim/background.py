@@ -1,8 +1,9 @@
-"""Owning work: tasks that nobody waits for, two things side by side, and effects that a cancellation must not split.
+"""Background tasks, two coroutines in parallel, and blocking effects that a cancellation must not interrupt.
 
-A thread can't be cancelled. Whoever gives an effect to one (a mount, a removal) and goes away would let an undo run
-before the effect has happened; `uninterrupted` keeps the caller until the thread is done. For what may hang in the
-kernel there is `kernel_call`. Neither uses asyncio's own threads, which are few: long effects would hold up all others.
+A thread cannot be cancelled. If a cancelled caller did not wait for its thread (a mount, a removal), its undo could run
+before the effect. So `uninterrupted` waits for the thread, and raises the cancellation afterwards. Calls that may hang
+in the kernel use `kernel_call`. Neither uses asyncio's default threads: they are few, and a long effect would block
+others.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ P = ParamSpec("P")
 
 
 class Background:
-    """Owns tasks; a failing one is logged and hurts no other."""
+    """Owns tasks. The failure of a task is logged and does not affect others."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._endless: set[asyncio.Task[Any]] = set()
 
     def start(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        """Run `work` on its own; whatever it raises is logged under `name`. The task is for who may cancel it."""
+        """Run `work` in a task. Its error is logged under `name`. The task is returned so that it can be cancelled."""
         return self._own(name, work)
 
     def keep(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        """Run `work`, which has no end of its own or a late one, until `close`, which cancels it at once."""
+        """Run `work`, which may never end, in a task. `close` cancels it at once, without the grace period."""
         task = self._own(name, work)
         self._endless.add(task)
         task.add_done_callback(self._endless.discard)
         return task
 
     async def owned(self, name: str, work: Coroutine[object, object, T]) -> T:
-        """Run `work` in a task of its own and return what it does; cancelling the caller leaves the work alone."""
+        """Run `work` in a task and return its result. Cancelling the caller does not cancel the work."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -63,7 +64,7 @@ class Background:
             log.error("background work failed", work=task.get_name(), exc_info=error)
 
     async def close(self, grace_s: float) -> None:
-        """Let what runs end within `grace_s` seconds, then cancel it and wait."""
+        """Wait for the tasks at most `grace_s` seconds, then cancel them and wait for their ends."""
         for task in self._endless:
             task.cancel()
         if not self._tasks:
@@ -76,7 +77,7 @@ class Background:
 
 
 def _look_at_error(task: asyncio.Task[Any]) -> None:
-    """The waiting caller is told; should it have gone away, nobody is, and that is no reason for a warning."""
+    """Retrieve the task's error. The caller gets it too; if the caller is gone, asyncio would warn about it."""
     if not task.cancelled():
         task.exception()
 
@@ -84,9 +85,9 @@ def _look_at_error(task: asyncio.Task[Any]) -> None:
 async def until_done(
     what: str, work: Callable[[], Coroutine[object, object, None]], *, first_pause_s: float = 0.5
 ) -> None:
-    """Do `work`, again and again with growing pauses (30 s at most), until it succeeds; for what must not be given up.
+    """Repeat `work` until it succeeds, with pauses that double up to 30 s.
 
-    Each kind of failure is logged once.
+    CriShimError and OSError count as failures, and are logged if they differ from the one before.
     """
     pause_s, last = first_pause_s, ""
     while True:
@@ -95,7 +96,7 @@ async def until_done(
         except (CriShimError, OSError) as error:
             if str(error) != last:
                 last = str(error)
-                log.error("failed, will be tried again", what=what, error=last)
+                log.error("failed, will be retried", what=what, error=last)
         else:
             return
         with step("waiting to try again what failed"):
@@ -106,9 +107,9 @@ async def until_done(
 async def side_by_side(
     first: Coroutine[object, object, None], second: Coroutine[object, object, T]
 ) -> T:
-    """Run both at once and return what `second` does.
+    """Run both coroutines in parallel and return the result of `second`.
 
-    If one fails the other is cancelled and waited for, and that first error is raised alone.
+    If one fails, the other is cancelled and awaited, and the first error is raised, not an exception group.
     """
     failed: tuple[BaseException, ...] = ()
     try:
@@ -117,13 +118,13 @@ async def side_by_side(
             result = group.create_task(second)
     except BaseExceptionGroup as errors:
         failed = errors.exceptions
-        errors.__traceback__ = (
-            None  # it holds the task group's frame, which holds it: see `forget_frames`
-        )
+        # The traceback refers to the task group's frame, and that frame to the group: break the cycle
+        # (`forget_frames`).
+        errors.__traceback__ = None
     for extra in failed[1:]:
         log.warning("failed as well", error=str(extra))
     if failed:
-        # Out here, where the group, which has it among its own, does not become what it came from.
+        # Raised outside of the `except` block, which would set the group as its __context__, a cycle.
         raise failed[0]
     return result.result()
 
@@ -144,17 +145,17 @@ async def for_each(
 
 
 async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking effect in a thread and return what it does; a cancellation is raised only after its end."""
+    """Run a blocking effect in a thread and return its result. A cancellation is raised only after its end."""
     working = in_thread(partial(function, *args, **kwargs))
     cancelled = await end_of(working)
     if cancelled is not None:
-        working.exception()  # looked at: the cancellation is what the caller hears of
+        working.exception()  # retrieved, so that asyncio does not warn; the cancellation is raised instead
         raise cancelled
     return working.result()
 
 
 async def undivided(effect: Callable[[], None], then: Callable[[], None]) -> None:
-    """As `uninterrupted`, with what follows the effect here, on the loop, unless the effect fails."""
+    """As `uninterrupted`, and call `then` on the loop if the effect succeeded, also if the caller was cancelled."""
     working = in_thread(effect)
     cancelled = await end_of(working)
     if working.exception() is None:
@@ -167,7 +168,10 @@ async def undivided(effect: Callable[[], None], then: Callable[[], None]) -> Non
 async def end_of(
     working: asyncio.Future[T], timeout_s: float | None = None
 ) -> asyncio.CancelledError | None:
-    """Wait for the end whatever happens, or for `timeout_s`; the cancellation that came meanwhile."""
+    """Wait until `working` is done, at most `timeout_s`, despite cancellation.
+
+    Returns the cancellation, if one came.
+    """
     try:
         await _done_or_late(working, timeout_s, _Unswayed(loop=asyncio.get_running_loop()))
     except asyncio.CancelledError as late:
@@ -176,13 +180,19 @@ async def end_of(
 
 
 async def settled(future: asyncio.Future[T], timeout_s: float | None = None) -> bool:
-    """Wait until it is done, or for `timeout_s`; whether it is. Cancelling this wait leaves the future alone."""
+    """Wait until the future is done, at most `timeout_s`.
+
+    Returns whether it is. Cancelling does not cancel the future.
+    """
     await _done_or_late(future, timeout_s, asyncio.get_running_loop().create_future())
     return future.done()
 
 
 class _Unswayed(asyncio.Future[None]):
-    """Who waits for it is told of a cancellation after its end: a task keeps one that its future does not take."""
+    """A future that cannot be cancelled. A task that awaits it gets a cancellation when the future is done.
+
+    `Task.cancel` first cancels the awaited future. If that refuses, the task raises CancelledError at its next step.
+    """
 
     def cancel(self, msg: object = None) -> bool:
         return False
@@ -191,7 +201,7 @@ class _Unswayed(asyncio.Future[None]):
 async def _done_or_late(
     future: asyncio.Future[T], timeout_s: float | None, waiter: asyncio.Future[None]
 ) -> None:
-    # What `asyncio.wait` does for a set of futures, at a third of the cost: a pod's life waits a hundred times.
+    # `asyncio.wait` would do the same at three times the cost, and the calls of one pod wait a hundred times.
     def tell(_future: asyncio.Future[T] | None = None) -> None:
         if not waiter.done():
             waiter.set_result(None)

@@ -1,35 +1,37 @@
-"""Every error that leaves a mechanism, by what the caller can do about it.
+"""The errors of cri-shim, by what the caller can do about them.
 
     CriShimError                    INTERNAL             a bug, or the host failed
     ├─ InvalidArgumentError         INVALID_ARGUMENT     malformed request: do not retry
     │  ├─ BadImageReferenceError
     │  ├─ BadArchiveError
-    │  │  └─ DamagedBlobError                            changed on its way: another try may help
+    │  │  └─ DamagedBlobError                            changed in transit: a retry may help
     │  ├─ UnknownRuntimeHandlerError
     │  └─ ConfigError                                    the daemon's own configuration
     ├─ NotFoundError                NOT_FOUND
     ├─ AlreadyExistsError           ALREADY_EXISTS       the name is held by another object
     ├─ WrongStateError              FAILED_PRECONDITION  e.g. start of a running container
-    ├─ ProgramError                 FAILED_PRECONDITION  the image has no such program, or it can't be run
+    ├─ ProgramError                 FAILED_PRECONDITION  the image lacks the program, or it cannot be run
     ├─ UnsupportedError             UNIMPLEMENTED
     ├─ PermissionRefusedError       PERMISSION_DENIED
-    │  └─ RegistryAuthError                              a registry wants other credentials, or any
+    │  └─ RegistryAuthError                              a registry needs credentials, or other ones
     ├─ ResourceExhaustedError       RESOURCE_EXHAUSTED   disk full, too many of something
-    │  └─ TooManyFilesError                              a container has more open than it may
+    │  └─ TooManyFilesError                              a container has more open files than its limit
     ├─ UnavailableError             UNAVAILABLE          try again later
     │  ├─ NotReadyError                                  still recovering, no network configuration
-    │  ├─ RegistryUnavailableError                       no registry answered as it should
-    │  └─ CniPluginError                                 a plugin's own words
+    │  ├─ RegistryUnavailableError                       no registry gave a valid answer
+    │  └─ CniPluginError                                 a CNI plugin failed
     ├─ DeadlineError                DEADLINE_EXCEEDED
     ├─ CommandError                 INTERNAL             a child process failed
     │  ├─ RuntimeCommandError                            the OCI runtime
     │  └─ MonitorError                                   conmon
     └─ CorruptStateError            DATA_LOSS            a record or blob failed its check
 
-The first level says what the caller can do, the second who complained. A message names the object, the
-step and the cause, and what a person can do; it never carries a secret, and of what others chose only so much as
-`quoting.quoted` leaves. `rpc/status.py` maps the classes to gRPC codes. `OSError` may pass inside `host`; the mechanism
-that called turns it into one of these.
+Rules:
+- The first level of the hierarchy says what the caller can do, the second where the error came from.
+- A message names the object, the step, the cause and the remedy. It never has a secret, and it includes untrusted
+  values only through `quoting.quoted`.
+- `rpc/status.py` maps the classes to gRPC codes.
+- `OSError` may leave `host`; its caller converts it into one of these.
 """
 
 from __future__ import annotations
@@ -47,43 +49,43 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 UNREADABLE_DOCUMENT: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not the document they should be."""
+"""The exceptions of msgspec's decoders for malformed bytes."""
 
 
 class CriShimError(Exception):
-    """The base: reached as itself only through a bug or a failing host."""
+    """The base class. An instance of it itself means a bug, or a failure of the host."""
 
     def __str__(self) -> str:
-        """The text, bounded: it goes to clients, to the log and into records."""
+        """The text, bounded, since it goes to clients, to the log and into records."""
         return bounded_text(super().__str__())
 
 
 class InvalidArgumentError(CriShimError):
-    """The request is malformed; sending it again can't help."""
+    """The request is malformed; a retry cannot succeed."""
 
 
 class BadImageReferenceError(InvalidArgumentError):
-    """An image reference that the distribution grammar refuses."""
+    """An image reference that does not match the grammar of distribution's references."""
 
 
 class BadArchiveError(InvalidArgumentError):
-    """An image archive, manifest or layer that is damaged, hostile or of a kind not supported."""
+    """An image archive, manifest or layer is damaged, hostile or of an unsupported type."""
 
 
 class DamagedBlobError(BadArchiveError):
-    """A blob that does not have the digest it was asked for by: it was changed on its way, or where it is kept."""
+    """A blob does not match its digest: it changed in transit or in storage."""
 
 
 class UnknownRuntimeHandlerError(InvalidArgumentError):
-    """A RuntimeClass handler that the configuration does not name."""
+    """A RuntimeClass handler that is not configured."""
 
 
 class ConfigError(InvalidArgumentError):
-    """The daemon's configuration: file, path in it, value and what is allowed."""
+    """A mistake in the daemon's configuration. The text has file, key, value and what is allowed."""
 
 
 class NotFoundError(CriShimError):
-    """No object of this kind has this key."""
+    """There is no object of this kind with this key."""
 
     def __init__(self, kind: str, key: str, detail: str = "") -> None:
         super().__init__(f"{kind} {quoted(key)} not found" + (f": {detail}" if detail else ""))
@@ -100,9 +102,9 @@ class WrongStateError(CriShimError):
 
 
 class ProgramError(CriShimError):
-    """A program in a container can't be run: it is missing, not executable, or its working directory can't be entered.
+    """A program in a container cannot be run: it is missing, not executable, or its working directory is inaccessible.
 
-    `words` are the runtime's, `exit_code` is what a shell would make of it: 127 for what is not there, else 126.
+    `words` is the runtime's message. `exit_code` is that of a shell: 127 for a missing program, else 126.
     """
 
     def __init__(self, what: str, words: str, exit_code: int) -> None:
@@ -116,11 +118,11 @@ class UnsupportedError(CriShimError):
 
 
 class PermissionRefusedError(CriShimError):
-    """The caller, or this process, may not do that."""
+    """The caller or this process lacks a permission."""
 
 
 class RegistryAuthError(PermissionRefusedError):
-    """A registry, or its token server, refused the credentials, or asks for some where the pull brought none."""
+    """A registry or its token server refused the credentials, or requires some and the pull has none."""
 
 
 class ResourceExhaustedError(CriShimError):
@@ -128,7 +130,7 @@ class ResourceExhaustedError(CriShimError):
 
 
 class TooManyFilesError(ResourceExhaustedError):
-    """A process has more files open than its container's limit leaves it."""
+    """A process has more open files than its container's limit leaves."""
 
 
 class UnavailableError(CriShimError):
@@ -140,9 +142,9 @@ class NotReadyError(UnavailableError):
 
 
 class RegistryUnavailableError(UnavailableError):
-    """No registry could be reached, or none answered as it should.
+    """No registry could be reached, or none gave a valid answer.
 
-    The text begins with the name by which kubelet recognises this kind of failure (cri-api, pkg/errors).
+    The text begins with the name by which kubelet recognises this failure (cri-api, pkg/errors).
     """
 
     def __init__(self, text: str) -> None:
@@ -150,9 +152,9 @@ class RegistryUnavailableError(UnavailableError):
 
 
 class CniPluginError(UnavailableError):
-    """A CNI plugin failed, hung or answered garbage: its name, its code and its own words.
+    """A CNI plugin failed, timed out or printed invalid output. The text has its name, message and error code.
 
-    `code` is the CNI spec's error code, or 0 where the plugin gave none.
+    `code` is the error code of the CNI specification (section 5), or 0 if the plugin gave none.
     """
 
     def __init__(self, plugin: str, command: str, message: str, *, code: int = 0) -> None:
@@ -164,39 +166,39 @@ class CniPluginError(UnavailableError):
         self.code = code
 
     def name_object(self, what: str) -> None:
-        """Put the object first in the text: a plugin knows only container IDs and interfaces."""
+        """Put the pod in front of the text, since a plugin knows only container IDs and interfaces."""
         self.args = (f"{what}: {self}",)
 
 
 class DeadlineError(CriShimError):
-    """A deadline passed; the message says which and what was still going on."""
+    """A deadline passed. The text says which, and what was still under way."""
 
 
 class CommandError(CriShimError):
-    """A child process failed: what was run, how it ended, the tail of what it said."""
+    """A child process failed. The text has the program, how it ended, and the tail of its stderr."""
 
     def __init__(self, doing: str, argv: Sequence[str], ending: str, stderr_tail: str) -> None:
-        said = stderr_tail.strip() or "it said nothing"
+        said = stderr_tail.strip() or "no error output"
         super().__init__(f"{doing}: {argv[0]} {ending}: {said}")
         self.argv = list(argv)
         self.stderr_tail = stderr_tail
 
     @property
     def command_line(self) -> str:
-        """The command as one can paste it into a shell."""
+        """The command line, quoted for a shell."""
         return shlex.join(self.argv)
 
 
 class RuntimeCommandError(CommandError):
-    """The OCI runtime refused or failed."""
+    """A command of the OCI runtime failed."""
 
 
 class MonitorError(CommandError):
-    """conmon failed before it could report, or died."""
+    """conmon failed before it reported a result, or died."""
 
 
 class CorruptStateError(CriShimError):
-    """A record, layer or blob is not what it should be."""
+    """A record, layer or blob failed its check."""
 
 
 _OUT_OF_SOMETHING = frozenset(
@@ -213,19 +215,19 @@ _OUT_OF_SOMETHING = frozenset(
 
 
 def is_lack(error: BaseException) -> bool:
-    """Whether the host is out of something: room, memory, descriptors, processes, a disk that can be written to."""
+    """Whether the host ran out of disk space, memory, descriptors or processes, or its disk became read-only."""
     match error:
         case OSError():
             return error.errno in _OUT_OF_SOMETHING
         case RuntimeError():
-            # What Python makes of the kernel's refusal.
+            # Python's only sign of EAGAIN from pthread_create(3).
             return str(error) == "can't start new thread"
         case _:
             return isinstance(error, MemoryError)
 
 
 def remedy(error: BaseException) -> str:
-    """What a person can do about a lack."""
+    """What an operator can do about an error for which `is_lack` is true."""
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return "make the file system writable and try again"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -235,9 +237,9 @@ def remedy(error: BaseException) -> str:
 
 @contextmanager
 def host_step(doing: str) -> Iterator[None]:
-    """Turn an OSError of the block into an error of ours that says what was being done.
+    """Convert an OSError of the block into a CriShimError, with `doing` in front.
 
-    Raises ResourceExhaustedError where the host is out of disk, memory or descriptors (`is_lack`), else CriShimError.
+    Raises ResourceExhaustedError if the host ran out of a resource (`is_lack`), else CriShimError.
     """
     try:
         yield
@@ -250,10 +252,10 @@ def host_step(doing: str) -> Iterator[None]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of an error that was told, and of those behind it.
+    """Drop the tracebacks of an error that was reported, and of its causes and contexts.
 
-    A traceback holds every frame that the error passed, and these all that they had at hand, such as a request of
-    megabytes. Where one of them has the error at hand, too, only the garbage collector would end the cycle.
+    A traceback refers to the frames that the error passed, and they to their locals, such as a request of megabytes. If
+    a frame also refers to the error, only the garbage collector would free this cycle.
     """
     known: set[int] = set()
     to_do: list[BaseException | None] = [error]

@@ -1,14 +1,14 @@
-"""The event loop of the daemon and of the streaming process, which tells of its turns that took long.
+"""The event loop of the daemon and of the streaming process, which reports turns that take long.
 
-In a turn the loop runs all that was ready, one callback after the other; whoever becomes ready meanwhile waits for its
-end. So the longest turn is the longest that one caller can hold up all others.
+In a turn the loop runs all ready callbacks one after the other. A callback that becomes ready meanwhile waits for the
+next turn. So the longest turn is the longest time for which one caller delays all others.
 
 Rules:
-- Every turn is measured, and no timer wakes an idle loop for it. It costs a microsecond a turn.
-- A stall has two durations: by the wall clock, and what the loop's thread computed meanwhile. Where the second is much
-  less than the first, the machine was busy, another thread had the interpreter's lock, or a call blocked.
-- A turn that a timer began counts from the moment it was due. One that a file descriptor began counts from when the
-  thread ran again: since when that was ready, nobody tells.
+- Every turn is measured, at a cost of a microsecond, and no timer wakes an idle loop for it.
+- A stall has two durations: wall-clock time, and CPU time of the loop's thread. If the second is much less, the machine
+  was busy, another thread held the GIL, or a call blocked.
+- A turn that a timer started counts from the time when the timer was due. A turn that a descriptor started counts from
+  when the thread ran again: the kernel does not tell since when the descriptor was ready.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STALL_S: Final = 0.01
-"""A turn is told of when it took longer."""
+"""Longer turns are reported."""
 _AT_ONCE: Final = 64
-"""Descriptors that one turn is for; the kernel tells of others first in the next."""
+"""Ready descriptors per turn. epoll_wait(2) returns the remaining ones first in the next turn."""
 _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 
 
 class _Turns(selectors.BaseSelector):
-    """epoll(7), asked by the loop between two turns, so it sees where each begins and ends.
+    """An epoll(7) selector. The loop calls `select` between two turns, so it sees where each begins and ends.
 
-    As the standard library's selector, with fewer function calls in each turn: a pod's life has some 250 turns, and a
-    client's call has ten.
+    It works like `selectors.EpollSelector`, with fewer function calls per turn: the calls of one pod take some 250
+    turns, a single call ten.
     """
 
     def __init__(self) -> None:
@@ -48,19 +48,19 @@ class _Turns(selectors.BaseSelector):
         self._began_s = self._computed_s = 0.0
 
     def watch(self, tell: Callable[[float, float], None]) -> None:
-        """From now on; the turn under way counts from here."""
+        """Report stalls to `tell(wall_s, cpu_s)`. The present turn counts from now."""
         self._tell = tell
         self._began_s, self._computed_s = time.monotonic(), time.thread_time()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready within `timeout` seconds; a turn ends where this is called, the next begins where it returns.
+        """Wait at most `timeout` seconds for ready descriptors; None waits for ever, 0 and less not at all.
 
-        None is for ever, 0 and less: only look.
+        A turn ends when this is called, and the next begins when it returns.
         """
         asked_s = time.monotonic()
         if self._tell is not None and (stalled_s := asked_s - self._began_s) > STALL_S:
             self._tell(stalled_s, time.thread_time() - self._computed_s)
-        # A part of a millisecond is waited for as a whole one, so that no timer is looked at too early.
+        # `poll` rounds up to whole milliseconds, so it does not return before a timer is due.
         found = self._epoll.poll(-1 if timeout is None else max(timeout, 0), _AT_ONCE)
         self._began_s, self._computed_s = time.monotonic(), time.thread_time()
         if not found:
@@ -70,7 +70,7 @@ class _Turns(selectors.BaseSelector):
         ready = []
         for fd, events in found:
             if (key := self._keys.get(fd)) is not None:
-                # An error, or the other side's end, is news for readers and writers.
+                # EPOLLERR and EPOLLHUP concern readers and writers alike.
                 reading = _READ if events & ~select.EPOLLOUT else 0
                 writing = _WRITE if events & ~select.EPOLLIN else 0
                 ready.append((key, (reading | writing) & key.events))
@@ -79,7 +79,7 @@ class _Turns(selectors.BaseSelector):
     def register(
         self, fileobj: FileDescriptorLike, events: int, data: object = None
     ) -> selectors.SelectorKey:
-        """Raises KeyError when it is registered already, OSError."""
+        """Register a descriptor. Raises KeyError if it is registered already, OSError."""
         fd = _number(fileobj)
         if fd in self._keys:
             raise KeyError(f"descriptor {fd} is registered already")
@@ -90,7 +90,7 @@ class _Turns(selectors.BaseSelector):
     def modify(
         self, fileobj: FileDescriptorLike, events: int, data: object = None
     ) -> selectors.SelectorKey:
-        """Raises KeyError when it is not registered, OSError."""
+        """Change events and data of a descriptor. Raises KeyError if it is not registered, OSError."""
         fd = _number(fileobj)
         if events != self._keys[fd].events:
             self._epoll.modify(fd, _mask(events))
@@ -98,7 +98,10 @@ class _Turns(selectors.BaseSelector):
         return key
 
     def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
-        """Raises KeyError when it is not registered. One that was closed before, the kernel has forgotten itself."""
+        """Unregister a descriptor. Raises KeyError if it is not registered.
+
+        If the descriptor was closed before, epoll(7) has removed it, and the error is ignored.
+        """
         fd = _number(fileobj)
         key = self._keys.pop(fd)
         with contextlib.suppress(OSError):
@@ -106,15 +109,15 @@ class _Turns(selectors.BaseSelector):
         return key
 
     def get_key(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
-        """Raises KeyError when it is not registered."""
+        """The key of a descriptor. Raises KeyError if it is not registered."""
         return self._keys[_number(fileobj)]
 
     def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
-        """Everything that is registered, by its number."""
+        """All keys, by descriptor."""
         return cast("Mapping[FileDescriptorLike, selectors.SelectorKey]", self._keys)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Close the epoll descriptor and forget all keys."""
         self._epoll.close()
         self._keys.clear()
 
@@ -134,13 +137,13 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[object, object, T]) -> T:
-    """`asyncio.run` on a loop that can tell of its stalls."""
+    """As `asyncio.run`, on a loop that can report its stalls."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)
 
 
 def tell_of_stalls(tell: Callable[[float, float], None]) -> None:
-    """`tell(wall_s, cpu_s)` after each turn longer than `STALL_S`, from now on. In a loop of `run`; others can't."""
+    """Call `tell(wall_s, cpu_s)` after each turn longer than `STALL_S`. No effect in a loop that `run` did not make."""
     loop = asyncio.get_running_loop()
     if isinstance(loop, _Loop):
         loop.turns.watch(tell)

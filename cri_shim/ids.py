@@ -1,7 +1,7 @@
-"""Identifiers: how they are made, and what an ID prefix may look like.
+"""IDs of sandboxes and containers, and their prefixes.
 
-An ID is 64 lower-case hexadecimal digits, as every CRI client expects. Names of everything an object owns
-derive from it (see `paths`), so the ID alone is enough to take the object away.
+An ID has 64 lower-case hexadecimal digits, as CRI clients expect. The names of everything that an object owns derive
+from its ID (`paths`), so the ID suffices to remove the object.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _ID = re.compile(r"[0-9a-f]{64}")
 
 
 def new_id() -> str:
-    """A fresh random ID: 256 bits, so that collisions need no thought."""
+    """A new random ID of 256 bits. Collisions need no check."""
     return secrets.token_hex(ID_LENGTH // 2)
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` is a whole ID."""
+    """Whether `text` is a complete ID."""
     return _ID.fullmatch(text) is not None
 
 
 def is_id_prefix(text: str) -> bool:
-    """Whether `text` could abbreviate an ID."""
+    """Whether `text` can be a prefix of an ID."""
     return _PREFIX.fullmatch(text) is not None

@@ -1,15 +1,18 @@
-"""Calls that take the kernel milliseconds, or for ever: a mount, an unmount, a namespace, a look at every process.
+"""Runs blocking kernel calls in threads with a deadline: mounts, namespaces, scans of processes.
 
-A thread that hangs in the kernel can be neither cancelled nor killed. Rules:
-- Such a call has a deadline. After it nobody waits any more, not even the end of this process (`threads`).
-- What is given up works by names. Once those are taken away, what it still does fails by itself; what can't be taken
-  away because of it stays its owner's, who tries again.
-- Whatever a request, an image or a container names may lie on a file system that never answers. So such calls have an
-  owner, the pod, for whom at most `MAX_UNANSWERED` may be given up and still hang: further ones are refused at once.
-  So are those on a path on which one hangs. A pod that is tried again for ever costs some threads, and no more.
-- Pods come and go, each with two more. So from `MAX_UNANSWERED_OF_NODE` on those are refused that would work on a
-  mount on which one hangs, and from twice as many on all that come to a path that a request names: a link may lead
-  there. What the daemon does with its own files is never refused.
+A thread that hangs in the kernel (on a dead network file system, for instance) can be neither cancelled nor killed.
+
+Rules:
+- Each call has a deadline. After it nobody waits for the thread, not even the end of this process (`threads`).
+- An abandoned call works on names. Once its owner has removed them, the rest of the call fails. If the hanging call
+  makes the removal fail, the owner keeps the object and retries.
+- A path that a request, an image or a container names may be on a file system that never answers. So calls on such
+  paths have an owner, the pod. If `MAX_UNANSWERED` abandoned calls of an owner still hang, its further calls are
+  refused at once, and so is any call on a path on which one hangs. A pod that is retried for ever costs a few threads
+  at most.
+- New pods come with new threads. So from `MAX_UNANSWERED_OF_NODE` hanging calls on, calls on a mount on which one hangs
+  are refused, and from twice as many all calls on a path that a request names, since a link may lead to such a mount.
+  Calls on the daemon's own files are never refused.
 """
 
 from __future__ import annotations
@@ -38,18 +41,19 @@ P = ParamSpec("P")
 
 TIMEOUT_S = 30.0
 LONG_TIMEOUT_S = 600.0
-"""For what takes as long as there is much of it: a copy, the labelling of a volume."""
+"""For work proportional to the data: a copy, the labelling of a volume."""
 MAX_UNANSWERED = 2
-"""Calls of one owner that were given up and still hang, each with a thread."""
+"""Abandoned calls of one owner that still hang, each with a thread."""
 MAX_UNANSWERED_OF_NODE = 256
-"""Of all owners together, some 50 kB each."""
-_LOOK = "see the kernel's log, and /proc/PID/task/*/stack of the daemon"
+"""Abandoned calls of all owners that still hang. Each takes some 50 kB."""
+_LOOK = "see the kernel's log and the daemon's /proc/PID/task/*/stack"
 
 
 async def in_time(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking call in a thread, as a step `what` of the operation under way, and return what it does.
+    """Run a blocking call in a thread, as the step `what` of the present operation, and return its result.
 
-    A cancellation is raised only after its end, or after the deadline. Raises what the function raises, DeadlineError.
+    A cancellation is raised only after the end of the call or after the deadline of 30 s. Raises what the function
+    raises, DeadlineError.
     """
     return await _wait(_Call("", what), TIMEOUT_S, partial(function, *args, **kwargs))
 
@@ -57,9 +61,9 @@ async def in_time(what: str, function: Callable[P, T], *args: P.args, **kwargs: 
 async def in_time_for(
     owner: str, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """As `in_time`, for the pod or container `owner`, on what it names: bounded as the module says.
+    """As `in_time`, for a call on paths that `owner`, a pod or container, names.
 
-    Raises UnavailableError as well: too many calls for this owner hang, or one on a path it would work on.
+    Also raises UnavailableError, if too many calls of this owner hang, or one on the same path (see the module).
     """
     _refuse_another(owner, what)
     return await _wait(_Call(owner, what), TIMEOUT_S, partial(function, *args, **kwargs))
@@ -74,9 +78,9 @@ async def at_length_for(
 
 
 def working_on(field: str, path: str) -> None:
-    """In such a call: the next that may hang is on `path`, which `field` of the request names.
+    """Note that the present call now works on `path`, the value of the request's `field`. Call it in the thread.
 
-    Raises UnavailableError where another call hangs there, or too many hang on the node, as the module says.
+    Raises UnavailableError if another call hangs on that path, or too many hang on the node (see the module).
     """
     call: _Call | None = getattr(_here, "call", None)
     if call is None:
@@ -85,7 +89,8 @@ def working_on(field: str, path: str) -> None:
     for other in hanging:
         if other.path == path:
             raise UnavailableError(
-                f"{field}: {quoted(path)}: a call on it has had no answer for {other.seconds():.0f} s: {_LOOK}"
+                f"{field}: {quoted(path)}: refused, since a kernel call on it has hung for {other.seconds():.0f} s: "
+                f"{_LOOK}"
             )
     if len(hanging) >= MAX_UNANSWERED_OF_NODE:
         _refuse_where_others_hang(field, path, hanging)
@@ -93,7 +98,7 @@ def working_on(field: str, path: str) -> None:
 
 
 class _Call:
-    """One call under way, and what it works on."""
+    """A call under way, and the path that it works on."""
 
     __slots__ = ("field", "owner", "path", "since_s", "what")
 
@@ -112,7 +117,7 @@ class _Call:
 
 _here = threading.local()
 _given_up: set[_Call] = set()
-"""Those that still hang. Changed on loops' threads and read on all: each of both is one step for the interpreter."""
+"""Abandoned calls that still hang. Changed on the loops' threads and read on all; both are atomic under the GIL."""
 
 
 def _unanswered() -> list[_Call]:
@@ -124,7 +129,7 @@ def _refuse_another(owner: str, what: str) -> None:
     if len(hanging) >= MAX_UNANSWERED:
         oldest = max(hanging, key=_Call.seconds)
         raise UnavailableError(
-            f"{what}: not tried: the kernel has not answered {len(hanging)} calls for {owner}, one for "
+            f"{what}: refused, since {len(hanging)} kernel calls for {owner} hang, one for "
             f"{oldest.seconds():.0f} s: {oldest}: {_LOOK}"
         )
 
@@ -136,13 +141,13 @@ def _refuse_where_others_hang(field: str, path: str, hanging: list[_Call]) -> No
         other.path and _deepest(points, other.path) == place for other in hanging
     ):
         raise UnavailableError(
-            f"{field}: {quoted(path)}: not tried: the kernel has not answered {len(hanging)} calls on this node, "
-            f"some on the mount {quoted(place)}: {_LOOK}"
+            f"{field}: {quoted(path)}: refused, since {len(hanging)} kernel calls on this node hang, "
+            f"some of them possibly on the mount {quoted(place)}: {_LOOK}"
         )
 
 
 def _mount_points() -> set[str]:
-    """As proc(5) writes them in `mountinfo`: with three digits for a space, a tabulator, a newline, a backslash."""
+    """All mount points, with the octal escapes of /proc/self/mountinfo (proc(5)) decoded."""
     with open("/proc/self/mountinfo", "rb") as file:
         found = {line.split(b" ", 5)[4] for line in file}
     for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
@@ -151,7 +156,7 @@ def _mount_points() -> set[str]:
 
 
 def _deepest(points: set[str], path: str) -> str:
-    """The mount point that a path lies on, by its text."""
+    """The deepest of `points` above `path`, compared as text: resolving the path could hang."""
     place = os.path.normpath(path)
     while place not in points and place != "/":
         place = os.path.dirname(place)
@@ -165,7 +170,7 @@ async def _wait(call: _Call, timeout_s: float, function: Callable[[], T]) -> T:
             return function()
         finally:
             _here.call = None
-            _given_up.discard(call)  # should its loop have ended meanwhile
+            _given_up.discard(call)  # here as well, since its loop may have ended meanwhile
 
     with step(call.what):
         working = in_thread(work)
@@ -175,11 +180,11 @@ async def _wait(call: _Call, timeout_s: float, function: Callable[[], T]) -> T:
         working.add_done_callback(partial(_answered_late, call))
         if cancelled is None:
             raise DeadlineError(
-                f"{call}: the kernel has not answered within {timeout_s:g} s: {_LOOK}"
+                f"{call}: the kernel call did not return within {timeout_s:g} s: {_LOOK}"
             )
     if cancelled is not None:
         if working.done():
-            working.exception()  # looked at: the cancellation is what the caller hears of
+            working.exception()  # retrieved, so that asyncio does not warn; the cancellation is raised instead
         raise cancelled
     return working.result()
 
@@ -188,7 +193,7 @@ def _answered_late(call: _Call, late: asyncio.Future[T]) -> None:
     _given_up.discard(call)
     error = late.exception()
     log.warning(
-        "the kernel has answered late",
+        "an abandoned kernel call returned",
         what=str(call),
         seconds=round(call.seconds(), 1),
         error=str(error) if error else "",

@@ -1,13 +1,11 @@
-"""The log: structlog events as key=value on a terminal, as JSON lines elsewhere.
+"""Configures logging: structlog events as key=value on a terminal, as JSON lines elsewhere.
 
-Rules of the file:
-- Everything goes to one stream (standard error), one event a line; a stream that can't be written to is no
-  reason to stop, so such an event is dropped.
-- The level can change while running, for loggers that exist already too.
-- What the standard library's `logging` is given (asyncio, grpc, libraries) comes out the same way.
-- IDs travel in context variables (`log_context`), so that code deep below needs no logger passed down.
-
-Nothing here redacts: who logs a request redacts it.
+Rules:
+- All events go to one stream, standard error, one on a line. If the stream cannot be written to, events are dropped.
+- The level can be changed at run time, also for existing loggers.
+- Records of the standard library's `logging` (asyncio, grpc, libraries) are written in the same form.
+- IDs are in context variables (`log_context`), so that no logger has to be passed down.
+- This module does not redact. Code that logs a request redacts it.
 """
 
 from __future__ import annotations
@@ -38,36 +36,36 @@ _threshold = logging.INFO
 
 
 class LevelLogger(structlog.BoundLoggerBase):
-    """A logger whose level is the module's, not its class's: structlog's own filtering is fixed when it is bound."""
+    """A logger with the module's level. structlog's own filtering would be fixed when a logger is bound."""
 
     def debug(self, event: str, **values: object) -> None:
-        """Commands, decisions: what one needs to find a fault."""
+        """Log details for debugging: commands, decisions."""
         if _threshold <= logging.DEBUG:
             self._proxy_to_logger("debug", event, **values)
 
     def info(self, event: str, **values: object) -> None:
-        """What an operator wants to have read later: one line per call, starts and stops."""
+        """Log events of normal operation: one line per call, starts and stops."""
         if _threshold <= logging.INFO:
             self._proxy_to_logger("info", event, **values)
 
     def warning(self, event: str, **values: object) -> None:
-        """Something is wrong and was coped with."""
+        """Log a problem that was handled."""
         if _threshold <= logging.WARNING:
             self._proxy_to_logger("warning", event, **values)
 
     def error(self, event: str, **values: object) -> None:
-        """Something is wrong and was not coped with."""
+        """Log a problem that was not handled."""
         self._proxy_to_logger("error", event, **values)
 
     def exception(self, event: str, **values: object) -> None:
-        """An error with the traceback of the exception being handled: a bug."""
+        """Log an error with the traceback of the present exception, for bugs."""
         self._proxy_to_logger("error", event, **{"exc_info": True, **values})
 
     critical = error
 
 
 class _Sink:
-    """Writes whole lines to a stream; all of structlog's method names are one."""
+    """Writes lines to a stream. structlog's methods all do the same."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -77,14 +75,14 @@ class _Sink:
             self._stream.write(line + "\n")
             self._stream.flush()
         except (OSError, ValueError):
-            # The reader is gone, or the stream was closed at exit: there is nowhere left to tell it.
+            # The reader is gone, or the stream is closed at exit. There is no place to report it.
             pass
 
     debug = info = warning = error = critical = exception = msg
 
 
 class _StdlibHandler(logging.Handler):
-    """Hands records of the standard library's `logging` to structlog."""
+    """Passes records of the standard library's `logging` to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger = structlog.get_logger()
@@ -94,15 +92,15 @@ class _StdlibHandler(logging.Handler):
         try:
             text = record.getMessage()
         except (TypeError, ValueError):
-            # A library that formats its own message wrongly must not take us down with it.
+            # A library's wrong format string must not raise in our code.
             text = str(record.msg)
         method(text, logger=record.name, exc_info=record.exc_info or False)
 
 
 def configure(*, level: str, format: str = "auto", stream: TextIO | None = None) -> None:
-    """Set logging up; may be called again.
+    """Configure logging; may be called again.
 
-    `level` is a key of `LEVELS`; `format` is `console`, `json`, or `auto`: console on a terminal, else JSON.
+    `level` is a key of `LEVELS`. `format` is `console`, `json`, or `auto`: console on a terminal, else JSON.
     """
     stream = stream or sys.stderr
     console = format == "console" or (format == "auto" and stream.isatty())
@@ -114,8 +112,8 @@ def configure(*, level: str, format: str = "auto", stream: TextIO | None = None)
         ],
         wrapper_class=LevelLogger,
         logger_factory=lambda *_: _Sink(stream),
-        # A cached logger would keep the stream and the form of its first use; this costs it some µs a call, also of an
-        # event that is not written: see `is_shown`.
+        # A cached logger would keep the stream and the format of its first use. Without the cache each call costs some
+        # µs, also for an event that is not written: see `is_shown`.
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -126,22 +124,22 @@ def configure(*, level: str, format: str = "auto", stream: TextIO | None = None)
 
 
 def set_level(level: str) -> None:
-    """Change the level of every logger from now on."""
+    """Change the level of all loggers."""
     global _threshold
     _threshold = LEVELS[level]
-    # Libraries' debug output (a line per socket event) is never asked for by "debug" here.
+    # "debug" does not include the debug output of libraries, a line per socket event.
     logging.getLogger().setLevel(max(_threshold, logging.INFO))
 
 
 def is_shown(level: str) -> bool:
-    """Whether events of that level are written now; for callers to whom making an event's values is a cost."""
+    """Whether events of that level are written now. It saves computing the values of an event that is not."""
     return LEVELS[level] >= _threshold
 
 
 def log_context(
     *, request_id: str | None = None, sandbox_id: str | None = None, container_id: str | None = None
 ) -> AbstractContextManager[None]:
-    """While open, events of this task and of those it starts carry these IDs; None leaves one as it is."""
+    """Add these IDs to the events of this task, and of tasks it starts, while the block runs. None keeps an ID."""
     given = {"request_id": request_id, "sandbox_id": sandbox_id, "container_id": container_id}
     return bound_contextvars(**{name: value for name, value in given.items() if value is not None})
 
@@ -164,14 +162,14 @@ def _json_processors() -> list[Processor]:
 
 
 def _render_json(_logger: object, _method: str, event: EventDict) -> str:
-    """One line of JSON: when, how bad, what, then the values."""
+    """An event as one line of JSON: time, level, event, then the values."""
     return encode_line({"time": None, "level": None, "event": None, **event})
 
 
 def encode_line(values: Mapping[str, Any]) -> str:
-    """Encode values of any type: what JSON has no form for is written as text."""
+    """Encode values as JSON; values without a JSON type as text."""
     try:
         return msgspec.json.encode(values, enc_hook=str).decode()
     except (UnicodeEncodeError, TypeError, ValueError):
-        # Names of files that are not UTF-8 (surrogates), keys that are not text: slower, and always possible.
+        # File names that are not UTF-8 (surrogates), or keys that are not text. `json` is slower, but encodes both.
         return json.dumps({str(name): value for name, value in values.items()}, default=str)

@@ -1,9 +1,9 @@
-"""The daemon's own Prometheus metrics: every collector, in one place, on a registry of our own.
+"""The daemon's Prometheus metrics: all collectors, on a registry of their own.
 
-Rules of the file:
-- Names begin with `cri_shim_`, durations are in seconds, and labels take few values: never an ID, a name or a path.
-- Modules count on the collectors directly; nothing here knows who counts.
-- How many objects there are is asked at scrape time (`watch_objects`), so that no counter can drift from the truth.
+Rules:
+- Names begin with `cri_shim_`, durations are in seconds, and labels have few values: never an ID, a name or a path.
+- Modules use the collectors directly.
+- Numbers of objects are computed at scrape time (`watch_objects`), so that no counter can drift.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cri_shim import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-# A second series per counter that says when it was made doubles the page and tells an operator nothing.
+# The `_created` series of prometheus-client would double the page without use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry()
@@ -40,7 +40,7 @@ CALL_BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0),
 )
-"""From a List out of memory to a stop with a long grace period or a pull."""
+"""From a List to a stop with a long grace period or a pull."""
 
 PULL_BUCKETS_S = (
     0.1,
@@ -58,13 +58,13 @@ PULL_BUCKETS_S = (
     640.0,
     1280.0,
 )
-"""From an image whose layers are all here to one of many gigabytes over a slow line."""
+"""From an image whose layers are present to one of many gigabytes over a slow network."""
 
 COMMAND_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 30.0)
-"""Runtime commands and CNI plugins take 5 to 100 ms; dense there, up to the usual deadline."""
+"""Dense from 5 to 100 ms, the usual durations of runtime commands and CNI plugins, and up to the default timeout."""
 
 STALL_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""From what nobody notices to what a service manager's watchdog ends."""
+"""From unnoticeable stalls to those after which the watchdog kills the daemon."""
 
 GRPC_REQUESTS = Counter(
     "cri_shim_grpc_requests_total",
@@ -186,7 +186,7 @@ ProcessCollector(registry=REGISTRY)
 
 
 class _Objects(Collector):
-    """How many sandboxes, containers and images there are, asked when Prometheus asks."""
+    """Numbers of objects, computed at scrape time."""
 
     def __init__(self) -> None:
         self.sandboxes: Callable[[], Mapping[str, int]] | None = None
@@ -196,7 +196,7 @@ class _Objects(Collector):
         self.slow_operations: Callable[[], Mapping[str, int]] | None = None
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        # Registration must not ask for counts: the stores come later.
+        # Called at registration, when the stores do not exist yet. Without it the registry would call `collect`.
         return [
             _family("sandboxes", "state"),
             _family("containers", "state"),
@@ -256,10 +256,10 @@ def watch_objects(
     cni_pending_deletes: Callable[[], int] | None = None,
     slow_operations: Callable[[], Mapping[str, int]] | None = None,
 ) -> None:
-    """Say how to count objects; what isn't given stays as it was.
+    """Set the functions that count objects. Functions that are not given stay as they were.
 
-    The callables are called at each scrape, on the thread that serves it, and must not block. The mappings are
-    state -> count; name the states with no objects too, so that a series doesn't vanish when it falls to 0.
+    They are called at each scrape, on the loop's thread, and must not block. Mappings are state -> count. They should
+    include states without objects, so that a series does not vanish when it falls to 0.
     """
     _objects.sandboxes = sandboxes or _objects.sandboxes
     _objects.containers = containers or _objects.containers
@@ -272,7 +272,7 @@ _longest_stalls_s: dict[tuple[str, str], float] = {}
 
 
 def count_stall(process: str, wall_s: float, cpu_s: float) -> None:
-    """A turn of the loop of `process` (`daemon`, `streaming`) took long (`event_loop`)."""
+    """Count a long turn of the event loop (`event_loop`) of `process`: `daemon` or `streaming`."""
     for clock, seconds in (("wall", wall_s), ("cpu", cpu_s)):
         LOOP_STALL_SECONDS.labels(process, clock).observe(seconds)
         longest_s = max(seconds, _longest_stalls_s.get((process, clock), 0.0))
@@ -280,12 +280,12 @@ def count_stall(process: str, wall_s: float, cpu_s: float) -> None:
         LOOP_LONGEST_STALL_SECONDS.labels(process, clock).set(longest_s)
 
 
-for _process in ("daemon", "streaming"):  # there from the start: none yet is 0
+for _process in ("daemon", "streaming"):  # create all series at the start, with the value 0
     for _clock in ("wall", "cpu"):
         LOOP_STALL_SECONDS.labels(_process, _clock)
         LOOP_LONGEST_STALL_SECONDS.labels(_process, _clock)
 
 
 def exposition() -> bytes:
-    """The page for Prometheus, of type `CONTENT_TYPE`."""
+    """The metrics page, of type `CONTENT_TYPE`."""
     return generate_latest(REGISTRY)

@@ -1,14 +1,16 @@
-"""What is under way: which operation works on which object, at which step it stands, and since when.
+"""The registry of operations under way: the object of each, its present step, and durations.
 
-An operation begins where work is owned (`single_flight`, an exit, recovery) and its steps wherever somebody waits: for
-a command, a plugin, the kernel, an exit. Nobody passes an operation along: it is found by the context of the task,
-which tasks that are started meanwhile inherit. Rules:
-- A step is entered for everything that could hang. Its name takes few values, since it is a metric's label: a program
-  and its verb, never an ID or a path.
-- Outside of an operation a step costs next to nothing and is nowhere shown.
-- Of steps inside each other the innermost counts; of those side by side, each. Between two steps, the effect that
-  `rollback` was told of last.
-- Durations are by the monotonic clock. Everything here happens on the loop's thread, looking included.
+An operation begins where work is owned (`single_flight`, an exit, recovery). Its steps are entered wherever code waits:
+for a command, a plugin, the kernel, an exit. The operation is found through the task's context, which tasks started
+meanwhile inherit, so it need not be passed along.
+
+Rules:
+- Everything that could hang is a step. Step names have few values, since they are metric labels: a program and its
+  verb, never an ID or a path.
+- A step outside of an operation costs little and is not shown.
+- Of nested steps the innermost is shown, of parallel ones each. Between steps the last effect pushed to `rollback` is
+  shown.
+- Durations are of the monotonic clock. Everything, reading included, happens on the loop's thread.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SLOW_S = 60.0
-"""An operation that is older is worth a look."""
+"""Older operations count as slow."""
 
 
 class StepView(NamedTuple):
-    """What an operation does now."""
+    """A step at which an operation is now."""
 
     name: str
     seconds: float
@@ -37,21 +39,21 @@ class StepView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OperationView:
-    """One operation as it stands when asked."""
+    """An operation at the time of the query."""
 
     name: str
-    """The RPC, or the daemon's own work in a few words."""
+    """The RPC's name, or a few words for the daemon's own work."""
     object_id: str
-    """The sandbox or container; "" as long as it has none, and for other things."""
+    """The ID of the sandbox or container; "" until it is known, and for other objects."""
     subject: str
-    """What was asked for: an ID, a reserved name, an image."""
+    """The requested object: an ID, a reserved name, an image."""
     seconds: float
     steps: tuple[StepView, ...]
-    """At least one."""
+    """At least one step."""
 
 
 class _Step:
-    """One step while it is entered."""
+    """A step that is entered."""
 
     __slots__ = ("inner", "name", "operation", "outer", "started_s")
 
@@ -64,7 +66,7 @@ class _Step:
 
 
 class _Operation:
-    """One operation while it is under way."""
+    """An operation under way."""
 
     __slots__ = ("name", "object_id", "stage", "stage_s", "started_s", "steps", "subject")
 
@@ -93,7 +95,7 @@ _here: ContextVar[tuple[_Operation, _Step | None] | None] = ContextVar("operatio
 
 
 class Operations:
-    """All operations of one daemon."""
+    """The operations of one daemon."""
 
     def __init__(self) -> None:
         self._all: dict[int, _Operation] = {}
@@ -102,11 +104,11 @@ class Operations:
         return len(self._all)
 
     def begin(self, name: str, subject: str) -> _Begun:
-        """An operation for as long as the block runs; `subject` is an ID, or what the request named."""
+        """Register an operation while the block runs. `subject` is an ID, or the name in the request."""
         return _Begun(self._all, name, subject)
 
     def under_way(self, object_id: str | None = None) -> list[OperationView]:
-        """Everything, or what concerns one object; the oldest first."""
+        """All operations, or those of one object, the oldest first."""
         now_s = time.monotonic()
         return [
             operation.view(now_s)
@@ -115,7 +117,7 @@ class Operations:
         ]
 
     def doing(self, object_id: str) -> str:
-        """What is done to an object now, by the operation that began last: `killing the cgroup for 12 s`, or ""."""
+        """The present step of the object's newest operation: `killing the cgroup for 12 s`; "" without one."""
         views = self.under_way(object_id)
         if not views:
             return ""
@@ -123,16 +125,16 @@ class Operations:
         return f"{innermost.name} for {duration_text(innermost.seconds)}"
 
     def standing_s(self, object_id: str) -> float:
-        """For how long the operation on an object that began last has been at its newest step; 0 without one."""
+        """Seconds for which the object's newest operation has been at its newest step; 0 without an operation."""
         views = self.under_way(object_id)
         return min(each.seconds for each in views[-1].steps) if views else 0.0
 
     def slow(self, older_than_s: float = SLOW_S) -> list[OperationView]:
-        """Those that are older than that."""
+        """The operations older than `older_than_s`."""
         return [view for view in self.under_way() if view.seconds > older_than_s]
 
     def slow_by_step(self) -> dict[str, int]:
-        """How many of the slow ones stand at each step."""
+        """The number of slow operations at each step."""
         counts: dict[str, int] = {}
         for operation in self.slow():
             for name in {each.name for each in operation.steps}:
@@ -141,7 +143,7 @@ class Operations:
 
 
 class _Begun:
-    """The block of an operation."""
+    """The context manager of an operation."""
 
     __slots__ = ("_all", "_before", "_operation")
 
@@ -161,12 +163,12 @@ class _Begun:
         traceback: TracebackType | None,
     ) -> None:
         del self._all[id(self._operation)]
-        # Not by a token: the block of a generator may be left in another context than it was entered in.
+        # No ContextVar token: an async generator may leave the block in another context than it entered it in.
         _here.set(self._before)
 
 
 class step:  # noqa: N801 - used as the statement that it is: `with step("cni ADD bridge"):`
-    """Something that may take long, or for ever, for as long as the block runs."""
+    """A context manager for a step of the present operation, which may take long or hang."""
 
     __slots__ = ("_before", "_name", "_step")
 
@@ -179,7 +181,7 @@ class step:  # noqa: N801 - used as the statement that it is: `with step("cni AD
         if self._before is not None:
             operation, outer = self._before
             if outer is not None and outer.name == self._name:
-                return self  # still the same, for as long as that
+                return self  # the same step, entered again: its time goes on
             self._step = _Step(self._name, operation, outer)
             if outer is not None:
                 outer.inner += 1
@@ -203,19 +205,19 @@ class step:  # noqa: N801 - used as the statement that it is: `with step("cni AD
 
 
 def concerns(object_id: str) -> None:
-    """The operation under way here, if there is one, works on this sandbox or container: its ID is known now."""
+    """Set the ID of the object of the present operation, if there is one, once it is known."""
     if (here := _here.get()) is not None:
         here[0].object_id = object_id
 
 
 def reached(stage: str) -> None:
-    """The operation under way here, if there is one, begins this effect."""
+    """Note that the present operation, if there is one, begins this effect."""
     if (here := _here.get()) is not None:
         here[0].stage, here[0].stage_s = stage, time.monotonic()
 
 
 def duration_text(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min`, `2 h`: how long something takes, for a person."""
+    """A duration for people: `0.4 s`, `12 s`, `3 min`, `2 h`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -224,7 +226,7 @@ def duration_text(seconds: float) -> str:
 
 
 def documents(operations: Sequence[OperationView]) -> list[dict[str, object]]:
-    """Operations as verbose answers show them."""
+    """Operations as documents of a verbose response."""
     return [
         {
             "operation": operation.name,

@@ -1,7 +1,9 @@
-"""Where every file of the daemon is; nothing else joins a path of an object.
+"""The paths of all files of the daemon. No other module joins a path of an object.
 
-Rules: `root` survives a reboot, `state` need not. Every path of an object derives from its ID, so that recovery
-and removal need only the ID. Nothing here touches the disk.
+Rules:
+- `root` survives a reboot, `state` need not.
+- All paths of an object derive from its ID, so recovery and removal need only the ID.
+- This module does not access the disk.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ NETNS_DIR = Path("/run/netns")
 
 
 def netns_file(sandbox_id: str) -> Path:
-    """The pinned network namespace of a sandbox, under a name that `ip netns` shows."""
+    """The pin of a sandbox's network namespace, under a name that `ip netns` lists."""
     return NETNS_DIR / f"cri-{sandbox_id[:32]}"
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectPaths:
-    """The two directories of one sandbox or container, and the files in them."""
+    """The directories and files of one sandbox or container."""
 
     root_dir: Path
     """Persistent: record, status, generated files, the writable layer."""
@@ -29,12 +31,12 @@ class ObjectPaths:
 
     @property
     def record_file(self) -> Path:
-        """Identity and request, written once."""
+        """Identity and request; written once."""
         return self.root_dir / "record.json"
 
     @property
     def status_file(self) -> Path:
-        """What changes, replaced atomically."""
+        """The mutable status; replaced atomically."""
         return self.root_dir / "status.json"
 
     @property
@@ -44,22 +46,22 @@ class ObjectPaths:
 
     @property
     def work_dir(self) -> Path:
-        """The overlay's work directory; on the file system of `upper_dir`, as overlayfs demands."""
+        """The overlay's work directory, on the file system of `upper_dir`, as overlayfs requires."""
         return self.root_dir / "work"
 
     @property
     def volumes_dir(self) -> Path:
-        """A directory for each VOLUME that the image declares, with what the image has there."""
+        """A directory for each VOLUME of the image, with the image's content at that path."""
         return self.root_dir / "volumes"
 
     @property
     def images_dir(self) -> Path:
-        """Where images that the container mounts as volumes are mounted, each under its place in the request."""
+        """Mount points of image volumes, each named by its index in the request."""
         return self.state_dir / "images"
 
     @property
     def memory_dir(self) -> Path:
-        """The sandbox's tmpfs, with what its containers share: `shm_dir` and `etc_dir`."""
+        """The sandbox's tmpfs, with `shm_dir` and `etc_dir`, which its containers share."""
         return self.state_dir / "memory"
 
     @property
@@ -69,17 +71,17 @@ class ObjectPaths:
 
     @property
     def etc_dir(self) -> Path:
-        """Generated hostname, hosts and resolv.conf, bind-mounted into containers."""
+        """Generated hostname, hosts and resolv.conf files, bind-mounted into containers."""
         return self.memory_dir / "etc"
 
     @property
     def former_shm_dir(self) -> Path:
-        """Where sandboxes of former versions have their /dev/shm: a tmpfs of its own."""
+        """The shared memory of sandboxes that earlier versions created, a tmpfs of its own."""
         return self.state_dir / "shm"
 
     @property
     def former_etc_dir(self) -> Path:
-        """Where those have what `etc_dir` has, on disk."""
+        """`etc_dir` of such sandboxes, on disk."""
         return self.root_dir / "etc"
 
     @property
@@ -89,32 +91,32 @@ class ObjectPaths:
 
     @property
     def rootfs_dir(self) -> Path:
-        """Where the overlay root file system is mounted."""
+        """The mount point of the overlay root file system."""
         return self.state_dir / "rootfs"
 
     @property
     def spec_file(self) -> Path:
-        """The runtime-spec."""
+        """The OCI runtime-spec, config.json of the bundle."""
         return self.state_dir / "config.json"
 
     @property
     def resources_file(self) -> Path:
-        """New limits on their way to the OCI runtime."""
+        """New resource limits, for the runtime's `update` command."""
         return self.state_dir / "resources.json"
 
     @property
     def pid_file(self) -> Path:
-        """The container's first process, written by the OCI runtime."""
+        """The pid of the container's first process, written by the OCI runtime."""
         return self.state_dir / "pid"
 
     @property
     def monitor_file(self) -> Path:
-        """The monitor's pid and start time, written by us before it may start."""
+        """The monitor's pid and start time. It is written before the monitor may begin its work."""
         return self.state_dir / "monitor.json"
 
     @property
     def persist_dir(self) -> Path:
-        """Where the monitor leaves its `oom` mark."""
+        """The directory in which the monitor creates its file `oom`."""
         return self.state_dir / "persist"
 
     @property
@@ -123,14 +125,16 @@ class ObjectPaths:
         return self.state_dir / "exec"
 
 
-@functools.lru_cache(maxsize=1024)  # a pod's life asks a hundred times for the same few
+@functools.lru_cache(
+    maxsize=1024
+)  # the calls of one pod ask a hundred times for the same few objects
 def _object_paths(root: Path, state: Path, kind: str, object_id: str) -> ObjectPaths:
     return ObjectPaths(root / kind / object_id, state / kind / object_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The daemon's two trees."""
+    """The daemon's directories."""
 
     root: Path
     state: Path
@@ -147,41 +151,41 @@ class Paths:
 
     @property
     def apparmor_file(self) -> Path:
-        """Our AppArmor profile, as it was loaded."""
+        """The text of our AppArmor profile, as it was loaded."""
         return self.state / "apparmor" / "cri-shim-default"
 
     @property
     def pending_deletes_dir(self) -> Path:
-        """One file per network attachment whose DEL failed and is tried again."""
+        """One file per network attachment whose DEL failed and is retried."""
         return self.root / "pending_deletes"
 
     @property
     def damaged_dir(self) -> Path:
-        """Objects whose record could not be read: `<ID>-<time>`, for whoever wants to look."""
+        """Directories of objects whose record could not be read, `<ID>-<time>`, for inspection."""
         return self.root / "damaged"
 
     @property
     def images_dir(self) -> Path:
-        """An OCI layout (index.json, blobs) and the store's own records."""
+        """The OCI image layout (index.json, blobs) and the store's own records."""
         return self.root / "images"
 
     @property
     def layers_dir(self) -> Path:
-        """Unpacked layers under short names: overlay options must fit one page."""
+        """Unpacked layers, under short names, since overlay options must fit into one page."""
         return self.root / "layers"
 
     @property
     def exits_dir(self) -> Path:
-        """Where monitors drop `<id>` with the exit code."""
+        """Exit files: monitors write the exit code to `<id>`."""
         return self.state / "exits"
 
     @property
     def console_dir(self) -> Path:
-        """Where a runtime hands a terminal to a monitor; kept short, since a socket's path has 108 bytes."""
+        """Console sockets of runtimes. The path is short, since a socket's path has at most 107 bytes."""
         return self.state / "tty"
 
     def runtime_root(self, handler: str) -> Path:
-        """The OCI runtime's own `--root`."""
+        """The state directory of an OCI runtime (`--root`)."""
         return self.state / "runtime" / handler
 
     def sandbox(self, sandbox_id: str) -> ObjectPaths:

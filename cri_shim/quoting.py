@@ -1,11 +1,11 @@
-"""What an error's text repeats of others: bounded, on one line, without secrets.
+"""Quotes, bounds and redacts untrusted text for error messages.
 
 Rules:
-- Whoever makes an error passes each value that a request, an image, a plugin or a runtime chose through `quoted`,
-  unless an earlier check bounds it. So a text costs what it is long, however long the value is.
-- Cut first, then look for secrets: work on text of strangers is bounded before it begins. A cut can hide the end by
-  which a secret is known, so at a cut whatever may be the beginning of one is hidden as well.
-- Every pattern runs in linear time: no two attempts, from different starts, read the same text twice.
+- An error message includes a value of a request, an image, a plugin or a runtime only through `quoted`, unless an
+  earlier check bounds it. So a message is short, however long the value is.
+- Text is cut before it is redacted, so that the work is bounded. A cut may remove the end that identifies a secret, so
+  text at a cut that may begin a secret is hidden as well.
+- Every pattern runs in linear time: attempts from different starts do not read the same text twice.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import re
 from typing import Final
 
 MAX_QUOTED_CHARS: Final = 200
-"""Of one value: enough to recognise it by."""
+"""The longest value in a message: enough to recognise it."""
 MAX_TEXT_CHARS: Final = 16384
-"""Of a whole text of an error, should someone have forgotten `quoted`."""
+"""The longest message, in case a value was not `quoted`."""
 
 # Authorization: Basic dXNlcjpwYXNz
 _AUTHORIZATION: Final = re.compile(r"\b(Bearer|Basic)\s+[^\s\"',;]+", re.IGNORECASE)
 # https://user:password@host
 _USER_OF_URL: Final = re.compile(r"(://)[^\s/@\"']+@")
 _CUT_USER_OF_URL: Final = re.compile(r"(://)[^\s/@\"']+\Z")
-# https://host/path?sig=… : signed URLs of blob stores. It matches URLs without a query, too: each is read once.
+# https://host/path?sig=… : signed URLs of blob stores. URLs without a query match as well, so that each is read once.
 _QUERY_OF_URL: Final = re.compile(r"(://[^\s?\"']+)(\?[^\s\"']+)?")
 # "auth": "…", password=…, identity_token: …; not the file in "/etc/passwd: not a directory"
 _NAMED_SECRET: Final = re.compile(
@@ -35,9 +35,9 @@ _NAMED_SECRET: Final = re.compile(
 
 
 def quoted(value: object, limit: int = MAX_QUOTED_CHARS) -> str:
-    """`value` as a text may repeat it: in quotes, escaped, cut after `limit` characters; how many more there are.
+    """`value` for a message: quoted, escaped, cut after `limit` characters, with the number of further ones.
 
-    Numbers and other values stand as `repr` has them.
+    Values other than text and bytes are shown as `repr` gives them.
     """
     if not isinstance(value, (str, bytes)):
         value = repr(value)
@@ -55,9 +55,9 @@ def quoted(value: object, limit: int = MAX_QUOTED_CHARS) -> str:
 
 
 def redacted_text(text: str) -> str:
-    """`text` without credentials: authorization headers, URL user parts and queries, token and password fields.
+    """`text` without credentials: authorization headers, userinfo and queries of URLs, token and password fields.
 
-    Linear in the text; callers bound what they pass (`bounded_text`).
+    It runs in linear time. Callers bound the text first (`bounded_text`).
     """
     text = _AUTHORIZATION.sub(r"\1 ***", text)
     text = _USER_OF_URL.sub(r"\1***@", text)
@@ -66,9 +66,9 @@ def redacted_text(text: str) -> str:
 
 
 def bounded_text(text: str, limit: int = MAX_TEXT_CHARS) -> str:
-    """`text` itself, or its beginning and how much was left out.
+    """`text`, or its beginning with the number of further characters.
 
-    What may be a secret in what is left of a text that was cut is hidden: `redacted_text` would not know it any more.
+    A text that is cut is redacted here: `redacted_text` might not recognise a secret that the cut shortened.
     """
     if len(text) <= limit:
         return text
@@ -80,7 +80,7 @@ def _more(value: str | bytes, limit: int) -> str:
 
 
 def _without_secrets_at_cut(head: str) -> str:
-    """The beginning of a longer text, redacted; a user part of a URL that the cut fell into goes too."""
+    """The beginning of a longer text, redacted, also a URL's userinfo that the cut may have shortened."""
     return redacted_text(_CUT_USER_OF_URL.sub(r"\1***", head))
 
 

@@ -1,11 +1,11 @@
-"""Undoing a creation that failed half-way.
+"""Undoes a creation that failed.
 
 Rules:
-- Push the undo, with a name, *before* the effect: an effect may fail half-way and leave something behind.
-- An undo is idempotent and succeeds on what is not there.
-- A failing undo is logged and the next one runs; the original error stays the one that is raised.
-- Once unwinding has begun a cancellation waits until it is done (`contextlib.AsyncExitStack` would drop the
-  interrupted step without a word, and lets a failing step replace the cause).
+- The undo of an effect is pushed, with a name, before the effect: an effect that fails may leave something behind.
+- An undo is idempotent, and succeeds if there is nothing to undo.
+- If an undo fails, it is logged, and the next one runs. The original error is raised.
+- A cancellation during the unwinding is raised after it. (`contextlib.AsyncExitStack` would drop the interrupted undo
+  silently, and a failing undo would replace the original error.)
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ log = structlog.get_logger()
 
 
 class Rollback:
-    """Named undo steps of one creation, run in reverse unless `commit` was reached.
+    """The named undo steps of one creation, run in reverse order unless `commit` was called.
 
-    Use it as `async with Rollback("sandbox 1a2b…") as rollback`. After an unwinding, `failed` holds the names of
-    the steps whose undo failed: the owner keeps its record so that a later Stop or Remove finishes the work.
+    Use it as `async with Rollback("sandbox 1a2b…") as rollback`. After an unwinding `failed` has the names of the steps
+    whose undo failed. The owner then keeps the record, so that a later Stop or Remove completes the work.
     """
 
     observer: Callable[[str, str], None] | None = None
-    """Told (what, step) at each push and at `commit`; fault campaigns set it to stop or kill there."""
+    """Called with (what, step) at each push and at `commit`. Fault tests set it to fail or kill the daemon there."""
 
     def __init__(self, what: str) -> None:
-        """`what` is a kind and an ID."""
+        """`what` is the kind and the ID of the object."""
         self._what = what
         concerns(what.rpartition(" ")[2])
         self._steps: list[tuple[str, Callable[[], Awaitable[None]]]] = []
@@ -43,16 +43,16 @@ class Rollback:
         self.failed: list[str] = []
 
     def push(self, name: str, undo: Callable[[], Awaitable[None]]) -> None:
-        """Note how to undo the effect that comes next."""
+        """Add the undo of the effect that comes next."""
         self._steps.append((name, undo))
         reached(name)
         self._observe(name)
 
     def commit(self) -> None:
-        """The creation is complete: nothing will be undone."""
+        """Mark the creation as complete: nothing will be undone."""
         self._observe("commit")
         self._committed = True
-        self._steps.clear()  # they hold all that an undoing needs, this object among it
+        self._steps.clear()  # the closures refer to this object: break the cycle
 
     def _observe(self, step: str) -> None:
         observer = type(self).observer
@@ -82,12 +82,17 @@ class Rollback:
             raise cancelled
 
     async def _unwind(self, cause: BaseException | None) -> None:
-        log.info("undoing", what=self._what, steps=len(self._steps), cause=repr(cause))
+        log.info(
+            "undoing a failed creation",
+            what=self._what,
+            steps=len(self._steps),
+            cause=repr(cause),
+        )
         while self._steps:
             name, undo = self._steps.pop()
             try:
                 with step(f"undoing {name}"):
                     await undo()
-            except Exception as error:  # noqa: BLE001 - one failing undo must not stop the others
+            except Exception as error:  # noqa: BLE001 - a failing undo must not prevent the others
                 self.failed.append(name)
                 log.error("undo failed", what=self._what, step=name, error=str(error))

@@ -1,7 +1,8 @@
-"""Work that belongs to the server, not to the call that asked for it.
+"""Runs work in tasks that belong to the server instead of the call, at most one per key; callers share the result.
 
-A client's deadline cancels its handler, not the work: the work runs in a task owned here, keyed by the object's name.
-A retry with the same request joins it; a different request under the same key undoes it first and starts anew.
+A client's deadline cancels its handler, not the work, which runs in a task owned here, keyed by the object's name. A
+retry with the same request joins the task. A different request with the same key cancels it, waits for its undo, and
+starts its own.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 T = TypeVar("T")
 UNDONE_WITHIN_S = 30.0
-"""What was ended. Longer than all that an undoing does takes, even where a step of it hangs and is killed."""
+"""Longest wait for the undo of cancelled work.
+
+It exceeds the time of all undo steps, even if one hangs and is killed.
+"""
 
 
 class SupersededError(UnavailableError):
-    """A different request for the same key took this one's place."""
+    """A different request with the same key replaced this one."""
 
 
 @dataclass(slots=True)
@@ -35,18 +39,18 @@ class _Flight(Generic[T]):
     task: asyncio.Task[T]
     waiters: int = 0
     kept: bool = False
-    """Whether somebody wants it who may come back for its result."""
+    """Whether a caller asked for it that may retry for its result."""
     abandoned: bool = False
-    """Whether it is being undone, since its last caller went away."""
+    """Whether it was cancelled since its last caller went away."""
     ended: CriShimError | None = None
-    """What its callers are told, where somebody else ended it."""
+    """The error for its callers, if `end` cancelled it."""
 
 
 class SingleFlight(Generic[T]):
-    """At most one task per key; callers share it."""
+    """The tasks of one kind of operation, by key."""
 
     def __init__(self, operation: str = "work", operations: Operations | None = None) -> None:
-        """Each task is an operation of that name among `operations`, and its key what it is about."""
+        """Each task is registered in `operations` under the name `operation`, with its key as the subject."""
         self._operation = operation
         self._operations = operations if operations is not None else Operations()
         self._flights: dict[str, _Flight[T]] = {}
@@ -56,11 +60,11 @@ class SingleFlight(Generic[T]):
         return len(self._flights)
 
     def keys(self) -> list[str]:
-        """What is under way now."""
+        """The keys of the tasks under way."""
         return list(self._flights)
 
     def is_under_way(self, key: str) -> bool:
-        """Whether something is done for `key` now."""
+        """Whether a task for `key` is under way."""
         return key in self._flights
 
     async def run(
@@ -71,10 +75,10 @@ class SingleFlight(Generic[T]):
         *,
         abandon: bool = False,
     ) -> T:
-        """The result of the one task for `key`, started by the first caller with `digest`.
+        """Run `start` in a task for `key`, or join the task of an equal request (`digest`). Returns its result.
 
-        Raises whatever the task raises. Cancelling the caller leaves the task alone, unless all who ever asked for it
-        said `abandon` and are gone: then it is cancelled.
+        Raises what the task raises. Cancelling the caller does not cancel the task, unless all its callers passed
+        `abandon` and all are gone.
         """
         while (flight := self._flights.get(key)) is not None and (
             flight.digest != digest or flight.abandoned
@@ -83,7 +87,8 @@ class SingleFlight(Generic[T]):
                 log.info("a different request replaces the one in flight", key=key)
                 flight.task.cancel()
             with step(f"waiting for the end of another {self._operation}"):
-                # Not `settled`: of a task that has just ended, the flight is still to be taken away in this turn.
+                # Not `settled`, which returns at once for a task that has ended: its done callback, which removes the
+                # flight, may have yet to run in this turn.
                 await asyncio.wait([flight.task])
         if flight is None:
             flight = _Flight(
@@ -98,11 +103,13 @@ class SingleFlight(Generic[T]):
                 return await asyncio.shield(flight.task)
         except asyncio.CancelledError:
             if flight.task.cancelled() and not _being_cancelled():
-                # Not cancelled by our own client.
+                # The task was cancelled, not this caller.
                 if flight.ended is not None:
                     raise flight.ended from None
                 if self._closing:
-                    raise UnavailableError(f"{key}: undone, since the server stops") from None
+                    raise UnavailableError(
+                        f"{key}: cancelled, since the server is stopping"
+                    ) from None
                 raise SupersededError(f"a different request for {key} replaced this one") from None
             raise
         finally:
@@ -118,15 +125,15 @@ class SingleFlight(Generic[T]):
     def _landed(self, key: str, task: asyncio.Task[T]) -> None:
         flight = self._flights.pop(key)
         if not task.cancelled() and (error := task.exception()) and flight.waiters == 0:
-            log.warning("work whose caller is gone failed", key=key, error=str(error))
+            log.warning("an operation failed after its caller had gone", key=key, error=str(error))
             forget_frames(error)
 
     async def end(
         self, key: str, error: CriShimError, *, timeout_s: float = UNDONE_WITHIN_S
     ) -> None:
-        """Undo what is under way for `key`, if anything is, and tell its callers `error`.
+        """Cancel the task for `key`, if there is one, and wait for its undo. Its callers get `error`.
 
-        Raises DeadlineError if the undoing, which goes on, takes longer than `timeout_s`.
+        Raises DeadlineError if the undo takes longer than `timeout_s`; it continues.
         """
         flight = self._flights.get(key)
         if flight is None:
@@ -138,16 +145,19 @@ class SingleFlight(Generic[T]):
             ended = await settled(flight.task, timeout_s)
         if not ended:
             raise DeadlineError(
-                f"{key}: its {self._operation}, ended, is still being undone after {timeout_s:g} s: call again"
+                f"{key}: the undo of a cancelled {self._operation} has not ended after {timeout_s:g} s: retry"
             )
 
     async def close(self, grace_s: float) -> None:
-        """Let what is under way end within `grace_s`, then cancel it and wait for its undoing."""
+        """Wait for the tasks at most `grace_s` seconds, then cancel them and wait for their undo.
+
+        Callers get an error.
+        """
         self._closing = True
         await self.end_all(grace_s)
 
     async def end_all(self, grace_s: float) -> None:
-        """As `close`, for now: work that is asked for afterwards is done."""
+        """As `close`, but new work can be started afterwards."""
         tasks = [flight.task for flight in self._flights.values()]
         if not tasks:
             return

@@ -1,20 +1,24 @@
-"""Work that all pods share, starts above all: so many at a time, of which no pod, nor tenant, takes another's part.
+"""Fair slots for work that all pods share, mainly starts of containers: bounds the number at a time, per pod and
+tenant.
+
+"Start" below stands for any such work.
 
 Rules:
-- A slot is for the time in which a start costs the node something. One that takes longer than `slow_after_s` mostly
-  waits, and for what its pod chose (a FIFO, a file system that never answers): it becomes one of the slow ones, whose
-  number is bounded as well, and its slot is another's. Where not the time tells, but a rate, whoever knows it says so.
-- What counts against a pod's share is both, until the start has ended. So a pod that makes its starts hang has in the
-  end none left, and every other pod all of its own.
-- A tenant, a pod's namespace, can have any number of pods. Of eight slots it has seven at most, so that another's start
-  finds one also before any of its own was slow.
-- Who has least under way comes first, by tenant, then by pod, and of those who waits longest.
-- A tenant whose starts were slow of late shares half of the slots with its like, whatever pods they are for: it can't
-  take all of them again in the moment before that shows.
-- Where there are too many slow ones, the further ones keep their slots; then a slow one of the tenant that has most is
+- A slot covers the time in which a start uses the node's resources. A start that takes longer than `slow_after_s`
+  mostly waits for something that its pod chose (a FIFO, a dead file system). It becomes slow: its slot is given to
+  another start, and the number of slow starts is bounded, too. Work whose slowness shows in a rate calls `now_slow`
+  itself.
+- Both kinds count against the pod's share until the start ends. So a pod whose starts hang has no share left in the
+  end, and other pods keep theirs.
+- A tenant (a pod's namespace) can have any number of pods. It gets at most seven of eight slots, so that another tenant
+  finds one before any start has become slow.
+- A free slot goes to the tenant with the fewest starts under way, then to its pod with the fewest, then to the longest
+  waiter.
+- Tenants with recent slow starts share half of the slots. So they cannot take all slots again before that shows.
+- If there are too many slow starts, further ones keep their slots. Then a slow start of the tenant with the most is
   given up, unless it is younger than `PATIENCE_S`: on a busy node honest starts are slow, too.
 
-Where the work is not a pod's but an image's, read image for pod. What has no tenant is a tenant of its own.
+For work on images read "image" for "pod". Work without a tenant counts as a tenant of its own.
 """
 
 from __future__ import annotations
@@ -32,27 +36,27 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SLOW_AFTER_S = 2.0
-"""An ordinary start takes some 0.1 s."""
+"""An ordinary start takes about 0.1 s."""
 PATIENCE_S = 10.0
-"""What no start is given up before, however many there are."""
+"""No start is given up before this time."""
 REMEMBERED_S = 120.0
-"""How long a tenant is known for a slow start."""
+"""How long a tenant's slow start is remembered."""
 
 
 class Share(NamedTuple):
-    """The most that one owner may have under way at a time, the slow ones among them."""
+    """The most starts that one owner may have under way at a time, slow ones included."""
 
     owner: str
-    """`pod 1a2b…`: how a message names it."""
+    """The owner as messages name it: `pod 1a2b…`."""
     most: int
 
 
 class _Owners(NamedTuple):
-    """Whose a start is."""
+    """The tenant of a start, and the owners whose shares it counts against."""
 
     tenant: str
     shares: tuple[Share, ...]
-    """The last is the pod's."""
+    """The last one is the pod's."""
 
     @property
     def pod(self) -> str:
@@ -60,7 +64,7 @@ class _Owners(NamedTuple):
 
 
 class Slot:
-    """One start: waiting, with a slot, slow, or ended."""
+    """One start: waiting, holding a slot, slow, or ended."""
 
     __slots__ = (
         *("_slots", "began_s", "granted", "is_quick", "is_suspect", "is_under_way"),
@@ -77,20 +81,20 @@ class Slot:
         self.began_s = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self.limit: asyncio.Timeout | None = None
-        """While it is under way; none once it was given up."""
+        """Cancels the block when it is given up. None before the start, and once it was given up."""
 
     def now_slow(self) -> None:
-        """It is known to be slow, however long it has taken: its slot is another's once one more may be slow."""
+        """Make this start slow now: its slot becomes free as soon as the bound of slow starts allows."""
         self._slots.make_slow(self)
 
     def end(self) -> None:
-        """What it shares with others is over, though the block goes on: nobody gives it up any more."""
+        """Return the slot before the block ends. The start is not given up any more."""
         self.limit = None
         self._slots.leave(self)
 
 
 class Slots:
-    """`total` starts at a time, and at most `slow_total` slow ones beside them; on the loop's thread only."""
+    """At most `total` starts at a time, and `slow_total` slow ones beside them. Used on the loop's thread only."""
 
     def __init__(
         self,
@@ -100,9 +104,9 @@ class Slots:
         slow_after_s: float | None = SLOW_AFTER_S,
         patience_s: float | None = None,
     ) -> None:
-        """`patience_s` stands for `PATIENCE_S` where the work is longer than a start.
+        """`patience_s` replaces `PATIENCE_S` for work that is longer than a start.
 
-        With `slow_after_s` None nothing is slow but what says so (`Slot.now_slow`).
+        With `slow_after_s` None work becomes slow only by `Slot.now_slow`.
         """
         self._total = total
         self._of_tenant = total - (total + 4) // 8
@@ -111,19 +115,19 @@ class Slots:
         self._patience_s = PATIENCE_S if patience_s is None else patience_s
         self._waiting: OrderedDict[_Owners, OrderedDict[Slot, None]] = OrderedDict()
         self._under_way: Counter[str] = Counter()
-        """By owner, with a slot or slow."""
+        """Starts with a slot or slow, by owner."""
         self._of_tenants: Counter[str] = Counter()
-        """The same by tenant."""
+        """The same, by tenant."""
         self._quick_of: Counter[str] = Counter()
-        """Of those, the ones with a slot."""
+        """Starts with a slot, by tenant."""
         self._quick = 0
         self._suspects_quick = 0
         self._slow: OrderedDict[Slot, None] = OrderedDict()
         self._stuck: OrderedDict[Slot, None] = OrderedDict()
-        """Slow with a slot: there are too many slow ones already."""
+        """Slow starts that keep their slots, since `slow_total` is reached."""
         self._later: asyncio.TimerHandle | None = None
         self._known_until: dict[str, float] = {}
-        """Tenants whose starts were slow of late."""
+        """Until when the slow starts of a tenant are remembered."""
 
     @contextlib.asynccontextmanager
     async def slot(
@@ -134,12 +138,13 @@ class Slots:
         timeout_s: float | None = None,
         waiting: str = "waiting for other starts",
     ) -> AsyncIterator[Slot]:
-        """A slot for as long as the block runs; of the shares, the last is the pod's. `waiting` is the step's name.
+        """Hold a slot while the block runs. The last of `shares` is the pod's. `waiting` is the name of the wait's
+        step.
 
-        `tenant` is how a message names it (`namespace a`); the pod's owner where it is empty.
+        `tenant` is the tenant as messages name it (`namespace a`); if it is "", the pod is its own tenant.
 
-        Raises DeadlineError, which says of whom too many are under way, after `timeout_s` without one; and when the
-        block is given up, whose own undoing of a cancellation comes first.
+        Raises DeadlineError if there was no slot within `timeout_s`, with the owner that has too many; and if the block
+        is given up, after it has handled its cancellation.
         """
         owners = _Owners(tenant or shares[-1].owner, shares)
         turn = Slot(self, owners, asyncio.get_running_loop().create_future())
@@ -152,7 +157,7 @@ class Slots:
                         await turn.granted
             except TimeoutError:
                 raise DeadlineError(
-                    f"{doing} was not begun within {timeout_s:g} s: {self._in_the_way(turn)} are under way"
+                    f"{doing} did not begin within {timeout_s:g} s: {self._in_the_way(turn)} are under way"
                 ) from None
             limit = asyncio.timeout(None)
             try:
@@ -163,8 +168,8 @@ class Slots:
                 if not limit.expired():
                     raise
                 raise DeadlineError(
-                    f"{doing} was given up after {time.monotonic() - turn.began_s:.0f} s: too many that are as "
-                    f"slow are under way, and of {owners.tenant} most"
+                    f"{doing} was given up after {time.monotonic() - turn.began_s:.0f} s: too many slow starts are "
+                    f"under way, and {owners.tenant} has the most"
                 ) from None
         finally:
             self.leave(turn)
@@ -176,19 +181,21 @@ class Slots:
         return f"{self._quick} others"
 
     def _serve(self) -> None:
-        """Give out what is free."""
+        """Grant free slots."""
         while self._quick < self._total:
-            # Not by a sort: what may go on changes with every slot that is given.
+            # Not sorted once: each grant changes who may have a slot.
             owners = min(filter(self._may_have_one, self._waiting), key=self._having, default=None)
             if owners is None:
                 return
             turns = self._waiting[owners]
             turn, _ = turns.popitem(last=False)
-            # Those of the same owner that wait come after all others.
+            # Round robin between owners with equal numbers.
             self._waiting.move_to_end(owners)
             if not turns:
                 del self._waiting[owners]
-            if not turn.granted.done():  # it has gone away, and its task doesn't know yet
+            if (
+                not turn.granted.done()
+            ):  # else the waiter was cancelled, and its task has not run since
                 self._grant(turn)
 
     def _may_have_one(self, owners: _Owners) -> bool:
@@ -196,7 +203,7 @@ class Slots:
             return False
         if self._is_suspect(owners.tenant):
             return self._suspects_quick < max(1, self._total // 2)
-        # Who is a tenant for itself has shares enough.
+        # A pod that is its own tenant is bounded by its share.
         return owners.tenant == owners.pod or self._quick_of[owners.tenant] < self._of_tenant
 
     def _having(self, owners: _Owners) -> tuple[int, int]:
@@ -237,7 +244,7 @@ class Slots:
         self._settle()
 
     def _settle(self) -> None:
-        """Take slots back from slow ones, the longest first, as far as they may be so many; give out what is free."""
+        """Take slots from slow starts, the longest first, up to the bound of slow starts. Then grant free slots."""
         while self._stuck and len(self._slow) < self._slow_total:
             turn, _ = self._stuck.popitem(last=False)
             self._give_back(turn)
@@ -247,10 +254,10 @@ class Slots:
         self._serve()
 
     def _give_up_one(self) -> None:
-        """Make room among the slow ones, or come again when one may be given up."""
+        """Give up one slow start, or set a timer for when one may be given up."""
         still = [turn for turn in self._slow if turn.limit is not None]
         if len(self._slow) - len(still) >= len(self._stuck) or not still:
-            return  # room comes as it is
+            return  # enough were given up already, and will end
         loop = asyncio.get_running_loop()
         of_tenant = Counter(turn.owners.tenant for turn in still)
         of_pod = Counter(turn.owners.pod for turn in still)
@@ -275,8 +282,8 @@ class Slots:
         _decrease(self._quick_of, turn.owners.tenant)
 
     def leave(self, turn: Slot) -> None:
-        """See `Slot.end`; or it waits no longer."""
-        if not turn.granted.done() or turn.granted.cancelled():  # it never had one
+        """Return the slot, or leave the queue."""
+        if not turn.granted.done() or turn.granted.cancelled():  # it never had a slot
             turns = self._waiting.get(turn.owners, OrderedDict())
             turns.pop(turn, None)
             if not turns:
@@ -299,7 +306,7 @@ class Slots:
 
 
 def _decrease(counter: Counter[str], key: str) -> None:
-    """Nothing is kept of who has nothing."""
+    """Decrease a count, and delete it at 0, so that the counter does not grow with past owners."""
     counter[key] -= 1
     if not counter[key]:
         del counter[key]

@@ -1,11 +1,11 @@
-"""Threads for calls that block: as many as there are calls, unlike asyncio's own few, which some that hang would fill.
+"""Threads for blocking calls: as many as there are calls. A few hanging calls would use up asyncio's default threads.
 
 Rules:
-- They are daemon threads: not even the end of this process waits for one that hangs.
-- A thread is kept for the next call: starting one takes as long as many a call.
-- Who gives calls bounds their number.
-- What stays with `asyncio.to_thread` is short, and reads our own files below the root and the state directory, or what
-  the node's operator configured: never what a request, an image or a container names.
+- They are daemon threads: the end of the process does not wait for one that hangs.
+- An idle thread is reused, since starting one takes as long as many calls.
+- Callers bound the number of calls.
+- `asyncio.to_thread` is used only for short reads of our own files below root and state, or of files that the operator
+  configured: never for paths that a request, an image or a container names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ MAX_IDLE = 16
 
 
 def in_thread(call: Callable[[], T]) -> asyncio.Future[T]:
-    """Make a blocking call in a thread of its own; what comes of it, for the running loop. Nothing cancels the call."""
+    """Run a blocking call in a thread; returns a future of its result on the running loop.
+
+    The call is never cancelled.
+    """
     loop = asyncio.get_running_loop()
     working: asyncio.Future[T] = loop.create_future()
     _Worker.give(_Job(loop, working, call))
@@ -37,7 +40,7 @@ def under_way() -> int:
 
 
 class _Job:
-    """A call, and the loop that waits for it."""
+    """A call, and the future and loop of its result."""
 
     under_way: ClassVar[set[_Job]] = set()
     """Adding and discarding are atomic: loops give jobs, and threads end them."""
@@ -54,7 +57,7 @@ class _Job:
         self.under_way.add(self)
 
     def do(self) -> Callable[[], None]:
-        """Make the call; how to tell what came of it."""
+        """Run the call; returns the function that delivers its result."""
         try:
             result = self._call()
         except BaseException as error:  # noqa: BLE001 - carried to the caller whole
@@ -65,16 +68,16 @@ class _Job:
         try:
             self._loop.call_soon_threadsafe(settle, outcome)
         except RuntimeError:
-            pass  # the loop has ended meanwhile, and so has everyone who waited
+            pass  # the loop was closed meanwhile, so nobody waits
         # Only now: whoever sees that no call is under way finds what came of this one on its loop.
         self.under_way.discard(self)
 
 
 class _Worker:
-    """One thread; idle between two jobs."""
+    """A thread that runs one job after the other."""
 
     _idle: ClassVar[list[_Worker]] = []
-    """Appending and popping are atomic: loops of several threads may give jobs."""
+    """Shared by the loops of several threads. Append and pop of a list are atomic."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
@@ -82,7 +85,7 @@ class _Worker:
 
     @classmethod
     def give(cls, job: _Job) -> None:
-        """Have a thread do it, a new one where none is idle."""
+        """Run a job in an idle thread, or else in a new one."""
         try:
             worker = cls._idle.pop()
         except IndexError:
@@ -92,7 +95,7 @@ class _Worker:
     def _work(self) -> None:
         while True:
             tell = self._jobs.get().do()
-            # Idle before the caller hears of it, who may have the next job.
+            # Become idle before the result is delivered, so that the caller's next job can reuse this thread.
             stays = len(self._idle) < MAX_IDLE
             if stays:
                 self._idle.append(self)

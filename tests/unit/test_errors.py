@@ -70,7 +70,7 @@ def test_a_failed_command_says_what_was_done_how_it_ended_and_what_it_said(
 
 def test_a_silent_command_is_said_to_be_silent() -> None:
     assert str(CommandError("x", ["cmd"], "was killed by SIGKILL", "  ")).endswith(
-        "it said nothing"
+        "no error output"
     )
 
 

@@ -57,13 +57,16 @@ async def test_what_hangs_is_given_up_and_its_late_answer_logged(
 ) -> None:
     monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.05)
     may_end = threading.Event()
-    with pytest.raises(DeadlineError, match=r"^unmounting: the kernel has not answered within"):
+    with pytest.raises(DeadlineError, match=r"^unmounting: the kernel call did not return within"):
         await in_time("unmounting", may_end.wait, 10)
     with capture_logs() as logs:
         may_end.set()
         while not logs:  # noqa: ASYNC110 - the log says it, and nothing else
             await asyncio.sleep(0.001)
-    assert (logs[0]["event"], logs[0]["what"]) == ("the kernel has answered late", "unmounting")
+    assert (logs[0]["event"], logs[0]["what"]) == (
+        "an abandoned kernel call returned",
+        "unmounting",
+    )
 
 
 async def test_many_that_hang_leave_threads_for_everyone_else(
@@ -142,7 +145,8 @@ async def test_an_owner_of_several_that_hang_is_refused_and_others_are_not(
         ):
             await hangs("pod a", f"/dead/{n}")
     with pytest.raises(
-        UnavailableError, match=r"^reading: not tried: .* 2 calls for pod a, .*'/dead/0'"
+        UnavailableError,
+        match=r"^reading: refused, since 2 kernel calls for pod a hang, .*'/dead/0'",
     ):
         await in_time_for("pod a", "reading", lambda: 1)
     assert await in_time_for("pod b", "reading", lambda: 1) == 1
@@ -156,7 +160,8 @@ async def test_a_path_on_which_a_call_hangs_is_refused_to_everyone_without_a_thr
     threads = threading.active_count()
     for owner in ("pod a", "pod b") * 10:
         with pytest.raises(
-            UnavailableError, match=r"^mounts\[0\]\.host_path: '/dead': a call on it"
+            UnavailableError,
+            match=r"^mounts\[0\]\.host_path: '/dead': refused, since a kernel call on it",
         ):
             await hangs(owner, "/dead")
     assert threading.active_count() <= threads + 1
@@ -178,12 +183,14 @@ async def test_too_many_on_the_node_are_refused_on_that_mount_then_on_every_name
         await named("/dead/z")
         with pytest.raises(DeadlineError):
             await hangs(f"pod {n}", f"/dead/{n}")
-    with pytest.raises(UnavailableError, match=r"'/dead/z': not tried: .* 3 calls .* '/dead'"):
+    with pytest.raises(
+        UnavailableError, match=r"'/dead/z': refused, since 3 kernel calls .* '/dead'"
+    ):
         await named("/dead/z")
     for path in ("/alive/z", "/dead/not/z", "/deadly"):
         await named(path)
     monkeypatch.setattr(kernel_call, "MAX_UNANSWERED_OF_NODE", 1)
-    with pytest.raises(UnavailableError, match="3 calls on this node"):
+    with pytest.raises(UnavailableError, match="3 kernel calls on this node"):
         await named("/alive/z")
     assert await in_time_for("pod z", "mounting", lambda: 1) == 1  # no path of a request
     assert await in_time("unmounting", lambda: 1) == 1
@@ -224,5 +231,5 @@ async def test_what_takes_long_because_it_is_much_has_its_time(
     monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.01)
     await at_length_for("pod a", "copying", time.sleep, 0.1)
     monkeypatch.setattr(kernel_call, "LONG_TIMEOUT_S", 0.01)
-    with pytest.raises(DeadlineError, match="copying: the kernel has not"):
+    with pytest.raises(DeadlineError, match="copying: the kernel call did not"):
         await at_length_for("pod a", "copying", time.sleep, 0.1)

@@ -184,7 +184,7 @@ async def test_a_pull_that_is_given_up_leaves_no_process_and_no_file(
     pulling = asyncio.create_task(puller.pull(f"{registry.host}/team/app:1"))
     await asyncio.sleep(0.3)
     await puller.close(0)
-    with pytest.raises(UnavailableError, match="the server stops"):
+    with pytest.raises(UnavailableError, match="the server is stopping"):
         await pulling
     assert files_of(tmp_path) == []
     template = next(pid for pid in children_of(os.getpid()) if is_unpacker(pid))

@@ -419,7 +419,7 @@ async def test_a_daemon_that_stops_undoes_what_does_not_end_in_time(
     await closing
     outcome = await call
     assert type(outcome) is UnavailableError
-    assert "the server stops" in str(outcome)
+    assert "the server is stopping" in str(outcome)
     await harness.settle()
     assert harness.leftovers() == {}
 
