@@ -102,6 +102,7 @@ class Chains:
             raise AlreadyExistsError(
                 f"CNI ADD of {attachment}: it is attached already; DEL it first"
             )
+        # Write ahead: from here on a DEL finds the attachment, whatever becomes of this process.
         self._cache.save(CacheEntry.of(attachment, network.document))
         result: Result | None = None
         document: dict[str, Any] | None = None
@@ -159,6 +160,7 @@ class Chains:
             )
             if alive:
                 await self._delete_of(plugin, config, told, netns=attachment.netns)
+            # Most plugins need no namespace for a DEL: the spec lets CNI_NETNS be empty.
             elif result is None or plugin.type not in LOOK_INSIDE:
                 await self._delete_of(plugin, config, told, netns="")
             else:
@@ -252,6 +254,7 @@ def _cached_result(entry: CacheEntry, *, cni_version: str) -> Result | None:
 async def _standin(attachment: Attachment, result: Result) -> AsyncIterator[str]:
     """A stand-in for a namespace that vanished, with the interface of the ADD; "" if there can be none."""
     path = Path(attachment.netns)
+    # Not a path of ours: create nothing at a place that somebody else chose.
     if path != paths.netns_file(attachment.container_id):
         yield ""
         return

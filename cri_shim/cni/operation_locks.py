@@ -67,6 +67,7 @@ class OperationLocks:
                     await collected.wait()
                     continue
                 quiet = self._quiet.setdefault(network, asyncio.Event())
+                # The loop checks again after the wait: another operation may have begun before this task runs.
                 quiet.clear()
                 await quiet.wait()
         self._quiet.pop(network, None)

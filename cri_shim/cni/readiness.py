@@ -90,6 +90,7 @@ class Readiness:
                 problem = f"network {quoted(network.name)}: {error}"
                 if error.code == LIMITED_CONNECTIVITY:
                     problem += "; pods that run may have limited connectivity"
+            # A bug must not end this task: the node would keep its last answer for ever.
             except Exception:
                 log.exception("cni STATUS failed unexpectedly", network=network.name)
                 problem = f"network {quoted(network.name)}: STATUS failed unexpectedly; see the daemon's log"

@@ -110,6 +110,7 @@ class BlobStore:
         found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(22, "not a regular file", name)
+        # Spool directories are on the blobs' file system, so nothing is copied.
         os.rename(name, self.path(digest), src_dir_fd=directory_fd)
         self._add(digest, found.st_size)
 

@@ -93,6 +93,7 @@ def _discardable(state: StoreState, damaged: Collection[str]) -> set[str]:
     wanted: set[str] = set()
     for digest, facts in state.manifests().items():
         wanted |= {digest, facts.image_id}
+        # Not strict: of a damaged image, one of the two may be unknown.
         for chain_id, blob in zip(facts.chain, facts.packed, strict=False):
             layer = state.layers.get(chain_id)
             sealed = layer is not None and layer.seal

@@ -36,7 +36,7 @@ class Feed(Protocol):
 
     @property
     def source(self) -> str:
-        """Who decides how fast bytes arrive. Feeds with the same source bring the same blob equally well."""
+        """The party that decides how fast bytes arrive. Feeds with the same source bring the same blob equally well."""
 
     async def unpack(self, layer: PlannedLayer, directory_fd: int) -> LayerReport:
         """Unpack a layer that is not here yet into an empty directory.

@@ -1,8 +1,8 @@
-"""The directory of layers that are unfinished or on their way out: unpacked there, checked, and removed from there.
+"""The directory for layers that are being unpacked and layers that are being removed.
 
 Rules:
-- It is emptied at start. What is in it and no work uses is a leftover, which a collection removes.
-- It lies on the file system of the layers, so that a layer comes and goes by one rename.
+- It is emptied at start. An entry that no work uses is a leftover, which a collection removes.
+- It is on the layers' file system, so that one rename commits or withdraws a layer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class IngestDirectory:
         self._numbers = itertools.count()
 
     def open(self) -> None:
-        """Make it anew, empty. Blocking; raises OSError."""
+        """Create the directory, or empty it. Blocking; raises OSError."""
         remove_tree(self._dir)
         self._dir.mkdir(mode=0o700)
         place_apart(self._dir)
@@ -66,7 +66,7 @@ class IngestDirectory:
             self._live.discard(directory.name)
 
     def take(self, directory: Path) -> Path | None:
-        """Move a layer's directory here and return its place, for `delete`; None if it can't be moved. Blocking."""
+        """Move a layer's directory here and return its path, for `delete`; None if it can't be moved. Blocking."""
         trash = self._dir / f"trash-{next(self._numbers)}"
         self._live.add(trash.name)
         try:
@@ -80,7 +80,7 @@ class IngestDirectory:
         return trash
 
     def abandon(self, trash: Iterable[Path]) -> None:
-        """Nobody will call `delete` for these: they are leftovers."""
+        """Leave these to the next collection, since nobody will call `delete` for them."""
         self._live -= {directory.name for directory in trash}
 
     async def delete(self, trash: Iterable[Path]) -> None:
@@ -90,7 +90,7 @@ class IngestDirectory:
             self._live.discard(directory.name)
 
     def leftovers(self) -> list[Path]:
-        """What no work uses, because an earlier removal failed."""
+        """The entries that no work uses, because an earlier removal failed."""
         with os.scandir(self._dir) as found:
             return [self._dir / item.name for item in found if item.name not in self._live]
 

@@ -264,6 +264,7 @@ class LayerDownloads:
                 watch.cancel()
             transfer.finish(sender)
         except BaseExceptionGroup as errors:
+            # The unpacking child waits for bytes: show it the end.
             transfer.fail(errors.exceptions[0])
             raise errors.exceptions[0] from None
         except BaseException as error:

@@ -53,7 +53,7 @@ _NAME = re.compile(r"[0-9a-z]{1,4}")
 
 @dataclass(frozen=True, slots=True)
 class Unneeded:
-    """What nothing refers to."""
+    """Layers and directories that nothing refers to."""
 
     layers: tuple[Layer, ...]
     names: tuple[str, ...]
@@ -139,6 +139,7 @@ class LayerStore:
             yield
         finally:
             self._holds.subtract(chain_ids)
+            # Drops the zero counts, which would pile up otherwise.
             self._holds = +self._holds
             self._held_names.subtract(names)
             self._held_names = +self._held_names
@@ -189,9 +190,12 @@ class LayerStore:
                     disk_bytes=report.disk_bytes,
                     inodes=report.inodes,
                 )
+                # One rename within a file system: after a crash the layer is complete under its name, or not there at
+                # all.
                 directory.rename(self._dir / layer.name)
                 self._names.add(layer.name)
                 if known is None:
+                    # In memory only. `record` writes it, after one sync for all layers of the image.
                     self._records.add(layer, durable=False)
                     self._damaged.discard(chain_id)
                 else:
@@ -219,6 +223,7 @@ class LayerStore:
         self._coming.add(new.name)
 
         def write() -> None:
+            # Before the record: after a power cut, a record must not name a tree that did not reach the disk.
             sync_file_system(self._dir)
             self._records.write(new, fsync=True)
 
@@ -230,6 +235,7 @@ class LayerStore:
         try:
             await undivided(write, take_over)
         except BaseException:
+            # Failed or cancelled before memory knew it: nothing refers to the new directory.
             if self.get(new.chain_id) is not new:
                 await remove_surely(self.path(new))
                 self._names.discard(new.name)
@@ -259,7 +265,7 @@ class LayerStore:
             await undivided(write, take_over)
 
     def unrecorded(self, chain_ids: Collection[str]) -> list[Layer]:
-        """Those of these layers that have no record yet: a power cut may still take their bytes."""
+        """The layers among these without a record yet, whose bytes a power cut may still take."""
         found = [self.get(chain) for chain in chain_ids if not self._records.is_durable(chain)]
         return [layer for layer in found if layer is not None]
 

@@ -26,11 +26,11 @@ MAX_MANIFEST_BYTES = 4 << 20
 """The size up to which registries should accept manifests (distribution spec)."""
 MAX_CONFIG_BYTES = 4 << 20
 MAX_WORDS_BYTES = 128 << 10
-"""What the daemon keeps in memory per configuration, by `_cost`. A process's arguments may hardly be longer anyway."""
+"""The limit of memory per kept configuration, by `_cost`. The kernel limits arguments to hardly more anyway."""
 MAX_ANNOTATIONS_BYTES = 16 << 10
 """The kept annotations of one manifest, by `_cost`: those of all images must fit into one gRPC message."""
 MAX_LAYER_BYTES = 64 << 30
-"""Of a packed layer; also the limit of an unpacked one."""
+"""The limit for a packed layer, and for an unpacked one."""
 MAX_LAYERS = 500
 """overlayfs mounts at most 500 lower directories."""
 

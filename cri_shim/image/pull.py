@@ -166,6 +166,7 @@ class Puller:
         finally:
             if progress is not None:
                 listeners.remove(progress)
+            # A later pull with this key may have put its own list there.
             if not listeners and self._listeners.get(key) is listeners:
                 del self._listeners[key]
 

@@ -266,11 +266,14 @@ class ImageStore:
                         await feed.complete(image.layers)
                 if self._state.discard_blobs:
                     now = {chain_id: self._layers.get(chain_id) for chain_id in ours}
+                    # Seal them now, while the digests of the blobs that they were unpacked from have just been
+                    # verified.
                     came = [new for id_, new in now.items() if new and new is not before[id_]]
                     await self._checker.seal(came)
                 async with self._state.changing:
                     await self._state.commit(planned, chains, feed)
         except BaseException:
+            # Of these images' layers only: `sweep` alone looks at all.
             await self._clear(among=ours)
             raise
         ids = dict.fromkeys(image.config_document.digest for image in planned)

@@ -219,6 +219,7 @@ class StoreState:
         def store() -> None:
             if not all(chains):
                 self.layers.make_empty()
+            # syncfs(2) once, instead of fsync(2) for each of the layers' files.
             if fresh:
                 sync_file_system(self.layers_dir)
             self.layers.record(fresh)

@@ -39,7 +39,7 @@ class ImageVolume:
     lowers: tuple[str, ...]
     """Directories below `layers_dir`, topmost first, at least two: `mount_overlay` without `upper` takes them."""
     layers: tuple[str, ...]
-    """Those that belong to the image: the names for the container's record."""
+    """The image's own among them: the names for the container's record."""
     sub_path: str
     """Relative to the volume, checked as text; empty for the whole volume."""
 

@@ -170,9 +170,8 @@ class CliRuntime:
         return [*argv, container_id]
 
     async def features(self) -> RuntimeFeatures | None:
-        """What the runtime supports; None when it lacks the command (crun before 1.8.6, kata-runtime, runsc) or
-        prints something else. Raises RuntimeCommandError when it can't be run, DeadlineError.
-        """
+        """The features that the runtime supports; None when it lacks the command (crun before 1.8.6, kata-runtime,
+        runsc) or prints something else. Raises RuntimeCommandError when it can't be run, DeadlineError."""
         doing = f"asking {self._settings.name} for its features"
         done = await self._run("features", [], doing, max_stdout_bytes=MAX_ANSWER_BYTES)
         if not done.ok:

@@ -271,12 +271,14 @@ class Monitors:
             except OSError as error:
                 raise MonitorError(doing, argv, "could not be started", str(error)) from error
             try:
+                # Close our copies of conmon's ends: end of file then means that conmon closed its own, or died.
                 sync.close_write()
                 start.close_read()
                 stderr.close_write()
                 monitor = MonitorIdentity(child.pid, start_time_ticks(child.pid) or 0)
                 self._started[request.container_id] = monitor
                 on_spawn(monitor)
+                # The monitor is recorded: let it begin.
                 start.close_write()
                 try:
                     async with asyncio.timeout(timeout_s):

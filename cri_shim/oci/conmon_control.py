@@ -49,6 +49,7 @@ async def reopen_log(bundle_dir: Path, log_file: Path, *, timeout_s: float) -> N
         while _unread_bytes(fd):
             await _pause(fd, give_up_at, what, "does not read its control pipe")
         if _is_read(fd):
+            # Only with a reader: without one the write fails with EPIPE. `_pause` then reports that conmon has exited.
             os.write(fd, REOPEN_LINE)
         while (
             after := await in_time_for(str(bundle_dir), "looking at the log", _inode, log_file)

@@ -93,7 +93,7 @@ def parse_report(line: bytes) -> Report | None:
 
 
 def own_words(stderr_fd: int) -> str:
-    """What conmon wrote to its stderr so far, without its log prefix."""
+    """The text that conmon wrote to its stderr so far, without its log prefix."""
     os.set_blocking(stderr_fd, False)
     try:
         said = os.read(stderr_fd, 1 << 16)[-_STDERR_TAIL_BYTES:]

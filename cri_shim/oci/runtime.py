@@ -181,7 +181,7 @@ class Runtime(Protocol):
         ...
 
     async def features(self) -> RuntimeFeatures | None:
-        """What the runtime supports; None when it has no readable answer."""
+        """The features that the runtime supports; None when it has no readable answer."""
         ...
 
     async def version(self) -> RuntimeVersion:
@@ -195,6 +195,7 @@ class Runtimes:
     def __init__(self, runtimes: Iterable[Runtime], *, default_handler: str) -> None:
         self._runtimes = {runtime.settings.name: runtime for runtime in runtimes}
         self.default_handler = default_handler
+        # A default handler that is not configured must fail at start, not with the first pod.
         self.get("")
 
     def __iter__(self) -> Iterator[Runtime]:

@@ -118,6 +118,7 @@ class BackendClient:
                     future.set_result((packet, descriptors))
                     return
                 if isinstance(packet, ipc.Granted) and packet.grant is not None:
+                    # Nobody waits for this grant any more: give it back.
                     self.leave(packet.grant)
                 elif isinstance(packet, ipc.Joined) and packet.connection:
                     self._send(ipc.Detached(container_id=packet.container_id))

@@ -114,6 +114,7 @@ class Listener:
 
 def _prepare(sock: socket.socket) -> None:
     sock.setblocking(False)
+    # Keystrokes and window updates are small, and must not wait for an acknowledgement (Nagle).
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (

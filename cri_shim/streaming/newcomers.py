@@ -48,6 +48,7 @@ class Newcomers:
         age_s = time.monotonic() - since_s
         if age_s >= MAX_TIME_S or oldest in self._heard:
             return age_s >= MIN_TIME_S
+        # Bytes that this busy process has not read yet are not silence.
         return age_s >= MIN_TIME_S and not oldest.has_unread()
 
     def enter(self, connection: Connection) -> None:

@@ -45,7 +45,7 @@ class Output:
         self._on_end = on_end
         self._running = False
         self._left: int | None = None
-        """Once the process has ended: how many more bytes can be its own."""
+        """After the process has ended: how many more bytes can be its own."""
 
     @property
     def over(self) -> bool:

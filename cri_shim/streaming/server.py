@@ -168,6 +168,7 @@ class StreamingServer:
         if kind not in KINDS:
             raise ProtocolError("no such resource", http_status=404)
         negotiate = negotiate_port_forward if kind == "portforward" else negotiate_remote_command
+        # Before the ticket is used up: the client may try another protocol with the same URL.
         upgrade = negotiate(request)
         is_token = 0 < len(token) <= MAX_TOKEN_CHARACTERS
         grant = await self._backend.redeem(token, kind) if is_token else None

@@ -54,6 +54,7 @@ class Inspection:
         if self._connection is not None:
             self._connection.close()
         if self._child is not None:
+            # At any point: the inspector changes nothing.
             self._child.kill()
             await asyncio.shield(self._child.wait())
 

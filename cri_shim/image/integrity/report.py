@@ -33,12 +33,12 @@ class Finding:
     images: tuple[str, ...]
     """The images that need it, by a name or else by ID."""
     detail: str
-    """What the check saw, for operators."""
+    """The check's observation, for operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckProgress:
-    """How far the check of one object has come."""
+    """The progress of one object's check."""
 
     what: str
     """`layer DIGEST` or `blob DIGEST`."""
@@ -49,7 +49,7 @@ class CheckProgress:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was checked, and what was found."""
+    """The extent of a check, and its findings."""
 
     images: int
     layers: int
@@ -83,7 +83,7 @@ class RepairReport:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a collection removed, or would remove."""
+    """The images, layers and blobs that a collection removed, or would remove."""
 
     images: tuple[str, ...]
     """By a name, or else by ID."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _VERSION = b"cri-shim layer seal 1"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: a FIFO in a file's place must not block the open. O_NOATIME: reading must not write to every inode.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME | os.O_CLOEXEC
 _SAME_MOUNT = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
 _CAPABILITY = "security.capability"

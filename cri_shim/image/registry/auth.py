@@ -130,6 +130,7 @@ class Authorizer:
         async with self._answering:
             if self.authorization != shown:
                 return True  # another request has obtained one meanwhile
+            # Reversed: of two challenges with one scheme, the first counts.
             by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
             credentials = self._credentials
             if credentials is not None and credentials.registry_token:

@@ -147,6 +147,7 @@ class Registry:
                 data = await self._read(response, max_bytes, endpoint)
                 digest = digest_of(data)
                 promised = response.headers.get("Docker-Content-Digest", "")
+                # With a tag, the header is the only digest to compare with.
                 for expected in (wanted, promised):
                     if is_digest(expected) and digest != expected:
                         raise _damaged(endpoint, f"manifest {expected}", digest)
@@ -306,6 +307,7 @@ class _Asking:
         log.debug("a registry server failed a request", doing=self._doing, said=str(failure))
         if failure.fault is not Fault.PASSING:
             self._candidates.remove(endpoint)
+            # The registry itself has answered: its mirrors can't know better.
             if endpoint is self._last and failure.fault in (Fault.MISSING, Fault.REFUSED):
                 raise self._verdict()
 

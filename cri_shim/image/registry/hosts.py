@@ -55,7 +55,7 @@ _FORBIDDEN_HEADERS = frozenset(
 
 
 class Capability(StrEnum):
-    """What a host may be used for."""
+    """A permitted use of a host."""
 
     PULL = "pull"
     """Fetching content by digest."""

@@ -65,11 +65,14 @@ class RegistryHttp:
         self._authorizers: dict[str, Authorizer] = {}
         self._tls: dict[tuple[str, bool], ssl.SSLContext] = {}
         self._session = aiohttp.ClientSession(
+            # No limit of connections here, since downloads have slots. The threaded resolver uses the system's:
+            # /etc/hosts, nsswitch.
             connector=aiohttp.TCPConnector(limit=0, resolver=aiohttp.ThreadedResolver()),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             # Digests are of the stored bytes, so a Content-Encoding must not be decoded.
             auto_decompress=False,
             headers={"User-Agent": f"cri-shim/{__version__}", "Accept-Encoding": "identity"},
+            # A cookie from one host of a redirect must not reach another.
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=_READ_BUFFER_BYTES,
         )
@@ -148,6 +151,7 @@ class RegistryHttp:
         authorizer = self._authorizer(endpoint)
         shown = authorizer.authorization
         response = await self._follow(endpoint, method, path, headers, shown)
+        # Only the server itself may ask. After a redirect, the challenge is another host's.
         if response.status == 401 and response.url.origin() == URL(endpoint.url).origin():
             challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
             try:
@@ -182,6 +186,7 @@ class RegistryHttp:
             response = await self._session.request(
                 method,
                 url,
+                # Redirects are followed in this loop: aiohttp would pass our headers on to the next host.
                 headers=sent,
                 allow_redirects=False,
                 ssl=await self._tls_for(endpoint, url, own=own),

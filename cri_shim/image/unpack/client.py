@@ -62,7 +62,7 @@ _MAX_ARCHIVES = 4
 _MAX_DOCUMENTS = 2
 _ANY = Platform()
 _MAX_WHAT_CHARS = 700
-"""Of the name of a job's input: a job must fit into one packet."""
+"""The limit for the name of a job's input: a job must fit into one packet."""
 _MAX_TYPE_CHARS = 100
 """Longer than any media type that we know."""
 DEFAULT_TIMEOUT_S = 3600.0

@@ -48,6 +48,7 @@ _OF_INPUT = frozenset(
     }
 )
 """Errors that only an odd entry can cause. Every other error is the host's."""
+# O_EXCL and O_NOFOLLOW: nothing is ever written through a link, or into a file that another name shares.
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -194,6 +195,7 @@ class LayerUnpacker:
             raise InputError(f"{problem}, a directory")
         if self._tree.is_whiteout(found):
             raise InputError(f"{problem}, of which this layer has only a whiteout")
+        # A link to itself changes nothing. os.link would fail with EEXIST, and to remove the name would lose the file.
         if source == real:
             return
         try:

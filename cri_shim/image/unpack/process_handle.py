@@ -108,6 +108,7 @@ class UnpackerProcess:
         result_ours, result_theirs = socket.socketpair()
         with result_ours:
             result_ours.setblocking(False)
+            # Our copy is closed once it is sent: the result then ends when the child closes its own, or dies.
             with result_theirs:
                 ended = self._jobs[number] = self._loop.create_future()
                 feeding: socket.socket | None = None

@@ -185,10 +185,13 @@ def _become_child(job: Job, descriptors: list[int], template_pid: int) -> NoRetu
             stream.write(answer)
         status = 0
     finally:
+        # Not sys.exit: exit handlers and buffered output belong to the template.
         os._exit(status)
 
 
 def _confine(limits: Limits, directory_fd: int, template_pid: int) -> None:
+    # chroot comes first, while the child has the capability for it; the seccomp filter last, since it forbids these
+    # calls.
     confine.enter_root(directory_fd)
     os.close(directory_fd)
     os.umask(0)
@@ -273,6 +276,7 @@ def main(argv: list[str]) -> int:
         confine.raise_oom_score_adj(confine.HELPERS_OOM_SCORE_ADJ)
         tar.prepare()
         seccomp.build_filter(os.uname().machine)
+        # unshare(2) needs CAP_SYS_ADMIN, so this comes before the capabilities go.
         confine.leave_network()
         confine.keep_capabilities(_TEMPLATE_CAPABILITIES)
         confine.forbid_tracing()

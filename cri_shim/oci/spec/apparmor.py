@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 DEFAULT_PROFILE = "cri-shim-default"
 """Our own profile, which the daemon writes and loads."""
 UNCONFINED = "unconfined"
-"""As the default profile: no profile."""
+"""The value of the default profile that stands for no profile."""
 
 _MONITORS_AND_RUNTIMES = "unconfined,conmon,runc,crun"
-"""Who may signal a container: the daemon, and runtimes that a distribution confines under their own name."""
+"""The processes that may signal a container: the daemon, and runtimes that a distribution confines under their own
+name."""
 
 
 def default_profile_text() -> str:

@@ -34,8 +34,8 @@ VERSION = "1.0.0"
 _GO_ONLY = re.compile(r"\[\[:|\\[zQEpPC]|\(\?[a-z]*U")
 """Forms of Go's syntax that have another meaning, or none, in Python."""
 MAX_MATCHED_CHARS = 1024
-"""Of a text by a pod's author. An operator's pattern may take quadratic time or worse, and blocks everything else
-meanwhile. To skip the hook for a long text would be a way around it, so the container is refused."""
+"""The limit for a text by a pod's author. An operator's pattern may take quadratic time or worse, and blocks everything
+else meanwhile. To skip the hook for a long text would be a way around it, so the container is refused."""
 _T = TypeVar("_T")
 
 

@@ -86,6 +86,7 @@ def check_cost(config: ContainerConfig) -> None:
 
 
 def _check_depth(path: str, field: str) -> None:
+    # The common case. To normalise the path can only make it shallower.
     if path.count("/") <= MAX_DEPTH:
         return
     depth = clean_container_path(path, field).count("/")
@@ -194,6 +195,7 @@ def build_container_mounts(
         if place in requested:
             mounts = {path: m for path, m in mounts.items() if not path.startswith(f"{place}/")}
     mounts.update(requested)
+    # Stable: mounts of equal depth keep their order.
     return sorted(mounts.values(), key=_depth)
 
 
@@ -355,6 +357,7 @@ def _dev() -> Spec:
 
 
 def _has_group(sandbox: SandboxFacts, gid: int) -> bool:
+    # devpts rejects a gid that the user namespace does not map.
     return sandbox.users is None or gid < sandbox.users.gids.length
 
 

@@ -210,6 +210,7 @@ def build_container_namespaces(
             {"type": "uts", "path": f"{of_pod}/uts"},
             {"type": "network", "path": sandbox.netns_path},
         ]
+    # A privileged container sees the node's whole cgroup tree, as with other runtimes.
     if node.cgroup_namespace and not privileged:
         namespaces.append({"type": "cgroup"})
     return namespaces

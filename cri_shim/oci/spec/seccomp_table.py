@@ -1,15 +1,14 @@
-"""The built-in seccomp profiles: what a container, and a pause container, may ask of the kernel.
+"""The built-in seccomp profiles: the system calls that a container, and a pause container, may use.
 
-Rules of the file:
-- It is a list of what is allowed. Any other call fails with EPERM; runc answers ENOSYS instead for calls younger
-  than the youngest one named here, so that a C library falls back.
-- Calls are grouped by what they are for. A name belongs to one group; one that a given architecture or library
-  does not know is skipped by the runtime.
-- Behind a capability stands what is useless or dangerous without it. A capability in the container opens its group.
-- Left out on purpose: io_uring and userfaultfd (their history of kernel holes), the kernel keyring, which is not
-  namespaced, modules and kexec, swap, obsolete calls.
-- Reviewed against the kernel's list of calls up to 6.18. Of what came since 6.0: extended attributes by descriptor,
-  file attributes, LSM attributes, listing mounts and the new futexes do what older calls do and are allowed.
+Rules:
+- The table lists what is allowed. Any other call fails with EPERM. For calls newer than the newest one listed, runc
+  returns ENOSYS instead, so that a C library falls back.
+- Calls are grouped by purpose, each in one group. The runtime skips a name that the architecture or library lacks.
+- Calls that are useless or dangerous without a capability are allowed only with it.
+- Left out on purpose: io_uring and userfaultfd (their history of kernel holes), the kernel keyring (not namespaced),
+  modules and kexec, swap, obsolete calls.
+- Reviewed against the kernel's calls up to 6.18. Of those since 6.0, extended attributes by descriptor, file
+  attributes, LSM attributes, listing mounts and the new futexes are allowed, since they do what older calls do.
 """
 
 from __future__ import annotations
@@ -82,8 +81,8 @@ ALWAYS: dict[str, str] = {
         inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents
         io_pgetevents io_pgetevents_time64 io_setup io_submit poll ppoll ppoll_time64 pselect6 pselect6_time64
         select _newselect""",
-    # socketcall packs its arguments behind a pointer, so the address family can't be checked there; but the
-    # 32-bit C libraries of the big distributions know no other way to open a socket.
+    # socketcall has its arguments behind a pointer, so a filter can't check the address family. The 32-bit C libraries
+    # of the big distributions have no other way to open a socket.
     "sockets (opening one is below)": """
         accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg
         recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketcall socketpair""",
@@ -135,22 +134,23 @@ PAUSE_ALWAYS = """
     set_robust_list set_tid_address setitimer setpgid setsid set_tls sigaltstack signalfd signalfd4 sigreturn
     stat stat64 statx tgkill ugetrlimit uname wait4 waitid waitpid write writev
 """
-"""What it takes to wait for signals and children, and before that the runtime's own last steps. Compiling a filter
-costs by its length and is on the way of every pod: measured, the containers' profile adds 7 ms to the creation of
-a pause container (22 ms), this one less than 1."""
+"""The calls of a program that waits for signals and children, and of the runtime's last steps before it. A long filter
+takes long to compile: the containers' profile would add 7 ms to the creation of a pause container (22 ms), this one
+adds less
+than 1."""
 
 _NEW_NAMESPACES = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET."""
 
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
-"""PER_LINUX and PER_LINUX32, either with UNAME26, and the question which it is."""
+"""PER_LINUX and PER_LINUX32, each with and without UNAME26, and the query of the present one."""
 
 _LAST_PLAIN_FAMILY = 38
 _OTHER_FAMILIES = (39, 41, 42, 43, 44, 45)
-"""Socket families are allowed up to AF_ALG (38) and, by name, those after it up to AF_MCTP (45), except AF_ALG (the
-kernel's cryptography, CVE-2026-31431) and AF_VSOCK (40, which reaches the hypervisor past every network policy).
-Equality, not "anything greater": the filter compares 64 bits where the kernel takes 32, and a number with a high
-bit set would slip through."""
+"""Socket families up to AF_MCTP (45) are allowed, except AF_ALG (38, the kernel's cryptography, CVE-2026-31431) and
+AF_VSOCK (40, which reaches the hypervisor past every network policy). Those above 38 are compared for equality: the
+filter
+compares 64 bits where the kernel uses 32, so with "greater than" a number with a high bit set would pass."""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _without_new_namespaces() -> list[Rule]:
-    """New processes and threads, but no namespaces, for who lacks CAP_SYS_ADMIN."""
+    """Without CAP_SYS_ADMIN: new processes and threads, but no new namespaces."""
     admin = "CAP_SYS_ADMIN"
     return [
         Rule(
@@ -167,7 +167,7 @@ def _without_new_namespaces() -> list[Rule]:
             args=(Argument(0, _NEW_NAMESPACES, "SCMP_CMP_MASKED_EQ"),),
             excludes=Condition(caps=(admin,), arches=("s390x",)),
         ),
-        # s390x has the first two arguments of clone the other way round.
+        # On s390x the first two arguments of clone are swapped.
         Rule(
             _ALLOW,
             ("clone",),
@@ -175,13 +175,13 @@ def _without_new_namespaces() -> list[Rule]:
             includes=Condition(arches=("s390x",)),
             excludes=Condition(caps=(admin,)),
         ),
-        # Its flags lie behind a pointer; ENOSYS makes the C library fall back to clone.
+        # The flags of clone3 are behind a pointer, where a filter can't check them. ENOSYS makes C libraries use clone.
         Rule(_ERRNO, ("clone3",), errno_ret=_ENOSYS, excludes=Condition(caps=(admin,))),
     ]
 
 
 def _conditional() -> list[Rule]:
-    """Rules on arguments, and on the kernel's age."""
+    """Rules that depend on arguments or on the kernel's version."""
     return [
         *(
             Rule(_ALLOW, ("personality",), args=(Argument(0, value, "SCMP_CMP_EQ"),))
@@ -192,7 +192,7 @@ def _conditional() -> list[Rule]:
             Rule(_ALLOW, ("socket",), args=(Argument(0, value, "SCMP_CMP_EQ"),))
             for value in _OTHER_FAMILIES
         ),
-        # Before 4.8 a tracer could change the call after the filter had passed it.
+        # Before 4.8 a tracer could change the call after it had passed the filter.
         Rule(
             _ALLOW,
             ("process_vm_readv", "process_vm_writev", "ptrace"),
@@ -228,7 +228,7 @@ def _container_profile() -> Profile:
 
 
 def _pause_profile() -> Profile:
-    """For the node's own architecture alone: the pause program is chosen for it."""
+    """For the node's own architecture only, which the pause program is built for."""
     return Profile(
         default_action=_ERRNO,
         default_errno_ret=_EPERM,

@@ -46,6 +46,7 @@ def parse_signal(text: str, field: str) -> int:
     """
     is_number = re.fullmatch(r"[0-9]{1,2}", text) is not None
     number = int(text) if is_number else _by_name(text.upper().removeprefix("SIG"))
+    # 32 and 33 are glibc's own, which programs can't handle.
     if not 1 <= number <= SIGRTMAX or number in (SIGRTMIN - 1, SIGRTMIN - 2):
         refuse(field, text, "is not a signal; use a name like SIGTERM or a number from 1 to 64")
     return number

@@ -56,7 +56,7 @@ class PodSysctls:
     interfaces: dict[str, str] = field(default_factory=dict)
     """Set in the network namespace after the plugins have created its interfaces."""
     optional: frozenset[str] = frozenset()
-    """Those of `interfaces` that are defaults of the node, and skipped for a pod without that interface."""
+    """The node's defaults among `interfaces`, which are skipped for a pod without that interface."""
 
 
 def pod_sysctls(

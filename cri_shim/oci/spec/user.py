@@ -229,6 +229,7 @@ def _find_group(wanted: _Wanted, group: bytes) -> int:
 
 
 def _groups_of(username: bytes, group: bytes) -> Iterable[int]:
+    # One search over the whole file: most images list the user in no group.
     if not username or username not in group:
         return ()
     return (entry.gid for entry in parse_group(group) if entry.has(username))

@@ -33,7 +33,7 @@ class ConnectionOpened:
     connection_id: int
     port: int
     request_id: str = field(default="", compare=False)
-    """Of the `PairBegun` before: its other stream has arrived."""
+    """The request ID of the `PairBegun` before it, whose other stream has now arrived."""
 
 
 @dataclass(slots=True)

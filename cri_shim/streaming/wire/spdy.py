@@ -348,6 +348,7 @@ class SpdyConnection:
         if len(payload) < 10:
             raise ProtocolError("SYN_STREAM: too short")
         stream_id = frames.stream_id(payload)
+        # Before any check: a block that is skipped would put the shared compression context out of step.
         block = self._inflate(payload[10:])
         if not stream_id or not self._is_peers(stream_id):
             raise ProtocolError(
@@ -397,6 +398,7 @@ class SpdyConnection:
         if len(payload) < 4:
             raise ProtocolError(f"{name}: too short")
         stream_id = frames.stream_id(payload)
+        # Also for a stream that is gone, for the same reason as in SYN_STREAM.
         block = self._inflate(payload[4:])
         stream = self._streams.get(stream_id)
         if stream is None:

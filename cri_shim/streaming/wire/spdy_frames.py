@@ -28,7 +28,7 @@ MAX_STREAM_ID = 0x7FFFFFFF
 MAX_CONTROL_BYTES = 16 << 10
 """The longest payload of a control frame that is accepted. The draft requires at least 8 KiB (§2.2.1)."""
 MAX_HEADER_BLOCK_BYTES = 16 << 10
-"""Of an inflated header block. Kubernetes' clients send less than 100 bytes."""
+"""The limit for an inflated header block. Kubernetes' clients send less than 100 bytes."""
 MAX_INFLATION = 64
 """The ratio of inflated to received bytes, over all blocks of a connection. Clients' blocks reach eight at most; zlib
 can reach a thousand."""
