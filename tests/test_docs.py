@@ -451,6 +451,33 @@ def test_every_message_that_is_explained_is_still_said() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+_LOGGED = re.compile(
+    r"(?:\b(?:line|logs|log has|warning|row)s? `([a-z][^`]*)`|`([a-z][^`]*)` in the log\b)"
+)
+
+
+def test_every_event_of_the_log_and_row_of_check_that_is_named_exists() -> None:
+    named_in = [
+        (named(page), first or second)
+        for page in PAGES
+        for first, second in _LOGGED.findall(" ".join(page.read_text().split()))
+    ]
+    assert len(named_in) >= 8
+    begins = texts().splitlines()
+    wrong = [f"{p}: {e}" for p, e in named_in if not any(line.startswith(e) for line in begins)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_annotation_that_is_named_is_read() -> None:
+    wrong = [
+        f"{page}: {name}"
+        for page, line in code()
+        for name in re.findall(r"(?<![\w.])(?:\w+\.)*(?:cri-shim\.io|kubernetes\.io)/[\w-]+", line)
+        if name not in texts()
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 # -- documents -----------------------------------------------------------------------------------
 
 
