@@ -33,8 +33,11 @@ from cri_shim.sandbox.recovery.orphans import Orphans
 from cri_shim.sandbox.recovery.recovery import Recovery
 from cri_shim.sandbox.recovery.wipe import Wipe
 from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
+from cri_shim.sandbox.spec.container_limits import ContainerLimits
+from cri_shim.sandbox.spec.container_specs import ContainerSpecs
 from cri_shim.sandbox.spec.pod_files import PodFiles
-from cri_shim.sandbox.spec.specs import Specs
+from cri_shim.sandbox.spec.sandbox_specs import SandboxSpecs
+from cri_shim.sandbox.spec.spec_facts import SpecFacts
 from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.teardown import Teardown
 
@@ -52,7 +55,7 @@ class SandboxLayer:
     """The layer's objects, not yet started."""
 
     cgroup_paths: CgroupPaths
-    specs: Specs
+    facts: SpecFacts
     teardown: Teardown
     launcher: Launcher
     pending_deletes: PendingDeletes
@@ -77,7 +80,10 @@ class _Basis(NamedTuple):
     """What both pods and containers are made with and taken away by."""
 
     cgroup_paths: CgroupPaths
-    specs: Specs
+    facts: SpecFacts
+    sandbox_specs: SandboxSpecs
+    container_specs: ContainerSpecs
+    limits: ContainerLimits
     teardown: Teardown
     launcher: Launcher
     attach_sessions: AttachSessions
@@ -115,7 +121,7 @@ def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
     )
     return SandboxLayer(
         cgroup_paths=basis.cgroup_paths,
-        specs=basis.specs,
+        facts=basis.facts,
         teardown=basis.teardown,
         launcher=basis.launcher,
         pending_deletes=networks.pending_deletes,
@@ -160,18 +166,25 @@ def _basis(config: Config, on: Mechanisms) -> _Basis:
         monitors=on.monitors,
         runtime_of=on.handlers.get,
     )
+    facts = SpecFacts(
+        paths=on.paths,
+        node=on.node,
+        node_resources=on.node_resources,
+        handler_facts=on.handlers.facts,
+    )
     attach_sessions = AttachSessions(paths=on.paths, monitors=on.monitors, background=on.background)
     return _Basis(
         cgroup_paths=cgroup_paths,
-        specs=Specs(
+        facts=facts,
+        sandbox_specs=SandboxSpecs(paths=on.paths, facts=facts, cgroup_paths=cgroup_paths),
+        container_specs=ContainerSpecs(
             host=on.host,
             paths=on.paths,
-            node_resources=on.node_resources,
-            node=on.node,
-            handler_facts=on.handlers.facts,
+            facts=facts,
             containers=on.containers,
             cgroup_paths=cgroup_paths,
         ),
+        limits=ContainerLimits(facts),
         teardown=teardown,
         launcher=Launcher(
             host=on.host,
@@ -227,7 +240,8 @@ def _containers(on: Mechanisms, basis: _Basis) -> _Containers:
         images=on.images,
         runtime_of=on.handlers.get,
         launcher=basis.launcher,
-        specs=basis.specs,
+        specs=basis.container_specs,
+        limits=basis.limits,
         cgroup_paths=basis.cgroup_paths,
         teardown=basis.teardown,
         exits=basis.exits,
@@ -271,7 +285,7 @@ def _container_service(
             paths=on.paths,
             store=on.containers,
             runtime_of=on.handlers.get,
-            specs=basis.specs,
+            limits=basis.limits,
             cgroups=on.cgroups,
             cgroup_paths=basis.cgroup_paths,
             files_limits=basis.files_limits,
@@ -303,14 +317,14 @@ def _pods(
         pause=PauseContainers(
             paths=on.paths,
             files=files,
-            specs=basis.specs,
+            specs=basis.sandbox_specs,
             cgroup_paths=basis.cgroup_paths,
             launcher=basis.launcher,
         ),
         network=networks.network,
         files=files,
         pause_image=PauseImage(on.images, config.sandbox.image, on.puller.pull),
-        specs=basis.specs,
+        specs=basis.sandbox_specs,
         cgroup_paths=basis.cgroup_paths,
         teardown=basis.teardown,
         exits=basis.exits,

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exec.files_limits import FilesLimits
     from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
-    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.spec.container_limits import ContainerLimits
     from cri_shim.sandbox.store.store import Container, Store
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ class ContainerResources:
         paths: Paths,
         store: Store[Container],
         runtime_of: Callable[[str], Runtime],
-        specs: Specs,
+        limits: ContainerLimits,
         cgroups: Cgroups,
         cgroup_paths: CgroupPaths,
         files_limits: FilesLimits,
@@ -73,7 +73,7 @@ class ContainerResources:
         self._paths = paths
         self._store = store
         self._runtime_of = runtime_of
-        self._specs = specs
+        self._limits = limits
         self._cgroups = cgroups
         self._cgroup_paths = cgroup_paths
         self._files_limits = files_limits
@@ -91,11 +91,11 @@ class ContainerResources:
         """
         async with container.lock:
             now = resources_in_force(container)
-            self._specs.check_unchangeable(now, wanted)
+            self._limits.check_unchangeable(now, wanted)
             resources = merge_resources(now, wanted)
             pids = pids_limit(annotations) or _pids_in_force(container)
-            files = self._specs.files_limit(annotations, container.record.handler)
-            document = self._specs.update_document(resources, pids)
+            files = self._limits.files_limit(annotations, container.record.handler)
+            document = self._limits.update_document(resources, pids)
             if container.state is not ContainerState.EXITED and not container.status.start_fault:
                 self._check_memory(container, wanted.memory_limit_in_bytes)
                 former = None if files is None else await self._limit_files(container, files)

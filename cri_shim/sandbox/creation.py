@@ -74,7 +74,8 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.launch import Created
     from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
-    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.spec.container_limits import ContainerLimits
+    from cri_shim.sandbox.spec.container_specs import ContainerSpecs
     from cri_shim.sandbox.teardown import Teardown
 
 log = structlog.get_logger()
@@ -92,7 +93,8 @@ class Creation:
         images: ImageStore,
         runtime_of: Callable[[str], Runtime],
         launcher: Launcher,
-        specs: Specs,
+        specs: ContainerSpecs,
+        limits: ContainerLimits,
         cgroup_paths: CgroupPaths,
         teardown: Teardown,
         exits: ExitWatch,
@@ -105,6 +107,7 @@ class Creation:
         self._runtime_of = runtime_of
         self._launcher = launcher
         self._specs = specs
+        self._limits = limits
         self._cgroup_paths = cgroup_paths
         self._teardown = teardown
         self._exits = exits
@@ -197,7 +200,7 @@ class Creation:
             user: User | None = None
             created: Created | None = None
             try:
-                spec, resolved = await self._specs.container_spec(
+                spec, resolved = await self._specs.build(
                     sandbox, container, image, Volumes(mounted, made)
                 )
                 user = User(resolved.uid, resolved.gid, resolved.additional_gids)
@@ -279,7 +282,7 @@ class Creation:
             image_volumes=volume_records(volumes),
             log_path=str(log_file) if log_file else "",
             stop_signal=self._specs.stop_signal(config, image),
-            labels=self._specs.container_labels(sandbox, config),
+            labels=self._specs.labels(sandbox, config),
             config=document,
         )
         launch = Launch(
@@ -291,7 +294,7 @@ class Creation:
             cgroup_path=self._cgroup_paths.below(record.cgroup_parent, container_id),
             layers=layers,
             label=record.labels.files,
-            files_limit=self._specs.files_limit(config.annotations, record.handler),
+            files_limit=self._limits.files_limit(config.annotations, record.handler),
             log_file=log_file,
             terminal=config.tty,
             stdin=config.stdin,

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
     from cri_shim.image.model import Image
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.spec.sandbox import SandboxPlan
     from cri_shim.paths import Paths
     from cri_shim.rollback import Rollback
     from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.spec.pod_files import PodFiles
-    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.spec.sandbox_specs import SandboxSpecs
     from cri_shim.sandbox.spec.user_namespace import PodUserNamespace
     from cri_shim.sandbox.store.store import Sandbox
 
@@ -31,7 +32,7 @@ class PauseContainers:
         *,
         paths: Paths,
         files: PodFiles,
-        specs: Specs,
+        specs: SandboxSpecs,
         cgroup_paths: CgroupPaths,
         launcher: Launcher,
     ) -> None:
@@ -76,6 +77,7 @@ class PauseContainers:
     async def start(
         self,
         sandbox: Sandbox,
+        plan: SandboxPlan,
         launch: Launch,
         image: Image,
         rollback: Rollback,
@@ -85,7 +87,7 @@ class PauseContainers:
 
         Raises what `Launcher` and the runtime's start raise.
         """
-        spec = await self._specs.sandbox_spec(sandbox, image, users)
+        spec = await self._specs.build(sandbox, plan, image, users)
         created = await self._launcher.create(launch, spec, rollback)
         await launch.runtime.start(sandbox.id)
         return created

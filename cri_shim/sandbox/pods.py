@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.pod_images import PauseImage
     from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.spec.pod_files import PodFiles
-    from cri_shim.sandbox.spec.specs import Specs
+    from cri_shim.sandbox.spec.sandbox_specs import SandboxSpecs
     from cri_shim.sandbox.store.model import Process
 
 log = structlog.get_logger()
@@ -74,7 +74,7 @@ class Pods:
         network: PodNetwork,
         files: PodFiles,
         pause_image: PauseImage,
-        specs: Specs,
+        specs: SandboxSpecs,
         cgroup_paths: CgroupPaths,
         teardown: Teardown,
         exits: ExitWatch,
@@ -147,7 +147,7 @@ class Pods:
         with step("waiting for the pause image"):
             image = await self._pause_image.get()
         document = await as_json_aside(config)
-        sysctls = self._specs.sysctls(config, runtime.settings.name)
+        plan = self._specs.plan(config, runtime.settings.name)
         sandbox = self._plan(config, metadata, runtime, digest, image, document)
         rollback = Rollback(f"sandbox {sandbox.id}")
         async with rollback:
@@ -165,15 +165,15 @@ class Pods:
                 def make_namespace() -> None:
                     if own_network:
                         netns_fd = users.netns_fd if users else None
-                        self._network.create_namespace(sandbox.id, sysctls.network, netns_fd)
+                        self._network.create_namespace(sandbox.id, plan.sysctls.network, netns_fd)
 
                 launch = await self._pause.prepare(
                     sandbox, runtime, rollback, users, first=make_namespace
                 )
                 # 3. Network and pause container, side by side.
                 created = await side_by_side(
-                    self._attach(sandbox, sysctls, rollback),
-                    self._pause.start(sandbox, launch, image, rollback, users),
+                    self._attach(sandbox, plan.sysctls, rollback),
+                    self._pause.start(sandbox, plan, launch, image, rollback, users),
                 )
             # 4. Ready: from here on it is listed.
             self._store.commit(
@@ -196,8 +196,7 @@ class Pods:
         """Everything that can be refused is refused here, before the first effect."""
         check_sandbox_entry(config, self._store)
         sandbox_id = new_id()
-        attachments = self._network.plan(sandbox_id, metadata, config)
-        self._specs.check_sandbox(config, runtime.settings.name)
+        networks = self._network.plan(sandbox_id, metadata, config)
         record = SandboxRecord(
             id=sandbox_id,
             metadata=metadata,
@@ -210,10 +209,12 @@ class Pods:
             hostname=self._files.check(config),
             image_id=image.id,
             layers=self._pause_image.layers(image),
-            labels=self._specs.sandbox_labels(config),
+            labels=self._specs.labels(config),
             config=document,
         )
-        return Sandbox(record, SandboxStatus(attachments=attachments), config)
+        sandbox = Sandbox(record, SandboxStatus(attachments=networks.attachments), config)
+        sandbox.host_ports = networks.ports
+        return sandbox
 
     async def _attach(self, sandbox: Sandbox, sysctls: PodSysctls, rollback: Rollback) -> None:
         if sandbox.status.attachments:

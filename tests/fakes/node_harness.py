@@ -136,7 +136,7 @@ class NodeHarness:
         layer = build_sandbox_layer(self._config(), self._mechanisms())
         layer.pending_deletes.load()
         self.cgroup_paths = layer.cgroup_paths
-        self.specs = layer.specs
+        self.spec_facts = layer.facts
         self.teardown = layer.teardown
         self.launcher = layer.launcher
         self.pending_deletes = layer.pending_deletes

@@ -8,6 +8,7 @@ parameters.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2
@@ -31,8 +32,16 @@ from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     from cri_shim._pb.cri.v1.api_pb2 import LinuxContainerResources, PodSandboxConfig
-    from cri_shim.oci.spec.inputs import HandlerFacts, ImageDefaults, NodeFacts, SandboxFacts, Spec
+    from cri_shim.oci.spec.inputs import (
+        HandlerFacts,
+        ImageDefaults,
+        NodeFacts,
+        ResolvedUser,
+        SandboxFacts,
+        Spec,
+    )
     from cri_shim.oci.spec.seccomp import Profile
+    from cri_shim.oci.spec.sysctls import PodSysctls
 
 PAUSE_OOM_SCORE_ADJ = -998
 """Its death would end the pod, so it should be the OOM killer's last choice after the kubelet itself (-999)."""
@@ -41,8 +50,33 @@ _HOST_NAME_MAX = 64
 _NOT_IN_A_HOST_NAME = re.compile(r"[\s\x00-\x1f\x7f-\x9f#]")
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxPlan:
+    """What a pod's request says, parsed and checked once; the steps that make the pod take it from here."""
+
+    sysctls: PodSysctls
+    """The pod's kernel parameters, divided by who writes them."""
+    user: ResolvedUser
+    """Whom the pause process runs as."""
+
+
+def plan_sandbox(
+    config: PodSandboxConfig, *, handler: HandlerFacts, node: NodeFacts
+) -> SandboxPlan:
+    """Check all that can be refused before anything is made.
+
+    Raises InvalidArgumentError for a malformed field, UnsupportedError for an unsupported one; each names the field.
+    """
+    check_sandbox_config(config, handler, node)
+    return SandboxPlan(
+        sysctls=sandbox_sysctls(config, node=node, handler=handler),
+        user=resolve_sandbox_user(config.linux.security_context),
+    )
+
+
 def build_sandbox_spec(
     config: PodSandboxConfig,
+    plan: SandboxPlan,
     *,
     node: NodeFacts,
     handler: HandlerFacts,
@@ -52,18 +86,16 @@ def build_sandbox_spec(
     cgroups_path: str,
     localhost_seccomp: Profile | None = None,
 ) -> Spec:
-    """The runtime-spec of a pod's pause container.
+    """The runtime-spec of a pod's pause container, whose request `plan_sandbox` has checked.
 
     Its seccomp part is shared between documents: encode the result, don't modify it.
 
-    Raises InvalidArgumentError for a malformed field, UnsupportedError for an unsupported one; each names the field.
+    Raises InvalidArgumentError for what only the image shows, and for a profile that the node no longer has.
     """
     context = config.linux.security_context
     options = context.namespace_options
-    check_sandbox_config(config, handler, node)
     host_ipc = options.ipc == api_pb2.NODE
     seccomp = security.sandbox_seccomp(context, node, localhost=localhost_seccomp)
-    parameters = sandbox_sysctls(config, node=node, handler=handler)
     args = [*image.entrypoint, *image.cmd]
     if not args:
         raise InvalidArgumentError(f"the sandbox image {quoted(image.name)} has no command")
@@ -78,15 +110,13 @@ def build_sandbox_spec(
         "maskedPaths": [*security.MASKED_PATHS, *node.extra_masked_paths],
         "readonlyPaths": [*security.READONLY_PATHS],
     }
-    if parameters.spec:
-        linux["sysctl"] = parameters.spec
+    if plan.sysctls.spec:
+        linux["sysctl"] = plan.sysctls.spec
     if seccomp is not None:
         linux["seccomp"] = seccomp
-    user = resolve_sandbox_user(context)
-    namespaces.check_mapped(user, sandbox.users)
     process_spec: Spec = {
         "terminal": False,
-        "user": build_user(user, node),
+        "user": build_user(plan.user, node),
         "args": args,
         "env": [f"PATH={process.DEFAULT_PATH}"],
         "cwd": "/",

@@ -15,14 +15,15 @@ import structlog
 
 from cri_shim.cni.attachment import Attachment
 from cri_shim.paths import netns_file
-from cri_shim.sandbox.network.host_ports import host_ports
+from cri_shim.sandbox.network.host_ports import ports_of
 from cri_shim.sandbox.network.plugin_args import PORT_MAPPINGS, build_args, build_capability_args
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
     from cri_shim.cni.network import Cni
+    from cri_shim.sandbox.network.host_ports import HostPort
     from cri_shim.sandbox.store.model import NetworkAttachment, PodMetadata
     from cri_shim.sandbox.store.store import Sandbox
 
@@ -45,11 +46,12 @@ class PodAttachments:
         sandbox_id: str,
         metadata: PodMetadata,
         config: api.PodSandboxConfig,
+        ports: Mapping[HostPort, int],
         planned: Iterable[NetworkAttachment],
     ) -> None:
         """Raises InvalidArgumentError for a pod that can't be described to plugins."""
         args = build_args(sandbox_id, metadata, config.annotations)
-        build_capability_args(config, host_ports(config), cgroup_parent="")
+        build_capability_args(config, ports, cgroup_parent="")
         for each in planned:
             Attachment(sandbox_id, "", each.ifname, each.network, args=args)
 
@@ -86,7 +88,7 @@ class PodAttachments:
                 )
 
     def _said(self, sandbox: Sandbox) -> dict[str, object]:
-        ports = host_ports(sandbox.config) if self._publish_ports else {}
+        ports = ports_of(sandbox) if self._publish_ports else {}
         return build_capability_args(
             sandbox.config, ports, cgroup_parent=sandbox.record.cgroup_parent
         )

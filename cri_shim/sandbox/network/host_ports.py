@@ -22,6 +22,8 @@ from cri_shim.quoting import quoted
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
+    from cri_shim.sandbox.store.store import Sandbox
+
 MAX_HOST_PORTS: Final = 1024
 """Of one pod. Plugins make several packet filter rules of each, in time that grows with the square of their number: a
 thousand take the portmap plugin about as long as `cni.timeout` allows it."""
@@ -107,6 +109,16 @@ def check_number(config: api.PodSandboxConfig) -> None:
         raise InvalidArgumentError(
             f"config.port_mappings: {count} host ports: at most {MAX_HOST_PORTS} of a pod can be published"
         )
+
+
+def ports_of(sandbox: Sandbox) -> Mapping[HostPort, int]:
+    """The host ports of a sandbox, parsed once. None of a request that a version before this one took for good."""
+    if sandbox.host_ports is None:
+        try:
+            sandbox.host_ports = host_ports(sandbox.config)
+        except InvalidArgumentError:
+            sandbox.host_ports = {}  # then it was published by nobody
+    return sandbox.host_ports
 
 
 def host_ports(config: api.PodSandboxConfig) -> dict[HostPort, int]:

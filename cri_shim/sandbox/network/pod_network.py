@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import structlog
@@ -23,7 +23,6 @@ from cri_shim.errors import (
     AlreadyExistsError,
     CniPluginError,
     CriShimError,
-    InvalidArgumentError,
     NotReadyError,
     host_step,
 )
@@ -36,7 +35,13 @@ from cri_shim.sandbox.network.annotations import (
 )
 from cri_shim.sandbox.network.attachments import PodAttachments
 from cri_shim.sandbox.network.details import network_details
-from cri_shim.sandbox.network.host_ports import HeldPorts, HostPort, check_number, host_ports
+from cri_shim.sandbox.network.host_ports import (
+    HeldPorts,
+    HostPort,
+    check_number,
+    host_ports,
+    ports_of,
+)
 from cri_shim.sandbox.network.plugin_args import maps_any
 from cri_shim.sandbox.store.model import NetworkAttachment, PodMetadata
 
@@ -63,6 +68,15 @@ log = structlog.get_logger()
 def has_host_network(config: api.PodSandboxConfig) -> bool:
     """Whether the pod shares the node's network."""
     return config.linux.security_context.namespace_options.network == api.NODE
+
+
+class NetworkPlan(NamedTuple):
+    """What a pod will have of networks."""
+
+    attachments: tuple[NetworkAttachment, ...]
+    """The primary network's first."""
+    ports: Mapping[HostPort, int]
+    """The host ports that it asks for."""
 
 
 class PodNetwork:
@@ -101,18 +115,14 @@ class PodNetwork:
         if holds == (sandbox.id in self._held_ports):
             return
         if holds:
-            try:
-                ports = host_ports(sandbox.config)
-            except InvalidArgumentError:
-                ports = {}  # in a record of a version that took what this one refuses: then it was published by nobody
-            self._held_ports.hold(sandbox.id, ports)
+            self._held_ports.hold(sandbox.id, ports_of(sandbox))
         else:
             self._held_ports.give_back(sandbox.id)
 
     def plan(
         self, sandbox_id: str, metadata: PodMetadata, config: api.PodSandboxConfig
-    ) -> tuple[NetworkAttachment, ...]:
-        """The networks a new pod will join, the primary one first.
+    ) -> NetworkPlan:
+        """What a new pod will have of networks, parsed and checked once.
 
         Raises NotReadyError where the node has no usable CNI configuration for one of them, InvalidArgumentError for a
         pod that can't be described to a plugin: better now than in the middle of an undo; AlreadyExistsError for a host
@@ -121,12 +131,12 @@ class PodNetwork:
         check_number(config)
         ports = host_ports(config)
         if has_host_network(config):
-            return ()
+            return NetworkPlan((), ports)
         if self._publish_ports and ports:
             self._check_free(ports)
         planned = tuple(self._chosen(config.annotations))
-        self._attachments.check(sandbox_id, metadata, config, planned)
-        return planned
+        self._attachments.check(sandbox_id, metadata, config, ports, planned)
+        return NetworkPlan(planned, ports)
 
     def _chosen(self, annotations: Mapping[str, str]) -> Iterator[NetworkAttachment]:
         default = joins_default_network(annotations)
@@ -212,7 +222,7 @@ class PodNetwork:
         return ips or ()
 
     def _warn_of_former_holders(self, sandbox: Sandbox) -> None:
-        ports = host_ports(sandbox.config) if self._publish_ports else {}
+        ports = ports_of(sandbox) if self._publish_ports else {}
         if not ports:
             return
         # Nobody knows how much of a failed DEL was done; mostly the ports were. So a pending delete holds no port back.

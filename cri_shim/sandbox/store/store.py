@@ -43,10 +43,11 @@ from cri_shim.sandbox.store.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from cri_shim.paths import ObjectPaths
+    from cri_shim.sandbox.network.host_ports import HostPort
 
 log = structlog.get_logger()
 MAX_RECORD_BYTES = 32 << 20
@@ -66,6 +67,8 @@ class Sandbox:
         self.record = record
         self.status = status
         self.config = config
+        self.host_ports: Mapping[HostPort, int] | None = None
+        """Of the request, once they are parsed; the network's own (`network.host_ports.ports_of`)."""
         self.unsaved = False
         self.list_entry: tuple[SandboxStatus, bytes] | None = None
         """A status and the encoded entry in lists that shows it; the lists' own."""

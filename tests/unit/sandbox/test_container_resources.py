@@ -75,7 +75,7 @@ async def test_limits_of_memory_and_of_swap_are_told_together(
     On cgroup v2, which counts swap alone, runc and crun write the difference, and crun refuses one limit without the
     other or a difference below zero.
     """
-    monkeypatch.setattr(harness.specs, "_node", replace(node_facts(), swap_accounting=True))
+    monkeypatch.setattr(harness.spec_facts, "node", replace(node_facts(), swap_accounting=True))
     container = await limited(harness)
     await update(harness, container, memory_swap_limit_in_bytes=96 * MIB)
     for memory in (80, 128, 48):

@@ -28,7 +28,7 @@ from cri_shim.oci.spec.inputs import DeviceNode
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.container_resources import resources_in_force
 from cri_shim.sandbox.exits import Exit
-from cri_shim.sandbox.spec import specs as specs_module
+from cri_shim.sandbox.spec import container_specs as specs_module
 from cri_shim.sandbox.store.model import ContainerState
 from cri_shim.single_flight import SupersededError
 from tests.fakes.clock import turn_over, until

@@ -25,9 +25,9 @@ from cri_shim.oci.cdi_registry import CdiRegistry
 from cri_shim.oci.spec.inputs import DeviceNode, HandlerFacts
 from cri_shim.oci.spec.selinux import parse_contexts
 from cri_shim.rpc.translate_containers import container_status
+from cri_shim.sandbox.spec import container_specs as specs_module
 from cri_shim.sandbox.spec import host_paths
 from cri_shim.sandbox.spec import selinux as selinux_module
-from cri_shim.sandbox.spec import specs as specs_module
 from cri_shim.sandbox.spec.node_resources import NodeResources
 from cri_shim.sandbox.spec.selinux import SELinux
 from tests.fakes.node_harness import container_config, node_facts, pod_config
@@ -466,7 +466,7 @@ def harness(harness: NodeHarness, monkeypatch: pytest.MonkeyPatch) -> NodeHarnes
         | {"apparmor_default_profile": "default"}
     )
     able = HandlerFacts("runc", user_namespaces=True, recursive_read_only_mounts=True)
-    monkeypatch.setattr(harness.specs, "_node", everything)
+    monkeypatch.setattr(harness.spec_facts, "node", everything)
     gpu = {"path": "/dev/gpu0", "hostPath": "/dev/fuse"}
     devices = harness.base / "cdi"
     devices.mkdir()
@@ -483,8 +483,8 @@ def harness(harness: NodeHarness, monkeypatch: pytest.MonkeyPatch) -> NodeHarnes
         'process = "system_u:system_r:container_t"\nfile = "system_u:object_r:container_file_t"'
     )
     monkeypatch.setattr(
-        harness.specs,
-        "_node_resources",
+        harness.spec_facts,
+        "node_resources",
         NodeResources(
             cdi=CdiRegistry([devices]), selinux=SELinux(parse_contexts(contexts, "policy"), tuple)
         ),
@@ -492,7 +492,7 @@ def harness(harness: NodeHarness, monkeypatch: pytest.MonkeyPatch) -> NodeHarnes
     monkeypatch.setattr(selinux_module, "relabel", lambda path, *_, **__: RELABELLED.append(path))
     RELABELLED.clear()
     (harness.base / "seccomp.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
-    monkeypatch.setattr(harness.specs, "_handler_facts", lambda _: able)
+    monkeypatch.setattr(harness.spec_facts, "handler", lambda _: able)
     fuse = DeviceNode("/dev/fuse", "c", 10, 229)
     monkeypatch.setattr(
         specs_module, "device_nodes", lambda path: (fuse,) if path == "/dev/fuse" else ()
@@ -515,9 +515,9 @@ async def made_of(harness: NodeHarness, path: str, value: object) -> Made:
         ParseDict(USERS, pod.linux.security_context.namespace_options.userns_options)
         pod.linux.security_context.privileged = False
     if path.endswith("unified"):
-        facts = harness.specs._node
+        facts = harness.spec_facts.node
         v2 = {name: getattr(facts, name) for name in facts.__slots__} | {"cgroup_v2": True}
-        harness.specs._node = type(facts)(**v2)
+        harness.spec_facts.node = type(facts)(**v2)
     sandbox = harness.pods.find(await harness.pods.run_pod_sandbox(pod, ""))
     config = container_config()
     document = MessageToDict(config, preserving_proto_field_name=True)

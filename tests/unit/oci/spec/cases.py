@@ -52,7 +52,7 @@ from cri_shim.oci.spec.inputs import (
     Ulimit,
     UserMappings,
 )
-from cri_shim.oci.spec.sandbox import build_sandbox_spec
+from cri_shim.oci.spec.sandbox import build_sandbox_spec, plan_sandbox
 from cri_shim.oci.spec.seccomp import parse_profile
 from cri_shim.oci.spec.user import resolve_user
 
@@ -160,10 +160,12 @@ def container_config(
 def sandbox_spec(
     config: PodSandboxConfig, place: Place = GOLDEN_CGROUP, **changes: Any
 ) -> dict[str, Any]:
+    node, handler = changes.pop("node", place.node), changes.pop("handler", RUNC)
     return build_sandbox_spec(
         config,
-        node=changes.pop("node", place.node),
-        handler=changes.pop("handler", RUNC),
+        plan_sandbox(config, handler=handler, node=node),
+        node=node,
+        handler=handler,
         sandbox=changes.pop("sandbox", sandbox_facts(place, pause_pid=None)),
         image=changes.pop("image", PAUSE),
         rootfs_path=place.rootfs,

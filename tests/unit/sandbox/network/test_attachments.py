@@ -102,4 +102,4 @@ def test_what_no_network_of_the_pod_can_do_is_told_to_the_log(cni: FakeCni) -> N
 def test_a_pod_that_no_plugin_could_be_told_of_is_refused(cni: FakeCni, field: str) -> None:
     words = {"name": "n", "namespace": "s", "uid": "u", field: "x;IgnoreUnknown=0"}
     with pytest.raises(InvalidArgumentError, match="CNI argument"):
-        attachments(cni).check("a" * 64, PodMetadata(**words, attempt=0), pod_config(), TWO)
+        attachments(cni).check("a" * 64, PodMetadata(**words, attempt=0), pod_config(), {}, TWO)

@@ -17,6 +17,7 @@ from cri_shim.errors import (
     NotReadyError,
 )
 from cri_shim.paths import netns_file
+from cri_shim.sandbox.network import host_ports as host_ports_module
 from cri_shim.sandbox.network import pod_network as network_module
 from cri_shim.sandbox.network.annotations import CNI_ARGS_PREFIX, DISABLE_DEFAULT, NETWORKS
 from cri_shim.sandbox.network.bandwidth import INGRESS
@@ -29,6 +30,7 @@ from tests.unit.sandbox.interruptions import outcome_of
 from tests.unit.sandbox.records import make_sandbox
 
 if TYPE_CHECKING:
+    from cri_shim.sandbox.network.host_ports import HostPort
     from cri_shim.sandbox.store.store import Sandbox
 
 METADATA = PodMetadata("web", "default", "uid-web", 0)
@@ -51,7 +53,7 @@ def stored(harness: NodeHarness) -> Sandbox:
 
 @pytest.mark.asyncio
 async def test_a_pod_joins_the_default_network(joined: NodeHarness) -> None:
-    assert joined.network.plan("a" * 64, METADATA, pod_config()) == (
+    assert joined.network.plan("a" * 64, METADATA, pod_config()).attachments == (
         NetworkAttachment("pods", "eth0"),
     )
 
@@ -59,7 +61,7 @@ async def test_a_pod_joins_the_default_network(joined: NodeHarness) -> None:
 @pytest.mark.asyncio
 async def test_a_pod_on_the_nodes_network_joins_none_and_needs_none(joined: NodeHarness) -> None:
     joined.cni.ready = False
-    assert joined.network.plan("a" * 64, METADATA, pod_config(host_network=True)) == ()
+    assert joined.network.plan("a" * 64, METADATA, pod_config(host_network=True)).attachments == ()
     with pytest.raises(NotReadyError):
         joined.network.plan("a" * 64, METADATA, pod_config())
 
@@ -104,7 +106,7 @@ async def test_the_loopback_network_comes_first_and_has_no_address_of_the_pod(
 ) -> None:
     joined.cni.loopback = joined.cni.networks["storage"]
     joined.cni.addresses["storage"] = "127.0.0.1/8"
-    planned = joined.network.plan("5" * 64, METADATA, pod_config())
+    planned = joined.network.plan("5" * 64, METADATA, pod_config()).attachments
     assert [a.ifname for a in planned] == ["lo", "eth0"]
     sandbox = make_sandbox(status=SandboxStatus(attachments=planned))
     joined.network.create_namespace(sandbox.id, {})
@@ -115,7 +117,7 @@ async def test_the_loopback_network_comes_first_and_has_no_address_of_the_pod(
 async def test_a_pod_joins_the_networks_that_it_names(joined: NodeHarness) -> None:
     config = pod_config()
     config.annotations[NETWORKS] = '[{"name": "storage"}, {"name": "pods", "interface": "more0"}]'
-    assert joined.network.plan("a" * 64, METADATA, config) == (
+    assert joined.network.plan("a" * 64, METADATA, config).attachments == (
         NetworkAttachment("pods", "eth0"),
         NetworkAttachment("storage", "net1"),
         NetworkAttachment("pods", "more0"),
@@ -129,9 +131,9 @@ async def test_without_the_default_network_a_pod_has_only_those_that_it_names(
     joined.cni.ready = False
     config = pod_config()
     config.annotations[DISABLE_DEFAULT] = "true"
-    assert joined.network.plan("a" * 64, METADATA, config) == ()
+    assert joined.network.plan("a" * 64, METADATA, config).attachments == ()
     config.annotations[NETWORKS] = '{"name": "storage", "interface": "eth0"}'
-    assert joined.network.plan("a" * 64, METADATA, config) == (
+    assert joined.network.plan("a" * 64, METADATA, config).attachments == (
         NetworkAttachment("storage", "eth0"),
     )
 
@@ -154,7 +156,7 @@ async def test_on_the_nodes_network_annotations_about_networks_say_nothing(
 ) -> None:
     config = pod_config(host_network=True)
     config.annotations[NETWORKS] = '{"name": "elsewhere"}'
-    assert harness.network.plan("a" * 64, METADATA, config) == ()
+    assert harness.network.plan("a" * 64, METADATA, config).attachments == ()
 
 
 @pytest.mark.asyncio
@@ -306,12 +308,12 @@ async def test_the_ports_of_pods_that_were_there_before_the_daemon_are_known(
     with pytest.raises(AlreadyExistsError, match=found.id):
         harness.network.plan("a" * 64, METADATA, config)
     harness.sandboxes.forget(found)
-    assert harness.network.plan("a" * 64, METADATA, config)
+    assert harness.network.plan("a" * 64, METADATA, config).attachments
     # One that some other version accepted, and this one would not, holds nobody up.
     strange = pod_config("strange")
     strange.port_mappings.add(host_port=80, container_port=0)
     harness.sandboxes.adopt(make_sandbox(status=SandboxStatus(attachments=TWO), config=strange))
-    assert harness.network.plan("a" * 64, METADATA, config)
+    assert harness.network.plan("a" * 64, METADATA, config).attachments
 
 
 @pytest.mark.asyncio
@@ -374,3 +376,24 @@ async def test_a_detachment_that_hangs_is_waited_for_a_moment_and_called_again_w
     assert len(joined.pending_deletes) == 0
     assert [a.network for a in joined.cni.deleted].count("storage") == 2
     assert joined.cni.attached == {}
+
+
+@pytest.mark.asyncio
+async def test_a_pods_ports_are_parsed_once(
+    joined: NodeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[object] = []
+    real = host_ports_module.host_ports
+
+    def note(config: api.PodSandboxConfig) -> dict[HostPort, int]:
+        parsed.append(config)
+        return real(config)
+
+    monkeypatch.setattr(host_ports_module, "host_ports", note)
+    monkeypatch.setattr(network_module, "host_ports", note)
+    config = pod_config()
+    config.port_mappings.add(host_port=80, container_port=8080)
+    sandbox_id = await joined.pods.run_pod_sandbox(config, "")
+    await joined.pods.remove_pod_sandbox(sandbox_id)
+    assert joined.cni.deleted
+    assert parsed == [config]

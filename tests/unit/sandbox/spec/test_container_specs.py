@@ -1,9 +1,8 @@
-"""Stored objects as the spec builders see them, and what is looked up on the way."""
+"""Runtime-specs of containers, and what is looked up on the way."""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -18,117 +17,27 @@ from cri_shim.errors import (
     WrongStateError,
 )
 from cri_shim.host.files import read_in_root
-from cri_shim.host.port import Host
-from cri_shim.image.manifest import ImageConfig
 from cri_shim.oci.cdi_registry import CdiRegistry
 from cri_shim.oci.hook_files import HookFiles
-from cri_shim.oci.spec.inputs import HandlerFacts
 from cri_shim.oci.spec.selinux import parse_contexts
-from cri_shim.paths import Paths
-from cri_shim.sandbox.spec import specs as specs_module
 from cri_shim.sandbox.spec.apparmor import AppArmor
-from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
-from cri_shim.sandbox.spec.node_resources import NodeResources
 from cri_shim.sandbox.spec.selinux import SELinux
-from cri_shim.sandbox.spec.specs import Specs, image_defaults, localhost_profile
-from cri_shim.sandbox.spec.volumes import Volumes
-from cri_shim.sandbox.store.model import ContainerRecord, ContainerStatus, Process, SandboxStatus
-from cri_shim.sandbox.store.store import Container, Store, read_container
+from cri_shim.sandbox.store.model import ContainerRecord, ContainerStatus
 from tests.fakes.apparmor import FakeAppArmor
-from tests.fakes.networks import FakeImages
-from tests.fakes.node_harness import container_config, node_facts, pod_config
+from tests.fakes.node_harness import container_config, pod_config
 from tests.unit.sandbox.records import make_container, make_sandbox
+from tests.unit.sandbox.spec_node import READY, RUNNING, Node
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
     from cri_shim.host.process import Reaper
-    from cri_shim.image.store import Image
-    from cri_shim.sandbox.store.store import Sandbox
-
-READY = SandboxStatus(ready_at_ns=1, process=Process(4242, 1), monitor=Process(4241, 1))
-NO_VOLUMES = Volumes(images={}, declared=())
-RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2, process=Process(777, 1))
-
-
-CGROUP_PATHS = CgroupPaths(systemd=False, default_parent="")
-
-
-class Node:
-    """What specs are made from."""
-
-    def __init__(self, base: Path) -> None:
-        self.paths = Paths(base / "root", base / "state")
-        self.paths.containers_dir.mkdir(parents=True, exist_ok=True)
-        self.store: Store[Container] = Store(
-            "container", self.paths.containers_dir, self.paths.container, read_container
-        )
-        self.images = FakeImages()
-        self.specs = Specs(
-            host=Host(),
-            paths=self.paths,
-            node=node_facts(),
-            handler_facts=HandlerFacts,
-            containers=self.store,
-            cgroup_paths=CGROUP_PATHS,
-        )
-
-    def image(self, **config: Any) -> Image:
-        return self.images.add("made", ImageConfig(**{"cmd": ("sh",), **config}))
-
-    def etc(self, container: Container, **files: str) -> None:
-        etc = self.paths.container(container.id).rootfs_dir / "etc"
-        etc.mkdir(parents=True)
-        for name, text in files.items():
-            (etc / name).write_text(text)
-
-    async def spec(
-        self, container: Container, sandbox: Sandbox | None = None, image: Image | None = None
-    ) -> tuple[dict[str, Any], Any]:
-        self.paths.container(container.id).rootfs_dir.mkdir(parents=True, exist_ok=True)
-        return await self.specs.container_spec(
-            sandbox or make_sandbox(status=READY), container, image or self.image(), NO_VOLUMES
-        )
+    from cri_shim.sandbox.store.store import Container
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
-
-
-# --- sandboxes ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.asyncio
-async def test_the_pause_container_is_built_from_its_record_and_image(node: Node) -> None:
-    sandbox = make_sandbox(status=SandboxStatus())
-    spec = await node.specs.sandbox_spec(sandbox, node.image(entrypoint=("/pause",), cmd=()), None)
-    assert spec["process"]["args"] == ["/pause"]
-    assert spec["root"]["path"] == str(node.paths.sandbox(sandbox.id).rootfs_dir)
-    assert spec["linux"]["cgroupsPath"].endswith(sandbox.id)
-
-
-def test_the_pods_network_parameters_are_ours_to_write(node: Node) -> None:
-    config = pod_config()
-    config.linux.sysctls["net.ipv4.ip_forward"] = "1"
-    config.linux.sysctls["kernel.shm_rmid_forced"] = "1"
-    assert node.specs.sysctls(config, "runc").network == {"net.ipv4.ip_forward": "1"}
-
-
-@pytest.mark.parametrize("sysctl", ["vm.swappiness", "net.ipv4/../../x"])
-def test_parameters_that_no_pod_may_set_are_refused_early(node: Node, sysctl: str) -> None:
-    config = pod_config()
-    config.linux.sysctls[sysctl] = "1"
-    with pytest.raises(InvalidArgumentError):
-        node.specs.check_sandbox(config, "runc")
-
-
-def test_a_user_that_no_pause_container_can_have_is_refused_early(node: Node) -> None:
-    config = pod_config()
-    config.linux.security_context.run_as_user.value = -1
-    with pytest.raises(InvalidArgumentError, match="run_as_user"):
-        node.specs.check_sandbox(config, "runc")
 
 
 # --- containers --------------------------------------------------------------------------------------------------
@@ -261,50 +170,6 @@ async def test_a_target_that_does_not_run_or_is_not_there_is_refused(node: Node)
         await node.spec(targeting(target.id))
 
 
-# --- profiles and defaults ---------------------------------------------------------------------------------------
-
-
-def with_profile(path: str) -> api.LinuxContainerSecurityContext:
-    return api.LinuxContainerSecurityContext(
-        seccomp=api.SecurityProfile(profile_type=api.SecurityProfile.Localhost, localhost_ref=path)
-    )
-
-
-def test_only_a_localhost_profile_is_read() -> None:
-    assert localhost_profile(api.LinuxContainerSecurityContext()) is None
-    default = api.SecurityProfile(profile_type=api.SecurityProfile.RuntimeDefault)
-    assert localhost_profile(api.LinuxContainerSecurityContext(seccomp=default)) is None
-
-
-def test_a_localhost_profile_is_read_and_understood(tmp_path: Path) -> None:
-    path = tmp_path / "profile.json"
-    path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}))
-    assert localhost_profile(with_profile(str(path))) is not None
-
-
-@pytest.mark.parametrize("case", ["missing", "garbage", "too large", "a directory", "a pipe"])
-def test_a_profile_that_cannot_be_used_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    path = tmp_path / "profile.json"
-    if case == "garbage":
-        path.write_text("{")
-    elif case == "too large":
-        monkeypatch.setattr(specs_module, "MAX_PROFILE_BYTES", 10)
-        path.write_text(" " * 11)
-    elif case == "a directory":
-        path.mkdir()
-    elif case == "a pipe":
-        os.mkfifo(path)
-    with pytest.raises(InvalidArgumentError, match="profile"):
-        localhost_profile(with_profile(str(path)))
-
-
-def test_a_relative_profile_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError):
-        localhost_profile(with_profile("profile.json"))
-
-
 def test_the_stop_signal_is_the_requests_or_the_images(node: Node) -> None:
     config = container_config()
     assert node.specs.stop_signal(config, node.image()) == 15
@@ -313,29 +178,7 @@ def test_the_stop_signal_is_the_requests_or_the_images(node: Node) -> None:
     assert node.specs.stop_signal(config, node.image(stop_signal="SIGINT")) == 10
 
 
-def test_everything_an_image_asks_for_is_passed_on(node: Node) -> None:
-    image = node.image(
-        entrypoint=("/e",), cmd=("c",), env=("A=1",), working_dir="/w", user="u", stop_signal="9"
-    )
-    defaults = image_defaults(image, "name")
-    assert (defaults.name, defaults.entrypoint, defaults.cmd) == ("name", ("/e",), ("c",))
-    assert (defaults.env, defaults.working_dir) == (("A=1",), "/w")
-    assert (defaults.user, defaults.stop_signal) == ("u", "9")
-
-
 # --- what the node provides --------------------------------------------------------------------------------------
-
-
-def providing(node: Node, **node_resources: Any) -> None:
-    node.specs = Specs(
-        host=Host(),
-        paths=node.paths,
-        node=node_facts(),
-        handler_facts=HandlerFacts,
-        containers=node.store,
-        cgroup_paths=CGROUP_PATHS,
-        node_resources=NodeResources(**node_resources),
-    )
 
 
 @pytest.mark.asyncio
@@ -349,7 +192,7 @@ async def test_cdi_devices_are_found_in_the_nodes_files_and_looked_at(
         "devices": [{"name": "0", "containerEdits": edits}],
     }
     (tmp_path / "gpu.json").write_text(json.dumps(document))
-    providing(node, cdi=CdiRegistry([tmp_path]))
+    node.provide(cdi=CdiRegistry([tmp_path]))
     config = container_config()
     config.CDI_devices.add(name="vendor.com/gpu=0")
     spec, _ = await node.spec(make_container(config=config))
@@ -364,7 +207,7 @@ async def test_hooks_are_those_of_the_nodes_files_and_their_programs_must_be_fit
     hook = {"version": "1.0.0", "when": {"always": True}, "stages": ["prestart"]}
     file = tmp_path / "hook.json"
     file.write_text(json.dumps({**hook, "hook": {"path": "/bin/true"}}))
-    providing(node, hooks=HookFiles([tmp_path]))
+    node.provide(hooks=HookFiles([tmp_path]))
     spec, _ = await node.spec(make_container())
     assert spec["hooks"]["prestart"] == [{"path": "/bin/true"}]
     file.write_text(json.dumps({**hook, "hook": {"path": "/nonexistent"}}))
@@ -375,12 +218,12 @@ async def test_hooks_are_those_of_the_nodes_files_and_their_programs_must_be_fit
 @pytest.mark.asyncio
 async def test_labels_are_given_out_recorded_and_used(node: Node, tmp_path: Path) -> None:
     contexts = parse_contexts("process = u:r:container_t:s0\nfile = u:r:file_t:s0", "test")
-    providing(node, selinux=SELinux(contexts, lambda: ()))
-    pod = node.specs.sandbox_labels(pod_config())
+    node.provide(selinux=SELinux(contexts, lambda: ()))
+    pod = node.sandbox_specs.labels(pod_config())
     sandbox = make_sandbox(status=READY)
     sandbox.record = structs.replace(sandbox.record, labels=pod)
     container = make_container()
-    labels = node.specs.container_labels(sandbox, container.config)
+    labels = node.specs.labels(sandbox, container.config)
     assert labels == pod
     container.record = structs.replace(container.record, labels=labels)
     read = msgspec.json.decode(msgspec.json.encode(container.record), type=ContainerRecord)
@@ -396,7 +239,7 @@ async def test_profiles_are_those_that_are_loaded_now(
 ) -> None:
     kernel = FakeAppArmor(tmp_path / "kernel", monkeypatch, "mine")
     apparmor = AppArmor(cast("Reaper", None), "mine", tmp_path / "file", root=kernel.root)
-    providing(node, apparmor=apparmor)
+    node.provide(apparmor=apparmor)
     config = container_config()
     profile = api.SecurityProfile(profile_type=api.SecurityProfile.Localhost, localhost_ref="mine")
     config.linux.security_context.apparmor.CopyFrom(profile)
@@ -404,9 +247,9 @@ async def test_profiles_are_those_that_are_loaded_now(
     assert spec["process"]["apparmorProfile"] == "mine"
     pod = pod_config()
     pod.linux.security_context.apparmor.CopyFrom(profile)
-    node.specs.check_sandbox(pod, "runc")
+    node.sandbox_specs.plan(pod, "runc")
     kernel.forget()
     with pytest.raises(InvalidArgumentError, match="'mine'"):
-        node.specs.check_sandbox(pod, "runc")
+        node.sandbox_specs.plan(pod, "runc")
     with pytest.raises(InvalidArgumentError, match="'mine'"):
         await node.spec(make_container("d" * 64, config=config))
