@@ -118,7 +118,7 @@ def with_names(planned: Sequence[PlannedImage], reference: Reference | None) -> 
     if reference is not None:
         if len(planned) != 1:
             raise BadArchiveError(
-                f"name {reference}: the archive has {len(planned)} images, a name is for one"
+                f"name {reference}: a name applies to an archive of one image; this one has {len(planned)}"
             )
         return [msgspec.structs.replace(planned[0], names=(reference,))]
     for image in planned:

@@ -80,7 +80,7 @@ def _keys_of(data: bytes) -> tuple[frozenset[str], set[str]]:
         seen = set()
         for key, _ in pairs:
             if key in seen:
-                raise _AmbiguousError(f"the key {quoted(key)} stands twice in one object")
+                raise _AmbiguousError(f"the key {quoted(key)} occurs twice in one object")
             seen.add(key)
         keys.update(seen)
         # Called once per object, the outermost one last.

@@ -270,7 +270,7 @@ def _resizer(terminal: int, ended: asyncio.Future[int]) -> Callable[[int, int], 
 
     Raises CriShimError when there is no free descriptor.
     """
-    with host_step("exec: its terminal"):
+    with host_step("exec: duplicating the descriptor of its terminal"):
         fd = os.dup(terminal)
     ended.add_done_callback(lambda _: os.close(fd))
 

@@ -218,7 +218,9 @@ def _requested_mount(
         refuse(f"{field}.container_path", mount.container_path, "can't be the root directory")
     if destination.startswith("/proc/") and destination not in _PROC_FILES:
         refuse(
-            f"{field}.container_path", mount.container_path, "mounts below /proc are not allowed"
+            f"{field}.container_path",
+            mount.container_path,
+            "below /proc only files that lxcfs replaces can be mounted over",
         )
     if source is None or not mount.HasField("image"):
         host_path = absolute_path(mount.host_path, f"{field}.host_path")

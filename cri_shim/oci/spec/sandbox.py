@@ -156,7 +156,11 @@ def check_sandbox_config(config: PodSandboxConfig, handler: HandlerFacts, node: 
         resolve_sandbox_user(context), namespaces.user_mappings(context.namespace_options)
     )
     if context.supplemental_groups_policy not in (api_pb2.Merge, api_pb2.Strict):
-        refuse("supplemental_groups_policy", context.supplemental_groups_policy, "is not known")
+        refuse(
+            "supplemental_groups_policy",
+            context.supplemental_groups_policy,
+            "is not a policy of CRI",
+        )
     selinux.check_options(context.selinux_options)
     apparmor.sandbox_apparmor(context, node)
     check_sizing(overhead=config.linux.overhead, size=config.linux.resources, node=node)

@@ -125,7 +125,11 @@ def resolve_user(
     if context.supplemental_groups_policy == api_pb2.Merge:
         extra += _groups_of(entry.name, group)
     elif context.supplemental_groups_policy != api_pb2.Strict:
-        refuse("supplemental_groups_policy", context.supplemental_groups_policy, "is not known")
+        refuse(
+            "supplemental_groups_policy",
+            context.supplemental_groups_policy,
+            "is not a policy of CRI",
+        )
     return ResolvedUser(
         uid=entry.uid,
         gid=gid,

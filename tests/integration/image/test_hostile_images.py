@@ -239,7 +239,7 @@ LAYERS: dict[str, tuple[LayerBlob, str]] = {
     ),
     "zstd window": (packed(b"\x28\xb5\x2f\xfd\x00\xa8" + bytes(100)), "zstd stream is damaged"),
     "gzip name without end": (packed(b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * 500_000), "too early"),
-    "xz": (packed(b"\xfd7zXZ\x00" + bytes(50)), "packed with xz"),
+    "xz": (packed(b"\xfd7zXZ\x00" + bytes(50)), "compressed with xz"),
 }
 
 
@@ -346,7 +346,7 @@ DOCUMENTS: dict[str, tuple[bytes, str, str]] = {
     ),
     "brackets": (b"[" * 1_000_000, MANIFEST_TYPE, "values"),
     "nesting": (b'{"a":' * 90_000, MANIFEST_TYPE, "not a valid image document"),
-    "a key twice": (manifest()[:-1] + b',"layers":[]}', MANIFEST_TYPE, "stands twice .*ambiguous"),
+    "a key twice": (manifest()[:-1] + b',"layers":[]}', MANIFEST_TYPE, "occurs twice .*ambiguous"),
     "a key in two spellings": (
         manifest()[:-1] + b',"Layers":[]}',
         MANIFEST_TYPE,
@@ -375,12 +375,12 @@ DOCUMENTS: dict[str, tuple[bytes, str, str]] = {
     "a layer of exabytes": (
         manifest(layers=[{"mediaType": TAR_TYPE, "digest": B, "size": 1 << 62}]),
         MANIFEST_TYPE,
-        "at most 68719476736",
+        "the limit is 68719476736",
     ),
     "a size beyond numbers": (
         manifest(layers=[{"mediaType": TAR_TYPE, "digest": B, "size": 10**30}]),
         MANIFEST_TYPE,
-        "not a valid|at most",
+        "not a valid|the limit is",
     ),
     "too many layers": (
         manifest(layers=[{"mediaType": TAR_TYPE, "digest": B, "size": 1}] * 501),
@@ -390,7 +390,7 @@ DOCUMENTS: dict[str, tuple[bytes, str, str]] = {
     "a configuration of gigabytes": (
         manifest(config={"mediaType": CONFIG_TYPE, "digest": A, "size": 1 << 31}),
         MANIFEST_TYPE,
-        "at most 4194304",
+        "the limit is 4194304",
     ),
     "a wide index": (
         index(

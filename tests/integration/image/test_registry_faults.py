@@ -154,7 +154,7 @@ WORDS: list[tuple[Fault, type[Exception] | tuple[type[Exception], ...], str]] = 
         "no answer in time|no bytes",
     ),
     (Corrupt("/manifests/", at=9), BadArchiveError, "what it sent has the digest"),
-    (Endless("/manifests/"), BadArchiveError, "more than 4194304 bytes"),
+    (Endless("/manifests/"), BadArchiveError, "exceeds 4194304 bytes"),
     (EndlessHead("/manifests/"), RegistryUnavailableError, "not HTTP|no answer in time"),
     (
         WrongLength("/manifests/", by=-9),
@@ -168,7 +168,7 @@ WORDS: list[tuple[Fault, type[Exception] | tuple[type[Exception], ...], str]] = 
     (Corrupt(C.digest, at=900_000), DamagedBlobError, "the bytes from http.* have the digest"),
     (Corrupt(A.digest, at=20), DamagedBlobError, "the bytes from http.* have the digest"),
     (Endless(C.digest), BadArchiveError, "more than the 100[0-9]+ bytes that the manifest"),
-    (EndlessHead(C.digest), RegistryUnavailableError, "not HTTP|nothing came"),
+    (EndlessHead(C.digest), RegistryUnavailableError, "not HTTP|no bytes"),
 ]
 
 

@@ -73,7 +73,7 @@ def test_a_given_name_replaces_the_archive_s() -> None:
     named = with_names(planned, parse_reference("b:2"))
     assert [str(name) for name in named[0].names] == ["docker.io/library/b:2"]
     assert with_names(planned, None) == planned
-    with pytest.raises(BadArchiveError, match="a name is for one"):
+    with pytest.raises(BadArchiveError, match="an archive of one image"):
         with_names([*planned, *planned], parse_reference("b:2"))
 
 

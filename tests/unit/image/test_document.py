@@ -79,9 +79,9 @@ def test_members_are_known_without_regard_for_case(data: bytes, found: Kind) -> 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b'{"layers":[],"layers":["a"]}', "'layers' stands twice in one object: ambiguous"),
-        (b'{"a":{"b":1,"c":2,"b":3}}', "'b' stands twice"),
-        (b'{"a":1,"\\u0061":2}', "'a' stands twice"),
+        (b'{"layers":[],"layers":["a"]}', "'layers' occurs twice in one object: ambiguous"),
+        (b'{"a":{"b":1,"c":2,"b":3}}', "'b' occurs twice"),
+        (b'{"a":1,"\\u0061":2}', "'a' occurs twice"),
         (b'{"layers":[],"Layers":["a"]}', "'layers' and 'Layers': ambiguous"),
         (b'{"layers":["a"],"layer\\u017f":["a"]}', "'layers' and '.*': ambiguous"),
         (b'{"layers":["a"],"LAYERS":null}', "'layers' and 'LAYERS': ambiguous"),

@@ -130,7 +130,7 @@ def test_an_index_is_read() -> None:
         (manifest(manifests=[]), "ambiguous"),
         (manifest(layers=None, manifests=[]), "ambiguous"),
         (manifest(Manifests=[]), "ambiguous"),
-        (manifest()[:-1] + b',"config":{}}', "'config' stands twice"),
+        (manifest()[:-1] + b',"config":{}}', "'config' occurs twice"),
         (manifest(layers=None, config=None, FSLayers=[]), "schema 1"),
         (manifest(layers=None, config=None), "none of"),
         (manifest(schemaVersion=1), "schema 1"),
