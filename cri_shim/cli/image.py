@@ -38,19 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
             description="Pull an image from its registry; layers on the node are not downloaded again.",
         )
     )
-    import_ = add(
-        "import",
-        help="import the images of a file",
-        description="Import the images of an OCI archive, a docker archive or an OCI layout.\n"
-        "Archives may be plain or compressed with gzip or zstd.",
+    _configure_import(
+        add(
+            "import",
+            help="import the images of a file",
+            description="Import the images of an OCI archive, a docker archive or an OCI layout.\n"
+            "Archives may be plain or compressed with gzip or zstd.",
+        )
     )
-    import_.add_argument(
-        "file", type=Path, metavar="FILE", help="archive or directory; - for standard input"
-    )
-    import_.add_argument(
-        "--name", default="", metavar="REF", help="name of the image, instead of the file's own"
-    )
-    import_.set_defaults(run=run_import)
     image_export.configure(
         add(
             "export",
@@ -88,6 +83,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for command in commands.choices.values():
         daemon_address.add_options(command)
+
+
+def _configure_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="archive or directory; - for standard input"
+    )
+    parser.add_argument(
+        "--name", default="", metavar="REF", help="name of the image, instead of the file's own"
+    )
+    parser.set_defaults(run=run_import)
 
 
 def run_import(arguments: argparse.Namespace) -> int:

@@ -113,12 +113,7 @@ class Daemon:
             self._handle_signals(parts)
             ready = asyncio.Event()
             parts.background.keep("start", ask_for_patience(ready))
-            parts.cni.load()
-            parts.cni.watch()
-            stack.callback(parts.cni.close)
-            parts.background.keep("cni status", parts.cni.follow_status())
-            parts.node_resources.watch(parts.background)
-            stack.callback(parts.node_resources.close)
+            self._follow_node(parts, stack)
             parts.pending_deletes.load()
             await self._for_a_moment(
                 parts,
@@ -129,11 +124,7 @@ class Daemon:
             parts.background.keep("network reconciler", parts.reconciler.run())
             parts.background.keep("network checks", parts.reconciler.check_attachments())
             await self._for_a_moment(parts, ("sweeping images", parts.images.sweep()))
-            # What is here now stays. Looking through it for garbage would stop every call for some 20 ms each time.
-            gc.collect()
-            gc.freeze()
-            gc.collect()  # from here on a quarter more than what is not frozen has old garbage looked for
-            gather_in_large_pages()
+            _freeze_heap()
             await listeners.set_ready()
             ready.set()
             notify(READY, status("serving"))
@@ -151,6 +142,15 @@ class Daemon:
             )
             await self._serve(parts)
             notify(STOPPING, status("stopping; containers go on"))
+
+    def _follow_node(self, parts: Parts, stack: AsyncExitStack) -> None:
+        """Read the network configurations, devices and hooks, and follow their files."""
+        parts.cni.load()
+        parts.cni.watch()
+        stack.callback(parts.cni.close)
+        parts.background.keep("cni status", parts.cni.follow_status())
+        parts.node_resources.watch(parts.background)
+        stack.callback(parts.node_resources.close)
 
     async def _for_a_moment(
         self, parts: Parts, *works: tuple[str, Coroutine[object, object, object]]
@@ -321,3 +321,11 @@ def _count(
     for state in objects:
         counts[str(state)] += 1
     return counts
+
+
+def _freeze_heap() -> None:
+    """What is here now stays. Looking through it for garbage would stop every call for some 20 ms each time."""
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # from here on a quarter more than what is not frozen has old garbage looked for
+    gather_in_large_pages()

@@ -169,9 +169,8 @@ class Reaper:
         """
         started = time.monotonic()
         with contextlib.ExitStack() as descriptors:
-            stdin_fd = None
-            if stdin:
-                stdin_fd = _memory_file(stdin)
+            stdin_fd = _memory_file(stdin) if stdin else None
+            if stdin_fd is not None:
                 descriptors.callback(os.close, stdin_fd)
             stderr = Capture(STDERR_TAIL_BYTES, tail=True)
             descriptors.callback(stderr.close)
@@ -198,19 +197,11 @@ class Reaper:
                 # Also after a cancellation: a command must not run on without its caller.
                 await _kill_and_collect(child)
             if ending is None:
-                said = stderr.text().strip()
-                raise DeadlineError(
-                    f"{argv[0]} did not finish within {timeout_s:g} s and was killed"
-                    + (f"; its last output: {said}" if said else "")
-                )
+                raise _too_late(argv, timeout_s, stderr)
             await _finish((stderr,) if stdout is None else (stdout, stderr), PIPE_GRACE_S)
             if stdout is not None and stdout.overflowed:
-                raise CommandError(
-                    "reading the output of a command",
-                    argv,
-                    f"wrote more than {max_stdout_bytes} bytes to stdout and was killed",
-                    stderr.text(),
-                )
+                problem = f"wrote more than {max_stdout_bytes} bytes to stdout and was killed"
+                raise CommandError("reading the output of a command", argv, problem, stderr.text())
             return Completed(
                 argv=tuple(argv),
                 ending=ending,
@@ -301,6 +292,14 @@ class Reaper:
                     del self._kept[next(iter(self._kept))]
             else:
                 log.debug("collected an unknown child", pid=pid, ending=ending.describe())
+
+
+def _too_late(argv: Sequence[str], timeout_s: float, stderr: Capture) -> DeadlineError:
+    said = stderr.text().strip()
+    return DeadlineError(
+        f"{argv[0]} did not finish within {timeout_s:g} s and was killed"
+        + (f"; its last output: {said}" if said else "")
+    )
 
 
 async def _kill_and_collect(child: Child) -> None:

@@ -106,14 +106,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         if not isinstance(message, bytes):
                             call.messages.append(message)
                         return self._encoded(codec, message)
-                    if hasattr(answer, "__aiter__"):
-                        # grpc's reflection is an async generator. Close it in this task if the client disconnects
-                        # between two messages; else the event loop closes it later, in another task.
-                        async with aclosing(answer):
-                            async for piece in answer:
-                                await context.write(piece)
-                    else:
-                        await answer
+                    await _written(answer, context)
             except asyncio.CancelledError:
                 call.code = grpc.StatusCode.CANCELLED
                 raise
@@ -136,15 +129,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         def encode(message: Any) -> bytes:  # noqa: ANN401 - what a stream sends; one answer arrives as bytes
             return message if isinstance(message, bytes) else self._encoded(codec, message)
 
-        match handler.request_streaming, handler.response_streaming:
-            case False, False:
-                return grpc.unary_unary_rpc_method_handler(run, None, encode)
-            case False, True:
-                return grpc.unary_stream_rpc_method_handler(run, None, encode)
-            case True, False:
-                return grpc.stream_unary_rpc_method_handler(run, None, encode)
-            case _:
-                return grpc.stream_stream_rpc_method_handler(run, None, encode)
+        make = _MAKERS[handler.request_streaming, handler.response_streaming]
+        return make(run, None, encode)
 
     def _admission(self, name: MethodName) -> AbstractContextManager[None]:
         return (
@@ -228,3 +214,24 @@ def _chosen(context: Context) -> tuple[grpc.StatusCode, str]:
     """The code and text that a service set on its context. grpc.aio stores the code as an integer."""
     code: Any = context.code()
     return _BY_NUMBER.get(code, code), context.details() or ""
+
+
+async def _written(answer: Any, context: Context) -> None:  # noqa: ANN401 - a coroutine, or grpc's own generator
+    """A streaming method's answer, written to its end."""
+    if hasattr(answer, "__aiter__"):
+        # grpc's reflection is an async generator. Close it in this task if the client disconnects
+        # between two messages; else the event loop closes it later, in another task.
+        async with aclosing(answer):
+            async for piece in answer:
+                await context.write(piece)
+    else:
+        await answer
+
+
+_MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether requests and responses are streams."""

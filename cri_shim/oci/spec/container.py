@@ -66,65 +66,21 @@ def build_container_spec(
             f"privileged: the sandbox {sandbox.id} is not privileged, so its containers must not be"
         )
     selinux.check_options(context.selinux_options)
-    resources.files_limit(
-        config.annotations, node, handler
-    )  # only checked: runtimes don't know this limit
+    # Only checked: runtimes don't know this limit.
+    resources.files_limit(config.annotations, node, handler)
     bounding, ambient = capabilities.container_capabilities(context, node)
-    apparmor_profile = apparmor.container_apparmor(context, node)
+    process_spec = _build_process(
+        config, node=node, sandbox=sandbox, image=image, user=user, container=container
+    )
+    process_spec["capabilities"] = capabilities.build_capabilities(bounding, ambient)
+    linux = _build_linux(
+        config, node=node, handler=handler, sandbox=sandbox, user=user, container=container
+    )
     seccomp = security.container_seccomp(
         context, node, capabilities=bounding, localhost=container.localhost_seccomp
     )
-    masked, readonly = security.container_paths(context, node, own_users=sandbox.users is not None)
-    namespaces.check_mapped(user, sandbox.users)
-    check_ids(user, handler)
-    nodes, device_rules = devices.build_devices(
-        config, container=container, handler=handler, node=node, user=user
-    )
-    limits = resources.build_resources(config.linux.resources, node)
-    limits["devices"] = device_rules
-    if (pids := resources.pids_limit(config.annotations)) is not None:
-        limits["pids"] = {"limit": pids}
-
-    linux: Spec = {
-        "namespaces": namespaces.build_container_namespaces(
-            context.namespace_options,
-            sandbox=sandbox,
-            container=container,
-            node=node,
-            privileged=context.privileged,
-        ),
-        "cgroupsPath": container.cgroups_path,
-        **namespaces.build_user_mappings(sandbox, handler),
-        "resources": limits,
-        "maskedPaths": masked,
-        "readonlyPaths": readonly,
-    }
-    if nodes:
-        linux["devices"] = nodes
     if seccomp is not None:
         linux["seccomp"] = seccomp
-    if (propagation := mounts.rootfs_propagation(config)) is not None:
-        linux["rootfsPropagation"] = propagation
-
-    process_spec: Spec = {
-        "terminal": config.tty,
-        "user": build_user(user, node),
-        "args": process.build_args(config, image),
-        "env": process.build_env(config, image, user, hostname=sandbox.hostname),
-        "cwd": process.build_cwd(config, image),
-        "capabilities": capabilities.build_capabilities(bounding, ambient),
-        "noNewPrivileges": context.no_new_privs,
-        "oomScoreAdj": resources.oom_score_adj(config.linux.resources.oom_score_adj, node),
-    }
-    if node.default_ulimits:
-        process_spec["rlimits"] = process.build_rlimits(node.default_ulimits)
-    if apparmor_profile is not None:
-        process_spec["apparmorProfile"] = apparmor_profile
-    if container.labels.process:
-        process_spec["selinuxLabel"] = container.labels.process
-    if container.labels.files:
-        linux["mountLabel"] = container.labels.files
-
     spec: Spec = {
         "ociVersion": OCI_VERSION,
         "process": process_spec,
@@ -146,6 +102,87 @@ def build_container_spec(
         ),
         "linux": linux,
     }
+    _add_what_the_node_gives(spec, config, sandbox, container)
+    return spec
+
+
+def _build_process(
+    config: ContainerConfig,
+    *,
+    node: NodeFacts,
+    sandbox: SandboxFacts,
+    image: ImageDefaults,
+    user: ResolvedUser,
+    container: ContainerFacts,
+) -> Spec:
+    """The spec's process, but for its capabilities."""
+    context = config.linux.security_context
+    spec: Spec = {
+        "terminal": config.tty,
+        "user": build_user(user, node),
+        "args": process.build_args(config, image),
+        "env": process.build_env(config, image, user, hostname=sandbox.hostname),
+        "cwd": process.build_cwd(config, image),
+        "noNewPrivileges": context.no_new_privs,
+        "oomScoreAdj": resources.oom_score_adj(config.linux.resources.oom_score_adj, node),
+    }
+    if node.default_ulimits:
+        spec["rlimits"] = process.build_rlimits(node.default_ulimits)
+    if (profile := apparmor.container_apparmor(context, node)) is not None:
+        spec["apparmorProfile"] = profile
+    if container.labels.process:
+        spec["selinuxLabel"] = container.labels.process
+    return spec
+
+
+def _build_linux(
+    config: ContainerConfig,
+    *,
+    node: NodeFacts,
+    handler: HandlerFacts,
+    sandbox: SandboxFacts,
+    user: ResolvedUser,
+    container: ContainerFacts,
+) -> Spec:
+    """The spec's `linux`, but for seccomp."""
+    context = config.linux.security_context
+    masked, readonly = security.container_paths(context, node, own_users=sandbox.users is not None)
+    namespaces.check_mapped(user, sandbox.users)
+    check_ids(user, handler)
+    nodes, device_rules = devices.build_devices(
+        config, container=container, handler=handler, node=node, user=user
+    )
+    limits = resources.build_resources(config.linux.resources, node)
+    limits["devices"] = device_rules
+    if (pids := resources.pids_limit(config.annotations)) is not None:
+        limits["pids"] = {"limit": pids}
+    linux: Spec = {
+        "namespaces": namespaces.build_container_namespaces(
+            context.namespace_options,
+            sandbox=sandbox,
+            container=container,
+            node=node,
+            privileged=context.privileged,
+        ),
+        "cgroupsPath": container.cgroups_path,
+        **namespaces.build_user_mappings(sandbox, handler),
+        "resources": limits,
+        "maskedPaths": masked,
+        "readonlyPaths": readonly,
+    }
+    if nodes:
+        linux["devices"] = nodes
+    if (propagation := mounts.rootfs_propagation(config)) is not None:
+        linux["rootfsPropagation"] = propagation
+    if container.labels.files:
+        linux["mountLabel"] = container.labels.files
+    return linux
+
+
+def _add_what_the_node_gives(
+    spec: Spec, config: ContainerConfig, sandbox: SandboxFacts, container: ContainerFacts
+) -> None:
+    """CDI devices, then the hooks that match."""
     if cdi_edits.requested_devices(config) and not container.cdi_edits:
         raise InvalidArgumentError("CDI_devices: no such device on this node")
     cdi_edits.apply_edits(spec, container.cdi_edits, container.host_devices)
@@ -155,7 +192,6 @@ def build_container_spec(
         annotations={**config.annotations, **sandbox.annotations},
         has_bind_mounts=bool(config.mounts),
     )
-    return spec
 
 
 def build_user(user: ResolvedUser, node: NodeFacts) -> Spec:

@@ -31,7 +31,11 @@ from cri_shim.oci.spec.user import resolve_sandbox_user
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
-    from cri_shim._pb.cri.v1.api_pb2 import LinuxContainerResources, PodSandboxConfig
+    from cri_shim._pb.cri.v1.api_pb2 import (
+        LinuxContainerResources,
+        LinuxSandboxSecurityContext,
+        PodSandboxConfig,
+    )
     from cri_shim.oci.spec.inputs import (
         HandlerFacts,
         ImageDefaults,
@@ -114,9 +118,31 @@ def build_sandbox_spec(
         linux["sysctl"] = plan.sysctls.spec
     if seccomp is not None:
         linux["seccomp"] = seccomp
-    process_spec: Spec = {
+    if sandbox.labels.files:
+        linux["mountLabel"] = sandbox.labels.files
+    spec: Spec = {
+        "ociVersion": OCI_VERSION,
+        "process": _build_process(plan.user, args, context, node, sandbox),
+        "root": {"path": rootfs_path, "readonly": True},
+        "mounts": mounts.build_sandbox_mounts(sandbox, host_ipc=host_ipc),
+        "annotations": build_sandbox_annotations(sandbox, handler),
+        "linux": linux,
+    }
+    if sandbox.netns_path is not None:
+        spec["hostname"] = sandbox.hostname
+    return spec
+
+
+def _build_process(
+    user: ResolvedUser,
+    args: list[str],
+    context: LinuxSandboxSecurityContext,
+    node: NodeFacts,
+    sandbox: SandboxFacts,
+) -> Spec:
+    spec: Spec = {
         "terminal": False,
-        "user": build_user(plan.user, node),
+        "user": build_user(user, node),
         "args": args,
         "env": [f"PATH={process.DEFAULT_PATH}"],
         "cwd": "/",
@@ -125,21 +151,9 @@ def build_sandbox_spec(
         "oomScoreAdj": resources.oom_score_adj(PAUSE_OOM_SCORE_ADJ, node),
     }
     if (profile := apparmor.sandbox_apparmor(context, node)) is not None:
-        process_spec["apparmorProfile"] = profile
+        spec["apparmorProfile"] = profile
     if sandbox.labels.process:
-        process_spec["selinuxLabel"] = sandbox.labels.process
-    if sandbox.labels.files:
-        linux["mountLabel"] = sandbox.labels.files
-    spec: Spec = {
-        "ociVersion": OCI_VERSION,
-        "process": process_spec,
-        "root": {"path": rootfs_path, "readonly": True},
-        "mounts": mounts.build_sandbox_mounts(sandbox, host_ipc=host_ipc),
-        "annotations": build_sandbox_annotations(sandbox, handler),
-        "linux": linux,
-    }
-    if sandbox.netns_path is not None:
-        spec["hostname"] = sandbox.hostname
+        spec["selinuxLabel"] = sandbox.labels.process
     return spec
 
 

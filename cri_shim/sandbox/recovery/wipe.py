@@ -21,7 +21,7 @@ from cri_shim.background import for_each
 from cri_shim.errors import CriShimError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.image.pull import Puller
@@ -131,7 +131,24 @@ class Wipe:
         lost = [object_id for object_id in await self._orphans.ids() if object_id not in known]
         work = [(f"what is left of {each}", partial(self._orphans.remove, each)) for each in lost]
         wiped.leftovers = await self._each("removing leftovers", work, wiped, tell)
-        # 4. The pending deletes; a pod's namespace is of no use to plugins any more when even this try fails.
+        # 4. The pending deletes.
+        await self._wipe_attachments(known, wiped, tell)
+        # 5. Our cgroup, unless others use it as well.
+        if self._own_cgroup and not known:
+            self._cgroups.remove_if_empty(self._own_cgroup)
+        if images:
+            await self._wipe_images(wiped, tell)
+        log.warning(
+            "wiped",
+            sandboxes=wiped.sandboxes,
+            containers=wiped.containers,
+            leftovers=wiped.leftovers,
+            left=[left.what for left in wiped.left],
+        )
+        return wiped
+
+    async def _wipe_attachments(self, known: Collection[str], wiped: Wiped, tell: Tell) -> None:
+        """`known` are the IDs with a record. A namespace is of no use to plugins once even this try has failed."""
         deletes = list(self._pending_deletes)
         if deletes:
             tell(f"giving back network attachments ({len(deletes)})", 0, 0)
@@ -146,19 +163,6 @@ class Wipe:
             if pending.container_id not in known:
                 await self._network.unpin_namespace(pending.container_id)
         wiped.attachments = len(deletes) - len(self._pending_deletes)
-        # 5. Our cgroup, unless others use it as well.
-        if self._own_cgroup and not known:
-            self._cgroups.remove_if_empty(self._own_cgroup)
-        if images:
-            await self._wipe_images(wiped, tell)
-        log.warning(
-            "wiped",
-            sandboxes=wiped.sandboxes,
-            containers=wiped.containers,
-            leftovers=wiped.leftovers,
-            left=[left.what for left in wiped.left],
-        )
-        return wiped
 
     async def _wipe_images(self, wiped: Wiped, tell: Tell) -> None:
         await self._puller.end_all(0)
