@@ -7,8 +7,8 @@ Rules:
   So DEL can undo an interrupted ADD, and one whose configuration file was changed or removed.
 - Only files of the requested attachments are touched. One of ours that can't be read is renamed to a name that starts
   with a dot, for an operator to look at, and counts as absent.
-- Files are replaced by rename and not synced. They must survive the daemon's death, not a power cut: after a reboot the
-  interfaces and leases they describe are gone anyway.
+- Files are replaced by rename and not synced. They must survive the daemon's death, not a power cut, after which the
+  attachments they describe no longer exist.
 
 CNI spec 1.1 §4 "DEL" (prevResult).
 """
@@ -185,22 +185,23 @@ class ResultCache:
         return entry
 
     def _set_aside(self, file: Path, reason: str) -> None:
-        if file.name.endswith(TMP_SUFFIX):  # a write that a former daemon's death interrupted
-            file.unlink(missing_ok=True)
-            return
         aside = file.with_name(f".bad-{file.name}")
+        try:
+            if file.name.endswith(TMP_SUFFIX):  # a write that a former daemon's death interrupted
+                file.unlink(missing_ok=True)
+                return
+            file.replace(aside)
+        except OSError as error:  # the entry counts as absent all the same
+            log.error(
+                "an invalid cni cache entry can't be set aside", file=str(file), error=str(error)
+            )
+            return
         log.warning(
             "an invalid cni cache entry was set aside",
             file=str(file),
             aside=aside.name,
             reason=reason,
         )
-        try:
-            file.replace(aside)
-        except OSError as error:  # the entry counts as absent all the same
-            log.error(
-                "an invalid cni cache entry can't be set aside", file=str(file), error=str(error)
-            )
 
 
 def _disk_error(step: str, file: Path, error: OSError) -> CriShimError:

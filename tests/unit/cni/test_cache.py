@@ -155,6 +155,14 @@ def test_what_a_predecessor_left_of_a_write_is_swept(cache: ResultCache, file: P
     assert os.listdir(file.parent) == [file.name]
 
 
+def test_a_leftover_of_a_write_that_cannot_be_removed_hides_no_attachment(
+    cache: ResultCache, file: Path
+) -> None:
+    cache.save(CacheEntry.of(ATTACHMENT, b"{}"))
+    file.with_name(f"{file.name}.77-0.tmp").mkdir()
+    assert cache.attachments(ID) == (ATTACHMENT,)
+
+
 def test_an_interface_may_be_named_like_a_temporary_file(cache: ResultCache) -> None:
     odd = Attachment(ID, "", "e.7-0.tmp", "pods")
     cache.save(CacheEntry.of(odd, b"{}"))
