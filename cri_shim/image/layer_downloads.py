@@ -4,8 +4,8 @@ Rules:
 - A blob is downloaded once, however many layers of the image refer to it, and not at all if it is here.
 - A layer is unpacked while it arrives, if the unpacker has room for another stream. Otherwise it is unpacked from the
   file that every download writes. A download never waits for an unpacking.
-- A download below the minimum rate gives its slot back and goes on among the slow ones (`slots`). The rate is what the
-  slowest usable link brings, so a download counts as slow only if its server drips or if others wait for its slot.
+- A download below the minimum rate gives its slot back and goes on among the slow ones (`slots`). Any usable link is
+  faster, so only a server that drips or stalls is slow.
 - An unpacked layer that is here may be packed differently in this image. Its blob is downloaded all the same: without
   it the image could not be exported.
 - A layer counts only after its blob's digest was verified. If the digest is wrong, that is the error, whatever the

@@ -1,8 +1,8 @@
 """One exec or attach session: a client, and a process whose streams the session pumps.
 
 Rules:
-- The process starts once the client has opened all its streams. From then on it depends on nobody: it waits for its
-  output to be taken, and for nothing else of the client's.
+- The process starts once the client has opened all its streams. From then on only its output waits for the client, and
+  nothing else in this process does.
 - If the client vanishes, its descriptors are closed: the process gets end of file on stdin and EPIPE on output; a
   terminal hangs up. The process is not killed. Other runtimes behave so, and a process that cares can end itself.
 - The session ends when the process has exited and its output is sent. A child of the process that goes on is not waited
