@@ -219,8 +219,10 @@ class Cni:
         if network is None or network.disable_gc or not knows_network_verbs(network):
             return False
         async with self._operation_locks.collection(name, patience_s=GC_PATIENCE_S):
+            # Only now, with the network quiet: an attachment made while we waited must stay.
             kept = sorted(valid())
             ours = {*kept, *known()}
+            # In a thread: it reads every file of the cache, those of other runtimes included.
             cached = await asyncio.to_thread(self._cache.attached_to, name)
             if foreign := sorted(cached - ours):
                 raise WrongStateError(

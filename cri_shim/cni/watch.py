@@ -135,6 +135,7 @@ class NetworkConfigs:
         try:
             stamps, dir_problem = scan(self.conf_dir)
         except FileNotFoundError:
+            # Not there yet, or removed: no networks, but no faulty file either.
             stamps, dir_problem = {}, ""
         except OSError as error:
             # The directory can't be read: keep what is known, and report why.

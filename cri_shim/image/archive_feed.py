@@ -100,6 +100,7 @@ def put_document(document: PlannedDocument, directory_fd: int, blobs: BlobStore)
         return
     fd = open_spooled(directory_fd, document.file)
     try:
+        # One byte more than allowed, so that a longer file fails the digest check.
         data = os.pread(fd, MAX_CONFIG_BYTES + 1, 0)
     finally:
         os.close(fd)

@@ -68,6 +68,7 @@ class Export:
                 yield piece
             if padding := _padding(size):
                 yield padding
+        # The end of a tar: two empty blocks, padded to a whole record.
         yield bytes(self.total_bytes - sent)
 
     async def _blob(self, digest: str, size: int) -> AsyncIterator[bytes]:

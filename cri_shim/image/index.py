@@ -94,6 +94,7 @@ def save_index(layout_dir: Path, index: ImageIndex) -> None:
         ]
     document = Index(schema_version=2, media_type=OCI_INDEX, manifests=entries)
     layout = layout_dir / _LAYOUT_FILE
+    # First: without this file the directory is no OCI layout, and other tools ignore the index.
     if not layout.exists():
         write_atomic(layout, _LAYOUT)
     write_atomic(layout_dir / _INDEX_FILE, msgspec.json.encode(document), fsync=True)

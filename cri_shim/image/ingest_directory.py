@@ -61,6 +61,7 @@ class IngestDirectory:
             directory.mkdir(mode=0o700)
             yield directory, await _unpack(unpack, diff_id, directory)
         finally:
+            # Not moved away, so the layer was not committed.
             if directory.exists():
                 await remove_surely(directory)
             self._live.discard(directory.name)

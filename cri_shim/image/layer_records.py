@@ -52,6 +52,7 @@ class LayerRecords:
         """Read the records, set aside those that are damaged or lack their directory. Blocking; raises OSError."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in sorted(self._dir.iterdir()):
+            # An interrupted write.
             if path.name.endswith(TMP_SUFFIX):
                 path.unlink()
                 continue

@@ -96,6 +96,7 @@ async def resolve(
             f"{reference}: its manifest states {wanted.size} bytes for {wanted.digest}, which has {len(config_bytes)}"
         )
     config_document = await reader.keep(config_bytes)
+    # Up to 4 MiB, which need not stay in memory while the child parses the file.
     del config_bytes
     config = await reader.config(config_document, f"image config {wanted.digest}")
     check_config(config, found.manifest, reader.platform, chosen=found.chosen)

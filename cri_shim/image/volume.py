@@ -86,6 +86,7 @@ def open_sub_path(mounted: Path, volume: ImageVolume) -> int:
             "image_sub_path", volume.sub_path, f"image {volume.image.name} has no such path"
         ) from error
     except OSError as error:
+        # These two are the image's or the request's fault, all others the node's.
         if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
             raise
         raise InvalidArgumentError(f"{what}: {error.strerror}") from error

@@ -128,6 +128,7 @@ class CliRuntime:
         if not done.ok and not says_not_found(runtime_message(done.stderr_tail), container_id):
             raise self._failure("delete", doing, done)
         leftover = self._settings.root_dir / container_id
+        # An empty ID would name the runtime's whole root.
         if force and container_id and leftover.is_dir():
             await in_time("clearing what the runtime left", _clear, leftover)
 

@@ -315,6 +315,7 @@ class Monitors:
             *("--log-path", _log_driver(request.log_file)),
             *("--runtime", runtime_prefix[0]),
         ]
+        # In one word each: conmon would take a separate word that begins with `-` for an option of its own.
         argv += [f"--runtime-arg={option}" for option in runtime_prefix[1:]]
         if request.terminal:
             argv.append("--terminal")

@@ -66,6 +66,7 @@ async def read_line(fd: int, max_bytes: int) -> bytes:
         except BlockingIOError:
             return
         line.extend(chunk)
+        # An empty read is the end: conmon has exited, or closed the pipe.
         if (not chunk or b"\n" in chunk or len(line) >= max_bytes) and not done.done():
             loop.remove_reader(fd)
             done.set_result(None)
@@ -96,6 +97,7 @@ def own_words(stderr_fd: int) -> str:
     """The text that conmon wrote to its stderr so far, without its log prefix."""
     os.set_blocking(stderr_fd, False)
     try:
+        # One read is enough: a pipe holds at most 64 KiB.
         said = os.read(stderr_fd, 1 << 16)[-_STDERR_TAIL_BYTES:]
     except BlockingIOError:
         said = b""

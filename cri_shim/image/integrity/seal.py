@@ -161,6 +161,7 @@ def _up(fd: int, parent: _Level, root: Path) -> int:
     above = os.open("..", _DIRECTORY, dir_fd=fd)
     os.close(fd)
     found = os.fstat(above)
+    # If the directory was moved meanwhile, `..` leads elsewhere.
     if (found.st_dev, found.st_ino) != parent.identity:
         os.close(above)
         raise OSError(errno.ESTALE, "a directory was moved while the tree was read", str(root))

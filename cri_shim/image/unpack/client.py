@@ -282,6 +282,7 @@ class Unpacker:
                 yield piece
         finally:
             if isinstance(source, AsyncGenerator):
+                # At once: what the source holds must not wait for the garbage collector.
                 await source.aclose()
 
     def _acquire(self) -> UnpackerProcess:

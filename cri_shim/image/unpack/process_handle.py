@@ -178,6 +178,7 @@ class UnpackerProcess:
         finally:
             feeding.close()
             if isinstance(source, AsyncGenerator):
+                # At once: what the source holds must not wait for the garbage collector.
                 await source.aclose()
 
     async def _collect(self, result: socket.socket, what: str) -> bytes:

@@ -102,6 +102,7 @@ def sandbox_seccomp(
     Raises InvalidArgumentError if a Localhost profile is missing.
     """
     reference = seccomp_reference(context)
+    # The pause program is the operator's: a kernel without seccomp is no reason to refuse the pod.
     if reference.choice is Choice.UNCONFINED or not node.seccomp_available:
         return None
     return _resolved(reference, node, default=PAUSE, capabilities=(), localhost=localhost)

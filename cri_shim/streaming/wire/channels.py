@@ -146,6 +146,7 @@ class ChannelConnection:
         if self._channel is None and len(data):
             self._channel = data[0] - ord("0") if self._base64 else data[0]
             data = data[1:]
+            # Only the channel's number has arrived; the data follows.
             if not len(data) and not message.ends:
                 return
         if self._channel is None or self._channel < 0:
