@@ -3,6 +3,7 @@
 Rules:
 - It serves three paths with GET and HEAD, reads no body and keeps no connection alive. Any other request gets an error
   status, and the connection ends.
+- The head is parsed as the streaming server's (`streaming/wire/http1`, which has h11 do it).
 - The request head is bounded in bytes and in time, and the number of connections is bounded: every process of the node
   may be able to connect.
 - The metrics page is generated on the event loop. That takes milliseconds, and the collectors are only changed there.
@@ -18,11 +19,14 @@ import structlog
 
 from cri_shim import metrics
 from cri_shim.errors import ConfigError
+from cri_shim.streaming.wire.errors import ProtocolError
+from cri_shim.streaming.wire.http1 import TEXT, RequestReader, response_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cri_shim.config.values import HostPort
+    from cri_shim.streaming.wire.http1 import Request
 
 log = structlog.get_logger()
 
@@ -30,7 +34,6 @@ MAX_HEAD_BYTES: Final = 8192
 MAX_CONNECTIONS: Final = 32
 HEAD_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 10.0
-_TEXT: Final = "text/plain; charset=utf-8"
 
 
 class Answer(NamedTuple):
@@ -38,15 +41,7 @@ class Answer(NamedTuple):
 
     status: HTTPStatus
     body: bytes = b""
-    content_type: str = _TEXT
-
-
-class _BadRequestError(Exception):
-    """The request is answered with this error status."""
-
-    def __init__(self, status: HTTPStatus) -> None:
-        super().__init__(status.phrase)
-        self.status = status
+    content_type: str = TEXT
 
 
 class MetricsServer:
@@ -109,17 +104,14 @@ class MetricsServer:
     async def _answer(self, reader: asyncio.StreamReader) -> tuple[Answer, bool]:
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-            method, path = _parse_head(head)
+                request = await _request(reader)
         except TimeoutError:
             return Answer(HTTPStatus.REQUEST_TIMEOUT), False
-        except asyncio.LimitOverrunError:
-            return Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), False
-        except asyncio.IncompleteReadError:
-            return Answer(HTTPStatus.BAD_REQUEST), False
-        except _BadRequestError as bad:
-            return Answer(bad.status), False
-        return self._answer_to(path), method == "HEAD"
+        except ProtocolError as error:
+            return Answer(HTTPStatus(error.http_status)), False
+        if request.method not in ("GET", "HEAD"):
+            return Answer(HTTPStatus.METHOD_NOT_ALLOWED), False
+        return self._answer_to(request.path), request.method == "HEAD"
 
     def _answer_to(self, path: str) -> Answer:
         match path:
@@ -137,26 +129,17 @@ class MetricsServer:
                 return Answer(HTTPStatus.NOT_FOUND, b"see /metrics, /healthz and /readyz\n")
 
 
-def _parse_head(head: bytes) -> tuple[str, str]:
-    """The method, and the path without its query. Raises: _BadRequestError."""
-    parts = head.decode("latin-1").split("\r\n", 1)[0].split(" ")
-    if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
-        raise _BadRequestError(HTTPStatus.BAD_REQUEST)
-    method, target, _ = parts
-    if method not in ("GET", "HEAD"):
-        raise _BadRequestError(HTTPStatus.METHOD_NOT_ALLOWED)
-    return method, target.partition("?")[0]
+async def _request(reader: asyncio.StreamReader) -> Request:
+    """The request's head. Raises: ProtocolError."""
+    requests = RequestReader(max_bytes=MAX_HEAD_BYTES)
+    while data := await reader.read(MAX_HEAD_BYTES):
+        if (request := requests.receive_data(data)) is not None:
+            return request
+    raise ProtocolError("the connection ended within the request head")
 
 
 def _encoded(answer: Answer, *, head_only: bool) -> bytes:
     body = answer.body or f"{answer.status.phrase}\n".encode()
-    lines = [
-        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
-        f"Content-Type: {answer.content_type}",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-    ]
-    if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
-        lines.append("Allow: GET, HEAD")
-    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    allow = [("Allow", "GET, HEAD")] if answer.status is HTTPStatus.METHOD_NOT_ALLOWED else []
+    head = response_head(answer.status, answer.content_type, body, allow)
     return head if head_only else head + body

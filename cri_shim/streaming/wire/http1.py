@@ -28,6 +28,7 @@ MAX_HEAD_LINES = 128
 """A line costs some ten microseconds, however short it is."""
 MAX_ERROR_BODY_BYTES = 4 << 10
 MAX_QUERY_FIELDS = 256
+TEXT = "text/plain; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,10 @@ class Request:
 class RequestReader:
     """Collects a connection's bytes until the head is complete."""
 
-    def __init__(self) -> None:
-        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self._room = MAX_HEAD_BYTES
+    def __init__(self, *, max_bytes: int = MAX_HEAD_BYTES) -> None:
+        """A head may have `max_bytes`."""
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=max_bytes)
+        self._max_bytes = self._room = max_bytes
         self._lines = MAX_HEAD_LINES
         self._end_of_last = b""
         self.leftover: Buffer = b""
@@ -92,7 +94,7 @@ class RequestReader:
         if not isinstance(event, h11.Request):
             if behind:
                 raise ProtocolError(
-                    f"request head of more than {MAX_HEAD_BYTES} bytes", http_status=431
+                    f"request head of more than {self._max_bytes} bytes", http_status=431
                 )
             return None
         if _has_body(event) or not isinstance(self._next_event(), h11.EndOfMessage):
@@ -116,7 +118,7 @@ class RequestReader:
 
         Raises: ProtocolError if part of a head was received. A connection that never sent a byte is no error.
         """
-        if self._room < MAX_HEAD_BYTES:
+        if self._room < self._max_bytes:
             raise ProtocolError("the connection ended within the request head")
 
     def _next_event(self) -> object:
@@ -156,21 +158,28 @@ def _request(event: h11.Request) -> Request:
     )
 
 
+def response_head(
+    http_status: int, content_type: str, body: bytes, headers: Sequence[tuple[str, str]] = ()
+) -> bytes:
+    """The head of a response with this body that closes the connection."""
+    return _head(
+        http_status,
+        [
+            ("Content-Type", content_type),
+            ("X-Content-Type-Options", "nosniff"),  # a text may quote the client
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+            *headers,
+        ],
+    )
+
+
 def error_response(
     http_status: int, message: str, headers: Sequence[tuple[str, str]] = ()
 ) -> bytes:
     """A complete response that closes the connection: the message as text, and additional `headers`."""
     body = message.encode("utf-8", "replace")[:MAX_ERROR_BODY_BYTES] + b"\n"
-    return _head(
-        http_status,
-        [
-            ("Content-Type", "text/plain; charset=utf-8"),
-            ("X-Content-Type-Options", "nosniff"),  # the text may quote the client
-            ("Content-Length", str(len(body))),
-            ("Connection", "close"),
-            *headers,
-        ],
-    ) + body  # fmt: skip
+    return response_head(http_status, TEXT, body, headers) + body
 
 
 def error_answer(error: ProtocolError) -> bytes:

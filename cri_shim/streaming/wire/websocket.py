@@ -21,7 +21,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
 
-from websockets.speedups import apply_mask
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # a build without its C part
+    from websockets.utils import apply_mask
 
 from cri_shim.streaming.wire.turn import Turn
 

@@ -97,7 +97,7 @@ async def test_head_answers_without_the_body() -> None:
         (get("/metrics", "POST"), 405),
         (get("/metrics", "get"), 405),
         (b"GET /metrics\r\n\r\n", 400),
-        (b"GET /metrics HTTP/2.0\r\n\r\n", 400),
+        (b"GET /metrics HTTP/2.0\r\n\r\n", 505),
         (b"\x16\x03\x01\r\n\r\n", 400),
         (b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n", 431),
     ],
