@@ -85,7 +85,7 @@ def working_on(field: str, path: str) -> None:
     call: _Call | None = getattr(_here, "call", None)
     if call is None:
         return
-    hanging = _unanswered()
+    hanging = _hanging()
     for other in hanging:
         if other.path == path:
             raise UnavailableError(
@@ -120,12 +120,17 @@ _given_up: set[_Call] = set()
 """Abandoned calls that still hang. Changed on the loops' threads and read on all; both are atomic under the GIL."""
 
 
-def _unanswered() -> list[_Call]:
+def unanswered(owner: str | None = None) -> int:
+    """How many calls were given up and still hang: on behalf of one pod, or all of them."""
+    return sum(owner is None or call.owner == owner for call in _hanging())
+
+
+def _hanging() -> list[_Call]:
     return list(_given_up)
 
 
 def _refuse_another(owner: str, what: str) -> None:
-    hanging = [call for call in _unanswered() if call.owner == owner]
+    hanging = [call for call in _hanging() if call.owner == owner]
     if len(hanging) >= MAX_UNANSWERED:
         oldest = max(hanging, key=_Call.seconds)
         raise UnavailableError(
@@ -135,10 +140,10 @@ def _refuse_another(owner: str, what: str) -> None:
 
 
 def _refuse_where_others_hang(field: str, path: str, hanging: list[_Call]) -> None:
-    points = _mount_points()
-    place = _deepest(points, path)
+    points = mount_points()
+    place = mount_of(points, path)
     if len(hanging) >= 2 * MAX_UNANSWERED_OF_NODE or any(
-        other.path and _deepest(points, other.path) == place for other in hanging
+        other.path and mount_of(points, other.path) == place for other in hanging
     ):
         raise UnavailableError(
             f"{field}: {quoted(path)}: refused, since {len(hanging)} kernel calls on this node hang, "
@@ -146,7 +151,7 @@ def _refuse_where_others_hang(field: str, path: str, hanging: list[_Call]) -> No
         )
 
 
-def _mount_points() -> set[str]:
+def mount_points() -> set[str]:
     """All mount points, with the octal escapes of /proc/self/mountinfo (proc(5)) decoded."""
     with open("/proc/self/mountinfo", "rb") as file:
         found = {line.split(b" ", 5)[4] for line in file}
@@ -155,7 +160,7 @@ def _mount_points() -> set[str]:
     return {os.fsdecode(point) for point in found}
 
 
-def _deepest(points: set[str], path: str) -> str:
+def mount_of(points: set[str], path: str) -> str:
     """The deepest of `points` above `path`, compared as text: resolving the path could hang."""
     place = os.path.normpath(path)
     while place not in points and place != "/":

@@ -93,6 +93,17 @@ class Slot:
         self._slots.leave(self)
 
 
+class Usage(NamedTuple):
+    """How many starts are where."""
+
+    waiting: int
+    with_slot: int
+    slow: int
+    """Beside the slots."""
+    shared: int
+    """Owners and tenants of whom something is under way."""
+
+
 class Slots:
     """At most `total` starts at a time, and `slow_total` slow ones beside them. Used on the loop's thread only."""
 
@@ -128,6 +139,16 @@ class Slots:
         self._later: asyncio.TimerHandle | None = None
         self._known_until: dict[str, float] = {}
         """Until when the slow starts of a tenant are remembered."""
+
+    @property
+    def usage(self) -> Usage:
+        """As it is now; all zero when nothing is under way."""
+        return Usage(
+            waiting=sum(map(len, self._waiting.values())),
+            with_slot=self._quick,
+            slow=len(self._slow),
+            shared=len(self._under_way) + len(self._of_tenants) + len(self._quick_of),
+        )
 
     @contextlib.asynccontextmanager
     async def slot(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,18 +13,34 @@ from structlog.testing import capture_logs
 from cri_shim import kernel_call
 from cri_shim.errors import DeadlineError, UnavailableError
 from cri_shim.kernel_call import (
+    LONG_TIMEOUT_S,
     MAX_UNANSWERED,
+    TIMEOUT_S,
     at_length_for,
     in_time,
     in_time_for,
+    mount_of,
+    mount_points,
+    unanswered,
     working_on,
 )
 from cri_shim.operations import Operations
+from tests.fakes.clock import turn_over, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
+T = TypeVar("T")
+
+
+async def given_up(clock: MovableClock, call: Awaitable[T]) -> T:
+    """What comes of calls that hang for longer than any deadline."""
+    waiting = asyncio.ensure_future(call)
+    await clock.until(waiting.done, within_s=2 * LONG_TIMEOUT_S, in_spite_of_threads=True)
+    return await waiting
 
 
 async def test_its_result_and_its_error_are_the_callers() -> None:
@@ -46,37 +62,29 @@ async def test_it_is_a_step_of_the_operation() -> None:
 
     async with asyncio.TaskGroup() as group:
         group.create_task(work())
-        await asyncio.sleep(0.01)
+        await turn_over()
         [view] = operations.under_way()
         may_end.set()
     assert [each.name for each in view.steps] == ["mounting"]
 
 
-async def test_what_hangs_is_given_up_and_its_late_answer_logged(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.05)
+async def test_what_hangs_is_given_up_and_its_late_answer_logged(clock: MovableClock) -> None:
     may_end = threading.Event()
-    with pytest.raises(DeadlineError, match=r"^unmounting: the kernel call did not return within"):
-        await in_time("unmounting", may_end.wait, 10)
+    with pytest.raises(
+        DeadlineError, match=r"^unmounting: the kernel call did not return within 30 s"
+    ):
+        await given_up(clock, in_time("unmounting", may_end.wait, 10))
     with capture_logs() as logs:
         may_end.set()
-        while not logs:  # noqa: ASYNC110 - the log says it, and nothing else
-            await asyncio.sleep(0.001)
-    assert (logs[0]["event"], logs[0]["what"]) == (
-        "an abandoned kernel call returned",
-        "unmounting",
-    )
+        await until(lambda: logs)
+    assert (logs[0]["event"], logs[0]["what"]) == ("an abandoned kernel call returned", "unmounting")
 
 
-async def test_many_that_hang_leave_threads_for_everyone_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.05)
+async def test_many_that_hang_leave_threads_for_everyone_else(clock: MovableClock) -> None:
     may_end = threading.Event()
     try:
         hung = [in_time("mounting", may_end.wait, 10) for _ in range(50)]
-        ended = await asyncio.gather(*hung, return_exceptions=True)
+        ended = await given_up(clock, asyncio.gather(*hung, return_exceptions=True))
         assert all(isinstance(each, DeadlineError) for each in ended)
         assert await in_time("mounting", lambda: 7) == 7
         assert await asyncio.to_thread(lambda: 8) == 8
@@ -92,9 +100,9 @@ async def test_a_cancellation_waits_for_the_effect() -> None:
         done.append(True)
 
     task = asyncio.ensure_future(in_time("mounting", effect))
-    await asyncio.sleep(0.01)
+    await turn_over()
     task.cancel()
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert not task.done()
     may_end.set()
     with pytest.raises(asyncio.CancelledError):
@@ -102,14 +110,15 @@ async def test_a_cancellation_waits_for_the_effect() -> None:
     assert done
 
 
-async def test_a_cancellation_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.05)
+async def test_a_cancellation_does_not_wait_for_ever(clock: MovableClock) -> None:
     may_end = threading.Event()
     task = asyncio.ensure_future(in_time("mounting", may_end.wait, 10))
-    await asyncio.sleep(0.01)
+    await turn_over()
     task.cancel()
+    await turn_over()
+    assert not task.done()
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await given_up(clock, task)
     may_end.set()
 
 
@@ -117,9 +126,8 @@ async def test_a_cancellation_does_not_wait_for_ever(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Coroutine[None, None, None]]]:
+def hangs(clock: MovableClock) -> Iterator[Callable[..., Coroutine[None, None, None]]]:
     """Makes calls for an owner that are given up and go on."""
-    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.05)
     may_end = threading.Event()
 
     def look(path: str) -> None:
@@ -128,11 +136,11 @@ def hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Coroutine[N
         may_end.wait(20)
 
     async def hang(owner: str, path: str = "") -> None:
-        await in_time_for(owner, "looking", look, path)
+        await given_up(clock, in_time_for(owner, "looking", look, path))
 
     yield hang
     may_end.set()
-    while kernel_call._given_up:
+    while unanswered():
         time.sleep(0.001)
 
 
@@ -174,7 +182,7 @@ async def test_too_many_on_the_node_are_refused_on_that_mount_then_on_every_name
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernel_call, "MAX_UNANSWERED_OF_NODE", 3)
-    monkeypatch.setattr(kernel_call, "_mount_points", lambda: {"/", "/dead", "/dead/not", "/alive"})
+    monkeypatch.setattr(kernel_call, "mount_points", lambda: {"/", "/dead", "/dead/not", "/alive"})
 
     async def named(path: str) -> None:
         await in_time_for("pod z", "looking", working_on, "mounts[0].host_path", path)
@@ -197,17 +205,14 @@ async def test_too_many_on_the_node_are_refused_on_that_mount_then_on_every_name
 
 
 async def test_a_path_lies_on_the_deepest_mount_that_it_names() -> None:
-    points = kernel_call._mount_points()
+    points = mount_points()
     assert {"/", "/proc"} <= points
-    assert kernel_call._deepest(points, "/proc/self/../1") == "/proc"
-    assert kernel_call._deepest({"/", "/a b"}, "/a b/c") == "/a b"
-    assert kernel_call._deepest({"/", "/a"}, "/ab") == "/"
+    assert mount_of(points, "/proc/self/../1") == "/proc"
+    assert mount_of({"/", "/a b"}, "/a b/c") == "/a b"
+    assert mount_of({"/", "/a"}, "/ab") == "/"
 
 
-async def test_what_answers_after_all_is_no_reason_to_refuse(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.05)
+async def test_what_answers_after_all_is_no_reason_to_refuse(clock: MovableClock) -> None:
     may_end = threading.Event()
 
     def look() -> None:
@@ -215,21 +220,20 @@ async def test_what_answers_after_all_is_no_reason_to_refuse(
         may_end.wait(20)
 
     late = [in_time_for("pod a", "looking", look), in_time_for("pod a", "looking", look)]
-    ended = await asyncio.gather(*late, return_exceptions=True)
+    ended = await given_up(clock, asyncio.gather(*late, return_exceptions=True))
     assert [type(each) for each in ended] == [DeadlineError, DeadlineError]
     with pytest.raises(UnavailableError):
         await in_time_for("pod a", "looking", look)
     may_end.set()
-    while any(call.owner == "pod a" for call in kernel_call._given_up):  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+    await until(lambda: not unanswered("pod a"))
     await in_time_for("pod a", "looking", look)
 
 
-async def test_what_takes_long_because_it_is_much_has_its_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(kernel_call, "TIMEOUT_S", 0.01)
-    await at_length_for("pod a", "copying", time.sleep, 0.1)
-    monkeypatch.setattr(kernel_call, "LONG_TIMEOUT_S", 0.01)
+async def test_what_takes_long_because_it_is_much_has_its_time(clock: MovableClock) -> None:
+    may_end = threading.Event()
+    copying = asyncio.ensure_future(at_length_for("pod a", "copying", may_end.wait, 20))
+    await clock.sleep(2 * TIMEOUT_S, in_spite_of_threads=True)
+    assert not copying.done()
     with pytest.raises(DeadlineError, match="copying: the kernel call did not"):
-        await at_length_for("pod a", "copying", time.sleep, 0.1)
+        await given_up(clock, copying)
+    may_end.set()

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim import slots as slots_module
 from cri_shim.errors import DeadlineError
-from cri_shim.slots import Share, Slot, Slots
+from cri_shim.slots import PATIENCE_S, REMEMBERED_S, SLOW_AFTER_S, Share, Slot, Slots, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.fakes.clock import MovableClock
+
 pytestmark = pytest.mark.asyncio
 NEVER_S = 1000.0
+NOTHING = Usage(0, 0, 0, 0)
 
 
 class Starts:
@@ -26,7 +28,7 @@ class Starts:
         self.slots = slots
         self.begun: list[str] = []
         self.slot_of: dict[str, Slot] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
         self._may_end: dict[str, asyncio.Event] = {}
 
     async def begin(self, name: str, *shares: Share, tenant: str = "") -> None:
@@ -38,17 +40,24 @@ class Starts:
                 self.begun.append(name)
                 await may_end.wait()
 
-        self._tasks[name] = asyncio.create_task(start(), name=name)
+        self.tasks[name] = asyncio.create_task(start(), name=name)
         await settled()
 
-    async def end(self, name: str) -> None:
+    def may_end(self, name: str) -> asyncio.Task[None]:
+        """It ends as soon as its task has its turn."""
         self._may_end[name].set()
-        await self._tasks[name]
+        return self.tasks[name]
+
+    def ended(self) -> list[asyncio.Task[None]]:
+        return [task for task in self.tasks.values() if task.done()]
+
+    async def end(self, name: str) -> None:
+        await self.may_end(name)
         await settled()
 
     async def cancel(self, name: str) -> None:
-        self._tasks[name].cancel()
-        await asyncio.wait([self._tasks[name]])
+        self.tasks[name].cancel()
+        await asyncio.wait([self.tasks[name]])
         await settled()
 
     @contextlib.asynccontextmanager
@@ -58,7 +67,7 @@ class Starts:
         finally:
             for may_end in self._may_end.values():
                 may_end.set()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
 
 async def settled() -> None:
@@ -66,11 +75,10 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def all_slow(slots: Slots) -> None:
-    """Until what has begun is slow; what begins from now on never is."""
-    assert slots._slow_after_s is not None
-    await asyncio.sleep(2 * slots._slow_after_s)
-    slots._slow_after_s = NEVER_S
+async def all_slow(clock: MovableClock) -> None:
+    """What has begun is slow now; what begins from now on is not."""
+    clock.move(SLOW_AFTER_S)
+    await settled()
 
 
 def pod(name: str, most: int = 2) -> Share:
@@ -134,12 +142,14 @@ async def test_those_of_several_owners_take_turns() -> None:
         assert starts.begun == ["first", "a 0", "b 0", "a 1", "b 1"]
 
 
-async def test_a_slow_one_gives_its_slot_back_and_still_counts_against_its_owner() -> None:
-    slots = Slots(2, slow_after_s=0.02)
+async def test_a_slow_one_gives_its_slot_back_and_still_counts_against_its_owner(
+    clock: MovableClock,
+) -> None:
+    slots = Slots(2)
     async with Starts(slots).all_ended() as starts:
         for n in range(4):
             await starts.begin(f"hangs {n}", pod("attacker"))
-        await all_slow(slots)
+        await all_slow(clock)
         assert starts.begun == ["hangs 0", "hangs 1"]
         # As many as there are at all, at the same time.
         await starts.begin("a", pod("a"))
@@ -150,12 +160,14 @@ async def test_a_slow_one_gives_its_slot_back_and_still_counts_against_its_owner
         assert starts.begun[4:] == ["hangs 2"]
 
 
-async def test_slow_ones_are_bounded_and_leave_half_to_those_that_are_not() -> None:
-    slots = Slots(4, slow_total=2, slow_after_s=0.02)
+async def test_slow_ones_are_bounded_and_leave_half_to_those_that_are_not(
+    clock: MovableClock,
+) -> None:
+    slots = Slots(4, slow_total=2)
     async with Starts(slots).all_ended() as starts:
         for n in range(4):
             await starts.begin(f"hangs {n}", pod(f"attacker {n}", 1))
-        await all_slow(slots)
+        await all_slow(clock)
         # Two are slow; the others keep their slots, which are the half that such may have.
         for n in range(4):
             await starts.begin(f"hangs again {n}", pod(f"attacker {n}", 2))
@@ -169,18 +181,18 @@ async def test_slow_ones_are_bounded_and_leave_half_to_those_that_are_not() -> N
         assert sorted(starts.begun[6:]) == ["hangs again 0", "honest 2"]
 
 
-@pytest.mark.parametrize(("remembered_s", "of_four"), [(NEVER_S, 2), (0.0, 4)])
+@pytest.mark.parametrize(("later_s", "of_four"), [(REMEMBERED_S / 2, 2), (REMEMBERED_S, 4)])
 async def test_owners_that_were_slow_have_half_of_the_slots_for_a_while(
-    monkeypatch: pytest.MonkeyPatch, remembered_s: float, of_four: int
+    later_s: float, of_four: int, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(slots_module, "REMEMBERED_S", remembered_s)
-    slots = Slots(4, slow_after_s=0.02)
+    slots = Slots(4)
     async with Starts(slots).all_ended() as starts:
         for n in range(4):
             await starts.begin(f"hangs {n}", pod(f"attacker {n}"))
-        await all_slow(slots)
+        await all_slow(clock)
         for n in range(4):
             await starts.end(f"hangs {n}")
+        clock.move(later_s)
         starts.begun.clear()
         for n in range(4):
             await starts.begin(f"hangs again {n}", pod(f"attacker {n}"))
@@ -204,12 +216,12 @@ async def test_one_that_has_just_gone_away_is_passed_over() -> None:
         await starts.begin("first", pod("first"))
         await starts.begin("goes", pod("goes"))
         await starts.begin("next", pod("next"))
-        starts._may_end["first"].set()
-        starts._tasks["goes"].cancel()
-        await asyncio.wait([starts._tasks["first"], starts._tasks["goes"]])
+        first, goes = starts.may_end("first"), starts.tasks["goes"]
+        goes.cancel()
+        await asyncio.wait([first, goes])
         await settled()
-        assert starts._tasks["goes"].cancelled()
-        assert starts._tasks["first"].exception() is None
+        assert goes.cancelled()
+        assert first.exception() is None
         assert starts.begun == ["first", "next"]
 
 
@@ -218,27 +230,25 @@ async def test_one_that_goes_away_as_it_gets_its_slot_gives_it_back() -> None:
     async with Starts(slots).all_ended() as starts:
         await starts.begin("first", pod("first"))
         await starts.begin("goes", pod("goes"))
-        starts._may_end["first"].set()
-        while slots._waiting:  # noqa: ASYNC110 - granted, and its task has not run yet
+        starts.may_end("first")
+        while slots.usage.waiting:  # noqa: ASYNC110 - granted, and its task has not run yet
             await asyncio.sleep(0)
         await starts.cancel("goes")
         await starts.begin("next", pod("next"))
         assert starts.begun[-1] == "next"
 
 
-async def test_one_that_is_cancelled_under_way_gives_everything_back() -> None:
-    slots = Slots(1, slow_total=1, slow_after_s=0.02)
+async def test_one_that_is_cancelled_under_way_gives_everything_back(clock: MovableClock) -> None:
+    slots = Slots(1, slow_total=1)
     async with Starts(slots).all_ended() as starts:
         for n in range(3):
             await starts.begin(f"hangs {n}", pod("mine", 3))
-            await asyncio.sleep(0.04)
+            await all_slow(clock)
+        assert slots.usage[:3] == (1, 1, 1)
         await starts.cancel("hangs 0")
         await starts.cancel("hangs 1")
         await starts.cancel("hangs 2")
-        assert (slots._quick, len(slots._slow), slots._suspects_quick) == (0, 0, 0)
-        assert not slots._under_way
-        assert not slots._waiting
-        assert not slots._stuck
+        assert slots.usage == NOTHING
 
 
 async def test_who_waits_too_long_is_told_for_whom() -> None:
@@ -253,21 +263,20 @@ async def test_who_waits_too_long_is_told_for_whom() -> None:
         with pytest.raises(DeadlineError, match="2 others are under way"):
             async with starts.slots.slot("exec y", pod("c"), timeout_s=0.01):
                 pass
-        assert not starts.slots._waiting
+        assert starts.slots.usage.waiting == 0
 
 
 async def test_with_too_many_slow_ones_the_pod_that_has_most_loses_its_oldest(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: MovableClock,
 ) -> None:
-    monkeypatch.setattr(slots_module, "PATIENCE_S", 0.05)
-    slots = Slots(1, slow_total=3, slow_after_s=0.02)
+    slots = Slots(1, slow_total=3)
     async with Starts(slots).all_ended() as starts:
         for name in ("slow 0", "greedy 0", "greedy 1", "fresh 0"):
             await starts.begin(name, pod(name.split()[0]))
-            await asyncio.sleep(0.03)
-        with pytest.raises(
-            DeadlineError, match=r"^greedy 0 was given up .* pod greedy has the most"
-        ):
+            await all_slow(clock)
+        clock.move(PATIENCE_S)
+        await settled()
+        with pytest.raises(DeadlineError, match=r"^greedy 0 was given up .* pod greedy has the most"):
             await starts.end("greedy 0")
         await starts.begin("honest", pod("honest"))
         assert starts.begun[-1] == "honest"
@@ -290,11 +299,11 @@ async def test_a_tenant_leaves_a_slot_to_others_however_many_pods_it_has() -> No
         assert starts.begun[7:] == ["other"]
 
 
-async def test_a_tenant_is_suspected_as_a_whole() -> None:
-    slots = Slots(4, slow_after_s=0.02)
+async def test_a_tenant_is_suspected_as_a_whole(clock: MovableClock) -> None:
+    slots = Slots(4)
     async with Starts(slots).all_ended() as starts:
         await starts.begin("hangs", pod("a"), tenant="attacker")
-        await all_slow(slots)
+        await all_slow(clock)
         for n in range(4):
             await starts.begin(f"new {n}", pod(f"new {n}"), tenant="attacker")
         for n in range(3):
@@ -312,15 +321,15 @@ async def test_a_tenant_with_many_pods_does_not_come_before_one_with_one() -> No
         assert starts.begun[3:] == ["other 0", "other 1"]
 
 
-async def test_of_the_tenant_that_has_most_slow_ones_one_is_given_up() -> None:
-    slots = Slots(8, slow_total=3, slow_after_s=0.02, patience_s=0.0)
+async def test_of_the_tenant_that_has_most_slow_ones_one_is_given_up(clock: MovableClock) -> None:
+    slots = Slots(8, slow_total=3, patience_s=0.0)
     async with Starts(slots).all_ended() as starts:
         await starts.begin("honest", pod("honest"), tenant="honest")
         for n in range(3):
             await starts.begin(f"hangs {n}", pod(f"p{n}"), tenant="namespace attacker")
-        await all_slow(slots)
+        await all_slow(clock)
         await settled()
-        given_up = [task for task in starts._tasks.values() if task.done()]
+        given_up = starts.ended()
         assert [task.get_name() for task in given_up] == ["hangs 0"]
         with pytest.raises(DeadlineError, match="and namespace attacker has the most"):
             await given_up[0]

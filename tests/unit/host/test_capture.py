@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cri_shim.host.capture import UNREAD_S, Allowance, Capture
+from tests.fakes.clock import until
+
+if TYPE_CHECKING:
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -15,7 +20,7 @@ async def test_what_is_written_is_read_by_the_loop() -> None:
     writer = os.dup(capture.write_fd)
     capture.start()
     os.write(writer, b"one ")
-    await asyncio.sleep(0.01)
+    await until(lambda: capture.data() == b"one ")
     os.write(writer, b"two")
     os.close(writer)
     await asyncio.wait_for(capture.eof, 5)
@@ -25,7 +30,9 @@ async def test_what_is_written_is_read_by_the_loop() -> None:
     capture.close()
 
 
-async def test_a_short_child_is_read_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_short_child_is_read_when_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch, clock: MovableClock
+) -> None:
     added: list[int] = []
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "add_reader", lambda fd, *_: added.append(fd))
@@ -37,18 +44,18 @@ async def test_a_short_child_is_read_when_it_has_ended(monkeypatch: pytest.Monke
     await asyncio.sleep(0)
     assert capture.drain()
     assert capture.data() == b"whole"
-    await asyncio.sleep(2 * UNREAD_S)
+    await clock.sleep(2 * UNREAD_S)
     assert added == []
     capture.close()
 
 
-async def test_a_child_that_fills_its_pipe_is_read_while_it_runs() -> None:
+async def test_a_child_that_fills_its_pipe_is_read_while_it_runs(clock: MovableClock) -> None:
     capture = Capture(1 << 20)
     writer = os.dup(capture.write_fd)
     capture.start()
     os.set_blocking(writer, False)
     size = os.write(writer, bytes(1 << 20))  # as much as there is room for
-    await asyncio.sleep(2 * UNREAD_S)
+    await clock.sleep(2 * UNREAD_S)
     more = os.write(writer, bytes(1 << 20))
     assert more > 0
     os.close(writer)
@@ -63,9 +70,9 @@ async def test_bound_keeps_the_beginning_and_tells_once() -> None:
     writer = os.dup(capture.write_fd)
     capture.start(on_overflow=lambda: told.append(True))
     os.write(writer, b"123")
-    await asyncio.sleep(0.01)
+    await until(lambda: capture.data() == b"123")
     os.write(writer, b"4567")
-    await asyncio.sleep(0.01)
+    await until(lambda: told)
     os.write(writer, b"89")
     os.close(writer)
     await asyncio.wait_for(capture.eof, 5)

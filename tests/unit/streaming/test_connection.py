@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim.streaming import connection as module
-from cri_shim.streaming.connection import Connection
-from tests.fakes.clock import until
+from cri_shim.streaming.connection import LINGER_S, LOOK_S, Connection
+from tests.fakes.clock import turn_over, until
+
+if TYPE_CHECKING:
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -65,25 +68,33 @@ async def read_and_close(sock: socket.socket) -> bytes:
         sock.close()
 
 
-async def test_a_peer_that_takes_nothing_is_not_waited_for_longer_than_that() -> None:
+async def test_a_peer_that_takes_nothing_is_not_waited_for_longer_than_that(
+    clock: MovableClock,
+) -> None:
     connection, peer, note = pair()
     connection.start(note)
     connection.send([bytes(10_000_000)])
-    await connection.finish(0.1)
+    finishing = asyncio.ensure_future(connection.finish(60))
+    await clock.sleep(59)
+    assert not finishing.done()
+    await clock.sleep(2)
+    assert finishing.done()
     assert connection.unsent == 0
     peer.close()
 
 
 async def test_a_peer_that_vanishes_while_it_is_not_read_is_noticed(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: MovableClock,
 ) -> None:
-    monkeypatch.setattr(module, "LOOK_S", 0.02)
     connection, peer, note = pair()
     connection.start(note)
     connection.pause_reading()
     peer.send(b"unread")
+    await clock.sleep(2 * LOOK_S)
     peer.close()
-    await until(lambda: note.lost)
+    await turn_over()
+    assert note.lost == []  # nobody reads, so nobody sees it at once
+    await clock.sleep(LOOK_S)
     assert note.lost == ["the client hung up"]
     assert not note.data
     connection.close()
@@ -117,7 +128,7 @@ async def test_a_broken_connection_is_told_by_a_later_turn() -> None:
 async def test_closing_it_ends_whoever_waits_for_its_first_words() -> None:
     connection, peer, _ = pair()
     waiting = asyncio.ensure_future(connection.receive())
-    await asyncio.sleep(0.01)
+    await turn_over()
     connection.close()
     with pytest.raises(ConnectionAbortedError):
         await waiting
@@ -150,9 +161,8 @@ async def test_last_words_to_a_client_that_has_gone_hold_nobody_up() -> None:
 
 
 async def test_client_that_never_stops_talking_is_listened_to_for_a_while_and_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: MovableClock,
 ) -> None:
-    monkeypatch.setattr(module, "LINGER_S", 0.3)
     connection, peer, note = pair()
     connection.start(note)
 
@@ -166,12 +176,12 @@ async def test_client_that_never_stops_talking_is_listened_to_for_a_while_and_ho
     talking = asyncio.create_task(asyncio.to_thread(talk))
     connection.send([b"bye"])
     finishing = asyncio.create_task(connection.finish(5))
-    turns = 0
-    while not finishing.done():
-        await asyncio.sleep(0.01)
-        turns += 1
-    await talking
-    assert turns > 3
+    await turn_over(5)
+    assert not finishing.done()
+    clock.move(LINGER_S)
+    async with asyncio.timeout(20):
+        await finishing
+        await talking
 
 
 async def test_what_waits_to_be_read_is_told() -> None:

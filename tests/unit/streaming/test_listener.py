@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from cri_shim.streaming.listener import ACCEPTS_AT_ONCE, Listener
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -27,7 +27,7 @@ async def test_who_finds_no_room_waits_and_is_taken_once_there_is_some() -> None
     clients = [connect_to(listening) for _ in range(4)]
     async with asyncio.timeout(5):
         await until(lambda: len(taken) == 2)
-        await asyncio.sleep(0.1)
+        await turn_over()
         assert len(taken) == 2
         room = 4
         await until(lambda: len(taken) == 4)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim.streaming import meter as module
-from cri_shim.streaming.meter import Meter
-from tests.fakes.clock import until
+from cri_shim.streaming.meter import INTERVAL_S, Meter
+
+if TYPE_CHECKING:
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 Told = list[tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]]
@@ -31,23 +32,25 @@ async def test_sessions_are_told_at_once_and_their_end_is() -> None:
     assert told[-1] == ([("exec", "spdy/v4", 1)], [])  # what is over is told once
 
 
-async def test_bytes_are_told_together_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "INTERVAL_S", 0.02)
+async def test_bytes_are_told_together_after_a_while(clock: MovableClock) -> None:
     meter, told = metered()
     for _ in range(100):
         meter.carried("exec", "out", 10)
     meter.carried("exec", "in", 0)
     assert told == []
-    await until(lambda: told)
+    await clock.sleep(INTERVAL_S / 2)
+    assert told == []
+    await clock.sleep(INTERVAL_S)
     assert told == [([], [("exec", "out", 1000)])]
-    await asyncio.sleep(0.05)
+    await clock.sleep(10 * INTERVAL_S)
     assert len(told) == 1  # nothing new
 
 
-async def test_what_a_session_carried_is_told_no_later_than_its_end() -> None:
+async def test_what_a_session_carried_is_told_no_later_than_its_end(clock: MovableClock) -> None:
     meter, told = metered()
     meter.begun("exec", "spdy/v4")
     meter.carried("exec", "in", 7)
     meter.ended("exec", "spdy/v4")
     assert told[-1] == ([("exec", "spdy/v4", 0)], [("exec", "in", 7)])
-    assert meter._timer is None
+    await clock.sleep(2 * INTERVAL_S)
+    assert len(told) == 2  # and not again

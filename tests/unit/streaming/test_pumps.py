@@ -6,12 +6,16 @@ import asyncio
 import fcntl
 import os
 import select
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cri_shim.streaming import pumps
 from cri_shim.streaming.pumps import Input, Output
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.asyncio
 
@@ -19,12 +23,18 @@ pytestmark = pytest.mark.asyncio
 class Reading:
     """An output and what it said."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_data: Callable[[bytes], object] = lambda _: None) -> None:
         fd, self.writing = os.pipe()
         os.set_blocking(fd, False)
         self.data = bytearray()
         self.ended = 0
-        self.output = Output(fd, self.data.extend, self._end)
+        self.on_data = on_data
+        """Called after it was noted."""
+        self.output = Output(fd, self._take, self._end)
+
+    def _take(self, data: bytes) -> None:
+        self.data += data
+        self.on_data(data)
 
     def _end(self) -> None:
         self.ended += 1
@@ -33,14 +43,14 @@ class Reading:
 async def test_nothing_is_read_before_it_is_wanted_and_while_paused() -> None:
     reading = Reading()
     os.write(reading.writing, b"one")
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert reading.data == b""
     reading.output.resume()
     await until(lambda: reading.data == b"one")
     reading.output.pause()
     os.write(reading.writing, b"two")
     os.close(reading.writing)
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert (bytes(reading.data), reading.ended) == (b"one", 0)
     reading.output.resume()
     await until(lambda: reading.ended)
@@ -64,7 +74,7 @@ async def test_an_end_that_is_expected_while_paused_comes_when_reading_goes_on()
     reading = Reading()
     os.write(reading.writing, b"x")
     reading.output.expect_end()
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert not reading.ended
     reading.output.resume()
     await until(lambda: reading.ended)
@@ -73,17 +83,9 @@ async def test_an_end_that_is_expected_while_paused_comes_when_reading_goes_on()
 
 
 async def test_one_who_writes_on_faster_than_it_is_read_is_not_waited_for() -> None:
-    reading = Reading()
+    reading = Reading(lambda data: os.write(reading.writing, bytes(len(data))))
     os.set_blocking(reading.writing, False)
-    fill = bytes(65536)
-    os.write(reading.writing, fill)
-    taken = reading.output._on_data
-
-    def refill(data: bytes) -> None:
-        taken(data)
-        os.write(reading.writing, bytes(len(data)))
-
-    reading.output._on_data = refill
+    os.write(reading.writing, bytes(65536))
     reading.output.resume()
     reading.output.expect_end()
     await until(lambda: reading.ended)
