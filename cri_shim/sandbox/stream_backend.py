@@ -85,6 +85,16 @@ class StreamBackend:
             ipc.HowFar(container_id=container_id)
         )
 
+    @property
+    def sessions(self) -> int:
+        """How many there are, until their end was told."""
+        return len(self._granted)
+
+    @property
+    def commands(self) -> int:
+        """How many sessions have a command that is started or followed."""
+        return len(self._commands)
+
     def open(self, send: Callable[..., None]) -> None:
         """A streaming process is there; `send(packet, descriptors)` sends it a message and takes the descriptors."""
         self._send = send

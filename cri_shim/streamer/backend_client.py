@@ -49,6 +49,16 @@ class BackendClient:
         self._clients: dict[str, AttachClient] = {}
         self._attaching = asyncio.Lock()
 
+    @property
+    def unanswered(self) -> int:
+        """How many requests the daemon has not answered yet."""
+        return len(self._calls)
+
+    @property
+    def commands(self) -> int:
+        """How many sessions wait for the exit code of a command."""
+        return len(self._commands)
+
     # --- called by the server
 
     async def redeem(self, token: str, kind: str) -> Grant | None:

@@ -106,6 +106,16 @@ class PortForwardSession(Session):
             self._release()
 
     @property
+    def targets(self) -> int:
+        """How many connections to the pod there are."""
+        return len(self._targets)
+
+    @property
+    def half_open(self) -> frozenset[str]:
+        """The connections whose other stream is waited for, by request ID."""
+        return frozenset(self._half_open)
+
+    @property
     def is_full(self) -> bool:
         """Whether sent bytes still wait for the client."""
         return self._connection.unsent > 0

@@ -16,7 +16,7 @@ import asyncio
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -71,6 +71,16 @@ class _Redeemed:
     leftover: bytes
 
 
+class Usage(NamedTuple):
+    """How many there are of what is bounded."""
+
+    newcomers: int
+    """Clients whose request has not been read yet."""
+    requests: int
+    """Those with a ticket, from then to their end."""
+    streams: int
+
+
 class StreamingServer:
     """Serves clients with tickets. Call `start` and `stop` once."""
 
@@ -96,6 +106,16 @@ class StreamingServer:
         self._taken = Shares(MAX_SESSIONS, MAX_SESSIONS_OF_A_POD)
         self._streams = Shares(MAX_STREAMS, MAX_STREAMS_OF_A_POD)
         self._sessions: set[Session] = set()
+
+    @property
+    def usage(self) -> Usage:
+        """As it is now."""
+        return Usage(len(self._newcomers), self._taken.used, self._streams.used)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Those under way."""
+        return tuple(self._sessions)
 
     def start(self, listener: socket.socket) -> None:
         """Accept clients from `listener`, which the server takes over."""

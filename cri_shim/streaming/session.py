@@ -108,6 +108,11 @@ class Session:
         """Set when the session has to end; the result is the reason."""
         self._idle_timer = self._loop.call_later(limits.idle_timeout_s, self._look_for_silence)
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the client to take what came before them."""
+        return self._connection.unsent
+
     def stop(self, reason: str) -> None:
         """End it soon; the client is told the reason."""
         if not self._stopped.done():

@@ -89,6 +89,20 @@ class AttachSessions:
         self.ask_how_far: Callable[[str], None] = lambda _container_id: None
         """How the streaming process is asked how far it has read; it answers by `read_so_far`."""
 
+    @property
+    def connected(self) -> tuple[str, ...]:
+        """The containers whose monitor has a connection."""
+        return tuple(self._connections)
+
+    @property
+    def under_way(self) -> frozenset[str]:
+        """The containers that are being told a size, or whose connection is looked after because it may be stuck."""
+        return frozenset(self._sizes) | self._looked_after
+
+    def packets_read(self, container_id: str) -> int:
+        """How many of the connection's packets are known to be read. Raises KeyError."""
+        return self._connections[container_id].packets_read
+
     def attachable(self, container: Container) -> Attachable:
         """Raises WrongStateError unless the container runs."""
         if container.state is not ContainerState.RUNNING:

@@ -118,15 +118,19 @@ class ExecProcesses:
         reaper: Reaper,
         files_limits: FilesLimits,
         pids_of: Callable[[Container], list[int]],
+        slots: Slots | None = None,
     ) -> None:
-        """`pids_of` lists the processes in a container's cgroup; it may be called in any thread."""
+        """`pids_of` lists the processes in a container's cgroup; it may be called in any thread.
+
+        `slots` are for starts of commands; without, as many as the constants above say.
+        """
         self._host = host
         self._paths = paths
         self._runtime_of = runtime_of
         self._reaper = reaper
         self._files_limits = files_limits
         self._pids_of = pids_of
-        self._slots = Slots(MAX_STARTS, slow_total=MAX_SLOW_STARTS)
+        self._slots = slots or Slots(MAX_STARTS, slow_total=MAX_SLOW_STARTS)
 
     def plan(self, container: Container, command: Sequence[str]) -> ExecCall:
         """Everything that can be refused is refused here. Raises WrongStateError, InvalidArgumentError."""

@@ -23,6 +23,11 @@ class Shares:
         return self._all
 
     @property
+    def owners(self) -> tuple[str, ...]:
+        """Who has any."""
+        return tuple(self._used)
+
+    @property
     def is_full(self) -> bool:
         """Whether the limit in all is reached."""
         return self._all >= self.total

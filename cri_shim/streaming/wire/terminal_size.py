@@ -34,6 +34,11 @@ class TerminalSizeReader:
     def __init__(self) -> None:
         self._pending = b""
 
+    @property
+    def pending_bytes(self) -> int:
+        """What is kept of an object that is not complete."""
+        return len(self._pending)
+
     def receive_data(self, data: Buffer) -> TerminalSize | None:
         """The last size that these bytes complete. Earlier ones are outdated already."""
         *objects, rest = (self._pending + bytes(data)).rsplit(b"}", MAX_OBJECTS)

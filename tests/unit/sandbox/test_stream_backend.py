@@ -176,10 +176,10 @@ async def test_how_far_it_has_read_is_asked_and_heard(asker: Asker) -> None:
         asker.node.attach_sessions.ask_how_far(container_id)
         assert asker.told[-1][0] == ipc.HowFar(container_id=container_id)
         asker.node.backend.handle(ipc.ReadSoFar(container_id=container_id, packets=7))
-        assert asker.node.attach_sessions._connections[container_id].packets_read == 7
+        assert asker.node.attach_sessions.packets_read(container_id) == 7
         close_all(descriptors)
         asker.node.backend.close()
-        assert not asker.node.attach_sessions._connections
+        assert not asker.node.attach_sessions.connected
 
 
 async def test_a_size_is_the_terminals_if_there_is_one(asker: Asker) -> None:
@@ -240,8 +240,8 @@ async def test_after_its_end_nothing_is_left_of_its_sessions(asker: Asker) -> No
     await asker.session(asker.node.forward_ticket(), "portforward")
     asker.node.backend.close()
     asker.node.backend.close()
-    assert not asker.node.backend._granted
-    await until(lambda: not asker.node.backend._commands)
+    assert not asker.node.backend.sessions
+    await until(lambda: not asker.node.backend.commands)
     before = len(asker.told)
     asker.node.backend.handle(ipc.Redeem(call=9, token="late", kind="exec"))
     assert len(asker.told) == before

@@ -115,7 +115,7 @@ async def test_the_nodes_words_are_the_clients(joined: Joined) -> None:
     grant = await joined.exec_grant("refuse")
     with pytest.raises(CriShimError, match="no such file"):
         await joined.backend.exec(grant)
-    assert not joined.backend._commands
+    assert not joined.backend.commands
     assert await joined.backend.redeem("guessed", "exec") is None
 
 
@@ -133,12 +133,12 @@ async def test_all_who_attach_share_one_connection(joined: Joined) -> None:
         assert os.read(command.stdout, 100) == b"hello"
         close(command.stdin, command.stdout, command.stderr)
     # The end was told: the next one gets a connection of its own.
-    await until(lambda: not joined.node.attach_sessions._connections)
+    await until(lambda: not joined.node.attach_sessions.connected)
     again = await joined.backend.attach(await joined.grant(joined.node.attach_ticket(), "attach"))
     with joined.node.accept() as monitor:
         again.ended.cancel()
         close(again.stdin, again.stdout, again.stderr)
-        await until(lambda: not joined.node.attach_sessions._connections)
+        await until(lambda: not joined.node.attach_sessions.connected)
         assert monitor.recv(10) == b""
 
 
@@ -158,7 +158,7 @@ async def test_of_sizes_that_come_fast_the_daemon_hears_few_and_the_last(joined:
     with joined.node.accept():
         command.ended.cancel()
         close(command.stdin, command.stdout, command.stderr)
-        await until(lambda: not joined.node.attach_sessions._connections)
+        await until(lambda: not joined.node.attach_sessions.connected)
     await asyncio.sleep(2 * RESIZE_PAUSE_S)
     assert 8 not in told(), "whoever has left says nothing more"
 
@@ -179,7 +179,7 @@ async def test_who_comes_while_the_last_one_leaves_gets_another_connection(joine
         assert os.read(second.stdout, 100) == b"hello"
         second.ended.cancel()
         close(second.stdin, second.stdout, second.stderr)
-        await until(lambda: not joined.node.attach_sessions._connections)
+        await until(lambda: not joined.node.attach_sessions.connected)
 
 
 async def test_how_far_it_was_read_is_told_to_who_asks(joined: Joined) -> None:
@@ -188,18 +188,18 @@ async def test_how_far_it_was_read_is_told_to_who_asks(joined: Joined) -> None:
     with joined.node.accept() as monitor:
         for _ in range(5):
             monitor.send(b"\x02x")
-        connection = joined.node.attach_sessions._connections[container_id]
+        connection = joined.node.attach_sessions
 
         def told() -> bool:
             joined.node.attach_sessions.ask_how_far(container_id)
-            return connection.packets_read == 5
+            return connection.packets_read(container_id) == 5
 
         await until(told)
         joined.node.attach_sessions.ask_how_far("nobody")
         command.resize(80, 25)
         close(command.stdin, command.stdout, command.stderr)
         command.ended.cancel()
-        await until(lambda: not joined.node.attach_sessions._connections)
+        await until(lambda: not joined.node.attach_sessions.connected)
 
 
 async def test_a_pods_ports_are_reached_while_the_session_lasts(joined: Joined) -> None:
@@ -231,8 +231,8 @@ async def test_what_comes_for_somebody_who_has_gone_is_given_back(joined: Joined
     await asyncio.sleep(0)
     attaching.cancel()
     await until(lambda: any(isinstance(a, ipc.Detached) for a in joined.asked))
-    await until(lambda: not joined.backend._calls)
-    await until(lambda: not joined.node.attach_sessions._connections)
+    await until(lambda: not joined.backend.unanswered)
+    await until(lambda: not joined.node.attach_sessions.connected)
     joined.node.accept().close()
 
 
@@ -248,7 +248,7 @@ async def test_without_descriptors_it_is_said_and_nothing_is_left(joined: Joined
         await joined.backend.attach(attach)
     with pytest.raises(ResourceExhaustedError, match="no free descriptors"):
         await dialer.connect(80)
-    await until(lambda: not joined.node.attach_sessions._connections)
+    await until(lambda: not joined.node.attach_sessions.connected)
     joined.node.accept().close()
 
 

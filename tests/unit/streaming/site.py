@@ -112,7 +112,7 @@ class Site:
 
     @property
     def sessions(self) -> int:
-        return len(self.server._sessions)
+        return len(self.server.sessions)
 
 
 @contextmanager

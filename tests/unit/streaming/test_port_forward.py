@@ -157,8 +157,8 @@ def test_hundreds_of_short_connections_some_of_them_reset(transport: str) -> Non
                 asked[connection] = hashlib.sha256(data).digest()
         c.until(lambda: all(map(c.is_over, asked)))
         assert all(c.received[connection] == asked[connection] for connection in asked)
-        [session] = node.server._sessions
-        until(lambda: not session._targets)  # type: ignore[attr-defined]
+        [session] = node.server.sessions
+        until(lambda: not session.targets)  # type: ignore[attr-defined]
 
 
 def test_a_client_that_does_not_read_is_waited_for_without_hoarding() -> None:
@@ -169,8 +169,8 @@ def test_a_client_that_does_not_read_is_waited_for_without_hoarding() -> None:
     with site() as node, listener(flood) as port, node.forward() as client:
         connections = [client.connect(port) for _ in range(4)]
         time.sleep(0.5)
-        [session] = node.server._sessions
-        assert session._connection.unsent < 2 << 20
+        [session] = node.server.sessions
+        assert session.unsent < 2 << 20
         client.until(lambda: all(len(client.received[c]) > 1 << 20 for c in connections))
 
 
@@ -315,12 +315,12 @@ def test_halves_of_pairs_that_are_given_up_and_made_again_are_a_bounded_number(
         client.received[kept] = bytearray()
         client.flush()
         until(lambda: node.sessions)
-        [session] = node.server._sessions
+        [session] = node.server.sessions
         assert isinstance(session, port_forward.PortForwardSession)
-        until(lambda: "kept" in session._half_open)
-        assert len(session._half_open) <= 20
+        until(lambda: "kept" in session.half_open)
+        assert len(session.half_open) <= 20
         client.until(lambda: kept in client.reset)
-        until(lambda: not session._half_open)
+        until(lambda: not session.half_open)
 
 
 def test_a_target_is_read_as_far_as_the_clients_window_goes_and_its_end_is_heard_without() -> None:

@@ -159,8 +159,8 @@ def test_a_client_that_does_not_read_makes_only_the_command_wait(transport: str)
     ):
         until(lambda: node.backend.processes)
         time.sleep(0.2)
-        [session] = node.server._sessions
-        assert session._connection.unsent < 1 << 20
+        [session] = node.server.sessions
+        assert session.unsent < 1 << 20
         with node.exec("true", transport=transport) as other:
             assert other.until_closed().exit_code == 0
         node.backend.processes[0].kill()

@@ -124,7 +124,7 @@ async def test_a_monitor_that_is_gone_is_said(node: Node, *, there: bool) -> Non
             pass
     with pytest.raises(WrongStateError, match="monitor has exited"):
         node.attach_sessions.connect(node.target)
-    assert not node.attach_sessions._connections
+    assert not node.attach_sessions.connected
 
 
 async def test_pipes_are_of_what_the_container_has(node: Node) -> None:
@@ -180,7 +180,7 @@ async def test_of_many_sizes_the_last_one_counts(node: Node) -> None:
 async def test_what_is_no_terminal_has_no_size(node: Node) -> None:
     node.container.config.tty = False
     node.attach_sessions.resize(node.target, 1, 1)
-    assert not node.attach_sessions._sizes
+    assert not node.attach_sessions.under_way
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ async def test_a_connection_that_is_read_is_left_alone_for_whoever_needs_the_mon
         assert packets > 3
         monitor.send(b"\x02it goes on")
         node.attach_sessions.disconnected(node.container.id)
-        await until(lambda: not node.attach_sessions._looked_after)
+        await until(lambda: not node.attach_sessions.under_way)
         node.attach_sessions.read_so_far(node.container.id, 7)  # late
         given.close()
         monitor.close()
@@ -227,7 +227,7 @@ async def test_a_connection_that_is_not_read_is_broken_off(node: Node) -> None:
             monitor.send(b"\x02x")
             node.attach_sessions.unblock(node.container.id)
             node.attach_sessions.unblock(node.container.id)
-            await until(lambda: not node.attach_sessions._looked_after)
+            await until(lambda: not node.attach_sessions.under_way)
             with pytest.raises(BrokenPipeError):
                 monitor.send(b"\x02y")
             assert given.recv(10) == b"\x02x"  # whoever hangs may wake up again

@@ -22,14 +22,14 @@ def test_who_has_given_all_back_is_forgotten() -> None:
         assert shares.take(owner)
         shares.give(owner)
     assert shares.used == 0
-    assert not shares._used
+    assert not shares.owners
 
 
 def test_a_refusal_remembers_nobody() -> None:
     shares = Shares(1, 1)
     assert shares.take("a")
     assert not any(shares.take(f"stranger {n}") for n in range(10))
-    assert list(shares._used) == ["a"]
+    assert shares.owners == ("a",)
 
 
 def test_a_user_has_its_own_bound_and_gives_back_what_it_took_once() -> None:

@@ -70,4 +70,4 @@ def test_what_never_ends_is_not_kept() -> None:
     reader = TerminalSizeReader()
     for _ in range(100):
         assert reader.receive_data(b"{" * 10_000) is None
-    assert len(reader._pending) <= MAX_OBJECT_BYTES
+    assert reader.pending_bytes <= MAX_OBJECT_BYTES
