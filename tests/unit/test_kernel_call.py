@@ -77,7 +77,10 @@ async def test_what_hangs_is_given_up_and_its_late_answer_logged(clock: MovableC
     with capture_logs() as logs:
         may_end.set()
         await until(lambda: logs)
-    assert (logs[0]["event"], logs[0]["what"]) == ("an abandoned kernel call returned", "unmounting")
+    assert (logs[0]["event"], logs[0]["what"]) == (
+        "an abandoned kernel call returned",
+        "unmounting",
+    )
 
 
 async def test_many_that_hang_leave_threads_for_everyone_else(clock: MovableClock) -> None:
@@ -130,13 +133,19 @@ def hangs(clock: MovableClock) -> Iterator[Callable[..., Coroutine[None, None, N
     """Makes calls for an owner that are given up and go on."""
     may_end = threading.Event()
 
-    def look(path: str) -> None:
-        if path:
-            working_on("mounts[0].host_path", path)
-        may_end.wait(20)
-
     async def hang(owner: str, path: str = "") -> None:
-        await given_up(clock, in_time_for(owner, "looking", look, path))
+        hanging = threading.Event()
+
+        def look() -> None:
+            if path:
+                working_on("mounts[0].host_path", path)
+            hanging.set()
+            may_end.wait(20)
+
+        call = asyncio.ensure_future(in_time_for(owner, "looking", look))
+        # It may have been refused, in its thread, before it could hang.
+        await until(lambda: hanging.is_set() or call.done())
+        await given_up(clock, call)
 
     yield hang
     may_end.set()
@@ -215,11 +224,19 @@ async def test_a_path_lies_on_the_deepest_mount_that_it_names() -> None:
 async def test_what_answers_after_all_is_no_reason_to_refuse(clock: MovableClock) -> None:
     may_end = threading.Event()
 
+    looking = 0
+
     def look() -> None:
+        nonlocal looking
         working_on("mounts[0].host_path", "/slow")
+        looking += 1
         may_end.wait(20)
 
-    late = [in_time_for("pod a", "looking", look), in_time_for("pod a", "looking", look)]
+    late = [
+        asyncio.ensure_future(in_time_for("pod a", "looking", look)),
+        asyncio.ensure_future(in_time_for("pod a", "looking", look)),
+    ]
+    await until(lambda: looking == 2)
     ended = await given_up(clock, asyncio.gather(*late, return_exceptions=True))
     assert [type(each) for each in ended] == [DeadlineError, DeadlineError]
     with pytest.raises(UnavailableError):

@@ -276,7 +276,9 @@ async def test_with_too_many_slow_ones_the_pod_that_has_most_loses_its_oldest(
             await all_slow(clock)
         clock.move(PATIENCE_S)
         await settled()
-        with pytest.raises(DeadlineError, match=r"^greedy 0 was given up .* pod greedy has the most"):
+        with pytest.raises(
+            DeadlineError, match=r"^greedy 0 was given up .* pod greedy has the most"
+        ):
             await starts.end("greedy 0")
         await starts.begin("honest", pod("honest"))
         assert starts.begun[-1] == "honest"
