@@ -6,7 +6,7 @@ Rules:
   an OOM kill it also creates an empty file `oom` in the persist directory, which is its working directory.
 - `--sync` makes conmon our direct child, so we know its pid as soon as it is spawned. It still outlives us: it leads
   its own session and holds none of our descriptors.
-- **Write ahead**: conmon does nothing until its start pipe closes, and `on_spawn` records its pid before that. If the
+- **Write ahead**: conmon does nothing until its start pipe closes (`waiting_monitor`), and `on_spawn` records its pid before that. If the
   daemon dies in between, the kernel closes the pipe and conmon creates the container unrecorded. `find_monitors` then
   finds it by its command line.
 - A creation that fails, times out or is cancelled leaves no conmon and no runtime `create` running. The caller undoes
@@ -23,7 +23,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +32,6 @@ import structlog
 from cri_shim import metrics
 from cri_shim.errors import (
     ConfigError,
-    DeadlineError,
     InvalidArgumentError,
     MonitorError,
     RuntimeCommandError,
@@ -42,23 +40,20 @@ from cri_shim.host.pidfd import parent_pid, start_time_ticks
 from cri_shim.host.programs import find_program
 from cri_shim.kernel_call import in_time
 from cri_shim.oci import conmon_control
-from cri_shim.oci.conmon_sync import MAX_REPORT_BYTES, Pipe, own_words, parse_report, read_line
-from cri_shim.oci.runtime_errors import runtime_message
-from cri_shim.operations import step
+from cri_shim.oci.conmon_sync import Pipe
+from cri_shim.oci.waiting_monitor import MonitorIdentity, MonitorPipes, WaitingMonitor
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-    from cri_shim.host.process import Child, Reaper
+    from cri_shim.host.process import Reaper
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.waiting_monitor import Monitored
 
 log = structlog.get_logger()
 
-_FAREWELL_S = 2.0
-"""How long to wait for the exit of a conmon that has reported a failure."""
-_KILL_GRACE_S = 5.0
 _SOCKET_PATH_BYTES = 107
 _CONSOLE_NAME_BYTES = len("/conmon-term.XXXXXX")
 _SHORT_ID = 12
@@ -81,22 +76,6 @@ class MonitorRequest:
     stdin: bool = False
     stdin_once: bool = False
     """Close the container's stdin for good when the first attached client leaves."""
-
-
-@dataclass(frozen=True, slots=True)
-class MonitorIdentity:
-    """A conmon process: pid, and start time in clock ticks since boot, which tells it from a later owner of the pid."""
-
-    pid: int
-    start_time_ticks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Monitored:
-    """A created container and its monitor."""
-
-    monitor: MonitorIdentity
-    container_pid: int
 
 
 class Monitors:
@@ -129,26 +108,69 @@ class Monitors:
         timeout_s: float,
         on_spawn: Callable[[MonitorIdentity], None],
     ) -> Monitored:
-        """Start a monitor, which has the runtime create the container.
+        """Start a monitor and have it create the container at once. Raises as `start` and `WaitingMonitor.create`."""
+        waiting = await self.start(request, runtime, on_spawn=on_spawn)
+        return await waiting.create(timeout_s=timeout_s)
 
-        `on_spawn` runs before the monitor does anything. An exception from it stops the creation.
+    async def start(
+        self,
+        request: MonitorRequest,
+        runtime: Runtime,
+        *,
+        on_spawn: Callable[[MonitorIdentity], None],
+    ) -> WaitingMonitor:
+        """Start a monitor, which waits. The directories of its log and its own must exist, the bundle need not.
+
+        `on_spawn` runs before the monitor does anything. An exception from it ends the monitor.
 
         Raises:
-            RuntimeCommandError: the runtime refused (its own message follows) or is not installed.
-            MonitorError: conmon failed before it could report, or is not installed.
-            DeadlineError: conmon did not report within `timeout_s`.
+            MonitorError: conmon is not installed, or could not be started.
+            RuntimeCommandError: the runtime is not installed.
             InvalidArgumentError: conmon can't take this log path.
         """
-        handler = runtime.settings.name
-        started = time.monotonic()
         try:
-            with step(f"conmon and {handler} create"), self._console_dir(request) as console_dir:
-                monitored = await self._create(request, runtime, console_dir, timeout_s, on_spawn)
-        except (RuntimeCommandError, MonitorError, DeadlineError):
-            metrics.OCI_COMMAND_FAILURES.labels(handler, "create").inc()
+            waiting = self._spawn(request, runtime)
+        except (RuntimeCommandError, MonitorError):
+            metrics.OCI_COMMAND_FAILURES.labels(runtime.settings.name, "create").inc()
             raise
-        metrics.OCI_COMMAND_SECONDS.labels(handler, "create").observe(time.monotonic() - started)
-        return monitored
+        try:
+            on_spawn(waiting.identity)
+        except BaseException:
+            await waiting.end()
+            raise
+        return waiting
+
+    def _spawn(self, request: MonitorRequest, runtime: Runtime) -> WaitingMonitor:
+        argv = self._argv(request, runtime.command_prefix())
+        env = runtime.environment()
+        # conmon parses its options in its locale; in the C locale it refuses a path that is not ASCII.
+        env.setdefault("LC_ALL", "C.UTF-8")
+        with contextlib.ExitStack() as owner:
+            if request.terminal:
+                env["TMPDIR"] = str(owner.enter_context(self._console_dir(request)))
+            sync, start, stderr = (Pipe(owner) for _ in range(3))
+            env["_OCI_SYNCPIPE"] = str(sync.write_fd)
+            env["_OCI_STARTPIPE"] = str(start.read_fd)
+            try:
+                child = self._reaper.spawn(
+                    argv,
+                    stdout=stderr.write_fd,  # conmon prints complaints about its options to stdout
+                    stderr=stderr.write_fd,
+                    env=env,
+                    cwd=request.persist_dir,
+                    pass_fds=(sync.write_fd, start.read_fd),
+                )
+            except OSError as error:
+                doing = f"starting the monitor of container {request.container_id}"
+                raise MonitorError(doing, argv, "could not be started", str(error)) from error
+            # Close our copies of conmon's ends: end of file then means that conmon closed its own, or died.
+            sync.close_write()
+            start.close_read()
+            stderr.close_write()
+            identity = MonitorIdentity(child.pid, start_time_ticks(child.pid) or 0)
+            self._started[request.container_id] = identity
+            pipes = MonitorPipes(sync, start, stderr, owner.pop_all())
+            return WaitingMonitor(request.container_id, runtime, child, identity, pipes, argv)
 
     async def reopen_log(self, bundle_dir: Path, log_file: Path, *, timeout_s: float = 5.0) -> None:
         """Have the monitor open a new file at `log_file`, after the caller renamed the old one (`conmon_control`).
@@ -240,70 +262,6 @@ class Monitors:
                 monitors.setdefault(container_id, []).append(MonitorIdentity(pid, ticks))
         return monitors
 
-    async def _create(
-        self,
-        request: MonitorRequest,
-        runtime: Runtime,
-        console_dir: Path | None,
-        timeout_s: float,
-        on_spawn: Callable[[MonitorIdentity], None],
-    ) -> Monitored:
-        argv = self._argv(request, runtime.command_prefix())
-        env = runtime.environment()
-        if console_dir is not None:
-            env["TMPDIR"] = str(console_dir)
-        # conmon parses its options in its locale; in the C locale it refuses a path that is not ASCII.
-        env.setdefault("LC_ALL", "C.UTF-8")
-        doing = f"creating container {request.container_id} (runtime handler {quoted(runtime.settings.name)})"
-        with contextlib.ExitStack() as descriptors:
-            sync, start, stderr = (Pipe(descriptors) for _ in range(3))
-            env["_OCI_SYNCPIPE"] = str(sync.write_fd)
-            env["_OCI_STARTPIPE"] = str(start.read_fd)
-            try:
-                child = self._reaper.spawn(
-                    argv,
-                    stdout=stderr.write_fd,  # conmon prints complaints about its options to stdout
-                    stderr=stderr.write_fd,
-                    env=env,
-                    cwd=request.persist_dir,
-                    pass_fds=(sync.write_fd, start.read_fd),
-                )
-            except OSError as error:
-                raise MonitorError(doing, argv, "could not be started", str(error)) from error
-            try:
-                # Close our copies of conmon's ends: end of file then means that conmon closed its own, or died.
-                sync.close_write()
-                start.close_read()
-                stderr.close_write()
-                monitor = MonitorIdentity(child.pid, start_time_ticks(child.pid) or 0)
-                self._started[request.container_id] = monitor
-                on_spawn(monitor)
-                # The monitor is recorded: let it begin.
-                start.close_write()
-                try:
-                    async with asyncio.timeout(timeout_s):
-                        line = await read_line(sync.read_fd, MAX_REPORT_BYTES)
-                except TimeoutError:
-                    raise DeadlineError(
-                        f"{doing}: {argv[0]} did not report within {timeout_s:g} s; it was killed with the runtime's "
-                        "create"
-                    ) from None
-                report = parse_report(line)
-                if report is not None and report.pid > 0:
-                    return Monitored(monitor, report.pid)
-                if report is not None or not line:
-                    # conmon is exiting. Wait for it: its exit status belongs into the error.
-                    await child.wait_at_most(_FAREWELL_S)
-            except BaseException:
-                # Kill it before the stack closes the start pipe: an unrecorded monitor would take that for its start.
-                await _end(child)
-                raise
-            await _end(child)
-            if report is not None:
-                command = [*runtime.command_prefix(), "create", request.container_id]
-                raise RuntimeCommandError(doing, command, "failed", runtime_message(report.message))
-            raise MonitorError(doing, argv, _how_it_ended(child, line), own_words(stderr.read_fd))
-
     def _argv(self, request: MonitorRequest, runtime_prefix: list[str]) -> list[str]:
         argv = [
             *(self.executable(), "--sync", "--full-attach", "--no-sync-log"),
@@ -338,42 +296,18 @@ class Monitors:
         return found
 
     @contextlib.contextmanager
-    def _console_dir(self, request: MonitorRequest) -> Iterator[Path | None]:
+    def _console_dir(self, request: MonitorRequest) -> Iterator[Path]:
         """A private directory for the socket over which the runtime hands the terminal to conmon.
 
         conmon picks the socket's name below TMPDIR. If it is killed early, it leaves the socket there, so we give it
         a directory that we remove.
         """
-        if not request.terminal:
-            yield None
-            return
         directory = self._socket_dir / request.container_id[:_SHORT_ID]
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
             yield directory
         finally:
             self._remove_console_dir(request.container_id)
-
-
-async def _end(child: Child) -> None:
-    """Kill conmon and the runtime's `create`, and wait until both are gone, at most `_KILL_GRACE_S`."""
-    child.kill_group()
-    give_up_at = time.monotonic() + _KILL_GRACE_S
-    while time.monotonic() < give_up_at:
-        try:
-            # A child of conmon becomes ours when conmon dies. It stays in the group until the reaper has collected it.
-            os.killpg(child.pid, 0)
-        except (ProcessLookupError, PermissionError):  # gone, or the number is another's by now
-            return
-        await asyncio.sleep(0.002)
-    log.error("a killed monitor does not exit", pid=child.pid, command=child.argv[0])
-
-
-def _how_it_ended(child: Child, line: bytes) -> str:
-    if line.strip():
-        return f"sent a report that can't be parsed ({quoted(line)})"
-    ending = "closed its sync pipe" if child.ending is None else child.ending.describe()
-    return f"{ending} without a report"
 
 
 def _log_driver(log_file: Path | None) -> str:

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from cri_shim.image.volume import ImageVolume
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.inputs import BindVolume, Spec
+    from cri_shim.oci.waiting_monitor import WaitingMonitor
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.launch import Created
@@ -171,6 +172,8 @@ class Creation:
                     users,
                     then=lambda: prepare_log(sandbox.config.log_directory, launch.log_file),
                 )
+                # It loads while what it is to create is still looked up.
+                monitor = await self._launcher.start_early(launch, rollback)
                 mounted: Mapping[int, Path] = {}
                 if image_volumes:
                     rollback.push("image volumes", lambda: self._teardown.mounts(paths))
@@ -204,13 +207,15 @@ class Creation:
                     sandbox, container, image, Volumes(mounted, made)
                 )
                 user = User(resolved.uid, resolved.gid, resolved.additional_gids)
-                created = await self._launch(sandbox, config, launch, spec, rollback)
+                created = await self._launch(sandbox, config, launch, spec, rollback, monitor)
                 container.process_spec = exec_base(spec["process"])
                 status = container.status.committed(
                     time.time_ns(), created.process, created.monitor, user
                 )
             except ProgramError as error:
                 log.info("no such program", container_id=container.id, error=str(error))
+                if monitor is not None:
+                    await monitor.end()
                 status = container.status.unstartable(time.time_ns(), error.words, user)
             # 4. Complete, unless the pod was stopped meanwhile.
             require_ready(sandbox)
@@ -227,10 +232,11 @@ class Creation:
         launch: Launch,
         spec: Spec,
         rollback: Rollback,
+        monitor: WaitingMonitor | None,
     ) -> Created:
         """The process. Raises ProgramError with nothing of one left, InvalidArgumentError, and as `Launcher.create`."""
         try:
-            return await self._launcher.create(launch, spec, rollback)
+            return await self._launcher.create(launch, spec, rollback, monitor)
         except RuntimeCommandError as error:
             require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
             words = error.stderr_tail

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.conmon import Monitors
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.inputs import Spec
+    from cri_shim.oci.waiting_monitor import WaitingMonitor
     from cri_shim.paths import ObjectPaths, Paths
     from cri_shim.rollback import Rollback
     from cri_shim.sandbox.spec.user_namespace import PodUserNamespace
@@ -96,6 +97,9 @@ class Launcher:
         self._cgroups = cgroups
         self._start_timeout_s = start_timeout_s
         self._slots = Slots(max_parallel, slow_total=max(MIN_SLOW, 2 * max_parallel))
+        self._max_early = max_parallel
+        self._early: set[WaitingMonitor] = set()
+        """Those that were started early; the ones that wait no longer go with the next look."""
 
     async def mount_rootfs(
         self,
@@ -166,8 +170,56 @@ class Launcher:
                 f"not in {quoted(wanted)}: its limits would not hold"
             )
 
-    async def create(self, launch: Launch, spec: Spec, rollback: Rollback) -> Created:
-        """Write the bundle, start the monitor and have it create the container.
+    async def start_early(self, launch: Launch, rollback: Rollback) -> WaitingMonitor | None:
+        """Start the monitor while the spec is still to be made: it loads meanwhile. None where enough wait already.
+
+        The root file system is mounted and the log prepared. Whoever does not `create` ends it, as an undoing does.
+        Raises as `create`.
+        """
+        self._early = {monitor for monitor in self._early if monitor.is_waiting}
+        if len(self._early) >= self._max_early:
+            return None
+        monitor = await self._start(launch, rollback)
+        self._early.add(monitor)
+        return monitor
+
+    async def _start(self, launch: Launch, rollback: Rollback) -> WaitingMonitor:
+        paths = launch.paths
+        started: list[WaitingMonitor] = []
+
+        async def end() -> None:
+            for monitor in started:
+                await monitor.end()
+
+        rollback.push("monitor", end)
+        request = MonitorRequest(
+            container_id=launch.object_id,
+            bundle_dir=paths.bundle_dir,
+            pid_file=paths.pid_file,
+            log_file=launch.log_file,
+            persist_dir=paths.persist_dir,
+            terminal=launch.terminal,
+            stdin=launch.stdin,
+            stdin_once=launch.stdin_once,
+        )
+        monitor = await self._monitors.start(
+            request,
+            launch.runtime,
+            on_spawn=lambda monitor: note_monitor(
+                paths, Process(monitor.pid, monitor.start_time_ticks)
+            ),
+        )
+        started.append(monitor)
+        return monitor
+
+    async def create(
+        self,
+        launch: Launch,
+        spec: Spec,
+        rollback: Rollback,
+        monitor: WaitingMonitor | None = None,
+    ) -> Created:
+        """Write the bundle, and have a monitor, the one that was started early or a new one, create the container.
 
         Raises RuntimeCommandError with the runtime's own words, MonitorError, DeadlineError after `start_timeout`, or
         TooManyFilesError.
@@ -184,30 +236,15 @@ class Launcher:
                 paths,
             ),
         )
-        request = MonitorRequest(
-            container_id=launch.object_id,
-            bundle_dir=paths.bundle_dir,
-            pid_file=paths.pid_file,
-            log_file=launch.log_file,
-            persist_dir=paths.persist_dir,
-            terminal=launch.terminal,
-            stdin=launch.stdin,
-            stdin_once=launch.stdin_once,
-        )
         async with self._slots.slot(
             f"{launch.object_id}: its creation",
             Share(f"pod {launch.pod_id}", MAX_OF_POD),
             tenant=launch.tenant,
             waiting="waiting for one of runtime.max_parallel_creates",
         ):
-            monitored = await self._monitors.create(
-                request,
-                launch.runtime,
-                timeout_s=self._start_timeout_s,
-                on_spawn=lambda monitor: note_monitor(
-                    paths, Process(monitor.pid, monitor.start_time_ticks)
-                ),
-            )
+            if monitor is None:
+                monitor = await self._start(launch, rollback)
+            monitored = await monitor.create(timeout_s=self._start_timeout_s)
         started = self._host.start_time_ticks(monitored.container_pid)
         if started is None:
             raise DeadlineError(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from cri_shim.config.model import HandlerKind
 from cri_shim.errors import NotFoundError, RuntimeCommandError
-from cri_shim.oci.conmon import Monitored, MonitorIdentity, MonitorRequest
 from cri_shim.oci.runtime import (
     HandlerSettings,
     RuntimeFeatures,
@@ -18,10 +17,12 @@ from cri_shim.oci.runtime import (
     RuntimeVersion,
 )
 from cri_shim.oci.spec.inputs import HandlerFacts
+from cri_shim.oci.waiting_monitor import Monitored, MonitorIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cri_shim.oci.conmon import MonitorRequest
     from cri_shim.oci.runtime import Runtime
     from tests.fakes.kernel import FakeProcess, Kernel
 
@@ -138,6 +139,44 @@ class FakeHandlers:
         return HandlerFacts(handler or "runc", user_namespaces=True)
 
 
+class FakeWaitingMonitor:
+    """A `WaitingMonitor` on the fake kernel."""
+
+    def __init__(
+        self, kernel: Kernel, monitor: FakeProcess, create: Callable[[], FakeProcess]
+    ) -> None:
+        self._kernel = kernel
+        self._points = kernel.points
+        self._monitor = monitor
+        self._create = create
+        self.identity = MonitorIdentity(monitor.pid, monitor.start_ticks)
+        self.is_waiting = True
+
+    async def create(self, *, timeout_s: float) -> Monitored:
+        self.is_waiting = False
+        try:
+            await self._points.pass_by("monitor.create")
+            process = self._create()
+            await self._points.pass_by("monitor.created")
+        except BaseException:
+            self._kill()
+            raise
+        return Monitored(self.identity, process.pid)
+
+    async def end(self) -> None:
+        if self.is_waiting:
+            self.is_waiting = False
+            self._kill()
+
+    def _kill(self) -> None:
+        # As the real ones: neither monitor nor process go on; cgroup and runtime state stay.
+        kernel, pid = self._kernel, self._monitor.pid
+        self._monitor.stopped = True
+        for member in [p for p in kernel.processes.values() if p.parent == pid]:
+            kernel.end(member.pid, 137)
+        kernel.end(pid, 137)
+
+
 class FakeMonitors:
     """The surface of `Monitors` that use cases touch; a monitor's processes live on the fake kernel."""
 
@@ -152,33 +191,29 @@ class FakeMonitors:
         self.write_exit_files = True
         """Whether a monitor gets to leave the exit file."""
 
-    async def create(
+    async def start(
         self,
         request: MonitorRequest,
         runtime: Runtime,
         *,
-        timeout_s: float,
         on_spawn: Callable[[MonitorIdentity], None],
-    ) -> Monitored:
+    ) -> FakeWaitingMonitor:
         self.requests.append(request)
         await self._points.pass_by("monitor.spawn")
         monitor = self._kernel.spawn(("conmon", "--cid", request.container_id))
+        waiting = FakeWaitingMonitor(
+            self._kernel,
+            monitor,
+            lambda: self.create_process(request, monitor, self._runtimes[runtime.settings.name]),
+        )
         try:
-            identity = MonitorIdentity(monitor.pid, monitor.start_ticks)
-            on_spawn(identity)
-            await self._points.pass_by("monitor.create")
-            process = self._create(request, monitor, self._runtimes[runtime.settings.name])
-            await self._points.pass_by("monitor.created")
+            on_spawn(waiting.identity)
         except BaseException:
-            # As the real ones: neither monitor nor process go on; cgroup and runtime state stay.
-            monitor.stopped = True
-            for member in [p for p in self._kernel.processes.values() if p.parent == monitor.pid]:
-                self._kernel.end(member.pid, 137)
-            self._kernel.end(monitor.pid, 137)
+            await waiting.end()
             raise
-        return Monitored(identity, process.pid)
+        return waiting
 
-    def _create(
+    def create_process(
         self, request: MonitorRequest, monitor: FakeProcess, runtime: FakeRuntime
     ) -> FakeProcess:
         spec = json.loads((request.bundle_dir / "config.json").read_bytes())

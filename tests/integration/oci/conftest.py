@@ -17,12 +17,14 @@ import pytest_asyncio
 from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.host.process import Reaper
 from cri_shim.oci.cli import CliRuntime
-from cri_shim.oci.conmon import Monitored, MonitorIdentity, MonitorRequest, Monitors
+from cri_shim.oci.conmon import MonitorRequest, Monitors
 from cri_shim.oci.runtime import HandlerSettings
 from tests.harness.slowness import SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from cri_shim.oci.waiting_monitor import Monitored, MonitorIdentity
 
 BUSYBOX = Path("/bin/busybox")
 CGROUP_TOP = f"cri-shim-test-{os.getpid()}"

@@ -19,10 +19,11 @@ from cri_shim.errors import (
 )
 from cri_shim.host.inotify import IN_MOVED_TO, DirectoryWatch
 from cri_shim.host.process import Reaper, start_time_ticks
-from cri_shim.oci.conmon import MonitorIdentity, Monitors
+from cri_shim.oci.conmon import Monitors
 from tests.integration.oci.conftest import until
 
 if TYPE_CHECKING:
+    from cri_shim.oci.waiting_monitor import MonitorIdentity
     from tests.integration.oci.conftest import Host
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio]

@@ -22,8 +22,9 @@ from cri_shim.errors import (
 )
 from cri_shim.host.process import Reaper, start_time_ticks
 from cri_shim.oci.cli import CliRuntime
-from cri_shim.oci.conmon import Monitored, MonitorIdentity, MonitorRequest, Monitors
+from cri_shim.oci.conmon import MonitorRequest, Monitors
 from cri_shim.oci.runtime import HandlerSettings
+from cri_shim.oci.waiting_monitor import Monitored, MonitorIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

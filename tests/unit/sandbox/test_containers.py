@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio
 
-STEPS = ("record", "bundle", "rootfs", "process", "commit")
+STEPS = ("record", "bundle", "rootfs", "monitor", "process", "commit")
 POINTS = (
-    *("overlay.mount", "overlay.mounted", "accounts.read"),
-    *("monitor.spawn", "monitor.create", "monitor.created"),
+    *("overlay.mount", "overlay.mounted", "monitor.spawn", "accounts.read"),
+    *("monitor.create", "monitor.created"),
 )
 REFUSED = RuntimeCommandError("creating", ["runc"], "failed", "no such file or directory")
 

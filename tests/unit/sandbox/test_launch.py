@@ -88,6 +88,58 @@ async def test_the_monitor_is_noted_before_it_may_create_anything(harness: NodeH
     await call
 
 
+async def test_a_monitor_that_was_started_early_creates_nothing_before_there_is_a_spec(
+    harness: NodeHarness,
+) -> None:
+    launch = a_launch(harness)
+    async with Rollback("thing") as rollback:
+        await harness.launcher.mount_rootfs(launch, rollback)
+        monitor = await harness.launcher.start_early(launch, rollback)
+        assert monitor is not None
+        [process] = harness.kernel.processes.values()
+        assert read_monitor(launch.paths) == Process(process.pid, process.start_ticks)
+        assert not launch.paths.spec_file.exists()
+        created = await harness.launcher.create(launch, a_spec(launch), rollback, monitor)
+        rollback.commit()
+    assert created.monitor == Process(process.pid, process.start_ticks)
+    assert len(harness.monitors.requests) == 1
+
+
+async def test_a_monitor_that_was_started_early_ends_with_what_fails_meanwhile(
+    harness: NodeHarness,
+) -> None:
+    launch = a_launch(harness)
+
+    async def fail_after_its_start() -> None:
+        async with Rollback("thing") as rollback:
+            await harness.launcher.mount_rootfs(launch, rollback)
+            await harness.launcher.start_early(launch, rollback)
+            assert len(harness.kernel.processes) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_after_its_start()
+    assert harness.kernel.processes == {}
+    assert not launch.paths.state_dir.exists()
+
+
+async def test_no_more_wait_early_than_are_created_at_once(harness: NodeHarness) -> None:
+    async with Rollback("things") as rollback:
+        early = []
+        for letter in "abc":
+            launch = a_launch(harness, letter)
+            await harness.launcher.mount_rootfs(launch, rollback)
+            early.append((launch, await harness.launcher.start_early(launch, rollback)))
+        assert [monitor is not None for _, monitor in early] == [True, True, False]
+        for launch, monitor in early:
+            await harness.launcher.create(launch, a_spec(launch), rollback, monitor)
+        assert len(harness.monitors.requests) == 3
+        again = a_launch(harness, "d")
+        await harness.launcher.mount_rootfs(again, rollback)
+        assert await harness.launcher.start_early(again, rollback) is not None
+        rollback.commit()
+
+
 async def test_no_more_are_created_at_once_than_allowed(harness: NodeHarness) -> None:
     hold = harness.points.hold("monitor.spawn", everyone=True)
     calls = [

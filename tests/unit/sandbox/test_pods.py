@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio
 
-STEPS = ("record", "netns", "network", "bundle", "rootfs", "process", "commit")
+STEPS = ("record", "netns", "network", "bundle", "rootfs", "process", "monitor", "commit")
 POINTS = (
     *("netns.create", "netns.created", "cni.add", "cni.added"),
     *("overlay.mount", "overlay.mounted", "tmpfs.mount", "tmpfs.mounted"),

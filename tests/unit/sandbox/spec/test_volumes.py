@@ -94,7 +94,7 @@ async def test_image_that_is_not_here_is_named_before_anything_is_made(
     assert (harness.leftovers(), len(harness.points.passed)) == (before, passed)
 
 
-STEPS = ("record", "bundle", "rootfs", "image volumes", "process", "commit")
+STEPS = ("record", "bundle", "rootfs", "monitor", "image volumes", "process", "commit")
 
 
 @asynchronous
