@@ -137,6 +137,8 @@ class ExitHandling:
 
     async def _note_exit(self, container: Container, exit_: Exit, reason: str | None) -> None:
         code, at_ns, message = exit_.code, exit_.at_ns or time.time_ns(), ""
+        # Whoever waits for the exit need not wait for the disk. After a crash a new daemon finds the same as here.
+        written_later = code is not None and reason is None
         if code is None:
             # Nobody will ever know the real code; a container that nobody watches must not go on.
             await until_done(
@@ -149,7 +151,8 @@ class ExitHandling:
             )
             code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
         async with container.lock:  # a start under way comes first
-            self.finish(container, code, at_ns, reason or self._explain(container, code), message)
+            reason = reason or self._explain(container, code)
+            self.finish(container, code, at_ns, reason, message, written_later=written_later)
 
     async def _show_log_closed(self, container: Container) -> None:
         """Close its last line first: who hears of the exit reads the log. One on a slow disk holds nobody up."""
@@ -183,15 +186,24 @@ class ExitHandling:
         return (self._paths.container(container.id).persist_dir / "oom").exists()
 
     def finish(
-        self, container: Container, code: int, at_ns: int, reason: str, message: str
+        self,
+        container: Container,
+        code: int,
+        at_ns: int,
+        reason: str,
+        message: str,
+        *,
+        written_later: bool = False,
     ) -> None:
-        """Show the container as exited; the first exit stays."""
+        """Show the container as exited; the first exit stays.
+
+        `written_later` is for what the exit file says as well: the teardown writes it, before it takes anything away.
+        """
         if container.state is ContainerState.EXITED:
             return
         self._exits.forget(container.id)
-        self._store.update(
-            container, container.status.exited(at_ns, code, reason=reason, message=message)
-        )
+        status = container.status.exited(at_ns, code, reason=reason, message=message)
+        (self._store.show if written_later else self._store.update)(container, status)
         container.ended.set()
         if (stop := self._stops.get(container.id)) is not None:
             stop.changed.set()
@@ -234,6 +246,8 @@ class ExitHandling:
             if container.status.torn_down:
                 return
             await self._let_monitor_end(container)
+            if container.unsaved:
+                self._store.save(container)  # see `finish`
             await self._teardown.process(
                 container.id,
                 container.record.handler,

@@ -14,6 +14,7 @@ time of the exit. Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ SLOW_MONITOR_S = 2.0
 """A living monitor that has not reported its container's end by then is worth a warning."""
 HUNG_MONITOR_S = 60.0
 """One that has not by then never will."""
+_MAX_CODE_BYTES = 64
+"""Longer than any number that a monitor writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +164,11 @@ class ExitWatch:
 def read_exit_file(path: Path) -> Exit | None:
     """A monitor's exit file: a decimal code; None if there is none or it is garbage."""
     try:
-        text = path.read_text(errors="replace").strip()
-        at_ns = path.stat().st_mtime_ns
-        return Exit(int(text), at_ns)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return Exit(int(os.read(fd, _MAX_CODE_BYTES)), os.fstat(fd).st_mtime_ns)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

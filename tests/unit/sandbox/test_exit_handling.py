@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import signal
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,27 @@ async def test_an_exited_container_holds_nothing_but_files(harness: NodeHarness)
     left = harness.leftovers()
     changed = {kind for kind in left if left[kind] != before.get(kind)}
     assert changed == {"containers", "files", "mounts"}
+
+
+async def test_an_exit_is_written_down_before_anything_that_says_the_same_is_taken_away(
+    harness: NodeHarness,
+) -> None:
+    container = await harness.start(await harness.run_pod())
+    hold = harness.points.hold("runtime.delete")
+    harness.kernel.end(process_of(harness, container).pid, 3)
+    await hold.reached.wait()
+    written = json.loads(harness.paths.container(container.id).status_file.read_bytes())
+    assert (written["exit_code"], written["finished_at_ns"]) == (3, container.status.finished_at_ns)
+    hold.release()
+    await harness.settle()
+
+
+async def test_an_exit_that_no_file_tells_is_written_down_at_once(harness: NodeHarness) -> None:
+    container = await harness.start(await harness.run_pod())
+    await harness.exit_handling.note_exit(container, Exit(None, 0))
+    assert not container.unsaved
+    written = json.loads(harness.paths.container(container.id).status_file.read_bytes())
+    assert written["reason"] == "MonitorDied"
 
 
 async def test_the_exit_file_stays_as_long_as_the_container(harness: NodeHarness) -> None:

@@ -262,7 +262,9 @@ async def test_an_exit_that_could_not_be_written_down_is_found_again(
     status = again.containers.find(old.id).status
     assert (status.exit_code, status.reason) == (3, "Error")
     assert status.finished_at_ns == old.status.finished_at_ns
-    assert not again.containers.find(old.id).unsaved
+    await until(lambda: again.containers.find(old.id).status.torn_down)
+    written = json.loads(again.paths.container(old.id).status_file.read_bytes())
+    assert (written["exit_code"], written["finished_at_ns"]) == (3, status.finished_at_ns)
     await again.close()
 
 
