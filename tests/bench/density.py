@@ -1,13 +1,14 @@
 """What a further pod, execs, lists and a steady minute cost on a node that is full already.
 
-    python -m tests.bench.density [--pods 10,100,250] [--beside NAME=SOCKET ...] [--rounds 10] [--seconds 60] [--json]
+    python -m tests.bench.density [--pods 10,100,250] [--beside NAME=SOCKET ...] [--rounds 10] [--clients 4]
+        [--seconds 60] [--json]
 
 For each number of idle pods: lives of one more pod, ExecSync in idle containers, ListPodSandbox with ListContainers;
-then a steady time of what a kubelet asks all day: both lists every second, the statistics of all containers every 10 s,
-and 10 exec probes a second, each in another container. The daemon of its own and the servers that are named
-(`servers.py`) take turns. Processor time: `cpu` is the server's own process; `with helpers` adds the processes that
-belong to it, and what those started and waited for; `machine` is that of all processes, the server's only on a quiet
-machine.
+lives of further pods by `--clients` clients at once, without execs; then a steady time of what a kubelet asks all day:
+both lists every second, the statistics of all containers every 10 s, and 10 exec probes a second, each in another
+container. The daemon of its own and the servers that are named (`servers.py`) take turns. Processor time: `cpu` is the
+server's own process; `with helpers` adds the processes that belong to it, and what those started and waited for;
+`machine` is that of all processes, the server's only on a quiet machine.
 
 Nothing here judges: a table, not a gate. Needs root and what `tests/run.sh` installs.
 """
@@ -52,6 +53,7 @@ class Loaded:
     server: Server
     containers: list[str] = field(default_factory=list)
     times: Times = field(default_factory=Times)
+    crowd: dict[str, float] = field(default_factory=dict)
     steady: dict[str, float] = field(default_factory=dict)
 
     def fill(self, pods: int) -> None:
@@ -74,6 +76,26 @@ class Loaded:
             self.times.call(EXEC, partial(self.server.client.exec, container, "true"))
         for _ in range(LISTS_A_ROUND):
             self.times.call(LISTS, self.lists)
+
+    def at_once(self, clients: int, lives: int) -> None:
+        """So many clients at once, each with so many lives one after the other."""
+
+        def one_client() -> None:
+            for _ in range(lives):
+                # Nothing is measured of a single one: the processor time is everybody's.
+                life(self.server, Times(), execs=0)
+
+        machine, own = machine_cpu_s(), self.server.process_cpu_s()
+        started = time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:
+            for each in [pool.submit(one_client) for _ in range(clients)]:
+                each.result()
+        seconds, count = time.perf_counter() - started, clients * lives
+        self.crowd = {
+            "pods_per_s": round(count / seconds, 2),
+            "cpu_ms": round((self.server.process_cpu_s() - own) / count * 1000, 1),
+            "machine_cpu_ms": round((machine_cpu_s() - machine) / count * 1000),
+        }
 
     def steady_time(self, seconds: float) -> None:
         """What a kubelet asks of a node on which nothing happens, for that long."""
@@ -111,6 +133,7 @@ class Loaded:
             "lists_ms": round(times.median_ms(LISTS), 2),
             "lists_p99_ms": round(Latency.of(times.seconds[LISTS]).p99_ms, 2),
             "lists_cpu_ms": round(times.cpu_ms(LISTS), 2),
+            **{f"crowd_{name}": value for name, value in self.crowd.items()},
             **{f"steady_{name}": value for name, value in self.steady.items()},
         }
 
@@ -175,6 +198,9 @@ ROWS = (
     ("both lists, ms", "lists_ms"),
     ("  p99 ms", "lists_p99_ms"),
     ("  cpu ms", "lists_cpu_ms"),
+    ("clients at once: pods/s", "crowd_pods_per_s"),
+    ("  a life's cpu ms", "crowd_cpu_ms"),
+    ("  a life's machine cpu ms", "crowd_machine_cpu_ms"),
     ("steady: cpu with helpers, s", "steady_with_helpers_cpu_s"),
     ("  cpu s", "steady_cpu_s"),
     ("  machine cpu s", "steady_machine_cpu_s"),
@@ -196,8 +222,9 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> int:
     """Measure and print; 0 always: a table, not a gate."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pods", type=_numbers, default=[10, 100, 250], metavar="N,N,...")
+    parser.add_argument("--pods", type=numbers, default=[10, 100, 250], metavar="N,N,...")
     parser.add_argument("--rounds", type=int, default=10, help="lives for each number of pods")
+    parser.add_argument("--clients", type=int, default=4, help="that make pods at once")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each steady time")
     servers.add_options(parser)
     parser.add_argument("--json", action="store_true")
@@ -218,6 +245,8 @@ def main() -> int:
                 for each in loaded:
                     each.round(number)
             for each in loaded:
+                each.at_once(options.clients, options.rounds)
+            for each in loaded:
                 each.steady_time(options.seconds)
             rows += [each.report(pods) for each in loaded]
     if options.json:
@@ -227,11 +256,12 @@ def main() -> int:
     return 0
 
 
-def _numbers(text: str) -> list[int]:
-    numbers = [int(word) for word in text.split(",")]
-    if not numbers or min(numbers) < 1:
+def numbers(text: str) -> list[int]:
+    """How many pods, each time more: `10,100`. Raises ArgumentTypeError."""
+    found = [int(word) for word in text.split(",")]
+    if not found or min(found) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: at least one pod each time")
-    return sorted(numbers)
+    return sorted(found)
 
 
 if __name__ == "__main__":

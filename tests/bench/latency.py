@@ -1,4 +1,4 @@
-"""ListContainers with many running containers: how long it takes while nothing else happens, and during pulls."""
+"""How long a call takes while nothing else happens, and during other work; and many running containers for that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.harness.client import Client
     from tests.harness.daemon import Daemon
 
 IMAGE = "localhost/bench:1"
@@ -58,15 +57,15 @@ def run_containers(daemon: Daemon, work_dir: Path) -> None:
             client.run(pod, client.container_config(IMAGE, ["sleep", "3600"]), config)
 
 
-def idle(client: Client, seconds: float) -> Latency:
-    """While nothing else happens."""
+def idle(call: Callable[[], object], seconds: float) -> Latency:
+    """Of `call`, while nothing else happens."""
     over = threading.Event()
     threading.Timer(seconds, over.set).start()
-    return Latency.of(_calls(client, over))
+    return Latency.of(_calls(call, over))
 
 
-def during(client: Client, work: Callable[[], None]) -> Latency:
-    """While `work` runs."""
+def during(call: Callable[[], object], work: Callable[[], None]) -> Latency:
+    """Of `call`, while `work` runs."""
     over = threading.Event()
 
     def run() -> None:
@@ -77,15 +76,15 @@ def during(client: Client, work: Callable[[], None]) -> Latency:
 
     worker = threading.Thread(target=run, name="work")
     worker.start()
-    found = _calls(client, over)
+    found = _calls(call, over)
     worker.join()
     return Latency.of(found)
 
 
-def _calls(client: Client, over: threading.Event) -> list[float]:
+def _calls(call: Callable[[], object], over: threading.Event) -> list[float]:
     found = []
     while not over.wait(PAUSE_S):
         started = time.perf_counter()
-        client.containers()
+        call()
         found.append(time.perf_counter() - started)
     return found

@@ -124,19 +124,19 @@ def empty_calls(server: Server, times: Times) -> None:
         times.call(EMPTY, lambda: server.client.runtime.Version(api.VersionRequest()))
 
 
-def life(server: Server, times: Times) -> None:
+def life(server: Server, times: Times, *, execs: int = 3) -> None:
     """One pod of one container, from RunPodSandbox to RemovePodSandbox."""
-    times.call(LIFE, lambda: _life(server, times))
+    times.call(LIFE, lambda: _life(server, times, execs))
 
 
-def _life(server: Server, times: Times) -> None:
+def _life(server: Server, times: Times, execs: int) -> None:
     client = server.client
     config = server.pod_config()
     pod = times.call("RunPodSandbox", lambda: client.run_pod(config))
     wanted = client.container_config(IMAGE, ["sleep", "600"])
     container = times.call("CreateContainer", lambda: client.create(pod, wanted, config))
     times.call("StartContainer", lambda: client.start(container))
-    for _ in range(3):
+    for _ in range(execs):
         times.call("ExecSync", lambda: client.exec(container, "true"))
     times.call("StopContainer", lambda: client.stop(container))
     times.call("RemoveContainer", lambda: client.remove(container))

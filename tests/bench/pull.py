@@ -180,8 +180,8 @@ def listing(bench: Bench, daemon: Daemon) -> dict[str, Any]:
     """ListContainers, idle and while all images are pulled one after the other, by another and by the daemon."""
     client = daemon.client
     latency.run_containers(daemon, bench.work_dir)
-    latency.idle(client, 1.0)
-    found = {"idle": latency.idle(client, IDLE_S)}
+    latency.idle(client.containers, 1.0)
+    found = {"idle": latency.idle(client.containers, IDLE_S)}
     with ExitStack() as stack:
         # The last one has the same images to pull, and loads the machine as much.
         for server in reversed(bench.servers(daemon, stack)) if shutil.which("crictl") else ():
@@ -190,7 +190,7 @@ def listing(bench: Bench, daemon: Daemon) -> dict[str, Any]:
                 for image in bench.images:
                     puller.pull(image)
 
-            found[f"{server.name} pulls"] = latency.during(client, pull_all)
+            found[f"{server.name} pulls"] = latency.during(client.containers, pull_all)
     client.remove_all_pods()
     idle = found["idle"].p99_ms
     return {
