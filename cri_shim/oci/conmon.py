@@ -6,9 +6,9 @@ Rules:
   an OOM kill it also creates an empty file `oom` in the persist directory, which is its working directory.
 - `--sync` makes conmon our direct child, so we know its pid as soon as it is spawned. It still outlives us: it leads
   its own session and holds none of our descriptors.
-- **Write ahead**: conmon does nothing until its start pipe closes (`waiting_monitor`), and `on_spawn` records its pid before that. If the
-  daemon dies in between, the kernel closes the pipe and conmon creates the container unrecorded. `find_monitors` then
-  finds it by its command line.
+- **Write ahead**: conmon does nothing until its start pipe closes (`waiting_monitor`), and `on_spawn` records its pid
+  before that. If the daemon dies in between, the kernel closes the pipe and conmon creates the container unrecorded.
+  `find_monitors` then finds it by its command line.
 - A creation that fails, times out or is cancelled leaves no conmon and no runtime `create` running. The caller undoes
   the cgroup, the bundle and the runtime's own state.
 - The attach socket is `BUNDLE/attach` (`--full-attach`). conmon binds it through /proc/self/fd, so its path may have

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import time
 from pathlib import Path
@@ -21,6 +20,14 @@ from typing import TYPE_CHECKING, Self
 
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.host.cgroups import open_files, usage
+from cri_shim.host.cgroups.directory import (
+    first_bytes,
+    has_anything,
+    processes_in,
+    remove_subtree,
+    subtree,
+    write_control,
+)
 from cri_shim.host.cgroups.layout import detect_layout, parse_proc_cgroup
 from cri_shim.host.cgroups.placement import is_named_after
 from cri_shim.host.pidfd import ends_of, kill_pidfd, open_pidfd
@@ -28,7 +35,6 @@ from cri_shim.kernel_call import in_time
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from cri_shim.host.cgroups.layout import CgroupMode, Layout
     from cri_shim.host.cgroups.usage import CgroupStats
@@ -37,12 +43,8 @@ _PAUSE_S = 0.1
 """Pause before another round, if no pidfd signals when the next one is worth while."""
 _WAITED_FOR = 64
 """Endings awaited at once, since each takes a descriptor. The next round finds the processes that still run."""
-_LINKS_OF_A_LEAF = 2
 _WITNESSES = ("memory", "pids", "cpu", "name=systemd")
 """v1 controllers whose path stands for a process's cgroup, in order: those whose limits matter most come first."""
-_FIRST_BYTES = 64
-"""Enough for a number, and for whether there is anything."""
-_VANISHED = frozenset({errno.ENOENT, errno.ENODEV})
 
 
 class Cgroups:
@@ -102,8 +104,8 @@ class Cgroups:
         """The processes in the cgroup and its descendants, over all hierarchies."""
         found: set[int] = set()
         for tree in self.layout.hierarchies:
-            for directory in _subtree(tree.path(relative_dir)):
-                found.update(_processes(directory))
+            for directory in subtree(tree.path(relative_dir)):
+                found.update(processes_in(directory))
         found.discard(0)  # the kernel shows 0 for a process outside our PID namespace
         return sorted(found)
 
@@ -163,10 +165,10 @@ class Cgroups:
         if pids is None:
             return False
         try:
-            if _first_bytes(f"{pids.path(relative_dir)}/pids.current").strip() != b"0":
+            if first_bytes(f"{pids.path(relative_dir)}/pids.current").strip() != b"0":
                 return False
             return not any(
-                _has_something(tree.path(relative_dir)) for tree in self.layout.hierarchies
+                has_anything(tree.path(relative_dir)) for tree in self.layout.hierarchies
             )
         except OSError:  # it is being removed, or was
             return not self.exists(relative_dir)
@@ -183,7 +185,7 @@ class Cgroups:
         return {
             os.path.relpath(directory, tree.mount_point)
             for tree in self.layout.hierarchies
-            for directory in _subtree(str(tree.mount_point))
+            for directory in subtree(str(tree.mount_point))
             if is_named_after(os.path.basename(directory), container_id)
         }
 
@@ -232,14 +234,14 @@ class Cgroups:
             files,
             relative_dir,
             everywhere=lambda: self.pids(relative_dir),
-            inside=lambda: (pid for each in _subtree(below) for pid in _processes(each)),
+            inside=lambda: (pid for each in subtree(below) for pid in processes_in(each)),
         )
 
     def _remove(self, relative_dir: str) -> str | None:
         """Remove the cgroup from every hierarchy where it is not busy. Returns a busy directory, or None."""
         busy = None
         for tree in self.layout.hierarchies:
-            busy = _remove_subtree(tree.path(relative_dir)) or busy
+            busy = remove_subtree(tree.path(relative_dir)) or busy
         if busy is None and (files := open_files.hierarchy_of_files(self.layout)) is not None:
             open_files.prune(files, relative_dir)
         return busy
@@ -253,11 +255,11 @@ class Cgroups:
         # old limit is not restored.
         pids = self.layout.of_controller("pids")
         if pids is not None:
-            _write(f"{pids.path(relative_dir)}/pids.max", "0")
+            write_control(f"{pids.path(relative_dir)}/pids.max", "0")
 
     def _kill_subtree(self, relative_dir: str) -> None:
         if self.layout.unified is not None:  # Linux 5.14
-            _write(f"{self.layout.unified.path(relative_dir)}/cgroup.kill", "1")
+            write_control(f"{self.layout.unified.path(relative_dir)}/cgroup.kill", "1")
 
     def _kill_listed(self, relative_dir: str) -> list[int]:
         """Kill the processes that the cgroup lists now. Returns them."""
@@ -285,8 +287,8 @@ class Cgroups:
         # The v1 freezer delays even SIGKILL: a paused container dies only when it is thawed.
         freezer = self.layout.of_controller("freezer")
         if freezer is not None and freezer.version == 1:
-            for directory in _subtree(freezer.path(relative_dir)):
-                _write(f"{directory}/freezer.state", "THAWED")
+            for directory in subtree(freezer.path(relative_dir)):
+                write_control(f"{directory}/freezer.state", "THAWED")
 
     def _describe(self, pids: list[int]) -> str:
         """The number of processes, and pid, name and state letter (proc(5)) of the first five, for a message."""
@@ -329,89 +331,3 @@ async def _settle(pids: list[int], before: list[int], left_s: float) -> None:
         await ends_of([(pid, None) for pid in pids[:_WAITED_FOR]], pause_s)
     else:
         await asyncio.sleep(pause_s)
-
-
-def _subtree(top: str) -> Iterator[str]:
-    """`top` and its descendants, parents first; nothing if `top` is gone."""
-    waiting = [top]
-    while waiting:
-        directory = waiting.pop()
-        try:
-            children = _names_below(directory)
-        except OSError as error:
-            if error.errno in _VANISHED:
-                continue
-            raise
-        yield directory
-        waiting.extend(f"{directory}/{name}" for name in children)
-
-
-def _names_below(directory: str) -> list[str]:
-    # A directory of cgroupfs has two links, and one more for each subdirectory. Most cgroups have no children, and the
-    # link count saves listing their many control files.
-    if os.stat(directory).st_nlink == _LINKS_OF_A_LEAF:
-        return []
-    with os.scandir(directory) as entries:
-        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-
-
-def _processes(directory: str) -> list[int]:
-    try:
-        return [int(line) for line in _read_whole(f"{directory}/cgroup.procs").split()]
-    except OSError as error:
-        # EOPNOTSUPP: a threaded v2 cgroup. The cgroup that is its domain lists the processes.
-        if error.errno in _VANISHED or error.errno == errno.EOPNOTSUPP:
-            return []
-        raise
-
-
-def _has_something(directory: str) -> bool:
-    """Whether it has cgroups below it, or processes; not where it is not there. Raises OSError."""
-    try:
-        if os.stat(directory).st_nlink != _LINKS_OF_A_LEAF:
-            return True
-    except FileNotFoundError:
-        return False
-    return bool(_first_bytes(f"{directory}/cgroup.procs"))
-
-
-def _first_bytes(file: str) -> bytes:
-    # No object of io's, which asks the kernel four things more: a stop looks at a dozen of these.
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, _FIRST_BYTES)
-    finally:
-        os.close(fd)
-
-
-def _read_whole(file: str) -> bytes:
-    with open(file, "rb", buffering=0) as stream:
-        return stream.readall()
-
-
-def _remove_subtree(top: str) -> str | None:
-    """Remove `top` and its descendants, children first. Returns the first busy directory, or None."""
-    for directory in reversed(list(_subtree(top))):
-        try:
-            os.rmdir(directory)
-        except OSError as error:
-            if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
-                return directory
-            if error.errno not in _VANISHED:
-                raise
-    return None
-
-
-def _write(path: str, text: str) -> bool:
-    """Write a control file. Returns False if it does not exist or the kernel rejects the write."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        os.write(fd, text.encode("ascii"))
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True

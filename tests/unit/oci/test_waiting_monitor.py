@@ -14,7 +14,7 @@ from cri_shim.host.process import Reaper, start_time_ticks
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.conmon import MonitorRequest, Monitors
 from cri_shim.oci.runtime import HandlerSettings
-from tests.fakes.node_harness import until
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
