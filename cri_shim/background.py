@@ -16,6 +16,7 @@ import structlog
 
 from cri_shim.errors import CriShimError
 from cri_shim.operations import step
+from cri_shim.prompt import Prompt
 from cri_shim.threads import in_thread
 
 if TYPE_CHECKING:
@@ -209,10 +210,16 @@ async def _done_or_late(
     if future.done():
         return
     timer = None if timeout_s is None else waiter.get_loop().call_later(timeout_s, tell)
-    future.add_done_callback(tell)
+    if isinstance(future, Prompt):
+        future.tell_at_once(tell)
+    else:
+        future.add_done_callback(tell)
     try:
         await waiter
     finally:
-        future.remove_done_callback(tell)
+        if isinstance(future, Prompt):
+            future.tell_no_more(tell)
+        else:
+            future.remove_done_callback(tell)
         if timer is not None:
             timer.cancel()

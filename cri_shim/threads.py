@@ -16,6 +16,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from cri_shim.prompt import Prompt
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,7 +31,7 @@ def in_thread(call: Callable[[], T]) -> asyncio.Future[T]:
     The call is never cancelled.
     """
     loop = asyncio.get_running_loop()
-    working: asyncio.Future[T] = loop.create_future()
+    working: Prompt[T] = Prompt(loop=loop)
     _Worker.give(_Job(loop, working, call))
     return working
 

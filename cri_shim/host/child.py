@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cri_shim.background import settled
 from cri_shim.host.pidfd import kill_pidfd
+from cri_shim.prompt import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Child:
         self.pid = pid
         self.argv = argv
         self._pidfd = pidfd
-        self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._ended: Prompt[Ending] = Prompt(loop=asyncio.get_running_loop())
 
     @property
     def ending(self) -> Ending | None:
