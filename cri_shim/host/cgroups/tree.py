@@ -35,7 +35,6 @@ from cri_shim.kernel_call import in_time
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
-
     from cri_shim.host.cgroups.layout import CgroupMode, Layout
     from cri_shim.host.cgroups.usage import CgroupStats
 
