@@ -28,7 +28,7 @@ from cri_shim.errors import (
     NotFoundError,
     host_step,
 )
-from cri_shim.host.files import read_bounded, write_atomic, write_new
+from cri_shim.host.files import read_bounded, write_atomic, write_new, write_over
 from cri_shim.ids import is_id, is_id_prefix
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.store.formats import in_this_format
@@ -232,7 +232,7 @@ class Store(Generic[ObjectT]):
         Raises ResourceExhaustedError when it can't be written; the object is then as it was.
         """
         with host_step(f"{self.kind} {item.id}: writing that it is complete"):
-            write_atomic(self._paths_of(item.id).status_file, msgspec.json.encode(status))
+            write_over(self._paths_of(item.id).status_file, msgspec.json.encode(status))
         item.status = status  # type: ignore[assignment]
         item.unsaved = False
         self.changed(item)
@@ -262,7 +262,7 @@ class Store(Generic[ObjectT]):
     def save(self, item: ObjectT) -> None:
         """Write the object's status as it is now; a failure is remembered, not raised."""
         try:
-            write_atomic(self._paths_of(item.id).status_file, msgspec.json.encode(item.status))
+            write_over(self._paths_of(item.id).status_file, msgspec.json.encode(item.status))
         except OSError as error:
             if not item.unsaved:
                 log.error(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cri_shim.host.files import (
     size_in_root,
     write_atomic,
     write_new,
+    write_over,
 )
 
 MINE = {"uid": os.getuid(), "gid": os.getgid()}
@@ -85,6 +88,73 @@ def test_missing_directory_is_an_error(tmp_path: Path) -> None:
 
 
 # read_bounded
+
+
+# write_over
+
+
+def test_small_content_takes_the_old_ones_place_in_the_same_file(tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    file.write_bytes(b'{"reason": "a long one"}')
+    inode = file.stat().st_ino
+    write_over(file, b'{"reason": ""}')
+    assert json.loads(file.read_bytes()) == {"reason": ""}
+    assert file.stat().st_ino == inode
+    write_over(file, b'{"reason": "%s"}' % (b"x" * 4000))
+    assert json.loads(file.read_bytes()) == {"reason": "x" * 4000}
+    assert file.stat().st_ino == inode
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("before", [None, b"x" * 4097, b"{}"])
+def test_what_does_not_fit_a_page_or_is_not_there_is_written_by_rename(
+    tmp_path: Path, before: bytes | None
+) -> None:
+    file = tmp_path / "status.json"
+    if before is not None:
+        file.write_bytes(before)
+    inode = file.stat().st_ino if before is not None else 0
+    content = b'{"reason": "%s"}' % (b"x" * 4096)
+    write_over(file, content)
+    assert file.read_bytes() == content
+    assert file.stat().st_ino != inode
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_is_no_file_of_ours_is_not_written_over(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(other)
+    (tmp_path / "directory").mkdir()
+    for name in ("link", "directory"):
+        with pytest.raises(OSError, match=name):
+            write_over(tmp_path / name, b"{}")
+    assert other.read_bytes() == b"mine"
+
+
+def test_a_killed_process_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:
+    """A child writes two contents by turns until it is killed, at another moment each time."""
+    file = tmp_path / "status.json"
+    contents = [b'{"a": "%s"}' % (letter * size) for letter, size in ((b"x", 40), (b"y", 3000))]
+    file.write_bytes(contents[0])
+    for number in range(20):
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(told, b".")
+                for content in contents * 100_000:
+                    write_over(file, content)
+            finally:
+                os._exit(0)
+        os.read(ready, 1)
+        for _ in range(number * 50):
+            file.read_bytes()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(told)
+        assert file.read_bytes().rstrip() in contents
 
 
 def test_file_is_read_up_to_the_bound(tmp_path: Path) -> None:

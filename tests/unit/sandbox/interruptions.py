@@ -68,5 +68,9 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write_atomic(path, data, mode=mode, fsync=fsync)
 
+    def over(path: Path, data: bytes) -> None:
+        write(path, data)
+
     for module in ("store.store", "spec.pod_files", "launch", "store.processes"):
         monkeypatch.setattr(f"cri_shim.sandbox.{module}.write_atomic", write)
+    monkeypatch.setattr("cri_shim.sandbox.store.store.write_over", over)
