@@ -17,6 +17,8 @@ from cri_shim.background import settled
 from cri_shim.host.pidfd import kill_pidfd
 from cri_shim.prompt import Prompt
 
+_CORE_DUMPED = 0x80
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -48,6 +50,13 @@ class Ending:
             return f"was killed by signal {number}"
 
 
+def ending_of(seen: os.waitid_result) -> Ending:
+    """The ending that waitid(2) tells of a process that has ended."""
+    if seen.si_code == os.CLD_EXITED:
+        return Ending(seen.si_status << 8)
+    return Ending(seen.si_status | (_CORE_DUMPED if seen.si_code == os.CLD_DUMPED else 0))
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     """A command that ran to its end."""
@@ -75,6 +84,11 @@ class Child:
         self.argv = argv
         self._pidfd = pidfd
         self._ended: Prompt[Ending] = Prompt(loop=asyncio.get_running_loop())
+
+    @property
+    def pidfd(self) -> int | None:
+        """A descriptor that is readable once the process has ended; None after `end` and `abandon`."""
+        return self._pidfd
 
     @property
     def ending(self) -> Ending | None:
@@ -121,7 +135,7 @@ class Child:
                 os.killpg(self.pid, signal_number)
 
     def end(self, ending: Ending) -> None:
-        """Record the ending; the reaper has collected the process."""
+        """Record the ending. The process is a zombie, which the reaper is about to collect, or collected."""
         self._close_pidfd()
         if not self._ended.done():
             self._ended.set_result(ending)

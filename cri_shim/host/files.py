@@ -30,6 +30,7 @@ __all__ = [
     "DiskUsage",
     "disk_usage",
     "make_dirs_in_root",
+    "memory_file",
     "open_in_root",
     "read_bounded",
     "read_in_root",
@@ -112,6 +113,20 @@ def _write(path: Path | str, how: int, data: bytes, mode: int, *, fsync: bool) -
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def memory_file(data: bytes) -> int:
+    """A memfd with `data`, at offset 0. Unlike a pipe it need not be written to while the child reads."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

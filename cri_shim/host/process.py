@@ -3,6 +3,9 @@
 Rules:
 - One `Reaper` does all waiting in this process. Nothing else may wait for children, neither asyncio's child watcher nor
   `subprocess`. The loop's thread both spawns and collects, so a child is registered before its ending is collected.
+- A child's pidfd tells of its end, and whoever waits goes on at once. The child is collected `COLLECT_AFTER_S` later:
+  the kernel takes up to half a millisecond for that, to forget what /proc had of it. The look for orphans takes longer
+  the more children there are, one or more for each container, so it is taken once for all that ended meanwhile.
 - The daemon is a child subreaper. A process that a runtime leaves behind becomes our child, and code that learns its
   pid may `claim` it, even if it has ended meanwhile.
 - A child runs in a new session, inherits only the descriptors that it is given, and has only the environment that it is
@@ -25,7 +28,8 @@ import structlog
 from cri_shim.errors import CommandError, DeadlineError
 from cri_shim.host import syscalls
 from cri_shim.host.capture import Capture
-from cri_shim.host.child import Child, Completed, Ending
+from cri_shim.host.child import Child, Completed, Ending, ending_of
+from cri_shim.host.files import memory_file
 from cri_shim.host.pidfd import (
     PidWatch,
     kill_pidfd,
@@ -62,6 +66,9 @@ TERM_GRACE_S = 1.0
 """Time between SIGTERM and SIGKILL for a command that missed its deadline."""
 KILL_GRACE_S = 5.0
 """Time that a killed child may take to end. A child that hangs in the kernel must not block its caller for ever."""
+COLLECT_AFTER_S = 0.005
+COLLECTED_AT_ONCE = 16
+"""Zombies collected in one turn of the loop."""
 MAX_KEPT_ENDINGS = 4096
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -71,6 +78,9 @@ class Reaper:
 
     def __init__(self) -> None:
         self._children: dict[int, Child] = {}
+        self._zombies: set[int] = set()
+        """Children whose ending is known and who are still to be collected."""
+        self._later: asyncio.TimerHandle | None = None
         self._kept: dict[int, Ending] = {}
         self._windows = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -83,7 +93,7 @@ class Reaper:
         loop = asyncio.get_running_loop()
         self._was_subreaper = syscalls.is_child_subreaper()
         syscalls.set_child_subreaper(enabled=True)
-        loop.add_signal_handler(signal.SIGCHLD, self._collect)
+        loop.add_signal_handler(signal.SIGCHLD, self._collect_soon)
         self._loop = loop
         self._collect()
 
@@ -91,12 +101,17 @@ class Reaper:
         """Stop collecting. Children run on, and waits for them are cancelled. Idempotent."""
         if self._loop is None:
             return
-        self._collect()
+        while self._collect_some():
+            pass
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         self._loop.remove_signal_handler(signal.SIGCHLD)
         syscalls.set_child_subreaper(enabled=self._was_subreaper)
-        self._loop = None
         for child in self._children.values():
+            self._stop_watching(child)
             child.abandon()
+        self._loop = None
         self._children.clear()
         self._kept.clear()
 
@@ -169,7 +184,7 @@ class Reaper:
         """
         started = time.monotonic()
         with contextlib.ExitStack() as descriptors:
-            stdin_fd = _memory_file(stdin) if stdin else None
+            stdin_fd = memory_file(stdin) if stdin else None
             if stdin_fd is not None:
                 descriptors.callback(os.close, stdin_fd)
             stderr = Capture(STDERR_TAIL_BYTES, tail=True)
@@ -236,13 +251,16 @@ class Reaper:
             child = Child(pid, (), None)
             child.end(ending)
             return child
-        if pid in self._children or parent_pid(pid) != os.getpid():
+        if pid in self._children or pid in self._zombies or parent_pid(pid) != os.getpid():
             return None
-        return self._register(pid, ())
+        child = self._register(pid, ())
+        self._tell_if_ended(child)
+        return child
 
     def orphans(self) -> list[int]:
         """The pids of orphans that became our children and that nobody has claimed. Blocking, in any thread."""
-        return [pid for pid in children_of(os.getpid()) if pid not in self._children]
+        ours = self._children.keys() | self._zombies
+        return [pid for pid in children_of(os.getpid()) if pid not in ours]
 
     async def _ask_to_end(self, child: Child) -> None:
         """Send SIGTERM to the child's group, so that it can clean up; after a grace SIGKILL to all its descendants."""
@@ -263,35 +281,75 @@ class Reaper:
             raise RuntimeError("the reaper is not open")
 
     def _register(self, pid: int, argv: tuple[str, ...]) -> Child:
-        # The child is not collected yet, so its pid cannot have been reused. pidfd_open(2) works for a zombie, too.
-        child = Child(pid, argv, os.pidfd_open(pid))
+        # Not collected yet, its pid cannot have been reused. pidfd_open(2) works for a zombie, too.
+        pidfd = os.pidfd_open(pid)
+        child = Child(pid, argv, pidfd)
         self._children[pid] = child
         self._kept.pop(pid, None)  # the ending of an earlier process with the same pid
+        if self._loop is not None:
+            self._loop.add_reader(pidfd, self._on_end, child)
         return child
 
+    def _on_end(self, child: Child) -> None:
+        self._stop_watching(
+            child
+        )  # one that is traced (ptrace) is ours only later, and SIGCHLD tells then
+        self._tell_if_ended(child)
+
+    def _tell_if_ended(self, child: Child) -> None:
+        # WNOWAIT leaves the zombie, and with it the pid, until it is collected.
+        seen = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if seen is not None:
+            self._end(child, ending_of(seen))
+            self._zombies.add(child.pid)
+            self._collect_soon()
+
+    def _end(self, child: Child, ending: Ending) -> None:
+        self._stop_watching(child)
+        del self._children[child.pid]
+        child.end(ending)
+
+    def _stop_watching(self, child: Child) -> None:
+        if self._loop is not None and child.pidfd is not None:
+            self._loop.remove_reader(child.pidfd)
+
+    def _collect_soon(self) -> None:
+        if self._later is None and self._loop is not None:
+            self._later = self._loop.call_later(COLLECT_AFTER_S, self._collect)
+
     def _collect(self) -> None:
-        # Several SIGCHLD may be merged into one, so collect every ended child. WNOWAIT finds the pid without collecting
-        # it; waitpid then collects that child alone.
-        while True:
+        self._later = None
+        if self._collect_some():
+            self._collect_soon()
+
+    def _collect_some(self) -> bool:
+        """Collect zombies, those of unknown children as well; whether there may be more."""
+        for _ in range(COLLECTED_AT_ONCE):
+            if self._zombies:
+                pid = self._zombies.pop()
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+                continue
+            # Several SIGCHLD may be merged into one. waitpid collects the child that WNOWAIT found, and no other.
             try:
                 seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if seen is None:
-                    return
+                    return False
                 pid, wait_status = os.waitpid(seen.si_pid, os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if pid == 0:
-                return
+                return False
             ending = Ending(wait_status)
-            child = self._children.pop(pid, None)
-            if child is not None:
-                child.end(ending)
+            if (child := self._children.get(pid)) is not None:
+                self._end(child, ending)
             elif self._windows:
                 self._kept[pid] = ending
                 if len(self._kept) > MAX_KEPT_ENDINGS:
                     del self._kept[next(iter(self._kept))]
             else:
                 log.debug("collected an unknown child", pid=pid, ending=ending.describe())
+        return True
 
 
 def _too_late(argv: Sequence[str], timeout_s: float, stderr: Capture) -> DeadlineError:
@@ -331,17 +389,3 @@ async def _finish(captures: tuple[Capture, ...], grace_s: float) -> None:
         capture.read_on()
     if held:
         await asyncio.wait({capture.eof for capture in held}, timeout=grace_s)
-
-
-def _memory_file(data: bytes) -> int:
-    """A memfd with `data`, at offset 0. Unlike a pipe it need not be written to while the child reads."""
-    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(fd, left) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

@@ -174,7 +174,7 @@ def test_end_on_a_full_disk_is_saved_once_there_is_room_and_told_after_a_restart
 
 
 @pytest.mark.parametrize("kind", ["sandbox", "container"])
-@pytest.mark.parametrize("step", ["bundle", "rootfs", "process"])
+@pytest.mark.parametrize("step", ["bundle", "rootfs", "monitor"])
 def test_disk_that_fills_up_during_a_creation(
     daemon: Daemon, disk: SmallDisk, image: str, leak_scope: leaks.Scope, kind: str, step: str
 ) -> None:

@@ -136,7 +136,10 @@ def programs_mib(daemon_pid: int) -> dict[str, float]:
     """What the daemon and its own programs take (PSS), without monitors and containers."""
     found: dict[str, float] = {}
     for pid in footprint.family(daemon_pid):
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
         if "-m" in arguments:
             found[arguments[arguments.index("-m") + 1]] = footprint.pss_mib(pid)
     return found

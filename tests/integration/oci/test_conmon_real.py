@@ -19,6 +19,7 @@ from cri_shim.errors import (
 )
 from cri_shim.host.inotify import IN_MOVED_TO, DirectoryWatch
 from cri_shim.host.process import Reaper, start_time_ticks
+from cri_shim.host.procstat import process_entry
 from cri_shim.oci.conmon import Monitors
 from tests.integration.oci.conftest import until
 
@@ -203,7 +204,8 @@ async def test_runtime_that_hangs_is_stopped_at_the_deadline(host: Host, tmp_pat
         )
 
     pid = int((tmp_path / "hanging.pid").read_text())
-    assert start_time_ticks(pid) is None
+    entry = process_entry(pid)
+    assert entry is None or entry.zombie
     assert host.monitors.find_monitors() == {}
 
 

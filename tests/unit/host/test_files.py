@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cri_shim.host.files import (
     make_dirs_in_root,
+    memory_file,
     open_in_root,
     read_bounded,
     read_in_root,
@@ -88,6 +89,15 @@ def test_missing_directory_is_an_error(tmp_path: Path) -> None:
 
 
 # read_bounded
+
+
+def test_a_file_in_memory_is_read_from_its_beginning() -> None:
+    fd = memory_file(b"x" * 100_000)
+    try:
+        assert os.read(fd, 1 << 20) == b"x" * 100_000
+        assert not os.get_inheritable(fd)
+    finally:
+        os.close(fd)
 
 
 # write_over

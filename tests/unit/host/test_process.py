@@ -14,7 +14,8 @@ import pytest_asyncio
 
 from cri_shim.errors import CommandError, DeadlineError
 from cri_shim.host import syscalls
-from cri_shim.host.process import Reaper, start_time_ticks
+from cri_shim.host.process import COLLECTED_AT_ONCE, Reaper, start_time_ticks
+from cri_shim.host.procstat import process_entry
 from cri_shim.host.proctree import process_table
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def sh(script: str) -> list[str]:
 
 
 def process_exists(pid: int) -> bool:
-    return start_time_ticks(pid) is not None
+    """A zombie is about to be collected, and runs no more."""
+    entry = process_entry(pid)
+    return entry is not None and not entry.zombie
 
 
 async def wait_gone(pid: int) -> None:
@@ -316,7 +319,7 @@ async def test_orphan_that_has_ended_is_claimed_while_endings_are_kept(
 
 async def test_ending_is_not_kept_when_nobody_awaits_it(reaper: Reaper, tmp_path: Path) -> None:
     pid = await orphan(reaper, tmp_path / "pid", "sleep 0.1; exit 9")
-    await wait_gone(pid)
+    await wait_collected(pid)
     with reaper.awaiting_orphans():
         assert reaper.claim(pid) is None
 
@@ -325,10 +328,10 @@ async def test_kept_endings_go_with_the_last_window(reaper: Reaper, tmp_path: Pa
     with reaper.awaiting_orphans():
         with reaper.awaiting_orphans():
             pid = await orphan(reaper, tmp_path / "pid", "sleep 0.1; exit 9")
-            await wait_gone(pid)
+            await wait_collected(pid)
         assert reaper.claim(pid) is not None
         other = await orphan(reaper, tmp_path / "pid", "sleep 0.1; exit 9")
-        await wait_gone(other)
+        await wait_collected(other)
     assert reaper.claim(other) is None
 
 
@@ -416,3 +419,40 @@ async def test_at_the_deadline_what_left_the_group_dies_too(reaper: Reaper, tmp_
             break
         await asyncio.sleep(0.01)
     assert start_time_ticks(pid) is None
+
+
+async def test_an_ending_is_told_before_the_child_is_collected_and_its_pid_stays_taken(
+    reaper: Reaper,
+) -> None:
+    child = reaper.spawn(["/bin/sh", "-c", "exit 3"])
+    ending = await child.wait()
+    assert ending.exit_code == 3
+    entry = process_entry(child.pid)
+    assert entry is not None
+    assert entry.zombie
+    assert child.pid not in reaper.orphans()
+    assert reaper.claim(child.pid) is None
+    await wait_collected(child.pid)
+
+
+async def test_endings_by_signals_are_told_as_they_are(reaper: Reaper) -> None:
+    children = [reaper.spawn(["/bin/sleep", "60"]) for _ in range(2)]
+    for child, number in zip(children, (signal.SIGTERM, signal.SIGKILL), strict=True):
+        child.kill(number)
+    endings = [await child.wait() for child in children]
+    assert [ending.signal for ending in endings] == [signal.SIGTERM, signal.SIGKILL]
+
+
+async def test_a_crowd_of_children_is_collected_whole(reaper: Reaper) -> None:
+    children = [reaper.spawn(["/bin/true"]) for _ in range(3 * COLLECTED_AT_ONCE)]
+    assert {(await child.wait()).wait_status for child in children} == {0}
+    for child in children:
+        await wait_collected(child.pid)
+
+
+async def wait_collected(pid: int) -> None:
+    for _ in range(400):
+        if process_entry(pid) is None:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"process {pid} is still a zombie")
