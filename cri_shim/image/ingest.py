@@ -15,13 +15,15 @@ from cri_shim.errors import (
     DamagedBlobError,
 )
 from cri_shim.image.manifest import chain_ids
+from cri_shim.image.platforms import platform_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from cri_shim.image.blobs import BlobStore
     from cri_shim.image.layers import Layer, LayerStore
-    from cri_shim.image.planned import PlannedDocument, PlannedLayer
+    from cri_shim.image.manifest import Platform
+    from cri_shim.image.planned import PlannedDocument, PlannedImage, PlannedLayer
     from cri_shim.image.unpack.protocol import LayerReport
 
 log = structlog.get_logger()
@@ -125,3 +127,14 @@ async def _ensure(
                 raise
             log.warning("a layer arrived damaged; trying again", error=str(error))
     raise AssertionError("the last try returns or raises")
+
+
+def warn_of_platforms(planned: Iterable[PlannedImage], platform: Platform) -> None:
+    """Log each image that an index gives for `platform` though its configuration names another."""
+    for image in planned:
+        if problem := platform_problem(image.config, platform):
+            log.warning(
+                "an image's index and its configuration name different platforms; trusting the index",
+                image=next(map(str, image.names), image.config_document.digest),
+                problem=problem,
+            )

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
@@ -58,6 +59,25 @@ class BlobSource(Protocol):
         """Write exactly as many bytes as the descriptor says to the sink; returns the server that sent them."""
 
 
+@dataclass(frozen=True, slots=True)
+class RegistryLayers:
+    """Where an image's layers come from, and within which limits."""
+
+    reference: Reference
+    """The image's."""
+    registry: BlobSource
+    spool_fd: int
+    """A directory of this pull's own."""
+    at_once: int
+    """How many layers may download in parallel."""
+    slots: Slots
+    """Each download takes one of these, which all pulls share."""
+    of_a_registry: int
+    """How many of them one registry gets."""
+    tell: Callable[[PullProgress], None]
+    """Called at each step."""
+
+
 class _Held(NamedTuple):
     """The slots of a download, given back when it ends."""
 
@@ -74,34 +94,25 @@ class LayerDownloads:
 
     def __init__(
         self,
-        reference: Reference,
-        source: BlobSource,
+        wanted: RegistryLayers,
         unpacker: Unpacker,
         blobs: BlobStore,
-        spool_fd: int,
         *,
-        at_once: int,
-        slots: Slots,
-        of_a_registry: int,
         arrived: dict[str, tuple[int, str]],
-        tell: Callable[[PullProgress], None],
     ) -> None:
-        """`reference` is the image's. `tell` is called at each step.
-
-        At most `at_once` layers download in parallel. Each takes one of `slots`, of which one registry gets at most
-        `of_a_registry`. `arrived` is shared by all pulls: complete blobs that are not in the store yet, by digest,
-        as spool directory and file name.
+        """`arrived` is shared by all pulls: complete blobs that are not in the store yet, by digest, as spool
+        directory and file name.
         """
-        self._reference = reference
-        self._source = source
+        self._reference = wanted.reference
+        self._source = wanted.registry
         self._unpacker = unpacker
         self._blobs = blobs
-        self._spool_fd = spool_fd
-        self._at_once = asyncio.Semaphore(at_once)
-        self._slots = slots
-        self._share = Share(self.source, of_a_registry)
+        self._spool_fd = wanted.spool_fd
+        self._at_once = asyncio.Semaphore(wanted.at_once)
+        self._slots = wanted.slots
+        self._share = Share(self.source, wanted.of_a_registry)
         self._arrived = arrived
-        self._tell = tell
+        self._tell = wanted.tell
         self._locks: dict[str, asyncio.Lock] = {}
         self._unpacked: set[int] = set()
         """`id()`s of layers: an image may have equal layers."""

@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim import metrics
-from cri_shim.background import uninterrupted
 from cri_shim.errors import (
     BadArchiveError,
     BadImageReferenceError,
-    CorruptStateError,
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
@@ -30,7 +28,7 @@ from cri_shim.errors import (
     RegistryUnavailableError,
     ResourceExhaustedError,
 )
-from cri_shim.image.layer_downloads import LayerDownloads
+from cri_shim.image.layer_downloads import RegistryLayers
 from cri_shim.image.reference import RESERVED_DOMAIN, parse_reference
 from cri_shim.image.registry.credentials import load_auth_file
 from cri_shim.image.registry.hosts import load_endpoints
@@ -96,8 +94,6 @@ class Puller:
         self._pulls: SingleFlight[Image] = SingleFlight("PullImage")
         self._operations = operations if operations is not None else Operations()
         self._listeners: dict[str, list[Progress]] = {}
-        self._arrived: dict[str, tuple[int, str]] = {}
-        """Complete blobs that pulls under way have spooled, by digest: descriptor of the spool directory, file name."""
         of_one_image = settings.max_parallel_downloads
         self._downloads_of_a_registry = _DOWNLOADS_OF_A_REGISTRY * of_one_image
         self._downloads = Slots(
@@ -206,7 +202,7 @@ class Puller:
             credentials = await asyncio.to_thread(load_auth_file, settings.auth_file, reference)
         if store.find(str(reference)) is None:
             # Start the unpacking process now: it is up before the first layer arrives.
-            store.unpacker.warm_up()
+            store.warm_up()
         # In a thread: the import takes a third of a second, which would stop every other call.
         module = await asyncio.to_thread(_registry_module)
         async with module.open_registry(
@@ -226,31 +222,24 @@ class Puller:
             ):
                 with step("fetching the manifest"):
                     planned = await self._resolve(registry, reference, spool_fd)
-                downloads = LayerDownloads(
+                wanted = RegistryLayers(
                     reference,
                     registry,
-                    store.unpacker,
-                    store.blobs,
                     spool_fd,
                     at_once=settings.max_parallel_downloads,
                     slots=self._downloads,
                     of_a_registry=self._downloads_of_a_registry,
-                    arrived=self._arrived,
                     tell=lambda progress: self._tell(key, progress),
                 )
-                try:
-                    await uninterrupted(downloads.borrow, planned.layers)
-                    with step("fetching and unpacking layers"):
-                        [image] = await store.ingest([planned], downloads)
-                finally:
-                    downloads.close()
+                with step("fetching and unpacking layers"):
+                    image, reused = await store.ingest_from_registry(planned, wanted)
         log.info(
             "image pulled",
             image=str(reference),
             id=image.id,
             size=image.size,
             layers=len(planned.layers),
-            reused=downloads.reused,
+            reused=reused,
             seconds=round(time.monotonic() - started, 3),
         )
         return image
@@ -264,28 +253,18 @@ class Puller:
             self._resolving.slot(doing, share, waiting="waiting for other manifests"),
             self._store.reader(spool_fd) as reader,
         ):
-            return await resolve(registry, reference, reader, self._stored_blob)
+            return await resolve(registry, reference, reader, self._store.stored_document)
 
     async def _unchanged(self, registry: Registry, reference: Reference) -> Image | None:
         """The image under this name here, if the registry still has the same one under it."""
         known = self._store.find(str(reference))
-        if known is None or self._store.is_damaged(known) or not self._store.has_blobs(reference):
+        if known is None or not self._store.is_whole(known, reference):
             return None
         digest = await registry.digest(reference.digest or reference.tag or "")
         if digest is None:  # the registry doesn't answer HEAD with a digest: fetch the manifest
             return None
         now = self._store.find(str(reference.with_digest(digest)))
         return known if now is not None and now.id == known.id else None
-
-    async def _stored_blob(self, digest: str, max_bytes: int) -> bytes | None:
-        if digest not in self._store.blobs:
-            return None
-        try:
-            return await asyncio.to_thread(self._store.blobs.peek, digest, max_bytes)
-        except CorruptStateError as error:
-            log.warning("a stored blob is damaged; fetching it again", error=str(error))
-            self._store.blobs.forget(digest)
-            return None
 
     def _tell(self, key: str, progress: PullProgress) -> None:
         for listener in self._listeners.get(key, ()):

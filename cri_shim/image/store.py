@@ -17,22 +17,18 @@ from typing import TYPE_CHECKING, Self
 import structlog
 
 from cri_shim.background import uninterrupted
-from cri_shim.errors import (
-    BadImageReferenceError,
-    CorruptStateError,
-    NotFoundError,
-    host_step,
-)
+from cri_shim.errors import BadImageReferenceError, CorruptStateError, NotFoundError, host_step
 from cri_shim.image.archive_feed import ArchiveFeed, with_names
 from cri_shim.image.collect import collect
 from cri_shim.image.export import prepare_export
-from cri_shim.image.ingest import unpack_layers
+from cri_shim.image.ingest import unpack_layers, warn_of_platforms
 from cri_shim.image.integrity.check import Checker
 from cri_shim.image.integrity.repair import Repairer
+from cri_shim.image.layer_downloads import LayerDownloads
 from cri_shim.image.manifest import MAX_CONFIG_BYTES, chain_ids
 from cri_shim.image.model import EMPTY_LAYER, FsUsage, Image, ImportProgress, LayerStack
 from cri_shim.image.pins import Pins
-from cri_shim.image.platforms import platform_of, platform_problem
+from cri_shim.image.platforms import platform_of
 from cri_shim.image.reference import parse_reference
 from cri_shim.image.store_state import StoreState
 from cri_shim.image.unpack.client import Unpacker
@@ -49,6 +45,7 @@ if TYPE_CHECKING:
     from cri_shim.image.export import Export
     from cri_shim.image.ingest import Feed
     from cri_shim.image.integrity.report import CheckProgress, CheckReport, Collected, RepairReport
+    from cri_shim.image.layer_downloads import RegistryLayers
     from cri_shim.image.planned import PlannedImage
     from cri_shim.image.reference import Reference
     from cri_shim.image.volume import ImageVolume
@@ -69,7 +66,7 @@ class ImageStore:
     ) -> None:
         self._state = state
         self._layers = state.layers
-        self.unpacker = unpacker
+        self._unpacker = unpacker
         self.platform = platform_of(machine)
         self._checker = Checker(state, unpacker, reaper)
         self._repairer = Repairer(
@@ -79,6 +76,8 @@ class ImageStore:
             ingest=self.ingest,
             import_archive=self.import_archive,
         )
+        self._arrived: dict[str, tuple[int, str]] = {}
+        """Complete blobs that pulls under way have spooled, by digest: descriptor of the spool directory, file name."""
         self._maintenance = asyncio.Lock()
         """Held while this node's disk is read and cleaned, never while a registry is waited for."""
 
@@ -114,7 +113,7 @@ class ImageStore:
 
     async def close(self) -> None:
         """Stop the unpacker's process."""
-        await self.unpacker.close()
+        await self._unpacker.close()
 
     def pin(self, pins: Pins) -> None:
         """Replace the pins."""
@@ -183,7 +182,30 @@ class ImageStore:
             self._layers.inodes + self.blobs.inodes,
         )
 
+    async def stored_document(self, digest: str, max_bytes: int) -> bytes | None:
+        """A small blob that is here; None if it is not, or is damaged: then it must be fetched again."""
+        return await self._state.stored_document(digest, max_bytes)
+
     # Ingest
+
+    def warm_up(self) -> None:
+        """Start the unpacking process now, so that it is up before the first layer arrives."""
+        self._unpacker.warm_up()
+
+    async def ingest_from_registry(
+        self, planned: PlannedImage, wanted: RegistryLayers
+    ) -> tuple[Image, int]:
+        """Download and ingest an image. Returns it, and how many of its layers were here already.
+
+        Raises as `ingest` and as the registry.
+        """
+        downloads = LayerDownloads(wanted, self._unpacker, self.blobs, arrived=self._arrived)
+        try:
+            await uninterrupted(downloads.borrow, planned.layers)
+            [image] = await self.ingest([planned], downloads)
+        finally:
+            downloads.close()
+        return image, downloads.reused
 
     async def import_archive(
         self,
@@ -193,10 +215,8 @@ class ImageStore:
     ) -> list[Image]:
         """Import every image of an archive, which may be compressed with gzip or zstd. `name` replaces its one name.
 
-        `progress` is called after each step.
-
-        Raises BadArchiveError, BadImageReferenceError (`name`), ResourceExhaustedError (disk full), and what `source`
-        raises. A failed import leaves nothing.
+        `progress` is called after each step. A failed import leaves nothing. Raises BadArchiveError,
+        ResourceExhaustedError (disk full), BadImageReferenceError (`name`), and what `source` raises.
         """
         reference = parse_reference(name) if name else None
         if reference is not None and reference.digest is not None:
@@ -205,11 +225,11 @@ class ImageStore:
             )
         tell = progress or _tell_nobody
         async with self.spool("importing an image archive") as fd:
-            planned = await self.unpacker.spool_archive(
+            planned = await self._unpacker.spool_archive(
                 source, fd, self.platform, what="image archive"
             )
             planned = with_names(planned, reference)
-            feed = ArchiveFeed(self.unpacker, fd, planned, tell)
+            feed = ArchiveFeed(self._unpacker, fd, planned, tell)
             imported = await self.ingest(planned, feed)
         for known in imported:
             tell(ImportProgress("committed", known.name, len(known.chain), len(known.chain)))
@@ -227,7 +247,7 @@ class ImageStore:
     async def reader(self, spool_fd: int) -> AsyncIterator[DocumentReader]:
         """A reader of image documents that keeps them in the directory `spool_fd`."""
         async with self.spool("reading an image's documents") as apart_fd:
-            yield DocumentReader(self.unpacker, self.platform, spool_fd, apart_fd)
+            yield DocumentReader(self._unpacker, self.platform, spool_fd, apart_fd)
 
     def is_damaged(self, image: Image) -> bool:
         """Whether a check found damage that is not repaired yet; the image must then be ingested again."""
@@ -235,8 +255,13 @@ class ImageStore:
             map(self._layers.is_damaged, image.chain)
         )
 
-    def has_blobs(self, reference: Reference) -> bool:
-        """Whether the image of that name has every packed layer, or packed layers are not kept."""
+    def is_whole(self, image: Image, reference: Reference) -> bool:
+        """Whether a pull of `reference` need not ingest the image again.
+
+        Each packed layer must be here, too, where those are kept.
+        """
+        if self.is_damaged(image):
+            return False
         digest = self._state.index.names.get(str(reference), "")
         facts = self._state.described.get(digest)
         if facts is None or self._state.discard_blobs:
@@ -248,13 +273,7 @@ class ImageStore:
 
         Raises what `feed` raises, OSError, and BadArchiveError for layers that don't match the images' documents.
         """
-        for image in planned:
-            if problem := platform_problem(image.config, self.platform):
-                log.warning(
-                    "an image's index and its configuration name different platforms; trusting the index",
-                    image=next(map(str, image.names), image.config_document.digest),
-                    problem=problem,
-                )
+        warn_of_platforms(planned, self.platform)
         chains = [chain_ids(image.config.diff_ids) for image in planned]
         ours = {chain_id for chain in chains for chain_id in chain}
         try:

@@ -286,6 +286,17 @@ class StoreState:
 
     # Temporary directories
 
+    async def stored_document(self, digest: str, max_bytes: int) -> bytes | None:
+        """A small blob that is here; None if it is not, or is damaged: then it must be fetched again."""
+        if digest not in self.blobs:
+            return None
+        try:
+            return await asyncio.to_thread(self.blobs.peek, digest, max_bytes)
+        except CorruptStateError as error:
+            log.warning("a stored blob is damaged; fetching it again", error=str(error))
+            self.blobs.forget(digest)
+            return None
+
     @contextlib.asynccontextmanager
     async def spool(self, doing: str) -> AsyncIterator[int]:
         """A temporary directory, as a descriptor. It and its content are removed when the context closes.
