@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 from typing import TYPE_CHECKING
@@ -37,8 +38,13 @@ MAX_LOWER_LAYERS = 500
 # - index=off: the index binds an upper directory to the inodes of its lower layers, and a layer that is pulled again
 #   has other inodes. The index serves NFS export and hard links across copy-up, which containers do not need. `xino`
 #   keeps its default: layers and upper directory are on one file system, so inode numbers are stable anyway.
+# - volatile (Linux 5.10): otherwise an unmount writes out all that is dirty on the whole file system, other containers'
+#   files and pulls included, and a container that syncs makes the kernel do so at any time. The price: what a container
+#   syncs in its root file system may be lost with the power. Its container is gone then, too: a kubelet makes a new
+#   one, with a new upper directory. The kernel mounts such an upper directory only once, and so do we.
 _SAFE = "redirect_dir=nofollow,metacopy=off"
 _SAFE_WRITABLE = _SAFE + ",index=off"
+_VOLATILE_SINCE = (5, 10)
 
 
 def mount_overlay(
@@ -83,14 +89,15 @@ def mount_overlay(
     target = target.absolute()
     upper, work = upper and upper.absolute(), work and work.absolute()
     context = f',context="{label}"' if label else ""
-    options = build_overlay_options(names, upper, work) + context
+    options = build_overlay_options(names, upper, work, volatile=_has_volatile()) + context
     _check_fits(options, len(names), target)
     if userns_fd is not None:
         _mount_mapped(target, layers_dir, names, upper, work, userns_fd, context)
         return
     flags = syscalls.MS_RDONLY if upper is None else 0
     whole_names = [f"{layers_dir.absolute()}/{name}" for name in names]
-    whole_options = build_overlay_options(whole_names, upper, work) + context
+    whole_options = build_overlay_options(whole_names, upper, work, volatile=_has_volatile())
+    whole_options += context
     if _fits(whole_options):
         syscalls.mount("overlay", target, "overlay", flags, whole_options)
         return
@@ -119,7 +126,10 @@ def _mount_mapped(
     other mounts end with the thread, whatever fails.
     """
     clones = [str(number) for number in range(len(names))]
-    options = build_overlay_options(clones, upper, work and work.absolute()) + context
+    options = build_overlay_options(
+        clones, upper, work and work.absolute(), volatile=_has_volatile()
+    )
+    options += context
 
     def make() -> int:
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -221,13 +231,21 @@ def has_mount_setattr() -> bool:
     return True
 
 
-def build_overlay_options(lowers: Sequence[str], upper: Path | None, work: Path | None) -> str:
-    """The options of an overlay mount, escaped as the kernel expects. Pure."""
+@functools.cache
+def _has_volatile() -> bool:
+    return kernel_version(os.uname().release) >= _VOLATILE_SINCE
+
+
+def build_overlay_options(
+    lowers: Sequence[str], upper: Path | None, work: Path | None, *, volatile: bool
+) -> str:
+    """The options of an overlay mount, escaped as the kernel expects; `volatile` where the kernel has it. Pure."""
     lowerdir = "lowerdir=" + ":".join(_escape(name) for name in lowers)
     if upper is None or work is None:
         return f"{_SAFE},{lowerdir}"
     upper_and_work = f"upperdir={_escape(str(upper))},workdir={_escape(str(work))}"
-    return f"{_SAFE_WRITABLE},{upper_and_work},{lowerdir}"
+    options = f"{_SAFE_WRITABLE},volatile" if volatile else _SAFE_WRITABLE
+    return f"{options},{upper_and_work},{lowerdir}"
 
 
 def _escape(path: str) -> str:

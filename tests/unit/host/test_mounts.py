@@ -21,20 +21,29 @@ WORK = Path("/r/work")
 
 
 def test_writable_overlay_trusts_no_attribute_of_a_layer() -> None:
-    assert build_overlay_options(["b", "a"], UPPER, WORK) == (
+    assert build_overlay_options(["b", "a"], UPPER, WORK, volatile=False) == (
         "redirect_dir=nofollow,metacopy=off,index=off,"
         "upperdir=/r/upper,workdir=/r/work,lowerdir=b:a"
     )
 
 
 def test_read_only_overlay_has_no_upper() -> None:
-    assert build_overlay_options(["b", "a"], None, None) == (
+    assert build_overlay_options(["b", "a"], None, None, volatile=True) == (
         "redirect_dir=nofollow,metacopy=off,lowerdir=b:a"
     )
 
 
+def test_what_a_container_syncs_syncs_no_disk_where_the_kernel_knows_that() -> None:
+    plain = build_overlay_options(["b", "a"], UPPER, WORK, volatile=False).split(",")
+    volatile = build_overlay_options(["b", "a"], UPPER, WORK, volatile=True).split(",")
+    assert [option for option in volatile if option not in plain] == ["volatile"]
+    assert [option for option in volatile if option != "volatile"] == plain
+
+
 def test_separators_in_names_are_escaped() -> None:
-    options = build_overlay_options(["a,b", "c:d", "e\\f"], Path("/u,p"), Path("/w:k"))
+    options = build_overlay_options(
+        ["a,b", "c:d", "e\\f"], Path("/u,p"), Path("/w:k"), volatile=False
+    )
     assert options.endswith(r"upperdir=/u\,p,workdir=/w\:k,lowerdir=a\,b:c\:d:e\\f")
 
 
