@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cri_shim.rpc.relay import Relay
+from tests.fakes.clock import turn_over
+
+if TYPE_CHECKING:
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,16 +45,17 @@ async def test_the_last_word_on_each_thing_is_sent_and_what_came_too_fast_is_ski
     assert len(client.got) < 20
 
 
-async def test_what_is_told_last_is_sent_before_the_result_is_given() -> None:
+async def test_what_is_told_last_is_sent_before_the_result_is_given(clock: MovableClock) -> None:
     relay: Relay[str] = Relay()
-    client = Client(delay_s=0.02)
+    client = Client(delay_s=20)
 
     async def work() -> None:
         relay.tell("a", "begun")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(10)
         relay.tell("a", "ended")
 
-    await relay.run(work, client.send)
+    running = asyncio.ensure_future(relay.run(work, client.send))
+    await clock.until(running.done, within_s=60)
     assert client.got == ["begun", "ended"]
 
 
@@ -59,17 +65,23 @@ async def test_work_that_says_nothing_is_waited_for() -> None:
     assert not client.got
 
 
-async def test_a_failure_of_the_work_is_raised_once_the_running_send_has_ended() -> None:
+async def test_a_failure_of_the_work_is_raised_once_the_running_send_has_ended(
+    clock: MovableClock,
+) -> None:
     relay: Relay[str] = Relay()
-    client = Client(delay_s=0.02)
+    client = Client(delay_s=20)
 
     async def work() -> None:
         relay.tell("a", "begun")
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(5)
         raise ValueError("broken")
 
+    running = asyncio.ensure_future(relay.run(work, client.send))
+    await clock.sleep(19)
+    assert not running.done()
+    await clock.sleep(2)
     with pytest.raises(ValueError, match="broken"):
-        await relay.run(work, client.send)
+        await running
     assert client.got == ["begun"]
 
 
@@ -82,7 +94,7 @@ async def test_a_client_that_can_not_be_told_is_an_error_after_the_work() -> Non
     async def work() -> None:
         nonlocal ended
         relay.tell("a", "begun")
-        await asyncio.sleep(0.01)
+        await turn_over()
         ended = True
 
     with pytest.raises(OSError, match="gone"):
@@ -101,7 +113,7 @@ async def test_a_cancelled_caller_ends_the_work() -> None:
             raise
 
     call = asyncio.create_task(Relay[str]().run(work, Client().send))
-    await asyncio.sleep(0.01)
+    await turn_over()
     call.cancel()
     await asyncio.wait([call])
     assert call.cancelled()

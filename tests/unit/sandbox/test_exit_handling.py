@@ -25,6 +25,7 @@ from tests.unit.sandbox.looking import exited, process_of
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:
+    from tests.fakes.clock import MovableClock
     from tests.fakes.node_harness import NodeHarness
 
 pytestmark = pytest.mark.asyncio
@@ -121,14 +122,11 @@ async def test_a_removal_meanwhile_ends_the_teardown(harness: NodeHarness) -> No
     assert harness.leftovers() == before
 
 
-async def test_a_slow_monitor_is_no_dead_one(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exits_module, "SLOW_MONITOR_S", 0.005)
+async def test_a_slow_monitor_is_no_dead_one(harness: NodeHarness, clock: MovableClock) -> None:
     container = await harness.start(await harness.run_pod())
     harness.monitors.write_exit_files = False  # it still writes the log, to a slow disk
     harness.kernel.end(process_of(harness, container).pid, 0)
-    await asyncio.sleep(0.03)
+    await clock.sleep(2 * exits_module.SLOW_MONITOR_S)
     assert container.state is ContainerState.RUNNING
     leave_exit_file(harness.paths.exits_dir, container.id, 0)
     await exited(container)

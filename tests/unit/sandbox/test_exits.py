@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.host.port import Host
+    from tests.fakes.clock import MovableClock
 
 ID, OTHER = "a" * 64, "b" * 64
 
@@ -63,7 +64,7 @@ def _named(process: FakeProcess) -> Process:
 
 
 @pytest_asyncio.fixture
-async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
     made = Node(tmp_path)
     made.watch = made.make_watch()
     made.open()
@@ -154,14 +155,12 @@ def hurry(patch: pytest.MonkeyPatch, *, slow_s: float, hung_s: float) -> None:
 
 @pytest.mark.asyncio
 async def test_a_slow_monitor_is_warned_of_once_and_waited_for(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: MovableClock
 ) -> None:
-    hurry(monkeypatch, slow_s=0.005, hung_s=60)
     process, _ = node.begin()
     with capture_logs() as logs:
         node.kernel.end(process.pid)
-        await until(lambda: logs)
-        await asyncio.sleep(0.02)
+        await clock.sleep(2 * exits_module.SLOW_MONITOR_S)
     assert [(line["log_level"], line["id"]) for line in logs] == [("warning", ID)]
     assert node.reported == []
     leave_exit_file(node.directory, ID, 5)
@@ -194,7 +193,7 @@ async def test_who_wants_to_know_soon_is_told_without_the_code(node: Node) -> No
 
 @pytest.mark.asyncio
 async def test_a_monitor_that_hangs_is_given_up_but_not_before_its_time(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, monkeypatch: pytest.MonkeyPatch, clock: MovableClock
 ) -> None:
     hurry(monkeypatch, slow_s=0.01, hung_s=0.05)
     process, _ = node.begin()
@@ -237,15 +236,14 @@ async def test_a_file_seen_by_nobody_is_found_before_giving_up(
 
 @pytest.mark.asyncio
 async def test_what_is_forgotten_after_the_warning_is_not_reported(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: MovableClock
 ) -> None:
-    hurry(monkeypatch, slow_s=0.002, hung_s=0.1)
     process, _ = node.begin()
     with capture_logs() as logs:
         node.kernel.end(process.pid)
-        await until(lambda: logs)
+        await clock.until(lambda: logs, within_s=exits_module.HUNG_MONITOR_S)
     node.watch.forget(ID)
-    await asyncio.sleep(0.12)
+    await clock.sleep(2 * exits_module.HUNG_MONITOR_S)
     assert node.reported == []
 
 

@@ -18,8 +18,7 @@ from cri_shim.errors import ResourceExhaustedError, WrongStateError
 from cri_shim.oci.attach_pipes import MEMBER_BYTES
 from cri_shim.oci.conmon_control import connect_attach
 from cri_shim.paths import Paths
-from cri_shim.sandbox.exec import attach as module
-from cri_shim.sandbox.exec.attach import Attachable, AttachSessions, make_pipes
+from cri_shim.sandbox.exec.attach import LOOK_S, STUCK_S, Attachable, AttachSessions, make_pipes
 from cri_shim.sandbox.store.model import ContainerStatus
 from tests.fakes.clock import until
 from tests.unit.sandbox.records import make_container
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.oci.conmon import Monitors
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
@@ -183,15 +183,8 @@ async def test_what_is_no_terminal_has_no_size(node: Node) -> None:
     assert not node.attach_sessions.under_way
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_S", 0.01)
-    monkeypatch.setattr(module, "STUCK_S", 0.05)
-
-
-@pytest.mark.usefixtures("impatient")
 async def test_a_connection_that_is_read_is_left_alone_for_whoever_needs_the_monitor(
-    node: Node,
+    node: Node, clock: MovableClock
 ) -> None:
     node.attach_sessions.unblock(node.container.id)  # nobody is attached
     with node.monitor() as listening:
@@ -208,18 +201,18 @@ async def test_a_connection_that_is_read_is_left_alone_for_whoever_needs_the_mon
 
         node.attach_sessions.ask_how_far = asked
         node.attach_sessions.unblock(node.container.id)
-        await asyncio.sleep(0.2)
+        await clock.sleep(4 * STUCK_S)
         assert packets > 3
         monitor.send(b"\x02it goes on")
         node.attach_sessions.disconnected(node.container.id)
-        await until(lambda: not node.attach_sessions.under_way)
+        await clock.sleep(LOOK_S)
+        assert not node.attach_sessions.under_way
         node.attach_sessions.read_so_far(node.container.id, 7)  # late
         given.close()
         monitor.close()
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_connection_that_is_not_read_is_broken_off(node: Node) -> None:
+async def test_a_connection_that_is_not_read_is_broken_off(node: Node, clock: MovableClock) -> None:
     with node.monitor() as listening:
         given = socket.socket(fileno=node.attach_sessions.connect(node.target))
         monitor, _ = listening.accept()
@@ -227,7 +220,10 @@ async def test_a_connection_that_is_not_read_is_broken_off(node: Node) -> None:
             monitor.send(b"\x02x")
             node.attach_sessions.unblock(node.container.id)
             node.attach_sessions.unblock(node.container.id)
-            await until(lambda: not node.attach_sessions.under_way)
+            await clock.sleep(STUCK_S / 2)
+            assert node.attach_sessions.under_way
+            await clock.sleep(STUCK_S)
+            assert not node.attach_sessions.under_way
             with pytest.raises(BrokenPipeError):
                 monitor.send(b"\x02y")
             assert given.recv(10) == b"\x02x"  # whoever hangs may wake up again

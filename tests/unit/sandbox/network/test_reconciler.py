@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from cri_shim.cni.attachment import Attachment
     from cri_shim.cni.network import Cni
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -56,15 +56,19 @@ def tries(harness: NodeHarness) -> int:
 
 
 async def test_a_pending_delete_is_tried_with_growing_pauses_until_it_succeeds(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(module, "FIRST_RETRY_S", 0.05)
     async with running(harness):
         await removed_with_pending_deletes(harness, "web")
-        began, first = time.monotonic(), tries(harness)
-        await until(lambda: tries(harness) == first + 3)
-        assert time.monotonic() - began >= 0.05 + 0.1 + 0.2 - 0.05
+        first, pause_s = tries(harness), module.FIRST_RETRY_S
+        for again in range(1, 4):
+            await clock.sleep(0.9 * pause_s)
+            assert tries(harness) == first + again - 1
+            await clock.sleep(0.2 * pause_s)
+            await until(lambda again=again: tries(harness) == first + again)  # type: ignore[misc]
+            pause_s *= 2
         harness.points.heal()
+        await clock.sleep(pause_s)
         await until(lambda: not len(harness.pending_deletes))
         await until(lambda: not harness.kernel.namespaces)
     assert harness.leftovers() == {}
@@ -105,10 +109,8 @@ async def test_a_network_that_fails_keeps_no_other_waiting_and_is_not_hammered(
 
 
 async def test_those_that_never_succeed_do_not_keep_the_rest_waiting(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(module, "PASS_PAUSE_S", 0.05)
-    monkeypatch.setattr(module, "FIRST_RETRY_S", 0.1)
     ids = await removed_with_pending_deletes(harness, *"abcd")
     tried: list[str] = []
 
@@ -118,7 +120,7 @@ async def test_those_that_never_succeed_do_not_keep_the_rest_waiting(
 
     monkeypatch.setattr(harness.cni, "delete", delete)
     async with running(harness):
-        await until(lambda: set(tried) == set(ids))
+        await clock.until(lambda: set(tried) == set(ids), within_s=module.MAX_RETRY_S)
 
 
 async def test_two_pending_deletes_of_one_pod_share_its_namespace_until_the_last_is_done(
@@ -245,10 +247,13 @@ async def test_garbage_that_cannot_be_collected_is_told_once_and_hurts_nobody(
 
 
 async def test_garbage_is_collected_at_the_start_and_again_where_that_is_wanted(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(module, "GC_INTERVAL_S", 0.15)
     async with running(harness):
+        await until(lambda: len(harness.cni.collected) == 1)
+        await clock.sleep(0.9 * module.GC_INTERVAL_S)
+        assert len(harness.cni.collected) == 1
+        await clock.sleep(0.2 * module.GC_INTERVAL_S)
         await until(lambda: len(harness.cni.collected) == 2)
     harness.cni.collected.clear()
     harness.reconciler = NetworkReconciler(
@@ -261,7 +266,7 @@ async def test_garbage_is_collected_at_the_start_and_again_where_that_is_wanted(
         collects_garbage=False,
     )
     async with running(harness):
-        await asyncio.sleep(0.01)
+        await clock.sleep(3 * module.GC_INTERVAL_S)
     assert harness.cni.collected == []
 
 
@@ -334,17 +339,20 @@ async def test_a_del_that_has_to_follow_a_former_daemons_plugin_follows_it_and_h
 
 
 async def test_a_plugin_that_outlives_being_killed_is_waited_for_again(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(module, "MAX_RETRY_S", 0.01)
     pod = await harness.run_pod()
     harness.cni.leftovers.found.add(pod.id)
     harness.points.fail("leftover.wait", DeadlineError("it hangs in the kernel"))
     async with running(harness):
         await harness.pods.remove_pod_sandbox(pod.id)
-        await until(lambda: harness.points.passed.count("leftover.wait") > 2)
+        await clock.until(
+            lambda: harness.points.passed.count("leftover.wait") > 2,
+            within_s=4 * module.MAX_RETRY_S,
+        )
         assert len(harness.pending_deletes) == 1
         harness.points.heal()
+        await clock.sleep(module.MAX_RETRY_S)
         await until(lambda: not len(harness.pending_deletes))
     assert harness.leftovers() == {}
 

@@ -12,16 +12,24 @@ from cri_shim.ids import new_id
 from cri_shim.operations import Operations, step
 from cri_shim.sandbox.recovery import unfinished as module
 from cri_shim.sandbox.recovery.unfinished import Unfinished
+from tests.fakes.clock import turn_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
 
 @pytest.fixture
-def unfinished() -> Unfinished:
-    return Unfinished(Background(), Operations())
+def background() -> Background:
+    return Background()
+
+
+@pytest.fixture
+def unfinished(background: Background) -> Unfinished:
+    return Unfinished(background, Operations())
 
 
 def waiting(
@@ -40,51 +48,66 @@ async def test_with_nothing_to_do_nobody_waits(unfinished: Unfinished) -> None:
 
 
 async def test_what_moves_from_step_to_step_is_waited_for_however_long_it_takes(
-    unfinished: Unfinished, monkeypatch: pytest.MonkeyPatch
+    unfinished: Unfinished, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.2)
     steps = 0
 
     async def work() -> str:
         nonlocal steps
         for number in range(30):
             with step(f"step {number}"):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(module.PATIENCE_S / 10)
             steps += 1
         return "done"
 
     unfinished.add("sandbox", new_id(), work, overdue=pytest.fail)
-    assert await unfinished.settled() == 0
+    settled = asyncio.ensure_future(unfinished.settled())
+    await clock.until(settled.done, within_s=module.ALL_PATIENCE_S)
+    assert await settled == 0
     assert (steps, dict(unfinished.outcomes)) == (30, {"sandbox done": 1})
 
 
 async def test_what_stands_still_is_told_once_and_goes_on(
-    unfinished: Unfinished, monkeypatch: pytest.MonkeyPatch
+    unfinished: Unfinished, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
     go, told = asyncio.Event(), list[str]()
     unfinished.add("sandbox", new_id(), waiting(go), overdue=told.append)
-    assert await unfinished.settled() == 1
-    assert told == ["still being recovered: standing still for 0.0 s"]
-    await asyncio.sleep(0.03)
+    settled = asyncio.ensure_future(unfinished.settled())
+    await clock.until(settled.done, within_s=2 * module.PATIENCE_S)
+    assert await settled == 1
+    assert told == [f"still being recovered: standing still for {module.PATIENCE_S:.1f} s"]
+    await clock.sleep(3 * module.PATIENCE_S)
     assert len(told) == 1
     go.set()
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert (await unfinished.settled(), dict(unfinished.outcomes)) == (0, {"sandbox done": 1})
 
 
 async def test_a_turn_is_given_back_once(
-    unfinished: Unfinished, monkeypatch: pytest.MonkeyPatch
+    unfinished: Unfinished, background: Background, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
     go = asyncio.Event()
     for _ in range(3 * module.AT_ONCE):
         unfinished.add("sandbox", new_id(), waiting(go))
-    assert await unfinished.settled() == 3 * module.AT_ONCE
+    settled = asyncio.ensure_future(unfinished.settled())
+    await clock.until(settled.done, within_s=10 * module.PATIENCE_S)
+    assert await settled == 3 * module.AT_ONCE
     go.set()
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert unfinished.outcomes == {"sandbox done": 3 * module.AT_ONCE}
-    assert unfinished._slots._value == module.AT_ONCE
+    begun = 0
+
+    async def work() -> str:
+        nonlocal begun
+        begun += 1
+        await asyncio.Event().wait()
+        return "never"
+
+    for _ in range(2 * module.AT_ONCE):
+        unfinished.add("sandbox", new_id(), work)
+    await turn_over()
+    assert begun == module.AT_ONCE
+    await background.close(0)
 
 
 async def test_a_failure_is_counted_and_stops_nothing(unfinished: Unfinished) -> None:
