@@ -23,7 +23,7 @@ from cri_shim.background import (
     until_done,
 )
 from cri_shim.errors import CriShimError, DeadlineError, forget_frames
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 
 
 @pytest.mark.asyncio
@@ -286,7 +286,7 @@ async def test_what_never_succeeds_ends_with_its_owner() -> None:
     await asyncio.sleep(0)
     await background.close(0)
     assert stubborn.tries == 1
-    await asyncio.sleep(0.005)
+    await turn_over()
     assert stubborn.tries == 1
 
 
@@ -309,9 +309,9 @@ async def test_a_cancellation_waits_for_the_effect_in_the_thread() -> None:
         task = group.create_task(uninterrupted(effect))
         await begun.wait()
         task.cancel()
-        await asyncio.sleep(0.01)
+        await turn_over()
         task.cancel()
-        await asyncio.sleep(0.01)
+        await turn_over()
         assert not task.done()
         go_on.set()
     assert task.cancelled()
@@ -366,7 +366,7 @@ async def test_what_has_no_end_is_ended_at_once_by_close_and_its_mistakes_are_lo
     background.keep("endless", endless())
     with capture_logs() as logs:
         background.keep("broken", broken())
-        await asyncio.sleep(0.01)
+        await turn_over()
         async with asyncio.timeout(5):
             await background.close(60)
     assert ended.is_set()

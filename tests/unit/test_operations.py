@@ -17,6 +17,7 @@ from cri_shim.operations import (
     reached,
     step,
 )
+from tests.fakes.clock import turn_over
 
 ID = new_id()
 
@@ -119,7 +120,7 @@ async def test_tasks_take_part_in_the_operation_that_they_are_started_in() -> No
     async with asyncio.TaskGroup() as group:
         group.create_task(work())
         other = group.create_task(branch("nobody's step"))
-        await asyncio.sleep(0.01)
+        await turn_over()
         assert {each.name for each in only(operations).steps} == {"cni ADD bridge", "runc create"}
         may_end.set()
     await other

@@ -8,6 +8,7 @@ import pytest
 
 from cri_shim.errors import DeadlineError, UnavailableError, WrongStateError
 from cri_shim.single_flight import SingleFlight, SupersededError
+from tests.fakes.clock import turn_over
 
 
 class Work:
@@ -67,7 +68,7 @@ async def test_a_different_request_replaces_the_one_in_flight() -> None:
         replaced = group.create_task(_error_of(flights.run("pod", b"a", old.run)))
         await asyncio.sleep(0)
         winner = group.create_task(flights.run("pod", b"b", new.run))
-        await asyncio.sleep(0.01)
+        await turn_over()
         new.go.set()
     assert isinstance(replaced.result(), SupersededError)
     assert old.cancelled == 1
@@ -170,7 +171,7 @@ async def test_a_failure_whose_callers_are_gone_is_known_to_no_retry() -> None:
     with pytest.raises(asyncio.CancelledError):
         await caller
     go.set()
-    await asyncio.sleep(0.001)
+    await turn_over()
     assert len(flights) == 0
     work = Work()
     work.go.set()
@@ -202,7 +203,7 @@ async def test_of_several_different_requests_the_last_one_stands() -> None:
         for number, work in enumerate(works):
             calls.append(group.create_task(_error_of(flights.run("pod", b"%d" % number, work.run))))
             await asyncio.sleep(0)
-        await asyncio.sleep(0.001)
+        await turn_over()
         assert len(flights) == 1
         works[-1].go.set()
     assert [work.cancelled for work in works[:2]] == [work.started for work in works[:2]]

@@ -19,6 +19,7 @@ from cri_shim.errors import (
 )
 from cri_shim.image.model import PullProgress, PullStep
 from cri_shim.image.registry.credentials import Credentials
+from tests.fakes.clock import until
 from tests.unit.cli.image_commands import command, run
 from tests.unit.rpc.fakes import make_image, serving
 
@@ -142,16 +143,10 @@ async def test_ctrl_c_ends_the_pull_in_the_daemon_too(tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        for _ in range(500):
-            if daemon.images.pulls:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: daemon.images.pulls)
         process.send_signal(signal.SIGINT)
         code = await asyncio.to_thread(process.wait, 20)
-        for _ in range(200):
-            if daemon.images.pulls_abandoned:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: daemon.images.pulls_abandoned)
         assert daemon.images.pulls_abandoned == 1
     assert code == 130
     assert process.stderr is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from cri_shim.host.process import Reaper
 from tests.fakes.cni_plugin import install_plugin
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 CONTAINER_ID = "0123456789abcdef" * 4
@@ -143,10 +142,3 @@ async def node(tmp_path: Path, reaper: Reaper, netns: str) -> AsyncIterator[Node
     node.cni.load()
     yield node
     node.cni.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what a file or another process shows; they ring no bell."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)

@@ -11,8 +11,9 @@ from cri_shim.cni.conf import build_plugin_config
 from cri_shim.cni.leftover import LeftoverPlugins, plugins_at_work
 from cri_shim.errors import CniPluginError, DeadlineError
 from cri_shim.host import proctree
+from tests.fakes.clock import until
 
-from .conftest import CONTAINER_ID, Node, make_cni, until
+from .conftest import CONTAINER_ID, Node, make_cni
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

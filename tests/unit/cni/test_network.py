@@ -16,9 +16,10 @@ from cri_shim.errors import (
     NotReadyError,
     WrongStateError,
 )
+from tests.fakes.clock import until
 from tests.fakes.cni_plugin import install_plugin
 
-from .conftest import CONTAINER_ID, Node, make_cni, until
+from .conftest import CONTAINER_ID, Node, make_cni
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

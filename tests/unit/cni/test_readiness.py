@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.cni import readiness
-
-from .conftest import until
+from tests.fakes.clock import turn_over, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.fakes.clock import MovableClock
     from tests.unit.cni.conftest import Node
 
 pytestmark = pytest.mark.asyncio
@@ -30,10 +30,10 @@ async def followed(node: Node) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-async def test_networks_before_version_1_1_are_not_asked(node: Node) -> None:
+async def test_networks_before_version_1_1_are_not_asked(node: Node, clock: MovableClock) -> None:
     async with followed(node):
         assert node.cni.status.ready
-        await asyncio.sleep(0.02)
+        await clock.sleep(3 * readiness.READY_INTERVAL_S)
     assert node.calls() == []
 
 
@@ -47,15 +47,14 @@ async def test_a_network_is_not_ready_until_its_plugins_have_answered(node: Node
         asked = len(node.calls())
         for _ in range(50):
             assert node.cni.status.ready
-        await asyncio.sleep(0.02)
+        await turn_over()
     assert len(node.calls()) == asked
 
 
 @pytest.mark.parametrize(("code", "more"), [(50, ""), (51, "may have limited connectivity")])
 async def test_the_plugins_own_words_are_the_message_and_its_recovery_is_noticed(
-    node: Node, monkeypatch: pytest.MonkeyPatch, code: int, more: str
+    node: Node, code: int, more: str, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(readiness, "FIRST_RETRY_S", 0.02)
     node.configure(version="1.1.0")
     node.script("second", STATUS={"do": "fail", "code": code, "msg": "agent not running"})
     async with followed(node):
@@ -67,6 +66,7 @@ async def test_the_plugins_own_words_are_the_message_and_its_recovery_is_noticed
         # A pod may be tried all the same: ADD tells the truth.
         assert node.cni.default_network().name == "pods"
         node.script("second")
+        clock.move(readiness.FIRST_RETRY_S)
         await until(lambda: node.cni.status.ready)
 
 

@@ -11,8 +11,7 @@ from cri_shim.cni.conf_files import MAX_FILES
 from cri_shim.cni.invoke import PluginRunner
 from cri_shim.cni.watch import NetworkConfigs
 from cri_shim.host.process import Reaper
-
-from .conftest import until
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

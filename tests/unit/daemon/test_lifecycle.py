@@ -25,7 +25,7 @@ from cri_shim.daemon.lifecycle import Daemon
 from cri_shim.errors import AlreadyExistsError, ConfigError
 from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.sandbox.store.model import ContainerStatus, SandboxStatus
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 from tests.unit.sandbox.records import make_container, make_sandbox
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ async def test_a_hangup_with_a_bad_configuration_changes_nothing(node: Node) -> 
             ),
         )
         os.kill(os.getpid(), signal.SIGHUP)
-        await asyncio.sleep(0.01)
+        await turn_over()
         await parts.background.close(2)
         assert parts.handlers.runtimes is before
 

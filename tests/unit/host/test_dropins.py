@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,9 @@ from cri_shim.background import Background
 from cri_shim.errors import ConfigError
 from cri_shim.host import dropins
 from cri_shim.host.dropins import DropIns, read_owned
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -163,11 +162,3 @@ async def test_directories_are_followed_also_those_made_later(
     files.close()
     files.close()
     await background.close(5)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise TimeoutError

@@ -17,6 +17,7 @@ from cri_shim.host.pidfd import (
     parent_pid,
     start_time_ticks,
 )
+from tests.fakes.clock import turn_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,11 +93,11 @@ async def test_watch_tells_once_when_the_process_ends(sleeper: subprocess.Popen[
         ended.set()
 
     watch.watch(sleeper.pid, start_time_ticks(sleeper.pid), tell)
-    await asyncio.sleep(0.02)
+    await turn_over()
     assert told == []
     sleeper.kill()
     await asyncio.wait_for(ended.wait(), 5)
-    await asyncio.sleep(0.02)
+    await turn_over()
     assert told == ["ended"]
     assert len(watch) == 0
 
@@ -126,7 +127,7 @@ async def test_unwatched_process_is_not_told(sleeper: subprocess.Popen[bytes]) -
     watch.close()
     sleeper.kill()
     sleeper.wait()
-    await asyncio.sleep(0.02)
+    await turn_over()
     assert told == []
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -17,6 +17,7 @@ from cri_shim.host import syscalls
 from cri_shim.host.process import COLLECTED_AT_ONCE, Reaper, start_time_ticks
 from cri_shim.host.procstat import process_entry
 from cri_shim.host.proctree import process_table
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -44,11 +45,7 @@ def children() -> set[int]:
 
 async def wait_childless(but: Collection[int] = ()) -> None:
     """A test leaves no process: neither its child nor what was re-parented to us and killed."""
-    for _ in range(300):
-        if not children().difference(but):
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("a child is left running")
+    await until(lambda: not children().difference(but))
 
 
 def sh(script: str) -> list[str]:
@@ -62,19 +59,11 @@ def process_exists(pid: int) -> bool:
 
 
 async def wait_gone(pid: int) -> None:
-    for _ in range(200):
-        if not process_exists(pid):
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"process {pid} is still there")
+    await until(lambda: not process_exists(pid))
 
 
 async def wait_written(file: Path) -> None:
-    for _ in range(500):
-        if file.exists():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{file} never came")
+    await until(lambda: file.exists())
 
 
 async def test_run_gives_output_status_and_stderr(reaper: Reaper) -> None:
@@ -231,8 +220,9 @@ async def test_cancelled_run_leaves_no_process(reaper: Reaper, tmp_path: Path) -
 
 
 async def test_run_cancelled_twice_still_collects(reaper: Reaper) -> None:
+    before = children()
     task = asyncio.ensure_future(reaper.run(["sleep", "60"], timeout_s=60))
-    await asyncio.sleep(0.05)
+    await until(lambda: children() - before)
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
@@ -373,8 +363,9 @@ async def test_closing_cancels_waiters_and_lets_children_live() -> None:
 async def test_closing_ends_a_running_command_with_cancellation() -> None:
     reaper = Reaper()
     reaper.open()
+    before = children()
     task = asyncio.ensure_future(reaper.run(["sleep", "0.2"], timeout_s=60))
-    await asyncio.sleep(0.02)
+    await until(lambda: children() - before)
     reaper.close()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -414,10 +405,7 @@ async def test_at_the_deadline_what_left_the_group_dies_too(reaper: Reaper, tmp_
     with pytest.raises(DeadlineError):
         await reaper.run(["/bin/sh", "-c", script], timeout_s=0.3)
     pid = int((tmp_path / "pid").read_text())
-    for _ in range(100):
-        if start_time_ticks(pid) is None:
-            break
-        await asyncio.sleep(0.01)
+    await until(lambda: start_time_ticks(pid) is None)
     assert start_time_ticks(pid) is None
 
 

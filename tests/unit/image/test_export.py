@@ -12,6 +12,7 @@ import pytest
 
 from cri_shim.errors import CorruptStateError, NotFoundError, WrongStateError
 from cri_shim.image.manifest import digest_of
+from tests.fakes.clock import until
 from tests.fakes.registry import Corrupt, Stall
 from tests.images import file, layer
 from tests.unit.image.integrity.test_check import alter
@@ -133,8 +134,7 @@ async def test_layer_that_an_image_has_twice_comes_from_another_pull_that_is_und
     registry.add("team/two", PLAIN, PLAIN, tag="1", user="two")
     registry.faults.append(Stall(f"/blobs/{BASE.digest}"))
     one = asyncio.create_task(node.puller.pull(f"{registry.host}/team/one:1", abandon=True))
-    while not registry.count("GET", PLAIN.digest):  # noqa: ASYNC110 - requests have no event
-        await asyncio.sleep(0.01)
+    await until(lambda: registry.count("GET", PLAIN.digest))
     two = await node.puller.pull(f"{registry.host}/team/two:1")
     assert not one.done()
     await exported(node, two.id)

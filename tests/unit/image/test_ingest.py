@@ -16,6 +16,7 @@ from cri_shim.image.layers import LayerStore
 from cri_shim.image.manifest import Descriptor, chain_ids, digest_of
 from cri_shim.image.planned import PlannedDocument, PlannedLayer
 from cri_shim.image.unpack.protocol import LayerReport
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,8 +147,7 @@ async def test_a_layer_from_elsewhere_is_waited_for_by_nobody(
     slow, good = Feed(source=source), Feed()
     slow.held_up[LAYERS[0].diff_id] = asyncio.Event()
     held_up = asyncio.create_task(unpack_layers(layers, wanted, CHAIN, slow))
-    while len(slow.asked) < len(wanted):  # noqa: ASYNC110 - the tasks need some turns of the loop
-        await asyncio.sleep(0)
+    await until(lambda: len(slow.asked) >= len(wanted))
     async with asyncio.timeout(20):
         await unpack_layers(layers, LAYERS, CHAIN, good)
     here = layers.stack(CHAIN[-1])
@@ -171,8 +171,7 @@ async def test_of_two_better_copies_the_first_replaces_a_damaged_layer(
     slow = Feed(source="other.example")
     slow.held_up[LAYERS[0].diff_id] = asyncio.Event()
     held_up = asyncio.create_task(unpack_layers(layers, LAYERS[:1], CHAIN[:1], slow))
-    while not slow.asked:  # noqa: ASYNC110 - the task needs some turns of the loop
-        await asyncio.sleep(0)
+    await until(lambda: slow.asked)
     async with asyncio.timeout(20):
         await unpack_layers(layers, LAYERS[:1], CHAIN[:1], Feed())
         [new] = layers.stack(CHAIN[0])

@@ -24,6 +24,7 @@ from cri_shim.image import layer_downloads
 from cri_shim.image.model import Image, PullStep
 from cri_shim.image.registry.credentials import Credentials
 from cri_shim.slots import Slots
+from tests.fakes.clock import turn_over, until
 from tests.fakes.registry import Answer, Corrupt, Cut, FakeRegistry, Stall
 from tests.images import LayerBlob, file, layer
 
@@ -199,10 +200,8 @@ async def test_downloads_are_bounded_and_layers_unpack_side_by_side(
     registry.add("team/app", *layers, tag="1")
     registry.paused = asyncio.Event()
     pulling = asyncio.create_task(node.puller.pull(f"{registry.host}/team/app:1"))
-    async with asyncio.timeout(20):
-        while registry.count("GET", "/blobs/") < 1 + 3:  # noqa: ASYNC110 - requests have no event
-            await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)  # a fourth would come now
+    await until(lambda: registry.count("GET", "/blobs/") >= 1 + 3)
+    await turn_over(200)  # a fourth would come now
     assert registry.count("GET", "/blobs/") == 1 + 3  # the configuration, and three layers
     assert node.unpacker.at_once == 3
     registry.paused.set()
@@ -227,10 +226,8 @@ async def test_four_pulls_that_drip_leave_a_fifth_its_time(
             asyncio.create_task(node.puller.pull(f"{dripping.host}/team/slow{number}:1"))
             for number in range(4)
         ]
-        async with asyncio.timeout(20):
-            # The registry's share: the fourth waits.
-            while dripping.count("GET", "/blobs/") < 4 + 9:  # noqa: ASYNC110 - requests have no event
-                await asyncio.sleep(0.01)
+        # The registry's share: the fourth waits.
+        await until(lambda: dripping.count("GET", "/blobs/") >= 4 + 9)
         # The first has three slots of the rest at once.
         await node.puller.pull(f"{registry.host}/team/good:1")
         # Six who are slow go on; for one more the registry that has most of them gives one up.
@@ -268,7 +265,7 @@ async def test_a_caller_who_goes_away_ends_it_for_nobody(
     name = f"{registry.host}/team/app:1"
     first = asyncio.create_task(node.puller.pull(name))
     second = asyncio.create_task(node.puller.pull(name))
-    await asyncio.sleep(0.05)
+    await until(lambda: registry.count("GET", "/team/app"))
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -284,7 +281,8 @@ async def test_a_pull_that_nobody_keeps_ends_with_its_last_caller_and_leaves_not
     name = f"{registry.host}/team/app:1"
     before = failures("cancelled")
     pulling = asyncio.create_task(node.puller.pull(name, abandon=True))
-    await asyncio.sleep(0.2)
+    await until(lambda: registry.count("GET", TOP.digest))
+    await turn_over(200)
     assert registry.count("GET", TOP.digest) == 1
     pulling.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -331,8 +329,7 @@ async def test_a_registry_that_drips_holds_up_no_pull_of_the_same_layer_from_ano
         dripping.drip_s = 0.2
         slow = asyncio.create_task(node.puller.pull(f"{dripping.host}/team/slow:1"))
         async with asyncio.timeout(20):
-            while not dripping.count("GET", BASE.digest):  # noqa: ASYNC110 - requests have no event
-                await asyncio.sleep(0.01)
+            await until(lambda: dripping.count("GET", BASE.digest))
             good = await node.puller.pull(f"{registry.host}/team/good:1")
         assert not slow.done()
         dripping.drip_s = 0.0
@@ -354,8 +351,7 @@ async def test_a_pull_that_fails_leaves_a_layer_to_the_one_that_brought_it(
         dripping.drip_s = 0.2
         slow = asyncio.create_task(node.puller.pull(f"{dripping.host}/team/slow:1", abandon=True))
         async with asyncio.timeout(20):
-            while not dripping.count("GET", BASE.digest):  # noqa: ASYNC110 - requests have no event
-                await asyncio.sleep(0.01)
+            await until(lambda: dripping.count("GET", BASE.digest))
             good = await node.puller.pull(f"{registry.host}/team/good:1")
         slow.cancel()
         await asyncio.gather(slow, return_exceptions=True)
@@ -400,7 +396,7 @@ async def test_other_credentials_are_another_pull(node: Node) -> None:
         registry.paused = asyncio.Event()
         name = f"{registry.host}/team/app:1"
         allowed = asyncio.create_task(node.puller.pull(name, ME))
-        await asyncio.sleep(0.05)
+        await until(lambda: registry.count("GET", "/team/app"))
         with pytest.raises(RegistryAuthError):
             await node.puller.pull(name, Credentials("", "me", "wrong"))
         with pytest.raises(RegistryAuthError):
@@ -542,7 +538,8 @@ async def test_a_pull_that_is_ended_leaves_nothing(node: Node, registry: FakeReg
     registry.add("team/app", BASE, MIDDLE, TOP, tag="1")
     registry.faults.append(Stall(TOP.digest, 99, after_bytes=10))
     pulling = asyncio.create_task(node.puller.pull(f"{registry.host}/team/app:1"))
-    await asyncio.sleep(0.2)
+    await until(lambda: registry.count("GET", TOP.digest))
+    await turn_over(200)
     assert registry.count("GET", TOP.digest) == 1
     before = failures("cancelled")
     await node.puller.close(0)

@@ -10,6 +10,7 @@ from cri_shim import metrics
 from cri_shim.errors import DamagedBlobError, ResourceExhaustedError
 from cri_shim.image.manifest import Descriptor, digest_of
 from cri_shim.image.transfer import Transfer
+from tests.fakes.clock import turn_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ async def test_a_reader_waits_for_what_has_not_come(fd: int) -> None:
     sizes = transfer.follow()
     assert await anext(sizes) == 10
     following = asyncio.ensure_future(anext(sizes))
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert not following.done()
     await transfer.write(DATA[10:20])
     assert await following == 20

@@ -21,6 +21,7 @@ from cri_shim.image.model import ImportProgress, PullProgress, PullStep
 from cri_shim.image.registry.credentials import Credentials
 from cri_shim.rpc.admin_images import step_text
 from cri_shim.rpc.client import Client, errors_of
+from tests.fakes.clock import until
 from tests.unit.rpc.fakes import Clients, FakeArchive, make_image, serving
 
 if TYPE_CHECKING:
@@ -141,10 +142,7 @@ async def test_a_client_that_goes_away_undoes_its_import(tmp_path: Path) -> None
         call = clients.admin.ImportImage(endless())
         await daemon.images.import_started.wait()
         call.cancel()
-        for _ in range(200):
-            if daemon.images.imports_cut_off and not daemon.gate.inside:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: daemon.images.imports_cut_off and not daemon.gate.inside)
         assert daemon.images.imports_cut_off == 1
         assert not daemon.images.archives
         assert daemon.gate.inside == 0
@@ -191,10 +189,7 @@ async def test_a_pull_that_nobody_waits_for_is_abandoned(tmp_path: Path) -> None
         async for _ in call:
             call.cancel()
             break
-        for _ in range(200):
-            if daemon.images.pulls_abandoned:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: daemon.images.pulls_abandoned)
         assert daemon.images.pulls_abandoned == 1
         assert daemon.gate.inside == 0
 
@@ -230,10 +225,7 @@ async def test_an_export_that_is_cut_off_lets_go_of_the_archive(tmp_path: Path) 
         async for _ in call:
             call.cancel()
             break
-        for _ in range(200):
-            if daemon.images.archive.was_closed:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: daemon.images.archive.was_closed)
         assert daemon.images.archive.was_closed
 
 

@@ -16,6 +16,7 @@ from cri_shim import metrics
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import CniPluginError, WrongStateError
 from cri_shim.log import set_level
+from tests.fakes.clock import until
 from tests.unit.rpc.fakes import Clients, failure_of, make_sandbox, serving
 
 if TYPE_CHECKING:
@@ -202,10 +203,7 @@ async def test_a_call_whose_client_gives_up_is_logged_as_cancelled(tmp_path: Pat
             daemon.pods.hold = asyncio.Event()
             call = clients.runtime.RunPodSandbox(RUN, timeout=0.2)
             failure = await failure_of(call)
-            for _ in range(100):
-                if daemon.gate.inside == 0:
-                    break
-                await asyncio.sleep(0.01)
+            await until(lambda: daemon.gate.inside == 0)
             assert daemon.gate.inside == 0
     assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert [(e["code"], e["log_level"]) for e in ends(logs)] == [("CANCELLED", "info")]

@@ -731,7 +731,7 @@ async def test_an_exit_during_the_start_is_noted_after_it(harness: NodeHarness) 
     hold = harness.points.hold("runtime.started")
     call = asyncio.ensure_future(harness.containers.start_container(container.id))
     await hold.reached.wait()
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert container.state is ContainerState.CREATED
     hold.release()
     await call

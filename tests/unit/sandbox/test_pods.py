@@ -437,7 +437,7 @@ async def test_no_network_is_joined_before_the_mounts_are_there_and_its_failure_
     mount.release()
     with pytest.raises(CniPluginError):
         await call
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert harness.leftovers() == {}
 
 
@@ -694,7 +694,7 @@ async def test_a_stop_leaves_the_network_beside_ending_the_pause_process(
     await hold.reached.wait()
     others = {"cni.del"} if slow != "cni.del" else {"kill_family", "runtime.delete", "unmount"}
     await until(lambda: others <= set(harness.points.passed))
-    await asyncio.sleep(0.02)
+    await turn_over()
     assert "netns.remove" not in harness.points.passed, "it waits for both"
     hold.release()
     await stopping
@@ -754,7 +754,7 @@ async def test_a_sandbox_stopped_while_it_is_made_undoes_itself(harness: NodeHar
     with pytest.raises(NotFoundError, match="still being created"):
         harness.pods.find(sandbox.id)
     stop = asyncio.ensure_future(harness.pods.stop_pod_sandbox(sandbox.id))
-    await asyncio.sleep(0.01)
+    await turn_over()
     hold.release()
     await stop
     assert isinstance(await call, CriShimError)

@@ -16,7 +16,7 @@ from cri_shim.oci import attach_pipes
 from cri_shim.oci.attach_pipes import Pipes
 from cri_shim.oci.conmon_control import connect_attach
 from cri_shim.streamer.attach_client import AttachClient, Member
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -76,7 +76,7 @@ async def monitor(tmp_path: Path) -> AsyncIterator[Monitor]:
     made = Monitor(tmp_path)
     yield made
     made.close()
-    await asyncio.sleep(0.02)
+    await turn_over()
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -208,14 +208,14 @@ async def test_while_conmon_takes_no_input_output_goes_on(monitor: Monitor) -> N
             os.write(member.member.stdin, bytes(100_000))
         except BlockingIOError:
             break
-        await asyncio.sleep(0.001)
+        await turn_over()
     else:
         pytest.fail("its pipe never filled up")
     monitor.says(2, b"still here")
     await until(lambda: client.packets_read == 1)
     assert member.out == b"still here"
     member.leave()  # what conmon never took isn't kept for it
-    await asyncio.sleep(0.01)
+    await turn_over()
     await until(lambda: not monitor.hears() and monitor.ends)
 
 
@@ -236,7 +236,7 @@ async def test_with_stdin_once_the_end_of_the_first_is_the_end(monitor: Monitor)
     client = monitor.client(stdin_once=True)
     watcher = Attached.join(client, stdin=False)
     watcher.leave()  # it had none: that ends nothing, and the connection stays
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert (monitor.ends, monitor.hears()) == (0, None)
     first, second = Attached.join(client), Attached.join(client)
     first.write(b"all of it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import termios
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.streaming.backend import Grant
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -142,7 +144,9 @@ async def test_all_who_attach_share_one_connection(joined: Joined) -> None:
         assert monitor.recv(10) == b""
 
 
-async def test_of_sizes_that_come_fast_the_daemon_hears_few_and_the_last(joined: Joined) -> None:
+async def test_of_sizes_that_come_fast_the_daemon_hears_few_and_the_last(
+    joined: Joined, clock: MovableClock
+) -> None:
     grant = await joined.grant(joined.node.attach_ticket(), "attach")
     command = await joined.backend.attach(grant)
     for width in range(1, 1001):
@@ -159,7 +163,7 @@ async def test_of_sizes_that_come_fast_the_daemon_hears_few_and_the_last(joined:
         command.ended.cancel()
         close(command.stdin, command.stdout, command.stderr)
         await until(lambda: not joined.node.attach_sessions.connected)
-    await asyncio.sleep(2 * RESIZE_PAUSE_S)
+    await clock.sleep(2 * RESIZE_PAUSE_S)
     assert 8 not in told(), "whoever has left says nothing more"
 
 
@@ -174,9 +178,10 @@ async def test_who_comes_while_the_last_one_leaves_gets_another_connection(joine
     second = await coming
     with joined.node.accept() as monitor:
         monitor.send(b"\x02hello")
-        await asyncio.sleep(0.05)
         assert second.stdout is not None
-        assert os.read(second.stdout, 100) == b"hello"
+        stdout = second.stdout
+        await until(lambda: select.select([stdout], [], [], 0)[0])
+        assert os.read(stdout, 100) == b"hello"
         second.ended.cancel()
         close(second.stdin, second.stdout, second.stderr)
         await until(lambda: not joined.node.attach_sessions.connected)

@@ -25,7 +25,7 @@ from cri_shim.errors import (
 from cri_shim.sandbox.recovery import recovery as recovery_module
 from cri_shim.sandbox.recovery import unfinished as unfinished_module
 from cri_shim.sandbox.store.model import ON_DISK, ContainerState, SandboxState, SandboxStatus
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 from tests.fakes.node_harness import pod_config
 from tests.fakes.runtime import leave_exit_file
 from tests.unit.sandbox.interruptions import fill_disk, outcome_of
@@ -275,7 +275,7 @@ async def test_an_exit_file_that_is_about_to_come_is_waited_for(harness: NodeHar
     harness.kernel.end(pid_of(old), 0)
     again = harness.restarted()
     run = asyncio.ensure_future(again.recovery.run())
-    await asyncio.sleep(0.01)
+    await turn_over()
     leave_exit_file(harness.paths.exits_dir, old.id, 9)
     await run
     assert again.containers.find(old.id).status.exit_code == 9
@@ -804,7 +804,7 @@ async def test_stop_and_remove_of_an_object_that_is_still_undone_join_the_undoin
         asyncio.ensure_future(call(unfinished.id))
         for call in (again.pods.stop_pod_sandbox, again.pods.remove_pod_sandbox)
     ]
-    await asyncio.sleep(0.01)
+    await turn_over()
     assert not any(call.done() for call in calls)
     hold.release()
     await asyncio.gather(*calls)
@@ -861,7 +861,7 @@ async def test_a_runtime_that_hangs_is_asked_until_it_says_whether_the_container
     assert container.state is ContainerState.CREATED
     again.points.fail("runtime.state", DeadlineError("runc state hangs"))
     hold.release()
-    await asyncio.sleep(0.01)
+    await turn_over()
     again.points.heal()
     await until(lambda: container.state is ContainerState.RUNNING)
     await again.close()

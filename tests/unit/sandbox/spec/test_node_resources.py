@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +9,7 @@ from cri_shim.background import Background
 from cri_shim.oci.cdi_registry import CdiRegistry
 from cri_shim.oci.hook_files import HookFiles
 from cri_shim.sandbox.spec.node_resources import NodeResources
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,11 +30,6 @@ async def test_devices_and_hooks_are_followed(tmp_path: Path) -> None:
     node_resources.follow()
     with structlog.testing.capture_logs() as logged:
         (tmp_path / "bad.json").write_text("{")
-        for _ in range(500):
-            if len([entry for entry in logged if "problem" in entry]) == 2:
-                break
-            await asyncio.sleep(0.02)
-        else:
-            raise TimeoutError
+        await until(lambda: len([entry for entry in logged if "problem" in entry]) == 2)
     node_resources.close()
     await background.close(5)
