@@ -24,7 +24,6 @@ from cri_shim.cni.cache import ResultCache
 from cri_shim.cni.chain import Chains
 from cri_shim.cni.conf import NetworkList, parse_conflist
 from cri_shim.cni.invoke import CANCEL_GRACE_S, PluginRunner, Verb
-from cri_shim.cni.leftover import LeftoverPlugins
 from cri_shim.cni.network_verbs import collect_garbage, knows_network_verbs
 from cri_shim.cni.operation_locks import OperationLocks
 from cri_shim.cni.readiness import Readiness
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.cni.attachment import Attachment
+    from cri_shim.cni.leftover import LeftoverPlugins
     from cri_shim.cni.result import Result
     from cri_shim.host.process import Reaper
 
@@ -62,11 +62,15 @@ class Cni:
         plugin_dirs: Sequence[Path],
         conf_dir: Path,
         cache_dir: Path,
+        leftovers: LeftoverPlugins,
         timeout_s: float,
         cancel_grace_s: float = CANCEL_GRACE_S,
         loopback_plugin: bool = False,
     ) -> None:
-        """`loopback_plugin`: the plugin of that name brings `lo` up, instead of the daemon itself."""
+        """`leftovers` are the plugins that a former daemon called.
+
+        `loopback_plugin`: the plugin of that name brings `lo` up, instead of the daemon itself.
+        """
         self._runner = PluginRunner(
             reaper, plugin_dirs, timeout_s=timeout_s, cancel_grace_s=cancel_grace_s
         )
@@ -74,8 +78,8 @@ class Cni:
         self._changed: list[Callable[[], None]] = []
         self._configs = NetworkConfigs(conf_dir, changed=self._note_change)
         self._cache = ResultCache(cache_dir)
-        self.leftovers = LeftoverPlugins(plugin_dirs)
-        self._chains = Chains(self._runner, self._cache, self._known_network, self.leftovers)
+        self._leftovers = leftovers
+        self._chains = Chains(self._runner, self._cache, self._known_network, leftovers)
         self._operation_locks = OperationLocks()
         self._readiness = Readiness(self._runner, self._configured_default)
         self.on_change(self._readiness.wake)
@@ -185,7 +189,7 @@ class Cni:
 
         Raises DeadlineError for a plugin that survives SIGKILL.
         """
-        await self.leftovers.wait(container_id, timeout_s=self._runner.timeout_s)
+        await self._leftovers.wait(container_id, timeout_s=self._runner.timeout_s)
 
     async def check(self, attachment: Attachment) -> None:
         """Run CHECK of each plugin, in the order of ADD: does what it made still exist as it should?

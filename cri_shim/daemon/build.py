@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.background import Background
+    from cri_shim.cni.leftover import LeftoverPlugins
     from cri_shim.cni.network import Cni
     from cri_shim.config import Config
     from cri_shim.daemon.handlers import Handlers
@@ -57,6 +58,7 @@ class Parts:
     handlers: Handlers
     monitors: Monitors
     cni: Cni
+    leftover_plugins: LeftoverPlugins
     pending_deletes: PendingDeletes
     reconciler: NetworkReconciler
     images: ImageStore
@@ -102,6 +104,7 @@ async def build(
         handlers=on.handlers,
         monitors=on.monitors,
         cni=on.cni,
+        leftover_plugins=on.leftover_plugins,
         pending_deletes=layer.pending_deletes,
         reconciler=layer.reconciler,
         images=on.images,

@@ -116,7 +116,7 @@ class Daemon:
             parts.pending_deletes.load()
             await self._for_a_moment(
                 parts,
-                ("plugins of a former daemon", parts.cni.leftovers.find()),
+                ("plugins of a former daemon", parts.leftover_plugins.find()),
                 ("what handlers support", parts.handlers.discover()),
             )
             await side_by_side(parts.recovery.run(), parts.streaming.start(parts.stream_backend))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.background import Background
+from cri_shim.cni.leftover import LeftoverPlugins
 from cri_shim.cni.network import Cni
 from cri_shim.daemon.handlers import Handlers
 from cri_shim.daemon.images import layers_of, open_store
@@ -49,6 +50,7 @@ class Mechanisms:
     handlers: Handlers
     monitors: Monitors
     cni: Cni
+    leftover_plugins: LeftoverPlugins
     images: ImageStore
     puller: Puller
     sandboxes: Store[Sandbox]
@@ -66,6 +68,7 @@ async def open_mechanisms(
     operations = Operations()
     cgroups = Cgroups.detect()
     systemd = effective_driver(config.cgroup_driver, cgroups.layout) == "systemd"
+    leftover_plugins = LeftoverPlugins(config.cni.plugin_dirs)
     sandboxes = Store("sandbox", paths.sandboxes_dir, paths.sandbox, read_sandbox)
     containers = Store("container", paths.containers_dir, paths.container, read_container)
     images = await open_store(
@@ -97,9 +100,11 @@ async def open_mechanisms(
             plugin_dirs=config.cni.plugin_dirs,
             conf_dir=config.cni.conf_dir,
             cache_dir=cni_cache_dir,
+            leftovers=leftover_plugins,
             timeout_s=config.cni.timeout_s,
             loopback_plugin=not config.cni.use_internal_loopback,
         ),
+        leftover_plugins=leftover_plugins,
         images=images,
         puller=Puller(images, config.images, operations),
         sandboxes=sandboxes,

@@ -55,7 +55,7 @@ async def open_to_wipe(config: Config, *, cni_cache_dir: Path) -> AsyncIterator[
         parts.cni.load()
         stack.callback(parts.cni.close)
         parts.pending_deletes.load()
-        await parts.cni.leftovers.find()
+        await parts.leftover_plugins.find()
         await parts.recovery.run()
         yield parts.wipe
 

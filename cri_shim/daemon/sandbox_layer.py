@@ -208,12 +208,14 @@ def _networks(config: Config, on: Mechanisms) -> _Networks:
         on.cni,
         on.sandboxes,
         pending_deletes,
+        leftovers=on.leftover_plugins,
         host=on.host,
         background=on.background,
         publish_ports=config.sandbox.hostport,
     )
     reconciler = NetworkReconciler(
         cni=on.cni,
+        leftovers=on.leftover_plugins,
         network=network,
         sandboxes=on.sandboxes,
         pending_deletes=pending_deletes,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pytest
 
     from cri_shim.cni.attachment import Attachment
+    from cri_shim.cni.leftover import LeftoverPlugins
     from cri_shim.cni.network import Cni
     from cri_shim.daemon.handlers import Handlers
     from cri_shim.host.cgroups.tree import Cgroups
@@ -176,6 +177,7 @@ class NodeHarness:
             handlers=cast("Handlers", self.handlers),
             monitors=cast("Monitors", self.monitors),
             cni=cast("Cni", self.cni),
+            leftover_plugins=cast("LeftoverPlugins", self.cni.leftovers),
             images=cast("ImageStore", self.images),
             puller=cast("Puller", self.puller),
             sandboxes=self.sandboxes,

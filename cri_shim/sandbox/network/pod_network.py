@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from cri_shim.background import Background
     from cri_shim.cni.attachment import Attachment
+    from cri_shim.cni.leftover import LeftoverPlugins
     from cri_shim.cni.network import Cni
     from cri_shim.host.port import Host
     from cri_shim.sandbox.network.pending_deletes import PendingDeletes
@@ -88,6 +89,7 @@ class PodNetwork:
         store: Store[Sandbox],
         pending_deletes: PendingDeletes,
         *,
+        leftovers: LeftoverPlugins,
         host: Host,
         background: Background,
         publish_ports: bool,
@@ -100,6 +102,7 @@ class PodNetwork:
         self.plugin_ended: Callable[[], None] = lambda: None
         """Called when one of those has ended."""
         self._cni = cni
+        self._leftovers = leftovers
         self._store = store
         self._pending_deletes = pending_deletes
         self._attachments = PodAttachments(cni, publish_ports=publish_ports)
@@ -256,11 +259,11 @@ class PodNetwork:
 
     def is_busy(self, sandbox_id: str) -> bool:
         """Whether a plugin works on this pod that nobody waits for: its pending deletes must wait."""
-        return sandbox_id in self._slow or self._cni.leftovers.at_work(sandbox_id)
+        return sandbox_id in self._slow or self._leftovers.at_work(sandbox_id)
 
     async def _delete(self, attachment: Attachment, *, pod: str) -> bool:
         """Whether the DEL succeeded; else it is pending."""
-        if self._cni.leftovers.at_work(attachment.container_id):
+        if self._leftovers.at_work(attachment.container_id):
             self._pending_deletes.add(attachment, pod=pod, error=FORMER_PLUGIN)
             return False
         if attachment.container_id in self._slow:

@@ -27,6 +27,7 @@ from cri_shim.sandbox.store.model import SandboxState
 
 if TYPE_CHECKING:
     from cri_shim.background import Background
+    from cri_shim.cni.leftover import LeftoverPlugins
     from cri_shim.cni.network import Cni
     from cri_shim.operations import Operations
     from cri_shim.sandbox.network.pending_deletes import PendingDelete, PendingDeletes
@@ -56,6 +57,7 @@ class NetworkReconciler:
         self,
         *,
         cni: Cni,
+        leftovers: LeftoverPlugins,
         network: PodNetwork,
         sandboxes: Store[Sandbox],
         pending_deletes: PendingDeletes,
@@ -64,6 +66,7 @@ class NetworkReconciler:
         collects_garbage: bool,
     ) -> None:
         self._cni = cni
+        self._leftovers = leftovers
         self._network = network
         self._sandboxes = sandboxes
         self._pending_deletes = pending_deletes
@@ -90,7 +93,7 @@ class NetworkReconciler:
 
     async def run(self) -> None:
         """Work, until cancelled; once recovery is done."""
-        for container_id in self._cni.leftovers.containers():
+        for container_id in self._leftovers.containers():
             self._background.keep(f"plugins of {container_id}", self._outlast(container_id))
         while True:
             self._woken.clear()
@@ -131,7 +134,7 @@ class NetworkReconciler:
 
     async def _outlast(self, container_id: str) -> None:
         """Wait for a former daemon's plugins of this container; its pending deletes are due then."""
-        while self._cni.leftovers.at_work(container_id):
+        while self._leftovers.at_work(container_id):
             try:
                 with self._operations.begin("cni plugins of a former daemon", container_id):
                     await self._cni.outlast_leftovers(container_id)
@@ -152,7 +155,7 @@ class NetworkReconciler:
 
     async def _end_former_plugins(self, container_id: str) -> None:
         try:
-            await self._cni.leftovers.end(container_id)
+            await self._leftovers.end(container_id)
         except CriShimError as error:
             log.warning("still not ended", container_id=container_id, error=str(error))
 
@@ -263,7 +266,7 @@ class NetworkReconciler:
     async def check_attachments(self) -> None:
         """CHECK of every running pod that a predecessor made; what its plugins find wrong is logged."""
         for sandbox in list(self._sandboxes):
-            if sandbox.state is SandboxState.READY and not self._cni.leftovers.at_work(sandbox.id):
+            if sandbox.state is SandboxState.READY and not self._leftovers.at_work(sandbox.id):
                 try:
                     await self._network.check(sandbox)
                 except (CriShimError, OSError) as error:

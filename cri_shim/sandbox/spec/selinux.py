@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.config.model import Switch
 from cri_shim.errors import ConfigError, host_step
-from cri_shim.host.selinux import container_contexts, enforcing, label_file, relabel
+from cri_shim.host.selinux import container_contexts, enforcing, relabel
 from cri_shim.kernel_call import working_on
 from cri_shim.oci.spec.selinux import (
     UNTOUCHABLE,
@@ -73,13 +73,6 @@ class SELinux:
                 working_on(f"mounts[{index}].host_path", path)
                 with host_step(f"mounts[{index}].selinux_relabel: labelling {path}"):
                     relabel(path, label, untouchable=UNTOUCHABLE)
-
-
-def label_files(files: Iterable[Path], label: str) -> None:
-    """Label files of ours that containers are to use; nothing where there are no labels. Raises OSError."""
-    if label:
-        for file in files:
-            label_file(file, label)
 
 
 def open_selinux(

@@ -22,6 +22,7 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.cni.attachment import Attachment
+from cri_shim.cni.leftover import LeftoverPlugins
 from cri_shim.cni.network import Cni
 from cri_shim.cni.result import pod_ips
 from cri_shim.errors import CniPluginError
@@ -72,6 +73,7 @@ class Node:
             plugin_dirs=[self.root / "bin"],
             conf_dir=self.root / "net.d",
             cache_dir=self.root / "results",
+            leftovers=LeftoverPlugins([self.root / "bin"]),
             timeout_s=timeout_s,
             cancel_grace_s=cancel_grace_s,
         )

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.cni.attachment import Attachment
+from cri_shim.cni.leftover import LeftoverPlugins
 from cri_shim.cni.network import Cni
 from cri_shim.host.process import Reaper
 from tests.fakes.cni_plugin import install_plugin
@@ -125,6 +126,7 @@ def make_cni(
         plugin_dirs=[root / "absent", root / "bin"],
         conf_dir=root / "net.d",
         cache_dir=root / "cache",
+        leftovers=LeftoverPlugins([root / "absent", root / "bin"]),
         timeout_s=timeout_s,
         cancel_grace_s=0.2,
         loopback_plugin=loopback_plugin,

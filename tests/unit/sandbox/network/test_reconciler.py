@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from cri_shim.cni.attachment import Attachment
+    from cri_shim.cni.leftover import LeftoverPlugins
     from cri_shim.cni.network import Cni
     from tests.fakes.clock import MovableClock
 
@@ -258,6 +259,7 @@ async def test_garbage_is_collected_at_the_start_and_again_where_that_is_wanted(
     harness.cni.collected.clear()
     harness.reconciler = NetworkReconciler(
         cni=cast("Cni", harness.cni),
+        leftovers=cast("LeftoverPlugins", harness.cni.leftovers),
         network=harness.network,
         sandboxes=harness.sandboxes,
         pending_deletes=harness.pending_deletes,

@@ -11,7 +11,7 @@ from cri_shim.errors import ConfigError, InvalidArgumentError
 from cri_shim.oci.spec.selinux import level_of
 from cri_shim.sandbox.spec import selinux as selinux_module
 from cri_shim.sandbox.spec.host_paths import HostPath, resolve_host_paths
-from cri_shim.sandbox.spec.selinux import SELinux, label_files, open_selinux
+from cri_shim.sandbox.spec.selinux import SELinux, open_selinux
 from tests.fakes.node_harness import container_config, pod_config
 
 if TYPE_CHECKING:
@@ -140,7 +140,3 @@ def test_cve_2021_43816_link_that_is_swapped_in_is_not_followed(
         with pytest.raises(InvalidArgumentError, match="was replaced by a symbolic link"):
             selinux.relabel_volumes(config, resolved, "label")
         assert labelled == []
-
-
-def test_without_a_label_our_files_are_left_alone(tmp_path: Path) -> None:
-    label_files([tmp_path / "missing"], "")
