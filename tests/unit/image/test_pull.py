@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from cri_shim import metrics
 from cri_shim.errors import (
     BadArchiveError,
     BadImageReferenceError,
@@ -25,6 +24,7 @@ from cri_shim.image.model import Image, PullStep
 from cri_shim.image.registry.credentials import Credentials
 from cri_shim.slots import Slots
 from tests.fakes.clock import turn_over, until
+from tests.fakes.metrics import sample
 from tests.fakes.registry import Answer, Corrupt, Cut, FakeRegistry, Stall
 from tests.images import LayerBlob, file, layer
 
@@ -41,8 +41,7 @@ ME = Credentials("", "me", "hunter2")
 
 
 def failures(reason: str) -> float:
-    value: float = metrics.IMAGE_PULL_FAILURES.labels(reason)._value.get()
-    return value
+    return sample("cri_shim_image_pull_failures_total", reason=reason)
 
 
 async def test_an_image_comes_whole_with_its_names(node: Node, registry: FakeRegistry) -> None:
@@ -141,9 +140,9 @@ async def test_layers_of_other_images_are_used_and_counted(
     registry.add("team/one", BASE, MIDDLE, tag="1")
     registry.add("team/two", BASE, TOP, tag="1")
     await node.puller.pull(f"{registry.host}/team/one:1")
-    before = metrics.IMAGE_LAYER_REUSE._value.get()
+    before = sample("cri_shim_image_layer_reuse_total")
     await node.puller.pull(f"{registry.host}/team/two:1")
-    assert metrics.IMAGE_LAYER_REUSE._value.get() == before + 1
+    assert sample("cri_shim_image_layer_reuse_total") == before + 1
     assert registry.count("GET", f"/blobs/{BASE.digest}") == 1
 
 

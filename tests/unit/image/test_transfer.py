@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim import metrics
 from cri_shim.errors import DamagedBlobError, ResourceExhaustedError
 from cri_shim.image.manifest import Descriptor, digest_of
 from cri_shim.image.transfer import Transfer
 from tests.fakes.clock import turn_over
+from tests.fakes.metrics import sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ async def test_a_reader_gets_every_byte_whenever_it_begins(fd: int) -> None:
     heard: list[int] = []
     transfer = Transfer(fd, BLOB, what="the layer", tell=heard.append)
     early = asyncio.create_task(read(transfer, fd))
-    before = metrics.IMAGE_PULL_BYTES._value.get()
+    before = sample("cri_shim_image_pull_bytes_total")
     for start in range(0, len(DATA), 700_000):
         await transfer.write(DATA[start : start + 700_000])
     transfer.finish("r.example")
@@ -49,7 +49,7 @@ async def test_a_reader_gets_every_byte_whenever_it_begins(fd: int) -> None:
     assert os.pread(fd, len(DATA), 0) == DATA
     assert heard == sorted(heard)
     assert heard[-1] == transfer.received == len(DATA)
-    assert metrics.IMAGE_PULL_BYTES._value.get() == before + len(DATA)
+    assert sample("cri_shim_image_pull_bytes_total") == before + len(DATA)
 
 
 async def test_a_reader_waits_for_what_has_not_come(fd: int) -> None:

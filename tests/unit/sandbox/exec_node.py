@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.oci.runtime import Runtime
     from cri_shim.sandbox.store.store import Container
+    from cri_shim.slots import Slots
 
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
 MAX_OUTPUT, MAX_ANSWER = 4096, 6000
@@ -77,7 +78,7 @@ class NoCgroups:
 class Node:
     """A running container to run commands in."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, slots: Slots | None = None) -> None:
         self.paths = Paths(base / "root", base / "state")
         self.host = Host()
         self.reaper = Reaper()
@@ -97,6 +98,7 @@ class Node:
                 cast("Cgroups", self.cgroups), CgroupPaths(systemd=False, default_parent="")
             ),
             pids_of=lambda _container: self.pids_in_container,
+            slots=slots,
         )
         self.sessions = ExecSessions(processes, paths=self.paths, background=self.background)
         self.execs = Execs(
@@ -128,9 +130,9 @@ class Node:
 
 
 @asynccontextmanager
-async def exec_node(tmp_path: Path) -> AsyncIterator[Node]:
+async def exec_node(tmp_path: Path, slots: Slots | None = None) -> AsyncIterator[Node]:
     """One, looked after: nothing of its execs is left."""
-    made = Node(tmp_path)
+    made = Node(tmp_path, slots)
     made.reaper.open()
     yield made
     await made.background.close(5)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim import metrics
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.sandbox import exit_handling as exit_handling_module
@@ -18,6 +17,7 @@ from cri_shim.sandbox import exits as exits_module
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.store.model import ContainerState, ContainerStatus
 from tests.fakes.clock import turn_over, until
+from tests.fakes.metrics import sample
 from tests.fakes.node_harness import container_config
 from tests.fakes.runtime import leave_exit_file
 from tests.unit.sandbox.interruptions import outcome_of
@@ -172,11 +172,11 @@ async def test_a_container_that_lost_a_process_for_want_of_memory_says_so_howeve
     harness.kernel.cgroups.ooms[process.cgroup] = kills or 0
     if mark:
         (harness.paths.container(container.id).persist_dir / "oom").touch()
-    before = metrics.CONTAINER_OOMS._value.get()
+    before = sample("cri_shim_container_ooms_total")
     harness.kernel.end(process.pid, code)
     await exited(container)
     assert container.status.reason == reason
-    assert metrics.CONTAINER_OOMS._value.get() - before == (reason == "OOMKilled")
+    assert sample("cri_shim_container_ooms_total") - before == (reason == "OOMKilled")
 
 
 @pytest.mark.parametrize(("kills", "reason"), [(0, "Error"), (1, "OOMKilled")])

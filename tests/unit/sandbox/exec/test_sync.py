@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from cri_shim import slots
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import (
     CriShimError,
@@ -28,21 +27,27 @@ from cri_shim.errors import (
 )
 from cri_shim.host.process import parent_pid
 from cri_shim.sandbox.exec import process as exec_process
-from cri_shim.sandbox.exec.process import MAX_STARTS_OF_ONE
+from cri_shim.sandbox.exec.process import MAX_STARTS, MAX_STARTS_OF_ONE
 from cri_shim.sandbox.exec.sync import ExecResult, cut_to_fit
 from cri_shim.sandbox.store.model import ContainerStatus
 from cri_shim.slots import Share, Slots
 from tests.fakes import exec_runtime
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 from tests.unit.sandbox.exec_node import MAX_ANSWER, MAX_OUTPUT, Node, exec_node, is_alive, pid_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+@pytest.fixture
+def slots() -> Slots | None:
+    """A test that wants others for starts of commands is parametrized with them."""
+    return None
+
+
 @pytest_asyncio.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    async with exec_node(tmp_path) as made:
+async def node(tmp_path: Path, slots: Slots | None) -> AsyncIterator[Node]:
+    async with exec_node(tmp_path, slots) as made:
         yield made
 
 
@@ -312,7 +317,7 @@ async def test_a_caller_that_goes_away_takes_its_command_along(node: Node, tmp_p
     call = asyncio.ensure_future(node.sh(f"echo $$ > {pid_file}; sleep 600"))
     pid = await pid_in(pid_file)
     await until(lambda: parent_pid(pid) == os.getpid())  # the runtime has left
-    await asyncio.sleep(0.02)
+    await turn_over()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -392,13 +397,13 @@ async def test_while_it_runs_a_file_names_the_command_for_recovery(
     assert (await call).exit_code == 0
 
 
+@pytest.mark.parametrize("slots", [Slots(2)], ids=["two"])
 @pytest.mark.asyncio
 async def test_a_bounded_number_is_started_at_a_time_and_who_waits_too_long_is_told(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, slots: Slots
 ) -> None:
-    monkeypatch.setattr(node.execs._processes, "_slots", Slots(2))
     hanging = [asyncio.ensure_future(node.run("hang", timeout_s=0.5)) for _ in range(2)]
-    await asyncio.sleep(0.1)
+    await until(lambda: slots.usage.with_slot == 2)
     with pytest.raises(DeadlineError, match=": 2 others are under way"):
         await node.run("true", timeout_s=0.1)
     waits = asyncio.ensure_future(node.run("true", timeout_s=20))
@@ -408,12 +413,15 @@ async def test_a_bounded_number_is_started_at_a_time_and_who_waits_too_long_is_t
     assert (await waits).exit_code == 0
 
 
+@pytest.mark.parametrize("slots", [Slots(MAX_STARTS)], ids=["all"])
 @pytest.mark.asyncio
-async def test_a_container_whose_starts_hang_takes_no_turn_from_others(node: Node) -> None:
+async def test_a_container_whose_starts_hang_takes_no_turn_from_others(
+    node: Node, slots: Slots
+) -> None:
     hanging = [
         asyncio.ensure_future(node.run("hang", timeout_s=1)) for _ in range(2 * MAX_STARTS_OF_ONE)
     ]
-    await asyncio.sleep(0.1)
+    await until(lambda: slots.usage.with_slot == MAX_STARTS_OF_ONE)
     with pytest.raises(DeadlineError, match=f"{MAX_STARTS_OF_ONE} others of container c"):
         await node.run("true", timeout_s=0.1)
     mine, node.container = node.container, node.another_container()
@@ -426,11 +434,11 @@ async def test_a_container_whose_starts_hang_takes_no_turn_from_others(node: Nod
     assert (await node.run("true", timeout_s=20)).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "slots", [Slots(2, slow_total=6, slow_after_s=0.2)], ids=["six may be slow"]
+)
 @pytest.mark.asyncio
-async def test_pods_whose_starts_hang_take_no_slot_from_others(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(node.execs._processes, "_slots", Slots(2, slow_total=6, slow_after_s=0.2))
+async def test_pods_whose_starts_hang_take_no_slot_from_others(node: Node, slots: Slots) -> None:
     hanging = [
         asyncio.ensure_future(node.execs.exec_sync(container, ["hang"], 60))
         for container in (node.another_container(letter, pod=letter) for letter in "123")
@@ -440,17 +448,17 @@ async def test_pods_whose_starts_hang_take_no_slot_from_others(
     for _ in range(3):
         assert (await node.run("true", timeout_s=20)).exit_code == 0
     assert not any(call.done() for call in hanging)
+    assert slots.usage.slow >= 2  # as many as there are slots: they gave them back
     for call in hanging:
         call.cancel()
     await asyncio.wait(hanging)
 
 
+@pytest.mark.parametrize(
+    "slots", [Slots(1, slow_total=1, slow_after_s=0.1, patience_s=0.2)], ids=["one may be slow"]
+)
 @pytest.mark.asyncio
-async def test_a_start_that_is_given_up_for_others_is_killed(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slots, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(node.execs._processes, "_slots", Slots(1, slow_total=1, slow_after_s=0.1))
+async def test_a_start_that_is_given_up_for_others_is_killed(node: Node) -> None:
     one, other = (node.another_container(letter, pod=letter) for letter in "12")
     first = asyncio.ensure_future(node.execs.exec_sync(one, ["hang"], 60))
     second = asyncio.ensure_future(node.execs.exec_sync(other, ["hang"], 60))
@@ -462,15 +470,14 @@ async def test_a_start_that_is_given_up_for_others_is_killed(
     assert second.cancelled() or isinstance(second.exception(), DeadlineError)  # on a slow machine
 
 
+@pytest.mark.parametrize("slots", [Slots(1)], ids=["one"])
 @pytest.mark.asyncio
 async def test_one_who_goes_away_while_it_waits_for_its_turn_starts_nothing(
-    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: Node, tmp_path: Path, slots: Slots
 ) -> None:
-    only = Slots(1)
-    monkeypatch.setattr(node.execs._processes, "_slots", only)
-    async with only.slot("another", Share("pod", 1)):
+    async with slots.slot("another", Share("pod", 1)):
         call = asyncio.ensure_future(node.sh(f"touch {tmp_path}/ran"))
-        await asyncio.sleep(0.02)
+        await until(lambda: slots.usage.waiting)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
