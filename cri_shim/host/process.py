@@ -115,6 +115,11 @@ class Reaper:
         self._children.clear()
         self._kept.clear()
 
+    @property
+    def children(self) -> tuple[int, ...]:
+        """The pids of children that have not been collected yet."""
+        return tuple(self._children)
+
     def spawn(
         self,
         argv: Sequence[str],

@@ -72,6 +72,11 @@ class LayerUsages:
         """Since when, and the work."""
         self._slots = Slots(AT_ONCE, slow_total=AT_ONCE)
 
+    @property
+    def remembered(self) -> frozenset[str]:
+        """The containers of which a measurement is kept."""
+        return frozenset(self._known)
+
     async def of(self, containers: Sequence[Container]) -> dict[str, LayerUsage | None]:
         """What is known of these after `PATIENCE_S` at most: None of one that is still walked for the first time.
 

@@ -81,6 +81,11 @@ class Stats:
         )
         self._cpu: dict[str, _CpuReading] = {}
 
+    @property
+    def remembered(self) -> frozenset[str]:
+        """The containers of which an earlier reading is kept, of CPU or of the writable layer."""
+        return frozenset(self._cpu) | self._layers.remembered
+
     async def container_stats(self, containers: Sequence[Container]) -> list[ContainerUsage]:
         """The usage of these containers; those that vanish while they are read are left out."""
         layers = await self._layers.of(containers)

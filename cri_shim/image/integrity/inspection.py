@@ -42,6 +42,11 @@ class Inspection:
         self.read_bytes = 0
         """Bytes read so far, over all requests."""
 
+    @property
+    def pid(self) -> int | None:
+        """The inspector's, once there is one."""
+        return None if self._child is None else self._child.pid
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -66,6 +66,10 @@ class HeldPorts(Generic[HolderT]):
     def __contains__(self, holder: object) -> bool:
         return holder in self._ports_of
 
+    def __len__(self) -> int:
+        """How many ports are held, each protocol and address family counted."""
+        return len(self._held)
+
     def holder(self, port: HostPort) -> HolderT | None:
         """Who has a port with which this one collides: both can't be had at once."""
         for family in port.families:

@@ -179,6 +179,11 @@ class Store(Generic[ObjectT]):
         """Every object of that sandbox, also those being created, oldest first; what others have costs nothing."""
         return list(self._by_sandbox.get(sandbox_id, {}).values())
 
+    @property
+    def sandboxes(self) -> tuple[str, ...]:
+        """The sandboxes that have any."""
+        return tuple(self._by_sandbox)
+
     def find(self, id_or_prefix: str) -> ObjectT:
         """The object of this ID or unambiguous ID prefix.
 

@@ -81,6 +81,11 @@ class SpdyPortForward:
         return len(self._connections)
 
     @property
+    def streams(self) -> int:
+        """The number of streams that belong to a connection, whole or half open."""
+        return len(self._by_stream)
+
+    @property
     def half_open(self) -> Collection[str]:
         """The request IDs of pairs that lack one stream."""
         return self._pairs.keys()

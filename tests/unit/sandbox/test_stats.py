@@ -174,7 +174,7 @@ async def test_what_is_kept_of_removed_containers_goes_with_the_next_reading(nod
     before = await node.stats.container_stats([gone, stays])
     node.store.forget(gone)
     after = await node.stats.container_stats([stays])
-    assert set(node.stats._layers._known) == set(node.stats._cpu) == {stays.id}
+    assert node.stats.remembered == {stays.id}
     # What there is of the others stays.
     assert after[0].layer_read_at_ns == before[1].layer_read_at_ns
 
@@ -206,7 +206,7 @@ async def test_a_container_that_takes_the_place_of_another_leaves_no_more_than_o
         await node.stats.container_stats([container])
         node.store.forget(container)
     await node.stats.container_stats([])
-    assert node.stats._layers._known == {}
+    assert node.stats.remembered == frozenset()
 
 
 async def test_a_layer_that_is_not_measured_yet_is_no_reason_to_say_nothing(

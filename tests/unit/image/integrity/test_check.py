@@ -187,7 +187,7 @@ async def test_a_cancelled_check_leaves_nothing_behind(pulled: Pulled, reaper: R
     checking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await checking
-    assert not reaper._children
+    assert not reaper.children
     assert (await pulled.node.store.check()).sound
 
 

@@ -70,14 +70,14 @@ async def test_a_cancelled_question_ends_the_process(reaper: Reaper, tmp_path: P
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert not reaper._children
+    assert not reaper.children
 
 
 async def test_a_process_that_dies_is_an_error(reaper: Reaper, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     async with Inspection(reaper) as inspection:
         await inspection.digest(tmp_path / "file", quiet)
-        assert inspection._child is not None
-        os.kill(inspection._child.pid, 9)
+        assert inspection.pid is not None
+        os.kill(inspection.pid, 9)
         with pytest.raises(CriShimError, match="inspector process failed"):
             await inspection.digest(tmp_path / "file", quiet)

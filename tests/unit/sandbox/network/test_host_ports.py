@@ -71,7 +71,7 @@ def test_a_port_is_free_again_once_all_who_had_it_gave_it_back() -> None:
     assert held.holder(HostPort("udp", 53, "fd00::1")) is None
     held.give_back("two")
     assert held.holder(everywhere) is None
-    assert not held._held
+    assert len(held) == 0
 
 
 def test_more_ports_than_plugins_can_publish_are_refused_with_both_numbers() -> None:

@@ -119,7 +119,7 @@ def test_a_sandboxs_containers_are_found_without_a_look_at_the_others(
     containers.forget(second)
     assert containers.of_sandbox("5" * 64) == [third]
     assert containers.of_sandbox("6" * 64) == []
-    assert list(containers._by_sandbox) == ["5" * 64], "nothing is kept of a sandbox that has none"
+    assert containers.sandboxes == ("5" * 64,), "nothing is kept of a sandbox that has none"
 
 
 def test_a_request_whose_json_could_not_be_read_back_is_refused_before_anything_is_written(

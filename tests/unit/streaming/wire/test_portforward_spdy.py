@@ -416,8 +416,8 @@ def test_thousands_of_connections_some_reset_all_others_get_their_bytes() -> Non
                 heard[answer[0]] = heard.get(answer[0], b"") + answer[1]
         assert heard == said
         assert client.machine.open_connections == 0
-    assert not client.machine._by_stream
-    assert not client.machine._pairs
+    assert client.machine.streams == 0
+    assert not client.machine.half_open
 
 
 def test_streams_that_are_made_and_reset_in_one_breath_are_nothing() -> None:
