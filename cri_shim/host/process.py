@@ -4,8 +4,9 @@ Rules:
 - One `Reaper` does all waiting in this process. Nothing else may wait for children, neither asyncio's child watcher nor
   `subprocess`. The loop's thread both spawns and collects, so a child is registered before its ending is collected.
 - A child's pidfd tells of its end, and whoever waits goes on at once. The child is collected `COLLECT_AFTER_S` later:
-  the kernel takes up to half a millisecond for that, to forget what /proc had of it. The look for orphans takes longer
-  the more children there are, one or more for each container, so it is taken once for all that ended meanwhile.
+  the kernel takes up to half a millisecond for that, to forget what /proc had of it.
+- Orphans are looked for `ORPHANS_AFTER_S` after a SIGCHLD, for all that ended meanwhile: the look takes longer the more
+  children there are. Monitors are let go: each descriptor here makes each start dearer, since the kernel copies all.
 - The daemon is a child subreaper. A process that a runtime leaves behind becomes our child, and code that learns its
   pid may `claim` it, even if it has ended meanwhile.
 - A child runs in a new session, inherits only the descriptors that it is given, and has only the environment that it is
@@ -31,10 +32,7 @@ from cri_shim.host.capture import Capture
 from cri_shim.host.child import Child, Completed, Ending, ending_of
 from cri_shim.host.files import memory_file
 from cri_shim.host.pidfd import (
-    PidWatch,
-    kill_pidfd,
     kill_process,
-    open_pidfd,
     parent_pid,
     start_time_ticks,
 )
@@ -48,11 +46,8 @@ __all__ = [
     "Child",
     "Completed",
     "Ending",
-    "PidWatch",
     "Reaper",
-    "kill_pidfd",
     "kill_process",
-    "open_pidfd",
     "parent_pid",
     "start_time_ticks",
 ]
@@ -67,6 +62,7 @@ TERM_GRACE_S = 1.0
 KILL_GRACE_S = 5.0
 """Time that a killed child may take to end. A child that hangs in the kernel must not block its caller for ever."""
 COLLECT_AFTER_S = 0.005
+ORPHANS_AFTER_S = 0.1
 COLLECTED_AT_ONCE = 16
 """Zombies collected in one turn of the loop."""
 MAX_KEPT_ENDINGS = 4096
@@ -80,7 +76,8 @@ class Reaper:
         self._children: dict[int, Child] = {}
         self._zombies: set[int] = set()
         """Children whose ending is known and who are still to be collected."""
-        self._later: asyncio.TimerHandle | None = None
+        self._collecting: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._kept: dict[int, Ending] = {}
         self._windows = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,22 +87,21 @@ class Reaper:
         """Become the child subreaper, and collect children from now on. Call it on the main thread, in the loop."""
         if self._loop is not None:
             raise RuntimeError("the reaper is open already")
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._was_subreaper = syscalls.is_child_subreaper()
         syscalls.set_child_subreaper(enabled=True)
-        loop.add_signal_handler(signal.SIGCHLD, self._collect_soon)
-        self._loop = loop
-        self._collect()
+        self._loop.add_signal_handler(signal.SIGCHLD, self._look_soon)
+        self._collect_orphans()
 
     def close(self) -> None:
         """Stop collecting. Children run on, and waits for them are cancelled. Idempotent."""
         if self._loop is None:
             return
-        while self._collect_some():
-            pass
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
+        self._collect()
+        self._collect_orphans()
+        for timer in filter(None, (self._collecting, self._looking)):
+            timer.cancel()
+        self._collecting = self._looking = None
         self._loop.remove_signal_handler(signal.SIGCHLD)
         syscalls.set_child_subreaper(enabled=self._was_subreaper)
         for child in self._children.values():
@@ -117,7 +113,7 @@ class Reaper:
 
     @property
     def children(self) -> tuple[int, ...]:
-        """The pids of children that have not been collected yet."""
+        """The pids of children that have not ended and were not let go."""
         return tuple(self._children)
 
     def spawn(
@@ -159,9 +155,7 @@ class Reaper:
         popen.returncode = 0
         try:
             return self._register(popen.pid, tuple(argv))
-        except (
-            OSError
-        ):  # no descriptor left for a pidfd: kill the child, since no caller would own it
+        except OSError:  # no descriptor left for a pidfd, so no caller would own the child
             os.killpg(popen.pid, signal.SIGKILL)
             raise
 
@@ -262,6 +256,13 @@ class Reaper:
         self._tell_if_ended(child)
         return child
 
+    def let_go(self, child: Child) -> None:
+        """Nobody waits for this child any more: collect it as an orphan, and keep no descriptor for it."""
+        if self._children.get(child.pid) is child:
+            self._stop_watching(child)
+            del self._children[child.pid]
+            child.abandon()
+
     def orphans(self) -> list[int]:
         """The pids of orphans that became our children and that nobody has claimed. Blocking, in any thread."""
         ours = self._children.keys() | self._zombies
@@ -296,10 +297,10 @@ class Reaper:
         return child
 
     def _on_end(self, child: Child) -> None:
-        self._stop_watching(
+        self._stop_watching(child)
+        self._tell_if_ended(
             child
-        )  # one that is traced (ptrace) is ours only later, and SIGCHLD tells then
-        self._tell_if_ended(child)
+        )  # not one that is traced: it is ours only later, which SIGCHLD tells
 
     def _tell_if_ended(self, child: Child) -> None:
         # WNOWAIT leaves the zombie, and with it the pid, until it is collected.
@@ -319,42 +320,45 @@ class Reaper:
             self._loop.remove_reader(child.pidfd)
 
     def _collect_soon(self) -> None:
-        if self._later is None and self._loop is not None:
-            self._later = self._loop.call_later(COLLECT_AFTER_S, self._collect)
+        if self._collecting is None and self._loop is not None:
+            self._collecting = self._loop.call_later(COLLECT_AFTER_S, self._collect)
+
+    def _look_soon(self) -> None:
+        if self._looking is None and self._loop is not None:
+            self._looking = self._loop.call_later(ORPHANS_AFTER_S, self._collect_orphans)
 
     def _collect(self) -> None:
-        self._later = None
-        if self._collect_some():
+        self._collecting = None
+        for _ in range(min(len(self._zombies), COLLECTED_AT_ONCE)):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._zombies.pop(), os.WNOHANG)
+        if self._zombies:
             self._collect_soon()
 
-    def _collect_some(self) -> bool:
-        """Collect zombies, those of unknown children as well; whether there may be more."""
+    def _collect_orphans(self) -> None:
+        """Collect everything that has ended and is not a zombie to be collected anyway."""
+        self._looking = None
         for _ in range(COLLECTED_AT_ONCE):
-            if self._zombies:
-                pid = self._zombies.pop()
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-                continue
             # Several SIGCHLD may be merged into one. waitpid collects the child that WNOWAIT found, and no other.
             try:
                 seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if seen is None:
-                    return False
-                pid, wait_status = os.waitpid(seen.si_pid, os.WNOHANG)
+                pid, wait_status = (0, 0) if seen is None else os.waitpid(seen.si_pid, os.WNOHANG)
             except ChildProcessError:
-                return False
+                return
             if pid == 0:
-                return False
+                return
             ending = Ending(wait_status)
             if (child := self._children.get(pid)) is not None:
                 self._end(child, ending)
+            elif pid in self._zombies:
+                self._zombies.remove(pid)
             elif self._windows:
                 self._kept[pid] = ending
                 if len(self._kept) > MAX_KEPT_ENDINGS:
                     del self._kept[next(iter(self._kept))]
             else:
                 log.debug("collected an unknown child", pid=pid, ending=ending.describe())
-        return True
+        self._look_soon()
 
 
 def _too_late(argv: Sequence[str], timeout_s: float, stderr: Capture) -> DeadlineError:

@@ -170,7 +170,10 @@ class Monitors:
             identity = MonitorIdentity(child.pid, start_time_ticks(child.pid) or 0)
             self._started[request.container_id] = identity
             pipes = MonitorPipes(sync, start, stderr, owner.pop_all())
-            return WaitingMonitor(request.container_id, runtime, child, identity, pipes, argv)
+            return WaitingMonitor(
+                *(request.container_id, runtime, child, identity, pipes, argv),
+                let_go=self._reaper.let_go,
+            )
 
     async def reopen_log(self, bundle_dir: Path, log_file: Path, *, timeout_s: float = 5.0) -> None:
         """Have the monitor open a new file at `log_file`, after the caller renamed the old one (`conmon_control`).

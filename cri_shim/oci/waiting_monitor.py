@@ -28,7 +28,7 @@ from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cri_shim.host.process import Child
     from cri_shim.oci.conmon_sync import Pipe
@@ -78,13 +78,17 @@ class WaitingMonitor:
         identity: MonitorIdentity,
         pipes: MonitorPipes,
         argv: Sequence[str],
+        *,
+        let_go: Callable[[Child], None],
     ) -> None:
+        """`let_go` is told of a conmon that has created its container: its end is its container's watch's."""
         self.identity = identity
         self._container_id = container_id
         self._runtime = runtime
         self._child = child
         self._pipes = pipes
         self._argv = argv
+        self._let_go = let_go
         self.is_waiting = True
         """Whether neither `create` nor `end` has been called."""
 
@@ -123,6 +127,7 @@ class WaitingMonitor:
                 ) from None
             report = parse_report(line)
             if report is not None and report.pid > 0:
+                self._let_go(child)
                 return Monitored(self.identity, report.pid)
             if report is not None or not line:
                 # conmon is exiting. Wait for it: its exit status belongs into the error.

@@ -444,3 +444,13 @@ async def wait_collected(pid: int) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError(f"process {pid} is still a zombie")
+
+
+async def test_a_child_that_was_let_go_is_collected_and_takes_no_descriptor(reaper: Reaper) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    child = reaper.spawn(["/bin/sleep", "0.1"])
+    reaper.let_go(child)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert child.settled
+    assert process_exists(child.pid)
+    await wait_collected(child.pid)
