@@ -14,6 +14,7 @@ from cri_shim.daemon.streaming import Streaming
 from cri_shim.sandbox.exec.session import ExecSessions
 from cri_shim.sandbox.stream_backend import StreamBackend
 from cri_shim.sandbox.stream_requests import StreamRequests
+from cri_shim.streaming.tickets import Tickets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +94,10 @@ async def build(
     on = await open_mechanisms(config, paths, reaper, cni_cache_dir, node_resources)
     layer = build_sandbox_layer(config, on)
     on.cni.on_change(layer.reconciler.wake)
-    streaming = Streaming(config.streaming, config.log, reaper=reaper, background=on.background)
+    tickets = Tickets(config.streaming.token_ttl_s)
+    streaming = Streaming(
+        config.streaming, config.log, tickets=tickets, reaper=reaper, background=on.background
+    )
     return Parts(
         paths=paths,
         reaper=reaper,
@@ -120,15 +124,15 @@ async def build(
         wipe=layer.wipe,
         node_resources=on.node_resources,
         streaming=streaming,
-        stream_backend=_stream_backend(on, layer, streaming),
-        streams=StreamRequests(layer.containers, layer.pods, streaming.tickets, streaming.base_url),
+        stream_backend=_stream_backend(on, layer, tickets),
+        streams=StreamRequests(layer.containers, layer.pods, tickets, streaming.base_url),
     )
 
 
-def _stream_backend(on: Mechanisms, layer: SandboxLayer, streaming: Streaming) -> StreamBackend:
+def _stream_backend(on: Mechanisms, layer: SandboxLayer, tickets: Tickets) -> StreamBackend:
     return StreamBackend(
         host=on.host,
-        tickets=streaming.tickets,
+        tickets=tickets,
         containers=layer.containers,
         pods=layer.pods,
         execs=ExecSessions(layer.exec_processes, paths=on.paths, background=on.background),

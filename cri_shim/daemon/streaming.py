@@ -23,7 +23,6 @@ from cri_shim.errors import UNREADABLE_DOCUMENT, ConfigError, CriShimError, Unav
 from cri_shim.host.own_program import spawn_own_program
 from cri_shim.host.packets import Packets, close_all
 from cri_shim.streaming import ipc
-from cri_shim.streaming.tickets import Tickets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from cri_shim.background import Background
     from cri_shim.config.model import LogSettings, StreamingSettings
     from cri_shim.host.process import Reaper
+    from cri_shim.streaming.tickets import Tickets
 
 log = structlog.get_logger()
 BACKLOG = 4096
@@ -150,6 +150,7 @@ class Streaming:
         settings: StreamingSettings,
         log_settings: LogSettings,
         *,
+        tickets: Tickets,
         reaper: Reaper,
         background: Background,
     ) -> None:
@@ -157,7 +158,7 @@ class Streaming:
         self._log_settings = log_settings
         self._reaper = reaper
         self._background = background
-        self.tickets = Tickets(settings.token_ttl_s)
+        self._tickets = tickets
         self._listener: socket.socket | None = None
         self._process: _Process | None = None
         self._url: str | None = None
@@ -192,7 +193,7 @@ class Streaming:
 
     def reconfigure(self, settings: StreamingSettings, log_settings: LogSettings) -> None:
         """Take what a reload may change."""
-        self.tickets.ttl_s = settings.token_ttl_s
+        self._tickets.ttl_s = settings.token_ttl_s
         self._log_settings = log_settings
         if self._process is not None:
             self._process.send(ipc.LogLevel(level=log_settings.level))

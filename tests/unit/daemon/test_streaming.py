@@ -26,6 +26,7 @@ from cri_shim.host.process import Reaper
 from cri_shim.streamer.process import MAX_MEMORY_BYTES, WITHOUT_MEMORY_STATUS
 from cri_shim.streaming import ipc
 from cri_shim.streaming.backend import ExecRequest, PortForwardRequest
+from cri_shim.streaming.tickets import Tickets
 from tests.fakes.clock import until
 from tests.fakes.local_stream_backend import LocalStreamBackend, descriptors_of
 from tests.harness.streaming_client import PortForwardClient, RemoteCommandClient
@@ -41,10 +42,15 @@ class Node:
     def __init__(self, settings: StreamingSettings) -> None:
         self.reaper = Reaper()
         self.background = Background()
+        self.tickets = Tickets(settings.token_ttl_s)
         self.streaming = Streaming(
-            settings, LogSettings(), reaper=self.reaper, background=self.background
+            settings,
+            LogSettings(),
+            tickets=self.tickets,
+            reaper=self.reaper,
+            background=self.background,
         )
-        self.backend = LocalStreamBackend(self.streaming.tickets)
+        self.backend = LocalStreamBackend(self.tickets)
 
     @contextlib.asynccontextmanager
     async def reaping(self) -> AsyncIterator[None]:
@@ -64,7 +70,7 @@ class Node:
 
     def url(self, *command: str) -> str:
         request = ExecRequest("c", command, stdin=False, stdout=True, stderr=True, tty=False)
-        return f"{self.streaming.base_url()}/exec/{self.streaming.tickets.issue(request)}"
+        return f"{self.streaming.base_url()}/exec/{self.tickets.issue(request)}"
 
     async def run(self, *command: str) -> bytes:
         url = self.url(*command)
@@ -286,7 +292,7 @@ async def test_a_port_forward_gets_its_sockets_from_the_node() -> None:
     with socket.create_server(("127.0.0.1", 0)) as target:
         port = target.getsockname()[1]
         async with started() as node:
-            token = node.streaming.tickets.issue(PortForwardRequest("s", (port,)))
+            token = node.tickets.issue(PortForwardRequest("s", (port,)))
             url = f"{node.streaming.base_url()}/portforward/{token}"
 
             def talk() -> bytes:
@@ -308,5 +314,5 @@ async def test_a_reload_changes_the_time_of_new_tickets_and_the_level() -> None:
     async with started() as node:
         log_settings = LogSettings(level=LogLevel.DEBUG)
         node.streaming.reconfigure(replace(ANY_PORT, token_ttl_s=Seconds(5)), log_settings)
-        assert node.streaming.tickets.ttl_s == 5
+        assert node.tickets.ttl_s == 5
         assert await node.run("echo", "hello") == b"hello\n"
