@@ -73,6 +73,11 @@ class MetricsServer:
                 'set another address, or "" to serve no metrics'
             ) from error
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
     async def stop(self) -> None:
         """Stop listening and reset open connections: Prometheus repeats a scrape."""
         server, self._server = self._server, None

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from cri_shim.daemon import watchdog
 from cri_shim.daemon.watchdog import ask_for_patience, feed_watchdog
@@ -55,11 +56,15 @@ async def test_it_is_fed_as_long_as_our_own_cri_answers(tmp_path: Path, manager:
     async with serving(tmp_path) as (daemon, _):
         feeding = asyncio.ensure_future(feed_watchdog(daemon.socket_path))
         await until(lambda: manager.heard().count("WATCHDOG=1") >= 3)
-        await daemon.listeners.stop(0.1)
-        await asyncio.sleep(0.1)
-        manager.heard()
-        manager.told.clear()
-        await asyncio.sleep(0.2)
+        with capture_logs() as logs:
+            await daemon.listeners.stop(0.1)
+            await until(lambda: logs)
+            manager.heard()
+            manager.told.clear()
+            before = len(logs)
+            await until(lambda: len(logs) >= before + 3)
+        assert {line["event"] for line in logs} == {logs[0]["event"]}
+        assert "not fed" in logs[0]["event"]
         assert manager.heard() == []
     assert not feeding.done()
     await end(feeding)

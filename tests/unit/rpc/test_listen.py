@@ -18,6 +18,7 @@ from cri_shim._pb.admin.v1 import admin_pb2
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.config.model import TlsSettings
 from cri_shim.errors import AlreadyExistsError, ConfigError
+from tests.fakes.clock import turn_over
 from tests.unit.rpc.fakes import Clients, Daemon, failure_of, serving
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ async def test_a_stop_lets_the_calls_inside_end_and_turns_others_away(tmp_path: 
         running = clients.runtime.RunPodSandbox(RUN)
         await daemon.pods.entered.wait()
         stopping = asyncio.ensure_future(daemon.listeners.stop(30))
-        await asyncio.sleep(0.05)
+        await turn_over()
         failure = await failure_of(clients.runtime.ListPodSandbox(api.ListPodSandboxRequest()))
         assert failure.code() is grpc.StatusCode.UNAVAILABLE
         assert "stopping" in (failure.details() or "")

@@ -11,6 +11,7 @@ from cri_shim.config.values import HostPort
 from cri_shim.errors import ConfigError
 from cri_shim.rpc import metrics_server
 from cri_shim.rpc.metrics_server import MAX_CONNECTIONS, MAX_HEAD_BYTES, MetricsServer
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -125,20 +126,20 @@ async def test_connections_are_bounded_and_the_server_recovers() -> None:
         idle = [
             await asyncio.open_connection("127.0.0.1", server.port) for _ in range(MAX_CONNECTIONS)
         ]
-        await asyncio.sleep(0.05)
+        await until(lambda: server.connections == MAX_CONNECTIONS)
         with pytest.raises((ConnectionError, IndexError)):
             await ask(server, get("/healthz"))
         for _, writer in idle:
             await hang_up(writer)
-        await asyncio.sleep(0.05)
+        await until(lambda: server.connections == 0)
         assert (await ask(server, get("/healthz")))[0] == 200
 
 
 async def test_a_stop_does_not_wait_for_idle_connections() -> None:
     async with serving() as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        await asyncio.sleep(0.01)
-        async with asyncio.timeout(2):
+        await until(lambda: server.connections == 1)
+        async with asyncio.timeout(20):
             await server.stop()
             assert await reader.read() == b""
         await hang_up(writer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +17,13 @@ from cri_shim.paths import Paths
 from cri_shim.sandbox import layer_usage
 from cri_shim.sandbox.layer_usage import AT_ONCE, LayerUsages
 from cri_shim.sandbox.store.store import Container, Store, read_container
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -104,27 +105,28 @@ async def test_one_of_a_pod_is_walked_at_a_time(
 
 
 async def test_what_took_long_is_not_waited_for_again_and_has_a_rest(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(layer_usage, "LONG_S", 0.05)
     container = node.add("a", hangs=True)
     asking = asyncio.ensure_future(node.used(container))
-    await asyncio.sleep(0.1)
+    await until(lambda: node.begun["a"] == 1)
+    clock.move(layer_usage.LONG_S)
     node.hanging["a"].set()
     assert await asking == [1]
     node.hanging["a"] = threading.Event()
     assert await node.used(container) == [1]
     assert node.begun["a"] == 1
-    await asyncio.sleep(0)
-    known = node.usages._known[container.id]
-    assert known.fresh_until > time.monotonic() + 5 * known.walk_s
-    monkeypatch.setitem(
-        node.usages._known, container.id, layer_usage.LayerUsage(1, 1, 1, known.walk_s, 0)
-    )
+    clock.move(5 * layer_usage.LONG_S)
+    assert await node.used(container) == [1]
+    assert node.begun["a"] == 1
+    clock.move(10 * layer_usage.LONG_S)
     assert await node.used(container) == [1]
     await until(lambda: node.begun["a"] == 2)
+    clock.move(layer_usage.LONG_S)
     node.hanging["a"].set()
-    await until(lambda: node.usages._known[container.id].used_bytes == 2)
+    await until(lambda: node.ended["a"] == 2)
+    await turn_over()
+    assert await node.used(container) == [2]
 
 
 async def test_a_walk_ends_in_the_end_and_what_it_counted_counts(

@@ -168,7 +168,7 @@ def test_a_client_that_does_not_read_is_waited_for_without_hoarding() -> None:
 
     with site() as node, listener(flood) as port, node.forward() as client:
         connections = [client.connect(port) for _ in range(4)]
-        time.sleep(0.5)
+        until(lambda: node.server.sessions and node.server.sessions[0].unsent)
         [session] = node.server.sessions
         assert session.unsent < 2 << 20
         client.until(lambda: all(len(client.received[c]) > 1 << 20 for c in connections))
