@@ -34,6 +34,11 @@ class Background:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._endless: set[asyncio.Task[Any]] = set()
 
+    @property
+    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
+        """Those that have not ended."""
+        return tuple(self._tasks)
+
     def start(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Run `work` in a task. Its error is logged under `name`. The task is returned so that it can be cancelled."""
         return self._own(name, work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from cri_shim.host.packets import close_all
 from cri_shim.sandbox.exec import process as exec_process
 from cri_shim.sandbox.store.model import ContainerStatus, SandboxStatus
 from cri_shim.streaming import ipc
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 from tests.unit.sandbox.stream_backend_node import StreamBackendNode, stream_backend_node
 
 if TYPE_CHECKING:
@@ -132,7 +131,8 @@ async def test_who_has_left_is_told_no_end_and_the_command_goes_on(asker: Asker)
     _, descriptors = await asker.ask(ipc.Begin(call=2, session=session))
     close_all(descriptors)
     asker.node.backend.handle(ipc.Leave(session=session))
-    await asyncio.sleep(0.4)
+    await until(lambda: not asker.node.node.background.tasks)
+    await turn_over()
     assert not [told for told, _ in asker.told if isinstance(told, ipc.Ended)]
 
 
@@ -143,7 +143,7 @@ async def test_a_call_is_answered_whatever_becomes_of_it(
     session = await asker.session(asker.node.exec_ticket("hang"), "exec")
     before = len(asker.told)
     asker.node.backend.handle(ipc.Begin(call=2, session=session))
-    await asyncio.sleep(0.1)
+    await until(asker.node.node.runtimes)
     asker.node.backend.handle(ipc.Leave(session=session))
     await until(lambda: len(asker.told) > before)
     told, descriptors = asker.told[-1]

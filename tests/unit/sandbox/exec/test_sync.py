@@ -371,8 +371,8 @@ async def test_a_caller_that_goes_away_at_the_end_kills_nobody(
 
     monkeypatch.setattr(node.host, "kill_family", note)
     call = asyncio.ensure_future(node.run("true"))
-    await until(lambda: node.background._tasks)
-    [work] = node.background._tasks
+    await until(lambda: node.background.tasks)
+    [work] = node.background.tasks
     work.add_done_callback(lambda _: call.cancel())
     with pytest.raises(asyncio.CancelledError):
         await call
