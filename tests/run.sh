@@ -18,7 +18,8 @@ checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 # shellcheck source=tests/prepare.sh
 . "$checkout/tests/prepare.sh"
 readonly STAGES=(
-    "ruff format" "ruff check" "mypy" "lint-imports" "unit tests" "fault tests" "fuzz tests" "integration tests"
+    "ruff format" "ruff check" "mypy" "lint-imports" "unit tests" "coverage" "fault tests" "fuzz tests"
+    "integration tests"
 )
 
 main() {
@@ -54,7 +55,12 @@ main() {
             >"$logs/beside" 2>&1 &
     fi
     if [ "$unit" -eq 1 ]; then
-        stage "unit tests" pytest "${select[@]}"
+        if [ "${#select[@]}" -gt 0 ]; then
+            stage "unit tests" pytest "${select[@]}"
+        else
+            stage "unit tests" coverage run --data-file "$logs/coverage" -m pytest
+            COVERAGE_FILE=$logs/coverage stage "coverage" python -m tests.coverage_floor
+        fi
     fi
     if [ "$integration" -eq 1 ]; then
         stage "fault tests" pytest -m "integration and not slow" tests/faults "${select[@]}"
