@@ -110,13 +110,16 @@ class ObjectPaths:
         return self.state_dir / "pid"
 
     @property
-    def monitor_file(self) -> Path:
-        """The monitor's pid and start time. It is written before the monitor may begin its work."""
+    def top_process_file(self) -> Path:
+        """Pid and start time of the process above all others: a container's monitor, a sandbox's pause process.
+
+        It is written before the monitor may begin its work. Sandboxes of former versions have a monitor, too.
+        """
         return self.state_dir / "monitor.json"
 
     @property
     def persist_dir(self) -> Path:
-        """The directory in which the monitor creates its file `oom`."""
+        """The directory in which the monitor creates its file `oom`. An object without a monitor has none."""
         return self.state_dir / "persist"
 
     @property

@@ -1,9 +1,10 @@
-"""Captures the output of a child process through a pipe, up to a bound.
+"""Captures the output of a child process through a pipe or in a file, up to a bound.
 
 Rules:
 - The pipe is read to its end, so that a full pipe never blocks the child for longer than `UNREAD_S`. Output beyond the
   bound is read and dropped.
 - `start` closes our copy of the write end. Otherwise end of file would never arrive.
+- A file is for a command that leaves its streams to another process: nobody needs to read for that one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,32 @@ UNREAD_S = 0.05
 """Delay before the loop reads the pipe. Most children end within it, and `drain` then reads their output without a
 turn of the loop for each pipe."""
 _READ_BYTES = 65536  # a pipe's default capacity
+
+
+class OutputFile:
+    """A file in memory that takes `max_bytes`. Further writes fail, and all writes after `close`, in any process."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.write_fd = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.write_fd, max_bytes)  # takes no memory before it is written
+            fcntl.fcntl(self.write_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except OSError:
+            self.close()
+            raise
+
+    def text(self, max_bytes: int) -> str:
+        """The last `max_bytes` that were written, as text; bytes that are not UTF-8 are replaced."""
+        written = os.pread(self.write_fd, self._max_bytes, 0).rstrip(b"\0")
+        return written[-max_bytes:].decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Drop what was written and free its memory, although other processes may have the file open."""
+        try:
+            os.ftruncate(self.write_fd, 0)
+        finally:
+            os.close(self.write_fd)
 
 
 class Allowance:
@@ -148,3 +175,12 @@ class Capture:
         if self.write_fd >= 0:
             os.close(self.write_fd)
             self.write_fd = -1
+
+
+async def finish(captures: tuple[Capture, ...], grace_s: float) -> None:
+    """Read the rest of the output. Wait up to `grace_s` only for pipes that a grandchild holds open."""
+    held = [capture for capture in captures if not capture.drain()]
+    for capture in held:
+        capture.read_on()
+    if held:
+        await asyncio.wait({capture.eof for capture in held}, timeout=grace_s)

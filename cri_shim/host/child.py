@@ -11,12 +11,19 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from dataclasses import dataclass
 
+import structlog
+
 from cri_shim.background import settled
+from cri_shim.errors import DeadlineError
 from cri_shim.host.pidfd import kill_pidfd
 from cri_shim.prompt import Prompt
 
+log = structlog.get_logger()
+KILL_GRACE_S = 5.0
+"""Time that a killed child may take to end. A child that hangs in the kernel must not block its caller for ever."""
 _CORE_DUMPED = 0x80
 
 
@@ -149,3 +156,34 @@ class Child:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+async def kill_and_collect(child: Child) -> None:
+    """Kill the child's group and wait until the child is collected. A cancellation is raised only after that."""
+    if child.settled:
+        return
+    child.kill_group()
+    cancelled: asyncio.CancelledError | None = None
+    give_up_at = time.monotonic() + KILL_GRACE_S
+    while not child.settled and (left := give_up_at - time.monotonic()) > 0:
+        try:
+            await child.wait_at_most(left)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if child.ending is None:
+        log.error(
+            "process still runs after SIGKILL; it may hang in the kernel",
+            pid=child.pid,
+            command=child.argv[0],
+        )
+    if cancelled is not None:
+        raise cancelled
+
+
+def too_late(program: str, timeout_s: float, said: str) -> DeadlineError:
+    """The error of a command that was killed at its deadline, with the last of what it `said`."""
+    said = said.strip()
+    return DeadlineError(
+        f"{program} did not finish within {timeout_s:g} s and was killed"
+        + (f"; its last output: {said}" if said else "")
+    )

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cri_shim.errors import CommandError, DeadlineError
+from cri_shim.errors import CommandError
 from cri_shim.host import syscalls
-from cri_shim.host.capture import Capture
-from cri_shim.host.child import Child, Completed, Ending, ending_of
+from cri_shim.host.capture import Capture, OutputFile, finish
+from cri_shim.host.child import Child, Completed, Ending, ending_of, kill_and_collect, too_late
 from cri_shim.host.files import memory_file
 from cri_shim.host.pidfd import (
     kill_process,
@@ -55,12 +55,12 @@ __all__ = [
 log = structlog.get_logger()
 
 STDERR_TAIL_BYTES = 4096
+MAX_STDERR_FILE_BYTES = 1 << 16
+"""What a command that leaves a process behind may write to stderr."""
 PIPE_GRACE_S = 0.5
 """Time for which a pipe that a grandchild still holds open is read after the child has ended."""
 TERM_GRACE_S = 1.0
 """Time between SIGTERM and SIGKILL for a command that missed its deadline."""
-KILL_GRACE_S = 5.0
-"""Time that a killed child may take to end. A child that hangs in the kernel must not block its caller for ever."""
 COLLECT_AFTER_S = 0.005
 ORPHANS_AFTER_S = 0.1
 COLLECTED_AT_ONCE = 16
@@ -200,19 +200,13 @@ class Reaper:
                 cwd=cwd,
                 pass_fds=pass_fds,
             )
-            try:
-                if stdout is not None:
-                    stdout.start(on_overflow=child.kill_group)
-                stderr.start()
-                ending = await child.wait_at_most(timeout_s)
-                if ending is None:
-                    await self._ask_to_end(child)
-            finally:
-                # Also after a cancellation: a command must not run on without its caller.
-                await _kill_and_collect(child)
+            if stdout is not None:
+                stdout.start(on_overflow=child.kill_group)
+            stderr.start()
+            ending = await self._end_within(child, timeout_s)
             if ending is None:
-                raise _too_late(argv, timeout_s, stderr)
-            await _finish((stderr,) if stdout is None else (stdout, stderr), PIPE_GRACE_S)
+                raise too_late(argv[0], timeout_s, stderr.text())
+            await finish((stderr,) if stdout is None else (stdout, stderr), PIPE_GRACE_S)
             if stdout is not None and stdout.overflowed:
                 problem = f"wrote more than {max_stdout_bytes} bytes to stdout and was killed"
                 raise CommandError("reading the output of a command", argv, problem, stderr.text())
@@ -223,6 +217,38 @@ class Reaper:
                 stderr_tail=stderr.text(),
                 seconds=time.monotonic() - started,
             )
+
+    async def run_detaching(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+        umask: int = -1,
+    ) -> Completed:
+        """Run `argv`, a command that leaves a process behind with the command's own standard streams, to its end.
+
+        Nobody reads for that process: stdin and stdout are /dev/null, and stderr is a file in memory that takes
+        nothing more once the command has ended. Call it within `awaiting_orphans`, and then `claim` the process.
+        Raises as `run`. What the command has left behind by then is the caller's to find.
+        """
+        started = time.monotonic()
+        stderr = OutputFile(MAX_STDERR_FILE_BYTES)
+        try:
+            child = self.spawn(argv, stderr=stderr.write_fd, env=env, umask=umask)
+            ending = await self._end_within(child, timeout_s)
+            said = stderr.text(STDERR_TAIL_BYTES)
+        finally:
+            stderr.close()
+        if ending is None:
+            raise too_late(argv[0], timeout_s, said)
+        return Completed(
+            argv=tuple(argv),
+            ending=ending,
+            stdout=b"",
+            stderr_tail=said,
+            seconds=time.monotonic() - started,
+        )
 
     @contextlib.contextmanager
     def awaiting_orphans(self) -> Iterator[None]:
@@ -267,6 +293,17 @@ class Reaper:
         """The pids of orphans that became our children and that nobody has claimed. Blocking, in any thread."""
         ours = self._children.keys() | self._zombies
         return [pid for pid in children_of(os.getpid()) if pid not in ours]
+
+    async def _end_within(self, child: Child, timeout_s: float) -> Ending | None:
+        """The ending of a command; None if it took longer than `timeout_s`. It has been killed and collected then."""
+        try:
+            ending = await child.wait_at_most(timeout_s)
+            if ending is None:
+                await self._ask_to_end(child)
+        finally:
+            # Also after a cancellation: a command must not run on without its caller.
+            await kill_and_collect(child)
+        return ending
 
     async def _ask_to_end(self, child: Child) -> None:
         """Send SIGTERM to the child's group, so that it can clean up; after a grace SIGKILL to all its descendants."""
@@ -359,42 +396,3 @@ class Reaper:
             else:
                 log.debug("collected an unknown child", pid=pid, ending=ending.describe())
         self._look_soon()
-
-
-def _too_late(argv: Sequence[str], timeout_s: float, stderr: Capture) -> DeadlineError:
-    said = stderr.text().strip()
-    return DeadlineError(
-        f"{argv[0]} did not finish within {timeout_s:g} s and was killed"
-        + (f"; its last output: {said}" if said else "")
-    )
-
-
-async def _kill_and_collect(child: Child) -> None:
-    """Kill the child's group and wait until the child is collected. A cancellation is raised only after that."""
-    if child.settled:
-        return
-    child.kill_group()
-    cancelled: asyncio.CancelledError | None = None
-    give_up_at = time.monotonic() + KILL_GRACE_S
-    while not child.settled and (left := give_up_at - time.monotonic()) > 0:
-        try:
-            await child.wait_at_most(left)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if child.ending is None:
-        log.error(
-            "process still runs after SIGKILL; it may hang in the kernel",
-            pid=child.pid,
-            command=child.argv[0],
-        )
-    if cancelled is not None:
-        raise cancelled
-
-
-async def _finish(captures: tuple[Capture, ...], grace_s: float) -> None:
-    """Read the rest of the output. Wait up to `grace_s` only for pipes that a grandchild holds open."""
-    held = [capture for capture in captures if not capture.drain()]
-    for capture in held:
-        capture.read_on()
-    if held:
-        await asyncio.wait({capture.eof for capture in held}, timeout=grace_s)

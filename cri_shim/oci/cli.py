@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,26 @@ import msgspec
 
 from cri_shim import metrics
 from cri_shim.errors import UNREADABLE_DOCUMENT, DeadlineError, NotFoundError, RuntimeCommandError
-from cri_shim.host.files import remove_tree
+from cri_shim.host.files import read_bounded, remove_tree
 from cri_shim.host.mounts import unmount_below
 from cri_shim.host.programs import find_program
 from cri_shim.kernel_call import in_time
+from cri_shim.oci.command_lines import run_arguments
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeState, RuntimeVersion
 from cri_shim.oci.runtime_errors import runtime_message, says_not_found, says_not_running
 from cri_shim.operations import step
 from cri_shim.quoting import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from cri_shim.host.process import Completed, Reaper
 
 MAX_ANSWER_BYTES = 1 << 20
+_MAX_PID_FILE_BYTES = 64
+_UMASK = 0o022
+"""Of a runtime that starts a container, as conmon gives it: it makes mount points, and ours may be stricter."""
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -84,6 +90,41 @@ class CliRuntime:
                 "container", container_id, f"runtime {self._settings.name} does not know it"
             )
         raise self._failure("start", doing, done)
+
+    async def run(
+        self, container_id: str, *, bundle_dir: Path, pid_file: Path, timeout_s: float
+    ) -> int:
+        """Create and start a container without a monitor, and return the pid of its process.
+
+        The process has /dev/null as stdin and stdout, and becomes our child. A call that fails may leave a process in
+        the container's cgroup; if the runtime forked first, it may also be among our orphans.
+
+        Raises RuntimeCommandError, also for a process that ended at once, DeadlineError after `timeout_s` seconds.
+        """
+        doing = self._doing("creating", container_id)
+        arguments = run_arguments(container_id, bundle_dir=bundle_dir, pid_file=pid_file)
+        argv = [*self.command_prefix(), *arguments]
+        with self._reaper.awaiting_orphans():
+            with self._command("run", argv, doing):
+                done = await self._reaper.run_detaching(
+                    argv, timeout_s=timeout_s, env=self.environment(), umask=_UMASK
+                )
+            if not done.ok:
+                raise self._failure("run", doing, done)
+            try:
+                pid = int(read_bounded(pid_file, _MAX_PID_FILE_BYTES))
+            except (OSError, ValueError) as error:
+                metrics.OCI_COMMAND_FAILURES.labels(self._settings.name, "run").inc()
+                raise RuntimeCommandError(doing, argv, "left no pid", str(error)) from error
+            child = self._reaper.claim(pid)
+            if child is not None and child.ending is None:
+                self._reaper.let_go(child)
+        if child is not None and child.ending is not None:
+            metrics.OCI_COMMAND_FAILURES.labels(self._settings.name, "run").inc()
+            raise RuntimeCommandError(
+                doing, argv, "started a process that ended at once", child.ending.describe()
+            )
+        return pid
 
     async def kill(
         self, container_id: str, signal_number: int, *, all_processes: bool = False
@@ -212,19 +253,25 @@ class CliRuntime:
     async def _run(
         self, command: str, args: list[str], doing: str, *, max_stdout_bytes: int = 0
     ) -> Completed:
-        handler = self._settings.name
         argv = [*self.command_prefix(), command, *args]
+        with self._command(command, argv, doing):
+            return await self._reaper.run(
+                argv,
+                timeout_s=self._timeout_s,
+                env=self.environment(),
+                max_stdout_bytes=max_stdout_bytes,
+            )
+
+    @contextlib.contextmanager
+    def _command(self, command: str, argv: list[str], doing: str) -> Iterator[None]:
+        """A command as a step, timed and counted; its failures in terms of what it was to do."""
+        handler = self._settings.name
         try:
             with (
                 step(f"{handler} {command}"),
                 metrics.OCI_COMMAND_SECONDS.labels(handler, command).time(),
             ):
-                return await self._reaper.run(
-                    argv,
-                    timeout_s=self._timeout_s,
-                    env=self.environment(),
-                    max_stdout_bytes=max_stdout_bytes,
-                )
+                yield
         except DeadlineError as error:
             metrics.OCI_COMMAND_FAILURES.labels(handler, command).inc()
             raise DeadlineError(f"{doing}: {error}") from error

@@ -9,6 +9,7 @@ Rules:
 - **Write ahead**: conmon does nothing until its start pipe closes (`waiting_monitor`), and `on_spawn` records its pid
   before that. If the daemon dies in between, the kernel closes the pipe and conmon creates the container unrecorded.
   `find_monitors` then finds it by its command line.
+- A container that a runtime's `run` starts has no monitor. The same search finds the `run` itself (`command_lines`).
 - A creation that fails, times out or is cancelled leaves no conmon and no runtime `create` running. The caller undoes
   the cgroup, the bundle and the runtime's own state.
 - The attach socket is `BUNDLE/attach` (`--full-attach`). conmon binds it through /proc/self/fd, so its path may have
@@ -24,7 +25,6 @@ import contextlib
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -40,6 +40,7 @@ from cri_shim.host.pidfd import parent_pid, start_time_ticks
 from cri_shim.host.programs import find_program
 from cri_shim.kernel_call import in_time
 from cri_shim.oci import conmon_control
+from cri_shim.oci.command_lines import command_line, find_commands, started_by
 from cri_shim.oci.conmon_sync import Pipe
 from cri_shim.oci.waiting_monitor import MonitorIdentity, MonitorPipes, WaitingMonitor
 from cri_shim.quoting import quoted
@@ -47,6 +48,7 @@ from cri_shim.quoting import quoted
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from cri_shim.host.process import Reaper
     from cri_shim.oci.runtime import Runtime
@@ -89,6 +91,7 @@ class Monitors:
         self._reaper = reaper
         self._conmon = conmon
         self._exits_dir = exits_dir
+        self._state_dir = exits_dir.parent
         self._socket_dir = socket_dir
         self._started: dict[str, MonitorIdentity] = {}
         self._former: dict[str, list[MonitorIdentity]] | None = None
@@ -222,9 +225,10 @@ class Monitors:
             shutil.rmtree(self._socket_dir / container_id[:_SHORT_ID], ignore_errors=True)
 
     async def monitors_of(self, container_id: str) -> list[MonitorIdentity]:
-        """Every monitor this container has or had, recorded or not; some may have exited.
+        """Every monitor this container has or had, and what still works of a runtime's `run`; some may have exited.
 
-        This process knows the monitors it started. It looks for those of former daemons once, for all containers.
+        This process knows the monitors it started. A `run` that forked before it was killed has left us an orphan.
+        For those of former daemons it looks once, for all containers.
         """
         async with self._looking:
             if self._former is None:
@@ -235,32 +239,31 @@ class Monitors:
                         former[started_id].remove(monitor)
                 self._former = former
         found = list(self._former.get(container_id, ()))
-        own = self._started.get(container_id)
-        return found if own is None or own in found else [*found, own]
+        known = [self._started.get(container_id)]
+        known += await in_time("looking at orphans", self._forked_for, container_id)
+        return found + [each for each in known if each is not None and each not in found]
 
-    def find_monitors(self, proc_dir: Path = Path("/proc")) -> dict[str, list[MonitorIdentity]]:
-        """Every running conmon of this daemon's exit directory, by container ID, found by its command line.
+    def _forked_for(self, container_id: str) -> list[MonitorIdentity]:
+        """The orphans that work on a `run` for this container: some runtimes fork first, and work in a session of
+        their own."""
+        return [
+            MonitorIdentity(pid, ticks)
+            for pid in self._reaper.orphans()
+            if started_by(command_line(pid), self._state_dir) == container_id
+            and (ticks := start_time_ticks(pid)) is not None
+        ]
 
-        Recovery and wipe need this for monitors that were started but not recorded. It blocks and reads a file per
+    def find_monitors(self) -> dict[str, list[MonitorIdentity]]:
+        """Every conmon and every `run` of this daemon's state directory, by container ID, found by its command line.
+
+        Recovery and wipe need this for what was started but not recorded. It blocks and reads a file per
         process of the node: call it in a thread.
         """
-        found: dict[int, str] = {}
-        marker = b"--exit-dir\0" + os.fsencode(self._exits_dir) + b"\0"
-        for entry in os.listdir(proc_dir):
-            if not entry.isdecimal():
-                continue
-            try:
-                command_line = (proc_dir / entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if marker in command_line:
-                argv = command_line.split(b"\0")
-                if b"--cid" in argv[:-1]:
-                    found[int(entry)] = os.fsdecode(argv[argv.index(b"--cid") + 1])
+        found = find_commands(self._exits_dir, self._state_dir)
         monitors: dict[str, list[MonitorIdentity]] = {}
         for pid, container_id in sorted(found.items()):
             ticks = start_time_ticks(pid)
-            # conmon forks the runtime; until that child's exec it has conmon's command line, and conmon as its parent.
+            # What either forks has its parent's command line until its own exec.
             if ticks is not None and parent_pid(pid) not in found:
                 monitors.setdefault(container_id, []).append(MonitorIdentity(pid, ticks))
         return monitors

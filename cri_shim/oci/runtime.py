@@ -2,7 +2,8 @@
 
 Rules:
 - Each configured handler has one `Runtime`. It carries out the runtime-spec's operations (runtime.md, "Operations") on
-  containers by ID. `create` is missing: conmon runs it, with the command line that `command_prefix` begins.
+  containers by ID. `create` is missing: conmon runs it, with the command line that `command_prefix` begins. `run`
+  creates and starts a container that has no monitor.
 - `kill` and `delete` succeed when the container is gone already. Every other policy is the caller's.
 - The types of a runtime's answers stand here; `oci/cli` decodes them.
 """
@@ -146,6 +147,12 @@ class Runtime(Protocol):
 
     async def start(self, container_id: str) -> None:
         """Start the process of a created container. A process that exits at once counts as started."""
+        ...
+
+    async def run(
+        self, container_id: str, *, bundle_dir: Path, pid_file: Path, timeout_s: float
+    ) -> int:
+        """Create and start a container that nobody monitors, without streams; the pid of its process."""
         ...
 
     async def kill(

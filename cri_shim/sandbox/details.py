@@ -107,7 +107,6 @@ def sandbox_details(
     return {
         "sandboxID": sandbox.id,
         "pid": status.process.pid if status.process else 0,
-        "monitorPid": status.monitor.pid if status.monitor else 0,
         "runtimeHandler": sandbox.record.handler,
         "image": sandbox.record.image_id,
         "snapshot": {

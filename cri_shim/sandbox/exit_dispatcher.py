@@ -35,4 +35,4 @@ class ExitDispatcher:
         if (container := self._containers.get(object_id)) is not None:
             self._exit_handling.on_exit(container, exit_)
         elif (sandbox := self._sandboxes.get(object_id)) is not None:
-            self._pods.on_exit(sandbox, exit_)
+            self._pods.on_exit(sandbox)

@@ -1,13 +1,14 @@
-"""Learning how every container and pause process ended, exactly once and soon.
+"""Learning how every container, and that a pause process ended, exactly once and soon.
 
-The monitor drops `<id>` with the exit code into one directory; the file arrives whole, by rename, and its time is the
-time of the exit. Rules:
+A container's monitor drops `<id>` with the exit code into one directory; the file arrives whole, by rename, and its
+time is the time of the exit. Rules:
 - One inotify watch on that directory, for all.
-- A pidfd on each container process fires a moment earlier. A monitor drains the output before it writes the file: one
+- A pidfd on each process fires a moment earlier. A monitor drains the output before it writes the file: one
   that is slow (a stalled log disk) is waited for as long as it lives, up to `HUNG_MONITOR_S`, and whoever may hold it
   up is told that it is needed.
 - A pidfd on each monitor: if it ends without having left the file, the exit code can't be had any more, and that is
   reported as `code=None`; who receives it kills the container.
+- What nobody monitors has ended when its process has: that is all there is to know.
 - Events are only hints to look: what counts is the file.
 """
 
@@ -43,7 +44,7 @@ class Exit:
     """How a container's process ended."""
 
     code: int | None
-    """128+n for signal n; None when the monitor died and the code with it."""
+    """128+n for signal n; None where nobody has it: there is no monitor, or it died and the code with it."""
     at_ns: int
     """Since the epoch; 0 when unknown."""
 
@@ -51,8 +52,7 @@ class Exit:
 @dataclass(slots=True)
 class _Watched:
     process: Process
-    monitor: Process
-    patience_s: float | None = None
+    monitor: Process | None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -88,21 +88,12 @@ class ExitWatch:
             self._directory = None
         self._pids.close()
 
-    def watch(
-        self,
-        object_id: str,
-        process: Process,
-        monitor: Process,
-        *,
-        patience_s: float | None = None,
-    ) -> None:
-        """Report the end of `process`, also if it has ended already.
-
-        `patience_s` is for who rather knows soon than how: a monitor that is slower has its code left unsaid.
-        """
-        self._watched[object_id] = _Watched(process, monitor, patience_s)
+    def watch(self, object_id: str, process: Process, monitor: Process | None) -> None:
+        """Report the end of `process`, also if it has ended already."""
+        self._watched[object_id] = _Watched(process, monitor)
         self._pids.watch(process.pid, process.start_ticks, lambda: self._on_process_end(object_id))
-        self._pids.watch(monitor.pid, monitor.start_ticks, lambda: self._give_up(object_id))
+        if monitor is not None:
+            self._pids.watch(monitor.pid, monitor.start_ticks, lambda: self._give_up(object_id))
 
     def forget(self, object_id: str) -> None:
         """Report nothing more about this object."""
@@ -112,7 +103,8 @@ class ExitWatch:
         if watched.timer is not None:
             watched.timer.cancel()
         self._pids.unwatch(watched.process.pid)
-        self._pids.unwatch(watched.monitor.pid)
+        if watched.monitor is not None:
+            self._pids.unwatch(watched.monitor.pid)
 
     def read(self, object_id: str) -> Exit | None:
         """What the monitor left, if it has."""
@@ -134,13 +126,13 @@ class ExitWatch:
 
     def _on_process_end(self, object_id: str) -> None:
         watched = self._watched.get(object_id)
+        if watched is not None and watched.monitor is None:
+            self._report(object_id, Exit(None, 0))
+            return
         if watched is None or self._look(object_id):
             return
         self._needs_monitor(object_id)
         loop = asyncio.get_running_loop()
-        if watched.patience_s is not None:
-            watched.timer = loop.call_later(watched.patience_s, self._give_up, object_id)
-            return
         watched.timer = loop.call_later(SLOW_MONITOR_S, self._warn, object_id, watched)
 
     def _warn(self, object_id: str, watched: _Watched) -> None:

@@ -1,7 +1,9 @@
-"""From an image and a runtime-spec to a created, monitored process: the part pods and containers share.
+"""From an image and a runtime-spec to a process: the part pods and containers share.
 
-A pause container and an ordinary one are the same to the kernel: an overlay root file system, a bundle, a monitor with
-an OCI runtime below it. Each effect is pushed on the caller's `Rollback` first, and undone by `teardown`.
+A pause container and an ordinary one are the same to the kernel: an overlay root file system, a bundle, an OCI runtime.
+But a pause process has no streams and no log, and how it ends says nothing: the runtime starts it and leaves it, while
+a container is created under a monitor. Each effect is pushed on the caller's `Rollback` first, and undone by
+`teardown`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from cri_shim.oci.spec.container import encode_spec
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.exec.files_limits import limit_files
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import note_monitor
+from cri_shim.sandbox.store.processes import note_top_process
 from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from cri_shim.host.cgroups.placement import CgroupPath
@@ -60,6 +63,8 @@ class Launch:
     """Short names, topmost first."""
     label: str = ""
     """SELinux: of the root file system's files."""
+    monitored: bool = True
+    """Whether `create` is to follow, not `run`."""
     files_limit: int | None = None
     """How many files it may have open at once; None or -1: any number."""
     log_file: Path | None = None
@@ -77,7 +82,7 @@ class Created:
 
 
 class Launcher:
-    """Creates monitored containers, a bounded number at a time."""
+    """Creates monitored containers and runs others, a bounded number at a time."""
 
     def __init__(
         self,
@@ -139,7 +144,7 @@ class Launcher:
         paths = launch.paths
         what = f"{launch.object_id}: preparing its bundle and root file system"
         with host_step(what):
-            _make_bundle(paths, users)
+            _make_bundle(paths, users, monitored=launch.monitored)
         first()
         with host_step(what):
             self._host.mount_overlay(
@@ -205,7 +210,7 @@ class Launcher:
         monitor = await self._monitors.start(
             request,
             launch.runtime,
-            on_spawn=lambda monitor: note_monitor(
+            on_spawn=lambda monitor: note_top_process(
                 paths, Process(monitor.pid, monitor.start_time_ticks)
             ),
         )
@@ -224,44 +229,71 @@ class Launcher:
         Raises RuntimeCommandError with the runtime's own words, MonitorError, DeadlineError after `start_timeout`, or
         TooManyFilesError.
         """
+        self._write_spec(launch, spec, rollback)
+        async with self._slot(launch):
+            if monitor is None:
+                monitor = await self._start(launch, rollback)
+            monitored = await monitor.create(timeout_s=self._start_timeout_s)
+        process = self._named(launch, monitored.container_pid, "it was started")
+        self._check_cgroup(launch, process.pid)
+        if launch.files_limit is not None and launch.files_limit > 0:
+            await limit_files(
+                self._cgroups, launch.object_id, launch.cgroup_path.relative_dir, launch.files_limit
+            )
+        return Created(
+            process=process,
+            monitor=Process(monitored.monitor.pid, monitored.monitor.start_time_ticks),
+        )
+
+    async def run(self, launch: Launch, spec: Spec, rollback: Rollback) -> Process:
+        """Write the bundle and have the runtime create and start the container, which nobody monitors.
+
+        Raises RuntimeCommandError with the runtime's own words, DeadlineError after `start_timeout`.
+        """
         paths = launch.paths
+        self._write_spec(launch, spec, rollback)
+        async with self._slot(launch):
+            pid = await launch.runtime.run(
+                launch.object_id,
+                bundle_dir=paths.bundle_dir,
+                pid_file=paths.pid_file,
+                timeout_s=self._start_timeout_s,
+            )
+        process = self._named(launch, pid, "it was looked at")
+        # Until here its cgroup names it.
+        note_top_process(paths, process)
+        self._check_cgroup(launch, pid)
+        return process
+
+    def _write_spec(self, launch: Launch, spec: Spec, rollback: Rollback) -> None:
         with host_step(f"{launch.object_id}: writing its runtime-spec"):
-            write_atomic(paths.spec_file, encode_spec(spec))
+            write_atomic(launch.paths.spec_file, encode_spec(spec))
         rollback.push(
             "process",
             lambda: self._teardown.process(
                 launch.object_id,
                 launch.runtime.settings.name,
                 launch.cgroup_path.relative_dir,
-                paths,
+                launch.paths,
             ),
         )
-        async with self._slots.slot(
+
+    def _named(self, launch: Launch, pid: int, what: str) -> Process:
+        started = self._host.start_time_ticks(pid)
+        if started is None:
+            raise DeadlineError(f"{launch.object_id}: process {pid} ended before {what}")
+        return Process(pid, started)
+
+    def _slot(self, launch: Launch) -> AbstractAsyncContextManager[object]:
+        return self._slots.slot(
             f"{launch.object_id}: its creation",
             Share(f"pod {launch.pod_id}", MAX_OF_POD),
             tenant=launch.tenant,
             waiting="waiting for one of runtime.max_parallel_creates",
-        ):
-            if monitor is None:
-                monitor = await self._start(launch, rollback)
-            monitored = await monitor.create(timeout_s=self._start_timeout_s)
-        started = self._host.start_time_ticks(monitored.container_pid)
-        if started is None:
-            raise DeadlineError(
-                f"{launch.object_id}: process {monitored.container_pid} ended before it was started"
-            )
-        self._check_cgroup(launch, monitored.container_pid)
-        if launch.files_limit is not None and launch.files_limit > 0:
-            await limit_files(
-                self._cgroups, launch.object_id, launch.cgroup_path.relative_dir, launch.files_limit
-            )
-        return Created(
-            process=Process(monitored.container_pid, started),
-            monitor=Process(monitored.monitor.pid, monitored.monitor.start_time_ticks),
         )
 
 
-def _make_bundle(paths: ObjectPaths, users: PodUserNamespace | None) -> None:
+def _make_bundle(paths: ObjectPaths, users: PodUserNamespace | None, *, monitored: bool) -> None:
     paths.state_dir.mkdir(mode=0o700, parents=True)
     paths.rootfs_dir.mkdir(mode=0o700)
     # The container's own users must reach their root through it.
@@ -270,7 +302,10 @@ def _make_bundle(paths: ObjectPaths, users: PodUserNamespace | None) -> None:
         # So must a root that is nobody on the node, on its way to the root file system; nobody else.
         os.chown(paths.state_dir, -1, users.root[1])
         paths.state_dir.chmod(0o710)
-    for directory in (paths.upper_dir, paths.work_dir, paths.persist_dir, paths.exec_dir):
+    directories = [paths.upper_dir, paths.work_dir]
+    if monitored:
+        directories += [paths.persist_dir, paths.exec_dir]
+    for directory in directories:
         directory.mkdir(mode=0o700)
     paths.upper_dir.chmod(0o755)
     if users is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cri_shim.sandbox.launch import Created, Launch, Launcher
+from cri_shim.sandbox.launch import Launch, Launcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.spec.pod_files import PodFiles
     from cri_shim.sandbox.spec.sandbox_specs import SandboxSpecs
     from cri_shim.sandbox.spec.user_namespace import PodUserNamespace
+    from cri_shim.sandbox.store.model import Process
     from cri_shim.sandbox.store.store import Sandbox
 
 
 class PauseContainers:
-    """Creates and starts pause containers."""
+    """Starts pause containers."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class PauseContainers:
             cgroup_path=self._cgroup_paths.of(sandbox),
             layers=sandbox.record.layers,
             label=sandbox.record.labels.files,
+            monitored=False,
         )
 
         def then() -> None:
@@ -82,12 +84,7 @@ class PauseContainers:
         image: Image,
         rollback: Rollback,
         users: PodUserNamespace | None,
-    ) -> Created:
-        """Make the sandbox's own container, which joins the pod's `users`, and start it.
-
-        Raises what `Launcher` and the runtime's start raise.
-        """
+    ) -> Process:
+        """Start the sandbox's own container, which joins the pod's `users`. Raises what `Launcher` raises."""
         spec = await self._specs.build(sandbox, plan, image, users)
-        created = await self._launcher.create(launch, spec, rollback)
-        await launch.runtime.start(sandbox.id)
-        return created
+        return await self._launcher.run(launch, spec, rollback)

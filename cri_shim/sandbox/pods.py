@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
     from cri_shim.sandbox.containers import Containers
-    from cri_shim.sandbox.exits import Exit, ExitWatch
+    from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.pause import PauseContainers
     from cri_shim.sandbox.pod_images import PauseImage
     from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store.model import Process
 
 log = structlog.get_logger()
-PAUSE_PATIENCE_S = 0.5
-"""For the monitor of an ended pause process to tell its exit code."""
 
 
 class Pods:
@@ -171,16 +169,14 @@ class Pods:
                     sandbox, runtime, rollback, users, first=make_namespace
                 )
                 # 3. Network and pause container, side by side.
-                created = await side_by_side(
+                process = await side_by_side(
                     self._attach(sandbox, plan.sysctls, rollback),
                     self._pause.start(sandbox, plan, launch, image, rollback, users),
                 )
             # 4. Ready: from here on it is listed.
-            self._store.commit(
-                sandbox, sandbox.status.committed(time.time_ns(), created.process, created.monitor)
-            )
+            self._store.commit(sandbox, sandbox.status.committed(time.time_ns(), process))
             rollback.commit()
-        self.watch(sandbox, created.process, created.monitor)
+        self.watch(sandbox, process)
         log.info("sandbox ready", sandbox_id=sandbox.id, ips=list(sandbox.status.ips))
         return sandbox.id
 
@@ -300,7 +296,7 @@ class Pods:
             ended = await attempts.each(
                 lambda: self._teardown.process(sandbox.id, handler, cgroup.relative_dir, paths)
             )
-            # Where it has not ended, the monitor's note among the files is what a further call needs.
+            # Where it has not ended, the process's note among the files is what a further call needs.
             take_away = self._teardown.state_files if ended else self._teardown.mounts
             await attempts.each(lambda: take_away(paths))
 
@@ -349,14 +345,13 @@ class Pods:
 
     # --- what happens on its own ---------------------------------------------------------------------------------
 
-    def watch(self, sandbox: Sandbox, process: Process, monitor: Process) -> None:
-        """Learn of the pause process' end, which makes the pod not ready, within a second."""
-        self._exits.watch(sandbox.id, process, monitor, patience_s=PAUSE_PATIENCE_S)
+    def watch(self, sandbox: Sandbox, process: Process) -> None:
+        """Learn of the pause process' end, which makes the pod not ready, at once."""
+        self._exits.watch(sandbox.id, process, monitor=None)
 
-    def on_exit(self, sandbox: Sandbox, exit_: Exit) -> None:
+    def on_exit(self, sandbox: Sandbox) -> None:
         """The pause process ended: the pod is not ready any more, and says why."""
-        how = "its monitor died or hangs" if exit_.code is None else f"exit code {exit_.code}"
-        self._mark_stopped(sandbox, f"the pause container ended on its own ({how})")
+        self._mark_stopped(sandbox, "the pause container ended on its own")
         log.warning("sandbox not ready", sandbox_id=sandbox.id, reason=sandbox.status.reason)
         metrics.CONTAINER_EXITS.labels(reason="PauseExited").inc()
 

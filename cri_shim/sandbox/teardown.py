@@ -19,7 +19,7 @@ from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.kernel_call import in_time, in_time_for
 from cri_shim.operations import step
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import read_monitor
+from cri_shim.sandbox.store.processes import read_top_process
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -56,11 +56,11 @@ class Teardown:
         self._runtime_of = runtime_of
 
     async def kill_processes(self, object_id: str, cgroup_dir: str, paths: ObjectPaths) -> None:
-        """Kill the monitor's family and everything in the object's cgroup.
+        """Kill the monitor, or a pause process, with all below it, and everything in the object's cgroup.
 
         Raises DeadlineError naming what can't be killed.
         """
-        await self._kill_monitors(object_id, await self._monitors_of(object_id, paths))
+        await self._kill_families(object_id, await self._top_processes(object_id, paths))
         await self._kill_cgroup(cgroup_dir)
 
     async def _kill_cgroup(self, cgroup_dir: str) -> None:
@@ -71,22 +71,23 @@ class Teardown:
         with step("removing the cgroup"):
             await self._cgroups.remove(cgroup_dir)
 
-    async def _kill_monitors(self, object_id: str, monitors: Sequence[Process]) -> None:
-        for monitor in monitors:
-            with step("killing the monitor's processes"):
+    async def _kill_families(self, object_id: str, tops: Sequence[Process]) -> None:
+        for top in tops:
+            with step("killing its processes"):
                 gone = await self._host.kill_family(
-                    monitor.pid, monitor.start_ticks, timeout_s=KILL_TIMEOUT_S
+                    top.pid, top.start_ticks, timeout_s=KILL_TIMEOUT_S
                 )
             if not gone:
                 raise DeadlineError(
-                    f"{object_id}: processes below monitor {monitor.pid} can't be killed"
+                    f"{object_id}: process {top.pid} and those below it can't be killed"
                 )
 
-    async def _monitors_of(self, object_id: str, paths: ObjectPaths) -> list[Process]:
-        noted = read_monitor(paths)
+    async def _top_processes(self, object_id: str, paths: ObjectPaths) -> list[Process]:
+        noted = read_top_process(paths)
         if noted is not None:
             return [noted]
-        # A daemon killed between a monitor's start and its note leaves one that only its command line names.
+        # A daemon killed between a monitor's start and its note leaves one that only its command line names; so does
+        # one killed, or a call given up, while a runtime starts a pause process.
         unnoted = await self._monitors.monitors_of(object_id)
         return [Process(m.pid, m.start_time_ticks) for m in unnoted]
 
@@ -94,13 +95,13 @@ class Teardown:
         self, object_id: str, handlers: Iterable[str], paths: ObjectPaths
     ) -> None:
         """As `process`, where nothing but the ID is known: its cgroups are those that are named after it."""
-        monitors = await self._monitors_of(object_id, paths)
+        tops = await self._top_processes(object_id, paths)
         places = set()
-        for monitor in monitors:
-            family, _ = await in_time("looking at processes", self._host.family_of, monitor.pid)
-            places |= {self._cgroups.cgroup_of(pid) for pid in family}
+        for top in tops:
+            family, _ = await in_time("looking at processes", self._host.family_of, top.pid)
+            places |= {self._cgroups.cgroup_of(pid) for pid in (top.pid, *family)}
         places |= await in_time("looking for cgroups", self._cgroups.find, object_id)
-        await self._kill_monitors(object_id, monitors)
+        await self._kill_families(object_id, tops)
         for handler in handlers:
             await self.forget_in_runtime(object_id, handler)
         for cgroup_dir in places:
@@ -144,7 +145,7 @@ class Teardown:
             "removing its volatile files",
             _remove_volatile,
             self._host,
-            paths.state_dir,
+            paths,
             self._paths.exits_dir,
         )
         object_id = paths.state_dir.name
@@ -210,13 +211,16 @@ def _remove_with_mounts(host: Host, directory: Path) -> None:
     host.remove_tree(directory)
 
 
-def _remove_volatile(host: Host, state_dir: Path, exits_dir: Path) -> None:
+def _remove_volatile(host: Host, paths: ObjectPaths, exits_dir: Path) -> None:
     """The directory of an object, and what its monitor left. Blocking."""
-    _remove_with_mounts(host, state_dir)
-    object_id = state_dir.name
+    never_monitored = paths.state_dir.is_dir() and not paths.persist_dir.is_dir()
+    _remove_with_mounts(host, paths.state_dir)
+    object_id = paths.state_dir.name
     try:
         (exits_dir / object_id).unlink()
     except FileNotFoundError:
+        if never_monitored:
+            return
         # Killed while it was writing, the monitor has left a file of a name of its own. Beside it lie only those of
         # objects that have ended.
         with suppress(FileNotFoundError):

@@ -144,14 +144,30 @@ class Floor:
             raise RuntimeError(f"floor: {report}")
         return int(report["pid"])
 
-    def runc(self, *arguments: str) -> None:
+    def run(self, bundle: Path) -> int:
+        """`run` without a monitor, as for a pause container; the pid of its process, which is our child then."""
+        pid_file = bundle / "pid"
+        self.runc(
+            *("run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), bundle.name),
+            keeps_streams=True,
+        )
+        return int(pid_file.read_text())
+
+    def runc(self, *arguments: str, keeps_streams: bool = False) -> None:
         """One call of the runtime."""
         subprocess.run(
             ["runc", f"--root={self.work_dir / 'runc'}", *arguments],
             check=True,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            # What is left behind with a pipe would keep us waiting for the pipe's end.
+            stdout=subprocess.DEVNULL if keeps_streams else subprocess.PIPE,
+            stderr=subprocess.DEVNULL if keeps_streams else subprocess.PIPE,
         )
+
+    def end(self, pid: int) -> None:
+        """SIGKILL for a pause process, and wait until it has ended: ours, since the benchmark is a subreaper."""
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
     def kill(self, container_id: str, pid: int) -> None:
         """SIGKILL for a container's first process, and wait until its monitor has told how it ended."""
@@ -183,7 +199,7 @@ _NS = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "cgroup": "cg
 
 
 def sandbox(floor: Floor, example: Example) -> tuple[float, Path, Path, int, Any]:
-    """Seconds for a namespace, then ADD beside {conmon + create, start}; and what is to be taken away."""
+    """Seconds for a namespace, then ADD beside `run`; and what is to be taken away."""
     netns = Path(f"/run/netns/bench-{uuid.uuid4().hex[:16]}")
     bundle = floor.bundle(example, netns=netns, pause_pid=None)
     seconds, pid, result = start_sandbox(floor, bundle, netns)
@@ -199,8 +215,7 @@ def start_sandbox(floor: Floor, bundle: Path, netns: Path) -> tuple[float, int, 
         target=lambda: results.update(cni=floor.attach(bundle.name, netns)), name="cni"
     )
     adding.start()
-    pid = floor.create(bundle)
-    floor.runc("start", bundle.name)
+    pid = floor.run(bundle)
     adding.join()
     seconds = time.perf_counter() - started
     return seconds, pid, results["cni"]
@@ -218,7 +233,7 @@ def stop_sandbox(floor: Floor, bundle: Path, netns: Path, pid: int, result: Any)
     started = time.perf_counter()
     leaving = threading.Thread(target=floor.detach, args=(bundle.name, netns, result), name="cni")
     leaving.start()
-    floor.kill(bundle.name, pid)
+    floor.end(pid)
     floor.runc("delete", bundle.name)
     leaving.join()
     remove_netns(netns)

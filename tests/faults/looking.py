@@ -6,7 +6,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from tests.harness import leaks, procs
@@ -21,20 +21,23 @@ PATIENCE_S = 5.0
 
 @dataclass(frozen=True)
 class Pids:
-    """Who runs for an object."""
+    """Who runs for a container."""
 
     process: int
     monitor: int
 
 
-def pod_pids(client: Client, pod: str) -> Pids:
-    """The pause process and its monitor."""
-    return _pids(json.loads(client.pod_status(pod, verbose=True).info["info"]))
+def pause_pid(client: Client, pod: str) -> int:
+    """The pause process, which nobody monitors."""
+    info = json.loads(client.pod_status(pod, verbose=True).info["info"])
+    assert "monitorPid" not in info
+    return int(info["pid"])
 
 
 def container_pids(client: Client, container: str) -> Pids:
     """A container's first process and its monitor."""
-    return _pids(json.loads(client.status(container, verbose=True).info["info"]))
+    info = json.loads(client.status(container, verbose=True).info["info"])
+    return Pids(process=int(info["pid"]), monitor=int(info["monitorPid"]))
 
 
 def pod_reason(client: Client, pod: str) -> str:
@@ -93,7 +96,3 @@ def _identity(process: str) -> tuple[str, ...]:
     """Pid and start time of a process as snapshots name it."""
     match = re.search(r"\(pid (\d+), .*started (\d+)\)$", process)
     return match.groups() if match else (process,)
-
-
-def _pids(info: dict[str, Any]) -> Pids:
-    return Pids(process=int(info["pid"]), monitor=int(info["monitorPid"]))

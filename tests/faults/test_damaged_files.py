@@ -18,7 +18,7 @@ from tests.faults.looking import (
     container_pids,
     container_state,
     is_alive,
-    pod_pids,
+    pause_pid,
     pod_state,
 )
 
@@ -89,7 +89,7 @@ class Pod:
         self.id = client.run_pod(self.config)
         self.container = self.add(client, image)
         self.pids = [
-            *pids_of(pod_pids(client, self.id)),
+            pause_pid(client, self.id),
             *pids_of(container_pids(client, self.container)),
         ]
 

@@ -152,7 +152,8 @@ STAGES: dict[str, list[Moment]] = {
 }
 SOME: list[tuple[str, Moment]] = [
     ("pod", ("bridge", "ADD", "after")),
-    ("pod", ("runc", "create", "after")),
+    ("pod", ("runc", "run", "after")),
+    ("container", ("runc", "create", "after")),
     ("start", ("runc", "start", "after")),
     ("exec", ("runc", "exec", "after")),
     ("stop", ("runc", "delete", "after")),

@@ -177,7 +177,7 @@ def test_a_pod_whose_undoing_hangs_is_listed_as_not_ready_until_it_is_gone(
     empty, known = leaks.Snapshot.take(leak_scope), node.ids()
     config = client.pod_config("hung")
     interposers.arm_to("hang", "runc", "delete", "before")
-    node.killed_in(("runc", "start", "before"), lambda: client.run_pod(config), hangs=False)
+    node.killed_in(("runc", "run", "before"), lambda: client.run_pod(config), hangs=False)
     [hung] = node.ids() - known
     assert node.succeeded()["unfinished"] == 1
     assert {pod.id for pod in client.pods()} == known | {hung}

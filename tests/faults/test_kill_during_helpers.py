@@ -32,11 +32,8 @@ MAKING_A_POD: list[Moment] = [
     ("bridge", "ADD", "after"),
     ("portmap", "ADD", "before"),
     ("portmap", "ADD", "after"),
-    ("conmon", "run", "before"),
-    ("runc", "create", "before"),
-    ("runc", "create", "after"),
-    ("runc", "start", "before"),
-    ("runc", "start", "after"),
+    ("runc", "run", "before"),
+    ("runc", "run", "after"),
 ]
 MAKING_A_CONTAINER: list[Moment] = [
     ("conmon", "run", "before"),

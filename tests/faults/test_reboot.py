@@ -21,7 +21,7 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.host.mounts import unmount_below
 from cri_shim.host.namespaces import remove_netns
 from cri_shim.paths import netns_file
-from tests.faults.looking import container_pids, is_alive, pod_pids, pod_reason, wait_until
+from tests.faults.looking import container_pids, is_alive, pause_pid, pod_reason, wait_until
 
 if TYPE_CHECKING:
     from tests.harness.client import Client
@@ -49,13 +49,15 @@ class Pod:
         client.start(self.exited)
         client.wait_exited(self.exited)
         self.pids = [
-            pid
-            for pids in (
-                pod_pids(client, self.id),
-                container_pids(client, self.running),
-                container_pids(client, self.created),
-            )
-            for pid in (pids.monitor, pids.process)
+            pause_pid(client, self.id),
+            *(
+                pid
+                for pids in (
+                    container_pids(client, self.running),
+                    container_pids(client, self.created),
+                )
+                for pid in (pids.monitor, pids.process)
+            ),
         ]
 
 

@@ -22,7 +22,7 @@ from tests.faults.looking import (
     container_pids,
     container_state,
     is_alive,
-    pod_pids,
+    pause_pid,
     pod_state,
     wait_until,
 )
@@ -56,14 +56,14 @@ class Made:
     pod: str
     container: str
     config: api.PodSandboxConfig
-    pids: tuple[Pids, Pids]
+    pids: tuple[int, Pids]
 
 
 def make(client: Client, image: str, script: str) -> Made:
     config = client.pod_config()
     pod = client.run_pod(config)
     container = client.run(pod, client.container_config(image, ["sh", "-c", script]), config)
-    return Made(pod, container, config, (pod_pids(client, pod), container_pids(client, container)))
+    return Made(pod, container, config, (pause_pid(client, pod), container_pids(client, container)))
 
 
 def log_lines(client: Client, container: str) -> list[str]:
@@ -95,7 +95,7 @@ def test_pods_that_run_are_the_same_after_a_restart(
     assert (client.pods(), client.containers()) == listed
     assert [client.status(one.container).status for one in made] == statuses
     for one in made:
-        assert (pod_pids(client, one.pod), container_pids(client, one.container)) == one.pids
+        assert (pause_pid(client, one.pod), container_pids(client, one.container)) == one.pids
         assert client.exec(one.container, "echo", "here").stdout == b"here\n"
         lines = later_log_lines(client, one.container)
         assert lines == [f"line {number}" for number in range(1, len(lines) + 1)]

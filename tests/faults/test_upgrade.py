@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from tests.faults.looking import container_pids, pod_pids, pod_state, wait_until
+from tests.faults.looking import container_pids, pause_pid, pod_state, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,13 +65,13 @@ def test_state_of_a_former_version_is_taken_over(
     running = client.run(pod, client.container_config(image, ["sh", "-c", OBEDIENT]), config)
     created_config = client.container_config(image, ["sh", "-c", "exit 5"])
     created = client.create(pod, created_config, config)
-    before = pod_pids(client, pod), container_pids(client, running)
+    before = pause_pid(client, pod), container_pids(client, running)
     told = client.pod_status(pod).status, client.status(running).status
     crash_daemon.kill9()
     write_as(version, crash_daemon)
     recorded = leave_recorded(version, crash_daemon)
     crash_daemon.start()
-    assert (pod_pids(client, pod), container_pids(client, running)) == before
+    assert (pause_pid(client, pod), container_pids(client, running)) == before
     pod_now, container_now = client.pod_status(pod).status, client.status(running).status
     container_now.ClearField("resources")
     told[1].ClearField("resources")

@@ -386,7 +386,7 @@ def test_runtime_that_is_not_installed_is_named(parts: Parts, broken: Client) ->
 def test_runtime_that_fails_is_quoted_and_nothing_stays(
     parts: Parts, broken: Client, image: str, script: str
 ) -> None:
-    parts.runtime_at("create", script)
+    parts.runtime_at("run", script)
     with refused(grpc.StatusCode.INTERNAL, "creating container", "the runtime is out of order"):
         broken.run_pod(broken.pod_config())
     assert (broken.pods(), leases(parts)) == ([], [])
@@ -401,7 +401,7 @@ def test_runtime_that_fails_is_quoted_and_nothing_stays(
 def test_runtime_that_hangs_is_given_up_at_the_deadline(
     parts: Parts, broken: Client, image: str
 ) -> None:
-    parts.runtime_at("create", f"exec sleep {SECONDS}")
+    parts.runtime_at("run", f"exec sleep {SECONDS}")
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "creating container", f"{RUNTIME_S:g} s"):
         broken.run_pod(broken.pod_config())
     assert (broken.pods(), processes_running(SECONDS)) == ([], [])
@@ -413,20 +413,39 @@ def test_runtime_that_hangs_is_given_up_at_the_deadline(
     assert (broken.containers(), processes_running(SECONDS)) == ([], [])
 
 
-def test_runtime_that_says_nothing_is_an_error_too(parts: Parts, broken: Client) -> None:
-    parts.runtime_at("create", "exit 0")
-    with refused(grpc.StatusCode.INTERNAL, "creating container"):
+def test_runtime_that_says_nothing_is_an_error_too(
+    parts: Parts, broken: Client, image: str
+) -> None:
+    parts.runtime_at("run", "exit 0")
+    with refused(grpc.StatusCode.INTERNAL, "creating container", "left no pid"):
         broken.run_pod(broken.pod_config())
     assert broken.pods() == []
+    parts.repair()
+    pod = Pod.run(broken, image)
+    parts.runtime_at("create", "exit 0")
+    with refused(grpc.StatusCode.INTERNAL, "creating container"):
+        pod.create(pod.container("true"))
+    assert broken.containers() == []
 
 
-def test_pause_container_that_does_not_start_takes_its_pod_back(
-    parts: Parts, broken: Client
-) -> None:
-    parts.runtime_at("start", "echo 'will not start' >&2; exit 1")
-    with refused(grpc.StatusCode.INTERNAL, "starting", "will not start"):
+def test_pause_container_that_ends_at_once_takes_its_pod_back(parts: Parts, broken: Client) -> None:
+    kill_it = 'while [ "$1" != --pid-file ]; do shift; done; pid=$(cat "$2"); kill -KILL "$pid"'
+    gone = 'while kill -0 "$pid" 2>/dev/null; do sleep 0.01; done'
+    parts.runtime_at("run", f'runc "$@"; {kill_it}; {gone}; exit 0')
+    with refused(grpc.StatusCode.INTERNAL, "creating container", "ended at once", "SIGKILL"):
         broken.run_pod(broken.pod_config())
     assert (broken.pods(), leases(parts)) == ([], [])
+
+
+def test_pod_is_given_up_with_all_that_a_forking_runtime_has_started(
+    parts: Parts, broken: Client
+) -> None:
+    # As crun does: what works on is in a session of its own, and no child of the command's.
+    forks = f'setsid sh -c "sleep {SECONDS}; :" "$0" "$@" & sleep {SECONDS}'
+    parts.runtime_at("run", forks)
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "creating container", f"{RUNTIME_S:g} s"):
+        broken.run_pod(broken.pod_config())
+    assert (broken.pods(), processes_running(SECONDS)) == ([], [])
 
 
 def test_container_that_does_not_start_is_exited_with_start_error(
@@ -486,8 +505,6 @@ def test_monitor_that_is_not_installed_is_named_with_the_remedy(
     assert not condition.status
     assert str(parts.monitor) in condition.message
     with refused(grpc.StatusCode.INTERNAL, str(parts.monitor), "not found", "runtime.monitor"):
-        broken.run_pod(broken.pod_config())
-    with refused(grpc.StatusCode.INTERNAL, str(parts.monitor), "not found"):
         pod.create(pod.container("true"))
     assert [each.id for each in broken.pods()] == [pod.id]
     assert broken.containers() == []
@@ -503,12 +520,18 @@ def test_monitor_that_is_not_installed_is_named_with_the_remedy(
     ids=["fails", "hangs", "garbage"],
 )
 def test_monitor_that_does_not_do_its_part_is_ended_and_quoted(
-    parts: Parts, broken: Client, script: str, code: grpc.StatusCode, words: tuple[str, ...]
+    parts: Parts,
+    broken: Client,
+    image: str,
+    script: str,
+    code: grpc.StatusCode,
+    words: tuple[str, ...],
 ) -> None:
+    pod = Pod.run(broken, image)
     parts.replace_monitor(script)
     with refused(code, "creating container", *words):
-        broken.run_pod(broken.pod_config())
-    assert (broken.pods(), processes_running(SECONDS), leases(parts)) == ([], [], [])
+        pod.create(pod.container("true"))
+    assert (broken.containers(), processes_running(SECONDS)) == ([], [])
 
 
 # --- what hangs --------------------------------------------------------------------------------------------------
@@ -549,9 +572,9 @@ def test_what_hangs_is_shown_with_its_step_and_holds_nobody_up(
             starting.result()
         assert broken.status(container).status.reason == "StartError"
         parts.repair()
-        # A monitor that hangs, and a plugin that does: the pod goes all the same.
+        # A pause process that hangs, and a plugin that does: the pod goes all the same.
         pod_info = json.loads(broken.pod_status(pod.id, verbose=True).info["info"])
-        os.kill(pod_info["monitorPid"], signal.SIGSTOP)
+        os.kill(pod_info["pid"], signal.SIGSTOP)
         parts.plugin(DEL={"do": "hang", "helper": True, "after_effect": False})
         stopping = calls.submit(broken.remove_pod, pod.id)
         wait_until(

@@ -42,7 +42,7 @@ def test_what_must_survive_a_reboot_is_in_the_root() -> None:
     paths = PATHS.container(ID)
     for path in (paths.record_file, paths.status_file, paths.upper_dir, paths.work_dir):
         assert path.is_relative_to(PATHS.root)
-    for path in (paths.rootfs_dir, paths.spec_file, paths.pid_file, paths.monitor_file):
+    for path in (paths.rootfs_dir, paths.spec_file, paths.pid_file, paths.top_process_file):
         assert path.is_relative_to(PATHS.state)
 
 

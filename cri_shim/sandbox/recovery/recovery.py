@@ -177,14 +177,10 @@ class Recovery:
             self._sandboxes.update(sandbox, status.stopped(time.time_ns(), "the node was rebooted"))
             self._rebooted.append(sandbox.id)
             return "rebooted"
-        if (
-            status.process is None
-            or status.monitor is None
-            or not running(self._host, status.process)
-        ):
-            self._pods.on_exit(sandbox, self._exits.read(sandbox.id) or Exit(None, 0))
+        if status.process is None or not running(self._host, status.process):
+            self._pods.on_exit(sandbox)
             return "ended"
-        self._pods.watch(sandbox, status.process, status.monitor)
+        self._pods.watch(sandbox, status.process)
         return "running"
 
     async def _undo_sandbox(self, sandbox: Sandbox) -> str:

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from cri_shim.paths import ObjectPaths
 
 
-def note_monitor(paths: ObjectPaths, monitor: Process) -> None:
-    """Write down who monitors, before it may do anything."""
-    with host_step(f"noting monitor {monitor.pid}"):
-        write_atomic(paths.monitor_file, msgspec.json.encode(monitor))
+def note_top_process(paths: ObjectPaths, process: Process) -> None:
+    """Write down below whom everything runs: a container's monitor, before it may do anything, or a pause process."""
+    with host_step(f"noting process {process.pid}"):
+        write_atomic(paths.top_process_file, msgspec.json.encode(process))
 
 
-def read_monitor(paths: ObjectPaths) -> Process | None:
+def read_top_process(paths: ObjectPaths) -> Process | None:
     """Who was noted; None if nobody was or the note can't be read."""
     try:
-        return msgspec.json.decode(read_bounded(paths.monitor_file, 4096), type=Process)
+        return msgspec.json.decode(read_bounded(paths.top_process_file, 4096), type=Process)
     except (OSError, msgspec.MsgspecError, ValueError):
         return None
 

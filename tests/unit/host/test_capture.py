@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim.host.capture import UNREAD_S, Allowance, Capture
+from cri_shim.host.capture import UNREAD_S, Allowance, Capture, OutputFile
 from tests.fakes.clock import until
 
 if TYPE_CHECKING:
@@ -149,3 +149,25 @@ async def test_captures_that_share_an_allowance_keep_no_more_than_that_together(
     assert third.data() == b"x" * 8
     second.close()
     third.close()
+
+
+async def test_a_file_keeps_the_beginning_and_refuses_the_rest() -> None:
+    output = OutputFile(4096)
+    try:
+        assert output.text(100) == ""
+        os.write(output.write_fd, b"a word")
+        assert output.text(100) == "a word"
+        assert output.text(4) == "word"
+        assert os.write(output.write_fd, bytes([65]) * 8000) == 4096 - len("a word")
+        with pytest.raises(PermissionError):
+            os.write(output.write_fd, b"more")
+        with pytest.raises(PermissionError):
+            os.ftruncate(output.write_fd, 1 << 20)
+        assert output.text(100) == 100 * "A"
+        elsewhere = os.dup(output.write_fd)
+    finally:
+        output.close()
+    assert os.fstat(elsewhere).st_blocks == 0
+    with pytest.raises(PermissionError):
+        os.pwrite(elsewhere, b"more", 0)
+    os.close(elsewhere)

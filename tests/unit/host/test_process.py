@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,6 @@ from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
-    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio
 
@@ -275,6 +275,43 @@ async def test_many_children_ending_at_once_keep_their_codes(reaper: Reaper) -> 
     children = [reaper.spawn(sh(f"sleep 0.2; exit {code}")) for code in range(40)]
     codes = [(await child.wait()).exit_code for child in children]
     assert codes == list(range(40))
+
+
+async def test_what_is_left_behind_keeps_its_streams_and_is_not_waited_for(
+    reaper: Reaper, tmp_path: Path
+) -> None:
+    go, pid_file = tmp_path / "go", tmp_path / "pid"
+    goes_on = f"while [ ! -e {go} ]; do sleep 0.01; done; umask; readlink /proc/self/fd/0"
+    script = f"({goes_on}; exec yes >&2) & echo $! > {pid_file}; echo said >&2; exit 4"
+    with reaper.awaiting_orphans():
+        done = await reaper.run_detaching(sh(script), timeout_s=30, umask=0o037)
+        assert (done.ending.exit_code, done.stderr_tail, done.stdout) == (4, "said\n", b"")
+        child = reaper.claim(int(pid_file.read_text()))
+    assert child is not None
+    streams = [os.readlink(f"/proc/{child.pid}/fd/{number}") for number in (0, 1)]
+    assert streams == ["/dev/null", "/dev/null"]
+    assert "Umask:\t0037\n" in Path(f"/proc/{child.pid}/status").read_text()
+    go.touch()
+    async with asyncio.timeout(20):
+        await child.wait()  # it can't fill more than its file, and nobody reads that
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_command_that_was_to_leave_something_behind_does_not_go_on(
+    reaper: Reaper, tmp_path: Path, *, late: bool
+) -> None:
+    pid_file = tmp_path / "pid"
+    script = f"echo waiting >&2; echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; sleep 600"
+    if late:
+        with pytest.raises(DeadlineError, match=r"not finish within 0\.2 s .*output: waiting"):
+            await reaper.run_detaching(sh(script), timeout_s=0.2)
+    else:
+        call = asyncio.ensure_future(reaper.run_detaching(sh(script), timeout_s=60))
+        await wait_written(pid_file)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert not process_exists(int(pid_file.read_text()))
 
 
 async def orphan(reaper: Reaper, pid_file: Path, script: str) -> int:

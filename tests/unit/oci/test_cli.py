@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from cri_shim.errors import DeadlineError, NotFoundError, RuntimeCommandError
-from cri_shim.host.process import Reaper
+from cri_shim.host.process import Reaper, start_time_ticks
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.runtime import HandlerSettings
 
@@ -84,6 +86,70 @@ def test_exec_is_detached_and_names_its_files(tmp_path: Path) -> None:
         ID,
     ]
     assert with_terminal[-3:] == ["--console-socket", str(socket), ID]
+
+
+def _run(
+    directory: Path,
+    script: str,
+    *,
+    timeout_s: float = 20,
+    then: Callable[[], object] = lambda: None,
+) -> int:
+    """What `run` says of a runtime that is this script; `then` is called while the reaper still is there."""
+
+    async def use(runtime: CliRuntime) -> int:
+        bundle, pid_file = directory / "bundle", directory / "pid"
+        pid = await runtime.run(ID, bundle_dir=bundle, pid_file=pid_file, timeout_s=timeout_s)
+        then()
+        return pid
+
+    return _with_runtime(directory, script, use)
+
+
+def test_run_leaves_a_process_with_nobody_to_read_for_it(tmp_path: Path) -> None:
+    said, pid_file = tmp_path / "said", tmp_path / "pid"
+
+    pid = _run(
+        tmp_path,
+        f'echo "$@" > {said}; umask >> {said}; setsid sleep 600 & echo $! > {pid_file}',
+        then=lambda: os.kill(int(pid_file.read_text()), signal.SIGKILL),
+    )
+
+    assert pid == int(pid_file.read_text())
+    options, umask = said.read_text().splitlines()
+    assert options == (
+        f"--root {tmp_path}/root run --detach --bundle {tmp_path}/bundle --pid-file {pid_file} {ID}"
+    )
+    assert umask == "0022"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'no space left' >&2; exit 1", "exited with status 1: no space left"),
+        ("exit 0", "left no pid"),
+        ("echo x > {pid}", "left no pid"),
+        (
+            'sh -c "(while [ ! -e {pid}.left ]; do sleep 0.01; done; exit 3) & echo \\$! > {pid}"\n'
+            "touch {pid}.left; while kill -0 $(cat {pid}) 2>/dev/null; do sleep 0.01; done",
+            "ended at once: exited with status 3",
+        ),
+    ],
+)
+def test_a_run_that_left_no_process_says_why(tmp_path: Path, script: str, words: str) -> None:
+    with pytest.raises(RuntimeCommandError, match=words) as caught:
+        _run(tmp_path, script.format(pid=tmp_path / "pid"))
+
+    assert f"creating container {ID} (runtime handler 'fake')" in str(caught.value)
+
+
+def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+
+    with pytest.raises(DeadlineError, match=f"creating container {ID}.*not finish within 0.2 s"):
+        _run(tmp_path, f"echo $$ > {started}; sleep 600", timeout_s=0.2)
+
+    assert start_time_ticks(int(started.read_text())) is None
 
 
 def test_failure_names_object_step_ending_and_the_runtimes_words(tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ from cri_shim.errors import (
 )
 from cri_shim.host.process import Reaper, start_time_ticks
 from cri_shim.oci.cli import CliRuntime
+from cri_shim.oci.command_lines import run_arguments
 from cri_shim.oci.conmon import MonitorRequest, Monitors
 from cri_shim.oci.runtime import HandlerSettings
 from cri_shim.oci.waiting_monitor import Monitored, MonitorIdentity
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -278,6 +280,42 @@ def test_former_monitors_are_looked_for_once_and_own_ones_are_known(tmp_path: Pa
         monitors = Monitors(Reaper(), "x", exits_dir=exits, socket_dir=tmp_path)
         asyncio.run(look(monitors))
         os.killpg(former.pid, signal.SIGKILL)
+
+
+def test_a_run_of_a_former_daemon_and_what_forked_from_one_of_ours_are_found(
+    tmp_path: Path,
+) -> None:
+    words = run_arguments("pod", bundle_dir=tmp_path / "b", pid_file=tmp_path / "b" / "pid")
+
+    async def look() -> None:
+        reaper = Reaper()
+        reaper.open()
+        try:
+            monitors = Monitors(reaper, "x", exits_dir=tmp_path / "exits", socket_dir=tmp_path)
+            others = Monitors(reaper, "x", exits_dir=tmp_path / "y" / "exits", socket_dir=tmp_path)
+            assert await monitors.monitors_of("pod") == []
+            # It forks, as crun does, and ends; what it has forked is nobody's child but ours.
+            done = await reaper.run(
+                ["sh", "-c", "setsid sh -c 'sleep 60; :' \"$@\" & :", "x", "x", *words],
+                timeout_s=20,
+            )
+            assert done.ok
+            [orphan] = [
+                pid
+                for pid in reaper.orphans()
+                if str(tmp_path).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
+            await until(lambda: b"setsid" not in Path(f"/proc/{orphan}/cmdline").read_bytes())
+            [found] = await monitors.monitors_of("pod")
+            assert found == MonitorIdentity(orphan, start_time_ticks(orphan) or 0)
+            assert monitors.find_monitors() == {"pod": [found]}
+            assert await monitors.monitors_of("another") == []
+            assert await others.monitors_of("pod") == []
+            os.killpg(orphan, signal.SIGKILL)
+        finally:
+            reaper.close()
+
+    asyncio.run(look())
 
 
 def test_a_monitor_that_was_started_here_is_known_until_its_container_is_forgotten(

@@ -30,7 +30,7 @@ CONTAINER_STEPS: list[Callable[[ContainerStatus], ContainerStatus]] = [
     lambda status: status.exited(3, 137, reason="Error"),
 ]
 SANDBOX_STEPS: list[Callable[[SandboxStatus], SandboxStatus]] = [
-    lambda status: status.committed(1, PROCESS, PROCESS),
+    lambda status: status.committed(1, PROCESS),
     lambda status: status.stopped(2, "stopped"),
 ]
 CHANGES = st.lists(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cri_shim.image.store import Image
     from cri_shim.sandbox.store.store import Sandbox
 
-READY = SandboxStatus(ready_at_ns=1, process=Process(4242, 1), monitor=Process(4241, 1))
+READY = SandboxStatus(ready_at_ns=1, process=Process(4242, 1))
 NO_VOLUMES = Volumes(images={}, declared=())
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2, process=Process(777, 1))
 

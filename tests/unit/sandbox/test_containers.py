@@ -27,7 +27,6 @@ from cri_shim.errors import (
 from cri_shim.oci.spec.inputs import DeviceNode
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.container_resources import resources_in_force
-from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.spec import container_specs as specs_module
 from cri_shim.sandbox.store.model import ContainerState
 from cri_shim.single_flight import SupersededError
@@ -452,7 +451,7 @@ async def test_a_caller_that_goes_away_leaves_the_work_to_its_retry(
     hold.release()
     container_id = await retry
     assert [c.id for c in harness.stored] == [container_id]
-    assert harness.points.passed.count("monitor.spawn") == 2  # the pause container's and this one
+    assert harness.points.passed.count("monitor.spawn") == 1
     await harness.containers.remove_container(container_id)
     only_the_pod(harness, before)
 
@@ -659,7 +658,7 @@ async def test_a_start_that_a_stopping_daemon_cuts_short_is_said_to_be(
 async def test_nothing_is_started_in_a_pod_that_is_not_ready(harness: NodeHarness) -> None:
     sandbox = await harness.run_pod()
     container = await harness.create(sandbox)
-    harness.pods.on_exit(sandbox, Exit(1, 0))
+    harness.pods.on_exit(sandbox)
     with pytest.raises(WrongStateError, match="not ready"):
         await harness.containers.start_container(container.id)
     assert container.state is ContainerState.CREATED
@@ -683,7 +682,7 @@ async def test_a_refused_start_leaves_an_exited_container_that_holds_nothing(
     await harness.settle()
     assert container.status.torn_down
     assert container.id not in harness.runtime.containers
-    assert len(harness.kernel.processes) == 2
+    assert [p.argv for p in harness.kernel.processes.values()] == [("/pause",)]
 
 
 async def test_a_refused_start_says_why_even_if_the_runtime_then_says_nothing_more(

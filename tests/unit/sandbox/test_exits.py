@@ -46,13 +46,11 @@ class Node:
     def open(self) -> None:
         self.watch.open(lambda i, e: self.reported.append((i, e)))
 
-    def begin(
-        self, object_id: str = ID, *, patience_s: float | None = None
-    ) -> tuple[FakeProcess, FakeProcess]:
+    def begin(self, object_id: str = ID) -> tuple[FakeProcess, FakeProcess]:
         """A container and its monitor, both running and watched."""
         monitor = self.kernel.spawn()
         process = self.kernel.spawn(parent=monitor.pid)
-        self.watch.watch(object_id, _named(process), _named(monitor), patience_s=patience_s)
+        self.watch.watch(object_id, _named(process), _named(monitor))
         return process, monitor
 
     def codes(self) -> list[tuple[str, int | None]]:
@@ -183,12 +181,23 @@ async def test_a_slow_monitor_that_dies_is_not_waited_for_any_longer(
 
 
 @pytest.mark.asyncio
-async def test_who_wants_to_know_soon_is_told_without_the_code(node: Node) -> None:
-    process, _ = node.begin(patience_s=0.01)
+async def test_what_nobody_monitors_has_ended_when_its_process_has(node: Node) -> None:
+    process = node.kernel.spawn()
+    node.watch.watch(ID, _named(process), None)
     node.kernel.end(process.pid)
-    assert node.reported == []
     await until(lambda: node.reported)
     assert node.reported == [(ID, Exit(None, 0))]
+    assert node.needed == []
+
+
+@pytest.mark.asyncio
+async def test_what_nobody_monitors_and_is_forgotten_reports_nothing(node: Node) -> None:
+    process = node.kernel.spawn()
+    node.watch.watch(ID, _named(process), None)
+    node.watch.forget(ID)
+    node.kernel.end(process.pid)
+    await turn_over()
+    assert node.reported == []
 
 
 @pytest.mark.asyncio

@@ -15,7 +15,7 @@ from cri_shim.host.cgroups.placement import CgroupPath
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.launch import Launch
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import read_monitor
+from cri_shim.sandbox.store.processes import read_top_process
 from tests.fakes.clock import turn_over, until
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def test_a_launch_mounts_writes_the_bundle_and_names_both_processes(
     assert harness.kernel.mounts == {launch.paths.rootfs_dir}
     assert json.loads(launch.paths.spec_file.read_bytes())["process"]["args"] == ["sh"]
     assert harness.kernel.process_entry(created.process.pid) is not None
-    assert read_monitor(launch.paths) == created.monitor
+    assert read_top_process(launch.paths) == created.monitor
 
 
 async def test_its_users_reach_the_root_file_system_and_others_reach_nothing(
@@ -83,7 +83,7 @@ async def test_the_monitor_is_noted_before_it_may_create_anything(harness: NodeH
     call = asyncio.ensure_future(launch_it(harness, launch))
     await hold.reached.wait()
     [monitor] = harness.kernel.processes.values()
-    assert read_monitor(launch.paths) == Process(monitor.pid, monitor.start_ticks)
+    assert read_top_process(launch.paths) == Process(monitor.pid, monitor.start_ticks)
     hold.release()
     await call
 
@@ -97,7 +97,7 @@ async def test_a_monitor_that_was_started_early_creates_nothing_before_there_is_
         monitor = await harness.launcher.start_early(launch, rollback)
         assert monitor is not None
         [process] = harness.kernel.processes.values()
-        assert read_monitor(launch.paths) == Process(process.pid, process.start_ticks)
+        assert read_top_process(launch.paths) == Process(process.pid, process.start_ticks)
         assert not launch.paths.spec_file.exists()
         created = await harness.launcher.create(launch, a_spec(launch), rollback, monitor)
         rollback.commit()
@@ -189,6 +189,73 @@ async def test_a_process_that_is_gone_before_it_was_looked_at_is_an_error(
     monkeypatch.setattr(harness.kernel, "start_time_ticks", lambda _pid: None)
     with pytest.raises(DeadlineError, match="ended before it was started"):
         await launch_it(harness, a_launch(harness))
+
+
+async def run_it(harness: NodeHarness, launch: Launch) -> Process:
+    async with Rollback("thing") as rollback:
+        await harness.launcher.mount_rootfs(launch, rollback)
+        process = await harness.launcher.run(launch, a_spec(launch), rollback)
+        rollback.commit()
+    return process
+
+
+async def test_what_is_run_has_no_monitor_and_is_noted_itself(harness: NodeHarness) -> None:
+    launch = replace(a_launch(harness), monitored=False)
+    process = await run_it(harness, launch)
+    assert harness.runtime.containers[launch.object_id].status == "running"
+    assert harness.monitors.requests == []
+    assert read_top_process(launch.paths) == process
+    assert not launch.paths.persist_dir.exists()
+    await harness.teardown.process(
+        launch.object_id, "runc", launch.cgroup_path.relative_dir, launch.paths
+    )
+    assert harness.kernel.processes == {}
+
+
+@pytest.mark.parametrize("point", ["runtime.run", "runtime.ran"])
+async def test_a_run_that_is_given_up_leaves_neither_process_nor_cgroup(
+    harness: NodeHarness, point: str
+) -> None:
+    launch = replace(a_launch(harness), monitored=False)
+    hold = harness.points.hold(point)
+    call = asyncio.ensure_future(run_it(harness, launch))
+    await hold.reached.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await harness.teardown.root_files(launch.paths)
+    assert harness.leftovers() == {}
+
+
+async def test_what_was_run_and_is_gone_before_it_was_looked_at_is_an_error(
+    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness.kernel, "start_time_ticks", lambda _pid: None)
+    with pytest.raises(DeadlineError, match="ended before it was looked at"):
+        await run_it(harness, replace(a_launch(harness), monitored=False))
+    assert harness.kernel.processes == {}
+
+
+async def test_what_was_run_in_another_cgroup_than_its_own_is_ended(harness: NodeHarness) -> None:
+    harness.kernel.cgroups.misplaced = "elsewhere"
+    with pytest.raises(CriShimError, match="'elsewhere', not in 'pods/c"):
+        await run_it(harness, replace(a_launch(harness), monitored=False))
+    assert harness.kernel.processes == {}
+
+
+async def test_runs_and_creations_share_their_number(harness: NodeHarness) -> None:
+    hold = harness.points.hold("monitor.spawn", everyone=True)
+    calls = [
+        asyncio.ensure_future(launch_it(harness, a_launch(harness, letter))) for letter in "ab"
+    ]
+    await until(lambda: len(harness.monitors.requests) == 2)
+    third = replace(a_launch(harness), monitored=False)
+    run = asyncio.ensure_future(run_it(harness, third))
+    await until(lambda: harness.points.passed.count("overlay.mounted") == 3)
+    await turn_over()
+    assert "runtime.run" not in harness.points.passed
+    hold.release()
+    await asyncio.gather(run, *calls)
 
 
 async def test_a_process_in_another_cgroup_than_its_own_is_ended(harness: NodeHarness) -> None:

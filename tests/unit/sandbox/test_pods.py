@@ -33,7 +33,6 @@ from cri_shim.host.files import fd_path
 from cri_shim.image.builtin import PAUSE_REFERENCE
 from cri_shim.paths import netns_file
 from cri_shim.rollback import Rollback
-from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.pod_images import PauseImage
 from cri_shim.sandbox.store.model import ContainerState, SandboxState
 from cri_shim.sandbox.store.store import as_json
@@ -58,11 +57,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio
 
-STEPS = ("record", "netns", "network", "bundle", "rootfs", "process", "monitor", "commit")
+STEPS = ("record", "netns", "network", "bundle", "rootfs", "process", "commit")
 POINTS = (
     *("netns.create", "netns.created", "cni.add", "cni.added"),
     *("overlay.mount", "overlay.mounted", "tmpfs.mount", "tmpfs.mounted"),
-    *("monitor.spawn", "monitor.create", "monitor.created", "runtime.start", "runtime.started"),
+    *("runtime.run", "runtime.ran"),
 )
 
 
@@ -135,7 +134,7 @@ async def test_sysctls_of_interfaces_are_written_after_the_plugins_ran(
     add = harness.points.hold("cni.add")
     call = asyncio.ensure_future(harness.pods.run_pod_sandbox(config, ""))
     await add.reached.wait()
-    await until(lambda: "runtime.started" in harness.points.passed)
+    await until(lambda: "runtime.ran" in harness.points.passed)
     [sysctls] = harness.kernel.namespaces.values()
     assert "net.ipv4.conf.eth0.forwarding" not in sysctls
     add.release()
@@ -158,7 +157,7 @@ async def test_the_pause_container_does_not_wait_for_the_network(harness: NodeHa
     add = harness.points.hold("cni.add")
     call = asyncio.ensure_future(harness.pods.run_pod_sandbox(pod_config(), ""))
     await add.reached.wait()
-    await until(lambda: "runtime.started" in harness.points.passed)
+    await until(lambda: "runtime.ran" in harness.points.passed)
     assert harness.pods.list_pod_sandbox() == []
     add.release()
     await call
@@ -225,7 +224,7 @@ async def test_a_full_disk_is_said_and_nothing_stays(
 async def test_a_sandbox_whose_completion_cannot_be_written_is_undone(
     harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hold = harness.points.hold("runtime.started")
+    hold = harness.points.hold("runtime.ran")
     call = asyncio.ensure_future(outcome_of(harness.pods.run_pod_sandbox(pod_config(), "")))
     await hold.reached.wait()
     fill_disk(monkeypatch, "status.json")
@@ -278,7 +277,7 @@ async def test_what_could_not_be_undone_is_listed_not_ready_and_removed_later(
     harness: NodeHarness, step: str
 ) -> None:
     harness.points.fail(
-        "runtime.started", RuntimeCommandError("starting", ["runc"], "failed", "no such file")
+        "runtime.ran", RuntimeCommandError("starting", ["runc"], "failed", "no such file")
     )
     harness.points.fail(UNDO_EFFECTS[step], OSError(errno.EBUSY, "not now"))
     with pytest.raises(RuntimeCommandError, match="no such file"):
@@ -301,7 +300,7 @@ async def test_what_could_not_be_undone_is_listed_not_ready_and_removed_later(
 async def test_a_record_that_could_not_be_removed_is_listed_not_ready_and_removed_later(
     harness: NodeHarness,
 ) -> None:
-    harness.points.fail("runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "no"))
+    harness.points.fail("runtime.run", RuntimeCommandError("starting", ["runc"], "failed", "no"))
     harness.points.fail("remove_tree root", OSError(errno.EIO, "disk"))
     with pytest.raises(RuntimeCommandError):
         await harness.pods.run_pod_sandbox(pod_config(), "")
@@ -328,7 +327,7 @@ async def test_what_is_undone_at_its_very_end_reports_no_exit(
 async def test_a_failed_creation_whose_network_stays_is_forgotten_and_its_delete_pending(
     harness: NodeHarness,
 ) -> None:
-    harness.points.fail("runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "no"))
+    harness.points.fail("runtime.run", RuntimeCommandError("starting", ["runc"], "failed", "no"))
     harness.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
     with pytest.raises(RuntimeCommandError):
         await harness.pods.run_pod_sandbox(pod_config(), "")
@@ -347,7 +346,7 @@ async def test_a_detachment_that_cannot_even_be_noted_keeps_the_sandbox_and_its_
     harness: NodeHarness,
 ) -> None:
     harness.paths.pending_deletes_dir.write_text("in the way")
-    harness.points.fail("runtime.start", RuntimeCommandError("starting", ["runc"], "failed", "no"))
+    harness.points.fail("runtime.run", RuntimeCommandError("starting", ["runc"], "failed", "no"))
     harness.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
     with pytest.raises(RuntimeCommandError):
         await harness.pods.run_pod_sandbox(pod_config(), "")
@@ -379,7 +378,7 @@ async def test_a_caller_that_goes_away_leaves_the_work_to_its_retry(
     hold.release()
     sandbox_id = await retry
     assert [s.id for s in harness.sandboxes] == [sandbox_id]
-    assert harness.points.passed.count("monitor.spawn") == 1
+    assert harness.points.passed.count("runtime.run") == 1
     assert harness.pods.find(sandbox_id).state is SandboxState.READY
     await harness.pods.remove_pod_sandbox(sandbox_id)
     assert harness.leftovers() == {}
@@ -498,7 +497,7 @@ def with_users(config: api.PodSandboxConfig) -> api.PodSandboxConfig:
 async def test_everything_of_a_pod_with_users_of_its_own_is_made_in_terms_of_them(
     harness: NodeHarness,
 ) -> None:
-    made = harness.points.hold("monitor.create")
+    made = harness.points.hold("runtime.run")
     call = asyncio.ensure_future(harness.pods.run_pod_sandbox(with_users(pod_config()), ""))
     await made.reached.wait()
     # It is held until the pause container, which joins it, is there.
@@ -530,7 +529,7 @@ async def test_a_pod_with_users_of_its_own_may_be_on_the_nodes_network(
     assert harness.cni.attached == {}
 
 
-@pytest.mark.parametrize("point", ["userns.make", "userns.made", "netns.created", "monitor.create"])
+@pytest.mark.parametrize("point", ["userns.make", "userns.made", "netns.created", "runtime.run"])
 async def test_a_creation_with_users_that_fails_leaves_nothing(
     harness: NodeHarness, point: str
 ) -> None:
@@ -674,8 +673,8 @@ async def test_a_pause_process_that_cannot_be_killed_keeps_no_address(harness: N
         set(),
     )
     assert (sandbox.state, sandbox.status.torn_down) == (SandboxState.NOT_READY, False)
-    # The note of its monitor is what the next stop needs.
-    assert harness.paths.sandbox(sandbox.id).monitor_file.exists()
+    # The note of its process is what the next stop needs.
+    assert harness.paths.sandbox(sandbox.id).top_process_file.exists()
 
     harness.points.heal()
     await harness.pods.stop_pod_sandbox(sandbox.id)
@@ -747,7 +746,7 @@ async def test_a_mistake_in_the_program_is_no_failed_step(harness: NodeHarness) 
 
 
 async def test_a_sandbox_stopped_while_it_is_made_undoes_itself(harness: NodeHarness) -> None:
-    hold = harness.points.hold("runtime.start")
+    hold = harness.points.hold("runtime.ran")
     call = asyncio.ensure_future(outcome_of(harness.pods.run_pod_sandbox(pod_config(), "")))
     await hold.reached.wait()
     [sandbox] = harness.sandboxes
@@ -793,7 +792,7 @@ async def test_stops_and_removals_may_run_at_once(harness: NodeHarness) -> None:
 async def test_ten_callers_at_once_stop_and_remove_a_pod_that_is_being_made(
     harness: NodeHarness,
 ) -> None:
-    hold = harness.points.hold("runtime.start")
+    hold = harness.points.hold("runtime.ran")
     call = asyncio.ensure_future(outcome_of(harness.pods.run_pod_sandbox(pod_config(), "")))
     await hold.reached.wait()
     [sandbox] = harness.sandboxes
@@ -869,7 +868,7 @@ async def test_a_container_that_is_nothing_yet_is_not_made_after_its_pods_remova
     assert harness.leftovers() == {}
 
 
-@pytest.mark.parametrize("point", ["cni.add", "monitor.created"])
+@pytest.mark.parametrize("point", ["cni.add", "runtime.run", "runtime.ran"])
 async def test_a_pod_removed_while_it_is_made_is_undone(harness: NodeHarness, point: str) -> None:
     hold = harness.points.hold(point)
     creation = asyncio.ensure_future(outcome_of(harness.pods.run_pod_sandbox(pod_config(), "")))
@@ -921,20 +920,16 @@ async def test_a_pod_whose_pause_process_ends_is_not_ready_and_says_why(
     assert sandbox.status.process
     harness.kernel.end(sandbox.status.process.pid, 137)
     await until(lambda: sandbox.state is SandboxState.NOT_READY)
-    assert "137" in sandbox.status.reason
+    assert "pause container ended" in sandbox.status.reason
     assert not sandbox.status.torn_down
     await harness.pods.remove_pod_sandbox(sandbox.id)
     assert harness.leftovers() == {}
 
 
-async def test_a_pod_whose_monitor_dies_says_so_and_the_first_reason_stays(
-    harness: NodeHarness,
-) -> None:
+async def test_the_first_reason_why_a_pod_is_not_ready_stays(harness: NodeHarness) -> None:
     sandbox = await harness.run_pod()
-    harness.pods.on_exit(sandbox, Exit(None, 0))
-    assert "monitor died" in sandbox.status.reason
+    harness.pods.on_exit(sandbox)
     reason = sandbox.status.reason
-    harness.pods.on_exit(sandbox, Exit(1, 0))
     await harness.pods.stop_pod_sandbox(sandbox.id)
     assert sandbox.status.reason == reason
 

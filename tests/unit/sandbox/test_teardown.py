@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,11 +11,13 @@ from structlog.testing import capture_logs
 
 from cri_shim.errors import CriShimError, DeadlineError, RuntimeCommandError
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import note_monitor, read_monitor, running
+from cri_shim.sandbox.store.processes import note_top_process, read_top_process, running
 from cri_shim.sandbox.teardown import Attempts
 from tests.fakes.runtime import Entry, leave_exit_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cri_shim.paths import ObjectPaths
     from tests.fakes.kernel import FakeProcess
     from tests.fakes.node_harness import NodeHarness
@@ -33,12 +36,13 @@ def begin(
     paths.root_dir.mkdir()
     paths.record_file.touch()
     paths.rootfs_dir.mkdir(parents=True)
+    paths.persist_dir.mkdir()
     harness.kernel.mounts.add(paths.rootfs_dir)
     monitor = harness.kernel.spawn(("conmon", "--cid", ID))
     process = harness.kernel.spawn(("sh",), parent=monitor.pid, cgroup=CGROUP)
     harness.runtime.containers[ID] = Entry("running", process)
     if noted:
-        note_monitor(paths, Process(monitor.pid, monitor.start_ticks))
+        note_top_process(paths, Process(monitor.pid, monitor.start_ticks))
     return paths, monitor, process
 
 
@@ -64,6 +68,19 @@ async def test_what_a_monitor_was_writing_when_it_was_killed_goes_too(harness: N
     await tear_down_all(harness, paths)
     assert list(harness.paths.exits_dir.iterdir()) == [others]
     others.unlink()
+
+
+async def test_what_nobody_monitored_is_not_looked_for_among_the_exits_of_others(
+    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = await harness.run_pod()
+    monkeypatch.setattr(Path, "iterdir", no_look)
+    await harness.pods.stop_pod_sandbox(sandbox.id)
+    assert sandbox.status.torn_down
+
+
+def no_look(directory: Path) -> Iterator[Path]:
+    raise AssertionError(f"{directory} is looked through")
 
 
 async def test_every_step_succeeds_on_what_is_not_there(harness: NodeHarness) -> None:
@@ -96,7 +113,7 @@ async def test_a_later_process_with_the_monitors_number_is_spared(harness: NodeH
     paths = harness.paths.container(ID)
     paths.state_dir.mkdir()
     stranger = harness.kernel.spawn(("innocent",))
-    note_monitor(paths, Process(stranger.pid, stranger.start_ticks - 1))
+    note_top_process(paths, Process(stranger.pid, stranger.start_ticks - 1))
     await harness.teardown.kill_processes(ID, CGROUP, paths)
     assert stranger.pid in harness.kernel.processes
 
@@ -111,7 +128,7 @@ async def test_what_stays_in_the_cgroup_without_a_monitor_is_killed(harness: Nod
 async def test_processes_that_do_not_die_are_said(harness: NodeHarness) -> None:
     paths, monitor, _ = begin(harness)
     monitor.deaf_to.add(signal.SIGKILL)
-    with pytest.raises(DeadlineError, match=f"below monitor {monitor.pid}"):
+    with pytest.raises(DeadlineError, match=f"process {monitor.pid} and those below it"):
         await harness.teardown.kill_processes(ID, CGROUP, paths)
 
 
@@ -173,12 +190,12 @@ async def test_the_record_goes_before_the_rest(harness: NodeHarness) -> None:
 async def test_a_note_that_cannot_be_read_names_nobody(harness: NodeHarness) -> None:
     paths = harness.paths.container(ID)
     paths.state_dir.mkdir()
-    assert read_monitor(paths) is None
-    note_monitor(paths, Process(12, 34))
-    assert read_monitor(paths) == Process(12, 34)
+    assert read_top_process(paths) is None
+    note_top_process(paths, Process(12, 34))
+    assert read_top_process(paths) == Process(12, 34)
     for garbage in (b"", b"{", b'{"pid": "x"}', b" " * 5000):
-        paths.monitor_file.write_bytes(garbage)
-        assert read_monitor(paths) is None
+        paths.top_process_file.write_bytes(garbage)
+        assert read_top_process(paths) is None
 
 
 async def test_a_process_runs_only_if_it_is_the_very_one(harness: NodeHarness) -> None:

@@ -10,7 +10,7 @@ from cri_shim.cni.attachment import Attachment
 from cri_shim.ids import new_id
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import note_monitor
+from cri_shim.sandbox.store.processes import note_top_process
 from tests.fakes.node_harness import container_config, pod_config
 from tests.fakes.runtime import leave_exit_file
 
@@ -83,7 +83,7 @@ async def test_damaged_objects_that_were_set_aside_go_with_their_monitor(
     monitor = harness.kernel.spawn(("conmon", "--cid", object_id))
     state = harness.paths.container(object_id)
     state.state_dir.mkdir()
-    note_monitor(state, Process(monitor.pid, monitor.start_ticks))
+    note_top_process(state, Process(monitor.pid, monitor.start_ticks))
     await harness.orphans.remove(object_id)
     assert list(harness.paths.damaged_dir.iterdir()) == []
     assert harness.leftovers() == {}

@@ -24,7 +24,14 @@ from cri_shim.errors import (
 )
 from cri_shim.sandbox.recovery import recovery as recovery_module
 from cri_shim.sandbox.recovery import unfinished as unfinished_module
-from cri_shim.sandbox.store.model import ON_DISK, ContainerState, SandboxState, SandboxStatus
+from cri_shim.sandbox.store.model import (
+    ON_DISK,
+    ContainerState,
+    Process,
+    SandboxState,
+    SandboxStatus,
+)
+from cri_shim.sandbox.store.processes import note_top_process
 from tests.fakes.clock import turn_over, until
 from tests.fakes.node_harness import pod_config
 from tests.fakes.runtime import leave_exit_file
@@ -39,8 +46,7 @@ pytestmark = pytest.mark.asyncio
 
 SANDBOX_POINTS = (
     *("netns.create", "netns.created", "cni.add", "cni.added", "overlay.mount", "overlay.mounted"),
-    *("tmpfs.mount", "tmpfs.mounted", "monitor.spawn", "monitor.create", "monitor.created"),
-    *("runtime.start", "runtime.started"),
+    *("tmpfs.mount", "tmpfs.mounted", "runtime.run", "runtime.ran"),
 )
 CONTAINER_POINTS = (
     *("overlay.mount", "overlay.mounted", "accounts.read"),
@@ -362,6 +368,29 @@ async def test_a_later_process_of_the_same_number_is_not_taken_over(harness: Nod
     await again.close()
 
 
+async def test_a_pod_of_before_whose_pause_process_has_a_monitor_goes_on_and_goes_whole(
+    harness: NodeHarness,
+) -> None:
+    sandbox = await harness.run_pod()
+    assert sandbox.status.process
+    pause = harness.kernel.processes[sandbox.status.process.pid]
+    monitor = harness.kernel.spawn(("conmon", "--cid", sandbox.id))
+    pause.parent = monitor.pid
+    paths = harness.paths.sandbox(sandbox.id)
+    named = Process(monitor.pid, monitor.start_ticks)
+    note_top_process(paths, named)
+    paths.persist_dir.mkdir()
+    status = json.loads(paths.status_file.read_bytes())
+    paths.status_file.write_text(json.dumps({**status, "monitor": msgspec.to_builtins(named)}))
+    again = await recovered(harness)
+    assert again.pods.find(sandbox.id).state is SandboxState.READY
+    await again.pods.stop_pod_sandbox(sandbox.id)
+    assert harness.kernel.processes == {}
+    await again.pods.remove_pod_sandbox(sandbox.id)
+    assert again.leftovers() == {}
+    await again.close()
+
+
 async def test_a_pod_whose_pause_process_ended_is_not_ready(harness: NodeHarness) -> None:
     sandbox = await harness.run_pod()
     harness.exits.close()
@@ -370,7 +399,7 @@ async def test_a_pod_whose_pause_process_ended_is_not_ready(harness: NodeHarness
     again = await recovered(harness)
     found = again.pods.find(sandbox.id)
     assert found.state is SandboxState.NOT_READY
-    assert "137" in found.status.reason
+    assert "pause container ended" in found.status.reason
     await again.close()
 
 
@@ -494,9 +523,7 @@ async def test_a_container_that_was_being_made_is_undone(harness: NodeHarness, p
 async def test_a_sandbox_whose_undoing_fails_is_listed_and_removed_later(
     harness: NodeHarness, effect: str, error: Exception
 ) -> None:
-    again = await harness.crashed_at(
-        "runtime.start", harness.pods.run_pod_sandbox(pod_config(), "")
-    )
+    again = await harness.crashed_at("runtime.ran", harness.pods.run_pod_sandbox(pod_config(), ""))
     again.points.fail(effect, error)
     with capture_logs() as logs:
         await again.recovery.run()
@@ -653,7 +680,7 @@ async def test_a_detachment_that_fails_in_recovery_is_pending_and_survives_the_n
         again = harness.restarted()
     else:
         again = await harness.crashed_at(
-            "runtime.start", harness.pods.run_pod_sandbox(pod_config(), "")
+            "runtime.ran", harness.pods.run_pod_sandbox(pod_config(), "")
         )
     again.points.fail("cni.del", CniPluginError("bridge", "DEL", "busy"))
     await again.recovery.run()
@@ -815,9 +842,7 @@ async def test_stop_and_remove_of_an_object_that_is_still_undone_join_the_undoin
 async def test_whoever_wants_the_name_of_what_is_still_undone_is_told_to_come_again(
     harness: NodeHarness, impatient: None
 ) -> None:
-    again = await harness.crashed_at(
-        "runtime.start", harness.pods.run_pod_sandbox(pod_config(), "")
-    )
+    again = await harness.crashed_at("runtime.ran", harness.pods.run_pod_sandbox(pod_config(), ""))
     hold = again.points.hold("cgroup.kill", everyone=True)
     await again.recovery.run()
     with pytest.raises(UnavailableError, match=r"taken away \(.* for 0\.\d s\): call again"):

@@ -50,7 +50,7 @@ def take_container_step(status: ContainerStatus, step: Step) -> ContainerStatus:
 
 def take_sandbox_step(status: SandboxStatus, step: Step) -> SandboxStatus:
     if step is Step.COMMIT:
-        return status.committed(40, PROCESS, MONITOR)
+        return status.committed(40, PROCESS)
     return status.stopped(40, "second")
 
 
@@ -106,8 +106,8 @@ def test_the_tables_name_every_step_once() -> None:
 def test_a_commit_notes_processes_and_user() -> None:
     container = ContainerStatus().committed(5, PROCESS, MONITOR, ROOT)
     assert (container.process, container.monitor, container.user) == (PROCESS, MONITOR, ROOT)
-    sandbox = SandboxStatus().committed(5, PROCESS, MONITOR)
-    assert (sandbox.process, sandbox.monitor, sandbox.ready_at_ns) == (PROCESS, MONITOR, 5)
+    sandbox = SandboxStatus().committed(5, PROCESS)
+    assert (sandbox.process, sandbox.ready_at_ns) == (PROCESS, 5)
 
 
 def test_an_exit_keeps_its_circumstances() -> None:

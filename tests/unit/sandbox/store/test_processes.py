@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from cri_shim.host.port import Host
 from cri_shim.host.procstat import process_entry
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import note_monitor, read_monitor, running
+from cri_shim.sandbox.store.processes import note_top_process, read_top_process, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ class Paths:
     """As much of an object's paths as is used."""
 
     def __init__(self, directory: Path) -> None:
-        self.monitor_file = directory / "monitor"
+        self.top_process_file = directory / "monitor"
 
 
 HOST = Host()
@@ -29,12 +29,12 @@ HOST = Host()
 
 def test_what_was_noted_is_read_back_and_garbage_is_nobody(tmp_path: Path) -> None:
     paths = cast("ObjectPaths", Paths(tmp_path))
-    assert read_monitor(paths) is None
-    note_monitor(paths, Process(12, 345))
-    assert read_monitor(paths) == Process(12, 345)
+    assert read_top_process(paths) is None
+    note_top_process(paths, Process(12, 345))
+    assert read_top_process(paths) == Process(12, 345)
     for garbage in (b"", b"{}", b'{"pid": "x"}', b"\xff" * 9000):
-        paths.monitor_file.write_bytes(garbage)
-        assert read_monitor(paths) is None
+        paths.top_process_file.write_bytes(garbage)
+        assert read_top_process(paths) is None
 
 
 def test_a_number_that_was_given_again_is_not_that_process() -> None:

@@ -507,4 +507,3 @@ def test_records_of_every_released_version_are_read(version: str) -> None:
     for item in objects:
         assert item.config.metadata.name == item.record.metadata.name
         assert item.status.process
-        assert item.status.monitor
