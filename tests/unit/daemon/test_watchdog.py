@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.fakes.clock import MovableClock
+
 pytestmark = pytest.mark.asyncio
 
 
@@ -85,12 +87,12 @@ async def test_without_a_watchdog_nothing_is_done(
 
 
 async def test_a_long_start_asks_for_patience_until_it_is_over(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
+    manager: Manager, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(watchdog, "PATIENCE_INTERVAL_S", 0.01)
     ready = asyncio.Event()
     asking = asyncio.ensure_future(ask_for_patience(ready))
-    await until(lambda: len(manager.heard()) >= 3)
+    await clock.sleep(2.5 * watchdog.PATIENCE_INTERVAL_S)
+    assert len(manager.heard()) == 3
     assert manager.told[0].startswith("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=taking over")
     ready.set()
     await asking

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, cast
 
@@ -145,12 +144,6 @@ async def test_a_monitor_that_ends_after_its_file_is_no_loss(node: Node) -> None
     assert node.codes() == [(ID, 8)]
 
 
-def hurry(patch: pytest.MonkeyPatch, *, slow_s: float, hung_s: float) -> None:
-    """Lose patience with monitors sooner."""
-    patch.setattr(exits_module, "SLOW_MONITOR_S", slow_s)
-    patch.setattr(exits_module, "HUNG_MONITOR_S", hung_s)
-
-
 @pytest.mark.asyncio
 async def test_a_slow_monitor_is_warned_of_once_and_waited_for(
     node: Node, clock: MovableClock
@@ -168,13 +161,12 @@ async def test_a_slow_monitor_is_warned_of_once_and_waited_for(
 
 @pytest.mark.asyncio
 async def test_a_slow_monitor_that_dies_is_not_waited_for_any_longer(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: MovableClock
 ) -> None:
-    hurry(monkeypatch, slow_s=0.005, hung_s=60)
     process, monitor = node.begin()
     with capture_logs() as logs:
         node.kernel.end(process.pid)
-        await until(lambda: logs)
+        await clock.until(lambda: logs, within_s=exits_module.HUNG_MONITOR_S)
     node.kernel.end(monitor.pid)
     await until(lambda: node.reported)
     assert node.reported == [(ID, Exit(None, 0))]
@@ -202,43 +194,40 @@ async def test_what_nobody_monitors_and_is_forgotten_reports_nothing(node: Node)
 
 @pytest.mark.asyncio
 async def test_a_monitor_that_hangs_is_given_up_but_not_before_its_time(
-    node: Node, monkeypatch: pytest.MonkeyPatch, clock: MovableClock
+    node: Node, clock: MovableClock
 ) -> None:
-    hurry(monkeypatch, slow_s=0.01, hung_s=0.05)
     process, _ = node.begin()
-    began = asyncio.get_running_loop().time()
     node.kernel.end(process.pid)
-    await until(lambda: node.reported)
-    assert asyncio.get_running_loop().time() - began >= 0.049  # the loop's clock has its grain
+    await clock.sleep(0.9 * exits_module.HUNG_MONITOR_S)
+    assert node.reported == []
+    await clock.sleep(0.2 * exits_module.HUNG_MONITOR_S)
     assert node.codes() == [(ID, None)]
 
 
 @pytest.mark.asyncio
 async def test_a_file_seen_by_nobody_is_found_before_the_warning(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: MovableClock
 ) -> None:
-    hurry(monkeypatch, slow_s=0.08, hung_s=60)
     process, _ = node.begin()
     with capture_logs() as logs:
         node.kernel.end(process.pid)
         await turn_over()
         (node.directory / ID).write_text("9")
-        await until(lambda: node.reported)
+        await clock.until(lambda: node.reported, within_s=2 * exits_module.SLOW_MONITOR_S)
     assert node.codes() == [(ID, 9)]
     assert logs == []
 
 
 @pytest.mark.asyncio
 async def test_a_file_seen_by_nobody_is_found_before_giving_up(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: MovableClock
 ) -> None:
-    hurry(monkeypatch, slow_s=0.002, hung_s=0.1)
     process, _ = node.begin()
     with capture_logs() as logs:
         node.kernel.end(process.pid)
-        await until(lambda: logs)
+        await clock.until(lambda: logs, within_s=exits_module.HUNG_MONITOR_S)
         (node.directory / ID).write_text("9")
-        await until(lambda: node.reported)
+        await clock.until(lambda: node.reported, within_s=2 * exits_module.HUNG_MONITOR_S)
     assert node.codes() == [(ID, 9)]
     assert len(logs) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +13,9 @@ from cri_shim.errors import CriShimError, DeadlineError, UnavailableError
 from cri_shim.streaming import dialer as module
 from cri_shim.streaming.dialer import MAX_AHEAD, PodDialer
 from tests.fakes.clock import until
+
+if TYPE_CHECKING:
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -70,14 +74,14 @@ async def test_more_are_made_at_once_the_more_are_used() -> None:
     assert maker.open == 0
 
 
-async def test_those_not_used_soon_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT_AHEAD_S", 0.02)
+async def test_those_not_used_soon_are_closed(clock: MovableClock) -> None:
     maker = Maker()
     dialer = PodDialer("s1", maker.make)
     with socket.create_server(("127.0.0.1", 0)) as target:
         for _ in range(2):
             (await dialer.connect(target.getsockname()[1])).close()
         assert maker.open == 1
+        await clock.sleep(module.KEPT_AHEAD_S)
         await until(lambda: maker.open == 0)
         (await dialer.connect(target.getsockname()[1])).close()
     assert maker.asked[-1][1] == 1

@@ -11,6 +11,7 @@ from cri_shim.streaming.newcomers import Newcomers
 
 if TYPE_CHECKING:
     from cri_shim.streaming.connection import Connection
+    from tests.fakes.clock import MovableClock
 
 
 class Client:
@@ -50,11 +51,12 @@ def test_nobody_goes_before_it_had_its_time(three: list[Connection]) -> None:
     assert room.has_room()
 
 
-def test_the_oldest_goes_then(three: list[Connection], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(newcomers, "MIN_TIME_S", 0.0)
+def test_the_oldest_goes_then(three: list[Connection], clock: MovableClock) -> None:
     room, more = Newcomers(), client()
     for each in three:
         room.enter(each)
+    assert not room.has_room()
+    clock.move(newcomers.MIN_TIME_S)
     assert room.has_room()
     room.enter(more)
     assert [is_closed(each) for each in (*three, more)] == [True, False, False, False]
@@ -62,39 +64,38 @@ def test_the_oldest_goes_then(three: list[Connection], monkeypatch: pytest.Monke
     assert len(room) == 3
 
 
-def test_who_was_not_read_yet_has_longer(
-    three: list[Connection], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(newcomers, "MIN_TIME_S", 0.0)
+def test_who_was_not_read_yet_has_longer(three: list[Connection], clock: MovableClock) -> None:
     room = Newcomers()
     for each in three:
         room.enter(each)
+    clock.move(newcomers.MIN_TIME_S)
     cast("Client", three[0]).unread = True
     assert not room.has_room()
     room.keep(three[0])
     room.release(three[0])
     room.keep(three[1])
     room.keep(three[2])
+    clock.move(newcomers.MIN_TIME_S)
     assert room.has_room(), "it was read"
     room.leave(three[0])
     late = client()
     cast("Client", late).unread = True
     room.enter(late)
     assert not room.has_room()
-    monkeypatch.setattr(newcomers, "MAX_TIME_S", 0.0)
+    clock.move(newcomers.MAX_TIME_S)
     assert room.has_room()
 
 
 def test_who_is_kept_stays_and_may_have_to_go_after_that(
-    three: list[Connection], monkeypatch: pytest.MonkeyPatch
+    three: list[Connection], clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(newcomers, "MIN_TIME_S", 0.0)
     room = Newcomers()
     for each in three:
         room.enter(each)
         room.keep(each)
     assert not room.has_room(), "all have said what they want"
     room.release(three[2])
+    clock.move(newcomers.MIN_TIME_S)
     assert room.has_room()
     room.enter(client())
     assert [is_closed(each) for each in three] == [False, False, True]
