@@ -27,11 +27,17 @@ LENGTH_REASON = re.compile(r"\bas long as the list of ([\w' ]+)\.")
 MIN_WORDS = 5
 """Of a responsibility: a name alone is none."""
 
+LONGER_MODULES = {
+    "config/model.py": "the configuration keys, each with its type, default and meaning",
+    "rpc/runtime_service.py": "the calls of RuntimeService, each a few lines that know of no other",
+    "streaming/wire/spdy.py": "the frames of one connection, which share its streams, windows and compression",
+}
+"""Why each of these is longer; its docstring says so, too."""
+
 MAX_FUNCTION_LINES = 60
 """Without the docstring: a function is read on one screen."""
 
 LONGER_FUNCTIONS = {
-    "oci/conmon.py _create": "one child's life, each step of which has its own undoing in the same `try`",
     "sandbox/creation.py _make": "the numbered steps of CreateContainer on one rollback, read from top to bottom",
     "sandbox/exec/process.py _start": "one start: who owns its descriptors and its child changes from line to line",
 }
@@ -147,10 +153,13 @@ def test_every_module_can_be_read_in_one_sitting() -> None:
     long = []
     for module in modules():
         lines = module.read_text().count("\n")
-        is_a_list = LENGTH_REASON.search(docstring(module).replace("\n", " ")) is not None
-        if lines > (MOST_LINES_OF_A_LIST if is_a_list else MAX_LINES):
+        argued = str(module.relative_to(PACKAGE)) in LONGER_MODULES
+        is_a_list = (
+            argued and LENGTH_REASON.search(docstring(module).replace("\n", " ")) is not None
+        )
+        if lines > (MOST_LINES_OF_A_LIST if is_a_list and argued else MAX_LINES):
             long.append(f"{named(module)} ({lines} lines)")
-        if is_a_list and lines <= MAX_LINES:
+        if (is_a_list or argued) and lines <= MAX_LINES:
             long.append(f"{named(module)}: excuses a length that it has not ({lines} lines)")
     assert not long, f"split, or say in the docstring what is listed: {', '.join(long)}"
 
