@@ -25,6 +25,7 @@ from tests.unit.sandbox.looking import exited, process_of
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:
+    from cri_shim.sandbox.store.store import Container
     from tests.fakes.clock import MovableClock
     from tests.fakes.node_harness import NodeHarness
 
@@ -265,14 +266,26 @@ async def test_a_stop_that_kills_is_over_once_nothing_of_the_container_runs(
     await asyncio.wait_for(stopping, 5)
 
 
-async def test_what_outlives_its_first_process_is_killed_with_its_cgroup(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+async def stopped(
+    harness: NodeHarness, container: Container, clock: MovableClock, timeout_s: int = 0
 ) -> None:
-    monkeypatch.setattr(exit_handling_module, "KILLED_ALONE_S", 0.01)
+    """Stop it, by a clock that moves over all that this waits for."""
+    stopping = asyncio.ensure_future(harness.containers.stop_container(container.id, timeout_s))
+    patience_s = timeout_s + 10 * exit_handling_module.KILL_TIMEOUT_S
+    await clock.until(stopping.done, within_s=patience_s)
+    await stopping
+
+
+async def test_what_outlives_its_first_process_is_killed_with_its_cgroup(
+    harness: NodeHarness, clock: MovableClock
+) -> None:
     container = await harness.start(await harness.run_pod())
     harness.monitors.write_exit_files = False  # as one that waits for somebody who holds its pipes
     stopping = asyncio.ensure_future(harness.containers.stop_container(container.id, 0))
-    await until(lambda: "cgroup.kill" in harness.points.passed)
+    await clock.until(
+        lambda: "cgroup.kill" in harness.points.passed,
+        within_s=2 * exit_handling_module.KILLED_ALONE_S,
+    )
     leave_exit_file(harness.paths.exits_dir, container.id, 137)
     await stopping
     assert container.status.exit_code == 137
@@ -294,16 +307,16 @@ async def test_a_second_stop_shortens_the_first(harness: NodeHarness) -> None:
 
 
 async def test_a_stop_does_not_wait_for_what_is_torn_down_after_the_end(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(exit_handling_module, "KILL_TIMEOUT_S", 0.02)
     container = await harness.start(await harness.run_pod())
     harness.exits.forget(container.id)
     harness.points.fail("cgroup.remove", CriShimError("busy"))
-    await asyncio.wait_for(harness.containers.stop_container(container.id, 0), 2)
+    # It would not end, were it to wait for that.
+    await stopped(harness, container, clock)
     assert container.state is ContainerState.EXITED
     harness.points.heal()
-    await until(lambda: container.status.torn_down)
+    await clock.until(lambda: container.status.torn_down, within_s=60)
 
 
 async def test_a_stop_that_comes_while_another_kills_waits_with_it(harness: NodeHarness) -> None:
@@ -345,15 +358,14 @@ async def test_a_stop_whose_caller_goes_away_goes_on(harness: NodeHarness) -> No
 
 
 async def test_a_process_that_hangs_in_the_kernel_is_said_and_may_be_stopped_later(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(exit_handling_module, "KILL_TIMEOUT_S", 0.02)
     container = await harness.start(await harness.run_pod())
     process = process_of(harness, container)
     process.deaf_to.add(signal.SIGKILL)
     process.cgroup = ""  # it left its cgroup, so that no look there tells
     with pytest.raises(DeadlineError, match="hangs in the kernel"):
-        await harness.containers.stop_container(container.id, 0)
+        await stopped(harness, container, clock)
     assert container.state is ContainerState.RUNNING
     process.deaf_to.clear()
     await harness.containers.stop_container(container.id, 10)
@@ -361,31 +373,26 @@ async def test_a_process_that_hangs_in_the_kernel_is_said_and_may_be_stopped_lat
 
 
 async def test_a_container_whose_process_nobody_knows_is_stopped_by_its_cgroup(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(exit_handling_module, "KILL_TIMEOUT_S", 0.02)
     sandbox = await harness.run_pod()
     container = make_container(sandbox_id=sandbox.id, status=ContainerStatus(committed_at_ns=1))
     harness.stored.create(container)
     process = harness.kernel.spawn(("lost",), cgroup=harness.cgroup_paths.directory_of(container))
-    await harness.containers.stop_container(container.id, 10)
+    await stopped(harness, container, clock, 10)
     assert process.pid not in harness.kernel.processes
     assert (container.status.exit_code, container.status.reason) == (137, "MonitorDied")
 
 
 @pytest.mark.parametrize(("left", "expected"), [(5, (5, "Error")), (None, (137, "MonitorDied"))])
 async def test_a_stop_notices_an_end_that_was_missed(
-    harness: NodeHarness,
-    monkeypatch: pytest.MonkeyPatch,
-    left: int | None,
-    expected: tuple[int, str],
+    harness: NodeHarness, left: int | None, expected: tuple[int, str], clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(exit_handling_module, "KILL_TIMEOUT_S", 0.02)
     container = await harness.start(await harness.run_pod())
     harness.exits.forget(container.id)
     harness.monitors.write_exit_files = False
     harness.kernel.end(process_of(harness, container).pid, 5)
     if left is not None:
         leave_exit_file(harness.paths.exits_dir, container.id, left)
-    await harness.containers.stop_container(container.id, 0)
+    await stopped(harness, container, clock)
     assert (container.status.exit_code, container.status.reason) == expected
