@@ -3,10 +3,11 @@
 Rules:
 - One `Reaper` does all waiting in this process. Nothing else may wait for children, neither asyncio's child watcher nor
   `subprocess`. The loop's thread both spawns and collects, so a child is registered before its ending is collected.
-- A child's pidfd tells of its end, and whoever waits goes on at once. The child is collected `COLLECT_AFTER_S` later:
-  the kernel takes up to half a millisecond for that, to forget what /proc had of it.
-- Orphans are looked for `ORPHANS_AFTER_S` after a SIGCHLD, for all that ended meanwhile: the look takes longer the more
-  children there are. Monitors are let go: each descriptor here makes each start dearer, since the kernel copies all.
+- A child's pidfd tells of its end, and whoever waits goes on at once. The child is collected after the next start, when
+  there is nothing to do but wait: the kernel takes up to half a millisecond to forget what /proc had of it.
+- Orphans, and what has waited for no start, are collected `COLLECT_AFTER_S` after a SIGCHLD, once for all that ended
+  meanwhile: the look takes longer the more children there are. Monitors are let go: each descriptor here makes each
+  start dearer, since the kernel copies their table.
 - The daemon is a child subreaper. A process that a runtime leaves behind becomes our child, and code that learns its
   pid may `claim` it, even if it has ended meanwhile.
 - A child runs in a new session, inherits only the descriptors that it is given, and has only the environment that it is
@@ -61,8 +62,7 @@ PIPE_GRACE_S = 0.5
 """Time for which a pipe that a grandchild still holds open is read after the child has ended."""
 TERM_GRACE_S = 1.0
 """Time between SIGTERM and SIGKILL for a command that missed its deadline."""
-COLLECT_AFTER_S = 0.005
-ORPHANS_AFTER_S = 0.1
+COLLECT_AFTER_S = 0.1
 COLLECTED_AT_ONCE = 16
 """Zombies collected in one turn of the loop."""
 MAX_KEPT_ENDINGS = 4096
@@ -76,8 +76,7 @@ class Reaper:
         self._children: dict[int, Child] = {}
         self._zombies: set[int] = set()
         """Children whose ending is known and who are still to be collected."""
-        self._collecting: asyncio.TimerHandle | None = None
-        self._looking: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._kept: dict[int, Ending] = {}
         self._windows = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,18 +89,17 @@ class Reaper:
         self._loop = asyncio.get_running_loop()
         self._was_subreaper = syscalls.is_child_subreaper()
         syscalls.set_child_subreaper(enabled=True)
-        self._loop.add_signal_handler(signal.SIGCHLD, self._look_soon)
-        self._collect_orphans()
+        self._loop.add_signal_handler(signal.SIGCHLD, self._collect_later)
+        self._collect_all()
 
     def close(self) -> None:
         """Stop collecting. Children run on, and waits for them are cancelled. Idempotent."""
         if self._loop is None:
             return
-        self._collect()
-        self._collect_orphans()
-        for timer in filter(None, (self._collecting, self._looking)):
-            timer.cancel()
-        self._collecting = self._looking = None
+        self._collect_all()
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         self._loop.remove_signal_handler(signal.SIGCHLD)
         syscalls.set_child_subreaper(enabled=self._was_subreaper)
         for child in self._children.values():
@@ -154,10 +152,12 @@ class Reaper:
         # With a return code Popen counts as finished: it neither waits for the pid nor warns when it is collected.
         popen.returncode = 0
         try:
-            return self._register(popen.pid, tuple(argv))
+            child = self._register(popen.pid, tuple(argv))
         except OSError:  # no descriptor left for a pidfd, so no caller would own the child
             os.killpg(popen.pid, signal.SIGKILL)
             raise
+        self._collect_zombies()
+        return child
 
     async def run(
         self,
@@ -344,8 +344,11 @@ class Reaper:
         seen = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if seen is not None:
             self._end(child, ending_of(seen))
-            self._zombies.add(child.pid)
-            self._collect_soon()
+            if child.argv:
+                self._zombies.add(child.pid)
+                self._collect_later()
+            else:  # a process of a container's, whose cgroup counts it until it is collected
+                os.waitpid(child.pid, os.WNOHANG)
 
     def _end(self, child: Child, ending: Ending) -> None:
         self._stop_watching(child)
@@ -356,25 +359,19 @@ class Reaper:
         if self._loop is not None and child.pidfd is not None:
             self._loop.remove_reader(child.pidfd)
 
-    def _collect_soon(self) -> None:
-        if self._collecting is None and self._loop is not None:
-            self._collecting = self._loop.call_later(COLLECT_AFTER_S, self._collect)
+    def _collect_later(self) -> None:
+        if self._later is None and self._loop is not None:
+            self._later = self._loop.call_later(COLLECT_AFTER_S, self._collect_all)
 
-    def _look_soon(self) -> None:
-        if self._looking is None and self._loop is not None:
-            self._looking = self._loop.call_later(ORPHANS_AFTER_S, self._collect_orphans)
-
-    def _collect(self) -> None:
-        self._collecting = None
+    def _collect_zombies(self) -> None:
         for _ in range(min(len(self._zombies), COLLECTED_AT_ONCE)):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._zombies.pop(), os.WNOHANG)
-        if self._zombies:
-            self._collect_soon()
 
-    def _collect_orphans(self) -> None:
-        """Collect everything that has ended and is not a zombie to be collected anyway."""
-        self._looking = None
+    def _collect_all(self) -> None:
+        """Collect everything that has ended; a crowd in several turns of the loop."""
+        self._later = None
+        self._collect_zombies()
         for _ in range(COLLECTED_AT_ONCE):
             # Several SIGCHLD may be merged into one. waitpid collects the child that WNOWAIT found, and no other.
             try:
@@ -395,4 +392,4 @@ class Reaper:
                     del self._kept[next(iter(self._kept))]
             else:
                 log.debug("collected an unknown child", pid=pid, ending=ending.describe())
-        self._look_soon()
+        self._collect_later()
