@@ -97,9 +97,10 @@ class Reaper:
         if self._loop is None:
             return
         self._collect_all()
-        if self._later is not None:
+        # A crowd is collected in several turns, and no turn of the loop follows this one.
+        while self._later is not None:
             self._later.cancel()
-            self._later = None
+            self._collect_all()
         self._loop.remove_signal_handler(signal.SIGCHLD)
         syscalls.set_child_subreaper(enabled=self._was_subreaper)
         for child in self._children.values():

@@ -173,8 +173,13 @@ def test_end_on_a_full_disk_is_saved_once_there_is_room_and_told_after_a_restart
     assert again.state == told.state
 
 
-@pytest.mark.parametrize("kind", ["sandbox", "container"])
-@pytest.mark.parametrize("step", ["bundle", "rootfs", "monitor"])
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        *(("sandbox", step) for step in ("bundle", "rootfs", "process")),
+        *(("container", step) for step in ("bundle", "rootfs", "monitor")),
+    ],
+)
 def test_disk_that_fills_up_during_a_creation(
     daemon: Daemon, disk: SmallDisk, image: str, leak_scope: leaks.Scope, kind: str, step: str
 ) -> None:
@@ -198,7 +203,9 @@ def test_disk_that_fills_up_during_a_creation(
     os.kill(pid, signal.SIGCONT)
     acknowledged, refusal = answer.wait()
     if refusal is not None:
-        assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, refusal.details()
+        # From here on the runtime itself meets the full disk, and runc 1.1 does not always say what it met.
+        own = {grpc.StatusCode.INTERNAL} if step == "process" else set()
+        assert refusal.code() in {grpc.StatusCode.RESOURCE_EXHAUSTED, *own}, refusal.details()
         disk.free()
         assert_nothing_new(leak_scope, before, "after the refusal")
     else:

@@ -104,7 +104,7 @@ BAD_PODS: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "sysctl that no interface has": (
         sysctl("net.ipv4.conf.eth0.no_such_thing", "1"),
-        ("net.ipv4.conf.eth0.no_such_thing", "none of that name"),
+        ("net.ipv4.conf.eth0.no_such_thing", "no such sysctl"),
     ),
     "sysctl value that an interface refuses": (
         sysctl("net.ipv4.conf.eth0.forwarding", "words"),

@@ -46,7 +46,7 @@ NOT_IN_ORDINARY_LIFE = (
         "cri_shim.image.unpack.extract.",
     ),
     # The streaming process's, and what only people ask for.
-    *("h11", "websockets", "cri_shim.streaming.server", "grpc_reflection.v1alpha"),
+    *("websockets", "cri_shim.streaming.server", "grpc_reflection.v1alpha"),
     *("cri_shim.cli.check", "cri_shim.cli.image", "cri_shim.cli.demo", "unittest", "pytest"),
 )
 PODS = 20

@@ -176,7 +176,7 @@ def test_working_directory_that_no_program_can_be_in_fails_the_start(
         ({"entrypoint": ["a\0b"]}, "image ENTRYPOINT or CMD"),
         ({"entrypoint": [""]}, "image ENTRYPOINT"),
         ({"cmd": [""]}, "image CMD"),
-        ({}, "no command"),
+        ({}, "neither the request nor the image"),
     ],
 )
 def test_command_that_can_not_be_is_refused(
