@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cri_shim.config.model import ImageSettings
@@ -12,7 +14,6 @@ from tests.images import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from cri_shim.image.model import Image
     from cri_shim.image.store import ImageStore
@@ -79,3 +80,15 @@ def case(what: object) -> Iterator[None]:
     except BaseException as error:
         error.add_note(f"in the case: {what!r:.300}")
         raise
+
+
+def own_children() -> set[str]:
+    """The pids of this process's children, zombies among them."""
+    return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+
+async def until_children_are(known: set[str]) -> None:
+    """Wait for orphans: an unpacker process that lost its daemon is ours now, and ends as soon as it notices."""
+    async with asyncio.timeout(10):
+        while not own_children() <= known:  # noqa: ASYNC110 - other processes make it true
+            await asyncio.sleep(0.01)

@@ -22,7 +22,13 @@ from tests.fakes.registry import Corrupt, Cut, FakeRegistry, Stall
 from tests.harness.procs import used_and_waited_s
 from tests.harness.registry import docker_registry
 from tests.images import device, directory, fifo, file, hardlink, layer, opaque, symlink, whiteout
-from tests.integration.image.scene import files_of, settings, trees
+from tests.integration.image.scene import (
+    files_of,
+    own_children,
+    settings,
+    trees,
+    until_children_are,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -245,6 +251,7 @@ async def test_pulls_that_were_killed_leave_a_sound_store(
     name = f"{registry.host}/team/app:1"
     seed = random.Random(7)
     package = str(Path(cri_shim.__file__).parent.parent)
+    before = own_children()
     for _ in range(KILLS):
         registry.seen.clear()
         child = reaper.spawn(
@@ -269,6 +276,7 @@ async def test_pulls_that_were_killed_leave_a_sound_store(
             assert files_of(tmp_path) == []
         finally:
             await store.close()
+    await until_children_are(before)
 
 
 # A proxy that cuts

@@ -13,6 +13,7 @@ import pytest
 
 import cri_shim
 from cri_shim.image.store import ImageStore
+from tests.integration.image.scene import until_children_are
 
 if TYPE_CHECKING:
     from cri_shim.host.process import Reaper
@@ -78,16 +79,8 @@ async def test_a_store_that_was_killed_tells_no_lie(tmp_path: Path, reaper: Reap
             child.kill()
             await child.wait()
         listed += await check(tmp_path, reaper)
-        await until_childless()
+        await until_children_are(set())
     assert listed > 0
-
-
-async def until_childless() -> None:
-    """An unpacker process that lost its daemon is ours now, and ends as soon as it notices."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-    async with asyncio.timeout(10):
-        while children.read_text():  # noqa: ASYNC110 - other processes make it true
-            await asyncio.sleep(0.01)
 
 
 async def check(place: Path, reaper: Reaper) -> int:
