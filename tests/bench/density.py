@@ -226,12 +226,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10, help="lives for each number of pods")
     parser.add_argument("--clients", type=int, default=4, help="that make pods at once")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each steady time")
-    servers.add_options(parser)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if options.write_image:
-        servers.write_image(options.write_image)
-        return 0
+    options = servers.parse_options(parser)
     rows = []
     with (
         beside_floor() as (daemon, floor),

@@ -142,13 +142,8 @@ def main() -> int:
     """Measure and print; 0 always: a table, not a gate."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=300)
-    servers.add_options(parser)
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", nargs=2, metavar=("NAME", "SOCKET"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.write_image:
-        servers.write_image(options.write_image)
-        return 0
+    options = servers.parse_options(parser)
     if options.serve:
         name, path = options.serve
         event_loop.run(SERVERS[name](Path(path)))

@@ -149,12 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pods", type=numbers, default=[20, 300], metavar="N,N,...")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each row")
-    servers.add_options(parser)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if options.write_image:
-        servers.write_image(options.write_image)
-        return 0
+    options = servers.parse_options(parser)
     rows: list[Row] = []
     with ExitStack() as stack:
         daemon, floor = stack.enter_context(beside_floor())

@@ -235,12 +235,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--idle", type=int, default=0, help="pods that run beside, doing nothing")
-    servers.add_options(parser)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if options.write_image:
-        servers.write_image(options.write_image)
-        return 0
+    options = servers.parse_options(parser)
     with (
         beside_floor() as (daemon, floor),
         servers.beside(options.beside, floor.work_dir) as others,

@@ -90,8 +90,11 @@ def machine_cpu_s() -> float:
     return busy / os.sysconf("SC_CLK_TCK")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What names other servers."""
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with what every benchmark takes: other servers, and the form of its output.
+
+    Raises: SystemExit after `--write-image`, which measures nothing.
+    """
     parser.add_argument(
         "--beside",
         metavar="NAME=SOCKET",
@@ -106,6 +109,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"write the archive of {IMAGE}, for another server to load, and measure nothing",
     )
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.write_image:
+        write_image(options.write_image)
+        raise SystemExit(0)
+    return options
 
 
 def write_image(file: Path) -> None:
