@@ -94,16 +94,7 @@ class Crictl:
 
     def shell(self, script: str) -> str:
         """What a script prints in which crictl is called by its name. Raises: CrictlError if a command fails."""
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            env=self._environment,
-            cwd=self._scratch,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
+        done = self._execute("bash", "-euo", "pipefail", "-c", script)
         if done.returncode != 0:
             raise CrictlError(f"{script}\nstatus {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done.stdout
@@ -150,8 +141,11 @@ class Crictl:
             os.close(reading)
 
     def _run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return self._execute("crictl", "--timeout", "30s", *arguments)
+
+    def _execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["crictl", "--timeout", "30s", *arguments],
+            command,
             env=self._environment,
             cwd=self._scratch,
             stdin=subprocess.DEVNULL,
