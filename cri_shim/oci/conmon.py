@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
     from cri_shim.host.process import Reaper
     from cri_shim.oci.runtime import Runtime
-    from cri_shim.oci.waiting_monitor import Monitored
 
 log = structlog.get_logger()
 
@@ -102,18 +101,6 @@ class Monitors:
                 f"state: {socket_dir} has {len(os.fsencode(socket_dir))} bytes; a unix socket below it leaves room for "
                 f"{room}: configure a shorter path"
             )
-
-    async def create(
-        self,
-        request: MonitorRequest,
-        runtime: Runtime,
-        *,
-        timeout_s: float,
-        on_spawn: Callable[[MonitorIdentity], None],
-    ) -> Monitored:
-        """Start a monitor and have it create the container at once. Raises as `start` and `WaitingMonitor.create`."""
-        waiting = await self.start(request, runtime, on_spawn=on_spawn)
-        return await waiting.create(timeout_s=timeout_s)
 
     async def start(
         self,

@@ -19,6 +19,7 @@ from cri_shim.host.process import Reaper
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.conmon import MonitorRequest, Monitors
 from cri_shim.oci.runtime import HandlerSettings
+from tests.harness.monitors import create_monitored
 from tests.harness.slowness import SLOWNESS
 
 if TYPE_CHECKING:
@@ -138,8 +139,12 @@ class Host:
         return made
 
     async def create(self, made: Made, **changes: Any) -> Monitored:
-        return await self.monitors.create(
-            made.request(**changes), self.runtime, timeout_s=30.0, on_spawn=self.spawned.append
+        return await create_monitored(
+            self.monitors,
+            made.request(**changes),
+            self.runtime,
+            timeout_s=30.0,
+            on_spawn=self.spawned.append,
         )
 
     async def exit_code(self, made: Made, timeout_s: float = 10.0) -> int:

@@ -18,9 +18,11 @@ from cri_shim.errors import (
     WrongStateError,
 )
 from cri_shim.host.inotify import IN_MOVED_TO, DirectoryWatch
-from cri_shim.host.process import Reaper, start_time_ticks
+from cri_shim.host.pidfd import start_time_ticks
+from cri_shim.host.process import Reaper
 from cri_shim.host.procstat import process_entry
 from cri_shim.oci.conmon import Monitors
+from tests.harness.monitors import create_monitored
 from tests.integration.oci.conftest import until
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ async def test_monitor_is_recorded_before_it_may_do_anything(host: Host) -> None
         time.sleep(0.2)  # long enough for a monitor that doesn't wait
         seen.append((monitor, made.pid_file.exists() or made.log_file.exists()))
 
-    monitored = await host.monitors.create(
-        made.request(log_file=None), host.runtime, timeout_s=30, on_spawn=on_spawn
+    monitored = await create_monitored(
+        host.monitors, made.request(log_file=None), host.runtime, timeout_s=30, on_spawn=on_spawn
     )
 
     assert seen == [(monitored.monitor, False)]
@@ -72,7 +74,9 @@ async def test_record_that_cannot_be_written_stops_the_creation(host: Host) -> N
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        await host.monitors.create(made.request(), host.runtime, timeout_s=30, on_spawn=on_spawn)
+        await create_monitored(
+            host.monitors, made.request(), host.runtime, timeout_s=30, on_spawn=on_spawn
+        )
 
     assert not made.pid_file.exists()
     assert await host.runtime.state(made.container_id) is None
@@ -153,7 +157,9 @@ async def test_crun_either_works_or_says_why_it_cannot_here(host: Host) -> None:
     made = host.bundle("true")
 
     try:
-        await host.monitors.create(made.request(), crun, timeout_s=30, on_spawn=host.spawned.append)
+        await create_monitored(
+            host.monitors, made.request(), crun, timeout_s=30, on_spawn=host.spawned.append
+        )
     except RuntimeCommandError as error:
         assert "cgroup" in str(error)  # noqa: PT017 - which of the two depends on the node
     else:
@@ -175,8 +181,12 @@ async def test_missing_monitor_is_said_clearly(host: Host) -> None:
     )
 
     with pytest.raises(MonitorError, match="conmon-not-here was not found: install it"):
-        await monitors.create(
-            host.bundle("true").request(), host.runtime, timeout_s=5, on_spawn=host.spawned.append
+        await create_monitored(
+            monitors,
+            host.bundle("true").request(),
+            host.runtime,
+            timeout_s=5,
+            on_spawn=host.spawned.append,
         )
 
 
@@ -184,8 +194,12 @@ async def test_missing_runtime_is_said_clearly(host: Host) -> None:
     gone = host.runtime_of("runc-not-here")
 
     with pytest.raises(RuntimeCommandError, match=r"set runtime\.handlers\.runc-not-here\.path"):
-        await host.monitors.create(
-            host.bundle("true").request(), gone, timeout_s=5, on_spawn=host.spawned.append
+        await create_monitored(
+            host.monitors,
+            host.bundle("true").request(),
+            gone,
+            timeout_s=5,
+            on_spawn=host.spawned.append,
         )
 
 
@@ -196,7 +210,8 @@ async def test_runtime_that_hangs_is_stopped_at_the_deadline(host: Host, tmp_pat
     made = host.bundle("true")
 
     with pytest.raises(DeadlineError, match=r"did not report within 0\.5 s"):
-        await host.monitors.create(
+        await create_monitored(
+            host.monitors,
             made.request(),
             host.runtime_of(str(hanging), name="hanging"),
             timeout_s=0.5,
@@ -227,7 +242,8 @@ async def test_runtime_that_fails_without_a_word_is_reported(host: Host, tmp_pat
     mute.chmod(0o755)
 
     with pytest.raises(MonitorError, match="neither conmon nor the OCI runtime gave a reason"):
-        await host.monitors.create(
+        await create_monitored(
+            host.monitors,
             host.bundle("true").request(),
             host.runtime_of(str(mute), name="mute"),
             timeout_s=5,
@@ -303,7 +319,8 @@ async def main():
         container_id={made.container_id!r}, bundle_dir=made, pid_file=made / "pid",
         persist_dir=made / "persist", log_file=made / "0.log",
     )
-    await monitors.create(request, runtime, timeout_s=30, on_spawn=lambda _: None)
+    waiting = await monitors.start(request, runtime, on_spawn=lambda _: None)
+    await waiting.create(timeout_s=30)
     await runtime.start({made.container_id!r})
     os.kill(os.getpid(), signal.SIGKILL)
 

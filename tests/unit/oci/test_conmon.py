@@ -20,13 +20,15 @@ from cri_shim.errors import (
     MonitorError,
     RuntimeCommandError,
 )
-from cri_shim.host.process import Reaper, start_time_ticks
+from cri_shim.host.pidfd import start_time_ticks
+from cri_shim.host.process import Reaper
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.command_lines import run_arguments
 from cri_shim.oci.conmon import MonitorRequest, Monitors
 from cri_shim.oci.runtime import HandlerSettings
 from cri_shim.oci.waiting_monitor import Monitored, MonitorIdentity
 from tests.fakes.clock import until
+from tests.harness.monitors import create_monitored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +78,12 @@ def _create(
                 "persist_dir": top,
                 "log_file": top / "0.log",
             }
-            return await monitors.create(
-                MonitorRequest(**(facts | changes)), runtime, timeout_s=timeout_s, on_spawn=on_spawn
+            return await create_monitored(
+                monitors,
+                MonitorRequest(**(facts | changes)),
+                runtime,
+                timeout_s=timeout_s,
+                on_spawn=on_spawn,
             )
         finally:
             reaper.close()
