@@ -158,8 +158,8 @@ class Child:
             self._pidfd = None
 
 
-async def kill_and_collect(child: Child) -> None:
-    """Kill the child's group and wait until the child is collected. A cancellation is raised only after that."""
+async def kill_and_wait(child: Child) -> None:
+    """Kill the child's group and wait until the child has ended. A cancellation is raised only after that."""
     if child.settled:
         return
     child.kill_group()

@@ -30,28 +30,16 @@ import structlog
 from cri_shim.errors import CommandError
 from cri_shim.host import syscalls
 from cri_shim.host.capture import Capture, OutputFile, finish
-from cri_shim.host.child import Child, Completed, Ending, ending_of, kill_and_collect, too_late
+from cri_shim.host.child import Child, Completed, Ending, ending_of, kill_and_wait, too_late
 from cri_shim.host.files import memory_file
-from cri_shim.host.pidfd import (
-    kill_process,
-    parent_pid,
-    start_time_ticks,
-)
+from cri_shim.host.pidfd import kill_process, parent_pid
 from cri_shim.host.proctree import children_of, family_of
 from cri_shim.kernel_call import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = [
-    "Child",
-    "Completed",
-    "Ending",
-    "Reaper",
-    "kill_process",
-    "parent_pid",
-    "start_time_ticks",
-]
+__all__ = ["Child", "Completed", "Ending", "Reaper"]
 
 log = structlog.get_logger()
 
@@ -180,7 +168,7 @@ class Reaper:
             OSError: the program cannot be started.
             DeadlineError: it took longer than `timeout_s` seconds; it and all its descendants have been killed.
             CommandError: it wrote more than `max_stdout_bytes` to stdout; its process group has been killed.
-            CancelledError: after the process group has been killed and the child collected.
+            CancelledError: after the process group has been killed and the child has ended.
         """
         started = time.monotonic()
         with contextlib.ExitStack() as descriptors:
@@ -296,14 +284,14 @@ class Reaper:
         return [pid for pid in children_of(os.getpid()) if pid not in ours]
 
     async def _end_within(self, child: Child, timeout_s: float) -> Ending | None:
-        """The ending of a command; None if it took longer than `timeout_s`. It has been killed and collected then."""
+        """The ending of a command; None if it took longer than `timeout_s`. It has been killed then."""
         try:
             ending = await child.wait_at_most(timeout_s)
             if ending is None:
                 await self._ask_to_end(child)
         finally:
             # Also after a cancellation: a command must not run on without its caller.
-            await kill_and_collect(child)
+            await kill_and_wait(child)
         return ending
 
     async def _ask_to_end(self, child: Child) -> None:

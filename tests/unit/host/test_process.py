@@ -15,7 +15,8 @@ import pytest_asyncio
 
 from cri_shim.errors import CommandError, DeadlineError
 from cri_shim.host import syscalls
-from cri_shim.host.process import COLLECTED_AT_ONCE, Reaper, start_time_ticks
+from cri_shim.host.pidfd import start_time_ticks
+from cri_shim.host.process import COLLECTED_AT_ONCE, Reaper
 from cri_shim.host.procstat import process_entry
 from cri_shim.host.proctree import process_table
 from tests.fakes.clock import until

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from cri_shim.errors import DeadlineError, NotFoundError, RuntimeCommandError
-from cri_shim.host.process import Reaper, start_time_ticks
+from cri_shim.host.pidfd import start_time_ticks
+from cri_shim.host.process import Reaper
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.runtime import HandlerSettings
 

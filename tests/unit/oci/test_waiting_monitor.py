@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 
 from cri_shim.errors import DeadlineError
-from cri_shim.host.process import Reaper, start_time_ticks
+from cri_shim.host.pidfd import start_time_ticks
+from cri_shim.host.process import Reaper
 from cri_shim.host.procstat import process_entry
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.conmon import MonitorRequest, Monitors

@@ -25,7 +25,7 @@ from cri_shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from cri_shim.host.process import parent_pid
+from cri_shim.host.pidfd import parent_pid
 from cri_shim.sandbox.exec import process as exec_process
 from cri_shim.sandbox.exec.process import MAX_STARTS, MAX_STARTS_OF_ONE
 from cri_shim.sandbox.exec.sync import ExecResult, cut_to_fit
