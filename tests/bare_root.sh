@@ -60,10 +60,8 @@ inside() {
     mount --rbind /sys "$root/sys"
     mount --make-rslave "$root/sys"
     mount -t tmpfs -o mode=755 dev "$root/dev"
-    for directory in null zero full random urandom tty kmsg; do
-        touch "$root/dev/$directory"
-        mount --bind "/dev/$directory" "$root/dev/$directory"
-    done
+    # Nodes of its own, as a machine has them: those that are mounted from elsewhere are no devices of this /dev.
+    cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/kmsg /dev/fuse "$root/dev/"
     mkdir "$root/dev/pts" "$root/dev/shm"
     mount -t devpts -o newinstance,ptmxmode=666 devpts "$root/dev/pts"
     ln -s pts/ptmx "$root/dev/ptmx"
