@@ -112,13 +112,12 @@ class Launcher:
         rollback: Rollback,
         users: PodUserNamespace | None = None,
         *,
-        first: Callable[[], None] = lambda: None,
         then: Callable[[], None] = lambda: None,
     ) -> None:
         """Make the bundle's directory and mount the overlay root file system in it, in terms of the pod's `users`.
 
-        `first` is done in between and `then` after it, blocking and in the same thread. Should one of the three hang
-        and go on when all was undone, the next fails: the bundle is gone. What `then` ends with may hang for ever.
+        `then` is done after it, blocking and in the same thread. Should the mount hang and go on when all was undone,
+        `then` fails: the bundle is gone. What `then` ends with may hang for ever.
         Raises what those raise, and ResourceExhaustedError where the disk, or the page that mount options must fit,
         is full.
         """
@@ -130,7 +129,6 @@ class Launcher:
             self._mount_rootfs,
             launch,
             users,
-            first,
             then,
         )
 
@@ -138,15 +136,12 @@ class Launcher:
         self,
         launch: Launch,
         users: PodUserNamespace | None,
-        first: Callable[[], None],
         then: Callable[[], None],
     ) -> None:
         paths = launch.paths
         what = f"{launch.object_id}: preparing its bundle and root file system"
         with host_step(what):
             _make_bundle(paths, users, monitored=launch.monitored)
-        first()
-        with host_step(what):
             self._host.mount_overlay(
                 paths.rootfs_dir,
                 layers_dir=self._paths.layers_dir,

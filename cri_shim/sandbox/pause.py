@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from cri_shim.sandbox.launch import Launch, Launcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cri_shim.image.model import Image
     from cri_shim.oci.runtime import Runtime
     from cri_shim.oci.spec.sandbox import SandboxPlan
@@ -43,18 +41,19 @@ class PauseContainers:
         self._cgroup_paths = cgroup_paths
         self._launcher = launcher
 
-    async def prepare(
+    async def start(
         self,
         sandbox: Sandbox,
+        plan: SandboxPlan,
         runtime: Runtime,
+        image: Image,
         rollback: Rollback,
         users: PodUserNamespace | None,
-        *,
-        first: Callable[[], None],
-    ) -> Launch:
-        """Make what the pod has on the node: what `first` does, root file system, /dev/shm, files, log directory.
+    ) -> Process:
+        """Start the sandbox's own container, which joins the pod's `users`, once the pod has its files on the node.
 
-        In one thread, since each takes less time than a thread's beginning. Raises as all of them.
+        Those are the root file system, /dev/shm, /etc/hosts and the like, and the log directory. Raises what making
+        them and `Launcher` raise.
         """
         launch = Launch(
             object_id=sandbox.id,
@@ -73,18 +72,6 @@ class PauseContainers:
             # Last: no effect follows on one that hangs.
             self._files.make_log_directory(sandbox)
 
-        await self._launcher.mount_rootfs(launch, rollback, users, first=first, then=then)
-        return launch
-
-    async def start(
-        self,
-        sandbox: Sandbox,
-        plan: SandboxPlan,
-        launch: Launch,
-        image: Image,
-        rollback: Rollback,
-        users: PodUserNamespace | None,
-    ) -> Process:
-        """Start the sandbox's own container, which joins the pod's `users`. Raises what `Launcher` raises."""
+        await self._launcher.mount_rootfs(launch, rollback, users, then=then)
         spec = await self._specs.build(sandbox, plan, image, users)
         return await self._launcher.run(launch, spec, rollback)

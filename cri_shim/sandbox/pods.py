@@ -156,22 +156,16 @@ class Pods:
             async with new_pod_userns(
                 self._host, sandbox, self._reaper, with_network=own_network
             ) as users:
-                # 2. The namespace that both sides need, the pause container's root file system, the pod's files.
+                # 2. The namespace that both sides need.
                 if own_network:
                     rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))
-
-                def make_namespace() -> None:
-                    if own_network:
-                        netns_fd = users.netns_fd if users else None
-                        self._network.create_namespace(sandbox.id, plan.sysctls.network, netns_fd)
-
-                launch = await self._pause.prepare(
-                    sandbox, runtime, rollback, users, first=make_namespace
-                )
-                # 3. Network and pause container, side by side.
+                    await self._network.create_namespace(
+                        sandbox.id, plan.sysctls.network, users.netns_fd if users else None
+                    )
+                # 3. Network, and the pause container with the pod's files, side by side.
                 process = await side_by_side(
                     self._attach(sandbox, plan.sysctls, rollback),
-                    self._pause.start(sandbox, plan, launch, image, rollback, users),
+                    self._pause.start(sandbox, plan, runtime, image, rollback, users),
                 )
             # 4. Ready: from here on it is listed.
             self._store.commit(sandbox, sandbox.status.committed(time.time_ns(), process))

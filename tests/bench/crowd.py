@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with beside_floor() as (daemon, floor):
-        pause, _ = examples(daemon)
+        pause, _ = examples(daemon, floor)
         ours = crowd(daemon, options.pods)
         least = floor_crowd(floor, pause, options.pods)
     rows = [

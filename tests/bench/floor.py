@@ -80,6 +80,25 @@ class Floor:
         for index in reversed(range(len(self.network["plugins"]))):
             self.plugin("DEL", index, container_id, netns, result)
 
+    def example(self, daemon_spec: dict[str, Any], layers_dir: Path, layers: list[str]) -> Example:
+        """An example from a spec whose pod still runs: what the daemon mounts for a pod goes with the pod.
+
+        So each bind mount gets a source of the floor's own: a directory, or a file with the same bytes.
+        """
+        spec = json.loads(json.dumps(daemon_spec))
+        for mount in spec["mounts"]:
+            if mount.get("type") != "bind":
+                continue
+            source = Path(mount["source"])
+            own = self.work_dir / "sources" / uuid.uuid4().hex
+            own.parent.mkdir(exist_ok=True)
+            if source.is_dir():
+                own.mkdir()
+            else:
+                own.write_bytes(source.read_bytes())
+            mount["source"] = str(own)
+        return Example(spec, layers_dir, tuple(layers))
+
     def bundle(self, example: Example, *, netns: Path | None, pause_pid: int | None) -> Path:
         """A bundle like the daemon's, with a root file system of its own mounted. Not part of the floor's time."""
         container_id = uuid.uuid4().hex
@@ -104,10 +123,6 @@ class Floor:
                     if kind == "network" and netns
                     else f"/proc/{pause_pid}/ns/{_NS[kind]}"
                 )
-        # What the daemon mounts for a pod is gone with the pod that the spec was read from.
-        spec["mounts"] = [
-            m for m in spec["mounts"] if m.get("type") != "bind" or Path(m["source"]).exists()
-        ]
         (bundle / "config.json").write_text(json.dumps(spec))
         self._made.append(container_id)
         return bundle

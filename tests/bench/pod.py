@@ -144,7 +144,7 @@ def _life(server: Server, times: Times, execs: int) -> None:
     times.call("RemovePodSandbox", lambda: client.remove_pod(pod))
 
 
-def examples(daemon: Daemon) -> tuple[Example, Example]:
+def examples(daemon: Daemon, floor: Floor) -> tuple[Example, Example]:
     """A pause container and an ordinary one as the daemon makes them."""
     client = daemon.client
     config = client.pod_config()
@@ -154,7 +154,7 @@ def examples(daemon: Daemon) -> tuple[Example, Example]:
     for kind, object_id in (("sandboxes", pod), ("containers", container)):
         record = json.loads((daemon.root / kind / object_id / "record.json").read_text())
         spec = json.loads((daemon.state / kind / object_id / "config.json").read_text())
-        found.append(Example(spec, daemon.root / "layers", tuple(record["layers"])))
+        found.append(floor.example(spec, daemon.root / "layers", record["layers"]))
     client.remove_all_pods()
     return found[0], found[1]
 
@@ -243,7 +243,7 @@ def main() -> int:
         all_servers = [ours(daemon), *others]
         times = {server.name: Times(server) for server in all_servers}
         floor_times = Times()
-        pause, ordinary = examples(daemon)
+        pause, ordinary = examples(daemon, floor)
         for server in all_servers:
             for _ in range(options.idle):
                 server.idle_pod()

@@ -167,17 +167,23 @@ class PodNetwork:
                 "remove that one or choose another port"
             )
 
-    def create_namespace(
+    async def create_namespace(
         self, sandbox_id: str, sysctls: Mapping[str, str], netns_fd: int | None = None
     ) -> None:
-        """Make and pin the pod's network namespace with `lo` up and its `net.*` sysctls set; blocking.
+        """Make and pin the pod's network namespace with `lo` up and its `net.*` sysctls set.
 
         `netns_fd` is the one that was made with the pod's user namespace, for a pod that has its own.
 
         Raises InvalidArgumentError for a sysctl that the kernel refuses, ResourceExhaustedError when it has no room.
         """
         with host_step(f"sandbox {sandbox_id}: making its network namespace"):
-            self._host.create_netns(netns_file(sandbox_id), sysctls, netns_fd)
+            await in_time(
+                "making the network namespace",
+                self._host.create_netns,
+                netns_file(sandbox_id),
+                sysctls,
+                netns_fd,
+            )
 
     async def set_sysctls(
         self, sandbox_id: str, sysctls: Mapping[str, str], optional: Collection[str]

@@ -423,20 +423,38 @@ async def test_a_daemon_that_stops_undoes_what_does_not_end_in_time(
     assert harness.leftovers() == {}
 
 
-async def test_no_network_is_joined_before_the_mounts_are_there_and_its_failure_undoes_them(
+async def test_networks_are_joined_while_mounts_are_made_and_a_failure_undoes_both(
     harness: NodeHarness,
 ) -> None:
     mount = harness.points.hold("overlay.mount")
+    add = harness.points.hold("cni.add")
     harness.points.fail("cni.added", CniPluginError("bridge", "ADD", "no more addresses"))
     call = asyncio.ensure_future(harness.pods.run_pod_sandbox(pod_config(), ""))
     await mount.reached.wait()
+    await add.reached.wait()
     assert "netns.created" in harness.points.passed
-    await turn_over()
-    assert "cni.add" not in harness.points.passed
+    add.release()
     mount.release()
     with pytest.raises(CniPluginError):
         await call
     await turn_over()
+    assert harness.leftovers() == {}
+
+
+async def test_a_mount_that_fails_beside_an_add_takes_the_pod_off_its_network(
+    harness: NodeHarness,
+) -> None:
+    harness.points.fail("overlay.mount", ResourceExhaustedError("no space left"))
+    mount = harness.points.hold("overlay.mount")
+    add = harness.points.hold("cni.added")
+    call = asyncio.ensure_future(harness.pods.run_pod_sandbox(pod_config(), ""))
+    await mount.reached.wait()
+    await add.reached.wait()
+    mount.release()
+    with pytest.raises(ResourceExhaustedError):
+        await call
+    await turn_over()
+    assert harness.cni.attached == {}
     assert harness.leftovers() == {}
 
 

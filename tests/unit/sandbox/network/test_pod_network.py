@@ -79,7 +79,7 @@ async def test_a_pod_that_no_plugin_could_be_told_of_is_refused_beforehand(
 @pytest.mark.asyncio
 async def test_networks_are_attached_in_order_and_told_who_the_pod_is(joined: NodeHarness) -> None:
     sandbox = stored(joined)
-    joined.network.create_namespace(sandbox.id, {"net.ipv4.ip_forward": "1"})
+    await joined.network.create_namespace(sandbox.id, {"net.ipv4.ip_forward": "1"})
     assert await joined.network.attach(sandbox) == ("10.0.0.2",)
     first, second = joined.cni.attached.values()
     assert (first.ifname, second.ifname) == ("eth0", "net1")
@@ -96,7 +96,7 @@ async def test_the_pods_addresses_are_those_of_its_first_network_in_the_plugins_
 ) -> None:
     joined.cni.addresses["pods"] = "fd00::2/64 10.0.0.2/24"
     sandbox = stored(joined)
-    joined.network.create_namespace(sandbox.id, {})
+    await joined.network.create_namespace(sandbox.id, {})
     assert await joined.network.attach(sandbox) == ("fd00::2", "10.0.0.2")
 
 
@@ -109,7 +109,7 @@ async def test_the_loopback_network_comes_first_and_has_no_address_of_the_pod(
     planned = joined.network.plan("5" * 64, METADATA, pod_config()).attachments
     assert [a.ifname for a in planned] == ["lo", "eth0"]
     sandbox = make_sandbox(status=SandboxStatus(attachments=planned))
-    joined.network.create_namespace(sandbox.id, {})
+    await joined.network.create_namespace(sandbox.id, {})
     assert await joined.network.attach(sandbox) == ("10.0.0.2",)
 
 
@@ -195,7 +195,7 @@ async def test_a_second_network_that_fails_takes_the_first_with_it(joined: NodeH
 @pytest.mark.asyncio
 async def test_what_the_plugins_made_is_shown_while_it_is_there(joined: NodeHarness) -> None:
     sandbox = stored(joined)
-    joined.network.create_namespace(sandbox.id, {})
+    await joined.network.create_namespace(sandbox.id, {})
     assert [n["attached"] for n in joined.network.describe(sandbox)] == [False, False]
     await joined.network.attach(sandbox)
     first, second = joined.network.describe(sandbox)
@@ -268,7 +268,7 @@ async def test_by_the_id_alone_everything_known_to_be_attached_is_detached(
     joined: NodeHarness,
 ) -> None:
     sandbox = stored(joined)
-    joined.network.create_namespace(sandbox.id, {})
+    await joined.network.create_namespace(sandbox.id, {})
     await joined.network.attach(sandbox)
     await joined.network.tear_down_by_id(sandbox.id)
     assert joined.cni.attached == {}
