@@ -5,10 +5,10 @@
 Starts a daemon of its own with a private bridge network, times each call of a pod's life over the socket, and in turn
 with each round calls conmon, the OCI runtime and the CNI plugins directly (`floor.py`). Prints medians and their ratio:
 the machine's own speed cancels out. The floor has no call of gRPC's in it: `to both` is the ratio to the floor and a
-call that does nothing (`Version`). Beside them stands the processor time: the daemon's own for each call, and for a
-whole life the daemon's and the machine's (all processes, so only on a quiet machine the pod's). With `--idle` other
-pods run beside, and other servers that are named (`servers.py`) live the same lives by turns. Needs root and what
-`tests/run.sh` installs.
+call that does nothing (`Version`). Beside them stands the processor time: the daemon's own for each call, and the
+machine's, of all processes, for most calls, their floors and a whole life (only on a quiet machine the pod's). With
+`--idle` other pods run beside, and other servers that are named (`servers.py`) live the same lives by turns. Needs root
+and what `tests/run.sh` installs.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ class Times:
         self.cpu.setdefault(name, []).append(self._cpu() - cpu)
         self.machine.setdefault(name, []).append(machine_cpu_s() - machine)
         return result
+
+    def timed(self, name: str, function: Callable[[], float]) -> None:
+        """Measure one call that prepares and takes away outside of the seconds which it returns."""
+        machine = machine_cpu_s()
+        self.add(name, function())
+        self.machine.setdefault(name, []).append(machine_cpu_s() - machine)
 
     def _cpu(self) -> float:
         return 0.0 if self._server is None else self._server.process_cpu_s()
@@ -167,7 +173,7 @@ def floor_life(floor: Floor, pause: Example, ordinary: Example, times: Times) ->
     pid = times.call("CreateContainer", lambda: floor.create(bundle))
     times.call("StartContainer", lambda: floor.runc("start", bundle.name))
     for _ in range(3):
-        times.add("ExecSync", exec_true(floor, bundle))
+        times.timed("ExecSync", lambda: exec_true(floor, bundle))
     times.call("StopContainer", lambda: floor.kill(bundle.name, pid))
     times.call("RemoveContainer", lambda: delete_and_forget(floor, bundle))
     times.add("StopPodSandbox", stop_sandbox(floor, pod_bundle, netns, pause_pid, result))
@@ -192,6 +198,9 @@ def report(own: Times, floor: Times, others: Mapping[str, Times]) -> list[dict[s
                 own.median_ms(name) / (floor.median_ms(name) + own.median_ms(EMPTY)), 2
             )
             row["budget"] = BUDGETS.get(name)
+        if name in floor.machine:
+            row["machine_ms"] = round(own.machine_ms(name), 1)
+            row["floor_machine_ms"] = round(floor.machine_ms(name), 1)
         row["beside"] = {other: figures(times, name) for other, times in others.items()}
         rows.append(row)
     return rows
@@ -210,6 +219,7 @@ def print_table(rows: list[dict[str, Any]], heading: str) -> None:
     others = list(rows[0]["beside"])
     print(
         f"{'call':<18}{'ms':>8}{'floor ms':>10}{'ratio':>7}{'to both':>9}{'budget':>8}{'cpu ms':>8}"
+        f"{'machine':>9}{'floor':>7}"
         + "".join(f"{f'{name} ms':>16}{'cpu ms':>8}" for name in others)
         + f"   ({heading})"
     )
@@ -218,7 +228,7 @@ def print_table(rows: list[dict[str, Any]], heading: str) -> None:
         print(
             f"{row['call']:<18}{row['ms']:>8}{row.get('floor_ms', ''):>10}{ratio:>7}"
             f"{row.get('ratio_with_call', ''):>9}{row.get('budget') or '':>8}"
-            f"{row['cpu_ms']:>8}"
+            f"{row['cpu_ms']:>8}{row.get('machine_ms', ''):>9}{row.get('floor_machine_ms', ''):>7}"
             + "".join(f"{each['ms']:>16}{each['cpu_ms']:>8}" for each in row["beside"].values())
         )
     whole = rows[-1]
