@@ -210,13 +210,11 @@ ROWS = (
 )
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """For a person: one table for each number of pods, one column for each server."""
-    for pods, group in itertools.groupby(rows, key=lambda row: row["pods"]):
-        columns = list(group)
-        print(f"{f'{pods} idle pods':<30}" + "".join(f"{row['server']:>14}" for row in columns))
-        for title, key in ROWS:
-            print(f"{title:<30}" + "".join(f"{row[key]:>14}" for row in columns))
+def print_table(pods: int, columns: Sequence[dict[str, Any]]) -> None:
+    """For a person: the table of that number of pods, one column for each server."""
+    print(f"{f'{pods} idle pods':<30}" + "".join(f"{row['server']:>14}" for row in columns))
+    for title, key in ROWS:
+        print(f"{title:<30}" + "".join(f"{row[key]:>14}" for row in columns), flush=True)
 
 
 def main() -> int:
@@ -227,7 +225,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=4, help="that make pods at once")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each steady time")
     options = servers.parse_options(parser)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with (
         beside_floor() as (daemon, floor),
         servers.beside(options.beside, floor.work_dir) as others,
@@ -243,11 +241,12 @@ def main() -> int:
                 each.at_once(options.clients, options.rounds)
             for each in loaded:
                 each.steady_time(options.seconds)
-            rows += [each.report(pods) for each in loaded]
+            found = [each.report(pods) for each in loaded]
+            rows += found
+            if not options.json:
+                print_table(pods, found)
     if options.json:
         print(json.dumps(rows, indent=1))
-    else:
-        print_table(rows)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from tests.conformance.scripts import pod, started
@@ -52,7 +53,7 @@ def test_inspectp_shows_address_namespace_and_metadata(crictl: Crictl, daemon: D
     assert status["metadata"] == config["metadata"]
     assert (status["labels"], status["annotations"]) == (config["labels"], {"note": "kept"})
     assert status["state"] == "SANDBOX_READY"
-    assert status["network"]["ip"].startswith(daemon.subnet.rsplit(".", 1)[0])
+    assert ip_address(status["network"]["ip"]) in ip_network(daemon.subnet)
     assert shown["info"]["netns"] == f"/run/netns/cri-{pod_id[:32]}"
 
 

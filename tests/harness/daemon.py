@@ -67,7 +67,7 @@ class Daemon:
         by_systemd = (settings or {}).get("cgroup_driver") == "systemd"
         self.cgroup_parent = f"{self.name}.slice" if by_systemd else f"/{self.name}"
         self.metrics_port = _free_port()
-        self.subnet = f"10.{64 + number // 256 % 64}.{number % 256}.0/24"
+        self.subnet = f"10.{64 + number // 64 % 64}.{number % 64 * 4}.0/22"  # 250 pods and more
         self.module = "cri_shim"
         """What is started as the daemon, unless a failpoint is asked for."""
         self._process: subprocess.Popen[bytes] | None = None
