@@ -1,1 +1,1 @@
-"""The daemon: builds every object, starts and stops them in order, owns the background tasks."""
+"""The daemon: builds all objects, and starts and stops them in order."""

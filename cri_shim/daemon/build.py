@@ -1,6 +1,7 @@
-"""Makes the daemon's objects: the one place that sees the whole configuration and hands out its sections.
+"""Builds the daemon's objects. Only this composition root sees the whole configuration and hands out its sections.
 
-`mechanisms` makes what talks to this node: runtimes, monitors, CNI, images. `sandbox_layer` makes what stands on them.
+`mechanisms` builds the objects that work on this node: runtimes, monitors, CNI, images. `sandbox_layer` builds the
+objects of `sandbox` on top of them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the daemon is made of."""
+    """The daemon's objects."""
 
     paths: Paths
     reaper: Reaper
@@ -87,9 +88,10 @@ async def build(
     cni_cache_dir: Path,
     node_resources: NodeResources | None = None,
 ) -> Parts:
-    """Everything below the gRPC edge, not yet started; `node_resources` are for who makes no containers.
+    """Build everything below the gRPC edge, without starting it.
 
-    Raises ConfigError for what only this node shows to be impossible.
+    A process that creates no containers passes an empty `node_resources`. Raises ConfigError for settings that this
+    node does not support.
     """
     on = await open_mechanisms(config, paths, reaper, cni_cache_dir, node_resources)
     layer = build_sandbox_layer(config, on)

@@ -1,4 +1,4 @@
-"""The directories of a root and a state, made before anything else uses them."""
+"""Creates the directories below root and state, before anything else uses them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def prepare_directories(paths: Paths) -> None:
-    """Make them and close them to others; the caller holds the locks. Raises ConfigError."""
+    """Create the directories and restrict access to them. The caller holds the locks. Raises ConfigError."""
     try:
-        # Others must not look into containers' files, nor into their state (CVE-2021-41103): what is below `state`
-        # is closed, but the socket in it must be reachable for its group.
+        # Other users must not reach the containers' files and state (CVE-2021-41103). `state` itself must be
+        # searchable, since the group of the socket in it needs access to the socket.
         paths.root.chmod(0o700)
         paths.state.chmod(0o711)
         for directory in (
@@ -28,10 +28,10 @@ def prepare_directories(paths: Paths) -> None:
         ):
             directory.mkdir(mode=0o700, exist_ok=True)
         for directory in (paths.state / "sandboxes", paths.state / "containers"):
-            # The way to the root file systems, which the root of a user namespace must go; each object's own
-            # directory is closed to everyone else.
+            # The root of a user namespace must be able to reach its root file system through these. Each object's own
+            # directory is closed to all other users.
             directory.mkdir(mode=0o711, exist_ok=True)
             directory.chmod(0o711)
         NETNS_DIR.mkdir(mode=0o755, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{error.filename}: can't be made: {error.strerror}") from error
+        raise ConfigError(f"cannot prepare directory {error.filename}: {error.strerror}") from error

@@ -1,9 +1,10 @@
-"""Configured runtime handlers as the mechanisms want them; replaced as a whole by a reload.
+"""The configured runtime handlers: probes which work on this node, and builds their runtimes.
 
 Rules:
-- What is announced to kubelets, and by them to schedulers, was probed: the program is there, answers, and does not
-  refuse this node. The rest is said once in the log, and by `cri-shim check`; the next start or reload looks again.
-- A handler that is not announced is tried all the same for a pod that asks for it, and says in its own words why not.
+- Status announces only handlers that were probed: the program exists, answers, and supports this node. Others are
+  logged, and reported by `cri-shim check`. They are probed again at the next start or reload.
+- A pod may request a handler that is not announced. It is tried, and its error names the reason.
+- A reload replaces all handlers.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _TRIED_MAP = "0 65536 65536"
 
 
 class Handlers:
-    """The runtimes, and what each is known to support."""
+    """The runtimes and their features."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Handlers:
         systemd: bool,
         layout: Layout | None = None,
     ) -> None:
-        """`layout` is that of the node's cgroups, by which some runtimes choose their nodes."""
+        """`layout` is that of the node's cgroups, with which some runtimes do not work."""
         self._paths = paths
         self._reaper = reaper
         self._systemd = systemd
@@ -57,7 +58,7 @@ class Handlers:
         self._use(settings)
 
     def replace(self, settings: RuntimeSettings) -> None:
-        """Use other settings from now on. Raises UnknownRuntimeHandlerError for a default that isn't among them."""
+        """Use new settings from now on. Raises UnknownRuntimeHandlerError if they lack the default handler."""
         self._use(settings)
 
     def _use(self, settings: RuntimeSettings) -> None:
@@ -69,7 +70,7 @@ class Handlers:
         return self.runtimes.get(handler)
 
     def facts(self, handler: str) -> HandlerFacts:
-        """What the spec builders must know of a handler."""
+        """The properties of a handler that the spec builders need. Raises UnknownRuntimeHandlerError."""
         name = self.get(handler).settings.name
         settings = self._by_name[name]
         features = self._features.get(name)
@@ -95,7 +96,7 @@ class Handlers:
         )
 
     def usable(self) -> list[str]:
-        """The handlers that can run pods here, as last probed, the default one first: as "", then by its name."""
+        """The handlers that work, as last probed. The default one comes first, as "" and by its name."""
         default = self.get("").settings.name
         names = sorted(
             self._usable & self._by_name.keys(), key=lambda name: (name != default, name)
@@ -103,8 +104,8 @@ class Handlers:
         return ["", *names] if default in names else names
 
     async def discover(self) -> None:
-        """Ask every handler whether it can be used here, and what it supports; those that can't are said once."""
-        # At once: one that hangs must not add its deadline to the others'.
+        """Probe every handler: whether it works here, and its features. Failures are logged."""
+        # In parallel, so that the timeouts of several hanging runtimes do not add up.
         await asyncio.gather(*map(self._ask, self.runtimes))
         if any(found is not None and found.user_namespaces for found in self._features.values()):
             self._maps_ids = await self._can_map_ids()
@@ -120,18 +121,18 @@ class Handlers:
             problem = str(error)
         if problem:
             self._usable.discard(name)
-            log.warning("runtime handler can't be used, not announced", handler=name, error=problem)
+            log.warning("runtime handler does not work, not announced", handler=name, error=problem)
         else:
             self._usable.add(name)
 
     def _refusal(self, runtime: Runtime, version: RuntimeVersion) -> str:
         if runtime.settings.kind is not HandlerKind.OCI:
-            return f"kind {runtime.settings.kind} is not served yet"
+            return f"kind {runtime.settings.kind} is not supported in this version"
         refusal = crun_problem(self._layout) if version.name == "crun" else None
         return "" if refusal is None else f"crun {refusal[0]}: {refusal[1]}"
 
     async def _can_map_ids(self) -> bool:
-        """Whether containers' root file systems can be mounted in terms of a user namespace: tried, not guessed."""
+        """Try whether root file systems can be ID-mapped to a user namespace."""
         try:
             async with new_user_namespace(
                 self._reaper, uid_map=_TRIED_MAP, gid_map=_TRIED_MAP, with_network=False
@@ -140,7 +141,7 @@ class Handlers:
                     "trying ID-mapped mounts", can_map_ids, self._paths.layers_dir, users.fd
                 )
         except CriShimError as error:
-            log.warning("user namespaces can't be made on this node", error=str(error))
+            log.warning("cannot create user namespaces on this node", error=str(error))
             return False
 
     def _build(self, settings: RuntimeSettings) -> Runtimes:

@@ -1,7 +1,9 @@
-"""The image store of a root: opened by the daemon with everything else, or alone where no daemon runs.
+"""Opens the image store of a root: for the daemon, or for a command without a daemon.
 
-Rules: one process at a time has a store, the one that holds the root's lock. Alone or not, it is the same store with
-the same configuration, and keeps what containers stand on: without a daemon, what their records on disk name.
+Rules:
+- One process at a time has a store: the one that holds the root's lock.
+- Both use the same code and configuration. Both keep the layers that containers use: without a daemon, those that the
+  records on disk name.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 PULL_GRACE_S = 5.0
-"""For a pull that is being undone when a store that was opened alone is closed."""
+"""Time for the undo of a pull when a store without a daemon is closed."""
 
 
 class Images(NamedTuple):
-    """A store that was opened alone, and what brings images into it."""
+    """A store that was opened without a daemon, and its puller."""
 
     store: ImageStore
     puller: Puller
@@ -39,9 +41,9 @@ class Images(NamedTuple):
 async def open_store(
     config: Config, paths: Paths, reaper: Reaper, in_use: Callable[[], Collection[str]]
 ) -> ImageStore:
-    """The images of this root; `in_use` gives the names of the layers that containers stand on.
+    """Open the store; `in_use` returns the names of the layers that containers use.
 
-    Raises CriShimError when the directories can't be used.
+    Raises CriShimError if the directories cannot be used.
     """
     with host_step(f"opening the images of {paths.root}"):
         return await ImageStore.open(
@@ -55,20 +57,20 @@ async def open_store(
 
 
 def pinned(config: Config) -> tuple[str, ...]:
-    """What the configuration pins: what it says so of, and the pause image."""
+    """The names and patterns of pinned images: the configured ones, and the pause image."""
     return (*config.images.pinned, *filter(None, [config.sandbox.image]))
 
 
 def layers_of(objects: Iterable[Sandbox | Container]) -> set[str]:
-    """Names of the layers that these stand on."""
+    """The names of the layers that these objects use."""
     return {layer for item in objects for layer in item.record.layers_in_use}
 
 
 @asynccontextmanager
 async def open_offline(config: Config) -> AsyncIterator[Images]:
-    """The images of the configured root, for a process that is no daemon. On the main thread, in a running loop.
+    """Open the store of the configured root without a daemon. Call it on the main thread, in a running loop.
 
-    Raises AlreadyExistsError while another process has that root, PermissionRefusedError, ConfigError, CriShimError.
+    Raises AlreadyExistsError if another process holds the root, PermissionRefusedError, ConfigError, CriShimError.
     """
     paths = Paths(config.root, config.state)
     async with AsyncExitStack() as stack:
@@ -85,7 +87,7 @@ async def open_offline(config: Config) -> AsyncIterator[Images]:
 
 
 def _layers_on_record(paths: Paths) -> set[str]:
-    """What pods and containers of the former daemon may stand on; all there is, where a record can't be read."""
+    """The layers that pods and containers on disk use. All layers, if a record cannot be read."""
     used: set[str] = set()
     stores: tuple[Store[Sandbox] | Store[Container], ...] = (
         Store("sandbox", paths.sandboxes_dir, paths.sandbox, read_sandbox),
@@ -94,8 +96,8 @@ def _layers_on_record(paths: Paths) -> set[str]:
     for store in stores:
         for _, item in store.load():
             if isinstance(item, CorruptStateError):
-                log.error("no layer is removed, since a record can't be read", error=str(item))
-                with host_step("looking at the layers"):
+                log.error("a record cannot be read, so all layers count as in use", error=str(item))
+                with host_step("listing the layers"):
                     return {path.name for path in paths.layers_dir.glob("*")}
             used |= layers_of([item])
     return used

@@ -1,8 +1,10 @@
-"""The daemon's lifecycle: locks, start order, readiness, reload, and a stop that leaves every container running.
+"""The daemon's lifecycle: start, readiness, reload, and a stop that leaves every container running.
 
-Start: locks -> directories -> reaper -> sockets (answering "recovering") -> recovery -> CNI -> ready. Exits are watched
-before recovery looks, so that none falls between. Stop: turn calls away, let running ones end, let the work behind them
-end, then take the sockets down.
+Start: locks -> directories -> reaper -> objects -> sockets (answering "recovering") -> CNI -> recovery -> ready. Exits
+are watched before recovery reads exit files, so that none is missed.
+
+Stop: refuse calls and wait for running ones, close the sockets, stop streaming, then wait for work whose callers are
+gone.
 """
 
 from __future__ import annotations
@@ -55,26 +57,26 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 CALLS_GRACE_S = 20.0
-"""For the calls under way when the daemon is told to stop: a CNI ADD, an image import."""
+"""Time for calls under way at a stop, such as a CNI ADD or an image import."""
 STREAMS_GRACE_S = 3.0
-"""For clients of execs and their like to take what they are still sent."""
+"""Time for clients of streams to read what is still sent to them."""
 WORK_GRACE_S = 5.0
-"""For work whose caller has gone; what does not end is undone."""
+"""Time for work whose callers are gone. Then it is cancelled and undone."""
 START_PATIENCE_S = 3.0
-"""For what readiness waits for beside recovery. Until a handler has answered, it counts as one without extras."""
+"""How long readiness waits for tasks other than recovery. Until a handler is probed, it counts as without features."""
 MALLOC_ARENAS = 2
-"""The event loop's thread allocates most of what there is; the others share the second one."""
+"""One arena for the event loop's thread, which allocates most, and one for all other threads."""
 TIDY_INTERVAL_S = 5.0
-"""How often status files that could not be written are tried again."""
+"""How often writing of status files that failed is retried."""
 
 
 class Daemon:
-    """One daemon: `run` returns after a signal told it to stop."""
+    """The daemon. `run` returns after SIGTERM or SIGINT."""
 
     def __init__(
         self, config: Config, *, reread: Callable[[], Config], cni_cache_dir: Path
     ) -> None:
-        """`reread` loads the configuration again, for SIGHUP."""
+        """`reread` loads the configuration again, at SIGHUP."""
         self._config = config
         self._reread = reread
         self._cni_cache_dir = cni_cache_dir
@@ -82,7 +84,7 @@ class Daemon:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Raises CriShimError when it can't start."""
+        """Serve until SIGTERM or SIGINT. Raises CriShimError if the daemon cannot start."""
         started = time.monotonic()
         unmap_large_blocks()
         limit_arenas(MALLOC_ARENAS)
@@ -140,7 +142,7 @@ class Daemon:
                 seconds=round(time.monotonic() - started, 3),
             )
             await self._serve(parts)
-            notify(STOPPING, status("stopping; containers go on"))
+            notify(STOPPING, status("stopping; containers keep running"))
 
     def _follow_node(self, parts: Parts, stack: AsyncExitStack) -> None:
         """Read the network configurations, devices and hooks, and follow their files."""
@@ -154,7 +156,7 @@ class Daemon:
     async def _for_a_moment(
         self, parts: Parts, *works: tuple[str, Coroutine[object, object, object]]
     ) -> None:
-        """Wait for what is better done before the first call, but for no program or disk that hangs."""
+        """Start tasks, and wait `START_PATIENCE_S` for them. A hanging program or disk must not delay readiness."""
 
         async def done(work: Coroutine[object, object, object]) -> None:
             await work
@@ -162,7 +164,7 @@ class Daemon:
         tasks = [parts.background.start(name, done(work)) for name, work in works]
         _, late = await asyncio.wait(tasks, timeout=START_PATIENCE_S)
         for task in late:
-            log.warning("not waited for any longer", work=task.get_name())
+            log.warning("a task of the start takes long; not waiting for it", work=task.get_name())
 
     async def _serve(self, parts: Parts) -> None:
         while not self._stopping.is_set():
@@ -174,7 +176,7 @@ class Daemon:
                 parts.containers.save_unsaved()
 
     async def _stop(self, parts: Parts, listeners: Listeners) -> None:
-        log.info("stopping; containers go on")
+        log.info("stopping; containers keep running")
         await listeners.stop(CALLS_GRACE_S)
         await parts.streaming.stop(STREAMS_GRACE_S)
         await parts.puller.close(WORK_GRACE_S)
@@ -289,7 +291,7 @@ class Daemon:
         )
 
     async def _reload(self, parts: Parts) -> None:
-        """Apply what can be applied; what is wrong leaves everything as it is."""
+        """Load the configuration again, and apply its reloadable changes. With a mistake nothing changes."""
         notify(reloading())
         try:
             await self._apply(parts)
@@ -302,7 +304,7 @@ class Daemon:
             pins = Pins(pinned(plan.config))
             parts.handlers.replace(plan.config.runtime)
         except CriShimError as error:
-            log.error("configuration not reloaded, the old one stays", error=str(error))
+            log.error("configuration not reloaded, the old one stays in effect", error=str(error))
             return
         self._config = plan.config
         parts.puller.reconfigure(plan.config.images)

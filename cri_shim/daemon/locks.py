@@ -1,4 +1,4 @@
-"""What only one process at a time may work with: a root, a state directory, a socket."""
+"""The locks on root, state directory and sockets, which only one process at a time may use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def root_lock(paths: Paths) -> FileLock:
-    """For whoever writes below `root`; the directory is made. Raises ConfigError."""
+    """The lock for processes that write below `root`. Creates the directory. Raises ConfigError."""
     return _directory_lock("root", paths.root)
 
 
 def daemon_locks(config: Config, paths: Paths) -> Iterator[FileLock]:
-    """One daemon per root, per state directory and per socket; take each before asking for the next.
+    """The locks of a daemon: on root, state directory and each unix socket. Acquire each before iterating to the next.
 
-    Raises ConfigError for a directory that can't be made.
+    Raises ConfigError for a directory that cannot be created.
     """
     yield root_lock(paths)
     yield _directory_lock("state", paths.state)
@@ -37,5 +37,7 @@ def _directory_lock(name: str, directory: Path) -> FileLock:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{name}: {directory}: can't be made: {error.strerror}") from error
+        raise ConfigError(
+            f"{name}: cannot create directory {directory}: {error.strerror}"
+        ) from error
     return FileLock(directory / "lock", protects=f"{name} directory {directory}")

@@ -1,4 +1,4 @@
-"""What the sandbox layer stands on: the mechanisms of this node. Unit tests hand in others."""
+"""Opens the mechanisms of this node, on which the sandbox layer is built. Unit tests pass others."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mechanisms:
-    """One object of each kind."""
+    """The objects below the sandbox layer."""
 
     host: Host
     paths: Paths
     host_etc: Path
-    """Where the node's own `hosts` and `resolv.conf` are."""
+    """The directory of the node's `hosts` and `resolv.conf`."""
     boot_id: str
     node: NodeFacts
     node_resources: NodeResources
     systemd: bool
-    """Whether systemd makes the cgroups."""
+    """Whether the cgroup driver is systemd."""
     cgroups: Cgroups
     reaper: Reaper
     background: Background
@@ -64,7 +64,7 @@ async def open_mechanisms(
     cni_cache_dir: Path,
     node_resources: NodeResources | None,
 ) -> Mechanisms:
-    """Those of this node; `node_resources` are for who makes no containers. Raises ConfigError."""
+    """Open the mechanisms of this node. `node_resources` as in `build.build`. Raises ConfigError."""
     operations = Operations()
     cgroups = Cgroups.detect()
     systemd = effective_driver(config.cgroup_driver, cgroups.layout) == "systemd"

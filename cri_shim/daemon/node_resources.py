@@ -1,4 +1,4 @@
-"""Opens the node's resources for containers, as configured: see `sandbox/spec/node_resources`."""
+"""Opens the node's resources for containers as configured (`sandbox/spec/node_resources`)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ async def open_node_resources(
     sandboxes: Store[Sandbox],
     containers: Store[Container],
 ) -> NodeResources:
-    """AppArmor with its profile loaded, devices, hooks and labels.
+    """Open CDI devices, OCI hooks and SELinux labels, and load the AppArmor profile.
 
-    Raises ConfigError for what this node can't do as configured.
+    Raises ConfigError for settings that this node does not support.
     """
 
     def levels_taken() -> Iterator[str]:

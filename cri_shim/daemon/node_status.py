@@ -1,4 +1,4 @@
-"""How this node stands, as RuntimeService.Status tells it."""
+"""The status of this node for RuntimeService.Status."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class NodeState:
         self._systemd = systemd
 
     def status(self) -> NodeStatus:
-        """The conditions now."""
+        """The conditions and handlers at this moment."""
         cni = self._cni.status
         names = self._handlers.usable()
         return NodeStatus(
@@ -65,7 +65,7 @@ class NodeState:
         )
 
     def _runtime(self) -> Condition:
-        """Whether a pod could be started: looked up each time, so that installing what is missing is enough."""
+        """Whether conmon and the default runtime are installed. Looked up at each call, so no restart is needed."""
         try:
             self._monitors.executable()
             self._handlers.get("").command_prefix()
@@ -98,9 +98,9 @@ class NodeState:
         }
 
     def update_pod_cidr(self, pod_cidr: str) -> None:
-        """The kubelet says which addresses the node's pods shall have. Raises as `PodCidr.update`."""
+        """Note the pod address ranges that the kubelet sends. Raises as `PodCidr.update`."""
         self._pod_cidr.update(pod_cidr)
 
     def uses_systemd_cgroups(self) -> bool:
-        """Who makes the pods' cgroups: systemd, or we."""
+        """Whether the cgroup driver is systemd."""
         return self._systemd

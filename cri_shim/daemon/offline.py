@@ -1,7 +1,9 @@
-"""Everything of a root, opened by a process that is no daemon, to be taken away.
+"""Opens a root in a process that is not the daemon, to wipe it.
 
-Rules: all of the daemon's locks are held meanwhile, so that none starts beside it. What the daemon left is taken over
-as by its own start, since a process can be ended in order only by who watches it; then it is the same wipe.
+Rules:
+- All locks of the daemon are held, so that no daemon starts meanwhile.
+- The state on disk is recovered as at the daemon's start: only a process that watches containers can end them in order.
+  After that the wipe is the same as the daemon's.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ WORK_GRACE_S = 5.0
 
 @asynccontextmanager
 async def open_to_wipe(config: Config, *, cni_cache_dir: Path) -> AsyncIterator[Wipe]:
-    """The configured root's wipe. On the main thread, in a running loop.
+    """Recover the configured root, and yield its wipe. Call it on the main thread, in a running loop.
 
-    Raises AlreadyExistsError while another process has that root, PermissionRefusedError, ConfigError, CriShimError.
+    Raises AlreadyExistsError if another process holds the root, PermissionRefusedError, ConfigError, CriShimError.
     """
     paths = Paths(config.root, config.state)
     async with AsyncExitStack() as stack:
@@ -40,7 +42,7 @@ async def open_to_wipe(config: Config, *, cni_cache_dir: Path) -> AsyncIterator[
         reaper = Reaper()
         reaper.open()
         stack.callback(reaper.close)
-        # Nothing is made here: what containers could be given needs no asking.
+        # No container is created here, so the node's resources are not opened.
         parts = await build(
             config,
             paths=paths,

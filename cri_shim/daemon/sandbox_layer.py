@@ -1,7 +1,7 @@
-"""Makes every object of the sandbox layer, over mechanisms that are handed in.
+"""Builds every object of the sandbox layer on given mechanisms.
 
-The daemon hands in those of its node, the unit tests theirs: both have the same objects, connected in the same way.
-Each object is given what it uses; none is reached through another.
+The daemon passes the mechanisms of its node, unit tests pass fakes: both get the same objects, connected in the same
+way. Each object gets what it uses; none is reached through another.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 CREATES_PER_CORE = 4
 ANSWER_HEADROOM_BYTES = 64 << 10
-"""Of a gRPC message, for what is in an answer beside the output of an exec."""
+"""Bytes of a gRPC message reserved for everything but an exec's output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class SandboxLayer:
 
 
 class _Basis(NamedTuple):
-    """What both pods and containers are made with and taken away by."""
+    """The objects that both pods and containers need."""
 
     cgroup_paths: CgroupPaths
     facts: SpecFacts
@@ -105,7 +105,7 @@ class _Containers(NamedTuple):
 
 
 def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
-    """Make the objects. Nothing is started, and no file is read."""
+    """Build the objects. Nothing is started, and no file is read."""
     basis = _basis(config, on)
     networks = _networks(config, on)
     parts = _containers(on, basis)

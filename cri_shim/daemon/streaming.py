@@ -1,10 +1,10 @@
-"""The streaming server's part of the daemon: its socket, its process, and the URL that clients get.
+"""Runs the streaming process: its listening socket, its start and restart, and the URL for clients.
 
 Rules:
-- The server is a process of its own (`streamer/process`), so that streams at their full rate don't hold up who asks for
-  a list. What it asks is answered by `sandbox/stream_backend`.
-- The listening socket is the daemon's. When the process dies, or doesn't answer for long, another takes its place: its
-  sessions are lost, but clients that come meanwhile wait, and tickets are still good.
+- The streaming server is a process of its own (`streamer/process`), so that streams at full rate do not delay CRI
+  calls. `sandbox/stream_backend` answers its requests.
+- The daemon owns the listening socket. If the process dies or hangs, another replaces it. Its sessions are lost, but
+  clients that connect meanwhile wait in the socket's queue, and tickets stay valid.
 """
 
 from __future__ import annotations
@@ -34,40 +34,43 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 BACKLOG = 4096
-"""As many as the kernel's own bound lets by; who finds the queue full tries again after a second at best."""
+"""Usually the kernel's limit (net.core.somaxconn).
+
+A client that finds the queue full retries after a second or more.
+"""
 START_TIMEOUT_S = 30.0
 END_GRACE_S = 2.0
-"""Beyond the grace that its clients get."""
+"""Time for the process to end, after the grace of its clients."""
 PING_INTERVAL_S = 5.0
 PINGS_UNANSWERED = 3
-"""So many in a row, and the process is taken to hang."""
+"""Unanswered pings after which the process counts as hanging."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
-"""Before a process that ended is replaced; the pauses grow unless it had lived for the longest."""
+"""Pauses before a process is replaced. They double, and start anew after a process that ran for the longest pause."""
 _ANY_ADDRESS = ("0.0.0.0", "::")
 _OUTSIDE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Addresses of nobody (RFC 5737, RFC 3849), to ask the routing table for ours; nothing is sent there."""
+"""Documentation addresses (RFC 5737, RFC 3849), to get our source address from the routes. Nothing is sent."""
 
 
 class StreamBackend(Protocol):
-    """Who answers the process: `sandbox.stream_backend`."""
+    """Serves the requests of the process: `sandbox.stream_backend`."""
 
     def open(self, send: Callable[..., None]) -> None:
-        """A process is there; `send(packet, descriptors)` sends it a message and takes the descriptors."""
+        """A process started. `send(packet, descriptors)` sends it a message, and takes ownership of the descriptors."""
 
     def close(self) -> None:
-        """It is gone."""
+        """The process ended."""
 
     def handle(self, message: ipc.ToDaemon) -> None:
-        """What it says."""
+        """Handle a message of the process."""
 
 
 class _Process:
-    """One streaming process, from its start to its end."""
+    """One streaming process."""
 
     def __init__(
         self, reaper: Reaper, setup: ipc.Setup, listener: int, backend: StreamBackend
     ) -> None:
-        """Raises OSError."""
+        """Start the process. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -85,26 +88,26 @@ class _Process:
         self._packets = Packets(ours, self._handle, self._gone)
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """It has hung up, or was made to."""
+        """Done when the connection is closed, by either side."""
         self.unanswered = 0
         backend.open(self.send)
         self.send(setup, [os.dup(listener)])
 
     def send(self, message: ipc.ToStreamer, descriptors: Sequence[int] = ()) -> None:
-        """Tell it something; it gets the descriptors."""
+        """Send a message with descriptors, which are closed here."""
         self._packets.send(ipc.encode(message), descriptors)
 
     def hang_up(self) -> None:
-        """It ends, and its sessions are over for us."""
+        """Close the connection, which ends the process, and end its sessions."""
         self._packets.close()
         self._gone()
 
     def _handle(self, packet: bytes, descriptors: list[int]) -> None:
-        close_all(descriptors)  # it has none to give
+        close_all(descriptors)  # the protocol has no descriptors in this direction
         try:
             message = ipc.decode_to_daemon(packet)
         except UNREADABLE_DOCUMENT as error:
-            log.error("the streaming process makes no sense and is ended", error=str(error))
+            log.error("invalid message from the streaming process; restarting it", error=str(error))
             self.child.kill()
             self.hang_up()
             return
@@ -119,11 +122,11 @@ class _Process:
                 self._backend.handle(message)
 
     def _gone(self) -> None:
-        if self.gone.done():  # by now the backend may be another's
+        if self.gone.done():  # the backend may serve the next process by now
             return
         self.gone.set_result(None)
         self._backend.close()
-        self._settle(UnavailableError("the streaming process ended while it was starting"))
+        self._settle(UnavailableError("the streaming process ended during its start"))
 
     def _settle(self, error: CriShimError | None) -> None:
         if self.ready.done():
@@ -132,10 +135,10 @@ class _Process:
             self.ready.set_result(None)
         else:
             self.ready.set_exception(error)
-            self.ready.exception()  # whoever waits is told; nobody may be waiting any more
+            self.ready.exception()  # retrieved, so that asyncio does not warn if nobody waits
 
     async def end(self, timeout_s: float) -> None:
-        """See it end within `timeout_s`, or kill it."""
+        """Wait `timeout_s` for the process to end, then kill it."""
         if await self.child.wait_at_most(timeout_s) is None:
             self.child.kill()
             await self.child.wait_at_most(END_GRACE_S)
@@ -143,7 +146,7 @@ class _Process:
 
 
 class Streaming:
-    """The server's process, always one. `start` and `stop` it once."""
+    """Keeps one streaming process running. Call `start` and `stop` once."""
 
     def __init__(
         self,
@@ -164,16 +167,16 @@ class Streaming:
         self._url: str | None = None
 
     def base_url(self) -> str | None:
-        """What clients call, without a slash at its end; None while the server isn't there."""
+        """The base of the clients' URLs, without a final slash; None before the start and after the stop."""
         return self._url
 
     @property
     def pid(self) -> int | None:
-        """Of the process that serves now."""
+        """The pid of the present process."""
         return None if self._process is None else self._process.child.pid
 
     async def start(self, backend: StreamBackend) -> None:
-        """Listen, and return when the process serves. Raises ConfigError, UnavailableError."""
+        """Listen, and wait until the process serves. Raises ConfigError, UnavailableError."""
         settings = self._settings
         self._listener = _listen(settings.address, settings.port)
         try:
@@ -199,7 +202,7 @@ class Streaming:
             self._process.send(ipc.LogLevel(level=log_settings.level))
 
     async def stop(self, grace_s: float) -> None:
-        """Tell the sessions' clients, end within about `grace_s` seconds. Idempotent."""
+        """Stop listening, and end the process and its sessions within about `grace_s` seconds. Idempotent."""
         self._url = None
         if self._listener is not None:
             self._listener.close()
@@ -212,12 +215,12 @@ class Streaming:
     # --- the process
 
     async def _launch(self, backend: StreamBackend) -> _Process:
-        """Raises ConfigError for what can't be served with, UnavailableError."""
-        assert self._listener is not None  # noqa: S101 - the callers have seen to it
+        """Start a process and wait until it serves. Raises ConfigError for unusable settings, UnavailableError."""
+        assert self._listener is not None  # noqa: S101 - callers listen first
         try:
             process = _Process(self._reaper, self._setup(), self._listener.fileno(), backend)
         except OSError as error:
-            raise UnavailableError(f"starting the streaming process: {error}") from error
+            raise UnavailableError(f"cannot start the streaming process: {error}") from error
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await asyncio.shield(process.ready)
@@ -245,16 +248,16 @@ class Streaming:
         )
 
     async def _keep(self, process: _Process, backend: StreamBackend) -> None:
-        """Have one that serves, until the daemon stops."""
+        """Replace the process whenever it ends, until `stop`."""
         loop = asyncio.get_running_loop()
         pause_s, since = FIRST_PAUSE_S, loop.time()
         while True:
             await self._watch(process)
             if self._process is not process:
-                return  # it was stopped
+                return  # `stop` ended it
             process.child.kill()
             ending = await process.child.wait()
-            log.error("the streaming process ended, its sessions with it", how=ending.describe())
+            log.error("the streaming process ended; its sessions are lost", how=ending.describe())
             if loop.time() - since >= LONGEST_PAUSE_S:
                 pause_s = FIRST_PAUSE_S
             while not self._is_stopped():
@@ -263,13 +266,17 @@ class Streaming:
                 try:
                     process = await self._launch(backend)
                 except CriShimError as error:
-                    log.error("no streaming process", error=str(error), next_try_s=pause_s)
+                    log.error(
+                        "the streaming process could not be restarted",
+                        error=str(error),
+                        next_try_s=pause_s,
+                    )
                     continue
-                if self._is_stopped():  # meanwhile
+                if self._is_stopped():  # `stop` was called during the launch
                     await process.end(0.0)
                     return
                 self._process = process
-                log.info("streaming server again", pid=process.child.pid)
+                log.info("streaming process restarted", pid=process.child.pid)
                 since = loop.time()
                 break
 
@@ -277,13 +284,13 @@ class Streaming:
         return self._listener is None
 
     async def _watch(self, process: _Process) -> None:
-        """Return when it is gone, or was ended because it doesn't answer."""
+        """Ping the process. Return when it ended, or when it counts as hanging."""
         while True:
             if await settled(process.gone, PING_INTERVAL_S):
                 return
             if process.unanswered >= PINGS_UNANSWERED:
                 log.error(
-                    "the streaming process does not answer and is ended", pid=process.child.pid
+                    "the streaming process does not answer; restarting it", pid=process.child.pid
                 )
                 process.hang_up()
                 return
@@ -292,9 +299,9 @@ class Streaming:
 
 
 def _listen(address: str, port: int) -> socket.socket:
-    """Raises ConfigError."""
+    """Bind and listen. Raises ConfigError."""
     try:
-        # A wildcard of IPv6 takes IPv4 as well.
+        # The IPv6 wildcard accepts IPv4 as well.
         return socket.create_server(
             (address, port),
             family=socket.AF_INET6 if ":" in address else socket.AF_INET,
@@ -304,12 +311,12 @@ def _listen(address: str, port: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(
             f"streaming.address, streaming.port: cannot listen on {address} port {port}: "
-            f"{error.strerror}; see whether something else does"
+            f"{error.strerror}; check that no other process listens there"
         ) from error
 
 
 def _reachable(address: str) -> str:
-    """The address as a URL has it; for a wildcard, the node's own as its routes have it."""
+    """The host part of the clients' URL. For a wildcard address it is the node's source address."""
     if address in _ANY_ADDRESS:
         families = (socket.AF_INET, socket.AF_INET6) if address == "::" else (socket.AF_INET,)
         address = next(filter(None, map(_source_address, families)), "127.0.0.1")
@@ -317,7 +324,7 @@ def _reachable(address: str) -> str:
 
 
 def _source_address(family: socket.AddressFamily) -> str | None:
-    """Ours, for what would leave the node."""
+    """The source address of packets that leave the node, or None without a route."""
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((_OUTSIDE[family], 9))

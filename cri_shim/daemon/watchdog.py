@@ -1,8 +1,7 @@
-"""The service manager's watchdog, and its patience during a long start.
+"""Feeds the service manager's watchdog, and extends its timeout during a long start.
 
-Rules: the watchdog is fed only while the event loop turns *and* our own CRI answers over its socket; who feeds it
-anyway would hide the hang that it is for. What comes of a hang is the manager's: a restart, which leaves all containers
-alone.
+The watchdog is fed only while the event loop turns and the daemon's CRI answers on its own socket. If the daemon hangs,
+the manager restarts it, and containers keep running.
 """
 
 from __future__ import annotations
@@ -20,14 +19,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 FED_PER_INTERVAL = 3
-"""Two answers may get lost."""
+"""Feeds per interval, so that two may fail."""
 PATIENCE_S = 60.0
-"""What is asked for again and again while the start goes on."""
+"""The extension of the start timeout, repeated every `PATIENCE_INTERVAL_S`."""
 PATIENCE_INTERVAL_S = 15.0
 
 
 async def feed_watchdog(socket_path: Path | None) -> None:
-    """Until cancelled, or at once where the manager has no watchdog. Without a unix socket only the loop counts."""
+    """Feed the watchdog until cancelled. Returns at once if the manager has none.
+
+    Without a unix socket only the event loop is checked.
+    """
     interval_s = watchdog_interval_s()
     if interval_s is None:
         return
@@ -41,7 +43,10 @@ async def feed_watchdog(socket_path: Path | None) -> None:
         while True:
             problem = await check.problem(pause_s)
             if problem:
-                log.error("our own CRI does not answer; the watchdog is not fed", problem=problem)
+                log.error(
+                    "CRI does not answer on its own socket; the watchdog is not fed",
+                    problem=problem,
+                )
             else:
                 notify(ALIVE)
             await asyncio.sleep(pause_s)
@@ -50,9 +55,9 @@ async def feed_watchdog(socket_path: Path | None) -> None:
 
 
 async def ask_for_patience(ready: asyncio.Event) -> None:
-    """Until that: what a former daemon left may take longer than the unit's start timeout, object by object."""
+    """Extend the start timeout until `ready` is set: recovery of many objects may exceed the unit's timeout."""
     while not ready.is_set():
-        notify(extend_timeout(PATIENCE_S), status("taking over what the former daemon left"))
+        notify(extend_timeout(PATIENCE_S), status("recovering pods and containers"))
         try:
             async with asyncio.timeout(PATIENCE_INTERVAL_S):
                 await ready.wait()

@@ -89,4 +89,6 @@ def test_a_root_that_can_not_be_used_is_told_beside_why_the_daemon_was_not_asked
     with pytest.raises(UnavailableError) as failure:
         command("list", *options)
     assert "there is no such socket" in str(failure.value)
-    assert f"opened without it either: root: {tmp_path}/root: can't be made" in str(failure.value)
+    assert f"opened without it either: root: cannot create directory {tmp_path}/root" in str(
+        failure.value
+    )

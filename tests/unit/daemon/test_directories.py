@@ -32,5 +32,7 @@ def test_they_are_made_closed_and_may_be_there_already(paths: Paths) -> None:
 
 def test_one_that_can_not_be_made_is_named(paths: Paths) -> None:
     paths.pending_deletes_dir.write_text("a file")
-    with pytest.raises(ConfigError, match=r"pending_deletes: can't be made: File exists"):
+    with pytest.raises(
+        ConfigError, match=r"cannot prepare directory .*pending_deletes: File exists"
+    ):
         prepare_directories(paths)

@@ -147,7 +147,7 @@ async def test_what_can_not_be_used_is_not_announced_and_said_once(
     said = {line["handler"]: line["error"] for line in logs}
     assert said.keys() == {"crun", "vm", "gone"}
     assert "refuses this hybrid cgroup layout" in said["crun"]
-    assert "not served yet" in said["vm"]
+    assert "not supported in this version" in said["vm"]
     assert "was not found" in said["gone"]
 
 

@@ -62,7 +62,7 @@ async def test_a_record_that_can_not_be_read_keeps_every_layer(config: Config) -
     paths.container(container.id).record_file.write_text("{")
     with capture_logs() as logs:
         assert await left_after_a_sweep(config, "0", "7z") == {"0", "7z"}
-    assert "no layer is removed" in logs[0]["event"]
+    assert "all layers count as in use" in logs[0]["event"]
 
 
 async def test_a_store_is_opened_once_at_a_time(config: Config) -> None:

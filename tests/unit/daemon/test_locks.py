@@ -40,5 +40,7 @@ def test_who_works_on_the_root_alone_keeps_a_daemon_out(config: Config) -> None:
 
 def test_a_directory_that_can_not_be_made_is_named_by_its_key(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"^root: .*file/root: can't be made: Not a directory$"):
+    with pytest.raises(
+        ConfigError, match=r"^root: cannot create directory .*file/root: Not a directory$"
+    ):
         root_lock(Paths(tmp_path / "file/root", tmp_path / "state"))

@@ -188,7 +188,9 @@ async def test_a_process_that_cannot_be_started_is_said(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "spawn_own_program", spawn)
     node = Node(ANY_PORT)
     async with node.reaping():
-        with pytest.raises(UnavailableError, match=r"starting the streaming process: .*processes"):
+        with pytest.raises(
+            UnavailableError, match=r"cannot start the streaming process: .*processes"
+        ):
             await node.streaming.start(node.backend)
 
 

@@ -93,6 +93,6 @@ async def test_a_long_start_asks_for_patience_until_it_is_over(
     asking = asyncio.ensure_future(ask_for_patience(ready))
     await clock.sleep(2.5 * watchdog.PATIENCE_INTERVAL_S)
     assert len(manager.heard()) == 3
-    assert manager.told[0].startswith("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=taking over")
+    assert manager.told[0].startswith("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=recovering pods")
     ready.set()
     await asking
