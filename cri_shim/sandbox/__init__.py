@@ -1,1 +1,1 @@
-"""The use cases: pods and containers, the only place where the mechanisms meet."""
+"""Pods and containers: the only layer that combines the mechanisms."""

@@ -1,4 +1,4 @@
-"""Where a container's log goes: always inside the pod's log directory, whatever a client writes into the path."""
+"""Checks and prepares the path of a container's log, which must stay inside the pod's log directory."""
 
 from __future__ import annotations
 
@@ -20,29 +20,35 @@ _NO_LINKS = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
 def log_path(log_directory: str, path: str) -> Path | None:
-    """Where the container's log goes: inside the pod's log directory, or nowhere when CRI names no path.
+    """The path of the container's log, or None if the request has no log path.
 
-    Raises InvalidArgumentError for a path that leaves the directory.
+    Raises InvalidArgumentError for a path outside the pod's log directory, and for one that conmon does not accept.
     """
     if not log_directory or not path:
         return None
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or "\0" in path or path.endswith("/"):
         raise InvalidArgumentError(
-            f"config.log_path: {quoted(path)}: a relative path without '..' below the pod's log_directory"
+            f"config.log_path: {quoted(path)} is not a relative path without '..' below the pod's log_directory"
         )
     for field, text in (("config.log_path", path), ("the pod's log_directory", log_directory)):
         if ":" in text or has_control_characters(text):
             raise InvalidArgumentError(
-                f"{field}: {quoted(text)}: the container monitor takes no ':' and no control character"
+                f"{field}: {quoted(text)} contains ':' or a control character, which the container monitor does not "
+                "accept"
             )
     if max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
-        raise InvalidArgumentError(f"config.log_path: a name of more than {MAX_NAME_BYTES} bytes")
+        raise InvalidArgumentError(
+            f"config.log_path: a component of {quoted(path)} has more than {MAX_NAME_BYTES} bytes"
+        )
     return Path(log_directory) / path
 
 
 def prepare_log(log_directory: str, log_file: Path | None) -> None:
-    """Make the log's directory, and refuse what is no log of ours. Blocking. Raises as both do, UnavailableError."""
+    """Create the log's directory, and check the log file. Blocking.
+
+    Raises what `make_log_directory` and `check_log_file` raise, UnavailableError.
+    """
     if log_file is not None:
         working_on("config.log_path", str(log_file))
         make_log_directory(log_directory, log_file)
@@ -50,14 +56,15 @@ def prepare_log(log_directory: str, log_file: Path | None) -> None:
 
 
 def make_log_directory(log_directory: str, log_file: Path | None) -> None:
-    """What kubelet makes itself and a person with crictl forgets; never out of the pod's directory by a link.
+    """Create the log's directory below the pod's log directory, without following links out of it. Blocking.
 
-    Raises WrongStateError where a link or a file is in the way, ResourceExhaustedError, CriShimError.
+    The kubelet creates it itself, users of crictl often do not. Raises WrongStateError if a link or a file is in the
+    way, ResourceExhaustedError, CriShimError.
     """
     if log_file is None:
         return
     parent = str(log_file.parent.relative_to(log_directory))
-    with host_step(f"log directory {log_file.parent}"):
+    with host_step(f"creating log directory {log_file.parent}"):
         Path(log_directory).mkdir(parents=True, exist_ok=True, mode=0o755)
         try:
             make_dirs_in_root(Path(log_directory), parent, mode=0o755, uid=0, gid=0)
@@ -68,10 +75,11 @@ def make_log_directory(log_directory: str, log_file: Path | None) -> None:
 
 
 def check_log_file(log_directory: str, log_file: Path | None) -> None:
-    """Refuse a log that is a link, lies behind one, or is no file: the monitor would write, as root, wherever it leads.
+    """Refuse a log that is a link, is reached through one, or is not a regular file. Blocking. Raises WrongStateError.
 
-    A container with the node's log directory as a volume can put one there, also between a rotation and the reopening,
-    for which the monitor makes a file beside the log. Raises WrongStateError.
+    conmon runs as root and would write to the link's target. A container with the node's log directory as a volume can
+    create such a link, also between a rotation and the reopening. For the latter conmon creates a `.tmp` file beside
+    the log.
     """
     if log_file is None:
         return
@@ -99,5 +107,5 @@ def check_log_file(log_directory: str, log_file: Path | None) -> None:
 
 def _refusal(path: Path) -> WrongStateError:
     return WrongStateError(
-        f"config.log_path: {path} is a link, or something else that is no log of ours: remove it"
+        f"config.log_path: {path} is a symbolic link or not a regular file: remove it"
     )

@@ -1,4 +1,4 @@
-"""Takes away everything that a container owns: the one way, for Remove, for recovery and for wipe."""
+"""Removes everything that a container owns, for RemoveContainer, recovery and wipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ContainerRemoval:
-    """Removes containers. Who calls sees to it that each is removed by one caller at a time."""
+    """Removes containers. Callers ensure that a container is removed by one of them at a time."""
 
     def __init__(
         self,
@@ -34,9 +34,9 @@ class ContainerRemoval:
         self._teardown = teardown
 
     async def destroy(self, container: Container) -> None:
-        """Take away everything a container owns, whatever state it is in; its processes are killed.
+        """Kill the container's processes, and remove everything that it owns, in whatever state it is.
 
-        Raises what `teardown` raises; a further call does the rest.
+        Raises what `teardown` raises. A further call removes the rest.
         """
         self._exits.forget(container.id)
         await self._exit_handling.tear_down_process(container)

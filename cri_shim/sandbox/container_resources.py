@@ -1,12 +1,12 @@
-"""UpdateContainerResources: new limits for a container, in the kernel and in its record.
+"""UpdateContainerResources: changes the limits of a container, in its cgroup and in its record.
 
 Rules:
-- What a request leaves unset stays as it is: the kubelet's CPU manager sends CPUs alone. What is in force is always
-  the whole set, kept in the status, shown by ContainerStatus, and told to the runtime as a whole.
-- A created or running container's cgroup is changed by the OCI runtime; one that has exited, or whose program can't
-  be run, has none, and only remembers.
-- A limit that can't be had is an error, and what was in force stays in force.
-- `oom_score_adj` belongs to processes, not to the cgroup: it is set at the start, and an update leaves it alone.
+- Fields that a request leaves unset stay as they are: the kubelet's CPU manager sends only CPUs. The status keeps the
+  whole set in force. ContainerStatus shows it, and the runtime gets it as a whole.
+- The OCI runtime changes the cgroup of a created or running container. A container that has exited, or whose program
+  cannot be run, has no cgroup; only its status changes.
+- If a limit cannot be set, the call fails and the limits in force stay.
+- `oom_score_adj` belongs to processes, not to the cgroup. It is set at the start; an update does not change it.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ class ContainerResources:
         wanted: api.LinuxContainerResources,
         annotations: Mapping[str, str],
     ) -> None:
-        """Set what is set in `wanted`, and the limits of processes and of open files that `annotations` name.
+        """Apply the fields set in `wanted`, and the limits of processes and open files in `annotations`.
 
-        Raises InvalidArgumentError and UnsupportedError naming the field, WrongStateError for memory or files that are
-        in use, RuntimeCommandError with the runtime's own words.
+        Raises InvalidArgumentError and UnsupportedError with the field, WrongStateError for a limit below the memory or
+        files in use, RuntimeCommandError with the runtime's message.
         """
         async with container.lock:
             now = resources_in_force(container)
@@ -118,19 +118,19 @@ class ContainerResources:
             return await self._files_limits.change(container, limit)
         except TooManyFilesError as error:
             raise WrongStateError(
-                f"container {container.id}: annotations[{FILES_LIMIT_ANNOTATION!r}]: {limit} is less than are open: "
-                f"{error}"
+                f"container {container.id}: annotations[{FILES_LIMIT_ANNOTATION!r}]: {limit} is below the number of "
+                f"open files: {error}"
             ) from error
 
     async def _tell_runtime(self, container: Container, document: Spec) -> None:
         file = self._paths.container(container.id).resources_file
-        with host_step(f"container {container.id}: writing its new resources"):
+        with host_step(f"container {container.id}: writing the new resources"):
             write_atomic(file, msgspec.json.encode(document))
         try:
             await self._runtime_of(container.record.handler).update(container.id, file)
         except RuntimeCommandError as error:
             if not running(self._host, container.status.process):
-                return  # its end is about to be noted: there is nothing left to limit
+                return  # it ended meanwhile, and its exit will be noted: there is nothing to limit
             limit, used = (
                 document.get("memory", {}).get("limit", -1),
                 self._memory_in_use(container),
@@ -140,14 +140,14 @@ class ContainerResources:
                 raise _in_use(container, limit, used, f": {words}") from error
             if field := field_of_limit(refused_limit(words)):
                 raise InvalidArgumentError(
-                    f"container {container.id}: {field}: the kernel takes no such: {words}"
+                    f"container {container.id}: {field}: the kernel rejected the value: {words}"
                 ) from error
             raise
         finally:
             file.unlink(missing_ok=True)
 
     def _check_memory(self, container: Container, limit: int) -> None:
-        """cgroup v2 would make room by killing; v1 refuses by itself, after it has reclaimed what it can."""
+        """Refuse a limit below the working set on cgroup v2, which would OOM-kill to enforce it. v1 refuses it."""
         if limit <= 0 or self._cgroups.mode != "v2":
             return
         used = self._cgroups.read_stats(
@@ -163,7 +163,7 @@ class ContainerResources:
 
 
 def resources_in_force(container: Container) -> api.LinuxContainerResources:
-    """What limits a container now: its request, and what updates have made of it."""
+    """The limits in force: those of the request, merged with all updates."""
     kept = bytes(container.status.resources)
     if kept == b"{}":
         return container.config.linux.resources

@@ -1,9 +1,9 @@
-"""Containers: create, start, stop, remove, find.
+"""The container calls of RuntimeService: create, start, stop, remove, list and others.
 
 Rules:
-- A creation's work belongs to the server (see `pods`); so do a stop and a removal.
-- A container's lock is held while its state is decided, never across a grace period or a removal's waiting.
-- How a container is made is in `creation`, how it ends, by itself or by a stop, in `exit_handling`.
+- The work of a creation, start, stop or removal belongs to the server, not to the call (`single_flight`).
+- A container's lock is held while its state changes, never during a grace period or a removal.
+- `creation` creates containers; `exit_handling` stops them and handles exits.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 
 class Containers:
-    """The container half of RuntimeService."""
+    """The container calls of RuntimeService."""
 
     def __init__(
         self,
@@ -93,7 +93,8 @@ class Containers:
         """Create a container in a ready sandbox and return its ID.
 
         A retry of the same request joins the work or gets its result. Raises NotFoundError (sandbox, image),
-        WrongStateError (sandbox not ready), InvalidArgumentError, AlreadyExistsError, and what the runtime says.
+        WrongStateError (sandbox not ready), InvalidArgumentError, AlreadyExistsError (name in use), and the errors of
+        the runtime.
         """
         sandbox = self._sandboxes.find(sandbox_id)
         metadata = ContainerMetadata(config.metadata.name, config.metadata.attempt)
@@ -109,9 +110,9 @@ class Containers:
         )
 
     async def undo(self, container: Container) -> None:
-        """As RemoveContainer, for what nobody was told of or nobody can ask for.
+        """Remove a container whose creation was never answered.
 
-        A Remove that comes meanwhile joins it.
+        A RemoveContainer that comes meanwhile joins the work.
         """
         await self._removals.run(container.id, b"", lambda: self._removal.destroy(container))
 
@@ -120,8 +121,8 @@ class Containers:
     async def start_container(self, container_id: str) -> None:
         """Start a created container.
 
-        Raises WrongStateError for any other, ProgramError when its program can't be run, RuntimeCommandError when the
-        runtime refuses: then it is exited, with the reason StartError.
+        Raises WrongStateError if it is not in state created, ProgramError if its program cannot be run,
+        RuntimeCommandError if the runtime fails. With the last two it becomes exited, with the reason StartError.
         """
         container = self.find(container_id)
         await self._starts.run(container.id, b"", lambda: self._start(container))
@@ -133,13 +134,13 @@ class Containers:
                 raise WrongStateError(f"container {container.id} is {container.state}, not created")
             if fault := container.status.start_fault:
                 self._exit_handling.finish_unstarted(container, fault)
-                raise ProgramError(f"container {container.id} can't be started", fault, NOT_STARTED)
+                raise ProgramError(f"cannot start container {container.id}", fault, NOT_STARTED)
             runtime = self._runtime_of(container.record.handler)
             try:
                 await runtime.start(container.id)
             except CriShimError as error:
                 if await _runs(runtime, container.id):
-                    # A start that a former daemon had begun came to its end without it.
+                    # A former daemon was killed during the start, which succeeded without it.
                     self._store.update(container, container.status.started(time.time_ns()))
                     return
                 self._exit_handling.finish_unstarted(container, str(error))
@@ -152,7 +153,7 @@ class Containers:
     async def stop_container(self, container_id: str, timeout_s: int) -> None:
         """Send the stop signal, wait up to `timeout_s` seconds, then kill. Returns once the container has exited.
 
-        Succeeds for one that is gone or has exited. Raises DeadlineError if even SIGKILL doesn't end it.
+        Succeeds for a container that is removed or has exited. Raises DeadlineError if SIGKILL does not end it.
         """
         try:
             container = self._store.find(container_id)
@@ -162,9 +163,9 @@ class Containers:
         await self._exit_handling.stop(container, timeout_s)
 
     async def stop_all(self, sandbox_id: str) -> None:
-        """End every container of a sandbox at once, without grace, and undo those that are being made.
+        """Kill every container of a sandbox, and undo creations under way. Raises DeadlineError.
 
-        The sandbox is not ready any more: no further one begins to be made. Raises DeadlineError.
+        The caller has marked the sandbox as not ready, so no further creation begins.
         """
         being_made = [
             container.name
@@ -175,7 +176,7 @@ class Containers:
             self._stop_complete(sandbox_id),
             *(self._end_creation(sandbox_id, name) for name in being_made),
         )
-        if being_made:  # one of them may have become complete in the last moment
+        if being_made:  # a creation may have completed before it could be cancelled
             await self._stop_complete(sandbox_id)
 
     async def _stop_complete(self, sandbox_id: str) -> None:
@@ -186,14 +187,14 @@ class Containers:
 
     async def _end_creation(self, sandbox_id: str, name: str) -> None:
         error = WrongStateError(
-            f"sandbox {sandbox_id} is not ready: it was stopped while container {name} was created"
+            f"sandbox {sandbox_id} was stopped during the creation of container {name}"
         )
         await self._creations.end(name, error)
 
     # --- RemoveContainer -----------------------------------------------------------------------------------------
 
     async def remove_container(self, container_id: str) -> None:
-        """Remove a container, by force if it runs. Succeeds for one that is gone."""
+        """Remove a container; a running one is killed. Succeeds for a container that is removed already."""
         try:
             container = self._store.find(container_id)
         except NotFoundError:
@@ -202,7 +203,7 @@ class Containers:
 
     async def _remove(self, container: Container) -> None:
         if container.state is ContainerState.CREATING:
-            raise WrongStateError(f"container {container.id} is still being created: call again")
+            raise WrongStateError(f"container {container.id} is still being created: retry")
         self._attach_sessions.unblock(container.id)
         await self._exit_handling.stop(container, 0)
         await self._removal.destroy(container)
@@ -211,7 +212,7 @@ class Containers:
     async def remove_all(self, sandbox_id: str) -> None:
         """Remove every container of a sandbox."""
         for container in self._store.of_sandbox(sandbox_id):
-            # One of a former daemon's may be shown as nothing yet, while it is undone: joined.
+            # An incomplete container of a former daemon is not listed, but is being undone: join that.
             if container.status.is_complete or self._removals.is_under_way(container.id):
                 await self.remove_container(container.id)
 
@@ -223,7 +224,7 @@ class Containers:
         resources: api.LinuxContainerResources,
         annotations: Mapping[str, str],
     ) -> None:
-        """Change what is set in `resources`; see `container_resources`."""
+        """Change the limits that are set in `resources`; see `container_resources`."""
         container = self.find(container_id)
         with self._operations.begin("UpdateContainerResources", container.id):
             await self._resources.update(container, resources, annotations)
@@ -231,38 +232,41 @@ class Containers:
     # --- looking, and small things -------------------------------------------------------------------------------
 
     def find(self, id_or_prefix: str) -> Container:
-        """The container of this ID or prefix; NotFoundError for one that is still being created."""
+        """The container with this ID or prefix. Raises NotFoundError, also while it is being created.
+
+        Raises InvalidArgumentError for a prefix that several containers share.
+        """
         container = self._store.find(id_or_prefix)
         if container.state is ContainerState.CREATING:
             raise NotFoundError("container", id_or_prefix, "it is still being created")
         return container
 
     def list_containers(self) -> list[Container]:
-        """Every container whose creation is complete, oldest first."""
+        """All containers whose creation is complete, oldest first."""
         return [c for c in self._store if c.status.is_complete]
 
     def containers_of(self, sandbox_id: str) -> list[Container]:
-        """Those of one sandbox."""
+        """The containers of one sandbox whose creation is complete, oldest first."""
         return [c for c in self._store.of_sandbox(sandbox_id) if c.status.is_complete]
 
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: int
     ) -> ExecResult:
-        """Run a command in a running container; see `exec.sync`."""
+        """Run a command in a running container; `timeout_s` 0 means none. See `exec.sync`."""
         container = self.find(container_id)
         with self._operations.begin("ExecSync", container.id), step("waiting for the command"):
             return await self._execs.exec_sync(container, command, timeout_s)
 
     async def reopen_container_log(self, container_id: str) -> None:
-        """Make the monitor open the log file anew, after a rotation; returns once the new file exists.
+        """Have conmon reopen the log file after a rotation. Returns once the new file exists.
 
-        Raises WrongStateError for a container that does not run, keeps no log, or whose log has become a link.
+        Raises WrongStateError if the container does not run, has no log, or its log has become a link.
         """
         container = self.find(container_id)
         if container.state is not ContainerState.RUNNING:
             raise WrongStateError(f"container {container.id} is {container.state}, not running")
         if not container.record.log_path:
-            raise WrongStateError(f"container {container.id} keeps no log: its log_path is empty")
+            raise WrongStateError(f"container {container.id} has no log: its log_path is empty")
         log_file = Path(container.record.log_path)
         sandbox = self._sandboxes.find(container.sandbox_id)
         await in_time_for(
@@ -276,7 +280,7 @@ class Containers:
         await self._monitors.reopen_log(self._paths.container(container.id).bundle_dir, log_file)
 
     async def verbose_info(self, container: Container) -> dict[str, object]:
-        """What an operator may want to know beyond CRI's fields."""
+        """The document of a verbose ContainerStatus."""
         read = await read_documents(self._paths.container(container.id))
         details = container_details(
             container, read, cgroup=self._cgroup_paths.directory_of(container)
@@ -284,11 +288,11 @@ class Containers:
         return details | {"operations": documents(self._operations.under_way(container.id))}
 
     async def end_creations(self, grace_s: float) -> None:
-        """Let what is being made become complete within `grace_s` seconds, else undo it."""
+        """Wait `grace_s` seconds for creations under way, then cancel and undo them."""
         await self._creations.end_all(grace_s)
 
     async def close(self, grace_s: float) -> None:
-        """Let running work end, at most `grace_s` seconds, then undo it."""
+        """Wait `grace_s` seconds for work under way, then cancel and undo it."""
         await asyncio.gather(
             self._creations.close(grace_s),
             self._starts.close(grace_s),

@@ -1,10 +1,11 @@
-"""How a container is made: from a request to a created process that waits for its start, or to nothing at all.
+"""CreateContainer: from a request to a created process that waits for its start.
 
 Rules:
-- What can be refused is refused before the first effect; the rest, which shows only in the image, is undone.
-- Every effect is pushed on the `Rollback` first, and undone by `teardown`.
-- What is wrong with the request, its limits, mounts or users, fails the creation. What is wrong with the program fails
-  the start: the container is created without a process, and what the creation held for one is torn down.
+- The request is checked before the first effect. Errors that show only in the image come later, and the creation is
+  undone.
+- The undo of each effect is pushed on the `Rollback` before the effect. `teardown` implements it.
+- A mistake in the request, such as in limits, mounts or users, fails the creation. A program that cannot be run fails
+  the start, as CRI clients expect: the container is created without a process.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ log = structlog.get_logger()
 
 
 class Creation:
-    """CreateContainer's work. Calls for one name come one after the other."""
+    """Creates containers. The caller runs at most one creation per name at a time."""
 
     def __init__(
         self,
@@ -121,10 +122,10 @@ class Creation:
         metadata: ContainerMetadata,
         digest: str,
     ) -> str:
-        """Make a container in a sandbox, or find what the same request has made before; its ID.
+        """Create a container, or find the one that the same request has created before. Returns its ID.
 
-        Raises NotFoundError (image), WrongStateError (sandbox not ready), InvalidArgumentError, AlreadyExistsError,
-        and what the runtime says.
+        Raises NotFoundError (image), WrongStateError (sandbox not ready), InvalidArgumentError, AlreadyExistsError
+        (name in use), and the errors of the runtime.
         """
         name = metadata.reserved_name(sandbox.id)
         holder = self._store.by_name(name)
@@ -133,16 +134,16 @@ class Creation:
                 return holder.id
             raise AlreadyExistsError(
                 f"container name {name} is held by container {holder.id} ({holder.state}): "
-                "remove that one or raise the attempt"
+                "remove that container, or use a higher attempt"
             )
         require_ready(sandbox)
         check_cost(config)
         async with AsyncExitStack() as held:
             volumes = await hold_image_volumes(self._images, config, held)
             document = await as_json_aside(config)
-            require_ready(
-                sandbox
-            )  # from here to its record nothing can come between: a Stop finds it there
+            # Checked again, since the awaits above may have taken long. There is no await from here to the record, so a
+            # StopPodSandbox either is seen here or finds the container's record.
+            require_ready(sandbox)
             container, launch, image = self._plan(
                 sandbox, config, metadata, digest, document, volumes
             )
@@ -164,7 +165,7 @@ class Creation:
             # 1. The record, before any effect.
             rollback.push("record", lambda: self._forget_failed(container, rollback))
             self._store.create(container)
-            # 2. The root file system, where the user is looked up, the log, and the volumes made of images.
+            # 2. Root file system, log directory, image volumes.
             with user_namespace_of(self._host, sandbox) as users:
                 await self._launcher.mount_rootfs(
                     launch,
@@ -194,12 +195,10 @@ class Creation:
                     "copying the image's VOLUMEs",
                     make_volumes,
                     paths,
-                    volume_paths(
-                        image.config.volumes, config
-                    ),  # looks at all mounts: in the thread
+                    volume_paths(image.config.volumes, config),
                     root_of(sandbox),
                 )
-            # 3. The spec, and the process that waits for its start.
+            # 3. The runtime-spec, and the created process.
             user: User | None = None
             created: Created | None = None
             try:
@@ -217,7 +216,7 @@ class Creation:
                 if monitor is not None:
                     await monitor.end()
                 status = container.status.unstartable(time.time_ns(), error.words, user)
-            # 4. Complete, unless the pod was stopped meanwhile.
+            # 4. The container is complete, unless the pod was stopped meanwhile.
             require_ready(sandbox)
             self._store.commit(container, status)
             rollback.commit()
@@ -234,22 +233,24 @@ class Creation:
         rollback: Rollback,
         monitor: WaitingMonitor | None,
     ) -> Created:
-        """The process. Raises ProgramError with nothing of one left, InvalidArgumentError, and as `Launcher.create`."""
+        """Create the process. Raises ProgramError, after the process was torn down; InvalidArgumentError for a limit or
+        device that the kernel rejects; and what `Launcher.create` raises.
+        """
         try:
             return await self._launcher.create(launch, spec, rollback, monitor)
         except RuntimeCommandError as error:
-            require_ready(sandbox)  # says it better, if the pod was stopped meanwhile
+            require_ready(sandbox)  # if the pod was stopped meanwhile, that is the real cause
             words = error.stderr_tail
             if code := program_exit_code(words, spec["process"]["cwd"]):
                 handler, cgroup = launch.runtime.settings.name, launch.cgroup_path.relative_dir
                 await self._teardown.process(launch.object_id, handler, cgroup, launch.paths)
-                raise ProgramError("the program can't be run", words, code) from error
+                raise ProgramError("the program cannot be run", words, code) from error
             if refusal := _clearer(error, config):
                 raise refusal from error
             raise
         except TooManyFilesError as error:
             raise InvalidArgumentError(
-                f"annotations[{FILES_LIMIT_ANNOTATION!r}]: {launch.files_limit}: too few for a container to start: "
+                f"annotations[{FILES_LIMIT_ANNOTATION!r}]: {launch.files_limit} is too low for the container to start: "
                 f"{error}"
             ) from error
 
@@ -262,7 +263,7 @@ class Creation:
         document: msgspec.Raw,
         volumes: Mapping[int, ImageVolume],
     ) -> tuple[Container, Launch, Image]:
-        """Everything that can be refused is refused here, before the first effect."""
+        """Check the request and build the record, before the first effect."""
         image = self._images.find(config.image.image)
         if image is None:
             raise NotFoundError("image", config.image.image, "pull or import it first")
@@ -310,17 +311,17 @@ class Creation:
 
     async def _forget_failed(self, container: Container, rollback: Rollback) -> None:
         if failed := await self._teardown.record(self._paths.container(container.id), rollback):
-            self.give_up(container, f"the undoing failed of: {failed}")
+            self.give_up(container, f"the undo of its creation failed at: {failed}")
         else:
             self._store.forget(container)
 
     def give_up(self, container: Container, message: str) -> None:
-        """Show what could not be undone, as exited, so that the kubelet's Remove finishes the work."""
+        """Show a container whose undo failed as exited, so that the kubelet's RemoveContainer completes the undo."""
         self.show_given_up(container, message)
         self._store.save(container)
 
     def show_given_up(self, container: Container, message: str) -> None:
-        """The same in memory alone: its files say that it is being made, and the next daemon undoes it."""
+        """As `give_up`, but only in memory: by its files it is being created, so the next daemon undoes it."""
         now = time.time_ns()
         container.status = msgspec.structs.replace(
             container.status,
@@ -337,21 +338,23 @@ class Creation:
 def _clearer(
     error: RuntimeCommandError, config: api.ContainerConfig
 ) -> InvalidArgumentError | None:
-    """What a runtime's words mean to who made the request, where they are about one of its fields."""
+    """The error in terms of the request's field, if the runtime's message concerns one; else None."""
     words = error.stderr_tail
     if says_too_little_memory(words):
         limit = config.linux.resources.memory_limit_in_bytes
         return InvalidArgumentError(
-            f"memory_limit_in_bytes: {limit}: too little for a container to start: {error}"
+            f"memory_limit_in_bytes: {limit} is too low for a container to start: {error}"
         )
     if field := field_of_limit(refused_limit(words)):
         value = getattr(config.linux.resources, field)
-        return InvalidArgumentError(f"{field}: {quoted(value)}: the kernel takes no such: {words}")
+        return InvalidArgumentError(
+            f"{field}: the kernel rejected the value {quoted(value)}: {words}"
+        )
     if path := device_not_made(words):
         for index, device in enumerate(config.devices):
             place = clean_container_path(device.container_path or device.host_path, "devices")
             if f"{path}/".partition(place)[2].startswith("/"):
                 return InvalidArgumentError(
-                    f"devices[{index}].container_path: {quoted(place)}: no device can be made there: {words}"
+                    f"devices[{index}].container_path: no device can be created at {quoted(place)}: {words}"
                 )
     return None

@@ -1,11 +1,11 @@
-"""What the verbose forms of the status calls tell an operator beyond CRI's fields.
+"""The documents of verbose PodSandboxStatus and ContainerStatus responses.
 
 Rules:
-- A request and its runtime-spec have megabytes if their author likes. They are JSON already and pass as they are: taken
-  apart and put together again, the largest would hold the loop for more than a tenth of a second.
-- They are read from their files, in a thread, when somebody asks. What is damaged, or gone since, is left out. This
-  comes first, for it takes a while: all that memory knows is then told of one moment.
-- An answer has at most three times `MAX_SHOWN_BYTES` of them, for clients take answers of 16 MiB.
+- A request and its runtime-spec can have megabytes. They are JSON already, and are passed on without decoding and
+  encoding them again, which for the largest would block the loop for more than 0.1 s.
+- They are read from their files, in a thread, at each call. Damaged or missing ones are left out. They are read first,
+  since that takes a while; then the state in memory is read, at one moment.
+- A response has at most three documents of `MAX_SHOWN_BYTES`, since clients accept responses of 16 MiB.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store.store import Container, Sandbox
 
 MAX_SHOWN_BYTES: Final = 4 << 20
-"""Of a record or a runtime-spec; in place of a larger one a text says where it is."""
+"""The largest record or runtime-spec that is shown. A larger one is replaced by a text with its path."""
 _NONE = msgspec.Raw(b"[]")
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """What is read from an object's files: JSON, or a text in place of what is too large."""
+    """The documents from an object's files: JSON, or a text for one that is too large."""
 
     paths: ObjectPaths
     request: msgspec.Raw | str | None
-    """None when it can't be read."""
+    """None if it cannot be read."""
     spec: msgspec.Raw | str | None
-    """None when it can't be read, or the bundle is gone."""
+    """None if it cannot be read, or the bundle is removed."""
     mounts: msgspec.Raw | str
-    """Those of the runtime-spec."""
+    """The mounts of the runtime-spec."""
 
 
 async def read_documents(paths: ObjectPaths) -> Documents:
-    """The request and the runtime-spec of an object, as far as they are there, read in a thread."""
+    """Read the request and the runtime-spec of an object in a thread."""
     return await asyncio.to_thread(_read_documents, paths)
 
 
@@ -70,10 +70,10 @@ def _request_of(record: bytes) -> msgspec.Raw | None:
 
 
 def _read(path: Path) -> bytes | str:
-    """The file's bytes, none where they are no text or can't be read; a text where there are too many."""
+    """The content of a file; b"" if it is not UTF-8 or cannot be read; a text if it is too large."""
     try:
         data = read_bounded(path, MAX_SHOWN_BYTES)
-        data.decode()  # nothing else looks at every byte of it
+        data.decode()  # msgspec.Raw is not validated, and a protobuf string must be UTF-8
     except UnicodeDecodeError:
         return b""
     except OSError as error:
@@ -84,13 +84,13 @@ def _read(path: Path) -> bytes | str:
 
 
 class _Request(msgspec.Struct):
-    """What is looked for in a record; the rest is only read over."""
+    """The field of a record that is needed; the decoder skips the others."""
 
     config: msgspec.Raw
 
 
 class _Mounts(msgspec.Struct):
-    """What is looked for in a runtime-spec; the rest is only read over."""
+    """The field of a runtime-spec that is needed; the decoder skips the others."""
 
     mounts: msgspec.Raw = _NONE
 
@@ -102,7 +102,7 @@ def sandbox_details(
     *,
     cgroup: str,
 ) -> dict[str, object]:
-    """Processes, network, runtime-spec and request of a sandbox; `networks` are `network_details`."""
+    """The document of a sandbox: processes, network, runtime-spec, request."""
     status = sandbox.status
     return {
         "sandboxID": sandbox.id,
@@ -133,7 +133,7 @@ def sandbox_details(
 def container_details(
     container: Container, documents: Documents, *, cgroup: str
 ) -> dict[str, object]:
-    """Processes, root file system, volumes, limits, runtime-spec and request of a container."""
+    """The document of a container: processes, root file system, volumes, limits, runtime-spec, request."""
     status = container.status
     return {
         "sandboxID": container.sandbox_id,

@@ -1,6 +1,6 @@
-"""Hands each exit to the code that handles exits of its kind of object.
+"""Dispatches each exit to the handler for its kind of object.
 
-An exit names an ID alone. An object that is no longer in its store has been removed, and its exit concerns nobody.
+An exit has only an ID. If no store has the object, it was removed, and its exit is ignored.
 """
 
 from __future__ import annotations

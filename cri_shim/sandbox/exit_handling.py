@@ -1,10 +1,10 @@
-"""How containers end: exits noted, stops carried out, what an ended one held torn down.
+"""Stops containers, notes their exits, and tears down what an exited container held.
 
 Rules:
-- An exit is shown as soon as it is known; the runtime's state and the cgroup go right after it, so that an exited
-  container costs nothing but its files.
-- Noting an exit and tearing down what it held are never given up: they are tried again until they succeed.
-- Concurrent stops share one: the earliest deadline counts. No lock is held across a grace period.
+- An exit is shown as soon as it is known. The runtime's state and the cgroup are removed right after it, so that an
+  exited container takes only disk space.
+- Noting an exit and tearing down are retried until they succeed.
+- Concurrent stops of a container share one, with the earliest deadline. No lock is held during a grace period.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 KILL_TIMEOUT_S = 10.0
-"""After SIGKILL: what has not ended by then sits in the kernel, and the caller is told."""
+"""Time to end after SIGKILL. A process that exceeds it hangs in the kernel, and the caller gets an error."""
 TEARDOWNS_AT_ONCE = 8
-"""After a start a thousand containers may have ended: not as many runtimes at once. Stop and Remove don't wait here."""
+"""Teardowns at a time. After a start a thousand containers may have ended. Stop and Remove do not wait for a slot."""
 TEARDOWNS_OF_POD = 2
-"""Of those, for one pod: a process that hangs in the kernel is waited for, and then tried again."""
+"""Teardowns at a time for one pod, since a process that hangs in the kernel blocks a teardown until its timeout."""
 KILLED_ALONE_S = 0.1
-"""How long a container may take to end with its first process, before all of its cgroup is killed. Nearly all do."""
+"""Time for a container to end with its first process, as nearly all do, before its whole cgroup is killed."""
 MONITOR_FAREWELL_S = 0.5
-"""How long a monitor that has said how its container ended may take to end itself, before it is killed."""
+"""Time for a monitor to end after it wrote the exit file, before it is killed."""
 LOG_PATIENCE_S = 0.5
-"""How long an exit is not shown for the sake of the log's last line."""
+"""Longest delay of showing an exit, for closing the last line of the log."""
 KILLED = 128 + signal.SIGKILL
 NOT_STARTED = 128
-"""The exit code of a container whose start failed, as containerd has it; the reason is StartError."""
+"""The exit code of a container whose start failed, with the reason StartError, as in containerd."""
 
 
 @dataclass(slots=True, eq=False)
 class _Stop:
-    """One stop that concurrent callers share."""
+    """A stop that concurrent callers share."""
 
     deadline: float
-    """When the grace period ends, by the loop's clock."""
+    """The end of the grace period, on the loop's clock."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """The container ended, or the deadline moved."""
+    """Set when the container ended or the deadline moved."""
     killing: bool = False
-    """The grace period is over; the deadline is now that of SIGKILL, which nobody shortens."""
+    """Whether the grace period is over. The deadline is then that of SIGKILL, which callers cannot shorten."""
 
     def shorten(self, deadline: float) -> None:
         if not self.killing and deadline < self.deadline:
@@ -79,7 +79,7 @@ class _Stop:
 
 
 class ExitHandling:
-    """Ends containers, and notes how they ended."""
+    """Stops containers and handles their exits."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class ExitHandling:
         self._cgroup_paths = cgroup_paths
         self._sandboxes = sandboxes
         self._closed_logs: WeakSet[Container] = WeakSet()
-        """Whose logs need no look at the teardown any more."""
+        """Containers whose log is closed already, so that the teardown need not do it."""
         self._stopping: SingleFlight[None] = SingleFlight("StopContainer", operations)
         self._stops: dict[str, _Stop] = {}
         self._slots = Slots(TEARDOWNS_AT_ONCE)
@@ -114,7 +114,7 @@ class ExitHandling:
     # --- exits ---------------------------------------------------------------------------------------------------
 
     def on_exit(self, container: Container, exit_: Exit) -> None:
-        """Its process ended, or its monitor did."""
+        """Note an exit in the background. Called when the container's process or its monitor ended."""
         self._background.start(f"exit of {container.id}", self.note_exit(container, exit_))
 
     async def note_exit(
@@ -125,9 +125,9 @@ class ExitHandling:
         reason: str | None = None,
         log_first: bool = True,
     ) -> None:
-        """Make an exit known and begin to tear down what it held. `reason` is for a cause that is known better.
+        """Show an exit, and begin to tear down the container. `reason` overrides the one derived from the exit.
 
-        Without `log_first` the log's last line is closed with the teardown: where many have ended and nobody waits.
+        Without `log_first` the log's last line is closed at the teardown: for recovery, where many have ended.
         """
         with self._operations.begin("noting an exit", container.id):
             if log_first:
@@ -140,7 +140,8 @@ class ExitHandling:
         # Whoever waits for the exit need not wait for the disk. After a crash a new daemon finds the same as here.
         written_later = code is not None and reason is None
         if code is None:
-            # Nobody will ever know the real code; a container that nobody watches must not go on.
+            # The monitor died, and the exit code is lost. A container without a monitor has no log and no one to
+            # report its exit, so it must not run on.
             await until_done(
                 f"killing container {container.id}",
                 lambda: self._teardown.kill_processes(
@@ -155,7 +156,7 @@ class ExitHandling:
             self.finish(container, code, at_ns, reason, message, written_later=written_later)
 
     async def _show_log_closed(self, container: Container) -> None:
-        """Close its last line first: who hears of the exit reads the log. One on a slow disk holds nobody up."""
+        """Close the log's last line before the exit is shown, since clients then read the log. Wait only briefly."""
         if container.record.log_path:
             what = f"closing the log of {container.id}"
             closing = self._background.start(what, self._close_log(container))
@@ -169,12 +170,16 @@ class ExitHandling:
             directory = self._sandboxes.find(container.sandbox_id).config.log_directory
             await in_time_for(owner, "closing the log", close_log, directory, log_file)
         except (CriShimError, OSError) as error:
-            log.warning("log not closed", container_id=container.id, error=str(error))
+            log.warning(
+                "cannot close the last line of the log",
+                container_id=container.id,
+                error=str(error),
+            )
         else:
             self._closed_logs.add(container)
 
     def _explain(self, container: Container, code: int) -> str:
-        # Whichever process it was, and however the container ended: who has lost one to the limit wants to know that.
+        # OOMKilled if any process of the container was OOM-killed, whatever its exit code: its user should know.
         if self._ran_out_of_memory(container):
             return "OOMKilled"
         return "Error" if code else "Completed"
@@ -213,12 +218,12 @@ class ExitHandling:
         log.info("container exited", container_id=container.id, exit_code=code, reason=reason)
 
     def finish_unstarted(self, container: Container, message: str) -> None:
-        """Show the container as exited by a start that failed, and begin to tear down what it holds."""
+        """Show the container as exited with a failed start, and begin to tear it down."""
         self.finish(container, NOT_STARTED, time.time_ns(), "StartError", message)
         self.tear_down_exited(container)
 
     def tear_down_exited(self, container: Container) -> None:
-        """Begin to `tear_down_process`, tried again until it succeeds; nobody waits for it."""
+        """Run `tear_down_process` in the background, until it succeeds."""
         if container.status.torn_down:
             return
         what = f"tearing down container {container.id}"
@@ -241,7 +246,7 @@ class ExitHandling:
             await self.tear_down_process(container)
 
     async def tear_down_process(self, container: Container) -> None:
-        """Take away what the runtime and the kernel still hold of a container; what runs of it is killed."""
+        """Kill remaining processes of the container, and remove its runtime state and cgroup."""
         async with container.lock:
             if container.status.torn_down:
                 return
@@ -254,11 +259,12 @@ class ExitHandling:
                 self._cgroup_paths.directory_of(container),
                 self._paths.container(container.id),
             )
-            # Who doesn't know that releases it once more. So its file can wait, and mostly the container goes before.
+            # Only in memory: a daemon that does not know of the teardown repeats it. This saves a write, since most
+            # containers are removed soon.
             self._store.show(container, msgspec.structs.replace(container.status, torn_down=True))
 
     async def _let_monitor_end(self, container: Container) -> None:
-        """Wait for what comes by itself, where it does: to kill it would cost more."""
+        """Wait for a monitor that is about to end by itself, which is cheaper than killing it."""
         monitor = container.status.monitor
         if monitor is not None and container.status.started_at_ns and container.ended.is_set():
             with step("waiting for the monitor's end"):
@@ -267,13 +273,13 @@ class ExitHandling:
     # --- stops ---------------------------------------------------------------------------------------------------
 
     async def stop(self, container: Container, timeout_s: float) -> None:
-        """Send the stop signal, wait up to `timeout_s` seconds, then kill; returns once the container has exited.
+        """Send the stop signal, wait up to `timeout_s` seconds, then kill. Returns once the container has exited.
 
-        Raises DeadlineError if even SIGKILL doesn't end it.
+        Raises DeadlineError if SIGKILL does not end it.
         """
         if container.state is ContainerState.EXITED:
             return
-        if container.status.start_fault:  # nothing runs of it, or ever will
+        if container.status.start_fault:  # it has no process, and never will
             self.finish_unstarted(container, container.status.start_fault)
             return
         deadline = asyncio.get_running_loop().time() + max(timeout_s, 0)
@@ -297,7 +303,7 @@ class ExitHandling:
             if not container.ended.is_set():
                 stop.killing = True
                 await self._kill_first_process(container, stop)
-                # In the pod's PID namespace nothing else ends with the first process. An empty cgroup costs two looks.
+                # In a shared PID namespace other processes survive the first one. For an empty cgroup this is cheap.
                 with step("killing the cgroup"):
                     await self._cgroups.kill_all(
                         self._cgroup_paths.directory_of(container), timeout_s=KILL_TIMEOUT_S
@@ -306,19 +312,19 @@ class ExitHandling:
                 with step("waiting for the exit"):
                     await _wait_for_end(container, stop)
             if not container.ended.is_set() and not running(self._host, process):
-                # Its end was missed, whatever the reason: it must not keep the container from being removed.
+                # The exit was missed. The container must be removable all the same.
                 exit_ = self._exits.read(container.id) or Exit(None, 0)
                 await self.note_exit(container, exit_)
             if not container.ended.is_set():
                 raise DeadlineError(
-                    f"container {container.id}: process {process.pid if process else '?'} did not end "
-                    f"{KILL_TIMEOUT_S:g} s after SIGKILL: it hangs in the kernel (see its /proc/PID/stack)"
+                    f"container {container.id}: process {process.pid if process else '?'} did not end within "
+                    f"{KILL_TIMEOUT_S:g} s of SIGKILL: it hangs in the kernel (see its /proc/PID/stack)"
                 )
         finally:
             self._stops.pop(container.id, None)
 
     async def _kill_first_process(self, container: Container, stop: _Stop) -> None:
-        """The others end with it where it is the first of a PID namespace."""
+        """Kill the first process. If it is PID 1 of a PID namespace, the kernel kills all others with it."""
         process = container.status.process
         if process is not None and self._host.kill_process(process.pid, process.start_ticks):
             stop.deadline = asyncio.get_running_loop().time() + KILLED_ALONE_S
@@ -326,12 +332,12 @@ class ExitHandling:
                 await _wait_for_end(container, stop)
 
     async def close(self, grace_s: float) -> None:
-        """Let running stops end, at most `grace_s` seconds."""
+        """Wait `grace_s` seconds for stops under way, then cancel them."""
         await self._stopping.close(grace_s)
 
 
 async def _wait_for_end(container: Container, stop: _Stop) -> None:
-    """Return when the container has ended or the stop's deadline, which may move, is over."""
+    """Wait until the container has ended, or until the stop's deadline, which may move, has passed."""
     loop = asyncio.get_running_loop()
     while not container.ended.is_set() and (left := stop.deadline - loop.time()) > 0:
         stop.changed.clear()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 SLOW_MONITOR_S = 2.0
-"""A living monitor that has not reported its container's end by then is worth a warning."""
+"""Delay of a running monitor's exit file after which a warning is logged."""
 HUNG_MONITOR_S = 60.0
 """One that has not by then never will."""
 _MAX_CODE_BYTES = 64
@@ -46,7 +46,7 @@ class Exit:
     code: int | None
     """128+n for signal n; None where nobody has it: there is no monitor, or it died and the code with it."""
     at_ns: int
-    """Since the epoch; 0 when unknown."""
+    """Nanoseconds since the epoch; 0 if unknown."""
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class _Watched:
 
 
 class ExitWatch:
-    """Reports once each watched object whose process ended, as `on_exit(object_id, Exit)`."""
+    """Calls `on_exit(object_id, Exit)` once for each watched object whose process ended."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class ExitWatch:
         host: Host,
         needs_monitor: Callable[[str], None] = lambda _object_id: None,
     ) -> None:
-        """`needs_monitor` is called when an object's process has ended and its monitor has still to say how."""
+        """`needs_monitor(object_id)` is called if a process ended and its monitor has not written the exit file."""
         self._exits_dir = exits_dir
         self._on_exit: Callable[[str, Exit], None] | None = None
         self._needs_monitor = needs_monitor
@@ -75,12 +75,12 @@ class ExitWatch:
         self._directory: DirectoryWatch | None = None
 
     def open(self, on_exit: Callable[[str, Exit], None]) -> None:
-        """Begin to watch the exit directory, which must exist. `on_exit` is called with each exit from now on."""
+        """Watch the exit directory, which must exist, and call `on_exit` from now on. Raises as `DirectoryWatch`."""
         self._on_exit = on_exit
         self._directory = DirectoryWatch(self._exits_dir, IN_MOVED_TO, self._on_file)
 
     def close(self) -> None:
-        """Stop watching; processes are left alone."""
+        """Stop watching. Processes run on."""
         for object_id in list(self._watched):
             self.forget(object_id)
         if self._directory is not None:
@@ -96,7 +96,7 @@ class ExitWatch:
             self._pids.watch(monitor.pid, monitor.start_ticks, lambda: self._give_up(object_id))
 
     def forget(self, object_id: str) -> None:
-        """Report nothing more about this object."""
+        """Stop watching this object."""
         watched = self._watched.pop(object_id, None)
         if watched is None:
             return
@@ -107,11 +107,11 @@ class ExitWatch:
             self._pids.unwatch(watched.monitor.pid)
 
     def read(self, object_id: str) -> Exit | None:
-        """What the monitor left, if it has."""
+        """The exit from the monitor's exit file, or None if there is none yet."""
         return read_exit_file(self._exits_dir / object_id)
 
     def _on_file(self, name: str | None) -> None:
-        # None: the kernel dropped events; every file may be new.
+        # None: events were lost, so any file may be new.
         for object_id in [name] if name is not None else list(self._watched):
             self._look(object_id)
 
@@ -138,7 +138,9 @@ class ExitWatch:
     def _warn(self, object_id: str, watched: _Watched) -> None:
         if self._look(object_id):
             return
-        log.warning("the process has ended, its monitor is slow to say so", id=object_id)
+        log.warning(
+            "the process has ended, but its monitor has not written the exit file", id=object_id
+        )
         loop = asyncio.get_running_loop()
         watched.timer = loop.call_later(HUNG_MONITOR_S - SLOW_MONITOR_S, self._give_up, object_id)
 
@@ -154,7 +156,7 @@ class ExitWatch:
 
 
 def read_exit_file(path: Path) -> Exit | None:
-    """A monitor's exit file: a decimal code; None if there is none or it is garbage."""
+    """Read a monitor's exit file, which has a decimal exit code. None if it is missing or malformed."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

@@ -43,30 +43,30 @@ if TYPE_CHECKING:
 
 
 MAX_OF_POD = 4
-"""Creations in one pod at a time: what is mounted in a container can make its runtime hang, or work for minutes."""
+"""Creations of one pod at a time. A container's mounts can make its runtime hang, or run for minutes."""
 MIN_SLOW = 32
-"""Creations that hang, beside the others: some 20 MB each, for a monitor and a runtime."""
+"""Slow creations beside the others. Each takes some 20 MB, for a monitor and a runtime."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What is to be started, named by its ID."""
+    """The plan of a launch."""
 
     object_id: str
     pod_id: str
     tenant: str
-    """See `slots`."""
+    """The tenant, for `slots`."""
     paths: ObjectPaths
     runtime: Runtime
     cgroup_path: CgroupPath
     layers: Sequence[str]
-    """Short names, topmost first."""
+    """Short names of the layers, the topmost first."""
     label: str = ""
     """SELinux: of the root file system's files."""
     monitored: bool = True
     """Whether `create` is to follow, not `run`."""
     files_limit: int | None = None
-    """How many files it may have open at once; None or -1: any number."""
+    """The limit of open files of the container; None or -1 for none."""
     log_file: Path | None = None
     terminal: bool = False
     stdin: bool = False
@@ -75,7 +75,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A created container that waits for its start."""
+    """The processes of a created container, which waits for its start."""
 
     process: Process
     monitor: Process
@@ -114,7 +114,7 @@ class Launcher:
         *,
         then: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make the bundle's directory and mount the overlay root file system in it, in terms of the pod's `users`.
+        """Create the bundle directory, and mount the overlay root file system in it, ID-mapped to the pod's `users`.
 
         `then` is done after it, blocking and in the same thread. Should the mount hang and go on when all was undone,
         `then` fails: the bundle is gone. What `then` ends with may hang for ever.
@@ -139,7 +139,7 @@ class Launcher:
         then: Callable[[], None],
     ) -> None:
         paths = launch.paths
-        what = f"{launch.object_id}: preparing its bundle and root file system"
+        what = f"{launch.object_id}: preparing the bundle and root file system"
         with host_step(what):
             _make_bundle(paths, users, monitored=launch.monitored)
             self._host.mount_overlay(
@@ -154,9 +154,9 @@ class Launcher:
         then()
 
     def _check_cgroup(self, launch: Launch, pid: int) -> None:
-        """A process in another cgroup would run without its limits (CVE-2025-47291); where it is, it stays for good.
+        """Verify that the runtime put the process into its cgroup: elsewhere its limits do not hold (CVE-2025-47291).
 
-        A runtime with a kernel of its own has its processes where it likes.
+        Runtimes with a kernel of their own place their processes as they like.
         """
         if launch.runtime.settings.kind is not HandlerKind.OCI:
             return
@@ -164,10 +164,10 @@ class Launcher:
         if found is not None and f"{found}/".startswith(f"{wanted}/"):
             return
         entry = self._host.process_entry(pid)
-        if entry is not None and not entry.zombie:  # what has ended is in no cgroup any more
+        if entry is not None and not entry.zombie:  # an ended process is in no cgroup any more
             raise CriShimError(
-                f"{launch.object_id}: the OCI runtime put process {pid} in the cgroup {quoted(found)}, "
-                f"not in {quoted(wanted)}: its limits would not hold"
+                f"{launch.object_id}: the OCI runtime put process {pid} in cgroup {quoted(found)} "
+                f"instead of {quoted(wanted)}, where its limits apply"
             )
 
     async def start_early(self, launch: Launch, rollback: Rollback) -> WaitingMonitor | None:
@@ -291,10 +291,10 @@ class Launcher:
 def _make_bundle(paths: ObjectPaths, users: PodUserNamespace | None, *, monitored: bool) -> None:
     paths.state_dir.mkdir(mode=0o700, parents=True)
     paths.rootfs_dir.mkdir(mode=0o700)
-    # The container's own users must reach their root through it.
+    # All users of the container need access to its root directory.
     paths.rootfs_dir.chmod(0o755)
     if users is not None:
-        # So must a root that is nobody on the node, on its way to the root file system; nobody else.
+        # The mapped root is an ordinary user on the node. Its group, and no other, may reach the root file system.
         os.chown(paths.state_dir, -1, users.root[1])
         paths.state_dir.chmod(0o710)
     directories = [paths.upper_dir, paths.work_dir]

@@ -1,12 +1,15 @@
-"""How much the writable layers of containers take, measured by walking them: the dear part of statistics.
+"""Measures the disk usage of writable layers by walking them, the most expensive part of statistics.
 
-What a container writes is for it to choose, so a walk may take as long as it likes. Rules:
-- A layer is walked once for all who ask, in a thread of its own, a bounded number at a time, one of each pod.
-- A walk ends after `MAX_WALK_S`: what it had counted until then counts, and the log says so.
-- What was measured is kept for `cache_s` seconds, and for ten times as long as the walk took: a layer of millions of
-  files costs a tenth of a processor at most.
-- Who asks waits `PATIENCE_S` for all walks together, and only for layers that aren't known to take longer: then what is
-  known counts, which is nothing for one that was never measured to its end.
+A container decides what it writes, so a walk may take any time.
+
+Rules:
+- All callers share one walk of a layer. It runs in a thread; the number of walks at a time is bounded, with one per
+  pod.
+- A walk ends after `MAX_WALK_S`. The usage so far is used then, and a warning is logged.
+- A result is kept for `cache_s` seconds, and at least ten times as long as the walk took. So a layer of millions of
+  files uses a tenth of a processor at most.
+- A caller waits `PATIENCE_S` for all walks together, and only for layers that are not known to take longer. Then it
+  gets the last result, or None for a layer whose first walk has not ended.
 """
 
 from __future__ import annotations
@@ -35,15 +38,15 @@ log = structlog.get_logger()
 PATIENCE_S = 2.0
 MAX_WALK_S = 60.0
 AT_ONCE = 4
-"""Walks at a time; as many slow ones beside them."""
+"""Walks at a time, and as many slow ones beside them."""
 LONG_S = 0.5
-"""A walk that took longer is not waited for again."""
+"""Callers do not wait for a layer whose last walk took longer."""
 _REST = 10
 
 
 @dataclass(frozen=True, slots=True)
 class LayerUsage:
-    """What a layer took when it was walked."""
+    """The usage of a layer, and the walk that measured it."""
 
     read_at_ns: int
     used_bytes: int
@@ -53,7 +56,7 @@ class LayerUsage:
 
 
 class LayerUsages:
-    """Measures layers, and keeps what it measured."""
+    """Measures layers, and keeps the results."""
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class LayerUsages:
         self._cache_s = cache_s
         self._known: dict[str, LayerUsage] = {}
         self._walks: dict[str, tuple[float, asyncio.Task[None]]] = {}
-        """Since when, and the work."""
+        """Start time and task of the walks under way."""
         self._slots = Slots(AT_ONCE, slow_total=AT_ONCE)
 
     @property
@@ -78,9 +81,9 @@ class LayerUsages:
         return frozenset(self._known)
 
     async def of(self, containers: Sequence[Container]) -> dict[str, LayerUsage | None]:
-        """What is known of these after `PATIENCE_S` at most: None of one that is still walked for the first time.
+        """The usage of these containers' layers, after at most `PATIENCE_S`.
 
-        Those that vanished are missing.
+        It is None for a layer whose first walk has not ended. Containers that were removed are missing.
         """
         patient = []
         for container in containers:
@@ -123,7 +126,7 @@ class LayerUsages:
             share = Share(f"pod {container.sandbox_id}", 1)
             async with self._slots.slot(name, share, tenant=container.record.tenant):
                 self._known[container.id] = await self._measured(container.id)
-        except (OSError, DeadlineError) as error:  # it vanished, or was given up for others
+        except (OSError, DeadlineError) as error:  # it was removed, or given up in favour of others
             if isinstance(error, OSError):
                 self._known.pop(container.id, None)
             log.debug("no layer usage", container_id=container.id, error=str(error))
@@ -138,7 +141,7 @@ class LayerUsages:
             return disk_usage(self._upper_dir(container_id), goes_on)
 
         try:
-            # Left alone by a cancellation: it changes nothing, and ends by itself.
+            # A cancellation need not wait for the thread: the walk changes nothing, and `may_end` ends it.
             usage = await asyncio.shield(in_thread(walk))
         finally:
             may_end.set()
@@ -146,7 +149,7 @@ class LayerUsages:
         walk_s = now - started
         if walk_s >= MAX_WALK_S:
             log.warning(
-                "the writable layer has too many files to be counted",
+                "the walk of a writable layer was ended: it has too many files",
                 container_id=container_id,
                 inodes=usage.inodes,
                 seconds=MAX_WALK_S,

@@ -1,15 +1,16 @@
-"""How much of a list one object may fill: a list has to fit into the one message that clients take.
+"""Bounds the labels and annotations of objects, so that List responses fit into one message.
 
-ListPodSandbox and ListContainers repeat labels and annotations, which pods' authors write, and a kubelet takes 16 MiB:
-of a longer list it sees nothing, and with it no pod of the node. Rules:
-- An entry of ordinary size is always taken.
-- What entries have beyond that comes out of a common pool, of which a namespace may take half of what the others leave:
-  so many large ones of one tenant leave something for everybody else.
-- Lists that come in pieces (`StreamPodSandboxes`) would need no such bound, but kubelets ask for them only where an
-  alpha feature (`CRIListStreaming`) is on.
+ListPodSandbox and ListContainers repeat labels and annotations, which the authors of pods write. A kubelet accepts
+responses of 16 MiB: with a longer list it would see no pod of the node at all.
 
-The sums: 500 ordinary sandboxes, of 250 pods, are 4 MiB, 1250 ordinary containers 2.5 MiB. With both pools and some
-hundred bytes of statistics each, also ListPodSandboxStats, which has both, stays below 16 MiB.
+Rules:
+- An entry of ordinary size is always accepted.
+- The excess of larger entries comes from a common pool. A namespace may use half of what the others leave, so that no
+  tenant can use up the pool.
+- The Stream* calls need no such bound, but kubelets use them only with the alpha feature `CRIListStreaming`.
+
+500 ordinary sandboxes, of 250 pods, take 4 MiB, and 1250 ordinary containers 2.5 MiB. With both pools, and some hundred
+bytes of statistics for each, even ListPodSandboxStats, which has both kinds, stays below 16 MiB.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ ORDINARY_CONTAINER_BYTES: Final = 2 << 10
 SANDBOX_POOL_BYTES: Final = 6 << 20
 CONTAINER_POOL_BYTES: Final = 2 << 20
 _NAMESPACE_LABEL: Final = "io.kubernetes.pod.namespace"
-"""Kubelets give it to every container; what has none shares one part of the pool."""
+"""Kubelets set it on every container. Containers without it share one part of the pool."""
 _FRAMING_BYTES: Final = 8
-"""Of a string in a message, with its part of the map's entry."""
+"""Protobuf's overhead for a string of a map entry."""
 
 
 def check_sandbox_entry(config: api.PodSandboxConfig, others: Iterable[Sandbox]) -> None:
-    """Raises ResourceExhaustedError for a sandbox whose labels and annotations no longer fit beside the others'."""
+    """Check a new sandbox. Raises ResourceExhaustedError if its labels and annotations exceed the pool."""
     beyond = _beyond(config, ORDINARY_SANDBOX_BYTES)
     if beyond:
         _check(
@@ -51,7 +52,7 @@ def check_sandbox_entry(config: api.PodSandboxConfig, others: Iterable[Sandbox])
 
 
 def check_container_entry(config: api.ContainerConfig, others: Iterable[Container]) -> None:
-    """Raises ResourceExhaustedError for a container whose labels and annotations no longer fit beside the others'."""
+    """Check a new container. Raises ResourceExhaustedError if its labels and annotations exceed the pool."""
     beyond = _beyond(config, ORDINARY_CONTAINER_BYTES)
     if beyond:
         _check(
@@ -70,7 +71,7 @@ def check_container_entry(config: api.ContainerConfig, others: Iterable[Containe
 
 
 def _beyond(config: api.PodSandboxConfig | api.ContainerConfig, ordinary_bytes: int) -> int:
-    """What the request puts into the object's entry, as far as it is more than ordinary."""
+    """The bytes by which the object's list entry exceeds the ordinary size."""
     if config.ByteSize() <= ordinary_bytes:
         return 0
     maps = [config.labels, config.annotations]
@@ -95,7 +96,7 @@ def _check(
     most = (pool - (taken - own)) // 2
     if own + beyond > most:
         raise ResourceExhaustedError(
-            f"labels, annotations: {beyond + ordinary_bytes} bytes: lists repeat them, and would no longer fit into "
-            f"the message that kubelets take: beyond {ordinary_bytes} bytes each, the namespace's objects may have "
-            f"{max(most, 0)} more together, and have {own}: make them smaller, or remove others"
+            f"labels, annotations: {beyond + ordinary_bytes} bytes are too many, since List responses repeat them and "
+            f"must fit into a message: beyond {ordinary_bytes} bytes each, the objects of the namespace may have "
+            f"{max(most, 0)} bytes together, and have {own}: make them smaller, or remove other objects"
         )

@@ -1,11 +1,13 @@
-"""The end of a container's log: conmon 2.1 leaves a last line without a newline open, and readers wait for the rest.
+"""Closes the last line of a container's log. conmon 2.1 leaves a line without a newline open, and readers wait for
+more.
 
 Rules:
-- Only what CRI's format calls open is closed: a record tagged P that is the last of its stream gets an empty one tagged
-  F behind it. Nothing else is written, so that to close a log twice is to close it once.
-- The file is found as everywhere (`container_log`): below the pod's directory, through no link, and it must be a
-  regular file with one name. Whoever can write there could else have us write to a file, or open a device, of the node.
-- A log that was rotated away meanwhile stays as it is.
+- If the last record of a stream is tagged P (partial), an empty record tagged F is appended. Nothing else is written,
+  so closing a log twice has no further effect.
+- The file is opened below the pod's log directory, through no link, and must be a regular file with a single name.
+  Otherwise a container with the directory as a volume could have us write to another file of the node, or open a
+  device.
+- A log that was rotated away meanwhile is not changed.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TAIL_BYTES = 64 << 10
-"""How far back the last record of a stream is looked for: some eight of the longest."""
+"""How far back the last record of a stream is searched: some eight records of the maximum length."""
 _STREAMS = (b"stdout", b"stderr")
 _RECORD = re.compile(rb"(\S{20,40}) (stdout|stderr) ([FP]) ")
 
 
 def close_log(log_directory: str, log_file: Path) -> None:
-    """Close the lines that are open at the log's end. Blocking. Raises OSError."""
+    """Close open lines at the end of the log. Blocking. Raises OSError."""
     top = os.open(log_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = openat2(
@@ -53,7 +55,7 @@ def _close(found: int) -> None:
     try:
         start = max(os.fstat(fd).st_size - TAIL_BYTES, 0)
         tail = os.pread(fd, TAIL_BYTES, start)
-        if start:  # the first line may be the end of one
+        if start:  # the tail may begin in the middle of a line
             tail = tail.partition(b"\n")[2]
         if records := closing_records(tail):
             os.write(fd, records)
@@ -62,10 +64,10 @@ def _close(found: int) -> None:
 
 
 def closing_records(tail: bytes) -> bytes:
-    """What closes the streams whose last record in `tail`, the log's last lines, is open (pure).
+    """The records that close the streams whose last record in `tail` is partial. Pure.
 
-    They bear the time of the log's last record: readers expect times to grow. A log whose own last line is cut off,
-    as on a full disk, is left alone.
+    They have the time of the log's last record, since readers expect times to increase. If the last line of the file is
+    truncated, as after a full disk, nothing is closed.
     """
     lines = tail.split(b"\n")
     if lines.pop():

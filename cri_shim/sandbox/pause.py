@@ -1,6 +1,6 @@
-"""The pause container: the process that holds a pod's namespaces, and what its containers share.
+"""The pause container, whose process holds the pod's namespaces, and the files that the pod's containers share.
 
-Each effect is pushed on the caller's `Rollback` first, as everywhere.
+The undo of each effect is pushed on the caller's `Rollback` before the effect.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PauseContainers:
 
         def then() -> None:
             self._files.make(sandbox)
-            # Last: no effect follows on one that hangs.
+            # The log directory may be on a file system that hangs, so it comes last: no effect must follow it.
             self._files.make_log_directory(sandbox)
 
         await self._launcher.mount_rootfs(launch, rollback, users, then=then)

@@ -1,4 +1,4 @@
-"""The pause image: the built-in one, imported at its first use, or the one that the configuration names, pulled."""
+"""The pause image: the built-in one, which is imported at its first use, or the configured one, which is pulled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PauseImage:
-    """Finds, and if need be makes, the image of pause containers."""
+    """Provides the image of pause containers."""
 
     def __init__(
         self,
@@ -29,10 +29,9 @@ class PauseImage:
         self._lock = asyncio.Lock()
 
     async def get(self) -> Image:
-        """The image.
+        """The pause image; it is imported or pulled if it is missing.
 
-        Raises what a pull of the configured one raises, CriShimError naming the package to install where the built-in
-        one can't be made.
+        Raises the errors of a pull; CriShimError with the package to install if the built-in image cannot be built.
         """
         reference = self._reference or PAUSE_REFERENCE
         image = self._images.find(reference)
@@ -47,9 +46,9 @@ class PauseImage:
             return image
 
     async def sweep_after(self, image_id: str) -> None:
-        """A sandbox of that image is gone: if the image had been removed before it, so are its layers now."""
+        """Remove the image's layers if the image was removed while a sandbox, which is removed now, used them."""
         await self._images.sweep_after(image_id)
 
     def layers(self, image: Image) -> tuple[str, ...]:
-        """Short names of its layers, topmost first."""
+        """Short names of the image's layers, the topmost first."""
         return tuple(self._images.layer_stack(image).lowers)

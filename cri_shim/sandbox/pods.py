@@ -1,11 +1,11 @@
-"""Pod sandboxes: run, stop, remove, find.
+"""The sandbox calls of RuntimeService: run, stop, remove, list.
 
-RunPodSandbox is a list of numbered steps on one `Rollback`. The network attachment and the pause container need nothing
-of each other, so they are made side by side: that is where a pod starts sooner than one after the other.
+RunPodSandbox is a sequence of numbered steps on one `Rollback`. The network attachments and the pause container do not
+depend on each other, so they are created in parallel.
 
 Rules:
-- The work belongs to the server: a retry of the same request joins it, or gets its result.
-- Stop and Remove succeed on what is gone, may run at once, and finish what a failed creation or Stop left behind.
+- The work belongs to the server, not to the call: a retry of the same request joins it, or gets its result.
+- Stop and Remove succeed for a removed sandbox, may run concurrently, and complete what a failed creation or Stop left.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ log = structlog.get_logger()
 
 
 class Pods:
-    """The sandbox half of RuntimeService."""
+    """The sandbox calls of RuntimeService."""
 
     def __init__(
         self,
@@ -104,11 +104,11 @@ class Pods:
     # --- RunPodSandbox -------------------------------------------------------------------------------------------
 
     async def run_pod_sandbox(self, config: api.PodSandboxConfig, handler: str) -> str:
-        """Make a pod's sandbox and return its ID once it is ready.
+        """Create and start a sandbox, and return its ID once it is ready.
 
         A retry of the same request joins the work or gets its result. Raises UnknownRuntimeHandlerError,
-        NotReadyError without a network configuration, AlreadyExistsError for a name that a different sandbox holds,
-        and whatever the step that failed says.
+        NotReadyError without a network configuration, AlreadyExistsError for a name that another sandbox holds, and the
+        error of a failed step.
         """
         metadata = PodMetadata(
             config.metadata.name,
@@ -119,8 +119,8 @@ class Pods:
         runtime = self._runtime_of(handler)
         if runtime.settings.kind is not HandlerKind.OCI:
             raise UnsupportedError(
-                f"runtime handler {runtime.settings.name!r}: kind {runtime.settings.kind} is not served yet: "
-                "use a handler of kind oci"
+                f"runtime handler {runtime.settings.name!r}: kind {runtime.settings.kind} is not supported "
+                "in this version: use a handler of kind oci"
             )
         digest = request_digest(config.SerializeToString(deterministic=True), runtime.settings.name)
         return await self._creations.run(
@@ -140,7 +140,7 @@ class Pods:
                 raise name_is_going("sandbox", holder.name, holder.id, self._operations)
             raise AlreadyExistsError(
                 f"sandbox name {metadata.reserved_name} is held by sandbox {holder.id} ({holder.state}): "
-                "remove that one or raise the attempt"
+                "remove that sandbox, or use a higher attempt"
             )
         with step("waiting for the pause image"):
             image = await self._pause_image.get()
@@ -183,7 +183,7 @@ class Pods:
         image: Image,
         document: msgspec.Raw,
     ) -> Sandbox:
-        """Everything that can be refused is refused here, before the first effect."""
+        """Check the request and build the record, before the first effect."""
         check_sandbox_entry(config, self._store)
         sandbox_id = new_id()
         networks = self._network.plan(sandbox_id, metadata, config)
@@ -215,26 +215,26 @@ class Pods:
             await self._network.set_sysctls(sandbox.id, sysctls.interfaces, sysctls.optional)
 
     async def _undo_namespace(self, sandbox: Sandbox, rollback: Rollback) -> None:
-        # Plugins find what to take away through the namespace: it stays for the DEL that is still to come.
+        # Plugins need the namespace for DEL. If a DEL failed, it is pending, and the namespace stays until it succeeds.
         if "network" not in rollback.failed:
             await self._network.remove_namespace(sandbox.id)
 
     async def _forget_failed(self, sandbox: Sandbox, rollback: Rollback) -> None:
         if failed := await self._teardown.record(self._paths.sandbox(sandbox.id), rollback):
-            reason = f"creation failed, and so did the undoing of: {failed}"
+            reason = f"the creation failed, and its undo failed at: {failed}"
             self.give_up_creating(sandbox, reason)
         else:
             self._store.forget(sandbox)
 
     def give_up_creating(self, sandbox: Sandbox, reason: str) -> None:
-        """Show what could not be undone, as not ready, so that the kubelet's Stop and Remove finish the work."""
+        """Show a sandbox whose undo failed as not ready, so that the kubelet's Stop and Remove complete the undo."""
         stopped = sandbox.status.stopped(time.time_ns(), reason)
         self._store.update(sandbox, msgspec.structs.replace(stopped, reason=reason))
 
     async def undo(self, sandbox: Sandbox) -> None:
-        """Take away a creation that nobody was told of; a Stop or a Remove that comes meanwhile joins it.
+        """Remove a sandbox whose creation was never answered. A Stop or Remove that comes meanwhile joins the work.
 
-        Raises as `tear_down`.
+        Raises what `tear_down` raises.
         """
         await self._removals.run(sandbox.id, b"", lambda: self._undo(sandbox))
 
@@ -246,39 +246,40 @@ class Pods:
     # --- StopPodSandbox, RemovePodSandbox ------------------------------------------------------------------------
 
     async def stop_pod_sandbox(self, sandbox_id: str) -> None:
-        """Stop the pod's containers, take it off its networks, end its pause container.
+        """Stop the pod's containers, detach it from its networks, and end its pause container.
 
-        Succeeds for a sandbox that is gone. A CNI DEL that fails is pending from then on, and holds nobody up.
-        Raises what else failed, after everything was tried: call again.
+        Succeeds for a removed sandbox. A failed CNI DEL becomes pending and does not fail the call. Raises the first
+        error of the other steps, after all were tried; a retry does the rest.
         """
         if sandbox := await self._find_made(sandbox_id):
             await self._stops.run(sandbox.id, b"", lambda: self._stop(sandbox))
 
     async def _find_made(self, sandbox_id: str) -> Sandbox | None:
-        """To be stopped; the creation of one that is being made is ended first. Raises DeadlineError."""
+        """The sandbox to stop, or None. A creation under way is cancelled and undone first. Raises DeadlineError."""
         try:
             sandbox = self._store.find(sandbox_id)
         except NotFoundError:
             return None
         if sandbox.state is SandboxState.CREATING:
-            error = WrongStateError(f"sandbox {sandbox.id} was stopped while it was created")
+            error = WrongStateError(f"sandbox {sandbox.id} was stopped during its creation")
             await self._creations.end(sandbox.name, error)
         return self._store.get(sandbox.id)
 
     async def _stop(self, sandbox: Sandbox) -> None:
         if sandbox.status.torn_down:
-            await self._network.remove_namespace(sandbox.id)  # a file of its name, that others made
+            # Repeated, since other programs may have created a file with the namespace's name again.
+            await self._network.remove_namespace(sandbox.id)
             return
-        self._mark_stopped(sandbox, "stopped")  # first: no further container begins to be made
+        self._mark_stopped(sandbox, "stopped")  # first, so that no further container is created
         await self._containers.stop_all(sandbox.id)
         await self.tear_down(sandbox)
         self._store.update(sandbox, msgspec.structs.replace(sandbox.status, torn_down=True))
         log.info("sandbox stopped", sandbox_id=sandbox.id)
 
     async def tear_down(self, sandbox: Sandbox) -> None:
-        """Take away everything a sandbox holds but its record, whatever state it is in.
+        """Remove everything that a sandbox holds except its record, in whatever state it is.
 
-        Raises what failed; every step that did not is done, and a further call does the rest.
+        All steps are tried. Raises the first error; a further call does the rest.
         """
         self._exits.forget(sandbox.id)
         paths = self._paths.sandbox(sandbox.id)
@@ -294,19 +295,19 @@ class Pods:
             take_away = self._teardown.state_files if ended else self._teardown.mounts
             await attempts.each(lambda: take_away(paths))
 
-        # Side by side: a DEL finds the namespace by its name, which needs no process in it.
+        # In parallel: a DEL needs the namespace's pin, but no process in the namespace.
         left = await side_by_side(end_pause(), attempts.each(lambda: self._network.detach(sandbox)))
         if left:
-            # Plugins find what to take away through the namespace: it goes after the last DEL.
+            # Plugins need the namespace for DEL, so it is removed after the last one.
             await attempts.each(lambda: self._network.remove_namespace(sandbox.id))
         if attempts.failed:
-            self._store.save(sandbox)  # which networks it has left
+            self._store.save(sandbox)  # its status has the attachments that are left
         attempts.finish(sandbox.id)
 
     async def remove_pod_sandbox(self, sandbox_id: str) -> None:
-        """Stop the sandbox if need be, remove its containers by force, and everything that is left of it.
+        """Stop the sandbox if it is not stopped, and remove its containers and everything that it owns.
 
-        Succeeds for a sandbox that is gone.
+        Succeeds for a removed sandbox.
         """
         if sandbox := await self._find_made(sandbox_id):
             await self._removals.run(sandbox.id, b"", lambda: self._remove(sandbox))
@@ -327,9 +328,9 @@ class Pods:
         overhead: api.LinuxContainerResources,
         resources: api.LinuxContainerResources,
     ) -> None:
-        """Take note of a pod's new size. Its cgroup is kubelet's, which has changed the limits itself.
+        """Note a pod's new resources. The kubelet owns the pod's cgroup, and changes its limits itself.
 
-        Raises NotFoundError, WrongStateError unless it is ready, InvalidArgumentError.
+        Raises NotFoundError, WrongStateError if the sandbox is not ready, InvalidArgumentError.
         """
         sandbox = self.find(sandbox_id)
         require_ready(sandbox)
@@ -356,18 +357,21 @@ class Pods:
     # --- looking -------------------------------------------------------------------------------------------------
 
     def find(self, id_or_prefix: str) -> Sandbox:
-        """The sandbox of this ID or prefix; NotFoundError for one that is still being created."""
+        """The sandbox with this ID or prefix. Raises NotFoundError, also while it is being created.
+
+        Raises InvalidArgumentError for a prefix that several sandboxes share.
+        """
         sandbox = self._store.find(id_or_prefix)
         if sandbox.state is SandboxState.CREATING:
             raise NotFoundError("sandbox", id_or_prefix, "it is still being created")
         return sandbox
 
     def list_pod_sandbox(self) -> list[Sandbox]:
-        """Every sandbox that has been ready once, oldest first."""
+        """All sandboxes whose creation is complete, oldest first."""
         return [s for s in self._store if s.status.is_complete]
 
     async def verbose_info(self, sandbox: Sandbox) -> dict[str, object]:
-        """What an operator may want to know beyond CRI's fields."""
+        """The document of a verbose PodSandboxStatus."""
         return sandbox_details(
             sandbox,
             await read_documents(self._paths.sandbox(sandbox.id)),
@@ -376,11 +380,11 @@ class Pods:
         ) | {"operations": documents(self._operations.under_way(sandbox.id))}
 
     async def end_creations(self, grace_s: float) -> None:
-        """Let what is being made become complete within `grace_s` seconds, else undo it."""
+        """Wait `grace_s` seconds for creations under way, then cancel and undo them."""
         await self._creations.end_all(grace_s)
 
     async def close(self, grace_s: float) -> None:
-        """Let running work end, at most `grace_s` seconds, then undo it."""
+        """Wait `grace_s` seconds for work under way, then cancel and undo it."""
         await asyncio.gather(
             self._creations.close(grace_s),
             self._stops.close(grace_s),

@@ -1,7 +1,9 @@
-"""What containers use: CPU and memory from their cgroups, disk from their writable layers.
+"""Resource usage of containers: CPU and memory from cgroups, disk usage of writable layers.
 
-Rules: no child process and no lock on the way; cgroup files are read in one pass in a thread; the writable layers are
-measured apart (`layer_usage`), and nobody waits long for them. A container that vanishes meanwhile is left out.
+Rules:
+- No child process is run, and no lock is taken.
+- Cgroup files are read in one thread for all containers. Layers are measured by `layer_usage`, with a bounded wait.
+- A container that is removed meanwhile is left out.
 """
 
 from __future__ import annotations
@@ -31,21 +33,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 MIN_RATE_SPAN_NS = 500_000_000
-"""Two CPU readings closer than this say nothing about a rate."""
+"""The least time between two CPU readings of which a rate is computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerUsage:
-    """One container's usage. `cgroup` is None for one that does not run."""
+    """The usage of a container. `cgroup` is None if it does not run."""
 
     container: Container
     cgroup: CgroupStats | None
     cpu_nano_cores: int | None
-    """CPU nanoseconds per second since the last reading; None at the first one."""
+    """CPU nanoseconds per second since the last reading; None at the first reading."""
     writable_layer: Path
     layer_read_at_ns: int
     layer_bytes: int | None
-    """None while it is measured for the first time."""
+    """None until the layer's first measurement ends."""
     layer_inodes: int | None
 
 
@@ -57,7 +59,7 @@ class _CpuReading:
 
 
 class Stats:
-    """ContainerStats and ListContainerStats."""
+    """The usage of containers, for ContainerStats, ListContainerStats and ImageFsInfo."""
 
     def __init__(
         self,
@@ -87,12 +89,12 @@ class Stats:
         return frozenset(self._cpu) | self._layers.remembered
 
     async def container_stats(self, containers: Sequence[Container]) -> list[ContainerUsage]:
-        """The usage of these containers; those that vanish while they are read are left out."""
+        """The usage of these containers. Containers that are removed meanwhile are left out."""
         layers = await self._layers.of(containers)
         return await uninterrupted(self._read_all, list(containers), layers)
 
     async def layers_usage(self) -> DiskUsage:
-        """What the writable layers of all containers take, as far as it is known."""
+        """The total usage of all measured writable layers."""
         layers = [layer for layer in (await self._layers.of(list(self._store))).values() if layer]
         return DiskUsage(
             sum(layer.used_bytes for layer in layers), sum(layer.inodes for layer in layers)
@@ -113,7 +115,7 @@ class Stats:
         return usages
 
     def _prune(self) -> None:
-        """Drop what is kept of containers that are gone."""
+        """Drop the CPU readings of removed containers."""
         for container_id in [key for key in list(self._cpu) if self._store.get(key) is None]:
             self._cpu.pop(container_id, None)
 

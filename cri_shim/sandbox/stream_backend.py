@@ -1,12 +1,12 @@
-"""The backend of the streaming process, in the daemon: what tickets are for, and what granted sessions need of the
-node.
+"""Serves the streaming process from the daemon: redeems tickets, and opens what a granted session needs on the node.
 
 Rules:
-- Nothing is done but what a ticket is for. A session is known from its grant to its `Leave`, or to that process's end.
-- What is handed out is descriptors: whatever goes through them doesn't pass here. An exec is followed to its end for
-  whoever listens; the command itself is nobody's but its own (`exec.session`).
-- A streaming process that is gone has left all its sessions; what came of them ends as for clients that vanish.
-- A call is answered, whatever becomes of it.
+- Only what a ticket was issued for is done. A session exists from its grant to its `Leave`, or to the end of the
+  process.
+- Replies carry descriptors; the streams' data does not pass through the daemon. The daemon waits for the end of an
+  exec's command and reports it. Ending the session does not end the command (`exec.session`).
+- The end of the streaming process ends all its sessions, as if their clients had disconnected.
+- Every call gets a reply, also after an error.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _to_nobody(_packet: ipc.ToStreamer, descriptors: Sequence[int] = ()) -> None
 
 
 class StreamBackend:
-    """Answers one streaming process at a time, between `open` and `close`."""
+    """Serves one streaming process at a time, between `open` and `close`."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class StreamBackend:
         self._numbers = itertools.count(1)
         self._granted: dict[int, Request] = {}
         self._commands: dict[int, asyncio.Task[None]] = {}
-        """What starts and follows the command of a session."""
+        """The task of each session that starts a command and awaits its end."""
         self._send: Callable[..., None] = _to_nobody
         attach_sessions.ask_how_far = lambda container_id: self._send(
             ipc.HowFar(container_id=container_id)
@@ -96,11 +96,11 @@ class StreamBackend:
         return len(self._commands)
 
     def open(self, send: Callable[..., None]) -> None:
-        """A streaming process is there; `send(packet, descriptors)` sends it a message and takes the descriptors."""
+        """Serve a streaming process. `send(packet, descriptors)` sends a message and takes the descriptors."""
         self._send = send
 
     def close(self) -> None:
-        """It is gone. Idempotent."""
+        """End all sessions, since the streaming process is gone. Idempotent."""
         self._send = _to_nobody
         for session in list(self._granted):
             self._leave(session)
@@ -108,7 +108,7 @@ class StreamBackend:
         metrics.STREAM_SESSIONS.clear()
 
     def handle(self, message: ipc.ToDaemon) -> None:
-        """What it says."""
+        """Handle a message of the streaming process."""
         match message:
             case ipc.Redeem():
                 self._send(ipc.Granted(call=message.call, grant=self._redeem(message)))
@@ -131,7 +131,7 @@ class StreamBackend:
             case ipc.Stalled(wall_s=wall_s, cpu_s=cpu_s):
                 metrics.count_stall("streaming", wall_s, cpu_s)
             case ipc.Ready() | ipc.Broken() | ipc.Pong():
-                pass  # about the process itself, not about sessions
+                pass  # handled by `daemon.streaming`
 
     # --- sessions
 
@@ -172,7 +172,7 @@ class StreamBackend:
     def _leave(self, session: int) -> None:
         self._granted.pop(session, None)
         if (command := self._commands.pop(session, None)) is not None:
-            command.cancel()  # the following, not the command
+            command.cancel()  # stops waiting for the command, which runs on
 
     def _resize(self, session: int, width: int, height: int) -> None:
         request = self._granted.get(session)
@@ -182,7 +182,7 @@ class StreamBackend:
                 self._attach_sessions.resize(
                     self._attach_sessions.attachable(container), width, height
                 )
-            except CriShimError as error:  # it ended meanwhile
+            except CriShimError as error:  # the container ended meanwhile
                 log.debug("terminal not resized", error=str(error))
 
     # --- answers
@@ -196,7 +196,7 @@ class StreamBackend:
             self._send(answer, descriptors)
 
     async def _answer(self, call: int, work: Awaitable[Reply]) -> None:
-        answer: ipc.Answer = ipc.Failed(call=call, reason="this failed; the daemon's log says how")
+        answer: ipc.Answer = ipc.Failed(call=call, reason="internal error; see the daemon's log")
         descriptors: Sequence[int] = ()
         try:
             answer, descriptors = await work
@@ -262,7 +262,7 @@ class StreamBackend:
         return ipc.Done(call=message.call), ()
 
     def _unknown(self, session: int) -> Reply:
-        raise WrongStateError(f"session {session} is over")
+        raise WrongStateError(f"session {session} has ended")
 
     async def _sockets(self, message: ipc.MakeSockets) -> Reply:
         request = self._granted.get(message.session)

@@ -1,7 +1,7 @@
-"""Exec, Attach, PortForward: check the request, and give out a URL at which the streaming server will serve it once.
+"""Exec, Attach and PortForward: check the request, and return a one-time URL of the streaming server.
 
-Rules: what can be refused is refused here, where the caller still gets a code; the container may be gone by the time
-its client comes, and is looked at again then.
+Requests are refused here if possible, since the caller gets a gRPC code. The container's state is checked again when
+the client connects.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 MAX_PORT = 0xFFFF
 MAX_PORTS = 1000
-"""Of one request; kubectl asks for those on its command line."""
+"""Ports in one request. kubectl sends those of its command line."""
 
 
 class StreamRequests:
-    """The streaming half of RuntimeService."""
+    """The streaming calls of RuntimeService."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class StreamRequests:
         tickets: Tickets,
         base_url: Callable[[], str | None],
     ) -> None:
-        """`base_url`: what clients call, without a slash at its end; None while the server isn't there."""
+        """`base_url` returns the base of the URLs, without a final slash, or None while the server does not run."""
         self._containers = containers
         self._pods = pods
         self._tickets = tickets
@@ -55,13 +55,13 @@ class StreamRequests:
     ) -> str:
         """The URL of an exec.
 
-        Raises InvalidArgumentError, NotFoundError, WrongStateError unless the container runs, ResourceExhaustedError
-        when too many URLs wait to be used.
+        Raises InvalidArgumentError, NotFoundError, WrongStateError if the container does not run, NotReadyError while
+        the streaming server does not run, ResourceExhaustedError if too many URLs are unused.
         """
         _check_streams("ExecRequest", stdin=stdin, stdout=stdout, stderr=stderr, tty=tty)
         for word in command:
             if "\0" in word:
-                raise InvalidArgumentError("ExecRequest: cmd: a NUL can't be part of a word")
+                raise InvalidArgumentError("ExecRequest: cmd: an argument contains a NUL byte")
         container = self._running(container_id)
         streams = (stdin, stdout, stderr, tty)
         request = ExecRequest(container.id, tuple(command), *streams, container.sandbox_id)
@@ -77,15 +77,18 @@ class StreamRequests:
         return self._url("attach", AttachRequest(container.id, *streams, container.sandbox_id))
 
     def port_forward(self, sandbox_id: str, ports: Sequence[int]) -> str:
-        """The URL of a port-forward; no ports: any. Raises as `exec` does, WrongStateError unless the pod is ready."""
+        """The URL of a port-forward; without `ports` any port is allowed.
+
+        Raises as `exec` does, and WrongStateError if the pod is not ready.
+        """
         if len(ports) > MAX_PORTS:
             raise InvalidArgumentError(
-                f"PortForwardRequest: port: {len(ports)} ports; at most {MAX_PORTS} in one request"
+                f"PortForwardRequest: port has {len(ports)} entries; the limit is {MAX_PORTS}"
             )
         for port in ports:
             if not 0 < port <= MAX_PORT:
                 raise InvalidArgumentError(
-                    f"PortForwardRequest: port: {port} is no port; 1 to {MAX_PORT} are"
+                    f"PortForwardRequest: port: {port} is not a port number from 1 to {MAX_PORT}"
                 )
         sandbox = self._pods.find(sandbox_id)
         require_ready(sandbox)
@@ -100,7 +103,9 @@ class StreamRequests:
     def _url(self, kind: str, request: Request) -> str:
         base_url = self._base_url()
         if base_url is None:
-            raise NotReadyError("the streaming server is not there: the daemon starts or stops")
+            raise NotReadyError(
+                "the streaming server is not running: the daemon is starting or stopping; retry"
+            )
         return f"{base_url}/{kind}/{self._tickets.issue(request)}"
 
 

@@ -1,10 +1,10 @@
-"""The one implementation of each undo: what a sandbox or container owns, taken away by its ID.
+"""Removes what a sandbox or container owns, by its ID. Rollback, Stop, Remove and recovery all use these steps.
 
-Rollback, Stop, Remove and recovery all call these. Rules:
-- Every step is idempotent and succeeds on what is not there.
-- Every step needs only the record: paths, cgroup and runtime derive from the ID, the parent and the handler.
-- The OCI runtime's `delete --force` is no complete undo (killed half-way through a creation it leaves cgroups behind
-  and says nothing), so its answer is never trusted: processes and cgroups are looked at themselves.
+Rules:
+- Every step is idempotent, and succeeds if there is nothing to remove.
+- A step needs only the record: paths, cgroup and runtime derive from the ID, the cgroup parent and the handler.
+- The OCI runtime's `delete --force` is not relied on: a runtime that was killed during a creation leaves cgroups that
+  delete does not report. So processes and cgroups are checked and removed here.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 KILL_TIMEOUT_S = 10.0
-"""Long past what SIGKILL needs: what is still there then sits in the kernel."""
+"""Far longer than SIGKILL takes. A process that is left then hangs in the kernel."""
 
 
 class Teardown:
-    """Takes away what an object owns outside its own directories, and those."""
+    """Removes the processes, runtime state, cgroups, mounts and directories of objects."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Teardown:
     async def kill_processes(self, object_id: str, cgroup_dir: str, paths: ObjectPaths) -> None:
         """Kill the monitor, or a pause process, with all below it, and everything in the object's cgroup.
 
-        Raises DeadlineError naming what can't be killed.
+        Raises DeadlineError with the processes that do not end.
         """
         await self._kill_families(object_id, await self._top_processes(object_id, paths))
         await self._kill_cgroup(cgroup_dir)
@@ -110,11 +110,11 @@ class Teardown:
                 await self._remove_cgroup(cgroup_dir)
 
     async def forget_in_runtime(self, object_id: str, handler: str) -> None:
-        """Make the OCI runtime forget the container."""
+        """Delete the container in the OCI runtime."""
         try:
             await self._runtime_of(handler).delete(object_id, force=True)
         except CriShimError as error:
-            # A handler that left the configuration, a damaged state directory: what it kept is files.
+            # The handler may be gone from the configuration, or the runtime's state damaged. Remove the state's files.
             log.warning("runtime delete failed", id=object_id, error=str(error))
             left = self._paths.runtime_root(handler) / object_id
             await in_time_for(
@@ -124,21 +124,21 @@ class Teardown:
     async def process(
         self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
     ) -> None:
-        """A container's process side: monitor, processes, runtime state, cgroup."""
+        """Remove monitor, processes, runtime state and cgroup of a container."""
         await self.kill_processes(object_id, cgroup_dir, paths)
         await self.forget_in_runtime(object_id, handler)
         await self._remove_cgroup(cgroup_dir)
 
     async def mounts(self, paths: ObjectPaths) -> None:
-        """Every mount below the object's volatile directory: root file system, /dev/shm."""
+        """Unmount everything below the object's state directory: root file system, /dev/shm, image volumes."""
         await in_time_for(
             paths.state_dir.name, "unmounting", self._host.unmount_below, paths.state_dir
         )
 
     async def state_files(self, paths: ObjectPaths) -> None:
-        """The volatile directory, its mounts first, and what the monitor left outside it.
+        """Remove the state directory with its mounts, the exit file, and the monitor's socket link.
 
-        The exit file stays until now: should the status that was made of it be lost, recovery needs it again.
+        The exit file is kept until now: if the status that was derived from it is lost, recovery needs it again.
         """
         await in_time_for(
             paths.state_dir.name,
@@ -152,38 +152,38 @@ class Teardown:
         self._monitors.discard(object_id)
 
     async def root_files(self, paths: ObjectPaths) -> None:
-        """The persistent directory: the record goes first, so that a half-removed object is not an object."""
+        """Remove the root directory. The record is removed first, so that a partly removed object has no record."""
         paths.record_file.unlink(missing_ok=True)
         await self._remove(paths.root_dir)
 
     async def _remove(self, directory: Path) -> None:
-        # Without a deadline: a writable layer of millions of files takes its time. The thread is of this removal alone.
+        # No deadline: the removal of a writable layer of millions of files takes long. It has a thread of its own.
         with step("removing files"):
             await uninterrupted(self._host.remove_tree, directory)
 
     async def record(self, paths: ObjectPaths, rollback: Rollback) -> str:
-        """The last step of a creation's undoing: `root_files`. Returns what could not be undone, "" if all was.
+        """The last undo step of a creation: `root_files`. Returns the names of the steps that failed, or "".
 
-        If an earlier step failed, the files stay: a further call needs the record to finish.
+        If an earlier step failed, the files stay, since a further call needs the record.
         """
         if not rollback.failed:
             try:
                 await self.root_files(paths)
             except OSError:
                 rollback.failed.append("record")
-                log.exception("record not removed", id=paths.root_dir.name)
+                log.exception("cannot remove the record", id=paths.root_dir.name)
         return ", ".join(rollback.failed)
 
 
 class Attempts:
-    """Steps that are all tried, whatever becomes of the others."""
+    """Runs steps that must all be tried, and collects their errors."""
 
     def __init__(self) -> None:
         self._failures: list[Exception] = []
 
     async def each(self, *steps: Callable[[], Awaitable[None]]) -> bool:
-        """Try them in order; whether all of these succeeded."""
-        succeeded = True  # of these: others may be tried at the same time
+        """Run the steps in order. Returns whether all of them succeeded."""
+        succeeded = True  # counts these steps only: another `each` may run in parallel
         for take_away in steps:
             try:
                 await take_away()
@@ -194,11 +194,11 @@ class Attempts:
 
     @property
     def failed(self) -> bool:
-        """Whether any of them has."""
+        """Whether any step failed."""
         return bool(self._failures)
 
     def finish(self, object_id: str) -> None:
-        """Raise the first failure, if there was one; the others are logged."""
+        """Raise the first error, if there was one, and log the others."""
         for extra in self._failures[1:]:
             log.error("failed as well", id=object_id, error=str(extra))
         if self._failures:
@@ -206,7 +206,7 @@ class Attempts:
 
 
 def _remove_with_mounts(host: Host, directory: Path) -> None:
-    """For a directory of ours, a few files; blocking."""
+    """Remove a small directory of our own with the mounts in it. Blocking."""
     host.unmount_below(directory)
     host.remove_tree(directory)
 

@@ -120,7 +120,7 @@ def test_a_pod_is_removed_with_a_container_whose_creation_hangs(
     assert not any(left.values())
     assert isinstance(error, grpc.RpcError)
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert "was stopped while container" in str(error.details())
+    assert "was stopped during the creation of container" in str(error.details())
 
 
 def tops(daemon: Daemon) -> list[Path]:

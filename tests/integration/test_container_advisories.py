@@ -434,17 +434,17 @@ def test_log_that_a_container_made_a_link_is_not_written_through(
     victim = pod.container("sleep", "3600")
     pod.asks(container, f"mkdir -p /logs/victim; ln -s {target} /logs/victim/1.log")
     victim.log_path = "victim/1.log"
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a link"):
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a symbolic link"):
         pod.create(victim)
     pod.asks(container, "ln -s victim /logs/behind; rm /logs/victim/1.log")
     victim.log_path = "behind/1.log"
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a link"):
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a symbolic link"):
         pod.create(victim)
 
     inside = f"/logs/{log.relative_to(pod.config.log_directory)}"
     for planted in (inside, f"{inside}.tmp"):
         pod.asks(container, f"mv {inside} {inside}.1; ln -s {target} {planted}")
-        with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a link"):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "log_path", "is a symbolic link"):
             client.runtime.ReopenContainerLog(
                 api.ReopenContainerLogRequest(container_id=container), timeout=20
             )

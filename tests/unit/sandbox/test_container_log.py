@@ -58,7 +58,7 @@ def test_no_directory_is_made_outside_by_a_link(tmp_path: Path) -> None:
     logs.mkdir()
     outside.mkdir()
     (logs / "main").symlink_to(outside)
-    with pytest.raises(WrongStateError, match=r"config\.log_path: .*main/deep is a link"):
+    with pytest.raises(WrongStateError, match=r"config\.log_path: .*main/deep is a symbolic link"):
         make_log_directory(str(logs), logs / "main/deep/0.log")
     assert list(outside.iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_log_that_is_a_file_or_not_there_is_none_to_refuse(tmp_path: Path) -> No
 def test_log_that_is_a_link_or_no_file_is_refused(tmp_path: Path, name: str) -> None:
     log = tmp_path / "0.log"
     (tmp_path / name).symlink_to("/etc/passwd")
-    with pytest.raises(WrongStateError, match=rf"config\.log_path: .*/{name} is a link"):
+    with pytest.raises(WrongStateError, match=rf"config\.log_path: .*/{name} is a symbolic link"):
         check_log_file(str(tmp_path), log)
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
@@ -88,10 +88,10 @@ def test_log_that_is_a_link_or_no_file_is_refused(tmp_path: Path, name: str) -> 
 def test_log_behind_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "logs/real").mkdir(parents=True)
     (tmp_path / "logs/main").symlink_to("real")
-    with pytest.raises(WrongStateError, match="logs/main is a link"):
+    with pytest.raises(WrongStateError, match="logs/main is a symbolic link"):
         check_log_file(str(tmp_path / "logs"), tmp_path / "logs/main/0.log")
     (tmp_path / "logs/file").touch()
-    with pytest.raises(WrongStateError, match="logs/file is a link"):
+    with pytest.raises(WrongStateError, match="logs/file is a symbolic link"):
         check_log_file(str(tmp_path / "logs"), tmp_path / "logs/file/0.log")
 
 

@@ -303,14 +303,17 @@ async def test_what_a_failed_program_left_must_be_gone_before_the_container_is_t
     [
         (
             "mknod /run/c/rootfs/opt/b: read-only file system",
-            r"^devices\[1\]\.container_path: '/opt/b'",
+            r"^devices\[1\]\.container_path: no device can be created at '/opt/b'",
         ),
         (
             "mknod /run/c/rootfs/dev/snd/one: read-only",
-            r"^devices\[0\]\.container_path: '/dev/snd'",
+            r"^devices\[0\]\.container_path: no device can be created at '/dev/snd'",
         ),
         ("mknod /run/c/rootfs/opt/bc: read-only file system", "^creating: runc failed"),
-        ("write /sys/fs/cgroup/cpuset/c/cpuset.cpus: invalid argument", "^cpuset_cpus: '7'"),
+        (
+            "write /sys/fs/cgroup/cpuset/c/cpuset.cpus: invalid argument",
+            "^cpuset_cpus: the kernel rejected the value '7'",
+        ),
         ("write /sys/fs/cgroup/c/memory.high: invalid argument", "^creating: runc failed"),
         ("unable to set memory limit to 4096", "^memory_limit_in_bytes: 4096"),
         ("something else", "^creating: runc failed: something else"),
@@ -360,7 +363,7 @@ async def test_a_log_directory_that_cannot_be_made_is_said(
     config = container_config()
     config.log_path = "main/0.log"
     with pytest.raises(
-        CriShimError, match=r"config\.log_path: .*/main is a link, or something else"
+        CriShimError, match=r"config\.log_path: .*/main is a symbolic link or not a regular file"
     ):
         await harness.containers.create_container(sandbox.id, config, sandbox.config)
     only_the_pod(harness, before)
@@ -840,5 +843,5 @@ async def test_a_log_is_reopened_by_the_monitor_of_a_running_container(
 
 async def test_a_container_without_a_log_has_none_to_reopen(harness: NodeHarness) -> None:
     container = await harness.start(await harness.run_pod())
-    with pytest.raises(WrongStateError, match="keeps no log"):
+    with pytest.raises(WrongStateError, match="has no log"):
         await harness.containers.reopen_container_log(container.id)

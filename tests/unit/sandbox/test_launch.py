@@ -168,7 +168,7 @@ async def test_a_failing_mount_is_undone_whether_it_took_effect_or_not(
 ) -> None:
     launch = a_launch(harness)
     harness.points.fail(point, OSError(errno.ENOSPC, "no room"))
-    with pytest.raises(ResourceExhaustedError, match="preparing its bundle"):
+    with pytest.raises(ResourceExhaustedError, match="preparing the bundle"):
         await launch_it(harness, launch)
     assert harness.kernel.mounts == set()
     assert not launch.paths.state_dir.exists()
@@ -238,7 +238,7 @@ async def test_what_was_run_and_is_gone_before_it_was_looked_at_is_an_error(
 
 async def test_what_was_run_in_another_cgroup_than_its_own_is_ended(harness: NodeHarness) -> None:
     harness.kernel.cgroups.misplaced = "elsewhere"
-    with pytest.raises(CriShimError, match="'elsewhere', not in 'pods/c"):
+    with pytest.raises(CriShimError, match="'elsewhere' instead of 'pods/c"):
         await run_it(harness, replace(a_launch(harness), monitored=False))
     assert harness.kernel.processes == {}
 
@@ -261,7 +261,7 @@ async def test_runs_and_creations_share_their_number(harness: NodeHarness) -> No
 async def test_a_process_in_another_cgroup_than_its_own_is_ended(harness: NodeHarness) -> None:
     launch = a_launch(harness)
     harness.kernel.cgroups.misplaced = "elsewhere"
-    with pytest.raises(CriShimError, match="'elsewhere', not in 'pods/c"):
+    with pytest.raises(CriShimError, match="'elsewhere' instead of 'pods/c"):
         await launch_it(harness, launch)
     assert harness.kernel.processes == {}
     assert harness.kernel.mounts == set()

@@ -108,7 +108,9 @@ def test_one_namespace_leaves_room_to_the_others_and_they_to_each_other() -> Non
 def test_what_was_removed_makes_room() -> None:
     others: list[Sandbox] = []
     filled_with_sandboxes("a", 256 * KIB, others)
-    with pytest.raises(ResourceExhaustedError, match=r"^labels, annotations: 2621\d\d bytes: "):
+    with pytest.raises(
+        ResourceExhaustedError, match=r"^labels, annotations: 2621\d\d bytes are too many"
+    ):
         check_sandbox_entry(pod_of("a", 256 * KIB), others)
     others.pop()
     check_sandbox_entry(pod_of("a", 256 * KIB), others)
@@ -120,7 +122,7 @@ async def test_a_pod_and_a_container_that_are_refused_leave_nothing(harness: Nod
         config = pod_of("tenant", 256 * KIB)
         config.metadata.name = config.metadata.uid = f"big-{number}"
         await harness.pods.run_pod_sandbox(config, "")
-    with pytest.raises(ResourceExhaustedError, match="the namespace's objects may have"):
+    with pytest.raises(ResourceExhaustedError, match="the objects of the namespace may have"):
         await harness.pods.run_pod_sandbox(pod_of("tenant", 256 * KIB), "")
     assert len(harness.sandboxes) == 12
     sandbox = await harness.run_pod()
@@ -129,5 +131,5 @@ async def test_a_pod_and_a_container_that_are_refused_leave_nothing(harness: Nod
         big.metadata.name = f"big-{number}"
         await harness.containers.create_container(sandbox.id, big, sandbox.config)
     big.metadata.name = "one too many"
-    with pytest.raises(ResourceExhaustedError, match="the namespace's objects may have"):
+    with pytest.raises(ResourceExhaustedError, match="the objects of the namespace may have"):
         await harness.containers.create_container(sandbox.id, big, sandbox.config)

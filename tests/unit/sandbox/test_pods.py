@@ -862,7 +862,7 @@ async def test_a_pod_removed_while_a_container_is_made_keeps_neither(harness: No
     await harness.pods.remove_pod_sandbox(sandbox.id)
     # Not only in the end: the runtime still hangs.
     assert harness.leftovers() == {}
-    assert "not ready: it was stopped" in str(await creation)
+    assert "was stopped during the creation of container" in str(await creation)
 
 
 async def test_a_container_that_is_nothing_yet_is_not_made_after_its_pods_removal(
@@ -894,7 +894,7 @@ async def test_a_pod_removed_while_it_is_made_is_undone(harness: NodeHarness, po
     [sandbox] = harness.sandboxes
     await harness.pods.remove_pod_sandbox(sandbox.id)
     assert harness.leftovers() == {}
-    assert "stopped while it was created" in str(await creation)
+    assert "stopped during its creation" in str(await creation)
 
 
 async def test_a_pod_is_removed_with_a_container_whose_creation_could_not_be_undone(

@@ -85,12 +85,12 @@ async def test_a_ticket_is_granted_once_and_as_it_was_asked_for(asker: Asker) ->
 
 
 async def test_a_session_that_was_not_granted_gets_nothing(asker: Asker) -> None:
-    assert "session 5 is over" in await asker.failure(ipc.Begin(call=1, session=5))
+    assert "session 5 has ended" in await asker.failure(ipc.Begin(call=1, session=5))
     sockets = ipc.MakeSockets(call=2, session=5, family=socket.AF_INET, count=1)
-    assert "session 5 is over" in await asker.failure(sockets)
+    assert "session 5 has ended" in await asker.failure(sockets)
     session = await asker.session(asker.node.exec_ticket("true"), "exec")
     sockets = ipc.MakeSockets(call=3, session=session, family=socket.AF_INET, count=1)
-    assert "is over" in await asker.failure(sockets)  # no sockets for an exec
+    assert "has ended" in await asker.failure(sockets)  # no sockets for an exec
     asker.node.backend.handle(ipc.Leave(session=session))
     assert "is over" in await asker.failure(ipc.Begin(call=4, session=session))
     asker.node.backend.handle(ipc.Leave(session=session))

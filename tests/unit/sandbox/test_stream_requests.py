@@ -90,14 +90,14 @@ def test_no_stream_at_all_and_a_terminal_with_two_outputs_are_refused() -> None:
 @pytest.mark.parametrize("port", [0, -1, 65536])
 def test_what_is_no_port_is_refused(port: int) -> None:
     node = Node()
-    with pytest.raises(InvalidArgumentError, match="is no port"):
+    with pytest.raises(InvalidArgumentError, match="is not a port number"):
         node.streams.port_forward(node.sandbox.id, [80, port])
 
 
 def test_more_ports_than_anybody_needs_are_refused() -> None:
     node = Node()
     assert node.streams.port_forward(node.sandbox.id, range(1, MAX_PORTS + 1))
-    with pytest.raises(InvalidArgumentError, match="1001 ports; at most 1000"):
+    with pytest.raises(InvalidArgumentError, match="1001 entries; the limit is 1000"):
         node.streams.port_forward(node.sandbox.id, range(1, MAX_PORTS + 2))
 
 
@@ -118,6 +118,6 @@ def test_only_what_runs_can_be_reached() -> None:
 def test_without_a_server_there_is_no_url() -> None:
     node = Node()
     node.base_url = None
-    with pytest.raises(NotReadyError, match="starts or stops"):
+    with pytest.raises(NotReadyError, match="starting or stopping; retry"):
         node.exec("true")
     assert len(node.tickets) == 0

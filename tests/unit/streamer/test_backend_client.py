@@ -215,7 +215,7 @@ async def test_a_pods_ports_are_reached_while_the_session_lasts(joined: Joined) 
         dialer = await joined.backend.port_forward(grant)
         (await dialer.connect(port)).close()
         joined.backend.leave(grant)
-        with pytest.raises(CriShimError, match=f"session {grant.session} is over"):
+        with pytest.raises(CriShimError, match=f"session {grant.session} has ended"):
             await dialer.connect(port)
         dialer.close()
 

@@ -82,7 +82,7 @@ async def test_limit_below_what_the_first_process_needs_is_refused_by_its_name(
 ) -> None:
     sandbox = await harness.run_pod()
     before = harness.leftovers()
-    with pytest.raises(InvalidArgumentError, match=f"{FILES}.*: 2: too few"):
+    with pytest.raises(InvalidArgumentError, match=f"{FILES}.*: 2 is too low"):
         await created(harness, "2", sandbox)
     assert harness.leftovers() == before
 
@@ -160,7 +160,7 @@ async def test_update_below_what_is_open_is_refused_and_the_former_limit_stays(
 ) -> None:
     container = await created(harness, "100")
     harness.kernel.cgroups.open_files = 70
-    with pytest.raises(WrongStateError, match=f"{FILES}.*: 50 is less than are open"):
+    with pytest.raises(WrongStateError, match=f"{FILES}.*: 50 is below the number of open files"):
         await update(harness, container, "50")
     assert in_force(harness) == [100]
 
