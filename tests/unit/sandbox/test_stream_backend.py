@@ -92,7 +92,7 @@ async def test_a_session_that_was_not_granted_gets_nothing(asker: Asker) -> None
     sockets = ipc.MakeSockets(call=3, session=session, family=socket.AF_INET, count=1)
     assert "has ended" in await asker.failure(sockets)  # no sockets for an exec
     asker.node.backend.handle(ipc.Leave(session=session))
-    assert "is over" in await asker.failure(ipc.Begin(call=4, session=session))
+    assert "has ended" in await asker.failure(ipc.Begin(call=4, session=session))
     asker.node.backend.handle(ipc.Leave(session=session))
     asker.node.backend.handle(ipc.Resize(session=session, width=1, height=1))
 
