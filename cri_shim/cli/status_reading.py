@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 10.0
 RATE_SPAN_S: Final = 0.6
-"""Time between two readings for a CPU rate. The daemon computes no rate over less than half a second."""
+"""The daemon has a CPU rate half a second after it was first asked for one."""
+MAX_LOOKS: Final = 3
+"""At statistics that lack a rate: a busy daemon may take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ def look(client: Client) -> Sight:
             ]
             stats = _stats(client)
             running = {c.id for c in containers if c.state == api.CONTAINER_RUNNING}
-            if any(not _has_rate(stats[each]) for each in running & stats.keys()):
+            for _ in range(MAX_LOOKS - 1):
+                if all(_has_rate(stats[each]) for each in running & stats.keys()):
+                    break
                 time.sleep(RATE_SPAN_S)
                 stats = _stats(client)
     except UnavailableError as error:

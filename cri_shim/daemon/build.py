@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.network.pending_deletes import PendingDeletes
     from cri_shim.sandbox.network.reconciler import NetworkReconciler
+    from cri_shim.sandbox.pod_stats import PodStats
     from cri_shim.sandbox.pods import Pods
     from cri_shim.sandbox.recovery.recovery import Recovery
     from cri_shim.sandbox.recovery.wipe import Wipe
@@ -72,6 +73,7 @@ class Parts:
     pods: Pods
     container_service: Containers
     stats: Stats
+    pod_stats: PodStats
     recovery: Recovery
     wipe: Wipe
     node_resources: NodeResources
@@ -122,6 +124,7 @@ async def build(
         pods=layer.pods,
         container_service=layer.containers,
         stats=layer.stats,
+        pod_stats=layer.pod_stats,
         recovery=layer.recovery,
         wipe=layer.wipe,
         node_resources=on.node_resources,

@@ -211,6 +211,7 @@ class Daemon:
                         pods=parts.pods,
                         containers=parts.container_service,
                         stats=parts.stats,
+                        pod_stats=parts.pod_stats,
                         streams=parts.streams,
                         node=node,
                         layers_mountpoint=self._paths.root,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from cri_shim.config.model import GcMode
+from cri_shim.daemon.statistics import build_statistics
 from cri_shim.sandbox.container_removal import ContainerRemoval
 from cri_shim.sandbox.container_resources import ContainerResources
 from cri_shim.sandbox.containers import Containers
@@ -38,12 +39,13 @@ from cri_shim.sandbox.spec.container_specs import ContainerSpecs
 from cri_shim.sandbox.spec.pod_files import PodFiles
 from cri_shim.sandbox.spec.sandbox_specs import SandboxSpecs
 from cri_shim.sandbox.spec.spec_facts import SpecFacts
-from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.teardown import Teardown
 
 if TYPE_CHECKING:
     from cri_shim.config import Config
     from cri_shim.daemon.mechanisms import Mechanisms
+    from cri_shim.sandbox.pod_stats import PodStats
+    from cri_shim.sandbox.stats import Stats
 
 CREATES_PER_CORE = 4
 ANSWER_HEADROOM_BYTES = 64 << 10
@@ -74,6 +76,7 @@ class SandboxLayer:
     recovery: Recovery
     wipe: Wipe
     stats: Stats
+    pod_stats: PodStats
 
 
 class _Basis(NamedTuple):
@@ -111,6 +114,7 @@ def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
     parts = _containers(on, basis)
     containers = _container_service(config, on, basis, parts)
     pods = _pods(config, on, basis, networks, containers)
+    statistics = build_statistics(config, on, basis.cgroup_paths)
     orphans = Orphans(
         host=on.host,
         paths=on.paths,
@@ -144,14 +148,8 @@ def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
         orphans=orphans,
         recovery=_recovery(on, basis, parts, containers, pods, orphans),
         wipe=_wipe(on, basis, networks, parts, containers, pods, orphans),
-        stats=Stats(
-            paths=on.paths,
-            store=on.containers,
-            cgroups=on.cgroups,
-            cgroup_paths=basis.cgroup_paths,
-            background=on.background,
-            cache_s=config.stats.cache_s,
-        ),
+        stats=statistics.stats,
+        pod_stats=statistics.pod_stats,
     )
 
 

@@ -7,7 +7,16 @@ and never reaches the kernel. Cgroups come as an object of their own, `cgroups.t
 
 from __future__ import annotations
 
-from cri_shim.host import mounts, namespaces, pidfd, procstat, proctree, tree, userns
+from cri_shim.host import (
+    interface_counters,
+    mounts,
+    namespaces,
+    pidfd,
+    procstat,
+    proctree,
+    tree,
+    userns,
+)
 from cri_shim.host.files import read_in_root
 
 
@@ -40,5 +49,6 @@ class Host:
     set_netns_sysctls = staticmethod(namespaces.set_netns_sysctls)
     remove_netns = staticmethod(namespaces.remove_netns)
     run_in_netns = staticmethod(namespaces.run_in_netns)
+    interface_counters = staticmethod(interface_counters.interface_counters)
     new_user_namespace = staticmethod(userns.new_user_namespace)
     open_user_namespace = staticmethod(userns.open_user_namespace)

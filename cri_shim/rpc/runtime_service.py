@@ -19,9 +19,10 @@ import structlog
 
 import cri_shim
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.errors import InvalidArgumentError, NotFoundError
+from cri_shim.errors import InvalidArgumentError, NotFoundError, WrongStateError
 from cri_shim.rpc import translate_containers as containers_
 from cri_shim.rpc import translate_pods as pods_
+from cri_shim.rpc import translate_stats as stats_
 from cri_shim.rpc.encoded import Encoded, joined
 from cri_shim.rpc.fields import require
 from cri_shim.rpc.pieces import send_in_pieces
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.rpc.pieces import Send
-    from cri_shim.rpc.use_cases import Containers, Pods, Stats, StreamRequests
+    from cri_shim.rpc.use_cases import Containers, Pods, PodStats, Stats, StreamRequests
+    from cri_shim.sandbox.pod_stats import PodUsage
     from cri_shim.sandbox.stats import ContainerUsage
 
 log = structlog.get_logger()
@@ -96,6 +98,7 @@ class RuntimeService:
     pods: Pods
     containers: Containers
     stats: Stats
+    pod_stats: PodStats
     streams: StreamRequests
     node: Node
     layers_mountpoint: Path
@@ -394,12 +397,47 @@ class RuntimeService:
         usages = await self.stats.container_stats(chosen)
         await send_in_pieces(map(self._streamed, usages), send)
 
+    async def pod_sandbox_stats(
+        self, request: api.PodSandboxStatsRequest
+    ) -> api.PodSandboxStatsResponse:
+        """Resource usage of one sandbox and its containers."""
+        require(request, "pod_sandbox_id")
+        sandbox = self.pods.find(request.pod_sandbox_id)
+        usages = await self.pod_stats.pod_sandbox_stats([sandbox])
+        if not usages:
+            raise WrongStateError(f"sandbox {sandbox.id} is not ready: nothing of it uses anything")
+        return api.PodSandboxStatsResponse(stats=self._pod_stats(usages[0]))
+
+    async def list_pod_sandbox_stats(
+        self, request: api.ListPodSandboxStatsRequest
+    ) -> api.ListPodSandboxStatsResponse:
+        """Resource usage of the ready sandboxes that match the filter, and of their containers."""
+        chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
+        usages = await self.pod_stats.pod_sandbox_stats(chosen)
+        return api.ListPodSandboxStatsResponse(stats=map(self._pod_stats, usages))
+
+    async def stream_pod_sandbox_stats(
+        self, request: api.StreamPodSandboxStatsRequest, send: Send
+    ) -> None:
+        """Resource usage of sandboxes in several messages, for lists that exceed one message."""
+        chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
+        usages = await self.pod_stats.pod_sandbox_stats(chosen)
+        await send_in_pieces(map(self._streamed_pod, usages), send)
+
     def _container_stats(self, usage: ContainerUsage) -> api.ContainerStats:
-        return containers_.container_stats(usage, mountpoint=str(self.layers_mountpoint))
+        return stats_.container_stats(usage, mountpoint=str(self.layers_mountpoint))
+
+    def _pod_stats(self, usage: PodUsage) -> api.PodSandboxStats:
+        return stats_.pod_stats(usage, mountpoint=str(self.layers_mountpoint))
 
     def _streamed(self, usage: ContainerUsage) -> bytes:
         return api.StreamContainerStatsResponse(
             container_stats=[self._container_stats(usage)]
+        ).SerializeToString()
+
+    def _streamed_pod(self, usage: PodUsage) -> bytes:
+        return api.StreamPodSandboxStatsResponse(
+            pod_sandbox_stats=[self._pod_stats(usage)]
         ).SerializeToString()
 
 

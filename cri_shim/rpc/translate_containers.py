@@ -1,4 +1,4 @@
-"""Builds CRI messages of containers and their usage. Pure, except that a container keeps its encoded list entry."""
+"""Builds CRI messages of containers. Pure, except that a container keeps its encoded list entry."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from cri_shim.sandbox.store.model import ContainerState
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from google.protobuf.message import Message
-
-    from cri_shim.host.cgroups.usage import CgroupStats
-    from cri_shim.sandbox.stats import ContainerUsage
     from cri_shim.sandbox.store.model import ContainerMetadata
     from cri_shim.sandbox.store.store import Container
 
@@ -104,30 +100,6 @@ def _image_shown(container: Container) -> api.ImageSpec:
     return spec
 
 
-def container_stats(usage: ContainerUsage, *, mountpoint: str) -> api.ContainerStats:
-    """The usage of a container in ContainerStatsResponse. Values that this node does not account stay unset.
-
-    `mountpoint` is a directory on the file system of all writable layers, the same as in ImageFsInfo's response:
-    kubelet calls statfs(2) on each one that it has not seen before.
-    """
-    record, config = usage.container.record, usage.container.config
-    message = api.ContainerStats(
-        attributes=api.ContainerAttributes(
-            id=record.id,
-            metadata=metadata(record.metadata),
-            labels=config.labels,
-            annotations=config.annotations,
-        )
-    )
-    if usage.cgroup is not None:
-        _set_cgroup(message, usage.cgroup, usage.cpu_nano_cores)
-    layer = message.writable_layer
-    layer.timestamp = usage.layer_read_at_ns
-    layer.fs_id.mountpoint = mountpoint
-    _set(layer, used_bytes=usage.layer_bytes, inodes_used=usage.layer_inodes)
-    return message
-
-
 def metadata(of: ContainerMetadata) -> api.ContainerMetadata:
     """A container's metadata as a CRI message."""
     return api.ContainerMetadata(name=of.name, attempt=of.attempt)
@@ -161,33 +133,3 @@ def selected(
     if labels := dict(filter_.label_selector):
         chosen = [each for each in chosen if has_labels(each.config.labels, labels)]
     return chosen
-
-
-def _set_cgroup(message: api.ContainerStats, cgroup: CgroupStats, nano_cores: int | None) -> None:
-    message.cpu.timestamp = message.memory.timestamp = cgroup.read_at_ns
-    _set(
-        message.cpu,
-        usage_core_nano_seconds=cgroup.cpu_usage_ns,
-        usage_nano_cores=nano_cores,
-    )
-    _set(
-        message.memory,
-        working_set_bytes=cgroup.working_set_bytes,
-        available_bytes=cgroup.memory_available_bytes,
-        usage_bytes=cgroup.memory_usage_bytes,
-        rss_bytes=cgroup.rss_bytes,
-        page_faults=cgroup.page_faults,
-        major_page_faults=cgroup.major_page_faults,
-    )
-    if cgroup.swap_usage_bytes is not None:
-        message.swap.timestamp = cgroup.read_at_ns
-        _set(message.swap, swap_usage_bytes=cgroup.swap_usage_bytes)
-
-
-def _set(message: Message, **values: int | None) -> None:
-    """Set the UInt64Value fields whose values are not None. `SetInParent` makes a 0 present on the wire."""
-    for name, value in values.items():
-        if value is not None:
-            wrapper = getattr(message, name)
-            wrapper.SetInParent()
-            wrapper.value = value

@@ -70,12 +70,14 @@ def metadata(of: PodMetadata) -> api.PodSandboxMetadata:
     )
 
 
-def selected(sandboxes: Sequence[Sandbox], filter_: api.PodSandboxFilter) -> Sequence[Sandbox]:
+def selected(
+    sandboxes: Sequence[Sandbox], filter_: api.PodSandboxFilter | api.PodSandboxStatsFilter
+) -> Sequence[Sandbox]:
     """The sandboxes that match every condition of the filter. Its `id` may be a prefix."""
     chosen = sandboxes
     if prefix := filter_.id:
         chosen = [each for each in chosen if each.record.id.startswith(prefix)]
-    if filter_.HasField("state"):
+    if isinstance(filter_, api.PodSandboxFilter) and filter_.HasField("state"):
         state = filter_.state.state
         chosen = [each for each in chosen if STATES[each.status.state] == state]
     if labels := dict(filter_.label_selector):

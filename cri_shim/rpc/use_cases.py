@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.sandbox.pod_stats import PodUsage
     from cri_shim.sandbox.stats import ContainerUsage
     from cri_shim.sandbox.store.store import Container, Sandbox
 
@@ -113,6 +114,13 @@ class Stats(Protocol):
 
     async def container_stats(self, containers: Sequence[Container]) -> Sequence[ContainerUsage]:
         """The usage of each of these containers that still exists."""
+
+
+class PodStats(Protocol):
+    """Resource usage of pods."""
+
+    async def pod_sandbox_stats(self, sandboxes: Sequence[Sandbox]) -> Sequence[PodUsage]:
+        """The usage of each of these sandboxes that is ready, and still is when it has been read."""
 
 
 class StreamRequests(Protocol):

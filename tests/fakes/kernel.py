@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.host.cgroups.usage import CgroupStats
+    from cri_shim.host.interface_counters import InterfaceCounters
     from tests.fakes.points import Points
 
 _FIRST_PID = 5_000_000
@@ -65,6 +66,8 @@ class Kernel:
         self.owners: dict[Path, tuple[int, int]] = {}
         self.signals: list[tuple[int, int]] = []
         self.watches: dict[int, Callable[[], None]] = {}
+        self.interfaces: dict[Path, list[InterfaceCounters]] = {}
+        """By the file that pins their namespace."""
         self.cgroups = FakeCgroups(self)
         self._pids = count(_FIRST_PID)
         self._files = threading.Lock()
@@ -240,6 +243,11 @@ class Kernel:
         self.namespaces.pop(path, None)
         path.unlink(missing_ok=True)
 
+    def interface_counters(
+        self, pid: int, netns: Path, proc_dir: str = "/proc"
+    ) -> list[InterfaceCounters] | None:
+        return self.interfaces.get(netns) if pid in self.processes else None
+
     @asynccontextmanager
     async def new_user_namespace(
         self, reaper: object, *, uid_map: str, gid_map: str, with_network: bool
@@ -364,3 +372,7 @@ class FakeCgroups:
 
     def read_stats(self, relative_dir: str) -> CgroupStats:
         return self.stats[relative_dir]
+
+    def cpu_usage_ns(self, relative_dir: str) -> int | None:
+        stats = self.stats.get(relative_dir)
+        return None if stats is None else stats.cpu_usage_ns

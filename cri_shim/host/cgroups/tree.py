@@ -52,6 +52,7 @@ class Cgroups:
     def __init__(self, layout: Layout, *, proc_dir: Path = Path("/proc")) -> None:
         self.layout = layout
         self._proc_dir = proc_dir
+        self._usage = usage.UsageReader(layout)
 
     @classmethod
     def detect(cls, root: Path = Path("/")) -> Self:
@@ -190,7 +191,11 @@ class Cgroups:
 
     def read_stats(self, relative_dir: str) -> CgroupStats:
         """The usage of the cgroup. Synchronous: reads some six small files."""
-        return usage.read_stats(self.layout, relative_dir)
+        return self._usage.read(relative_dir)
+
+    def cpu_usage_ns(self, relative_dir: str) -> int | None:
+        """The CPU time of the cgroup since it was created, or None if it is gone. Synchronous: one small file."""
+        return self._usage.cpu_usage_ns(relative_dir)
 
     def oom_kills(self, relative_dir: str) -> int | None:
         """The number of OOM kills in the cgroup, or None if the node does not count them."""

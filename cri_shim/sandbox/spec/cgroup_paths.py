@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from cri_shim.host.cgroups.placement import CgroupPath, cgroup_path, parent_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cri_shim._pb.cri.v1 import api_pb2 as api
     from cri_shim.sandbox.store.store import Container, Sandbox
 
@@ -44,3 +46,18 @@ class CgroupPaths:
     def directory_of(self, item: Sandbox | Container) -> str:
         """The directory of that cgroup in every hierarchy."""
         return self.of(item).relative_dir
+
+    def pod_directory_of(self, sandbox: Sandbox) -> str:
+        """The directory of the cgroup that the pod's own cgroups are below. Other pods may share it (`shared`)."""
+        return parent_directory(sandbox.record.cgroup_parent, systemd=self._systemd)
+
+    def shared(self, sandboxes: Iterable[Sandbox]) -> frozenset[str]:
+        """Those directories that hold more than one of these pods. So do the root and the configured parent."""
+        seen: set[str] = set()
+        found = {"", parent_directory(self._default_parent, systemd=self._systemd)}
+        for sandbox in sandboxes:
+            directory = self.pod_directory_of(sandbox)
+            (found if directory in seen else seen).add(directory)
+            while directory := directory.rpartition("/")[0]:
+                found.add(directory)
+        return frozenset(found)

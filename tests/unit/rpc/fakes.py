@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
     from cri_shim.image.integrity.report import Finding
     from cri_shim.image.registry.credentials import Credentials
+    from cri_shim.sandbox.pod_stats import PodUsage
     from cri_shim.sandbox.stats import ContainerUsage
 
 CREATED_AT_NS = 1_700_000_000_000_000_000
@@ -254,6 +255,14 @@ class FakeStats:
 
     async def container_stats(self, containers: Sequence[Container]) -> Sequence[ContainerUsage]:
         return [self.usages[c.id] for c in containers if c.id in self.usages]
+
+
+@dataclass
+class FakePodStats:
+    usages: dict[str, PodUsage] = field(default_factory=dict)
+
+    async def pod_sandbox_stats(self, sandboxes: Sequence[Sandbox]) -> Sequence[PodUsage]:
+        return [self.usages[s.id] for s in sandboxes if s.id in self.usages]
 
 
 @dataclass
@@ -538,6 +547,7 @@ class Daemon:
         self.pods = FakePods()
         self.containers = FakeContainers()
         self.stats = FakeStats()
+        self.pod_stats = FakePodStats()
         self.streams = FakeStreams()
         self.node = FakeNode()
         self.images = FakeImages()
@@ -552,6 +562,7 @@ class Daemon:
                         self.pods,
                         self.containers,
                         self.stats,
+                        self.pod_stats,
                         self.streams,
                         self.node,
                         Path("/var/lib/cri-shim"),

@@ -19,6 +19,7 @@ SERVED = {
         *("ExecSync", "Exec", "Attach", "PortForward"),
         *("ReopenContainerLog", "UpdateContainerResources"),
         *("ContainerStats", "ListContainerStats", "StreamContainerStats"),
+        *("PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats"),
     },
     "ImageService": {
         *("PullImage", "ListImages", "StreamImages", "ImageStatus", "RemoveImage", "ImageFsInfo"),

@@ -14,6 +14,7 @@ from cri_shim._pb.cri.v1 import api_pb2 as v1
 from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2
 from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.rpc.runtime_service import Condition, NodeStatus
+from cri_shim.sandbox.pod_stats import PodUsage
 from cri_shim.sandbox.stats import ContainerUsage
 from tests.unit.rpc.fakes import (
     Clients,
@@ -201,6 +202,7 @@ META = v1.PodSandboxMetadata(name="n", namespace="ns", uid="u")
         ("ContainerStatus", v1.ContainerStatusRequest(), "container_id"),
         ("UpdateContainerResources", v1.UpdateContainerResourcesRequest(), "container_id"),
         ("ContainerStats", v1.ContainerStatsRequest(), "container_id"),
+        ("PodSandboxStats", v1.PodSandboxStatsRequest(), "pod_sandbox_id"),
         ("ReopenContainerLog", v1.ReopenContainerLogRequest(), "container_id"),
         ("ExecSync", v1.ExecSyncRequest(cmd=["ls"]), "container_id"),
         ("ExecSync", v1.ExecSyncRequest(container_id="1"), "cmd"),
@@ -388,6 +390,52 @@ async def test_stats_of_one_container(tmp_path: Path) -> None:
     assert gone.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_stats_of_pods_are_filtered_and_come_in_pieces_too(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        await _fill(daemon)
+        runtime = clients.runtime
+        listed = [
+            [
+                stats.attributes.id[0]
+                for stats in (
+                    await runtime.ListPodSandboxStats(
+                        v1.ListPodSandboxStatsRequest(filter=v1.PodSandboxStatsFilter(**filter_))
+                    )
+                ).stats
+            ]
+            for filter_ in ({}, {"id": "bb"}, {"label_selector": {"app": "db"}})
+        ]
+        streamed = [
+            stats
+            async for piece in runtime.StreamPodSandboxStats(
+                v1.StreamPodSandboxStatsRequest(filter=v1.PodSandboxStatsFilter(id="a"))
+            )
+            for stats in piece.pod_sandbox_stats
+        ]
+        old = await clients.old_runtime.ListPodSandboxStats(v1alpha2.ListPodSandboxStatsRequest())
+    assert listed == [["a", "b"], ["b"], []]
+    [stats] = streamed
+    assert stats.linux.cpu.usage_core_nano_seconds.value == 99
+    [container] = stats.linux.containers
+    assert container.writable_layer.fs_id.mountpoint == "/var/lib/cri-shim"
+    assert [each.linux.cpu.usage_core_nano_seconds.value for each in old.stats] == [99, 99]
+
+
+async def test_stats_of_one_pod(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        await _fill(daemon)
+        runtime = clients.runtime
+        answer = await runtime.PodSandboxStats(v1.PodSandboxStatsRequest(pod_sandbox_id="a"))
+        daemon.pod_stats.usages.clear()
+        stopped = await failure_of(
+            runtime.PodSandboxStats(v1.PodSandboxStatsRequest(pod_sandbox_id="a"))
+        )
+    assert answer.stats.attributes.id == "a" * 64
+    assert answer.stats.linux.cpu.usage_core_nano_seconds.value == 99
+    assert stopped.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "a" * 64 in (stopped.details() or "")
+
+
 async def _fill(daemon: Daemon) -> None:
     daemon.pods.sandboxes = [make_sandbox("a" * 64), make_sandbox("b" * 64)]
     daemon.containers.containers = [
@@ -403,6 +451,14 @@ async def _fill(daemon: Daemon) -> None:
             layer_read_at_ns=6,
             layer_bytes=100,
             layer_inodes=2,
+        )
+        sandbox = daemon.pods.find(container.sandbox_id)
+        daemon.pod_stats.usages[sandbox.id] = PodUsage(
+            sandbox=sandbox,
+            cgroup=CgroupStats(read_at_ns=5, cpu_usage_ns=99),
+            cpu_nano_cores=None,
+            network=None,
+            containers=[daemon.stats.usages[container.id]],
         )
 
 

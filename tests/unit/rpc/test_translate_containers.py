@@ -1,24 +1,20 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.rpc import translate_containers
 from cri_shim.rpc.translate_containers import (
     container_entry,
-    container_stats,
     container_status,
     list_entry,
     selected,
     stop_signal,
 )
-from cri_shim.sandbox.stats import ContainerUsage
 from cri_shim.sandbox.store.model import ContainerState, ContainerStatus, ImageVolumeRecord, User
 from tests.unit.rpc.fakes import CREATED_AT_NS, make_container
 
@@ -147,63 +143,6 @@ def test_a_user_without_other_groups_is_told() -> None:
     status = container_status(container)
     assert status.user.HasField("linux")
     assert not status.user.linux.supplemental_groups
-
-
-def usage(container: Container, cgroup: CgroupStats | None, **changes: Any) -> ContainerUsage:
-    facts: dict[str, Any] = {
-        "cpu_nano_cores": 250_000_000,
-        "writable_layer": Path("/x/upper"),
-        "layer_read_at_ns": 6,
-        "layer_bytes": 4096,
-        "layer_inodes": 0,
-        **changes,
-    }
-    return ContainerUsage(container=container, cgroup=cgroup, **facts)
-
-
-def test_stats_tell_what_the_node_accounts() -> None:
-    cgroup = CgroupStats(
-        read_at_ns=5,
-        cpu_usage_ns=77,
-        memory_usage_bytes=900,
-        working_set_bytes=800,
-        rss_bytes=0,
-        page_faults=10,
-        major_page_faults=1,
-        memory_available_bytes=100,
-        swap_usage_bytes=3,
-    )
-    stats = container_stats(usage(make_container(), cgroup), mountpoint="/var/lib/x")
-    assert stats.attributes.id == "c" * 64
-    assert stats.attributes.labels == {"tier": "front"}
-    assert (stats.cpu.timestamp, stats.memory.timestamp) == (5, 5)
-    assert stats.cpu.usage_core_nano_seconds.value == 77
-    assert stats.cpu.usage_nano_cores.value == 250_000_000
-    memory = stats.memory
-    assert (memory.working_set_bytes.value, memory.usage_bytes.value) == (800, 900)
-    assert (memory.available_bytes.value, memory.page_faults.value) == (100, 10)
-    assert memory.HasField("rss_bytes"), "0 is known, not absent"
-    assert stats.swap.swap_usage_bytes.value == 3
-    layer = stats.writable_layer
-    assert (layer.timestamp, layer.fs_id.mountpoint) == (6, "/var/lib/x")
-    assert (layer.used_bytes.value, layer.HasField("inodes_used")) == (4096, True)
-
-
-def test_stats_of_a_container_without_processes_are_its_layer_only() -> None:
-    stats = container_stats(usage(make_container(), None), mountpoint="/x")
-    assert not stats.HasField("cpu")
-    assert not stats.HasField("memory")
-    assert stats.HasField("writable_layer")
-
-
-def test_what_the_node_does_not_account_stays_unset() -> None:
-    stats = container_stats(
-        usage(make_container(), CgroupStats(read_at_ns=5), cpu_nano_cores=None), mountpoint="/x"
-    )
-    assert not stats.cpu.HasField("usage_core_nano_seconds")
-    assert not stats.cpu.HasField("usage_nano_cores")
-    assert not stats.memory.HasField("available_bytes")
-    assert not stats.HasField("swap")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from cri_shim.rpc import use_cases
 from cri_shim.sandbox.containers import Containers
+from cri_shim.sandbox.pod_stats import PodStats
 from cri_shim.sandbox.pods import Pods
 from cri_shim.sandbox.stats import Stats
 
@@ -16,6 +17,7 @@ from cri_shim.sandbox.stats import Stats
         (use_cases.Pods, Pods),
         (use_cases.Containers, Containers),
         (use_cases.Stats, Stats),
+        (use_cases.PodStats, PodStats),
     ],
 )
 def test_the_real_services_take_what_the_services_pass(protocol: type, real: type) -> None:

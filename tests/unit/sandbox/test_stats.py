@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -12,6 +13,7 @@ from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.host.tree import DiskUsage
 from cri_shim.paths import Paths
 from cri_shim.sandbox import layer_usage as layer_module
+from cri_shim.sandbox.cpu_rates import CpuRates
 from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
 from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.store.model import ContainerStatus
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.host.cgroups.tree import Cgroups
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 RUNNING = ContainerStatus(committed_at_ns=1, started_at_ns=2)
@@ -42,12 +45,15 @@ class Node:
             "container", self.paths.containers_dir, self.paths.container, read_container
         )
         self.cgroups: FakeCgroups = Kernel(Points()).cgroups
+        background = Background()
+        self.rates = CpuRates(self.cgroups.cpu_usage_ns, background)
         self.stats = Stats(
             paths=self.paths,
             store=self.store,
             cgroups=cast("Cgroups", self.cgroups),
             cgroup_paths=CgroupPaths(systemd=False, default_parent=""),
-            background=Background(),
+            rates=self.rates,
+            background=background,
             cache_s=cache_s,
         )
 
@@ -71,12 +77,6 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path, cache_s=60)
 
 
-async def rate(node: Node, container: Container, at_s: float, usage_s: float | None) -> int | None:
-    node.read_cpu(container, at_s, usage_s)
-    [usage] = await node.stats.container_stats([container])
-    return usage.cpu_nano_cores
-
-
 async def test_a_running_container_shows_its_cgroup_and_its_layer(node: Node) -> None:
     container = node.add("a")
     node.read_cpu(container, 1, 5)
@@ -97,30 +97,23 @@ async def test_an_exited_container_shows_its_layer_alone(node: Node) -> None:
     assert (usage.layer_bytes or 0) >= 8192
 
 
-async def test_a_rate_needs_two_readings_some_time_apart(node: Node) -> None:
+async def test_a_rate_is_that_of_the_samples(node: Node, clock: MovableClock) -> None:
     container = node.add("a")
-    assert await rate(node, container, 10, 1) is None
-    assert await rate(node, container, 12, 2) == SECOND // 2
-    # Too soon after the last to say anything new.
-    assert await rate(node, container, 12.1, 9) == SECOND // 2
-    assert await rate(node, container, 14, 4) == SECOND
-
-
-async def test_a_counter_that_fell_is_no_negative_rate(node: Node) -> None:
-    container = node.add("a")
-    await rate(node, container, 10, 5)
-    assert await rate(node, container, 12, 1) == 0
-
-
-async def test_a_clock_set_back_is_no_rate(node: Node) -> None:
-    container = node.add("a")
-    await rate(node, container, 10, 1)
-    assert await rate(node, container, 5, 2) is None
+    node.read_cpu(container, time.time() - 10, 1)
+    assert (await node.stats.container_stats([container]))[0].cpu_nano_cores is None
+    node.read_cpu(container, time.time(), 6)
+    await clock.sleep(1)
+    [usage] = await node.stats.container_stats([container])
+    assert usage.cpu_nano_cores == pytest.approx(SECOND / 2, rel=0.2)
+    assert node.rates.followed == {container.id}
 
 
 async def test_a_node_that_counts_no_cpu_gives_no_rate(node: Node) -> None:
     container = node.add("a")
-    assert await rate(node, container, 10, None) is None
+    node.read_cpu(container, 10, None)
+    [usage] = await node.stats.container_stats([container])
+    assert usage.cpu_nano_cores is None
+    assert node.rates.followed == frozenset()
 
 
 async def test_a_layer_is_walked_once_in_a_while(
@@ -177,25 +170,6 @@ async def test_what_is_kept_of_removed_containers_goes_with_the_next_reading(nod
     assert node.stats.remembered == {stays.id}
     # What there is of the others stays.
     assert after[0].layer_read_at_ns == before[1].layer_read_at_ns
-
-
-async def test_two_readings_at_once_do_not_disturb_each_other(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    containers = [node.add(letter) for letter in "abc"]
-    for container in containers:
-        node.read_cpu(container, 1, 1)
-    await node.stats.container_stats(containers)
-    for container in containers:
-        node.store.forget(container)
-    look = node.store.get
-
-    def look_while_another_reads(container_id: str) -> Container | None:
-        node.stats._cpu.setdefault("d" * 64, next(iter(node.stats._cpu.values())))
-        return look(container_id)
-
-    monkeypatch.setattr(node.store, "get", look_while_another_reads)
-    assert await node.stats.container_stats([]) == []
 
 
 async def test_a_container_that_takes_the_place_of_another_leaves_no_more_than_one_behind(

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cri_shim.host.cgroups.layout import detect_layout
-from cri_shim.host.cgroups.usage import oom_kills, read_stats
+from cri_shim.host.cgroups.layout import Layout, detect_layout
+from cri_shim.host.cgroups.pressure import Pressure, Stalls
+from cri_shim.host.cgroups.usage import CgroupStats, UsageReader, oom_kills
 
 NODES = Path(__file__).parents[3] / "data/cgroups"
 SCOPE = "kubepods.slice/kubepods-besteffort.slice/cri-shim-ab.scope"
+
+
+def read_stats(layout: Layout, relative_dir: str) -> CgroupStats:
+    return UsageReader(layout).read(relative_dir)
 
 
 def test_v2_usage_is_read_from_the_unified_files() -> None:
@@ -22,6 +27,30 @@ def test_v2_usage_is_read_from_the_unified_files() -> None:
     assert stats.swap_usage_bytes == 4096
     assert stats.pids_current == 7
     assert stats.read_at_ns > 0
+
+
+def test_v2_pressure_is_that_of_the_cgroup() -> None:
+    stats = read_stats(detect_layout(NODES / "v2"), SCOPE)
+
+    assert stats.cpu_pressure == Pressure(Stalls(1_234_567, 1.5, 0.75, 0.25), Stalls(0, 0, 0, 0))
+    assert stats.memory_pressure == Pressure(Stalls(5000, 0, 0, 0.1), Stalls(4000, 0, 0, 0.05))
+    assert stats.io_pressure == Pressure(
+        Stalls(900_000, 12.0, 3.0, 1.0), Stalls(800_000, 11.0, 2.0, 0.5)
+    )
+
+
+def test_v1_and_hybrid_have_no_pressure() -> None:
+    for node, cgroup in (("v1", "kubepods/pod1/ab"), ("hybrid", "cri-shim/ab")):
+        stats = read_stats(detect_layout(NODES / node), cgroup)
+        assert (stats.cpu_pressure, stats.memory_pressure, stats.io_pressure) == (None, None, None)
+
+
+def test_cpu_time_alone_is_the_same() -> None:
+    for node, cgroup in (("v1", "kubepods/pod1/ab"), ("hybrid", "cri-shim/ab"), ("v2", SCOPE)):
+        layout = detect_layout(NODES / node)
+        usage_ns = UsageReader(layout).cpu_usage_ns(cgroup)
+        assert usage_ns is not None
+        assert usage_ns == read_stats(layout, cgroup).cpu_usage_ns
 
 
 def test_v1_usage_is_read_from_each_hierarchy() -> None:

@@ -1,0 +1,45 @@
+"""Makes the objects that measure what pods and containers use, over the same mechanisms as the sandbox layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cri_shim.sandbox.cpu_rates import CpuRates
+from cri_shim.sandbox.pod_stats import PodStats
+from cri_shim.sandbox.stats import Stats
+
+if TYPE_CHECKING:
+    from cri_shim.config import Config
+    from cri_shim.daemon.mechanisms import Mechanisms
+    from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
+
+
+class Statistics(NamedTuple):
+    """The objects, not yet asked for anything: none of them works before."""
+
+    stats: Stats
+    pod_stats: PodStats
+
+
+def build_statistics(config: Config, on: Mechanisms, cgroup_paths: CgroupPaths) -> Statistics:
+    """Make the objects. Nothing is started, and no file is read."""
+    rates = CpuRates(on.cgroups.cpu_usage_ns, on.background)
+    stats = Stats(
+        paths=on.paths,
+        store=on.containers,
+        cgroups=on.cgroups,
+        cgroup_paths=cgroup_paths,
+        rates=rates,
+        background=on.background,
+        cache_s=config.stats.cache_s,
+    )
+    pod_stats = PodStats(
+        host=on.host,
+        sandboxes=on.sandboxes,
+        containers=on.containers,
+        stats=stats,
+        cgroups=on.cgroups,
+        cgroup_paths=cgroup_paths,
+        rates=rates,
+    )
+    return Statistics(stats, pod_stats)
