@@ -1,1 +1,1 @@
-"""Commands in containers, attach sessions, and sockets into pods."""
+"""Exec, attach and port forwarding: commands in containers, connections to monitors, and sockets in pods."""

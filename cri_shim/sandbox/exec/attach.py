@@ -1,12 +1,13 @@
-"""Attach: what the streaming process needs to join a container's own streams, and what the daemon keeps of it.
+"""Attach: opens connections to monitors for the streaming process, and closes those that block their monitor.
 
 Rules:
-- The streaming process has one connection to a container's monitor, shared by all who are attached. It is made here,
-  and the daemon keeps a descriptor of it, never reading.
-- Stop, ReopenContainerLog and an exit need the monitor, which waits for whoever doesn't read. A connection that isn't
-  read for a second, by the streaming process's own count, is broken off for them: that process may be what hangs.
-- Pipes are made here, too: how much they may hold is bounded for those who may do less than the daemon.
-- The size of a terminal goes through the monitor, the last one asked for: those between are nobody's any more.
+- The streaming process has one connection to a container's monitor, shared by all attached clients. The daemon opens
+  it and keeps a duplicate of its descriptor, from which it never reads.
+- Stop, ReopenContainerLog and an exit need the monitor, which blocks on a reader that does not read. Then the daemon
+  shuts down a connection of which nothing was read for a second, as counted by the streaming process: that process
+  itself may hang.
+- The daemon creates the pipes of clients, because the kernel limits the pipe sizes of unprivileged users.
+- Terminal sizes go to the monitor one at a time. Only the latest one is sent.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ log = structlog.get_logger()
 STUCK_S = 1.0
 LOOK_S = 0.1
 LOOKED_AFTER_S = 600.0
-"""A stop is over by then, with its grace period."""
+"""How long a connection is observed after somebody needed the monitor: longer than usual grace periods."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attachable:
-    """What has to be known of a container."""
+    """The properties of a container that attach needs."""
 
     container_id: str
     bundle_dir: Path
@@ -56,14 +57,14 @@ class Attachable:
 
 @dataclass(eq=False, slots=True)
 class _Connection:
-    """Ours of the one that the streaming process reads."""
+    """The daemon's duplicate of a connection that the streaming process reads."""
 
     socket: socket.socket
     packets_read: int = 0
 
     @property
     def has_unread(self) -> bool:
-        """Whether the monitor waits for somebody to read, or may have to."""
+        """Whether there is output that nobody has read, on which the monitor may block."""
         try:
             answer = fcntl.ioctl(self.socket, termios.FIONREAD, b"\0" * 4)
         except (OSError, ValueError):  # closed
@@ -71,13 +72,13 @@ class _Connection:
         return bool(struct.unpack("i", answer)[0])
 
     def break_off(self) -> None:
-        """Make the monitor forget it: that goes on at once. Who is attached is told as at the container's end."""
+        """Shut the connection down, so that the monitor drops it at once. Clients see the end of the output."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class AttachSessions:
-    """Which containers the streaming process is attached to."""
+    """The containers that the streaming process is attached to."""
 
     def __init__(self, *, paths: Paths, monitors: Monitors, background: Background) -> None:
         self._paths = paths
@@ -87,24 +88,24 @@ class AttachSessions:
         self._sizes: dict[str, tuple[int, int]] = {}
         self._looked_after: set[str] = set()
         self.ask_how_far: Callable[[str], None] = lambda _container_id: None
-        """How the streaming process is asked how far it has read; it answers by `read_so_far`."""
+        """Asks the streaming process how much it has read. `read_so_far` takes the answer."""
 
     @property
     def connected(self) -> tuple[str, ...]:
-        """The containers whose monitor has a connection."""
+        """The containers with an attach connection."""
         return tuple(self._connections)
 
     @property
     def under_way(self) -> frozenset[str]:
-        """The containers that are being told a size, or whose connection is looked after because it may be stuck."""
+        """The containers whose terminal is being resized, or whose connection is observed because it may block."""
         return frozenset(self._sizes) | self._looked_after
 
     def packets_read(self, container_id: str) -> int:
-        """How many of the connection's packets are known to be read. Raises KeyError."""
+        """The number of packets that the streaming process has read, as last reported. Raises KeyError."""
         return self._connections[container_id].packets_read
 
     def attachable(self, container: Container) -> Attachable:
-        """Raises WrongStateError unless the container runs."""
+        """The properties of a running container. Raises WrongStateError if it does not run."""
         if container.state is not ContainerState.RUNNING:
             raise WrongStateError(f"container {container.id} is {container.state}, not running")
         config = container.config
@@ -119,11 +120,12 @@ class AttachSessions:
     # --- for the streaming process
 
     def connect(self, target: Attachable) -> int:
-        """A descriptor of a new connection to the monitor, for the streaming process.
+        """Connect to the monitor. Returns a descriptor of the connection for the streaming process.
 
-        Raises WrongStateError when the monitor is gone, CriShimError.
+        Raises WrongStateError if the monitor has ended, CriShimError.
         """
-        self.disconnected(target.container_id)  # it knows better than we do
+        # The streaming process asks for a connection only if it has none, so one that is on record here is stale.
+        self.disconnected(target.container_id)
         with host_step(f"container {target.container_id}: attach"):
             connection = self._monitors.connect_attach(target.bundle_dir)
             try:
@@ -135,24 +137,24 @@ class AttachSessions:
         return given
 
     def disconnected(self, container_id: str) -> None:
-        """The streaming process reads it no more."""
+        """The streaming process has closed the connection: close the duplicate."""
         connection = self._connections.pop(container_id, None)
         if connection is not None:
             connection.break_off()
             connection.socket.close()
 
     def all_disconnected(self) -> None:
-        """The streaming process is gone."""
+        """The streaming process has ended: close all duplicates."""
         for container_id in list(self._connections):
             self.disconnected(container_id)
 
     def read_so_far(self, container_id: str, packets: int) -> None:
-        """The streaming process's word."""
+        """The streaming process reports the number of packets that it has read."""
         if (connection := self._connections.get(container_id)) is not None:
             connection.packets_read = packets
 
     def resize(self, target: Attachable, width: int, height: int) -> None:
-        """Give the container's terminal a size, soon."""
+        """Resize the container's terminal in the background. Ignored for a container without a terminal."""
         if not target.terminal:
             return
         busy = target.container_id in self._sizes
@@ -169,14 +171,16 @@ class AttachSessions:
                 await self._monitors.resize_terminal(target.bundle_dir, *size)
                 done = size
         except (CriShimError, OSError) as error:
-            log.debug("terminal not resized", container_id=target.container_id, error=str(error))
+            log.debug(
+                "cannot resize the terminal", container_id=target.container_id, error=str(error)
+            )
         finally:
             del self._sizes[target.container_id]
 
     # --- for whoever needs the monitor
 
     def unblock(self, container_id: str) -> None:
-        """Somebody needs the monitor: see to it that it doesn't wait for us."""
+        """Observe the container's connection, and shut it down if it blocks the monitor, which a caller needs now."""
         connection = self._connections.get(container_id)
         if connection is not None and container_id not in self._looked_after:
             self._looked_after.add(container_id)
@@ -196,7 +200,7 @@ class AttachSessions:
                     before, since = connection.packets_read, loop.time()
                 elif loop.time() - since >= STUCK_S:
                     log.warning(
-                        "attached clients are cut off: their output is not read",
+                        "attach connection closed: its output is not read, which blocks the monitor",
                         container_id=container_id,
                     )
                     connection.break_off()
@@ -206,7 +210,7 @@ class AttachSessions:
 
 
 def make_pipes(target: Attachable, *, stdin: bool, stdout: bool, stderr: bool) -> Pipes:
-    """For one who joins and wants these. Raises CriShimError (ResourceExhaustedError) without descriptors."""
+    """Create the pipes of one attached client. Raises CriShimError; ResourceExhaustedError without free descriptors."""
     made: list[tuple[int, int]] = []
 
     def pipe(wanted: bool) -> tuple[int, int] | None:
@@ -217,8 +221,8 @@ def make_pipes(target: Attachable, *, stdin: bool, stdout: bool, stderr: bool) -
         return made[-1]
 
     try:
-        with host_step(f"container {target.container_id}: attach: making its pipes"):
-            # A terminal has one output.
+        with host_step(f"container {target.container_id}: attach: creating pipes"):
+            # A terminal has a single output stream.
             return Pipes(
                 pipe(stdin and target.stdin), pipe(stdout), pipe(stderr and not target.terminal)
             )

@@ -1,9 +1,9 @@
-"""The limit of a container's open files, which the daemon sets itself: no OCI runtime knows that controller.
+"""Limits the number of open files of a container. The daemon sets the limit: no OCI runtime knows that controller.
 
 Rules:
-- It is in force between the runtime's `create` and `start`, so nothing of the container ever runs without it.
-- What the runtime puts into the container later, execs, is brought under it as soon as it is there.
-- It is a cgroup like the others: whoever removes the container's cgroup removes this one, too.
+- The limit is set between the runtime's `create` and `start`, so no program of the container runs without it.
+- The runtime starts execs outside the limit. They are moved under it as soon as the runtime has started them.
+- The limit is a cgroup in a hierarchy of its own. Removing the container's cgroup removes it as well.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 class FilesLimits:
-    """Limits how many files containers have open."""
+    """Sets and changes the limits of open files."""
 
     def __init__(self, cgroups: Cgroups, cgroup_paths: CgroupPaths) -> None:
         self._cgroups = cgroups
         self._cgroup_paths = cgroup_paths
 
     async def hold(self, container: Container) -> None:
-        """Have the limit hold for what has entered the container since; nothing for one without a limit.
+        """Apply the limit to processes that have entered the container since. A container without a limit has none.
 
-        Raises TooManyFilesError where that has more files open than are left, CriShimError.
+        Raises TooManyFilesError if these have more files open than the limit leaves, CriShimError.
         """
         if self._cgroups.lack_of_files_limits:
             return
-        with host_step(f"container {container.id}: limiting the open files of what entered it"):
+        with host_step(f"container {container.id}: applying the limit of open files to an exec"):
             await in_time(
                 "limiting open files",
                 self._cgroups.gather_files,
@@ -41,9 +41,9 @@ class FilesLimits:
             )
 
     async def change(self, container: Container, limit: int) -> int:
-        """Give a container that was created another limit, -1 for none; the former one.
+        """Change the limit of an existing container; -1 means no limit. Returns the former limit.
 
-        Raises TooManyFilesError, with the former limit in force, where it has more open; CriShimError.
+        Raises TooManyFilesError, with the former limit in force, if the container has more files open; CriShimError.
         """
         relative_dir = self._cgroup_paths.directory_of(container)
         with host_step(f"container {container.id}: changing the limit of its open files"):
@@ -59,6 +59,6 @@ class FilesLimits:
 
 
 async def limit_files(cgroups: Cgroups, object_id: str, relative_dir: str, limit: int) -> None:
-    """Put the limit in force for all that is in the cgroup. Raises TooManyFilesError, CriShimError."""
-    with host_step(f"{object_id}: limiting its open files"):
+    """Limit the open files of all processes in the cgroup. Raises TooManyFilesError, CriShimError."""
+    with host_step(f"{object_id}: limiting the open files"):
         await in_time("limiting open files", cgroups.limit_files, relative_dir, limit)

@@ -1,8 +1,8 @@
-"""Commands that a former daemon ran in a container: nobody is left to read them or to collect their status.
+"""Ends the execs of a former daemon, whose output and exit status nobody can receive any more.
 
 Rules:
-- They are noted before the server is ready, so that none of this daemon's own is among them.
-- Nothing here trusts a bare pid: whether a process is an exec of ours is told by its parent.
+- They are listed before the server is ready, so that no exec of this daemon is among them.
+- A pid from a file may have been reused. Its parent shows whether the process is an exec.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ KILL_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LeftoverExecs:
-    """Those of one container: their processes, and the files that name them."""
+    """The leftover execs of one container: their processes, and their files."""
 
     host: Host
     container_id: str
     files: tuple[Path, ...]
     processes: tuple[ProcessEntry, ...]
     cgroup_pids: tuple[int, ...]
-    """All that were in the container's cgroup; their sessions die with them."""
+    """The processes in the container's cgroup, among which descendants of an exec are found by their session."""
     console_dir: Path
 
     @classmethod
     def of(
         cls, host: Host, container: Container, paths: Paths, cgroup_pids: Collection[int]
     ) -> Self:
-        """What is there now; `cgroup_pids` are the processes in the container's cgroup."""
+        """List the execs of a container; `cgroup_pids` are the processes in the container's cgroup."""
         files = tuple(sorted(paths.container(container.id).exec_dir.glob("*")))
         processes = []
         for file in files:
@@ -59,11 +59,11 @@ class LeftoverExecs:
         )
 
     def __bool__(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether there is anything to kill or remove."""
         return bool(self.files)
 
     async def end(self) -> None:
-        """Kill them, with what they had started, and remove their files."""
+        """Kill the execs with all their descendants, and remove their files."""
         for entry in self.processes:
             log.info(
                 "killing an exec of the former daemon",
@@ -85,11 +85,11 @@ class LeftoverExecs:
 def _came_from_outside(
     host: Host, entry: ProcessEntry, cgroup_pids: Collection[int], container: Container
 ) -> bool:
-    """Whether it was brought into the container rather than born there: the number may be another's by now.
+    """Whether the process entered the container from outside, as an exec does, instead of being forked in it.
 
-    An exec's parent is the daemon, or whoever inherits a dead daemon's children, in our own PID namespace. The
-    container's own processes descend from its first one; whoever loses its parent falls to the first process of its PID
-    namespace, and in the host's to the monitor.
+    The parent of an exec is the daemon, or the process that inherits a dead daemon's children, in the daemon's PID
+    namespace. The container's other processes descend from its first process. An orphan among them is re-parented to
+    the first process of its PID namespace, or to the monitor if the container shares the node's PID namespace.
     """
     known = {p.pid for p in (container.status.process, container.status.monitor) if p}
     return (

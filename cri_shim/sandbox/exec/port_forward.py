@@ -1,7 +1,7 @@
-"""PortForward: sockets in a pod's network namespace, for whoever is to connect them.
+"""PortForward: creates sockets in a pod's network namespace, which the streaming process connects.
 
-Rules: a socket stays in the namespace it was made in, whoever connects it. So only the making needs a thread that
-enters it, and each keeps the namespace until it is closed.
+A socket belongs to the namespace in which it was created, whichever process connects it. So only the creation needs a
+thread that enters the namespace. An open socket keeps the namespace alive.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 async def pod_sockets(
     host: Host, sandbox_id: str, netns: Path | None, family: int, count: int
 ) -> list[socket.socket]:
-    """TCP sockets that don't block; `netns` None is the node's own network.
+    """Create non-blocking TCP sockets. `netns` is None for a pod on the node's network.
 
-    Raises CriShimError when the pod's network is gone, ResourceExhaustedError.
+    Raises CriShimError if the pod's network namespace is gone, ResourceExhaustedError.
     """
-    with host_step(f"sandbox {sandbox_id}: making a socket in its network"):
+    with host_step(f"sandbox {sandbox_id}: creating a socket in the pod's network namespace"):
         if netns is None:
             return _make(family, count)
         return await in_time_for(
             f"pod {sandbox_id}",
-            "making a socket in the pod's network",
+            "creating a socket in the pod's network namespace",
             host.run_in_netns,
             netns,
             partial(_make, family, count),

@@ -1,11 +1,12 @@
-"""A command in a container: started detached, owned, and killed with all that it started.
+"""Starts commands in containers through the OCI runtime, and kills them with all their descendants.
 
-The OCI runtime is asked for a *detached* exec with our pipes, or a terminal, as the process's standard streams. The
-process becomes our child (we are the subreaper), so its exit status and its end come to us directly; an attached exec
-would instead hold the call until every grandchild closes the pipe, and keep the runtime's memory while it runs. Rules:
-- A pid file means that the process ran; none means that the runtime refused, whatever its exit status.
-- What re-parented to the container's own init belongs to the container.
-- While an exec runs its pid file stands in the container's exec directory: recovery kills what that names.
+The runtime runs a *detached* exec, with pipes of the daemon or a terminal as the process's standard streams. The daemon
+is a subreaper, so the process becomes its child when the runtime exits, and the daemon collects the exit status. An
+attached exec would block the call until every descendant closes the pipe, and keep the runtime in memory meanwhile.
+
+Rules:
+- A pid file means that the runtime started the process. Without one the exec failed, whatever the exit status.
+- While an exec runs, its pid file is in the container's exec directory. Recovery kills the processes named there.
 """
 
 from __future__ import annotations
@@ -49,60 +50,60 @@ if TYPE_CHECKING:
 KILL_TIMEOUT_S = 5.0
 MAX_ERROR_TEXT = 4096
 MAX_STARTS = 32
-"""Runtimes that enter containers at one time: each takes some 10 MB, and hundreds of probes may come at once."""
+"""Starts of execs in parallel. Each runtime process takes some 10 MB, and hundreds of probes may arrive at once."""
 MAX_SLOW_STARTS = 64
-"""Of those that hang, beside the others: so that all of them together take some 1 GB, whatever pods do."""
+"""Further starts that take long, so that all starts together take 1 GB at most, whatever pods do."""
 MAX_STARTS_OF_POD = 8
-"""Of both, for one pod: its files can make a runtime that enters it hang (a FIFO as /etc/passwd)."""
+"""Starts of one pod, slow ones included: a pod's files can make the runtime hang (a FIFO as /etc/passwd)."""
 MAX_STARTS_OF_ONE = 4
-"""Of those, for one of its containers."""
+"""Starts in one container."""
 RUNTIME_TIMEOUT_S = 30.0
-"""For the runtime to enter the container; the command's own time comes with the call."""
+"""Limit for the runtime to start a command. The command's own timeout comes with the call."""
 
 
 class ProcessStreams(Protocol):
-    """What the command, and the runtime before it, gets as standard streams."""
+    """The standard streams of the runtime and of the command."""
 
     @property
     def stdin(self) -> int | None:
-        """None: /dev/null."""
+        """None means /dev/null."""
 
     @property
     def stdout(self) -> int | None:
-        """None: /dev/null."""
+        """None means /dev/null."""
 
     @property
     def stderr(self) -> int:
-        """Where the runtime complains, too."""
+        """The runtime writes its own errors here as well."""
 
     @property
     def console_socket(self) -> Path | None:
-        """Where the runtime is to send a terminal, which then is all three of the command's streams."""
+        """The socket to which the runtime sends the master of a terminal. The terminal is then all three streams."""
 
     def given(self) -> None:
-        """The runtime has them: ours can be closed."""
+        """The runtime has inherited the descriptors, so the daemon's copies can be closed."""
 
     def error_output(self) -> str:
-        """What the runtime wrote, now that it has ended."""
+        """The errors of the runtime, which has ended."""
 
 
 @dataclass(eq=False, slots=True)
 class ExecCall:
-    """One exec under way."""
+    """An exec."""
 
     container: Container
     command: Sequence[str]
-    """The request's own: thousands of words are several times larger as Python's."""
+    """The sequence from the request: thousands of words take several times more memory as Python strings."""
     abandoned: bool = False
-    """Its caller went away before the command had started."""
+    """The caller went away before the command was started."""
     size: tuple[int, int] | None = None
-    """Width and height of its terminal, if that is known."""
+    """Width and height of the terminal, if known."""
     child: Child | None = None
-    """What runs of it: the runtime's command, then the command itself."""
+    """The running process: first the runtime, then the command."""
 
     @property
     def what(self) -> str:
-        """The beginning of a message about it."""
+        """The subject of an error message."""
         return f"container {self.container.id}: exec {quoted(self.command[0])}"
 
 
@@ -120,9 +121,9 @@ class ExecProcesses:
         pids_of: Callable[[Container], list[int]],
         slots: Slots | None = None,
     ) -> None:
-        """`pids_of` lists the processes in a container's cgroup; it may be called in any thread.
+        """`pids_of` lists the processes in a container's cgroup. It is called in threads.
 
-        `slots` are for starts of commands; without, as many as the constants above say.
+        `slots` bounds the starts; the default has the bounds of the constants above.
         """
         self._host = host
         self._paths = paths
@@ -133,15 +134,15 @@ class ExecProcesses:
         self._slots = slots or Slots(MAX_STARTS, slow_total=MAX_SLOW_STARTS)
 
     def plan(self, container: Container, command: Sequence[str]) -> ExecCall:
-        """Everything that can be refused is refused here. Raises WrongStateError, InvalidArgumentError."""
+        """Check the request. Raises WrongStateError if the container does not run, InvalidArgumentError."""
         if container.state is not ContainerState.RUNNING:
             raise WrongStateError(f"container {container.id} is {container.state}, not running")
         if not command:
-            raise InvalidArgumentError("cmd: at least one word is needed")
+            raise InvalidArgumentError("cmd: the command is empty")
         return ExecCall(container, command)
 
     def files(self, container: Container) -> tuple[Path, Path]:
-        """Where an exec's process and pid go, under a name that is new; the caller removes them at its end."""
+        """New names of an exec's process specification and pid file. The caller removes the files in the end."""
         exec_dir = self._paths.container(container.id).exec_dir
         exec_id = secrets.token_hex(8)
         return exec_dir / f"{exec_id}.json", exec_dir / f"{exec_id}.pid"
@@ -154,11 +155,11 @@ class ExecProcesses:
         *,
         timeout_s: float,
     ) -> Child:
-        """Have the runtime start it, when its turn comes; the process, now our child.
+        """Wait for a slot and start the command. Returns its process, a child of the daemon.
 
-        Raises ProgramError for a command that isn't there or can't be run, RuntimeCommandError when the runtime refused
-        for another reason, with its words in both, DeadlineError after `timeout_s` with everything dead,
-        UnsupportedError for a runtime whose processes don't come to us, TooManyFilesError.
+        Raises ProgramError if the command is missing or not executable; RuntimeCommandError if the runtime failed for
+        another reason; DeadlineError after `timeout_s`, when all its processes were killed; UnsupportedError if the
+        runtime's processes do not become children of the daemon; TooManyFilesError.
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
@@ -171,7 +172,7 @@ class ExecProcesses:
             timeout_s=timeout_s,
         ):
             if call.abandoned:
-                raise DeadlineError(f"{call.what}: its caller has gone")
+                raise DeadlineError(f"{call.what}: the caller went away before the start")
             return await self._start(
                 call, files, streams, timeout_s=timeout_s, left_s=give_up_at - loop.time()
             )
@@ -195,7 +196,7 @@ class ExecProcesses:
             pid_file=pid_file,
             console_socket=streams.console_socket,
         )
-        with host_step(f"container {container.id}: exec: writing its process"):
+        with host_step(f"container {container.id}: exec: writing the process specification"):
             umask, cwd = self._write_process(call, spec_file, tty=tty)
         with (
             self._reaper.awaiting_orphans(),
@@ -208,7 +209,7 @@ class ExecProcesses:
                     stdout=streams.stdout,
                     stderr=streams.stderr,
                     env=runtime.environment(),
-                    # runc's exec passes over the spec's: the command gets what its runtime has.
+                    # runc's exec ignores the umask of the process specification, and the command inherits runc's.
                     umask=umask,
                 )
             except OSError as error:
@@ -219,12 +220,12 @@ class ExecProcesses:
             streams.given()
             try:
                 ending = await starter.wait_at_most(max(left_s, 0))
-            except asyncio.CancelledError:  # given up for others
+            except asyncio.CancelledError:  # `Slots` gave up this slow start, or the daemon stops
                 await self._kill_start(call.container, starter, pid_file)
                 raise
             if ending is None:
                 await self.kill(call.container, starter)
-            # Also after a kill: the runtime may have come as far as starting the command.
+            # Read it after a kill as well, since the runtime may have started the command.
             pid = _read_pid(pid_file)
             child = None if pid is None else self._reaper.claim(pid)
             if ending is None:
@@ -243,7 +244,7 @@ class ExecProcesses:
                 raise RuntimeCommandError(call.what, argv, ending.describe(), said)
             if child is None:
                 raise UnsupportedError(
-                    f"container {container.id}: exec: {name} does not hand its processes to us"
+                    f"container {container.id}: exec: the process that {name} started is not a child of the daemon"
                 )
             call.child = child
         try:
@@ -260,20 +261,23 @@ class ExecProcesses:
             await self.kill(container, child)
 
     async def kill(self, container: Container, child: Child) -> None:
-        """Kill the process, its session and its descendants, and wait for its end."""
+        """Kill the process, its session and its descendants, and wait for its end for a bounded time."""
         if child.ending is not None:
-            return  # collected: its number may be somebody else's by now
+            return  # it was collected, so the kernel may have reused its pid
         await self._host.kill_family(
             child.pid,
             None,
             timeout_s=KILL_TIMEOUT_S,
-            # Who lost its parent fell to the container's first process, or to us.
+            # Orphans are re-parented to the container's first process or to the daemon.
             strays=lambda: [*self._pids_of(container), *self._reaper.orphans()],
         )
         await child.wait_at_most(KILL_TIMEOUT_S)
 
     def _write_process(self, call: ExecCall, spec_file: Path, *, tty: bool) -> tuple[int, str]:
-        """Nothing of its words stays here; returns its umask, -1 for the runtime's, and its working directory."""
+        """Write the file without keeping a copy of the command.
+
+        Returns the umask, -1 for that of the runtime, and the working directory.
+        """
         container = call.container
         base = container.process_spec
         if base is None:

@@ -1,10 +1,11 @@
-"""Exec: a command in a container whose streams a client has, through the streaming server.
+"""Exec: runs a command in a container whose streams a client has, through the streaming server.
 
 Rules:
-- What comes out is descriptors, of pipes or of a terminal, and the process. Whoever takes them closes them; that is
-  how the process learns that its client is gone. It isn't killed for it.
-- Pipes hold a megabyte, so that neither side waits for each turn of the other.
-- Each process is followed to its end, whoever still listens: its files, by which recovery would kill it, go with it.
+- A start returns the process and descriptors of pipes or a terminal. The receiver closes the descriptors. The process
+  of a client that goes away is not killed: it sees end-of-file, or its output fails.
+- Pipes hold a mebibyte, so that the two sides do not have to take turns.
+- Each process is followed to its end, also without a client. Then its files are removed, from which recovery would kill
+  it.
 """
 
 from __future__ import annotations
@@ -32,20 +33,23 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1 << 20
 PIPE_LEAST_BYTES = 4096
-"""Any pipe holds these, so that nobody has to read meanwhile."""
+"""Every pipe holds as much, so writing that never blocks."""
 MAX_ERROR_OUTPUT_BYTES = 64 << 10
 
 
 class Command(Protocol):
-    """What an exec's process is to whoever follows it."""
+    """A started command."""
 
     async def wait(self) -> Ending:
-        """How it ended, once it has."""
+        """Wait for the end, and return how the command ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecStreams:
-    """A process that runs, and our ends of its streams, which the receiver closes; a terminal is both of the first."""
+    """A running command and the daemon's ends of its streams, which the receiver closes.
+
+    With a terminal, `stdin` and `stdout` are two descriptors of it.
+    """
 
     stdin: int | None
     stdout: int | None
@@ -54,7 +58,7 @@ class ExecStreams:
 
 
 class _NotRun:
-    """A command that isn't there or can't be run: to who asked for it, one that said so and ended."""
+    """Stands for a command that is missing or not executable. The client sees it end with that exit code."""
 
     def __init__(self, exit_code: int) -> None:
         self._ending = Ending(exit_code << 8)
@@ -64,7 +68,7 @@ class _NotRun:
 
 
 class _Pipes:
-    """The command's streams as pipes; those not wanted are /dev/null, but stderr: the runtime may have to complain."""
+    """Pipes as the command's streams. Unused ones are /dev/null, except stderr, to which the runtime writes errors."""
 
     console_socket: Path | None = None
 
@@ -86,14 +90,16 @@ class _Pipes:
             raise
 
     def _pipe(self, *, readable: bool) -> tuple[int, int]:
-        """The command's end and ours."""
+        """Create a pipe. Returns the command's end and the daemon's."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         theirs, ours = (reading, writing) if readable else (writing, reading)
         self._theirs.append(theirs)
         self._ours.append(ours)
-        with contextlib.suppress(OSError):  # less does, too, where the node allows no more
+        with contextlib.suppress(
+            OSError
+        ):  # where the node limits pipe sizes, the default size works, too
             fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        # Programs open /dev/stdout anew, also users of the container's own user namespace.
+        # Programs reopen /dev/stdout, also under another user or in a user namespace, so the mode must allow it.
         os.fchmod(theirs, 0o644 if readable else 0o622)
         os.set_blocking(ours, False)
         return theirs, ours
@@ -106,7 +112,7 @@ class _Pipes:
         return _read_all(self.our_stderr)
 
     def taken(self) -> None:
-        """Ours are somebody else's to close."""
+        """The daemon's ends have a new owner, who closes them."""
         self._ours.clear()
 
     def close(self) -> None:
@@ -116,7 +122,7 @@ class _Pipes:
 
 
 class _Terminal:
-    """The command's streams as a terminal; the runtime's own stderr is a pipe."""
+    """A terminal as the command's streams, and a pipe as the runtime's stderr."""
 
     stdin = stdout = None
 
@@ -139,7 +145,7 @@ class _Terminal:
 
 
 class ExecSessions:
-    """Starts commands for clients."""
+    """Starts commands for streaming clients."""
 
     def __init__(self, processes: ExecProcesses, *, paths: Paths, background: Background) -> None:
         self._processes = processes
@@ -156,13 +162,13 @@ class ExecSessions:
         tty: bool,
         size: tuple[int, int] | None = None,
     ) -> ExecStreams:
-        """Start `command`; it goes on, and is followed to its end, whether or not the caller does.
+        """Start `command`. The start completes, and the command runs on, also if the caller is cancelled.
 
-        `size` is its terminal's width and height, if there is one and somebody has said.
+        `size` is the width and height of the terminal, if known.
 
-        One that isn't there or can't be run is given as one that said so on stderr (on the terminal, with one) and
-        ended with 127 or 126. Raises WrongStateError unless the container runs, RuntimeCommandError when the runtime
-        can't enter it.
+        A command that is missing or not executable behaves as one that wrote the error to stderr, or to the terminal,
+        and ended with 127 or 126. Raises WrongStateError if the container does not run, RuntimeCommandError if the
+        runtime cannot enter it, and what `ExecProcesses.start` raises.
         """
         call = self._processes.plan(container, command)
         call.size = size
@@ -195,7 +201,7 @@ class ExecSessions:
             _remove(files)
             raise
         self._background.keep(f"exec in {call.container.id}", self._follow(streams.child, files))
-        if call.abandoned:  # nobody will take its descriptors
+        if call.abandoned:  # no caller will take the descriptors
             close_streams(streams)
         else:
             opened.append(streams)
@@ -204,7 +210,7 @@ class ExecSessions:
     async def _start_with_pipes(
         self, call: ExecCall, files: tuple[Path, Path], *, stdin: bool, stdout: bool
     ) -> ExecStreams:
-        with host_step(f"{call.what}: making its pipes"):
+        with host_step(f"{call.what}: creating pipes"):
             pipes = _Pipes(stdin=stdin, stdout=stdout)
         try:
             child = await self._processes.start(
@@ -218,7 +224,7 @@ class ExecSessions:
     async def _start_in_terminal(
         self, call: ExecCall, files: tuple[Path, Path], stack: contextlib.ExitStack
     ) -> ExecStreams:
-        with host_step(f"{call.what}: making its terminal"):
+        with host_step(f"{call.what}: creating the console socket"):
             path = self._paths.console_dir / files[0].stem
             console = stack.enter_context(ConsoleSocket(path))
             terminal = _Terminal(console)
@@ -230,25 +236,25 @@ class ExecSessions:
         if master is None:
             await self._processes.kill(call.container, child)
             raise RuntimeCommandError(
-                call.what, ["exec"], "gave no terminal", terminal.error_output()
+                call.what, ["exec"], "sent no terminal", terminal.error_output()
             )
         try:
-            # Two descriptors of one terminal, so that each direction can be closed on its own.
-            with host_step(f"{call.what}: its terminal"):
+            # Two descriptors of one terminal, so that each direction can be closed separately.
+            with host_step(f"{call.what}: duplicating the terminal's descriptor"):
                 return ExecStreams(os.dup(master), master, None, child)
         except BaseException:
             os.close(master)
             raise
 
     async def _follow(self, child: Command, files: tuple[Path, Path]) -> None:
-        # Cancelled, at the daemon's end, the files stay: the next one's recovery ends what nobody listens to.
+        # When the daemon stops, this is cancelled and the files stay: recovery kills execs that lost their daemon.
         await child.wait()
         _remove(files)
 
 
 def _not_run(call: ExecCall, error: ProgramError, *, tty: bool) -> ExecStreams:
-    """What a client sees of a command that could not be run, as a shell would have told it."""
-    with host_step(f"{call.what}: making a pipe"):
+    """The streams of a command that could not be started: the error, as a shell would print it, and the exit code."""
+    with host_step(f"{call.what}: creating a pipe"):
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     line_end = "\r\n" if tty else "\n"
     os.write(writing, f"{error.words}{line_end}".encode()[-PIPE_LEAST_BYTES:])
@@ -258,7 +264,7 @@ def _not_run(call: ExecCall, error: ProgramError, *, tty: bool) -> ExecStreams:
 
 
 def close_streams(streams: ExecStreams) -> None:
-    """What whoever took them does at the end."""
+    """Close the descriptors. The receiver of the streams calls this in the end."""
     for fd in (streams.stdin, streams.stdout, streams.stderr):
         if fd is not None:
             os.close(fd)
@@ -270,7 +276,7 @@ def _remove(files: tuple[Path, Path]) -> None:
 
 
 def _read_all(fd: int) -> str:
-    """What a writer that has ended left in a pipe."""
+    """Read the output of a writer that has ended."""
     try:
         return os.read(fd, MAX_ERROR_OUTPUT_BYTES).decode("utf-8", "replace")
     except BlockingIOError:

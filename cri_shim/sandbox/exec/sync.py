@@ -1,12 +1,13 @@
-"""ExecSync: run a command in a container and return what it wrote.
+"""ExecSync: runs a command in a container and returns its output.
 
 Rules:
-- Output is bounded while it is read, for each stream and for all execs together: what is beyond a bound is drained and
-  dropped, and the exec still succeeds.
-- What a process wrote before its end is in the pipe by then: after the end nothing is waited for.
-- A command that isn't there or can't be run has failed, as in a shell: 127 or 126, and why on stderr. A kubelet throws
-  a probe's *errors* away, and a probe whose command is missing would never fail.
-- At the deadline the process, its session and its descendants die.
+- Output is bounded while it is read, per stream and for all execs together. Output beyond a bound is read and dropped,
+  and the exec still succeeds.
+- Output that the process wrote before its end is in the pipe when it ends, so the pipes are read out then without
+  waiting for more.
+- A command that is missing or not executable ends with 127 or 126, as in a shell, with the error on stderr. It is not
+  an error of the call, because a kubelet ignores errors of a probe's call: such a probe would never fail.
+- At the deadline the process, its session and its descendants are killed.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 
 MAX_KEPT_BYTES = 256 << 20
-"""Of the output of all execs under way. What comes while others hold all of it is dropped as what is beyond a bound."""
+"""Output of all running execs that is held in memory. While it is used up, further output is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """What an exec wrote, cut at the bound, and how it ended (128+n for signal n)."""
+    """The output of an exec, cut at the bound, and its exit code (128+n for signal n)."""
 
     stdout: bytes
     stderr: bytes
@@ -42,7 +43,7 @@ class ExecResult:
 
 
 class _Captured:
-    """The command's streams: nothing to read, and two pipes that are read within a bound."""
+    """The command's streams: an empty stdin, and two pipes whose output is kept up to a bound."""
 
     stdin = None
     console_socket: Path | None = None
@@ -77,7 +78,7 @@ class _Captured:
 
 
 class _Deadline:
-    """When the whole of a call is to be over; `timeout_s` 0 is never."""
+    """The deadline of a call. There is none if `timeout_s` is 0."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -93,7 +94,7 @@ class _Deadline:
 
 
 class Execs:
-    """Runs commands in running containers, and waits for them."""
+    """Runs commands in containers and waits for their end."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class Execs:
         max_output_bytes: int,
         max_answer_bytes: int,
     ) -> None:
-        """`max_output_bytes` bounds each stream, `max_answer_bytes` both together."""
+        """`max_output_bytes` bounds each stream, `max_answer_bytes` the two together."""
         self._processes = processes
         self._background = background
         self._max_output_bytes = max_output_bytes
@@ -115,8 +116,8 @@ class Execs:
     ) -> ExecResult:
         """Run `command`; `timeout_s` 0 means no deadline.
 
-        Raises WrongStateError unless the container runs, RuntimeCommandError when the runtime can't enter it,
-        DeadlineError after the deadline, with the process and its family dead.
+        Raises WrongStateError if the container does not run; RuntimeCommandError if the runtime cannot enter it;
+        DeadlineError at the deadline, when the process and its descendants were killed.
         """
         call = self._processes.plan(container, command)
         deadline = _Deadline(timeout_s)
@@ -127,7 +128,7 @@ class Execs:
         except asyncio.CancelledError:
             call.abandoned = True
             if call.child is not None:
-                # The caller went away: what runs goes, too, but nobody waits for that.
+                # The caller went away, so the process is killed in the background.
                 self._background.start(
                     f"kill exec in {container.id}", self._processes.kill(container, call.child)
                 )
@@ -149,7 +150,7 @@ class Execs:
             if ended is None:
                 await self._processes.kill(call.container, child)
                 raise DeadlineError(
-                    f"{call.what} did not end within {deadline.timeout_s:g} s and was killed with all it had started"
+                    f"{call.what} did not end within {deadline.timeout_s:g} s and was killed with its descendants"
                 )
             streams.out.drain()
             streams.err.drain()
@@ -162,7 +163,7 @@ class Execs:
 
 
 def cut_to_fit(stdout: bytes, stderr: bytes, max_bytes: int) -> tuple[bytes, bytes]:
-    """Both streams from their beginnings, together at most `max_bytes`; a short one leaves its room to the other."""
+    """Cut the two streams to `max_bytes` together. A short stream leaves its unused share to the other."""
     half = max_bytes // 2
     stderr = stderr[: max(half, max_bytes - len(stdout))]
     return stdout[: max_bytes - len(stderr)], stderr

@@ -150,7 +150,7 @@ async def test_without_descriptors_no_half_of_the_pipes_is_left(node: Node) -> N
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 3, hard))
     try:
-        with pytest.raises(ResourceExhaustedError, match="attach: making its pipes"):
+        with pytest.raises(ResourceExhaustedError, match="attach: creating pipes"):
             make_pipes(node.target, stdin=True, stdout=True, stderr=True)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

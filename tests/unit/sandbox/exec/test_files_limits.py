@@ -95,7 +95,7 @@ async def test_limit_that_fails_is_undone_with_its_cgroup(
     sandbox = await harness.run_pod()
     before = harness.leftovers()
     harness.points.fail(point, OSError(number, "no"))
-    with pytest.raises(CriShimError, match="limiting its open files"):
+    with pytest.raises(CriShimError, match="limiting the open files"):
         await created(harness, "100", sandbox)
     assert harness.leftovers() == before
     assert in_force(harness) == []

@@ -30,7 +30,8 @@ async def test_they_block_nobody_and_delay_no_small_write(family: int) -> None:
 
 async def test_a_pod_whose_network_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        CriShimError, match=r"^sandbox 12ab: making a socket in its network: No such"
+        CriShimError,
+        match=r"^sandbox 12ab: creating a socket in the pod's network namespace: No such",
     ):
         await pod_sockets(Host(), "12ab", tmp_path / "gone", socket.AF_INET, 1)
 

@@ -114,7 +114,7 @@ async def test_a_command_that_is_not_there_says_so_and_ends_as_in_a_shell(
 
 
 async def test_a_runtime_without_a_terminal_to_give_leaves_nothing_running(node: Node) -> None:
-    with pytest.raises(RuntimeCommandError, match="gave no terminal"):
+    with pytest.raises(RuntimeCommandError, match="sent no terminal"):
         await opened(node, "no-terminal", tty=True)
 
 

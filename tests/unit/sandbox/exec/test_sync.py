@@ -212,7 +212,7 @@ async def test_a_torn_pid_file_names_nobody(node: Node) -> None:
 
 @pytest.mark.asyncio
 async def test_a_process_that_does_not_become_ours_is_left_alone(node: Node) -> None:
-    with pytest.raises(UnsupportedError, match="does not hand its processes to us"):
+    with pytest.raises(UnsupportedError, match="is not a child of the daemon"):
         await node.run("stranger")
 
 
