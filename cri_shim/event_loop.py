@@ -34,7 +34,7 @@ _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 
 
-class _Turns(selectors.BaseSelector):
+class TurnSelector(selectors.BaseSelector):
     """An epoll(7) selector. The loop calls `select` between two turns, so it sees where each begins and ends.
 
     It works like `selectors.EpollSelector`, with fewer function calls per turn: the calls of one pod take some 250
@@ -132,7 +132,7 @@ def _mask(events: int) -> int:
 
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self.turns = _Turns()
+        self.turns = TurnSelector()
         super().__init__(self.turns)
 
 

@@ -11,12 +11,17 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cri_shim"
@@ -90,6 +95,20 @@ TESTED_ELSEWHERE = {
     },
 }
 """Modules without a test module of their own: why, and which one tests them."""
+TIMED_SLEEPS = {
+    "harness/test_clock.py": (
+        2,
+        "shows that the clock goes at the pace of the real one until it is moved",
+    ),
+    "sandbox/recovery/test_unfinished.py": (1, "lasts a while of the clock that the test moves"),
+    "test_event_loop.py": (
+        2,
+        "blocks a turn, and waits between two: the loop has to tell these apart",
+    ),
+}
+"""Unit tests that sleep: how often, and why no event can be waited for. A sleep is too short on a busy machine, and
+too long on any other, so this table only shrinks."""
+
 DECIDING = (
     *(ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.Match, ast.Try, ast.BoolOp),
     *(ast.comprehension, ast.With, ast.AsyncWith),
@@ -234,6 +253,37 @@ def test_every_module_that_decides_anything_has_its_unit_tests() -> None:
         if name in elsewhere and (not needs or has_tests_of_its_own(module)):
             wrong.append(f"{name} needs no row in the table")
     assert not wrong, "\n".join(wrong)
+
+
+def nodes_of_unit_tests() -> Iterator[tuple[str, ast.AST]]:
+    tests = ROOT / "tests/unit"
+    for test in sorted(tests.rglob("*.py")):
+        for node in ast.walk(ast.parse(test.read_text())):
+            yield str(test.relative_to(tests)), node
+
+
+def test_unit_tests_wait_for_events_and_not_for_a_time() -> None:
+    """`sleep(0)` gives way to others and takes none; the clock's own `sleep` takes none either."""
+    sleeps = Counter(
+        name
+        for name, node in nodes_of_unit_tests()
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {"time.sleep", "asyncio.sleep"}
+        and ast.unparse(node.args[0]) != "0"
+    )
+    assert sleeps == {name: count for name, (count, _) in TIMED_SLEEPS.items()}
+
+
+def test_unit_tests_look_at_no_private_member() -> None:
+    """A test that does fails with each change inside, and passes where the behaviour is wrong."""
+    looks = [
+        f"tests/unit/{name}:{node.lineno}: {ast.unparse(node)}"
+        for name, node in nodes_of_unit_tests()
+        if isinstance(node, ast.Attribute)
+        and re.match(r"_[^_]", node.attr)
+        and ast.unparse(node.value) not in {"self", "cls", "os"}
+    ]
+    assert not looks, "have the class say it in public, or look from outside:\n" + "\n".join(looks)
 
 
 @pytest.mark.parametrize("kind", [UNFINISHED, DEVELOPER_PATHS], ids=["unfinished", "paths"])

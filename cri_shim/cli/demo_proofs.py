@@ -107,7 +107,7 @@ class Proofs:
         def is_served() -> bool:
             nonlocal answer
             try:
-                answer = _fetch(ip)
+                answer = fetch(ip)
             except ConnectionRefusedError:
                 self.require_running()
                 return False  # the server does not listen yet
@@ -200,7 +200,8 @@ class Proofs:
             time.sleep(_POLL_S)
 
 
-def _fetch(ip: str) -> str:
+def fetch(ip: str) -> str:
+    """The beginning of the pod's page, at most `MAX_PAGE_BYTES`. Raises OSError, http.client.HTTPException."""
     # Not urllib, which would use a proxy from the environment.
     connection = http.client.HTTPConnection(ip, requests.PORT, timeout=FETCH_TIMEOUT_S)
     try:

@@ -175,6 +175,11 @@ class Streaming:
         """The pid of the present process."""
         return None if self._process is None else self._process.child.pid
 
+    @property
+    def unanswered_pings(self) -> int:
+        """How many pings in a row the process has not answered. At `PINGS_UNANSWERED` it is replaced."""
+        return 0 if self._process is None else self._process.unanswered
+
     async def start(self, backend: StreamBackend) -> None:
         """Listen, and wait until the process serves. Raises ConfigError, UnavailableError."""
         settings = self._settings
@@ -191,7 +196,7 @@ class Streaming:
         else:
             scheme = "http" if settings.tls.cert is None else "https"
             port = self._listener.getsockname()[1]
-            self._url = f"{scheme}://{_reachable(settings.address)}:{port}"
+            self._url = f"{scheme}://{reachable(settings.address)}:{port}"
         log.info("streaming server", address=settings.address, url=self._url, pid=self.pid)
 
     def reconfigure(self, settings: StreamingSettings, log_settings: LogSettings) -> None:
@@ -315,7 +320,7 @@ def _listen(address: str, port: int) -> socket.socket:
         ) from error
 
 
-def _reachable(address: str) -> str:
+def reachable(address: str) -> str:
     """The host part of the clients' URL. For a wildcard address it is the node's source address."""
     if address in _ANY_ADDRESS:
         families = (socket.AF_INET, socket.AF_INET6) if address == "::" else (socket.AF_INET,)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syncfs.argtypes = (ctypes.c_int,)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syncfs.argtypes = (ctypes.c_int,)
 
 
 def sync_file_system(path: Path) -> None:
@@ -24,7 +24,7 @@ def sync_file_system(path: Path) -> None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(fd) != 0:
+        if libc.syncfs(fd) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), os.fspath(path))
     finally:

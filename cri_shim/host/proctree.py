@@ -41,13 +41,14 @@ def process_table() -> dict[int, ProcessEntry]:
 
 
 @functools.cache
-def _kernel_lists_children() -> bool:
+def kernel_lists_children() -> bool:
+    """Whether /proc names the children of each thread (CONFIG_PROC_CHILDREN)."""
     return os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
 
 
 def children_of(pid: int) -> list[int]:
     """The children of `pid`, including zombies; [] if it is gone. Blocking: one file for each thread of `pid`."""
-    if not _kernel_lists_children():
+    if not kernel_lists_children():
         return [entry.pid for entry in process_table().values() if entry.parent_pid == pid]
     found: list[int] = []
     try:
@@ -68,7 +69,7 @@ def family_of(pid: int, strays: Iterable[int] = ()) -> tuple[dict[int, ProcessEn
 
     `pid` itself is left out. The second value is False if a process came or went meanwhile, so that one may be missing.
     """
-    lists = _Listed() if _kernel_lists_children() else _Scanned(process_table())
+    lists = _Listed() if kernel_lists_children() else _Scanned(process_table())
     found: dict[int, ProcessEntry] = {}
     complete = True
     waiting = [pid]

@@ -66,15 +66,13 @@ class ImageStore:
     ) -> None:
         self._state = state
         self._layers = state.layers
+        self.layers_in_use = state.in_use
+        """Returns the names of the layers that containers are mounted from."""
         self._unpacker = unpacker
         self.platform = platform_of(machine)
         self._checker = Checker(state, unpacker, reaper)
         self._repairer = Repairer(
-            state,
-            unpacker,
-            self.platform,
-            ingest=self.ingest,
-            import_archive=self.import_archive,
+            state, unpacker, self.platform, ingest=self.ingest, import_archive=self.import_archive
         )
         self._arrived: dict[str, tuple[int, str]] = {}
         """Complete blobs that pulls under way have spooled, by digest: descriptor of the spool directory, file name."""
@@ -285,8 +283,7 @@ class ImageStore:
                         await feed.complete(image.layers)
                 if self._state.discard_blobs:
                     now = {chain_id: self._layers.get(chain_id) for chain_id in ours}
-                    # Seal them now, while the digests of the blobs that they were unpacked from have just been
-                    # verified.
+                    # Seal them now: the digests of the blobs they were unpacked from have just been verified.
                     came = [new for id_, new in now.items() if new and new is not before[id_]]
                     await self._checker.seal(came)
                 async with self._state.changing:

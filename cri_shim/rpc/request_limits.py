@@ -31,13 +31,13 @@ MAX_MAP_CHARS: Final = 524_288
 The bound matters since List responses repeat labels and annotations, and must fit into one message."""
 
 _MAX_WORD_BYTES: Final = 131_071
-_MAX_ENTRIES_OF: Final = {
+MAX_ENTRIES_OF: Final = {
     # Kubelet sets seven variables for each service of the namespace: 5,000 services make 35,000 variables.
     **dict.fromkeys(("envs", "command", "args", "cmd"), 65_536),
     "supplemental_groups": 65_536,  # the kernel's NGROUPS_MAX
     "port": 65_536,
 }
-_MAX_CHARS_OF: Final = {
+MAX_CHARS_OF: Final = {
     **dict.fromkeys(("command", "args", "cmd", "key", "value"), _MAX_WORD_BYTES),
     # The kernel's bound for a list of CPUs grows with their number.
     **dict.fromkeys(("cpuset_cpus", "cpuset_mems"), 65_536),
@@ -85,8 +85,8 @@ def _fields(descriptor: Descriptor) -> dict[str, tuple[_Field, bool]]:
         if is_text or field.is_repeated or field.message_type:
             known = _Field(
                 field.name,
-                _MAX_ENTRIES_OF.get(field.name, MAX_ENTRIES),
-                _MAX_CHARS_OF.get(field.name, MAX_CHARS),
+                MAX_ENTRIES_OF.get(field.name, MAX_ENTRIES),
+                MAX_CHARS_OF.get(field.name, MAX_CHARS),
                 is_text,
                 bool(value.message_type),
             )

@@ -144,6 +144,14 @@ async def until(condition: Callable[[], object], *, within_s: float = 20.0) -> N
         await asyncio.sleep(0.001)
 
 
+def block_until(condition: Callable[[], object], *, within_s: float = 20.0) -> None:
+    """As `until`, where there is no loop, or where the loop is to stand still meanwhile."""
+    end_s = time.perf_counter() + within_s
+    while not condition():
+        assert time.perf_counter() < end_s, f"it did not come about within {within_s:g} s"
+        time.sleep(0.001)
+
+
 async def turn_over(times: int = 20) -> None:
     """Let the loop turn a few times, for everything that is ready to run."""
     for _ in range(times):

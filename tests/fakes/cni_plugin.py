@@ -17,7 +17,7 @@ called like it with `.json` behind. Keys:
         garbage     prints `text` ("not json"), exits `status` (0)
         silent      prints nothing, exits 0
         flood       prints `bytes` (64 MiB)
-        hang        sleeps; with `helper`, so does a child that holds the output open
+        hang        sleeps, once it has made the file `mark`; with `helper`, so does a child that holds the output open
         crash       kills itself with `signal` (11)
       and for each: `after_effect` false to fail before the lease is touched (default: after), `delay` seconds first
 """
@@ -121,6 +121,9 @@ def act(do: str, step: dict[str, Any], verb: str, conf: dict[str, Any]) -> int:
     if do == "hang":
         if step.get("helper"):
             os.fork()  # both sleep and hold the pipes, as a plugin and its IPAM plugin do
+        if "mark" in step:
+            with open(step["mark"], "w", encoding="utf-8"):
+                pass
         time.sleep(3600)
     if do == "crash":
         os.kill(os.getpid(), step.get("signal", 11))

@@ -28,6 +28,8 @@ class LocalBackend:
         self.left: list[int] = []
         self.sizes: list[tuple[int, int] | None] = []
         """With which terminals of execs began."""
+        self.resizes: list[tuple[int, int]] = []
+        """That terminals got while their command ran."""
         self.processes: list[subprocess.Popen[bytes]] = []
         self.commands: list[Command] = []
         self.dialers: list[LocalDialer] = []
@@ -108,6 +110,7 @@ class LocalBackend:
         os.close(slave)
 
         def resize(width: int, height: int) -> None:
+            self.resizes.append((width, height))
             with contextlib.suppress(OSError):
                 termios.tcsetwinsize(master, (height, width))
 

@@ -191,14 +191,15 @@ class RemoteCommandClient(_Client):
     ) -> None:
         self.outputs: dict[str, bytearray] = {name: bytearray() for name in CHANNELS}
         self.ended: set[str] = set()
-        self._ids: dict[str, int] = {}
+        self.ids: dict[str, int] = {}
+        """Of the streams of SPDY, by channel."""
         self._is_spdy = transport == "spdy"
         if self._is_spdy:
             sock, behind = dial(url, spdy_headers(protocol), method="POST", tls=tls)
             super().__init__(sock, behind, SpdyConnection(client=True))
             wanted = {"error": True, "stdin": stdin, "stdout": stdout, "stderr": stderr and not tty}
             for name in [*(n for n, on in wanted.items() if on), *(["resize"] if tty else [])]:
-                self._ids[name] = self.machine.open_stream({"streamtype": name})
+                self.ids[name] = self.machine.open_stream({"streamtype": name})
             self.flush()
         else:
             sock, behind = dial(url, websocket_headers(protocol), tls=tls)
@@ -230,14 +231,14 @@ class RemoteCommandClient(_Client):
 
     def write(self, data: bytes, channel: str = "stdin") -> None:
         if self._is_spdy:
-            self.send_spdy(self._ids[channel], data)
+            self.send_spdy(self.ids[channel], data)
         else:
             self.machine.send(CHANNELS.index(channel), data)
             self.flush()
 
     def end_stdin(self) -> None:
         if self._is_spdy:
-            self.machine.end(self._ids["stdin"])
+            self.machine.end(self.ids["stdin"])
         else:
             self.machine.end(CHANNELS.index("stdin"))
         self.flush()
@@ -248,10 +249,10 @@ class RemoteCommandClient(_Client):
     def take(self, event: Any) -> None:
         match event:
             case DataReceived(stream_id, data):
-                name = next(n for n, i in self._ids.items() if i == stream_id)
+                name = next(n for n, i in self.ids.items() if i == stream_id)
                 self.outputs[name] += data
             case StreamEnded(stream_id):
-                self.ended |= {n for n, i in self._ids.items() if i == stream_id}
+                self.ended |= {n for n, i in self.ids.items() if i == stream_id}
             case ChannelData(channel, data):
                 self.outputs[CHANNELS[channel]] += data
             case SessionEnded() | ConnectionEnded():

@@ -26,6 +26,10 @@ from cri_shim.errors import CriShimError, DeadlineError, forget_frames
 from tests.fakes.clock import turn_over, until
 
 
+async def hangs() -> None:
+    await asyncio.Event().wait()
+
+
 @pytest.mark.asyncio
 async def test_side_by_side_runs_both_and_returns_the_second() -> None:
     met = asyncio.Barrier(2)
@@ -48,7 +52,7 @@ async def test_an_error_of_side_by_side_keeps_its_cause() -> None:
         raise CriShimError("doing") from cause
 
     with pytest.raises(CriShimError) as raised:
-        await side_by_side(asyncio.sleep(9), failing())
+        await side_by_side(hangs(), failing())
     assert raised.value.__cause__ is cause
 
 
@@ -63,7 +67,7 @@ async def test_side_by_side_raises_the_first_error_bare_after_cancelling_the_oth
     async def hangs() -> int:
         nonlocal cancelled
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled = True
             raise
@@ -86,7 +90,7 @@ async def test_an_error_of_side_by_side_keeps_nothing_once_its_frames_are_forgot
     gc.disable()
     try:
         with pytest.raises(CriShimError) as raised:
-            await side_by_side(asyncio.sleep(9), fails())
+            await side_by_side(hangs(), fails())
         assert kept[0]() is not None
         forget_frames(raised.value)
         del raised
@@ -119,7 +123,7 @@ async def test_background_close_cancels_what_does_not_end() -> None:
 
     async def hangs() -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.append("cancelled")
 
@@ -199,7 +203,7 @@ async def test_close_cancels_owned_work_that_does_not_end() -> None:
 
     async def hangs() -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.append("cancelled")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -25,7 +24,7 @@ from cri_shim.kernel_call import (
     working_on,
 )
 from cri_shim.operations import Operations
-from tests.fakes.clock import turn_over, until
+from tests.fakes.clock import block_until, turn_over, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -149,8 +148,7 @@ def hangs(clock: MovableClock) -> Iterator[Callable[..., Coroutine[None, None, N
 
     yield hang
     may_end.set()
-    while unanswered():
-        time.sleep(0.001)
+    block_until(lambda: not unanswered())
 
 
 async def test_an_owner_of_several_that_hang_is_refused_and_others_are_not(

@@ -92,7 +92,7 @@ async def test_cancellations_during_the_unwinding_wait_until_it_is_done() -> Non
         async with Rollback("thing") as rollback:
             rollback.push("first", undo(log, "first"))
             rollback.push("slow", slow)
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(create())

@@ -268,7 +268,7 @@ async def test_an_undoing_that_takes_too_long_goes_on_and_is_told_of() -> None:
     async def run() -> str:
         begun.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             await undone.wait()
         return ""

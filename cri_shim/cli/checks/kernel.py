@@ -40,14 +40,14 @@ def kernel_version(node: Node) -> Row:
 
 def kernel_calls() -> Row:
     """Try the system calls that the daemon requires."""
-    missing = [name for name, call in _CALLS.items() if not _is_there(call)]
+    missing = [name for name, call in CALLS.items() if not _is_there(call)]
     if missing:
         return failed(
             "kernel calls",
             f"missing or forbidden: {', '.join(missing)}",
             f"use Linux {version_text(MIN_KERNEL)} or newer, and allow them in a seccomp profile around the daemon",
         )
-    return ok("kernel calls", ", ".join(_CALLS))
+    return ok("kernel calls", ", ".join(CALLS))
 
 
 def mount_api() -> Row:
@@ -71,7 +71,7 @@ def _open_own_pidfd() -> None:
     os.close(os.pidfd_open(os.getpid()))
 
 
-_CALLS: dict[str, Callable[[], None]] = {
+CALLS: dict[str, Callable[[], None]] = {
     "openat2": _open_beneath_root,
     "pidfd_open": _open_own_pidfd,
 }

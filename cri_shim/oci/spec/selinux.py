@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CATEGORIES = 1024
 """c0 to c1023, as in every targeted policy."""
-_PAIRS = CATEGORIES * (CATEGORIES - 1) // 2
+PAIRS = CATEGORIES * (CATEGORIES - 1) // 2
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _CATEGORY = r"c\d{1,4}(?:\.c\d{1,4})?"
 _SENSITIVITY = rf"s\d{{1,2}}(?::{_CATEGORY}(?:,{_CATEGORY})*)?"
@@ -162,8 +162,8 @@ def free_level(taken: Iterable[str], start: int) -> str:
     Raises ResourceExhaustedError if all half a million are taken.
     """
     used = set(taken)
-    for step in range(_PAIRS):
-        level = _pair_level((start + step) % _PAIRS)
+    for step in range(PAIRS):
+        level = _pair_level((start + step) % PAIRS)
         if level not in used:
             return level
     raise ResourceExhaustedError("SELinux: pods use every pair of categories; remove some pods")

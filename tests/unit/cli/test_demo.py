@@ -8,7 +8,6 @@ import io
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from cri_shim.cli import demo, demo_pod, demo_proofs
 from cri_shim.cli import demo_requests as requests
 from cri_shim.cli.demo_screen import Screen
 from cri_shim.errors import CriShimError, PermissionRefusedError
+from tests.fakes.clock import block_until
 from tests.unit.cli.fake_daemon import IMAGE_ID, IP, FakeDaemon, serving
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
         [config] = daemon.sandboxes.values()
         return requests.greeting(config.metadata.name)
 
-    monkeypatch.setattr(demo_proofs, "_fetch", fetch)
+    monkeypatch.setattr(demo_proofs, "fetch", fetch)
     return daemon
 
 
@@ -191,8 +191,16 @@ def test_a_creation_that_was_given_up_is_joined_and_its_sandbox_removed(
 ) -> None:
     monkeypatch.setattr(demo_pod, "POD_TIMEOUT_S", 0.1)
     # The daemon goes on after the client's deadline, and answers the second call with the first one's sandbox.
-    seconds = iter([0.3, 0.25])
-    daemon.on_call["RunPodSandbox"] = lambda: time.sleep(next(seconds))
+    asked_again = threading.Event()
+
+    def create() -> None:
+        if daemon.calls.count("RunPodSandbox") == 1:
+            assert asked_again.wait(10)
+        else:
+            asked_again.set()
+            block_until(lambda: daemon.sandboxes)
+
+    daemon.on_call["RunPodSandbox"] = create
     assert "step 3 of 9, pod: cannot run the pod: Deadline Exceeded" in failure(client)
     assert daemon.calls.count("RunPodSandbox") == 2
     assert nothing_is_left(daemon)
@@ -272,7 +280,7 @@ def test_a_command_that_fails_is_told_with_its_complaint(
 def test_a_page_of_somebody_else_is_refused(
     daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_proofs, "_fetch", lambda _ip: "a router's page")
+    monkeypatch.setattr(demo_proofs, "fetch", lambda _ip: "a router's page")
     message = failure(client)
     assert f'http://{IP}:8080/ answered "a router\'s page"' in message
     assert "firewall" in message
@@ -296,7 +304,7 @@ def test_a_pod_that_this_node_can_not_reach_is_told(
     def fetch(_ip: str) -> str:
         raise error
 
-    monkeypatch.setattr(demo_proofs, "_fetch", fetch)
+    monkeypatch.setattr(demo_proofs, "fetch", fetch)
     assert message in failure(client)
     assert nothing_is_left(daemon)
 
@@ -316,7 +324,7 @@ def test_a_page_is_fetched_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(requests, "PORT", server.server_port)
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        page = demo_proofs._fetch("127.0.0.1")
+        page = demo_proofs.fetch("127.0.0.1")
         thread.join()
     assert page.startswith("hello\nx")
     assert len(page) == demo_proofs.MAX_PAGE_BYTES

@@ -14,7 +14,7 @@ from cri_shim.host.process import Reaper
 from tests.fakes.clock import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -26,8 +26,14 @@ def conf_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def configs(conf_dir: Path) -> Iterator[NetworkConfigs]:
-    configs = NetworkConfigs(conf_dir)
+def changes() -> list[None]:
+    """One for each time that something else was found than before."""
+    return []
+
+
+@pytest.fixture
+def configs(conf_dir: Path, changes: list[None]) -> Iterator[NetworkConfigs]:
+    configs = NetworkConfigs(conf_dir, changed=lambda: changes.append(None))
     configs.load()
     yield configs
     configs.close()
@@ -208,29 +214,33 @@ def test_unchanged_files_are_not_read_again(conf_dir: Path, configs: NetworkConf
 
 @pytest.mark.asyncio
 async def test_the_watch_loads_a_file_without_being_asked(
-    conf_dir: Path, configs: NetworkConfigs, loaded_names: Callable[[], list[str]]
+    conf_dir: Path, configs: NetworkConfigs, changes: list[None]
 ) -> None:
     configs.watch()
-    (conf_dir / "10.conflist").write_text(document("pods"))
-    await until(lambda: loaded_names() == ["pods"])
+    put(conf_dir / "10.conflist", document("pods"))
+    await until(lambda: len(changes) == 1)
+    assert list(configs.networks) == ["pods"]
     (conf_dir / "10.conflist").unlink()
-    await until(lambda: loaded_names() == [])
+    await until(lambda: len(changes) == 2)
+    assert list(configs.networks) == []
 
 
 @pytest.mark.asyncio
 async def test_the_watch_moves_to_a_directory_that_replaced_the_first(
-    conf_dir: Path, configs: NetworkConfigs, loaded_names: Callable[[], list[str]]
+    conf_dir: Path, configs: NetworkConfigs, changes: list[None]
 ) -> None:
     configs.watch()
     conf_dir.rmdir()
     configs.refresh()
     conf_dir.mkdir()
     configs.refresh()
-    (conf_dir / "10.conflist").write_text(document("pods"))
-    await until(lambda: loaded_names() == ["pods"])
+    changes.clear()
+    put(conf_dir / "10.conflist", document("pods"))
+    await until(lambda: changes)
+    assert list(configs.networks) == ["pods"]
 
 
-@pytest.fixture
-def loaded_names(configs: NetworkConfigs) -> Callable[[], list[str]]:
-    """What has been loaded, without the question itself being a reason to look."""
-    return lambda: list(configs._networks)
+def put(path: Path, text: str) -> None:
+    """Make the file at once, whole: no look finds half of it."""
+    (beside := path.with_suffix(".tmp")).write_text(text)
+    beside.rename(path)

@@ -82,7 +82,7 @@ async def test_an_end_reaches_the_container_or_the_sandbox_that_it_is_of(parts: 
 
 
 async def test_the_layers_of_containers_and_sandboxes_are_in_use(parts: Parts) -> None:
-    in_use = parts.images._state.in_use
+    in_use = parts.images.layers_in_use
     assert set(in_use()) == set()
     parts.sandboxes.create(make_sandbox())
     assert set(in_use()) == {"base"}

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
@@ -18,29 +18,54 @@ from msgspec.structs import replace
 from cri_shim.background import Background
 from cri_shim.config.model import LogLevel, LogSettings, StreamingSettings, TlsSettings
 from cri_shim.config.values import HttpUrl, IpAddress, Seconds
-from cri_shim.daemon import streaming as module
-from cri_shim.daemon.streaming import Streaming
+from cri_shim.daemon.streaming import (
+    LONGEST_PAUSE_S,
+    PING_INTERVAL_S,
+    PINGS_UNANSWERED,
+    Streaming,
+    reachable,
+)
 from cri_shim.errors import ConfigError, UnavailableError
-from cri_shim.host.own_program import spawn_own_program
 from cri_shim.host.process import Reaper
 from cri_shim.streamer.process import MAX_MEMORY_BYTES, WITHOUT_MEMORY_STATUS
 from cri_shim.streaming import ipc
 from cri_shim.streaming.backend import ExecRequest, PortForwardRequest
 from cri_shim.streaming.tickets import Tickets
-from tests.fakes.clock import until
+from tests.fakes.clock import turn_over, until
 from tests.fakes.local_stream_backend import LocalStreamBackend, descriptors_of
 from tests.harness.streaming_client import PortForwardClient, RemoteCommandClient
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
+
+    from cri_shim.host.process import Child
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 ANY_PORT = StreamingSettings(port=0)
 
 
+class SpawningReaper(Reaper):
+    """One that has no more processes for a while, or starts another program."""
+
+    failures = 0
+    """So many of the next ones can't be started."""
+    first_program: str | None = None
+    """What the next one runs instead of its own program."""
+
+    def spawn(self, argv: Sequence[str], **options: Any) -> Child:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(11, "no more processes")
+        program, self.first_program = self.first_program, None
+        if program is not None:
+            argv = [sys.executable, "-c", program, argv[-1]]
+        return super().spawn(argv, **options)
+
+
 class Node:
     def __init__(self, settings: StreamingSettings) -> None:
-        self.reaper = Reaper()
+        self.reaper = SpawningReaper()
         self.background = Background()
         self.tickets = Tickets(settings.token_ttl_s)
         self.streaming = Streaming(
@@ -152,9 +177,12 @@ async def test_for_a_wildcard_clients_are_told_an_address_they_can_reach(address
 async def test_without_a_way_out_the_wildcard_is_reached_over_loopback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_source_address", lambda _family: None)
-    assert module._reachable("0.0.0.0") == "127.0.0.1"
-    assert module._reachable("fd00::1") == "[fd00::1]"
+    def unreachable(*_: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    assert reachable("0.0.0.0") == "127.0.0.1"
+    assert reachable("fd00::1") == "[fd00::1]"
 
 
 async def test_a_port_that_is_taken_is_the_configurations_fault() -> None:
@@ -181,12 +209,9 @@ async def test_what_its_process_cannot_serve_with_is_the_configurations_fault(
         assert node.backend.closed == node.backend.opened == 1
 
 
-async def test_a_process_that_cannot_be_started_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spawn(*_args: object, **_kwargs: object) -> None:
-        raise OSError(11, "no more processes")
-
-    monkeypatch.setattr(module, "spawn_own_program", spawn)
+async def test_a_process_that_cannot_be_started_is_said() -> None:
     node = Node(ANY_PORT)
+    node.reaper.failures = 1
     async with node.reaping():
         with pytest.raises(
             UnavailableError, match=r"cannot start the streaming process: .*processes"
@@ -221,54 +246,57 @@ async def test_another_takes_the_place_of_one_that_died_and_tickets_are_still_go
         assert (node.backend.opened, node.backend.closed) == (2, 1)
 
 
-async def test_one_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PING_INTERVAL_S", 0.05)
+async def test_one_that_does_not_answer_is_replaced(clock: MovableClock) -> None:
     async with started() as node:
-        await asyncio.sleep(0.3)
-        pid = node.pid
-        assert node.backend.opened == 1  # it answers
+        pid, streaming = node.pid, node.streaming
+        for _ in range(2 * PINGS_UNANSWERED):
+            clock.move(PING_INTERVAL_S)
+            await turn_over()  # it is asked
+            await until(lambda: streaming.unanswered_pings == 0)
+        assert node.backend.opened == 1
         os.kill(pid, signal.SIGSTOP)
+        for unanswered in range(1, PINGS_UNANSWERED + 1):
+            assert node.backend.closed == 0
+            clock.move(PING_INTERVAL_S)
+            await until(lambda unanswered=unanswered: streaming.unanswered_pings == unanswered)  # type: ignore[misc]
+        clock.move(PING_INTERVAL_S)
         await until(lambda: node.pid != pid)
         assert await node.run("echo", "hello") == b"hello\n"
 
 
-async def test_one_that_makes_no_sense_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with started() as node:
+async def test_one_that_makes_no_sense_is_replaced() -> None:
+    node = Node(ANY_PORT)
+    node.reaper.first_program = (
+        "import socket, sys\n"
+        "link = socket.socket(fileno=int(sys.argv[1]))\n"
+        "link.recv(65536)\n"
+        f"link.send({ipc.encode(ipc.Ready())!r})\n"
+        "link.recv(65536)\n"
+        "link.send(b'nonsense')\n"
+        "link.recv(65536)\n"
+    )
+    async with node.reaping():
+        await node.streaming.start(node.backend)
         pid = node.pid
-        process = node.streaming._process
-        assert process is not None
-        process._handle(b"nonsense", [])
+        node.streaming.reconfigure(ANY_PORT, LogSettings())
         await until(lambda: node.pid != pid)
         assert await node.run("echo", "hello") == b"hello\n"
 
 
-async def test_it_is_tried_again_until_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
-    real, failures = spawn_own_program, iter(range(3))
-
-    def spawn(*args: object, **kwargs: object) -> object:
-        if next(failures, None) is not None:
-            raise OSError(11, "no more processes")
-        return real(*args, **kwargs)  # type: ignore[arg-type]
-
+async def test_it_is_tried_again_until_there_is_one(clock: MovableClock) -> None:
     async with started() as node:
         pid = node.pid
-        monkeypatch.setattr(module, "spawn_own_program", spawn)
+        node.reaper.failures = 3
         os.kill(pid, signal.SIGKILL)
+        await until(lambda: node.backend.closed)
+        await clock.until(lambda: node.reaper.failures == 0, within_s=LONGEST_PAUSE_S)
         await until(lambda: node.pid != pid)
         assert await node.run("echo", "hello") == b"hello\n"
-        assert next(failures, None) is None
 
 
-async def test_stopping_while_there_is_none_ends_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
-
+async def test_stopping_while_there_is_none_ends_it_all() -> None:
     async with started() as node:
-
-        def spawn(*_args: object, **_kwargs: object) -> None:
-            raise OSError(11, "no more processes")
-
-        monkeypatch.setattr(module, "spawn_own_program", spawn)
+        node.reaper.failures = sys.maxsize
         os.kill(node.pid, signal.SIGKILL)
         await until(lambda: node.backend.closed)
         await node.streaming.stop(1)

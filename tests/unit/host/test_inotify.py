@@ -8,11 +8,7 @@ import pytest
 
 from cri_shim.host import inotify
 from cri_shim.host.inotify import IN_CREATE, IN_DELETE, IN_MOVED_TO, DirectoryWatch, parse_events
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0.01)
+from tests.fakes.clock import turn_over, until
 
 
 def test_events_are_split_at_their_padded_names() -> None:
@@ -35,12 +31,12 @@ async def test_asked_for_events_are_told_in_order(tmp_path: Path) -> None:
     (tmp_path / "a.tmp").touch()
     (tmp_path / "a.tmp").rename(tmp_path / "a")
     (tmp_path / "a").unlink()
-    await settle()
+    await turn_over()
     assert seen == ["a", "a"]
     watch.close()
     watch.close()
     (tmp_path / "b").touch()
-    await settle()
+    await turn_over()
     assert seen == ["a", "a"]
     assert not watch.lost
 
@@ -56,7 +52,7 @@ async def test_what_was_read_is_not_delivered_after_close(tmp_path: Path) -> Non
     watch = DirectoryWatch(tmp_path, IN_CREATE, close_at_first)
     for name in "abc":
         (tmp_path / name).touch()
-    await settle()
+    await turn_over()
     assert seen == ["a"]
 
 
@@ -74,7 +70,7 @@ async def test_callback_that_raises_costs_no_other_event(tmp_path: Path) -> None
     watch = DirectoryWatch(tmp_path, IN_CREATE, fail_at_a)
     (tmp_path / "a").touch()
     (tmp_path / "b").touch()
-    await settle()
+    await turn_over()
     assert seen == ["a", "b"]
     assert len(reported) == 1
     watch.close()
@@ -91,7 +87,7 @@ async def test_directory_that_goes_away_is_told_once(tmp_path: Path, how: str) -
         watched.rmdir()
     else:
         watched.rename(tmp_path / "other")
-    await settle()
+    await turn_over()
     assert seen == [None]
     assert watch.lost
     watch.close()
@@ -107,11 +103,7 @@ async def test_lost_events_ask_for_a_rescan(tmp_path: Path) -> None:
         name.touch()
         name.unlink()
     (tmp_path / "last").touch()
-    for _ in range(200):
-        await asyncio.sleep(0.01)
-        if None in seen:
-            break
-    assert None in seen
+    await until(lambda: None in seen)
     assert not watch.lost
     watch.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import resource
@@ -65,14 +64,13 @@ async def test_the_end_is_told_once_and_only_to_the_other_side() -> None:
 
 
 async def test_what_is_not_taken_yet_waits_and_nothing_is_lost() -> None:
-    here, there = pair()
-    loop = asyncio.get_running_loop()
-    loop.remove_reader(there.packets._socket)
+    first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here = End(first)
     before = open_descriptors()
     for number in range(200):
         here.packets.send(b"%d " % number + bytes(MAX_PACKET_BYTES - 100), [os.dup(0)])
-    assert here.packets._unsent
-    loop.add_reader(there.packets._socket, there.packets._read)
+    assert open_descriptors() != before, "some are still to be sent"
+    there = End(second)
     await until(lambda: len(there.got) == 200)
     assert [int(data.split()[0]) for data, _ in there.got] == list(range(200))
     for _, [fd] in there.got:
@@ -84,19 +82,17 @@ async def test_what_is_not_taken_yet_waits_and_nothing_is_lost() -> None:
 
 async def test_what_nobody_will_read_keeps_no_descriptor() -> None:
     before = open_descriptors()
-    here, there = pair()
-    asyncio.get_running_loop().remove_reader(there.packets._socket)
-    for _ in range(50):
-        here.packets.send(bytes(MAX_PACKET_BYTES - 100), [os.dup(0)])
-    there.packets.close()
-    await until(lambda: here.ended)
-    here.packets.send(b"late", [os.dup(0)])
-    here, there = pair()
-    asyncio.get_running_loop().remove_reader(there.packets._socket)
-    for _ in range(50):
-        here.packets.send(bytes(MAX_PACKET_BYTES - 100), [os.dup(0)])
-    here.packets.close()
-    there.packets.close()
+    for first_to_close in ("reader", "sender"):
+        first, unread = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        here = End(first)
+        with unread:
+            for _ in range(50):
+                here.packets.send(bytes(MAX_PACKET_BYTES - 100), [os.dup(0)])
+            if first_to_close == "sender":
+                here.packets.close()
+        if first_to_close == "reader":
+            await until(lambda here=here: here.ended)  # type: ignore[misc]
+            here.packets.send(b"late", [os.dup(0)])
     assert open_descriptors() == before
 
 
@@ -128,7 +124,7 @@ async def test_who_may_have_no_more_descriptors_gets_the_packet_without() -> Non
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
-        there.packets._read()
+        await until(lambda: there.got)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert there.got == [(b"take this", [])]

@@ -477,11 +477,7 @@ async def test_a_crowd_of_children_is_collected_whole(reaper: Reaper) -> None:
 
 
 async def wait_collected(pid: int) -> None:
-    for _ in range(400):
-        if process_entry(pid) is None:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"process {pid} is still a zombie")
+    await until(lambda: process_entry(pid) is None)
 
 
 async def test_a_child_that_was_let_go_is_collected_and_takes_no_descriptor(reaper: Reaper) -> None:

@@ -96,9 +96,9 @@ def test_nobody_has_no_row() -> None:
 def children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to find children, whatever this kernel has."""
     if request.param == "scanned":
-        monkeypatch.setattr(proctree, "_kernel_lists_children", lambda: False)
+        monkeypatch.setattr(proctree, "kernel_lists_children", lambda: False)
     else:
-        assert proctree._kernel_lists_children()
+        assert proctree.kernel_lists_children()
     return str(request.param)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cri_shim.errors import ConfigError, InvalidArgumentError
-from cri_shim.host import selinux
 from cri_shim.host.selinux import XATTR, container_contexts, enforcing, label_file, relabel
 
 LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
@@ -100,15 +99,24 @@ def test_missing_volume_is_an_error_and_no_descriptor_stays(volume: Path, tmp_pa
 def test_what_vanishes_meanwhile_is_nobodys_concern(
     volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (volume / "here").mkdir()
-    names = selinux._names
+    beside = [volume / name for name in ("one", "two", "three")]
+    for each in beside:
+        each.mkdir()
+    read_label = os.getxattr
 
-    def one_more(directory: int) -> list[str]:
-        return [*names(directory), "gone"]
+    def vanish(path: str, *args: object, **options: bool) -> bytes:
+        """Whichever comes first, its neighbours go, whose names have been read."""
+        there = [each for each in beside if each.exists()]
+        if len(there) > 1 and Path(path).name in {each.name for each in there}:
+            for each in there:
+                if each.name != Path(path).name:
+                    each.rmdir()
+        return read_label(path, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(selinux, "_names", one_more)
+    monkeypatch.setattr("os.getxattr", vanish)
     relabel(str(volume), LABEL, untouchable=NODES)
-    assert label_of(volume / "here") == LABEL
+    [stays] = [each for each in beside if each.exists()]
+    assert label_of(stays) == LABEL
 
 
 def test_one_file_of_ours(volume: Path) -> None:

@@ -10,7 +10,6 @@ from cri_shim.host import tree
 from cri_shim.host.tree import DiskUsage, disk_usage, remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 DEPTH = 3000  # a path of 12 KiB, and three times the usual limit of descriptors
@@ -156,40 +155,29 @@ def test_no_more_linked_files_are_remembered_than_so_many(
     assert disk_usage(tmp_path).inodes == 1 + 2 + 2 * 2
 
 
-def test_directory_that_moves_away_is_measured_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directory_that_moves_away_is_measured_anew(tmp_path: Path) -> None:
     (tmp_path / "top/a/b").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    real = tree._measure_here
-    moved = False
+    asked = 0
 
-    def move_meanwhile(
-        walk: tree._Walk, linked: set[int], goes_on: Callable[[], bool]
-    ) -> tuple[int, int]:
-        nonlocal moved
-        if walk.here.name == "b" and not moved:
-            moved = True
+    def move_meanwhile() -> bool:
+        """It is asked before each step: down to a, down to b, and up again, when b is elsewhere."""
+        nonlocal asked
+        asked += 1
+        if asked == 3:
             (tmp_path / "top/a/b").rename(tmp_path / "elsewhere/b")
-        return real(walk, linked, goes_on)
+        return True
 
-    monkeypatch.setattr(tree, "_measure_here", move_meanwhile)
-    assert disk_usage(tmp_path / "top").inodes == 2
+    assert disk_usage(tmp_path / "top", move_meanwhile).inodes == 2
+    assert asked > 3
 
 
-def test_files_that_vanish_meanwhile_are_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_vanish_meanwhile_are_no_error(tmp_path: Path) -> None:
     (tmp_path / "top/a").mkdir(parents=True)
-    real = tree._measure_here
 
-    def remove_meanwhile(
-        walk: tree._Walk, linked: set[int], goes_on: Callable[[], bool]
-    ) -> tuple[int, int]:
-        counted = real(walk, linked, goes_on)
-        if walk.here.name == "":
-            (tmp_path / "top/a").rmdir()
-        return counted
+    def remove_meanwhile() -> bool:
+        """It is asked when top is listed, before the step down to a."""
+        (tmp_path / "top/a").rmdir()
+        return True
 
-    monkeypatch.setattr(tree, "_measure_here", remove_meanwhile)
-    assert disk_usage(tmp_path / "top").inodes == 1
+    assert disk_usage(tmp_path / "top", remove_meanwhile).inodes == 1

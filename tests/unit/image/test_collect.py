@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.errors import ResourceExhaustedError
+from cri_shim.image.index import load_index, save_index
 from cri_shim.image.integrity.report import Collected
 from cri_shim.image.pins import Pins
 from tests.images import file, layer
@@ -38,8 +39,10 @@ async def moved_tag(node: Node, registry: FakeRegistry) -> tuple[Image, Image]:
 async def unnamed(node: Node, registry: FakeRegistry) -> tuple[Image, Image]:
     """An image without any name, and another one."""
     old, new = await moved_tag(node, registry)
-    del node.store._state.index.names[old.repo_digests[0]]
-    node.store.pin(Pins())
+    index = load_index(node.root / "images")
+    del index.names[old.repo_digests[0]]
+    save_index(node.root / "images", index)
+    await node.open()
     found = node.store.find(old.id)
     assert found is not None
     return found, new

@@ -9,6 +9,7 @@ import pytest
 
 from cri_shim.errors import CriShimError, NotFoundError, ResourceExhaustedError
 from cri_shim.host import durable
+from cri_shim.image.index import load_index
 from tests.images import file, layer
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class DiskLog:
         self.root = root
         self.events: list[str] = []
         real_rename, real_unlink = os.rename, os.unlink
-        real_sync, real_fsync = durable._libc.syncfs, os.fsync
+        real_sync, real_fsync = durable.libc.syncfs, os.fsync
 
         def rename(source: object, target: object, **fds: int) -> None:
             real_rename(source, target, **fds)  # type: ignore[arg-type]
@@ -51,7 +52,7 @@ class DiskLog:
 
         monkeypatch.setattr(os, "rename", rename)
         monkeypatch.setattr(os, "unlink", unlink)
-        monkeypatch.setattr(durable, "_libc", type("Libc", (), {"syncfs": staticmethod(syncfs)}))
+        monkeypatch.setattr(durable, "libc", type("Libc", (), {"syncfs": staticmethod(syncfs)}))
         monkeypatch.setattr(os, "fsync", fsync)
 
     def note(self, what: str, path: str) -> None:
@@ -197,11 +198,10 @@ async def test_a_damaged_image_goes_when_its_name_is_removed_or_given_away(
     await node.store.sweep()
     assert node.leftovers() == []
     name = await damaged(node, registry)
+    digest = load_index(node.root / "images").names[name]
     registry.add("team/app", BASE, tag="1")
     await node.puller.pull(name)
-    digest = next(iter(node.store._state.lost))
     with pytest.raises(NotFoundError):
         await node.store.remove(f"{registry.host}/team/app@{digest}")
     await node.store.sweep()
     assert TOP.digest not in node.store.blobs
-    assert node.store._state.lost == {}

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from cri_shim.oci.command_lines import run_arguments
 from cri_shim.oci.conmon import MonitorRequest, Monitors
 from cri_shim.oci.runtime import HandlerSettings
 from cri_shim.oci.waiting_monitor import Monitored, MonitorIdentity
-from tests.fakes.clock import until
+from tests.fakes.clock import block_until, until
 from tests.harness.monitors import create_monitored
 
 if TYPE_CHECKING:
@@ -240,8 +239,7 @@ def test_state_directory_too_long_for_sockets_is_refused_at_once() -> None:
 
 def await_arguments(pid: int) -> None:
     """A program has its arguments a moment after its start."""
-    while not Path(f"/proc/{pid}/cmdline").read_bytes():
-        time.sleep(0.001)
+    block_until(Path(f"/proc/{pid}/cmdline").read_bytes)
 
 
 def test_unrecorded_monitors_are_found_by_their_command_line(tmp_path: Path) -> None:

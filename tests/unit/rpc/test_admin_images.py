@@ -136,7 +136,7 @@ async def test_a_client_that_goes_away_undoes_its_import(tmp_path: Path) -> None
     async def endless() -> AsyncIterator[admin.ImportImageRequest]:
         yield OPTIONS
         yield chunk(b"abc")
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
     async with serving(tmp_path) as (daemon, clients):
         call = clients.admin.ImportImage(endless())

@@ -64,6 +64,7 @@ def test_a_list_of_sandboxes_is_what_it_would_be_encoded_anew(
 
     with tempfile.TemporaryDirectory() as directory:
         paths = Paths(Path(directory), Path(directory) / "run")
+        paths.sandboxes_dir.mkdir()
         _live(
             lambda: Store("sandbox", paths.sandboxes_dir, paths.sandbox, read_sandbox),
             lambda number: make_sandbox(
@@ -94,6 +95,7 @@ def test_a_list_of_containers_is_what_it_would_be_encoded_anew(
 
     with tempfile.TemporaryDirectory() as directory:
         paths = Paths(Path(directory), Path(directory) / "run")
+        paths.containers_dir.mkdir()
         _live(
             lambda: Store("container", paths.containers_dir, paths.container, read_container),
             lambda number: make_container(
@@ -115,7 +117,6 @@ def _live(
 ) -> None:
     """Objects come, change, go and are read back; after each of that the list is looked at."""
     store = make_store()
-    store._directory.mkdir()
     made = 0
     for change, number in changes:
         there = list(store)

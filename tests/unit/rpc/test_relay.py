@@ -1,61 +1,66 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 
 from cri_shim.rpc.relay import Relay
 from tests.fakes.clock import turn_over
 
-if TYPE_CHECKING:
-    from tests.fakes.clock import MovableClock
-
 pytestmark = pytest.mark.asyncio
 
 
 class Client:
-    """Takes messages as slowly as it is told to."""
+    """Takes messages, from when it may."""
 
-    def __init__(self, *, delay_s: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.got: list[str] = []
-        self._delay_s = delay_s
+        self.offered, self.may_take = asyncio.Event(), asyncio.Event()
+        self.may_take.set()
         self.failure: Exception | None = None
 
     async def send(self, message: str) -> None:
         if self.failure is not None:
             raise self.failure
-        await asyncio.sleep(self._delay_s)
+        self.offered.set()
+        await self.may_take.wait()
         self.got.append(message)
 
 
 async def test_the_last_word_on_each_thing_is_sent_and_what_came_too_fast_is_skipped() -> None:
     relay: Relay[str] = Relay()
-    client = Client(delay_s=0.01)
+    client = Client()
+    client.may_take.clear()
 
     async def work() -> int:
-        for number in range(1000):
+        relay.tell("a", "a0")
+        await client.offered.wait()
+        for number in range(1, 1000):
             relay.tell("a", f"a{number}")
             relay.tell("b", f"b{number}")
-            await asyncio.sleep(0)
+            await turn_over(1)
+        client.may_take.set()
         return 7
 
     assert await relay.run(work, client.send) == 7
-    assert {"a999", "b999"} <= set(client.got)
-    assert len(client.got) < 20
+    assert client.got == ["a0", "a999", "b999"]
 
 
-async def test_what_is_told_last_is_sent_before_the_result_is_given(clock: MovableClock) -> None:
+async def test_what_is_told_last_is_sent_before_the_result_is_given() -> None:
     relay: Relay[str] = Relay()
-    client = Client(delay_s=20)
+    client = Client()
+    client.may_take.clear()
 
     async def work() -> None:
         relay.tell("a", "begun")
-        await asyncio.sleep(10)
+        await client.offered.wait()
         relay.tell("a", "ended")
 
     running = asyncio.ensure_future(relay.run(work, client.send))
-    await clock.until(running.done, within_s=60)
+    await turn_over()
+    assert not running.done()
+    client.may_take.set()
+    await running
     assert client.got == ["begun", "ended"]
 
 
@@ -65,21 +70,20 @@ async def test_work_that_says_nothing_is_waited_for() -> None:
     assert not client.got
 
 
-async def test_a_failure_of_the_work_is_raised_once_the_running_send_has_ended(
-    clock: MovableClock,
-) -> None:
+async def test_a_failure_of_the_work_is_raised_once_the_running_send_has_ended() -> None:
     relay: Relay[str] = Relay()
-    client = Client(delay_s=20)
+    client = Client()
+    client.may_take.clear()
 
     async def work() -> None:
         relay.tell("a", "begun")
-        await asyncio.sleep(5)
+        await client.offered.wait()
         raise ValueError("broken")
 
     running = asyncio.ensure_future(relay.run(work, client.send))
-    await clock.sleep(19)
+    await turn_over()
     assert not running.done()
-    await clock.sleep(2)
+    client.may_take.set()
     with pytest.raises(ValueError, match="broken"):
         await running
     assert client.got == ["begun"]
@@ -107,7 +111,7 @@ async def test_a_cancelled_caller_ends_the_work() -> None:
 
     async def work() -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.set()
             raise

@@ -186,8 +186,8 @@ def test_what_honest_clients_send_passes() -> None:
 
 
 def test_no_limit_is_below_the_size_that_needs_no_look() -> None:
-    limits = (*request_limits._MAX_CHARS_OF.values(), MAX_MAP_CHARS, MAX_REQUEST_BYTES)
-    entries = (*request_limits._MAX_ENTRIES_OF.values(), MAX_ENTRIES)
+    limits = (*request_limits.MAX_CHARS_OF.values(), MAX_MAP_CHARS, MAX_REQUEST_BYTES)
+    entries = (*request_limits.MAX_ENTRIES_OF.values(), MAX_ENTRIES)
     assert min(limits) >= MAX_CHARS
     assert min(entries) >= MAX_CHARS
 

@@ -6,9 +6,10 @@ import asyncio
 import errno
 from typing import TYPE_CHECKING
 
+from cri_shim import threads
 from cri_shim.host.files import write_atomic
 from cri_shim.rollback import Rollback
-from tests.fakes.clock import turn_over
+from tests.fakes.clock import turn_over, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -55,9 +56,12 @@ def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def let_an_undo_run(point: str) -> None:
-    """Time enough for an undo that does not wait for what stands at `point`."""
-    # A thread can't be stopped half-way: an undo that did not wait for it would be over by now.
-    await (asyncio.sleep(0.02) if point.startswith(THREAD_POINTS) else turn_over())
+    """Turns enough for an undo that does not wait for what stands at `point`, and its threads' ends."""
+    standing = 1 if point.startswith(THREAD_POINTS) else 0
+    for _ in range(len(UNDO_EFFECTS)):
+        await turn_over()
+        await until(lambda: threads.under_way() <= standing)
+    await turn_over()
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

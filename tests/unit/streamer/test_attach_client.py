@@ -35,12 +35,15 @@ class Monitor:
         self._listening.listen()
         self._listening.settimeout(5)
         self.sock: socket.socket | None = None
+        self.connection: socket.socket | None = None
+        """The client's end, which owns it."""
         self.ends = 0
 
     def client(self, *, stdin: bool = True, stdin_once: bool = False) -> AttachClient:
+        self.connection = connect_attach(self.bundle_dir)
         client = AttachClient(
             "c1",
-            connect_attach(self.bundle_dir),
+            self.connection,
             stdin=stdin,
             stdin_once=stdin_once,
             on_end=self._end,
@@ -270,7 +273,8 @@ async def test_its_end_is_told_to_a_monitor_whose_connection_somebody_else_holds
     monitor: Monitor,
 ) -> None:
     client = monitor.client()
-    with client._socket.dup():
+    assert monitor.connection is not None
+    with monitor.connection.dup():
         member = Attached.join(client)
         member.leave()
         await until(lambda: monitor.ends)
@@ -279,7 +283,8 @@ async def test_its_end_is_told_to_a_monitor_whose_connection_somebody_else_holds
 
 async def test_a_connection_that_somebody_breaks_off_ends_for_its_members(monitor: Monitor) -> None:
     client = monitor.client()
-    with client._socket.dup() as other:
+    assert monitor.connection is not None
+    with monitor.connection.dup() as other:
         member = Attached.join(client)
         other.shutdown(socket.SHUT_RDWR)
         assert await member.member.ended == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,13 +13,15 @@ from cri_shim.streaming.meter import Meter
 from cri_shim.streaming.server import StreamingServer
 from cri_shim.streaming.session import Limits
 from cri_shim.streaming.tickets import Tickets
+from tests.fakes.clock import turn_over
 from tests.fakes.stream_backend import LocalBackend
 from tests.harness.streaming_client import PortForwardClient, RemoteCommandClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator
 
     from cri_shim.streaming.tls import ServerTls
+    from tests.fakes.clock import MovableClock
 
 
 class LoopThread:
@@ -72,6 +73,11 @@ class Site:
     def await_(self, work: Coroutine[object, object, None], timeout_s: float = 10.0) -> None:
         """Do it on the server's loop."""
         asyncio.run_coroutine_threadsafe(work, self.thread.loop).result(timeout_s)
+
+    def let_pass(self, clock: MovableClock, seconds: float) -> None:
+        """Move the clock, and have the server's loop see it: what is due by then has been done on return."""
+        clock.move(seconds)
+        self.await_(turn_over())
 
     @property
     def base(self) -> str:
@@ -132,10 +138,3 @@ def site(
         made.await_(made.server.stop(1.0))
         made.backend.close()
         made.thread.stop()
-
-
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.005)

@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,12 +15,16 @@ import pytest
 from cri_shim.streaming import port_forward
 from cri_shim.streaming.session import Limits
 from cri_shim.streaming.wire import spdy_frames as frames
+from tests.fakes.clock import block_until
 from tests.harness.streaming_client import ChannelPairsClient, PortForwardClient, RefusedError
-from tests.unit.streaming.site import site, until
+from tests.unit.streaming.site import site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.fakes.clock import MovableClock
+
+IDLE_S = 3600.0
 BOTH = pytest.mark.parametrize("transport", ["spdy", "websocket"])
 
 
@@ -158,7 +161,7 @@ def test_hundreds_of_short_connections_some_of_them_reset(transport: str) -> Non
         c.until(lambda: all(map(c.is_over, asked)))
         assert all(c.received[connection] == asked[connection] for connection in asked)
         [session] = node.server.sessions
-        until(lambda: not session.targets)  # type: ignore[attr-defined]
+        block_until(lambda: not session.targets)  # type: ignore[attr-defined]
 
 
 def test_a_client_that_does_not_read_is_waited_for_without_hoarding() -> None:
@@ -168,7 +171,7 @@ def test_a_client_that_does_not_read_is_waited_for_without_hoarding() -> None:
 
     with site() as node, listener(flood) as port, node.forward() as client:
         connections = [client.connect(port) for _ in range(4)]
-        until(lambda: node.server.sessions and node.server.sessions[0].unsent)
+        block_until(lambda: node.server.sessions and node.server.sessions[0].unsent)
         [session] = node.server.sessions
         assert session.unsent < 2 << 20
         client.until(lambda: all(len(client.received[c]) > 1 << 20 for c in connections))
@@ -236,7 +239,7 @@ def test_a_session_of_channels_ends_with_its_last_connection() -> None:
         with ChannelPairsClient(node.forward_url(port)) as client:
             client.until_closed()
             assert client.received[0][2:] == b"hello"
-        until(lambda: node.sessions == 0)
+        block_until(lambda: node.sessions == 0)
 
 
 def test_half_of_a_pair_is_not_waited_for_forever() -> None:
@@ -264,9 +267,9 @@ def test_a_client_that_leaves_takes_its_connections_along() -> None:
     with site() as node, listener(note) as port:
         with node.forward() as client:
             client.write(client.connect(port), b"x")
-            until(lambda: node.backend.dialers)
+            block_until(lambda: node.backend.dialers)
         assert ended.wait(5)
-        until(lambda: node.backend.dialers[0].closed)
+        block_until(lambda: node.backend.dialers[0].closed)
 
 
 def test_a_connection_that_its_client_gives_up_while_it_is_made_is_closed() -> None:
@@ -278,13 +281,15 @@ def test_a_connection_that_its_client_gives_up_while_it_is_made_is_closed() -> N
             assert client.ask(port, b"next") == b"next"
 
 
-def test_idle_sessions_end_and_busy_ones_do_not() -> None:
-    with site(limits=Limits(5, 0.3)) as node, listener(echo) as port, node.forward() as client:
+def test_idle_sessions_end_and_busy_ones_do_not(clock: MovableClock) -> None:
+    with site(limits=Limits(5, IDLE_S)) as node, listener(echo) as port, node.forward() as client:
         connection = client.connect(port)
-        for _ in range(4):
-            time.sleep(0.15)
-            client.write(connection, b"x")
-        assert not client.closed
+        for sent in (b"a", b"ab", b"abc"):
+            client.write(connection, sent[-1:])
+            client.until(lambda sent=sent: client.received[connection] == sent)  # type: ignore[misc]
+            node.let_pass(clock, 0.9 * IDLE_S)
+        assert node.sessions == 1
+        node.let_pass(clock, 0.1 * IDLE_S)
         client.until_closed()
 
 
@@ -295,11 +300,11 @@ def test_connections_given_up_as_they_are_made_leave_no_more_dials_than_are_made
         for _ in range(500):
             client.give_up(client.connect(port))
         dialer = node.backend.dialers[0]
-        until(lambda: dialer.begun > 1)
+        block_until(lambda: dialer.begun > 1)
         client.ask(port, b"last")
         assert dialer.most_at_once <= port_forward.MAX_DIALS
         assert dialer.begun <= 2 + 2 * port_forward.MAX_DIALS, "most were forgotten before"
-        until(lambda: dialer.under_way == 0)
+        block_until(lambda: dialer.under_way == 0)
 
 
 def test_halves_of_pairs_that_are_given_up_and_made_again_are_a_bounded_number(
@@ -314,13 +319,13 @@ def test_halves_of_pairs_that_are_given_up_and_made_again_are_a_bounded_number(
         kept = client.machine.open_stream(headers)
         client.received[kept] = bytearray()
         client.flush()
-        until(lambda: node.sessions)
+        block_until(lambda: node.sessions)
         [session] = node.server.sessions
         assert isinstance(session, port_forward.PortForwardSession)
-        until(lambda: "kept" in session.half_open)
+        block_until(lambda: "kept" in session.half_open)
         assert len(session.half_open) <= 20
         client.until(lambda: kept in client.reset)
-        until(lambda: not session.half_open)
+        block_until(lambda: not session.half_open)
 
 
 def test_a_target_is_read_as_far_as_the_clients_window_goes_and_its_end_is_heard_without() -> None:

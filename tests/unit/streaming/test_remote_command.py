@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cri_shim.streaming import connection, remote_command
 from cri_shim.streaming.session import MAX_INPUT_BYTES, Limits
 from cri_shim.streaming.wire.spdy_flow import GRANT_BYTES, INITIAL_WINDOW
+from tests.fakes.clock import block_until
 from tests.harness.streaming_client import V4, V5, RemoteCommandClient, dial, spdy_headers
-from tests.unit.streaming.site import site, until
+from tests.unit.streaming.site import site
 
+if TYPE_CHECKING:
+    from tests.fakes.clock import MovableClock
+
+IDLE_S = 3600.0
 BOTH = pytest.mark.parametrize("transport", ["spdy", "websocket"])
 
 
@@ -118,16 +123,16 @@ def test_a_client_that_vanishes_ends_the_input_and_frees_everything(
         script = f"cat >/dev/null; echo over > {note}"
         with node.exec("sh", "-c", script, transport=transport, stdin=True) as client:
             client.write(b"some")
-            until(lambda: node.backend.processes)
-        until(lambda: node.sessions == 0)
-        until(lambda: os.path.exists(note))
+            block_until(lambda: node.backend.processes)
+        block_until(lambda: node.sessions == 0)
+        block_until(lambda: os.path.exists(note))
 
 
 def test_a_client_that_vanishes_makes_further_output_fail() -> None:
     with site() as node:
         with node.exec("yes") as client:
             client.until(lambda: len(client.stdout) > 10_000)
-        until(lambda: node.sessions == 0)
+        block_until(lambda: node.sessions == 0)
         assert node.backend.processes[0].wait(5) == -13  # SIGPIPE
 
 
@@ -138,17 +143,21 @@ def test_a_client_that_vanishes_while_it_is_not_listened_to_is_noticed(
     with site() as node:
         with node.exec("sleep", "600", stdin=True) as client:
             client.sock.setblocking(False)
-            client.machine.send_data(client._ids["stdin"], bytes(8_000_000))
+            client.machine.send_data(client.ids["stdin"], bytes(8_000_000))
             data = b"".join(client.machine.data_to_send())
-            deadline = time.monotonic() + 5
-            while data and time.monotonic() < deadline:
+
+            def is_stuck() -> bool:
+                """Its command runs, and the server takes no more of what it sends."""
+                nonlocal data
                 try:
-                    data = data[client.sock.send(data) :]
+                    while data:
+                        data = data[client.sock.send(data) :]
                 except BlockingIOError:
-                    if node.backend.processes:
-                        break
-                    time.sleep(0.01)
-        until(lambda: node.sessions == 0, 3)
+                    return bool(node.backend.processes)
+                raise AssertionError("the server takes all of it")
+
+            block_until(is_stuck)
+        block_until(lambda: node.sessions == 0)
 
 
 @BOTH
@@ -157,7 +166,7 @@ def test_a_client_that_does_not_read_makes_only_the_command_wait(transport: str)
         site() as node,
         node.exec("sh", "-c", "exec yes", transport=transport) as stalled,
     ):
-        until(lambda: node.server.sessions and node.server.sessions[0].unsent)
+        block_until(lambda: node.server.sessions and node.server.sessions[0].unsent)
         [session] = node.server.sessions
         assert session.unsent < 1 << 20
         with node.exec("true", transport=transport) as other:
@@ -170,9 +179,9 @@ def test_a_client_that_never_takes_the_rest_is_given_up(monkeypatch: pytest.Monk
     monkeypatch.setattr(remote_command, "STALL_S", 0.2)
     monkeypatch.setattr("cri_shim.streaming.session.STALL_S", 0.2)
     with site() as node, node.exec("sh", "-c", "exec yes"):
-        until(lambda: node.server.sessions and node.server.sessions[0].unsent)
+        block_until(lambda: node.server.sessions and node.server.sessions[0].unsent)
         node.backend.processes[0].kill()
-        until(lambda: node.sessions == 0, 5)
+        block_until(lambda: node.sessions == 0)
 
 
 def test_a_client_that_does_not_make_its_streams_is_told_which() -> None:
@@ -184,15 +193,18 @@ def test_a_client_that_does_not_make_its_streams_is_told_which() -> None:
     assert "did not open its streams within 0.2 s: stdin, stdout" in status["message"]
 
 
-def test_silence_for_too_long_ends_the_session_with_the_reason() -> None:
+def test_silence_for_too_long_ends_the_session_with_the_reason(clock: MovableClock) -> None:
     with (
-        site(limits=Limits(5, 0.3)) as node,
-        node.exec("sh", "-c", "sleep 0.2; echo a; cat", stdin=True) as client,
+        site(limits=Limits(5, IDLE_S)) as node,
+        node.exec("cat", stdin=True) as client,
     ):
-        started = time.monotonic()
+        for sent in (b"a", b"ab", b"abc"):
+            client.write(sent[-1:])
+            client.until(lambda sent=sent: client.stdout == sent)  # type: ignore[misc]
+            node.let_pass(clock, 0.9 * IDLE_S)
+        assert node.sessions == 1
+        node.let_pass(clock, 0.1 * IDLE_S)
         assert "no data was sent or received" in client.until_closed().status["message"]
-        assert client.stdout == b"a\n"
-        assert time.monotonic() - started > 0.4
 
 
 @BOTH
@@ -201,7 +213,7 @@ def test_a_server_that_stops_tells_its_clients(
 ) -> None:
     monkeypatch.setattr(connection, "LINGER_S", 0.1)
     with site() as node, node.exec("sleep", "600", transport=transport) as client:
-        until(lambda: node.backend.processes)
+        block_until(lambda: node.backend.processes)
         node.await_(node.server.stop(3))
         assert "shutting down" in client.until_closed().status["message"]
 
@@ -219,7 +231,8 @@ def test_a_terminal_has_its_size_and_gets_the_next_one(transport: str, protocol:
         client.write(b"stty size\n")
         client.until(lambda: b"40 120" in client.stdout)
         client.end_stdin()  # means nothing to a terminal
-        time.sleep(0.1)
+        client.resize(160, 50)
+        block_until(lambda: node.backend.resizes[-1] == (160, 50))
         assert node.backend.processes[0].poll() is None
         node.backend.processes[0].kill()
         assert client.until_closed().exit_code == 137
@@ -283,7 +296,7 @@ def test_garbage_behind_the_upgrade_costs_the_client_its_session_only() -> None:
             while chunk := sock.recv(65536):
                 data += chunk
         assert data  # a GOAWAY
-        until(lambda: node.sessions == 0)
+        block_until(lambda: node.sessions == 0)
         with node.exec("true") as client:
             assert client.until_closed().exit_code == 0
 
@@ -295,7 +308,7 @@ def test_many_sessions_leave_nothing_behind() -> None:
     with site() as node:
         with node.exec("true") as client:
             client.until_closed()
-        until(lambda: node.sessions == 0)
+        block_until(lambda: node.sessions == 0)
         before = descriptors()
         for number in range(30):
             with node.exec(
@@ -303,22 +316,22 @@ def test_many_sessions_leave_nothing_behind() -> None:
             ) as client:
                 if number % 3:
                     client.write(b"x")
-        until(lambda: node.sessions == 0)
+        block_until(lambda: node.sessions == 0)
         for process in node.backend.processes:
             process.wait(5)
-        until(lambda: descriptors() <= before)
+        block_until(lambda: descriptors() <= before)
 
 
 def test_a_half_open_socket_is_not_waited_for() -> None:
     with site() as node, node.exec("sleep", "600") as client:
-        until(lambda: node.backend.processes)
+        block_until(lambda: node.backend.processes)
         client.sock.shutdown(socket.SHUT_WR)
-        until(lambda: node.sessions == 0)
+        block_until(lambda: node.sessions == 0)
 
 
 def test_a_client_that_makes_no_room_for_output_is_still_heard_when_it_does() -> None:
     with site() as node, node.exec("cat", stdin=True) as client:
-        stdin, stdout = client._ids["stdin"], client._ids["stdout"]
+        stdin, stdout = client.ids["stdin"], client.ids["stdout"]
         client.write(bytes(INITIAL_WINDOW))
         client.until(lambda: len(client.stdout) == INITIAL_WINDOW)
         client.machine.consumed(stdout, INITIAL_WINDOW)  # now the server knows that it counts

@@ -15,6 +15,7 @@ import pytest
 from cri_shim.errors import ConfigError
 from cri_shim.streaming import newcomers, server
 from cri_shim.streaming.tls import ServerTls
+from tests.fakes.clock import block_until
 from tests.harness.streaming_client import (
     V4,
     PortForwardClient,
@@ -24,7 +25,7 @@ from tests.harness.streaming_client import (
     spdy_headers,
     websocket_headers,
 )
-from tests.unit.streaming.site import Site, site, until
+from tests.unit.streaming.site import Site, site
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,11 +87,11 @@ def test_a_client_that_says_nothing_is_told_that_its_time_is_over(
         with socket.create_connection(("127.0.0.1", node.port), timeout=5) as sock:
             sock.sendall(b"GET / HT")
             assert b"408" in sock.recv(1000)
-        until(lambda: not node.server.usage.newcomers)
+        block_until(lambda: not node.server.usage.newcomers)
 
 
 def wait_for_heads(node: Site, count: int) -> None:
-    until(lambda: node.server.usage.newcomers == count)
+    block_until(lambda: node.server.usage.newcomers == count)
 
 
 def test_the_oldest_silent_client_makes_room_once_it_had_its_time(
@@ -115,7 +116,7 @@ def test_the_oldest_silent_client_makes_room_once_it_had_its_time(
             assert client.until_closed().exit_code == 0
         for sock in silent:
             sock.close()
-        until(lambda: not node.server.usage.newcomers)
+        block_until(lambda: not node.server.usage.newcomers)
 
 
 def test_who_was_refused_is_counted_until_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +131,7 @@ def test_who_was_refused_is_counted_until_it_is_gone(monkeypatch: pytest.MonkeyP
             assert node.server.usage.newcomers <= 3
         for sock in refused:
             sock.close()
-        until(lambda: not node.server.usage.newcomers)
+        block_until(lambda: not node.server.usage.newcomers)
 
 
 def test_a_pod_has_its_share_of_sessions_and_the_others_theirs(
@@ -149,7 +150,7 @@ def test_a_pod_has_its_share_of_sessions_and_the_others_theirs(
             PortForwardClient(node.forward_url(sandbox="third"))
         assert len(node.backend.left) == 2, "what was refused is over"
         first.close()
-        until(lambda: node.server.usage.requests == 1)
+        block_until(lambda: node.server.usage.requests == 1)
         stack.enter_context(PortForwardClient(node.forward_url(sandbox="greedy")))
         stack.enter_context(PortForwardClient(node.forward_url(sandbox="third")))
 
@@ -172,12 +173,12 @@ def test_streams_of_port_forwards_are_counted_for_all_and_given_back(
             PortForwardClient(node.forward_url(sandbox="greedy")) as second,
         ):
             taken(first)
-            until(lambda: node.server.usage.streams == 4)
+            block_until(lambda: node.server.usage.streams == 4)
             taken(second)
             with PortForwardClient(node.forward_url(sandbox="modest")) as modest:
                 taken(modest)
-                until(lambda: node.server.usage.streams == 6)
-        until(lambda: node.server.usage.streams == 0)
+                block_until(lambda: node.server.usage.streams == 6)
+        block_until(lambda: node.server.usage.streams == 0)
 
 
 def test_a_proxys_part_of_the_path_may_stay() -> None:
@@ -289,7 +290,7 @@ def test_a_client_without_tls_costs_nothing_but_its_connection(certificates: Pat
             with contextlib.suppress(ConnectionResetError):
                 while sock.recv(100):
                     pass
-        until(lambda: not node.server.usage.newcomers)
+        block_until(lambda: not node.server.usage.newcomers)
 
 
 def test_a_renewed_certificate_is_used_from_the_next_connection_on(
@@ -333,7 +334,7 @@ def test_stopping_ends_also_those_that_have_said_nothing() -> None:
     with site() as node:
         port = node.port
         sock = socket.create_connection(("127.0.0.1", port), timeout=5)
-        until(lambda: node.server.usage.newcomers)
+        block_until(lambda: node.server.usage.newcomers)
         patience_s = 600  # longer than `await_` has
         node.await_(node.server.stop(patience_s))
         with sock:

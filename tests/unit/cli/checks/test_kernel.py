@@ -39,7 +39,7 @@ def test_a_call_that_the_kernel_lacks_is_named(monkeypatch: pytest.MonkeyPatch) 
     def missing() -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setitem(kernel._CALLS, "openat2", missing)
+    monkeypatch.setitem(kernel.CALLS, "openat2", missing)
     row = kernel.kernel_calls()
     assert (row.level, row.detail) == (Level.FAILED, "missing or forbidden: openat2")
 

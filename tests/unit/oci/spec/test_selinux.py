@@ -110,10 +110,10 @@ def test_levels_are_pairs_and_none_is_given_twice(monkeypatch: pytest.MonkeyPatc
     assert free_level((), 0) == "s0:c0,c1"
     assert free_level((), 1022) == "s0:c0,c1023"
     assert free_level((), 1023) == "s0:c1,c2"
-    assert free_level((), selinux._PAIRS - 1) == "s0:c1022,c1023"
-    assert free_level({"s0:c1022,c1023"}, selinux._PAIRS - 1) == "s0:c0,c1"
+    assert free_level((), selinux.PAIRS - 1) == "s0:c1022,c1023"
+    assert free_level({"s0:c1022,c1023"}, selinux.PAIRS - 1) == "s0:c0,c1"
     monkeypatch.setattr(selinux, "CATEGORIES", 4)
-    monkeypatch.setattr(selinux, "_PAIRS", 6)
+    monkeypatch.setattr(selinux, "PAIRS", 6)
     taken: set[str] = set()
     for _ in range(6):
         taken.add(free_level(taken, 4))

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ from cri_shim.sandbox.exec.sync import ExecResult, cut_to_fit
 from cri_shim.sandbox.store.model import ContainerStatus
 from cri_shim.slots import Share, Slots
 from tests.fakes import exec_runtime
-from tests.fakes.clock import turn_over, until
+from tests.fakes.clock import block_until, turn_over, until
 from tests.unit.sandbox.exec_node import MAX_ANSWER, MAX_OUTPUT, Node, exec_node, is_alive, pid_in
 
 if TYPE_CHECKING:
@@ -346,10 +345,9 @@ async def test_a_caller_that_goes_away_while_its_command_is_handed_over_takes_it
     call = asyncio.ensure_future(node.sh(f"echo $$ > {pid_file}; exec sleep 600"))
     await until(lambda: list(node.exec_dir.iterdir()))
     # The loop sees nothing while the runtime starts the command and leaves, and then everything at once.
-    deadline = time.monotonic() + 5
-    while not (pid_file.exists() and pid_file.read_text().strip() and node.runtimes() == []):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)  # noqa: ASYNC251 - holding the loop up is the point
+    block_until(
+        lambda: pid_file.exists() and pid_file.read_text().strip() and node.runtimes() == []
+    )
     pid = int(pid_file.read_text())
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

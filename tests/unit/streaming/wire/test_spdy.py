@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import given, settings
@@ -590,7 +590,12 @@ def test_what_was_not_looked_at_is_lost_with_the_session() -> None:
     assert server.receive_data(b"") == []
 
 
-def bomb(stream_id: int, deflate: zlib._Compress, inflated: int) -> bytes:
+class Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self, mode: int = ..., /) -> bytes: ...
+
+
+def bomb(stream_id: int, deflate: Compressor, inflated: int) -> bytes:
     texts = b"a", b"\xff" * (inflated - 13)
     block = frames.WORD.pack(1) + b"".join(frames.WORD.pack(len(t)) + t for t in texts)
     payload = frames.WORDS.pack(stream_id, 0) + b"\0\0" + deflate.compress(block)

@@ -18,6 +18,7 @@ from cri_shim.streaming.wire.spdy_events import (
 from cri_shim.streaming.wire.tunnel import TunnelledSpdyConnection
 from cri_shim.streaming.wire.turn import COST_PER_TURN
 from cri_shim.streaming.wire.websocket import CloseCode, WebSocketClosed, WebSocketConnection
+from cri_shim.streaming.wire.websocket import PongReceived as WebSocketPong
 from tests.unit.streaming.wire import recorded
 from tests.unit.streaming.wire.roleplay import RandomKeys, deliver, in_pieces, sent
 
@@ -75,9 +76,10 @@ def test_pings_of_both_protocols_are_answered() -> None:
     assert server.receive_data(sent(websocket)) == []
     assert deliver(client, server) == []
     assert deliver(server, client) == [PongReceived(1)]
-    server._websocket.ping()
-    deliver(server, client)
-    assert deliver(client, server) == []
+    unmasked = WebSocketConnection()
+    unmasked.ping(b"?")
+    assert client.receive_data(sent(unmasked)) == []
+    assert unmasked.receive_data(sent(client)) == [WebSocketPong(b"?")]
 
 
 def test_text_is_no_spdy() -> None:
