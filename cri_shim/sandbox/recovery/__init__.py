@@ -1,1 +1,1 @@
-"""What a former daemon left: taken over, undone, or wiped."""
+"""Recovery of the objects that a former daemon left, and the wipe of a root."""

@@ -1,10 +1,9 @@
-"""Orphans, what is left of objects without a readable record: found by this root's own state, and taken away by the ID
-alone.
+"""Finds and removes orphans: remains of objects without a readable record, of which only the ID is known.
 
 Rules:
-- An ID counts as ours where one of our directories, or a monitor of our state directory, names it. What only looks like
-  ours (a network namespace `cri-…`, a cgroup, an entry of the CNI result cache) may be another root's.
-- Whether it was a sandbox or a container is not known: both are looked for.
+- An ID belongs to this root only if one of its directories, or a monitor of its state directory, names it. A network
+  namespace `cri-…`, a cgroup or an entry of the CNI result cache does not prove it: these may be another root's.
+- The ID does not show whether the object was a sandbox or a container, so both are removed.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Orphans:
-    """Finds and removes it. Each step may be repeated."""
+    """Finds and removes orphans. Each step may be repeated."""
 
     def __init__(
         self,
@@ -48,7 +47,7 @@ class Orphans:
         self._runtimes = runtimes
 
     async def ids(self) -> list[str]:
-        """Every ID that this root knows of, whether it has a record or not."""
+        """All IDs that this root's state names, with or without a record."""
         paths = self._paths
         found = set(await in_time("looking for monitors", self._monitors.find_monitors))
         for directory in (
@@ -62,15 +61,15 @@ class Orphans:
         return sorted(object_id for object_id in found if is_id(object_id))
 
     async def tear_down(self, object_id: str, paths: ObjectPaths) -> None:
-        """Processes, runtime state, cgroups, network attachments and namespace of an ID.
+        """Remove processes, runtime state, cgroups, network attachments and network namespace of an ID.
 
-        Raises DeadlineError for what can't be killed, CriShimError.
+        Raises DeadlineError for processes that do not end, CriShimError.
         """
         await self._teardown.process_without_record(object_id, self._handlers(), paths)
         await self._network.tear_down_by_id(object_id)
 
     async def remove(self, object_id: str) -> None:
-        """All of that, mounts and every file. Raises as `tear_down`, OSError."""
+        """`tear_down`, then remove mounts and all files. Raises what `tear_down` raises, OSError."""
         both = (self._paths.sandbox(object_id), self._paths.container(object_id))
         for paths in both:
             await self.tear_down(object_id, paths)
@@ -82,7 +81,7 @@ class Orphans:
                 await uninterrupted(self._host.remove_tree, self._paths.damaged_dir / name)
 
     def _handlers(self) -> list[str]:
-        """Those that are configured, and those that were."""
+        """The configured handlers, and former ones that have a state directory."""
         configured = (runtime.settings.name for runtime in self._runtimes())
         return sorted({*configured, *_names(self._paths.runtime_root(""))})
 

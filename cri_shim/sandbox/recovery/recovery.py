@@ -1,12 +1,13 @@
-"""After a start: what the former daemon left, object by object.
+"""Recovers the objects that the former daemon left, after a start.
 
 Rules:
-- What was acknowledged is there again; what was not is undone, by the same steps as everywhere (`teardown`).
-- First every object is taken over by what memory, files and /proc say, which can't hang: whoever lists then sees all of
-  them. What may hang (an undoing, a runtime's answer, a monitor that is about to report) is `unfinished` work, which
-  the server's readiness waits for a moment and no longer.
-- What became of each is logged and counted; the log's last line has the sums.
-- Nothing here trusts a bare pid, nor the clock: processes count only with the start time that was recorded.
+- Objects whose creation was acknowledged are kept. Unfinished creations are undone, by the same steps as in a running
+  daemon (`teardown`).
+- First every object is read from files and /proc, which cannot hang, so that lists are complete. Work that may hang (an
+  undo, a call of the runtime, waiting for a monitor's report) is `unfinished` work, for which the server's readiness
+  waits only briefly.
+- The outcome of each object is logged and counted. A last log line has the totals.
+- A process counts only if its start time is the recorded one, since pids are reused.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 REBOOTED_AT_ONCE = 2
-"""Pods of before a reboot whose networks are given back side by side: the new ones need the machine more."""
+"""Pods from before a reboot that are stopped in parallel. The value is low, since new pods start at the same time."""
 EXIT_FILE_S = 2.0
-"""How long recovery waits for a monitor that is about to report; a slower one reports to the exit watch."""
-UNFINISHED = "the daemon ended while it was made"
+"""How long recovery waits for a monitor's exit file. A later one is handled by the exit watch."""
+UNFINISHED = "the daemon ended during the creation"
 UNKNOWN_EXIT_CODE = 255
-"""What CRI clients are told of a container whose end nobody saw."""
+"""The exit code that CRI clients see if the real one is lost."""
 
 
 class Recovery:
-    """Takes over, undoes or sets aside every object on disk."""
+    """Recovers every object on disk: keeps it, undoes its creation, or sets it aside."""
 
     def __init__(
         self,
@@ -103,9 +104,9 @@ class Recovery:
         self._rebooted: list[str] = []
 
     async def run(self) -> None:
-        """Bring memory, files and kernel together; afterwards the server may become ready.
+        """Load and recover all objects. Work that takes long continues in the background.
 
-        Every object is in memory then. What takes longer goes on in the background.
+        When it returns, every object is in memory, and the server may become ready.
         """
         started = time.monotonic()
         damaged = {*self._load(self._sandboxes), *self._load(self._containers)}
@@ -131,7 +132,7 @@ class Recovery:
         )
 
     def _load(self, store: Store[Sandbox] | Store[Container]) -> list[str]:
-        """Take in what can be read; the IDs of what can't, which is set aside."""
+        """Load the records. Objects with damaged records are set aside, and their IDs returned."""
         found: list[Sandbox | Container] = []
         damaged = []
         paths_of = self._paths.sandbox if store is self._sandboxes else self._paths.container
@@ -148,7 +149,7 @@ class Recovery:
         return damaged
 
     async def _guard(self, kind: str, object_id: str, work: Coroutine[object, object, str]) -> None:
-        """Take one object over. What has still to be done for it counts when that is done."""
+        """Recover one object. An empty outcome means that unfinished work will count the object."""
         try:
             with self._operations.begin("recovery", object_id):
                 outcome = await work
@@ -184,26 +185,30 @@ class Recovery:
         return "running"
 
     async def _undo_sandbox(self, sandbox: Sandbox) -> str:
-        """A creation that nobody was told of."""
+        """Undo a creation whose caller never got an answer."""
         try:
             await self._pods.undo(sandbox)
         except Exception:
             if self._sandboxes.get(sandbox.id) is not None:
                 self._pods.give_up_creating(
-                    sandbox, f"{UNFINISHED}, and the undoing failed; see the daemon's log"
+                    sandbox, f"{UNFINISHED}, and its undo failed; see the daemon's log"
                 )
             raise
         return "undone"
 
     async def _leave_networks(self) -> None:
-        """Stop what the reboot has ended: its addresses are needed, and a CNI DEL gives them back."""
+        """Stop the sandboxes that the reboot ended: only CNI DEL releases their addresses."""
 
         async def stop(sandbox_id: str) -> None:
             try:
                 await self._pods.stop_pod_sandbox(sandbox_id)
             except (CriShimError, OSError) as error:
-                # The kubelet stops it as well, and is told.
-                log.warning("not yet stopped", sandbox_id=sandbox_id, error=str(error))
+                # The kubelet will call StopPodSandbox as well, and gets the error then.
+                log.warning(
+                    "cannot stop a sandbox of before the reboot",
+                    sandbox_id=sandbox_id,
+                    error=str(error),
+                )
 
         await for_each(self._rebooted, stop, at_once=REBOOTED_AT_ONCE)
 
@@ -221,7 +226,7 @@ class Recovery:
             )
             return ""
         if self._sandboxes.get(container.sandbox_id) is None:
-            log.warning("removing a container without its sandbox", container_id=container.id)
+            log.warning("removing a container without a sandbox", container_id=container.id)
             self._unfinished.add(
                 "container", container.id, lambda: self._undo_container(container, "orphaned")
             )
@@ -231,7 +236,7 @@ class Recovery:
             self._exit_handling.tear_down_exited(container)
             return "kept"
         if status.start_fault:
-            return "kept"  # it has no process to look for
+            return "kept"  # it never had a process
         if container.record.boot_id != self._boot_id:
             exit_ = self._exits.read(container.id)
             await self._exit_handling.note_exit(
@@ -247,7 +252,7 @@ class Recovery:
             or not running(self._host, status.process)
         ):
             return await self._take_ended(container)
-        # Watched before anything that may fail: an end that nobody notices can't be made good later.
+        # Watch first, before anything that may fail: an exit that is missed is never reported later.
         self._exits.watch(container.id, status.process, status.monitor)
         execs = LeftoverExecs.of(
             self._host,
@@ -268,7 +273,7 @@ class Recovery:
             await self._container_service.undo(container)
         except Exception:
             if unfinished and self._containers.get(container.id) is not None:
-                self._creation.give_up(container, f"{UNFINISHED}, and the undoing failed")
+                self._creation.give_up(container, f"{UNFINISHED}, and its undo failed")
             raise
         return outcome
 
@@ -278,28 +283,28 @@ class Recovery:
         if exit_ is not None:
             await self._exit_handling.note_exit(container, exit_, log_first=False)
         elif status.process and status.monitor and running(self._host, status.monitor):
-            # It may be about to report; a slow monitor is no dead one.
+            # The monitor runs, so it will write the exit file.
             self._exits.watch(container.id, status.process, status.monitor)
             self._unfinished.add("container", container.id, lambda: self._await_exit(container))
             return ""
         else:
-            # On its own: it has to be killed first, which may take longer than this object's time.
+            # In the background: the remaining processes are killed first, which may take long.
             self._exit_handling.on_exit(container, Exit(None, 0))
         return "ended"
 
     async def _await_exit(self, container: Container) -> str:
-        """Whoever looks right after the start should see the end, not what was before it."""
+        """Wait briefly for the exit file, so that clients see the exit right after the start."""
         try:
             async with asyncio.timeout(EXIT_FILE_S):
                 await container.ended.wait()
         except TimeoutError:
-            pass  # the exit watch goes on
+            pass  # the exit watch reports it later
         return "ended"
 
     async def _finish_running(self, container: Container, execs: LeftoverExecs) -> str:
         await execs.end()
         if container.state is ContainerState.CREATED:
-            # Tried again for as long as it may have been started: it must not be started a second time elsewhere.
+            # Retry until the runtime answers: a container that was started must not be shown as created.
             await until_done(
                 f"asking the runtime about container {container.id}",
                 lambda: self._note_unsaved_start(container),
@@ -307,16 +312,16 @@ class Recovery:
         return "running"
 
     async def _note_unsaved_start(self, container: Container) -> None:
-        """A start that took effect but was not written down before the daemon ended."""
+        """Record a start that took effect, if the daemon ended before it recorded it."""
         if container.state is not ContainerState.CREATED:
             return
         runtime = self._runtimes().get(container.record.handler)
         state = await runtime.state(container.id)
         runs = state is not None and state.status == "running"
-        if runs and container.state is ContainerState.CREATED:  # it may have ended meanwhile
+        if runs and container.state is ContainerState.CREATED:  # it may have exited meanwhile
             self._containers.update(container, container.status.started(time.time_ns()))
 
-    # --- what has no readable record -----------------------------------------------------------------------------
+    # --- orphans and damaged objects ------------------------------------------------------------------------------
 
     def _without_record(self) -> Iterator[ObjectPaths]:
         for directory, paths_of in (
@@ -329,18 +334,18 @@ class Recovery:
 
     async def _remove_orphan(self, paths: ObjectPaths) -> str:
         object_id = paths.state_dir.name
-        log.warning("removing what is left of an object without a record", id=object_id)
+        log.warning("removing the remains of an object without a record", id=object_id)
         await self._orphans.tear_down(object_id, paths)
         await self._teardown.state_files(paths)
         return "removed"
 
     async def _set_aside(self, paths: ObjectPaths) -> str:
-        """Take away what the ID alone names; the damaged files stay for whoever wants to look."""
+        """Remove all but the files of the root directory, which are moved to `damaged` for inspection."""
         object_id = paths.root_dir.name
         await self._orphans.tear_down(object_id, paths)
         await self._teardown.state_files(paths)
         if not paths.record_file.exists():
-            # Removal deletes the record first: this one was being removed.
+            # A removal deletes the record first, so this object was being removed.
             await self._teardown.root_files(paths)
             return "removed"
         damaged = self._paths.damaged_dir
@@ -350,7 +355,7 @@ class Recovery:
 
 
 def _show_unfinished(sandbox: Sandbox, why: str) -> None:
-    # In memory alone: its files say that it is being made, and the next daemon would undo it as well.
+    # In memory only: on disk it is still being created, so that the next daemon undoes it, too.
     sandbox.status = sandbox.status.stopped(time.time_ns(), f"{UNFINISHED}: {why}")
 
 

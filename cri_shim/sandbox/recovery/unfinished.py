@@ -1,11 +1,11 @@
-"""What recovery has still to do for single objects, and how long the server's readiness waits for it.
+"""Runs recovery work that may hang, and bounds how long the server's readiness waits for it.
 
 Rules:
-- Several objects at a time, each in a task of its own. One that stands at the same step for longer than the patience
-  gives its turn to the next and goes on: it holds up neither the others nor the server. What tells a thing that hangs
-  from a busy node is that its steps don't end.
-- Nothing is cut off: every step has a deadline of its own where it could hang for ever.
-- What becomes of each object is logged and counted once.
+- Several objects are worked on in parallel, each in its own task. A task that stays at one step longer than
+  `PATIENCE_S` returns its slot and continues, so it blocks neither other objects nor the server. Progress of steps is
+  what distinguishes a hanging object from a busy node.
+- No task is cancelled. Every step that could hang for ever has its own deadline.
+- The outcome of each object is logged and counted once.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 AT_ONCE = 8
-"""Objects worked on side by side: what most wait for is a runtime's answer."""
+"""Objects in parallel. Most of their time is spent waiting for a runtime."""
 PATIENCE_S = 2.0
-"""For one step of one object. All that undoing a pod takes is a tenth of it."""
+"""Limit for one step of one object. The whole undo of a pod usually takes a tenth of it."""
 ALL_PATIENCE_S = 10.0
-"""For all of them together, should many hang."""
+"""Limit for all objects together, if many hang."""
 
 
 class Unfinished:
-    """Work on objects; on the loop's thread only."""
+    """Recovery work on objects. On the loop's thread only."""
 
     def __init__(self, background: Background, operations: Operations) -> None:
         self._background = background
@@ -42,7 +42,7 @@ class Unfinished:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._passed_on: set[str] = set()
-        """Those that go on without a turn."""
+        """Objects whose task continues without a slot."""
         self._waited_for: set[str] = set()
         self._overdue: dict[str, Callable[[str], None]] = {}
         self._settled = asyncio.Event()
@@ -57,9 +57,9 @@ class Unfinished:
         *,
         overdue: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Begin `work`, which returns the outcome, when its turn comes.
+        """Start `work`, which returns the outcome, as soon as a slot is free.
 
-        `overdue` is called once, with what is being done, if the object is not waited for any more.
+        `overdue` is called once, with the current step, if the server stops waiting for the object.
         """
         self._waited_for.add(object_id)
         self._overdue[object_id] = overdue
@@ -67,7 +67,7 @@ class Unfinished:
         self._background.start(f"recovery of {object_id}", self._take(kind, object_id, work))
 
     async def settled(self) -> int:
-        """Return once nothing is waited for any more; how many objects are still worked on."""
+        """Wait until each object is done or given up. Returns the number of objects that are not done."""
         try:
             async with asyncio.timeout(ALL_PATIENCE_S):
                 await self._settled.wait()
@@ -114,7 +114,11 @@ class Unfinished:
         if object_id not in self._waited_for:
             return
         doing = self._operations.doing(object_id) or "waiting for others"
-        log.warning("still being recovered; the server does not wait", id=object_id, doing=doing)
+        log.warning(
+            "recovery of an object takes long; it continues in the background",
+            id=object_id,
+            doing=doing,
+        )
         self._overdue[object_id](f"still being recovered: {doing}")
         self._wait_no_more(object_id)
 
@@ -124,12 +128,12 @@ class Unfinished:
             self._settled.set()
 
     def failed(self, kind: str, object_id: str, error: Exception) -> None:
-        """An object that could not be recovered."""
-        log.error("not recovered", kind=kind, id=object_id, error=str(error) or repr(error))
+        """Log and count an object that could not be recovered."""
+        log.error("cannot recover object", kind=kind, id=object_id, error=str(error) or repr(error))
         self._count(kind, "failed")
 
     def count(self, kind: str, object_id: str, outcome: str) -> None:
-        """What became of an object."""
+        """Log and count the outcome of an object."""
         level = log.debug if outcome in ("running", "kept") else log.info
         level("recovered object", kind=kind, id=object_id, outcome=outcome)
         self._count(kind, outcome)

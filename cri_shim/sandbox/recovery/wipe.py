@@ -1,11 +1,11 @@
-"""Taking away everything that a root owns: for a drained node, an uninstall, or what a crash has left.
+"""Wipe: removes everything that a root owns, from a drained node, before an uninstall, or after a crash.
 
 Rules:
-- Nothing here undoes anything itself: pods and containers go the way that RemovePodSandbox takes, what has no readable
-  record goes by its ID (`orphans`).
-- One thing that can't be taken away never stops the rest; it is in the report, and the next wipe tries it again.
-- Only what this root's own state names is touched: CNI's cache, networks and cgroup hierarchies are shared with others.
-- The caller sees to it that nothing new is asked for meanwhile.
+- Pods and containers are removed as RemovePodSandbox does it, objects without a readable record by `orphans`.
+- A failure does not stop the rest. It is reported, and the next wipe tries the object again.
+- Only objects that this root's state names are removed, since other runtimes share the CNI cache, the networks and the
+  cgroup hierarchies.
+- The caller ensures that no new requests arrive meanwhile.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 AT_ONCE = 8
 CREATIONS_GRACE_S = 5.0
-"""For pods and containers that are being made: then they are undone, else removed like the others."""
+"""Time for the undo of creations in progress. Objects that remain after it are removed like the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """One thing that could not be taken away."""
+    """An object that could not be removed."""
 
     what: str
     why: str
@@ -53,7 +53,7 @@ class Left:
 
 @dataclass(slots=True)
 class Wiped:
-    """What went, and what did not."""
+    """The numbers of removed objects, and the objects that are left."""
 
     sandboxes: int = 0
     containers: int = 0
@@ -64,7 +64,7 @@ class Wiped:
 
 
 class Wipe:
-    """Everything of one root, taken away."""
+    """Removes everything of one root."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Wipe:
         images: ImageStore,
         puller: Puller,
     ) -> None:
-        """`own_cgroup` is the parent of pods that name none; "" if it is not ours to remove."""
+        """`own_cgroup` is the parent cgroup of pods that name none, or "" if it must not be removed."""
         self._sandboxes = sandboxes
         self._containers = containers
         self._pods = pods
@@ -99,19 +99,19 @@ class Wipe:
         self._puller = puller
 
     async def run(self, *, images: bool, tell: Tell) -> Wiped:
-        """Take it away, with `images` those as well; what went and what did not. May be repeated, and cut off.
+        """Remove all pods and containers, and with `images` all images. May be cancelled and repeated.
 
-        `tell` hears each step in a few words, how much of it is done, and of how much (0: nothing to count).
+        `tell` is called with the name of the step, the number of objects done, and their total (0 if not counted).
         """
         wiped = Wiped()
         log.warning("wiping", sandboxes=len(self._sandboxes), containers=len(self._containers))
-        # 1. Nothing is being made any more.
-        tell("ending what is being made", 0, 0)
+        # 1. Undo creations in progress.
+        tell("undoing creations in progress", 0, 0)
         await asyncio.gather(
             self._pods.end_creations(CREATIONS_GRACE_S),
             self._container_service.end_creations(CREATIONS_GRACE_S),
         )
-        # 2. Pods with their containers, and containers whose pod is gone.
+        # 2. Remove pods with their containers, then containers without a pod.
         sandboxes, containers = len(self._sandboxes), len(self._containers)
         pods = [
             (_pod_text(sandbox), partial(self._pods.remove_pod_sandbox, sandbox.id))
@@ -126,14 +126,14 @@ class Wipe:
         await self._each("removing containers without a pod", orphans, wiped, tell)
         wiped.sandboxes = sandboxes - len(self._sandboxes)
         wiped.containers = containers - len(self._containers)
-        # 3. What has no readable record. What has one and is still here stands in the report.
+        # 3. Remove orphans. Objects that step 2 could not remove are in the report already.
         known = {item.id for store in (self._sandboxes, self._containers) for item in store}
         lost = [object_id for object_id in await self._orphans.ids() if object_id not in known]
-        work = [(f"what is left of {each}", partial(self._orphans.remove, each)) for each in lost]
+        work = [(f"leftovers of {each}", partial(self._orphans.remove, each)) for each in lost]
         wiped.leftovers = await self._each("removing leftovers", work, wiped, tell)
-        # 4. The pending deletes.
+        # 4. Retry the pending deletes.
         await self._wipe_attachments(known, wiped, tell)
-        # 5. Our cgroup, unless others use it as well.
+        # 5. Remove the parent cgroup, unless another program uses it as well.
         if self._own_cgroup and not known:
             self._cgroups.remove_if_empty(self._own_cgroup)
         if images:
@@ -148,10 +148,10 @@ class Wipe:
         return wiped
 
     async def _wipe_attachments(self, known: Collection[str], wiped: Wiped, tell: Tell) -> None:
-        """`known` are the IDs with a record. A namespace is of no use to plugins once even this try has failed."""
+        """Retry the pending deletes. `known` are the IDs that still have a record."""
         deletes = list(self._pending_deletes)
         if deletes:
-            tell(f"giving back network attachments ({len(deletes)})", 0, 0)
+            tell(f"deleting network attachments ({len(deletes)})", 0, 0)
             await self._reconciler.retry_all()
         for pending in self._pending_deletes:
             pod = f" ({pending.pod})" if pending.pod else ""
@@ -161,6 +161,7 @@ class Wipe:
                 )
             )
             if pending.container_id not in known:
+                # This was the last try in which plugins could use the namespace.
                 await self._network.unpin_namespace(pending.container_id)
         wiped.attachments = len(deletes) - len(self._pending_deletes)
 
@@ -172,7 +173,7 @@ class Wipe:
         ]
         wiped.images = await self._each("removing images", work, wiped, tell)
         rest = [("layers and blobs", partial(self._images.collect, untagged=True))]
-        await self._each("removing what images left", rest, wiped, tell)
+        await self._each("removing unused layers and blobs", rest, wiped, tell)
 
     async def _each(
         self,
@@ -181,7 +182,7 @@ class Wipe:
         wiped: Wiped,
         tell: Tell,
     ) -> int:
-        """Do it all, some at once; how much of it succeeded. What did not is in `wiped.left`."""
+        """Do the work, `AT_ONCE` items in parallel. Returns the number of successes; failures go to `wiped.left`."""
         done = 0
 
         async def do(item: tuple[str, Callable[[], Awaitable[object]]]) -> None:
@@ -190,7 +191,7 @@ class Wipe:
             try:
                 await each()
             except (CriShimError, OSError) as error:
-                log.error("not wiped", what=what, error=str(error))
+                log.error("cannot wipe", what=what, error=str(error))
                 wiped.left.append(Left(what, str(error) or repr(error)))
             else:
                 done += 1

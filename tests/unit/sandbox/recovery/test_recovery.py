@@ -529,7 +529,7 @@ async def test_a_sandbox_whose_undoing_fails_is_listed_and_removed_later(
         await again.recovery.run()
     [sandbox] = again.pods.list_pod_sandbox()
     assert sandbox.state is SandboxState.NOT_READY
-    assert "undoing failed" in sandbox.status.reason
+    assert "undo failed" in sandbox.status.reason
     assert (str(error) or repr(error)) in [line.get("error") for line in logs]
     again.points.heal()
     await again.pods.remove_pod_sandbox(sandbox.id)
@@ -558,7 +558,7 @@ async def test_a_container_whose_undoing_fails_is_listed_and_removed_later(
     [container] = again.containers.list_containers()
     assert (container.state, container.ended.is_set()) == (ContainerState.EXITED, True)
     assert container.status.reason == "CreateContainerError"
-    assert "undoing failed" in container.status.message
+    assert "undo failed" in container.status.message
     again.points.heal()
     if whole_pod:
         await again.pods.remove_pod_sandbox(sandbox.id)

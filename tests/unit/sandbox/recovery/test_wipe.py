@@ -40,7 +40,7 @@ async def test_pods_and_containers_go_and_the_daemon_serve_on(harness: NodeHarne
     result = await harness.wipe.run(images=False, tell=lambda *step: said.append(step))
     assert (result.sandboxes, result.containers, result.leftovers, result.left) == (3, 3, 0, [])
     assert harness.leftovers() == {}
-    assert said[0] == ("ending what is being made", 0, 0)
+    assert said[0] == ("undoing creations in progress", 0, 0)
     assert said[-1] == ("removing pods", 3, 3)
     await populate(harness, 1)
     assert (await wiped(harness)).sandboxes == 1
