@@ -115,7 +115,9 @@ def checked_pods(daemon: Daemon) -> tuple[list[str], list[str]]:
     wait_until(lambda: done in "".join(daemon.log().splitlines()[before:]), done)
     lines = [json.loads(line) for line in daemon.log().splitlines()[before:] if "{" in line]
     asked = [line["plugin"] for line in lines if line.get("verb") == "CHECK"]
-    warned = [line["sandbox_id"] for line in lines if "is not as it was made" in line["event"]]
+    warned = [
+        line["sandbox_id"] for line in lines if "CHECK of a running pod failed" in line["event"]
+    ]
     return asked, warned
 
 

@@ -127,6 +127,6 @@ def test_a_home_that_is_refused_and_ten_thousand_ports_hold_nobody_up(
         assert "envs: HOME" in (caught.value.details() or "")
         assert "control characters" in (caught.value.details() or "")
     greedy = client.pod_config(host_ports=dict.fromkeys(range(20000, 30000), 80))
-    with pytest.raises(grpc.RpcError, match="10000 host ports: at most 1024"):
+    with pytest.raises(grpc.RpcError, match="10000 host ports: the limit of a pod is 1024"):
         client.run_pod(greedy)
     assert long_stalls(daemon) == before

@@ -1,1 +1,1 @@
-"""A pod's network: joined, left, and what CNI plugins have not yet taken away."""
+"""A pod's networks: namespace, CNI attachments, host ports, and pending deletes."""

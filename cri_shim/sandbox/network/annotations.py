@@ -1,10 +1,10 @@
-"""What a pod's annotations say about its networks: which it joins besides or instead of the default, CNI_ARGS. Pure.
+"""Parses a pod's network annotations: networks besides or instead of the default one, and CNI_ARGS. Pure.
 
 Rules:
-- Annotations are written by whoever may create pods: bounded, parsed strictly, and a mistake is an
-  InvalidArgumentError that names the annotation. Nothing is guessed: a pod on the wrong network is no half success.
-- A network is named, never described: which networks there are is the node's business.
-- Nothing said here takes the place of what the daemon tells plugins about the pod (`K8S_POD_*`, `IgnoreUnknown`).
+- Everyone who may create pods writes annotations. They are bounded and parsed strictly. A mistake is an
+  InvalidArgumentError that names the annotation, since a pod on the wrong network is worse than no pod.
+- An annotation names a network of the node's configuration. It cannot define one.
+- An annotation cannot override the daemon's own CNI_ARGS (`K8S_POD_*`, `IgnoreUnknown`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CNI_ARGS_PREFIX: Final = "extension.network.kubernetes.io/cniargs/"
 MAX_NETWORKS: Final = 16
 MAX_CNI_ARGS: Final = 32
 MAX_CNI_ARG: Final = 1024
-"""Characters of one `KEY=VALUE`; all of them go into one environment variable, and the kernel bounds that."""
+"""Characters of one `KEY=VALUE`. All pairs share one environment variable, whose size the kernel limits."""
 _MAX_TEXT: Final = 16 << 10
 
-# Stricter than the kernel, which would expand a `%d`.
+# Stricter than the kernel, which also expands `%d`.
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 _KERNELS = frozenset({"lo", "all", "default"})
 _KEY = re.compile(r"[A-Za-z0-9_.-]+")
@@ -45,11 +45,11 @@ class _Named(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def joins_default_network(annotations: Mapping[str, str]) -> bool:
-    """Whether the pod is on the node's default network, as it is unless it says otherwise."""
+    """Whether the pod joins the node's default network. It does unless an annotation disables it."""
     text = annotations.get(DISABLE_DEFAULT, "false")
     if text not in ("true", "false"):
         raise InvalidArgumentError(
-            f"annotation {DISABLE_DEFAULT}: {quoted(text, 40)}: true or false"
+            f"annotation {DISABLE_DEFAULT}: {quoted(text, 40)}: must be true or false"
         )
     return text == "false"
 
@@ -57,10 +57,10 @@ def joins_default_network(annotations: Mapping[str, str]) -> bool:
 def additional_networks(
     annotations: Mapping[str, str], *, taken: str = ""
 ) -> tuple[NetworkAttachment, ...]:
-    """The networks that the pod names, in its order, with an interface for each.
+    """The networks that the pod names, in that order, with an interface for each.
 
-    One without an interface of its own gets `net` and its place, counted from 1. `taken` is the default network's
-    interface, if the pod has that one.
+    An entry without an interface gets `net1`, `net2` and so on, by its position. `taken` is the interface of the
+    default network, or "" if the pod does not join it.
     """
     text = annotations.get(NETWORKS)
     if text is None:
@@ -70,15 +70,15 @@ def additional_networks(
     for place, named in enumerate(_parsed(text), start=1):
         attachment = NetworkAttachment(named.name, named.interface or f"net{place}")
         if not is_network_name(attachment.network):
-            raise _bad(f"name {quoted(named.name, 140)}: not the name of a network")
+            raise _bad(f"name {quoted(named.name, 140)} is not a valid network name")
         if _INTERFACE.fullmatch(attachment.ifname) is None or attachment.ifname in _KERNELS:
             raise _bad(
-                f"interface {quoted(named.interface, 40)}: up to 15 letters, digits, _ . -, a letter or digit first, "
-                "and none of the kernel's own names"
+                f"interface {quoted(named.interface, 40)}: must be up to 15 letters, digits, '_', '.' and '-', start "
+                "with a letter or digit, and not be lo, all or default"
             )
         if attachment.ifname in interfaces:
             raise _bad(
-                f"interface {quoted(attachment.ifname)} of network {quoted(named.name)}: it is taken"
+                f"interface {quoted(attachment.ifname)} of network {quoted(named.name)}: another network has it"
             )
         interfaces.add(attachment.ifname)
         attachments.append(attachment)
@@ -91,10 +91,10 @@ def _parsed(text: str) -> list[_Named]:
     try:
         said = msgspec.json.decode(text, type=_Named | list[_Named])
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise _bad(f'not {{"name": …, "interface": …}} or a list of such: {error}') from error
+        raise _bad(f'must be {{"name": …, "interface": …}} or a list of these: {error}') from error
     named = said if isinstance(said, list) else [said]
     if len(named) > MAX_NETWORKS:
-        raise _bad(f"{len(named)} networks; at most {MAX_NETWORKS}")
+        raise _bad(f"{len(named)} networks: the limit is {MAX_NETWORKS}")
     return named
 
 
@@ -103,12 +103,12 @@ def _bad(what: str) -> InvalidArgumentError:
 
 
 def cni_args(annotations: Mapping[str, str]) -> dict[str, str]:
-    """The arguments that the pod's annotations add to CNI_ARGS, in the order of the annotations' names."""
+    """The CNI_ARGS in the pod's annotations, sorted by the annotation's name. Raises InvalidArgumentError."""
     found: dict[str, str] = {}
     names = sorted(name for name in annotations if name.startswith(CNI_ARGS_PREFIX))
     if len(names) > MAX_CNI_ARGS:
         raise InvalidArgumentError(
-            f"annotations {CNI_ARGS_PREFIX}…: {len(names)} of them; at most {MAX_CNI_ARGS}"
+            f"annotations {CNI_ARGS_PREFIX}…: {len(names)} annotations: the limit is {MAX_CNI_ARGS}"
         )
     for name in names:
         key, separator, value = annotations[name].partition("=")
@@ -116,13 +116,13 @@ def cni_args(annotations: Mapping[str, str]) -> dict[str, str]:
         if len(annotations[name]) > MAX_CNI_ARG:
             problem = f"longer than {MAX_CNI_ARG} characters"
         elif not separator or _KEY.fullmatch(key) is None:
-            problem = "not KEY=VALUE, with letters, digits, _ . - in the key"
+            problem = "must be KEY=VALUE, with letters, digits, '_', '.' and '-' in KEY"
         elif not value.isprintable() or ";" in value or "=" in value:
-            problem = f"the value of {key} holds ';', '=' or what is not printable"
+            problem = f"the value of {key} contains ';', '=' or a character that is not printable"
         elif _OURS.fullmatch(key):
-            problem = f"{key} is what plugins are told by the daemon"
+            problem = f"{key} is reserved: the daemon sets it"
         elif key in found:
-            problem = f"{key} is given by another annotation"
+            problem = f"{key} is set by another annotation"
         if problem:
             raise InvalidArgumentError(f"annotation {name:.200}: {problem}")
         found[key] = value

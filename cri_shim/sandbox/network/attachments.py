@@ -1,10 +1,10 @@
-"""Attachments of pods: what is said to CNI for each network that a sandbox joins.
+"""Builds the CNI attachments of a pod: the arguments for each network that a sandbox joins.
 
 Rules:
-- Host ports are said to one network only, the first that can publish them: a port leads to one address of the pod.
-- Capabilities that no plugin of a network declares are left out: all that is said stands in the result cache, and a
-  pod's annotations are nobody's business who did not ask.
-- What a pod asked for and no plugin will do is told to the log, by name.
+- Host ports go to one network only, the first with the capability `portMappings`, since a port leads to one address.
+- A network gets only the capability arguments that its plugins declare. Others would be stored in the result cache,
+  and expose the pod's annotations to plugins that do not use them.
+- A requested capability that no plugin declares is logged by name.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _NOTICED: Final = (PORT_MAPPINGS, "bandwidth")
-"""Capabilities without which a pod does not have what it asked for."""
+"""Capabilities whose absence is logged: without them the pod lacks a feature that it requests."""
 
 
 class PodAttachments:
-    """Builds them, from a sandbox's record and the networks as they are configured now."""
+    """Builds attachments from a sandbox's record and the current network configurations."""
 
     def __init__(self, cni: Cni, *, publish_ports: bool) -> None:
-        """Without `publish_ports` nothing is said of host ports."""
+        """Without `publish_ports` plugins get no host ports."""
         self._cni = cni
         self._publish_ports = publish_ports
 
@@ -49,14 +49,14 @@ class PodAttachments:
         ports: Mapping[HostPort, int],
         planned: Iterable[NetworkAttachment],
     ) -> None:
-        """Raises InvalidArgumentError for a pod that can't be described to plugins."""
+        """Raises InvalidArgumentError for a pod of which no CNI arguments can be built."""
         args = build_args(sandbox_id, metadata, config.annotations)
         build_capability_args(config, ports, cgroup_parent="")
         for each in planned:
             Attachment(sandbox_id, "", each.ifname, each.network, args=args)
 
     def of(self, sandbox: Sandbox, planned: NetworkAttachment) -> Attachment:
-        """What is said of one network of a sandbox."""
+        """The attachment of a sandbox to one of its networks."""
         pin = netns_file(sandbox.id)
         said = self._said(sandbox)
         if PORT_MAPPINGS in said and planned != self._publisher(sandbox.status.attachments):
@@ -72,7 +72,7 @@ class PodAttachments:
         )
 
     def warn_of_deaf_networks(self, sandbox: Sandbox) -> None:
-        """Tell the log what the pod asked for and no network of it can do."""
+        """Log the requested capabilities that no network of the pod supports."""
         asked = [capability for capability in _NOTICED if capability in self._said(sandbox)]
         if not asked:
             return
@@ -81,7 +81,7 @@ class PodAttachments:
         for capability in asked:
             if capability not in declared:
                 log.warning(
-                    "the pod does not get this: no plugin of its networks declares the capability",
+                    "ignored: no plugin of the pod's networks declares the requested capability",
                     capability=capability,
                     sandbox_id=sandbox.id,
                     networks=networks,
@@ -97,7 +97,7 @@ class PodAttachments:
         return next((a for a in attachments if PORT_MAPPINGS in self._declared(a.network)), None)
 
     def _declared(self, name: str) -> frozenset[str]:
-        """The capabilities that plugins of a network want to be told of."""
+        """The capabilities that plugins of a network declare."""
         network = self._cni.networks.get(name)
         plugins = network.plugins if network is not None else ()
         return frozenset().union(*(plugin.capabilities for plugin in plugins))

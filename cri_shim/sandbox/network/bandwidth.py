@@ -1,11 +1,11 @@
-"""The bandwidth that a pod's annotations ask for, as the capability `bandwidth` describes it. Pure.
+"""Translates a pod's bandwidth annotations to the argument of the CNI capability `bandwidth`. Pure.
 
 Rules:
-- A rate is a Kubernetes quantity (`10M`, `1.5Gi`, `2e6`) of bits per second, within the bounds that the kubelet and its
-  peers agree on: 1k to 1P.
-- The burst is ours, since no annotation tells it. It must hold a packet as big as the stack hands one over (64 KiB), or
-  those are taken apart; it may not be so long at the rate that the kernel's clock for it (32 bits of 64 ns) runs over;
-  and what goes through unshaped should be short. A tenth of a second does, within those bounds.
+- A rate is a Kubernetes quantity (`10M`, `1.5Gi`, `2e6`) of bits per second, between the bounds that the kubelet and
+  other components use: 1k to 1P.
+- No annotation sets the burst, so it is chosen here: a tenth of a second at the rate, within two bounds. It must hold
+  the largest packet that the network stack passes on (64 KiB), since larger ones are segmented. It must not last so
+  long that the kernel's 32-bit clock of 64 ns ticks overflows.
 
 CNI conventions, capability `bandwidth`; Kubernetes API, "Quantity".
 """
@@ -41,9 +41,9 @@ _BINARY: Final = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 
 
 def bandwidth(annotations: Mapping[str, str]) -> dict[str, int]:
-    """The value of the capability `bandwidth`, in bits per second and bits; empty where nothing is asked for.
+    """The argument of the capability `bandwidth`, in bits per second and bits. Empty without annotations.
 
-    Ingress is what the pod receives. Raises InvalidArgumentError that names the annotation.
+    Ingress is traffic that the pod receives. Raises InvalidArgumentError that names the annotation.
     """
     told: dict[str, int] = {}
     for direction, annotation in (("ingress", INGRESS), ("egress", EGRESS)):
@@ -59,7 +59,7 @@ def _rate(annotation: str, text: str) -> int:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise InvalidArgumentError(
-            f"annotation {annotation}: {quoted(text, 60)}: not a quantity of bits per second, such as 10M"
+            f"annotation {annotation}: {quoted(text, 60)} is not a quantity of bits per second, such as 10M"
         )
     number = Decimal(match["number"])
     if suffix := match["suffix"]:
@@ -70,7 +70,7 @@ def _rate(annotation: str, text: str) -> int:
         number = number.scaleb(int(exponent))
     if not MIN_RATE <= number <= MAX_RATE:
         raise InvalidArgumentError(
-            f"annotation {annotation}: {quoted(text, 60)}: at least 1k and at most 1P bits per second"
+            f"annotation {annotation}: {quoted(text, 60)}: must be between 1k and 1P bits per second"
         )
     return int(number.to_integral_value(ROUND_CEILING))
 

@@ -1,4 +1,4 @@
-"""What the verbose status of a sandbox tells of its networks."""
+"""Describes a sandbox's networks for its verbose status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def network_details(attachment: NetworkAttachment, result: Result | None) -> dict[str, object]:
-    """What one network's plugins say they made in the pod; without a result, that they did not get that far."""
+    """The interfaces, addresses and routes in one network's ADD result. `attached` is false without a result."""
     told: dict[str, object] = {
         "network": attachment.network,
         "interface": attachment.ifname,
@@ -29,7 +29,7 @@ def network_details(attachment: NetworkAttachment, result: Result | None) -> dic
         }
         for index, interface in inside.items()
     ]
-    # Plugins of the early versions name no interfaces: what they made is the one that they were asked for.
+    # Results of early CNI versions name no interfaces. Their addresses belong to the requested interface.
     if nowhere := [_address(ip) for ip in result.ips if ip.interface is None]:
         asked = next((each for each in interfaces if each["name"] == attachment.ifname), None)
         if asked is None:

@@ -1,11 +1,11 @@
-"""Host ports: which ports of the node a pod asks for, who has one already, and how plugins are told. Pure.
+"""Host ports: parses those that a pod requests, finds conflicts, and builds the argument for plugins. Pure.
 
 Rules:
 - A mapping without a host port publishes nothing.
 - A host port is a protocol, a number and an address. No address means every address of both families, an unspecified
-  one (`0.0.0.0`, `::`) every address of its family; the two families have nothing to do with each other.
-- An address is kept in one form (an IPv4 address written as IPv6 is an IPv4 address), so that equal ones are equal.
-- Who has a port is looked up, never searched for: neither a pod with many ports nor many pods make a new one wait.
+  one (`0.0.0.0`, `::`) every address of its family. The two families do not conflict.
+- Addresses are normalised, so that equal ones compare equal: an IPv4-mapped IPv6 address becomes an IPv4 address.
+- The holder of a port is found in an index, so the cost does not grow with the number of ports or pods.
 
 CNI conventions, capability `portMappings`.
 """
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.store.store import Sandbox
 
 MAX_HOST_PORTS: Final = 1024
-"""Of one pod. Plugins make several packet filter rules of each, in time that grows with the square of their number: a
-thousand take the portmap plugin about as long as `cni.timeout` allows it."""
+"""Host ports of one pod. Plugins create several packet filter rules for each, in time that grows with the square of
+their number: a thousand take the portmap plugin about as long as `cni.timeout` allows."""
 HolderT = TypeVar("HolderT", bound="Hashable")
 _EVERY: Final = ""
 _PROTOCOLS = {api.TCP: "tcp", api.UDP: "udp", api.SCTP: "sctp"}
 
 
 class HostPort(NamedTuple):
-    """A port of the node that a pod wants."""
+    """A port of the node that a pod requests."""
 
     protocol: str
     port: int
@@ -45,33 +45,33 @@ class HostPort(NamedTuple):
 
     @property
     def families(self) -> tuple[int, ...]:
-        """The families of addresses in which it takes something."""
+        """The IP versions in which it occupies the port."""
         return (ipaddress.ip_address(self.host_ip).version,) if self.host_ip else (4, 6)
 
     @property
     def is_of_every_address(self) -> bool:
-        """Whether it takes every address of its families."""
+        """Whether it occupies the port on every address of its families."""
         return not self.host_ip or ipaddress.ip_address(self.host_ip).is_unspecified
 
 
 class HeldPorts(Generic[HolderT]):
-    """Which host ports are held, and by whom; what it is asked costs the same however many there are."""
+    """An index of held host ports and their holders. A lookup costs the same however many there are."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, int, int], dict[str, list[HolderT]]] = {}
-        """By protocol, number and family: who holds an address, or `_EVERY` one. Several can after a change of the
-        node's configuration."""
+        """By protocol, number and family: the holders of each address, or of `_EVERY` address. Several may hold the
+        same one after a change of the node's configuration."""
         self._ports_of: dict[HolderT, Sequence[HostPort]] = {}
 
     def __contains__(self, holder: object) -> bool:
         return holder in self._ports_of
 
     def __len__(self) -> int:
-        """How many ports are held, each protocol and address family counted."""
+        """The number of held ports. Each protocol and address family counts."""
         return len(self._held)
 
     def holder(self, port: HostPort) -> HolderT | None:
-        """Who has a port with which this one collides: both can't be had at once."""
+        """The holder of a port that conflicts with this one, or None."""
         for family in port.families:
             held = self._held.get((port.protocol, port.port, family))
             if not held:
@@ -82,14 +82,14 @@ class HeldPorts(Generic[HolderT]):
         return None
 
     def hold(self, holder: HolderT, ports: Iterable[HostPort]) -> None:
-        """Note them as held, whoever else has them; once per holder."""
+        """Add the ports of a holder, also if others hold them. Call it once per holder."""
         self._ports_of[holder] = ports = tuple(ports)
         for port in ports:
             for key, address in _slots(port):
                 self._held.setdefault(key, {}).setdefault(address, []).append(holder)
 
     def give_back(self, holder: HolderT) -> None:
-        """Forget what this one holds, if anything."""
+        """Remove the ports of a holder, if it has any."""
         for port in self._ports_of.pop(holder, ()):
             for key, address in _slots(port):
                 held = self._held[key]
@@ -107,28 +107,28 @@ def _slots(port: HostPort) -> Iterator[tuple[tuple[str, int, int], str]]:
 
 
 def check_number(config: api.PodSandboxConfig) -> None:
-    """Raises InvalidArgumentError for more host ports than plugins can publish."""
+    """Raises InvalidArgumentError for more than `MAX_HOST_PORTS` host ports."""
     count = sum(mapping.host_port != 0 for mapping in config.port_mappings)
     if count > MAX_HOST_PORTS:
         raise InvalidArgumentError(
-            f"config.port_mappings: {count} host ports: at most {MAX_HOST_PORTS} of a pod can be published"
+            f"config.port_mappings: {count} host ports: the limit of a pod is {MAX_HOST_PORTS}"
         )
 
 
 def ports_of(sandbox: Sandbox) -> Mapping[HostPort, int]:
-    """The host ports of a sandbox, parsed once. None of a request that a version before this one took for good."""
+    """The host ports of a sandbox, parsed once. Empty if an earlier version accepted a request that is invalid now."""
     if sandbox.host_ports is None:
         try:
             sandbox.host_ports = host_ports(sandbox.config)
         except InvalidArgumentError:
-            sandbox.host_ports = {}  # then it was published by nobody
+            sandbox.host_ports = {}  # no plugin publishes such ports
     return sandbox.host_ports
 
 
 def host_ports(config: api.PodSandboxConfig) -> dict[HostPort, int]:
-    """The container port behind each host port.
+    """The container port of each host port.
 
-    Raises InvalidArgumentError for what is no port or address, and for one host port twice.
+    Raises InvalidArgumentError for an invalid port or address, and for two mappings of one host port.
     """
     wanted: dict[HostPort, int] = {}
     held: HeldPorts[int] = HeldPorts()
@@ -140,16 +140,16 @@ def host_ports(config: api.PodSandboxConfig) -> dict[HostPort, int]:
             ("container_port", mapping.container_port),
         ):
             if not 0 < port < 65536:
-                raise InvalidArgumentError(f"config.port_mappings: {which} {port}: 1 to 65535")
+                raise InvalidArgumentError(
+                    f"config.port_mappings: {which} {port}: must be between 1 and 65535"
+                )
         if mapping.protocol not in _PROTOCOLS:
-            raise InvalidArgumentError(
-                f"config.port_mappings: protocol {mapping.protocol}: unknown"
-            )
+            raise InvalidArgumentError(f"config.port_mappings: unknown protocol {mapping.protocol}")
         host_port = HostPort(
             _PROTOCOLS[mapping.protocol], mapping.host_port, _host_ip(mapping.host_ip)
         )
         if held.holder(host_port) is not None:
-            raise InvalidArgumentError(f"config.port_mappings: host_port {host_port}: given twice")
+            raise InvalidArgumentError(f"config.port_mappings: host_port {host_port} occurs twice")
         held.hold(index, (host_port,))
         wanted[host_port] = mapping.container_port
     return wanted
@@ -162,9 +162,9 @@ def _host_ip(text: str) -> str:
         address = ipaddress.ip_address(text)
     except ValueError:
         address = None
-    if address is None or "%" in text:  # a zone means nothing to a packet filter
+    if address is None or "%" in text:  # packet filters do not support zones
         raise InvalidArgumentError(
-            f"config.port_mappings: host_ip {quoted(text)}: not an IP address"
+            f"config.port_mappings: host_ip {quoted(text)} is not an IP address"
         ) from None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
@@ -172,7 +172,7 @@ def _host_ip(text: str) -> str:
 
 
 def port_mappings(ports: Mapping[HostPort, int]) -> list[dict[str, object]]:
-    """The value of the capability `portMappings`."""
+    """The argument of the capability `portMappings`."""
     return [
         {
             "hostPort": host.port,

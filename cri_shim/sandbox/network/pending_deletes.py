@@ -1,13 +1,13 @@
-"""Pending deletes: attachments whose DEL failed, on disk until a DEL succeeds.
+"""Pending deletes: attachments whose DEL failed, kept on disk until a DEL succeeds.
 
-A pod must not hang because a plugin does, and what a plugin holds must not be forgotten because its pod is. So a failed
-DEL becomes a pending delete, the pod goes on to its end, and `reconciler` tries the DEL again.
+A plugin that fails must not prevent the end of a pod, and the plugin's resources (an IP address) must not leak when the
+pod ends. So a failed DEL becomes a pending delete, the pod is stopped, and `reconciler` retries the DEL.
 
 Rules:
-- One file per attachment, `<network>-<container ID>-<interface>.json`, complete in itself and synced: leases of plugins
-  outlive a power cut, so must this. Written before the pod's record forgets the attachment.
-- While a pod has a pending delete, its network namespace stays pinned: plugins find what to take away through it.
-- A file that can't be read is set aside under a name that starts with a dot; the rest goes on.
+- One file per attachment, `<network>-<container ID>-<interface>.json`, with all arguments of DEL. It is synced, since
+  leases of plugins survive a power cut. It is written before the attachment leaves the pod's record.
+- While a pod has a pending delete, its network namespace stays pinned, since plugins use it to find their devices.
+- A file that cannot be read is renamed to `.bad-…` and left out.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_FILE_BYTES = 4 << 20
-"""Arguments may hold a pod's annotations."""
+"""Arguments may contain all annotations of a pod."""
 
 
 class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
-    """One file."""
+    """The content of one file."""
 
     format: int = 1
     pod: str
-    """`namespace/name`, for people; "" where only the ID is known."""
+    """`namespace/name`, for messages. "" if only the ID is known."""
     container_id: str
     network: str
     ifname: str
@@ -45,18 +45,18 @@ class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
     args: dict[str, str] = {}
     capability_args: dict[str, Any] = {}
     since_ns: int
-    """When the DEL failed first."""
+    """The time when DEL failed first."""
     error: str
-    """What it said then."""
+    """The error of that DEL."""
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Network, container and interface: what an attachment is known by."""
+        """Network, container and interface, which identify an attachment."""
         return self.network, self.container_id, self.ifname
 
     @property
     def attachment(self) -> Attachment:
-        """What DEL is to be called for. Raises InvalidArgumentError for names that can't be one."""
+        """The attachment to delete. Raises InvalidArgumentError for invalid names."""
         return Attachment(
             container_id=self.container_id,
             netns=self.netns,
@@ -68,7 +68,7 @@ class PendingDelete(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingDeletes:
-    """The list; on the loop's thread only."""
+    """The pending deletes in memory and on disk. On the loop's thread only."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -80,7 +80,7 @@ class PendingDeletes:
         return len(self._pending_deletes)
 
     def __iter__(self) -> Iterator[PendingDelete]:
-        """Oldest first; of what was there when asked."""
+        """The current pending deletes, the oldest first."""
         return iter(sorted(self._pending_deletes.values(), key=lambda pending: pending.since_ns))
 
     def holds(self, container_id: str) -> bool:
@@ -90,7 +90,7 @@ class PendingDeletes:
         )
 
     def load(self) -> None:
-        """Read what a predecessor left pending."""
+        """Read the files of the former daemon."""
         self._pending_deletes = {
             pending.key: pending
             for pending in read_pending_deletes(self._directory, set_aside=True)
@@ -99,9 +99,9 @@ class PendingDeletes:
             log.warning("CNI DELs are still pending", count=len(self._pending_deletes))
 
     def add(self, attachment: Attachment, *, pod: str, error: str) -> None:
-        """Note that this attachment's DEL failed; durable when it returns.
+        """Record that the DEL of an attachment failed. It is durable on return.
 
-        Raises CriShimError where the disk fails: then the pod's record must keep the attachment.
+        Raises CriShimError if writing fails. Then the pod's record must keep the attachment.
         """
         pending = PendingDelete(
             pod=pod,
@@ -116,7 +116,7 @@ class PendingDeletes:
         )
         if pending.key in self._pending_deletes:
             return
-        with host_step(f"noting that the DEL of {attachment} is pending"):
+        with host_step(f"writing the pending delete of {attachment}"):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(self._file(pending), msgspec.json.encode(pending), fsync=True)
         self._pending_deletes[pending.key] = pending
@@ -126,8 +126,8 @@ class PendingDeletes:
         self.added(pending)
 
     def remove(self, pending: PendingDelete) -> None:
-        """Forget one whose DEL succeeded. Raises CriShimError where the disk fails; it stays then."""
-        with host_step(f"forgetting that the DEL of {pending.attachment} was pending"):
+        """Remove a pending delete whose DEL succeeded. Raises CriShimError, and keeps it, if that fails."""
+        with host_step(f"removing the pending delete of {pending.attachment}"):
             self._file(pending).unlink(missing_ok=True)
         self._pending_deletes.pop(pending.key, None)
 
@@ -141,7 +141,7 @@ def file_name(pending: PendingDelete) -> str:
 
 
 def read_pending_deletes(directory: Path, *, set_aside: bool = False) -> list[PendingDelete]:
-    """The pending deletes in a directory; it may be missing. What can't be read is left out, or set aside."""
+    """Read the pending deletes in a directory, which may be missing. Damaged files are left out, or set aside."""
     try:
         names = sorted(entry.name for entry in directory.iterdir())
     except FileNotFoundError:
@@ -154,10 +154,10 @@ def read_pending_deletes(directory: Path, *, set_aside: bool = False) -> list[Pe
         try:
             pending = msgspec.json.decode(read_bounded(file, MAX_FILE_BYTES), type=PendingDelete)
             if pending.attachment and file_name(pending) != name:
-                raise InvalidArgumentError("it speaks of another attachment")
+                raise InvalidArgumentError("the file's name is not that of its attachment")
         except (OSError, msgspec.MsgspecError, CriShimError, RecursionError, ValueError) as error:
             log.error(
-                "a pending delete can't be read",
+                "cannot read a pending delete",
                 file=str(file),
                 error=str(error),
                 set_aside=set_aside,

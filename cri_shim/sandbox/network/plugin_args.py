@@ -1,8 +1,8 @@
-"""What CNI plugins are told of a pod: CNI_ARGS and the arguments of their capabilities. Pure.
+"""Builds the arguments of CNI plugins for a pod: CNI_ARGS and capability arguments. Pure.
 
 Rules:
-- A capability has a key only where there is something to say for it.
-- All of it comes from the pod's request, which the record keeps: a DEL after a restart can say the same as the ADD.
+- A capability without an argument is left out.
+- All arguments come from the pod's request, which is in the record. So a DEL after a restart has those of the ADD.
 
 CNI conventions, "Dynamic Plugin specific fields" and "CNI_ARGS"; the keys `cgroupPath` and
 `io.kubernetes.cri.pod-annotations` are those of other CRI runtimes.
@@ -29,7 +29,7 @@ PORT_MAPPINGS: Final = "portMappings"
 def build_args(
     sandbox_id: str, metadata: PodMetadata, annotations: Mapping[str, str]
 ) -> dict[str, str]:
-    """CNI_ARGS: who the pod is, then what its annotations add. Raises InvalidArgumentError for the latter."""
+    """CNI_ARGS: the pod's identity, then the arguments in its annotations. Raises InvalidArgumentError for these."""
     return {
         "IgnoreUnknown": "1",
         "K8S_POD_NAMESPACE": metadata.namespace,
@@ -43,7 +43,7 @@ def build_args(
 def build_capability_args(
     config: api.PodSandboxConfig, ports: Mapping[HostPort, int], *, cgroup_parent: str
 ) -> dict[str, object]:
-    """Everything that the pod's request says, by capability. Raises InvalidArgumentError for an annotation."""
+    """The arguments of all capabilities that the pod's request sets. Raises InvalidArgumentError for an annotation."""
     dns = config.dns_config
     told: dict[str, object] = {
         PORT_MAPPINGS: port_mappings(ports),
@@ -64,7 +64,7 @@ def build_capability_args(
 
 
 def maps_any(capability_args: Mapping[str, Any], ports: Iterable[HostPort]) -> bool:
-    """Whether an earlier pod's arguments map a host port that collides with one of `ports`."""
+    """Whether an earlier pod's arguments map a host port that conflicts with one of `ports`."""
     wanted: HeldPorts[str] = HeldPorts()
     wanted.hold("", ports)
     return any(

@@ -1,12 +1,12 @@
-"""The network of one pod: its namespace, its CNI attachments, and their undoing.
+"""The network of a pod: creates and removes its namespace, and attaches it to networks through CNI.
 
 Rules:
-- Which networks a sandbox joins is decided once, before its record is written; the status names them, so that DEL can
-  be run for each of them after a crash, whether ADD had begun or not.
-- The namespace, `lo` and the `net.*` sysctls are made by us before ADD; the plugins find them as the pod will. Only
-  those of interfaces that plugins make are set after ADD.
-- A DEL is waited for a few seconds, and a plugin that a former daemon called not at all: then the DEL is pending.
-- An attachment leaves the sandbox's status only after its DEL succeeded, or stands among the pending deletes.
+- The networks of a sandbox are chosen once, before its record is written. The status names them, so that DEL can be
+  called for each after a crash, whether ADD was called or not.
+- The daemon creates the namespace, brings `lo` up and sets `net.*` sysctls before ADD, so that plugins see what the
+  pod sees. Only sysctls of interfaces that plugins create are set after ADD.
+- A Stop waits a few seconds for a DEL, and not at all for a plugin of a former daemon. Then the DEL is pending.
+- An attachment leaves the sandbox's status only when its DEL has succeeded or is recorded as pending.
 """
 
 from __future__ import annotations
@@ -59,29 +59,29 @@ if TYPE_CHECKING:
 DEFAULT_INTERFACE = "eth0"
 LOOPBACK = "lo"
 DEL_PATIENCE_S = 10.0
-"""How long a Stop waits for one plugin's DEL. The plugin goes on, and is called again when it has ended."""
-SLOW_PLUGIN = f"no answer of a plugin within {DEL_PATIENCE_S:g} s"
-FORMER_PLUGIN = "a plugin that a former daemon called still works on it"
+"""How long a Stop waits for the DEL of an attachment. The plugin runs on, and the DEL is retried when it has ended."""
+SLOW_PLUGIN = f"a plugin did not answer within {DEL_PATIENCE_S:g} s"
+FORMER_PLUGIN = "a plugin that a former daemon called for this pod still runs"
 
 log = structlog.get_logger()
 
 
 def has_host_network(config: api.PodSandboxConfig) -> bool:
-    """Whether the pod shares the node's network."""
+    """Whether the pod uses the node's network."""
     return config.linux.security_context.namespace_options.network == api.NODE
 
 
 class NetworkPlan(NamedTuple):
-    """What a pod will have of networks."""
+    """The networks and host ports of a new pod."""
 
     attachments: tuple[NetworkAttachment, ...]
-    """The primary network's first."""
+    """In the order of ADD: loopback if a network is configured for it, the default network, additional networks."""
     ports: Mapping[HostPort, int]
-    """The host ports that it asks for."""
+    """The container port of each requested host port."""
 
 
 class PodNetwork:
-    """Attaches sandboxes to networks and takes them off again."""
+    """Attaches sandboxes to networks, and detaches them."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class PodNetwork:
         background: Background,
         publish_ports: bool,
     ) -> None:
-        """Without `publish_ports` the pods' host ports are left to something else on the node."""
+        """Without `publish_ports` host ports are neither checked nor given to plugins: another program serves them."""
         self._host = host
         self._background = background
         self._slow: set[str] = set()
-        """Pods whose DEL is still under way, though nobody waits for it any more."""
+        """Sandboxes whose DEL became pending while its plugin still runs."""
         self.plugin_ended: Callable[[], None] = lambda: None
-        """Called when one of those has ended."""
+        """Called when such a plugin has ended."""
         self._cni = cni
         self._leftovers = leftovers
         self._store = store
@@ -113,7 +113,7 @@ class PodNetwork:
             self._note_ports(sandbox)
 
     def _note_ports(self, sandbox: Sandbox) -> None:
-        """Keep the index of held host ports: a sandbox holds its own for as long as it is attached to a network."""
+        """Update the index of host ports. A sandbox holds its host ports while it is attached to a network."""
         holds = bool(sandbox.status.attachments) and self._store.get(sandbox.id) is sandbox
         if holds == (sandbox.id in self._held_ports):
             return
@@ -125,11 +125,10 @@ class PodNetwork:
     def plan(
         self, sandbox_id: str, metadata: PodMetadata, config: api.PodSandboxConfig
     ) -> NetworkPlan:
-        """What a new pod will have of networks, parsed and checked once.
+        """Parse and check the networks and host ports of a new pod.
 
-        Raises NotReadyError where the node has no usable CNI configuration for one of them, InvalidArgumentError for a
-        pod that can't be described to a plugin: better now than in the middle of an undo; AlreadyExistsError for a host
-        port that another pod has.
+        Raises NotReadyError if a network has no usable CNI configuration; InvalidArgumentError if arguments for plugins
+        cannot be built from the request; AlreadyExistsError if another pod holds a host port.
         """
         check_number(config)
         ports = host_ports(config)
@@ -164,21 +163,21 @@ class PodNetwork:
             raise AlreadyExistsError(
                 f"config.port_mappings: host_port {port} is held by sandbox {sandbox.id} "
                 f"({sandbox.record.metadata.namespace}/{sandbox.record.metadata.name}): "
-                "remove that one or choose another port"
+                "remove that pod or choose another port"
             )
 
     async def create_namespace(
         self, sandbox_id: str, sysctls: Mapping[str, str], netns_fd: int | None = None
     ) -> None:
-        """Make and pin the pod's network namespace with `lo` up and its `net.*` sysctls set.
+        """Create and pin the pod's network namespace, bring `lo` up and set `net.*` sysctls.
 
-        `netns_fd` is the one that was made with the pod's user namespace, for a pod that has its own.
+        `netns_fd` is the namespace that was created with the pod's user namespace, if it has one.
 
-        Raises InvalidArgumentError for a sysctl that the kernel refuses, ResourceExhaustedError when it has no room.
+        Raises InvalidArgumentError for a sysctl that the kernel rejects, ResourceExhaustedError without resources.
         """
-        with host_step(f"sandbox {sandbox_id}: making its network namespace"):
+        with host_step(f"sandbox {sandbox_id}: creating the network namespace"):
             await in_time(
-                "making the network namespace",
+                "creating the network namespace",
                 self._host.create_netns,
                 netns_file(sandbox_id),
                 sysctls,
@@ -188,11 +187,11 @@ class PodNetwork:
     async def set_sysctls(
         self, sandbox_id: str, sysctls: Mapping[str, str], optional: Collection[str]
     ) -> None:
-        """Set sysctls of the interfaces that the plugins made; the `optional` ones where there is that interface.
+        """Set sysctls of interfaces that the plugins created. `optional` ones are skipped if the interface is missing.
 
-        Raises InvalidArgumentError for an interface that isn't there, and for what the kernel refuses.
+        Raises InvalidArgumentError for a missing interface, and for a value that the kernel rejects.
         """
-        with host_step(f"sandbox {sandbox_id}: setting the sysctls of its interfaces"):
+        with host_step(f"sandbox {sandbox_id}: setting sysctls of interfaces"):
             await in_time(
                 "setting sysctls of interfaces",
                 self._host.set_netns_sysctls,
@@ -202,20 +201,21 @@ class PodNetwork:
             )
 
     async def remove_namespace(self, sandbox_id: str) -> None:
-        """Unpin the namespace, unless a DEL is still pending: plugins find what to take away through it."""
+        """Unpin the namespace, unless a DEL is pending, whose plugins need it."""
         if not self._pending_deletes.holds(sandbox_id):
             await self.unpin_namespace(sandbox_id)
 
     async def unpin_namespace(self, sandbox_id: str) -> None:
-        """Unpin the namespace; it ends with the last process in it."""
+        """Unpin the namespace. It ends with the last process in it."""
         await in_time(
             "removing the network namespace", self._host.remove_netns, netns_file(sandbox_id)
         )
 
     async def attach(self, sandbox: Sandbox) -> tuple[str, ...]:
-        """CNI ADD of every planned network, in order; the addresses of the primary one, in its plugins' order.
+        """Call ADD for every planned network, in order. Returns the addresses on the primary one.
 
-        The other networks' addresses are no addresses of the pod as Kubernetes knows it: services don't lead there.
+        Addresses of other networks are not pod addresses for Kubernetes: services do not lead there. Raises
+        CniPluginError.
         """
         ips: tuple[str, ...] | None = None
         self._attachments.warn_of_deaf_networks(sandbox)
@@ -234,7 +234,7 @@ class PodNetwork:
         ports = ports_of(sandbox) if self._publish_ports else {}
         if not ports:
             return
-        # Nobody knows how much of a failed DEL was done; mostly the ports were. So a pending delete holds no port back.
+        # A failed DEL has mostly removed the port mappings already, so a pending delete does not reserve its ports.
         former_pods = {
             pending.pod
             for pending in self._pending_deletes
@@ -242,17 +242,17 @@ class PodNetwork:
         }
         if former_pods:
             log.warning(
-                "host ports may lead to a former pod until its network is given back",
+                "host ports may lead to a former pod while its DEL is pending",
                 sandbox_id=sandbox.id,
                 former=sorted(former_pods),
             )
 
     async def detach(self, sandbox: Sandbox) -> None:
-        """CNI DEL of every attachment still noted, last first; what failed is pending from now on, and no longer noted.
+        """Call DEL for every attachment in the status, the last first. Each leaves the status.
 
-        So is what a former daemon's plugin still works on, which may take as long as it likes. That all DELs have
-        succeeded is for the caller to save: should it not come to that, a further DEL finds nothing to do.
-        Raises CriShimError only where a pending delete can't be written down.
+        A DEL that fails or takes long becomes pending, and so does one of a pod on which a former daemon's plugin still
+        works. The caller saves a status without attachments: if a crash comes first, DEL is called again, which is
+        harmless. Raises CriShimError only if a pending delete cannot be written.
         """
         metadata = sandbox.record.metadata
         for planned in reversed(sandbox.status.attachments):
@@ -264,11 +264,11 @@ class PodNetwork:
             (self._store.note if done else self._store.update)(sandbox, status)
 
     def is_busy(self, sandbox_id: str) -> bool:
-        """Whether a plugin works on this pod that nobody waits for: its pending deletes must wait."""
+        """Whether a plugin still works on this pod, after which its pending deletes must be retried."""
         return sandbox_id in self._slow or self._leftovers.at_work(sandbox_id)
 
     async def _delete(self, attachment: Attachment, *, pod: str) -> bool:
-        """Whether the DEL succeeded; else it is pending."""
+        """Call DEL. Returns whether it succeeded; if not, it is pending."""
         if self._leftovers.at_work(attachment.container_id):
             self._pending_deletes.add(attachment, pod=pod, error=FORMER_PLUGIN)
             return False
@@ -296,18 +296,18 @@ class PodNetwork:
                 self.plugin_ended()
 
     async def check(self, sandbox: Sandbox) -> None:
-        """CNI CHECK of every attachment. Raises CniPluginError with the words of the first plugin that complains."""
+        """Call CHECK for every attachment. Raises the CniPluginError of the first one that fails."""
         for planned in sandbox.status.attachments:
             await self._cni.check(self._attachments.of(sandbox, planned))
 
     async def tear_down_by_id(self, sandbox_id: str) -> None:
-        """Take away the network of a sandbox of which only the ID is known, by what the CNI result cache says."""
+        """Remove the network of a sandbox of which only the ID is known. The CNI result cache has its attachments."""
         for attachment in self._cni.attachments(sandbox_id):
             await self._delete(attachment, pod="")
         await self.remove_namespace(sandbox_id)
 
     def describe(self, sandbox: Sandbox) -> list[dict[str, object]]:
-        """What the plugins of each network made for the pod, for a person; read from the result cache."""
+        """Describe each network of the pod for its verbose status, from the result cache."""
         return [
             network_details(
                 planned, self._cni.cached_result(self._attachments.of(sandbox, planned))

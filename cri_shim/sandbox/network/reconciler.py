@@ -1,15 +1,15 @@
-"""The reconciler of pod networks: pending deletes tried again, garbage collected, attachments checked after a start.
+"""The reconciler of pod networks: retries pending deletes, calls GC, and checks attachments after a start.
 
 Rules:
-- A pending delete is tried at once, then with growing pauses; all are tried at once when the configuration changed. A
-  network whose plugins fail again and again is left alone until the next time: others must not wait behind it.
-- A DEL that has to follow a plugin that still runs, a former daemon's or a slow one, holds up no other. A former
-  daemon's is killed at its deadline, as every other.
-- A pending delete ends with a DEL that succeeded, with nothing else. GC gives plugins a chance to let go without it,
-  but GC is no substitute for DEL (the specification says so, and common IPAM plugins do nothing at GC).
-- Valid for GC is what our pods are attached to, attachments being made among it, less what is pending. Only the default
-  network, and networks that our pods or pending deletes name, are collected.
-- Nothing here fails a pod: what goes wrong is logged, counted, and tried again.
+- A pending delete is retried after a second, then with growing pauses, and at once when the configuration changes.
+  After some failures of one network in a pass, its other pending deletes wait for a later pass.
+- A DEL that must wait for a plugin that still runs, a former daemon's or a slow one, does not delay others. Plugins of
+  a former daemon are killed at their deadline.
+- Only a successful DEL ends a pending delete. GC allows plugins to release resources without it, but does not replace
+  DEL: the specification says so, and common IPAM plugins do nothing in GC.
+- The valid attachments of a GC are those of our pods, unfinished ones included, without the pending ones. Only the
+  default network and networks that our pods or pending deletes name are collected.
+- Failures here do not fail pods. They are logged and retried.
 """
 
 from __future__ import annotations
@@ -39,19 +39,18 @@ log = structlog.get_logger()
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 120.0
 FAILURES_PER_PASS = 3
-"""Of one network, before its other pending deletes wait for a later pass."""
+"""Failures of one network in a pass, after which its other pending deletes wait for a later pass."""
 PASS_PAUSE_S = 5.0
 """How long those wait."""
 RETRIES_AT_ONCE = 8
-"""Where all are wanted now: a plugin that hangs takes its deadline for each."""
+"""Parallel DELs in `retry_all`, since each DEL of a plugin that hangs takes until its deadline."""
 GC_INTERVAL_S = 3600.0
 NAMESPACE_KEPT_S = 600.0
-"""How long a pending delete keeps its pod's namespace: plugins can do without it if they must, and memory is not for
-ever."""
+"""How long a pending delete keeps the pod's namespace. Plugins must support DEL without it, and it takes memory."""
 
 
 class NetworkReconciler:
-    """One endless task, `run`; on the loop's thread only."""
+    """Runs in one endless task, `run`. On the loop's thread only."""
 
     def __init__(
         self,
@@ -81,18 +80,18 @@ class NetworkReconciler:
         network.plugin_ended = self._woken.set
 
     def _note_added(self, pending: PendingDelete) -> None:
-        """Its plugin has failed just now: not again at once. One that it has to wait for is another's."""
+        """Schedule a new pending delete. Its plugin has just failed, so the retry waits, unless the DEL never ran."""
         if not self._has_to_wait(pending):
             self._next_try[pending.key] = (time.monotonic() + FIRST_RETRY_S, FIRST_RETRY_S * 2)
         self._woken.set()
 
     def wake(self) -> None:
-        """Try every pending delete now: something changed."""
+        """Retry every pending delete now, since the configuration has changed."""
         self._next_try.clear()
         self._woken.set()
 
     async def run(self) -> None:
-        """Work, until cancelled; once recovery is done."""
+        """Run until cancelled. Start it after recovery."""
         for container_id in self._leftovers.containers():
             self._background.keep(f"plugins of {container_id}", self._outlast(container_id))
         while True:
@@ -103,7 +102,7 @@ class NetworkReconciler:
                     self._next_gc = time.monotonic() + GC_INTERVAL_S
                     await self.collect_garbage()
             except Exception:
-                log.exception("network reconciler failed; it goes on")
+                log.exception("a pass of the network reconciler failed; it will be repeated")
             try:
                 async with asyncio.timeout(self._pause_s()):
                     await self._woken.wait()
@@ -119,12 +118,12 @@ class NetworkReconciler:
     # --- pending deletes -----------------------------------------------------------------------------------------
 
     async def retry_due(self) -> None:
-        """Call DEL for each pending delete that is due, but for those that have to follow a former daemon's plugin."""
+        """Call DEL for each pending delete that is due, except for those that wait for a running plugin."""
         due: dict[str, list[PendingDelete]] = {}
         for pending in self._pending_deletes:
             if not self._has_to_wait(pending) and self._due(pending) <= time.monotonic():
                 due.setdefault(pending.network, []).append(pending)
-        # Whoever was not tried the last time comes first: three that never succeed must not keep the rest waiting.
+        # Those that the last pass did not try come first, so that three that always fail do not block the rest.
         await asyncio.gather(
             *(
                 self._retry(sorted(pending_deletes, key=self._due))
@@ -133,19 +132,22 @@ class NetworkReconciler:
         )
 
     async def _outlast(self, container_id: str) -> None:
-        """Wait for a former daemon's plugins of this container; its pending deletes are due then."""
+        """Wait for a former daemon's plugins that work on this container. Then its pending deletes can be retried."""
         while self._leftovers.at_work(container_id):
             try:
                 with self._operations.begin("cni plugins of a former daemon", container_id):
                     await self._cni.outlast_leftovers(container_id)
             except CriShimError as error:
-                log.warning("plugins still run", container_id=container_id, error=str(error))
+                log.warning(
+                    "plugins of a former daemon still run",
+                    container_id=container_id,
+                    error=str(error),
+                )
                 await asyncio.sleep(MAX_RETRY_S)
         self._woken.set()
 
     async def retry_all(self) -> None:
-        """Call DEL once for every pending delete, whether it is due or not; a former daemon's plugins get no more
-        time."""
+        """Call DEL once for every pending delete, due or not. Plugins of a former daemon are killed first."""
         await for_each(self._pending_deletes, self._retry_now, at_once=RETRIES_AT_ONCE)
 
     async def _retry_now(self, pending: PendingDelete) -> None:
@@ -157,7 +159,11 @@ class NetworkReconciler:
         try:
             await self._leftovers.end(container_id)
         except CriShimError as error:
-            log.warning("still not ended", container_id=container_id, error=str(error))
+            log.warning(
+                "cannot kill plugins of a former daemon",
+                container_id=container_id,
+                error=str(error),
+            )
 
     def _has_to_wait(self, pending: PendingDelete) -> bool:
         return self._network.is_busy(pending.container_id)
@@ -194,10 +200,10 @@ class NetworkReconciler:
                 for d in self._pending_deletes
                 if d != pending
             ):
-                # First: once nothing is pending any more, nobody would come back for it.
+                # Before the removal: no later pass would unpin a namespace without a pending delete.
                 await self._unpin_namespace(pending.container_id)
             self._pending_deletes.remove(pending)
-            log.info("pending cni DEL is done", attachment=str(pending.attachment), pod=pending.pod)
+            log.info("pending cni DEL done", attachment=str(pending.attachment), pod=pending.pod)
         except (CriShimError, OSError) as error:
             log.info(
                 "cni DEL is still pending", attachment=str(pending.attachment), error=str(error)
@@ -206,7 +212,7 @@ class NetworkReconciler:
         return True
 
     async def _unpin_namespace(self, sandbox_id: str) -> None:
-        """Give up a pod's namespace, unless its own Stop still has a DEL to call, which ends with the same."""
+        """Unpin a pod's namespace, unless its Stop still has a DEL to call. The Stop then unpins it."""
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is None or not sandbox.status.attachments:
             await self._network.unpin_namespace(sandbox_id)
@@ -214,7 +220,7 @@ class NetworkReconciler:
     # --- garbage -------------------------------------------------------------------------------------------------
 
     async def collect_garbage(self) -> None:
-        """GC of our networks; then every pending delete is tried again, since a plugin may have let go."""
+        """Call GC for our networks. Then pending deletes of these are due, since DEL may succeed after a GC."""
         for name in self._our_networks():
             problem = ""
             try:
@@ -229,11 +235,11 @@ class NetworkReconciler:
                     if pending.network == name:
                         self._next_try.pop(pending.key, None)
             except TimeoutError:
-                problem = "pods came and went without a pause; it is tried again later"
+                problem = "no pause between ADDs and DELs of this network; GC is retried later"
             except (CniPluginError, WrongStateError) as error:
                 problem = str(error)
             if problem and self._gc_problems.get(name) != problem:
-                log.warning("cni garbage not collected", network=name, problem=problem)
+                log.warning("cni GC failed", network=name, problem=problem)
             self._gc_problems[name] = problem
 
     def _our_networks(self) -> list[str]:
@@ -264,14 +270,14 @@ class NetworkReconciler:
     # --- checks --------------------------------------------------------------------------------------------------
 
     async def check_attachments(self) -> None:
-        """CHECK of every running pod that a predecessor made; what its plugins find wrong is logged."""
+        """Call CHECK for every running pod, and log failures. The daemon runs this once, after its start."""
         for sandbox in list(self._sandboxes):
             if sandbox.state is SandboxState.READY and not self._leftovers.at_work(sandbox.id):
                 try:
                     await self._network.check(sandbox)
                 except (CriShimError, OSError) as error:
                     log.warning(
-                        "a running pod's network is not as it was made",
+                        "cni CHECK of a running pod failed",
                         sandbox_id=sandbox.id,
                         problem=str(error),
                     )

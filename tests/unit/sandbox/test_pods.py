@@ -353,7 +353,7 @@ async def test_a_detachment_that_cannot_even_be_noted_keeps_the_sandbox_and_its_
     [sandbox] = harness.pods.list_pod_sandbox()
     assert list(harness.kernel.namespaces)
     assert sandbox.status.attachments
-    with pytest.raises(CriShimError, match="is pending"):
+    with pytest.raises(CriShimError, match="writing the pending delete"):
         await harness.pods.stop_pod_sandbox(sandbox.id)
     assert sandbox.status.attachments
 

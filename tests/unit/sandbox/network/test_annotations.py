@@ -61,27 +61,33 @@ def test_the_default_interface_is_free_without_the_default_network() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "not {"),
-        ("blue", "not {"),
-        ("null", "not {"),
-        ('"blue"', "not {"),
-        ("[" * 8000, "not {"),
+        ("", "must be {"),
+        ("blue", "must be {"),
+        ("null", "must be {"),
+        ('"blue"', "must be {"),
+        ("[" * 8000, "must be {"),
         ('{"name": "blue", "ips": ["10.0.0.1"]}', "unknown field"),
         ('{"interface": "eth1"}', "name"),
-        ('{"name": 1}', "not {"),
-        ('[{"name": "blue"}, null]', "not {"),
-        ('{"name": ""}', "not the name of a network"),
-        ('{"name": "../blue"}', "not the name of a network"),
-        ('{"name": "a;b"}', "not the name of a network"),
-        (json.dumps({"name": "n" * 129}), "not the name of a network"),
-        ('{"name": "blue", "interface": "eth0"}', "'eth0' of network 'blue': it is taken"),
-        ('[{"name": "a", "interface": "x"}, {"name": "b", "interface": "x"}]', "it is taken"),
-        ('[{"name": "a", "interface": "net2"}, {"name": "b"}]', "'net2' .*taken"),
+        ('{"name": 1}', "must be {"),
+        ('[{"name": "blue"}, null]', "must be {"),
+        ('{"name": ""}', "is not a valid network name"),
+        ('{"name": "../blue"}', "is not a valid network name"),
+        ('{"name": "a;b"}', "is not a valid network name"),
+        (json.dumps({"name": "n" * 129}), "is not a valid network name"),
+        (
+            '{"name": "blue", "interface": "eth0"}',
+            "'eth0' of network 'blue': another network has it",
+        ),
+        (
+            '[{"name": "a", "interface": "x"}, {"name": "b", "interface": "x"}]',
+            "another network has it",
+        ),
+        ('[{"name": "a", "interface": "net2"}, {"name": "b"}]', "'net2' .*another network has it"),
         *(
             (json.dumps({"name": "blue", "interface": name}), "interface .*up to 15")
             for name in ("lo", "all", "default", "a/b", "a:b", "a b", "..", "net%d", "a" * 16, "ä")
         ),
-        (json.dumps([{"name": "blue"}] * (MAX_NETWORKS + 1)), "at most 16"),
+        (json.dumps([{"name": "blue"}] * (MAX_NETWORKS + 1)), "17 networks: the limit is 16"),
         (" " * 20000 + "[]", "longer than"),
     ],
     ids=lambda value: value[:40],
@@ -118,20 +124,20 @@ def test_a_value_may_be_empty() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "not KEY=VALUE"),
-        ("A", "not KEY=VALUE"),
-        ("=1", "not KEY=VALUE"),
-        ("A B=1", "not KEY=VALUE"),
-        ("A;IgnoreUnknown=0", "not KEY=VALUE"),
-        ("A=1;IgnoreUnknown=0", "the value of A holds"),
-        ("A=1=2", "the value of A holds"),
-        ("A=1\n2", "the value of A holds"),
-        ("A=\0", "the value of A holds"),
-        ("IgnoreUnknown=0", "told by the daemon"),
-        ("ignoreunknown=0", "told by the daemon"),
-        ("K8S_POD_NAME=other", "told by the daemon"),
-        ("K8S_POD_=other", "told by the daemon"),
-        ("k8s_pod_uid=other", "told by the daemon"),
+        ("", "must be KEY=VALUE"),
+        ("A", "must be KEY=VALUE"),
+        ("=1", "must be KEY=VALUE"),
+        ("A B=1", "must be KEY=VALUE"),
+        ("A;IgnoreUnknown=0", "must be KEY=VALUE"),
+        ("A=1;IgnoreUnknown=0", "the value of A contains"),
+        ("A=1=2", "the value of A contains"),
+        ("A=1\n2", "the value of A contains"),
+        ("A=\0", "the value of A contains"),
+        ("IgnoreUnknown=0", "is reserved: the daemon sets it"),
+        ("ignoreunknown=0", "is reserved: the daemon sets it"),
+        ("K8S_POD_NAME=other", "is reserved: the daemon sets it"),
+        ("K8S_POD_=other", "is reserved: the daemon sets it"),
+        ("k8s_pod_uid=other", "is reserved: the daemon sets it"),
         ("A=" + "1" * MAX_CNI_ARG, "longer than"),
     ],
 )
@@ -143,11 +149,11 @@ def test_no_argument_can_smuggle_or_replace_another(text: str, complaint: str) -
 
 
 def test_an_argument_is_given_once() -> None:
-    with pytest.raises(InvalidArgumentError, match="001: A is given by another"):
+    with pytest.raises(InvalidArgumentError, match="001: A is set by another"):
         cni_args(args("A=1", "A=2"))
 
 
 def test_arguments_are_bounded() -> None:
     assert len(cni_args(args(*(f"A{n}=1" for n in range(MAX_CNI_ARGS))))) == MAX_CNI_ARGS
-    with pytest.raises(InvalidArgumentError, match="at most 32"):
+    with pytest.raises(InvalidArgumentError, match="33 annotations: the limit is 32"):
         cni_args(args(*(f"A{n}=1" for n in range(MAX_CNI_ARGS + 1))))

@@ -78,7 +78,9 @@ def test_more_ports_than_plugins_can_publish_are_refused_with_both_numbers() -> 
     mappings = [{"host_port": port, "container_port": 80} for port in range(1, MAX_HOST_PORTS + 1)]
     undemanding = [{"container_port": 80}] * 5000
     check_number(with_ports(*mappings, *undemanding))
-    with pytest.raises(InvalidArgumentError, match=r"port_mappings: 1025 host ports: at most 1024"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"port_mappings: 1025 host ports: the limit of a pod is 1024"
+    ):
         check_number(with_ports(*mappings, {"host_port": 2000, "container_port": 80}))
 
 
@@ -118,7 +120,7 @@ def test_asking_costs_the_same_however_many_ports_are_held(address: str) -> None
 
 
 def test_a_port_given_twice_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"80/tcp on 127\.0\.0\.1: given twice"):
+    with pytest.raises(InvalidArgumentError, match=r"80/tcp on 127\.0\.0\.1 occurs twice"):
         host_ports(
             with_ports(
                 {"host_port": 80, "container_port": 1},

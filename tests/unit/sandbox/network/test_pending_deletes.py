@@ -78,7 +78,7 @@ def test_the_oldest_comes_first(directory: Path) -> None:
 def test_a_pending_delete_that_cannot_be_written_is_an_error_and_not_noted(directory: Path) -> None:
     directory.write_text("in the way")
     pending_deletes = PendingDeletes(directory)
-    with pytest.raises(CriShimError, match=r"noting that the DEL of eth0 of a1 .* is pending"):
+    with pytest.raises(CriShimError, match=r"writing the pending delete of eth0 of a1 "):
         pending_deletes.add(attachment(), pod="", error="busy")
     assert (len(pending_deletes), pending_deletes.holds("a1")) == (0, False)
 
@@ -111,4 +111,4 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_hurts_no_other(
     assert [pending.container_id for pending in again] == ["b2"]
     assert not file.exists()
     assert (directory / ".bad-pods-a1-eth0.json").exists()
-    assert logs[0]["event"] == "a pending delete can't be read"
+    assert logs[0]["event"] == "cannot read a pending delete"

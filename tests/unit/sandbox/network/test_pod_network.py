@@ -323,7 +323,9 @@ async def test_a_pod_with_more_host_ports_than_can_be_published_is_refused(
     config = pod_config("greedy")
     for port in range(1, 10_001):
         config.port_mappings.add(host_port=port, container_port=80)
-    with pytest.raises(InvalidArgumentError, match=r"port_mappings: 10000 host ports: at most \d+"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"port_mappings: 10000 host ports: the limit of a pod is \d+"
+    ):
         harness.network.plan("a" * 64, METADATA, config)
 
 

@@ -243,7 +243,7 @@ async def test_garbage_that_cannot_be_collected_is_told_once_and_hurts_nobody(
     with capture_logs() as logs:
         await harness.reconciler.collect_garbage()
         await harness.reconciler.collect_garbage()
-    assert [line["event"] for line in logs] == ["cni garbage not collected"]
+    assert [line["event"] for line in logs] == ["cni GC failed"]
     await harness.run_pod()
 
 
