@@ -150,6 +150,18 @@ async def for_each(
             group.create_task(take())
 
 
+async def one_by_one(
+    first: Coroutine[object, object, object], second: Coroutine[object, object, T]
+) -> T:
+    """Run the second when the first has succeeded, and return what it does; else it is never begun."""
+    try:
+        await first
+    except BaseException:
+        second.close()
+        raise
+    return await second
+
+
 async def uninterrupted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking effect in a thread and return its result. A cancellation is raised only after its end."""
     working = in_thread(partial(function, *args, **kwargs))

@@ -113,7 +113,8 @@ class ObjectPaths:
     def top_process_file(self) -> Path:
         """Pid and start time of the process above all others: a container's monitor, a sandbox's pause process.
 
-        It is written before the monitor may begin its work. Sandboxes of former versions have a monitor, too.
+        It is written before the monitor may begin its work. Sandboxes with their own kernel have a monitor as well,
+        and so have those of former versions.
         """
         return self.state_dir / "monitor.json"
 

@@ -220,7 +220,7 @@ class HandlerSettings(Section, frozen=True):
         HandlerKind,
         doc(
             "oci: processes of this kernel; vm: each pod in a sandbox with its own kernel (kata-runtime, runsc); shim: "
-            "a runtime that is its own monitor. Pods of kind vm or shim are refused in this version.",
+            "a runtime that is its own monitor. Pods of kind shim are refused in this version.",
             reload=True,
         ),
     ] = HandlerKind.OCI

@@ -143,4 +143,5 @@ def _stream_backend(on: Mechanisms, layer: SandboxLayer, tickets: Tickets) -> St
         execs=ExecSessions(layer.exec_processes, paths=on.paths, background=on.background),
         attach_sessions=layer.attach_sessions,
         background=on.background,
+        runtime_of=on.handlers.get,
     )

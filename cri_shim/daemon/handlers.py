@@ -23,6 +23,7 @@ from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.refusals import crun_problem
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, Runtimes
 from cri_shim.oci.spec.inputs import HandlerFacts
+from cri_shim.oci.vm import VmRuntime
 
 if TYPE_CHECKING:
     from cri_shim.config.model import RuntimeSettings
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 _TRIED_MAP = "0 65536 65536"
+
+
+_CLASSES = {
+    HandlerKind.OCI: CliRuntime,
+    HandlerKind.VM: VmRuntime,
+    HandlerKind.SHIM: CliRuntime,  # asked for its version, and refused
+}
 
 
 class Handlers:
@@ -126,7 +134,7 @@ class Handlers:
             self._usable.add(name)
 
     def _refusal(self, runtime: Runtime, version: RuntimeVersion) -> str:
-        if runtime.settings.kind is not HandlerKind.OCI:
+        if runtime.settings.kind is HandlerKind.SHIM:
             return f"kind {runtime.settings.kind} is not supported in this version"
         refusal = crun_problem(self._layout) if version.name == "crun" else None
         return "" if refusal is None else f"crun {refusal[0]}: {refusal[1]}"
@@ -147,7 +155,7 @@ class Handlers:
     def _build(self, settings: RuntimeSettings) -> Runtimes:
         return Runtimes(
             (
-                CliRuntime(
+                _CLASSES[handler.kind](
                     HandlerSettings(
                         name=str(name),
                         path=str(handler.path),

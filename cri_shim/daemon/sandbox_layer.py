@@ -208,6 +208,7 @@ def _networks(config: Config, on: Mechanisms) -> _Networks:
         pending_deletes,
         leftovers=on.leftover_plugins,
         host=on.host,
+        runtime_of=on.handlers.get,
         background=on.background,
         publish_ports=config.sandbox.hostport,
     )
@@ -252,6 +253,7 @@ def _containers(on: Mechanisms, basis: _Basis) -> _Containers:
         paths=on.paths,
         store=on.containers,
         sandboxes=on.sandboxes,
+        runtime_of=on.handlers.get,
         cgroups=on.cgroups,
         cgroup_paths=basis.cgroup_paths,
         teardown=basis.teardown,

@@ -30,6 +30,7 @@ def build_statistics(config: Config, on: Mechanisms, cgroup_paths: CgroupPaths) 
         cgroups=on.cgroups,
         cgroup_paths=cgroup_paths,
         rates=rates,
+        runtime_of=on.handlers.get,
         background=on.background,
         cache_s=config.stats.cache_s,
     )

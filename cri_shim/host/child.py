@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -25,6 +26,9 @@ log = structlog.get_logger()
 KILL_GRACE_S = 5.0
 """Time that a killed child may take to end. A child that hangs in the kernel must not block its caller for ever."""
 _CORE_DUMPED = 0x80
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,10 @@ class Child:
         if self._ended.cancelled():
             raise asyncio.CancelledError
         return self.ending
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when waiting has come to an end, soon if it has."""
+        self._ended.add_done_callback(lambda _: callback())
 
     def kill(self, signal_number: int = signal.SIGKILL) -> None:
         """Send a signal to the process. No effect once it has ended."""

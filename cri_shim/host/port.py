@@ -14,6 +14,7 @@ from cri_shim.host import (
     pidfd,
     procstat,
     proctree,
+    standin,
     tree,
     userns,
 )
@@ -33,6 +34,8 @@ class Host:
     pid_namespace_depth = staticmethod(procstat.pid_namespace_depth)
     family_of = staticmethod(proctree.family_of)
     kill_family = staticmethod(proctree.kill_family)
+    orphans_naming = staticmethod(proctree.orphans_naming)
+    names = staticmethod(procstat.names)
 
     # Mounts, and trees that mounts may lie in
 
@@ -50,5 +53,6 @@ class Host:
     remove_netns = staticmethod(namespaces.remove_netns)
     run_in_netns = staticmethod(namespaces.run_in_netns)
     interface_counters = staticmethod(interface_counters.interface_counters)
+    restore_addresses = staticmethod(standin.restore_addresses)
     new_user_namespace = staticmethod(userns.new_user_namespace)
     open_user_namespace = staticmethod(userns.open_user_namespace)

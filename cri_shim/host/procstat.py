@@ -65,3 +65,12 @@ def pid_namespace_depth(pid: int) -> int | None:
         (line for line in status.splitlines() if line.startswith(b"NSpid:")), b"NSpid: 0"
     )
     return len(numbers.split()) - 2
+
+
+def names(pid: int, word: str) -> bool:
+    """Whether the process has `word` somewhere in its command line."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return word.encode() in file.read()
+    except OSError:
+        return False

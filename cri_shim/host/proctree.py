@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cri_shim.host.pidfd import ends_of, kill_process
-from cri_shim.host.procstat import ProcessEntry, process_entry
+from cri_shim.host.procstat import ProcessEntry, names, process_entry
 from cri_shim.kernel_call import in_time
 
 if TYPE_CHECKING:
@@ -159,3 +159,25 @@ def _kill_members(pid: int, strays: Callable[[], Iterable[int]]) -> tuple[list[P
     for member in alive:
         kill_process(member.pid, member.start_ticks)
     return alive, complete
+
+
+def orphans_naming(word: str) -> list[ProcessEntry]:
+    """Living processes that lost their parent and have `word` in their command line. Blocking.
+
+    Orphans are children of this process, or of the ancestor that inherits those of a daemon that has ended. Only the
+    children of these are looked at.
+    """
+    found = []
+    for pid in {child for heir in _heirs() for child in children_of(heir)}:
+        entry = process_entry(pid)
+        if entry is not None and not entry.zombie and names(pid, word):
+            found.append(entry)
+    return found
+
+
+def _heirs() -> list[int]:
+    """This process and its ancestors, up to the first process that this one can see."""
+    heirs = [os.getpid()]
+    while heirs[-1] > 1 and (entry := process_entry(heirs[-1])) is not None:
+        heirs.append(entry.parent_pid)
+    return [heir for heir in heirs if heir > 0]

@@ -4,6 +4,9 @@ Some CNI plugins (bridge, ptp) find the rules that they made on the node by the 
 namespace. Without a namespace they leave the rules. The stand-in has the interface and its addresses. The interface is
 a bridge: every kernel that the bridge plugin works with has bridges, and a bridge cannot leave its namespace.
 
+The plugins leave the rules as well if the interface is there but has lost its addresses: gVisor moves the addresses
+that it finds into its sandbox. `restore_addresses` adds them again.
+
 Rules:
 - Functions block. A coroutine calls them through `kernel_call`.
 - The stand-in has the name of the vanished namespace, so that the removal of that name removes it.
@@ -53,6 +56,30 @@ def make_standin(
     except BaseException:
         remove_netns(path)
         raise
+
+
+def restore_addresses(
+    path: Path, interface: str, addresses: Sequence[IPv4Interface | IPv6Interface]
+) -> None:
+    """Give an interface of a namespace the addresses that it had, where somebody has taken them; else nothing.
+
+    Raises OSError for what the kernel refuses.
+    """
+    if is_netns(path):
+        run_in_netns(path, lambda: _add_missing(interface, addresses))
+
+
+def _add_missing(interface: str, addresses: Sequence[IPv4Interface | IPv6Interface]) -> None:
+    try:
+        index = socket.if_nametoindex(interface)
+    except OSError:
+        return  # it has gone with what it was of
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as netlink:
+        for address in addresses:
+            try:
+                _add_address(netlink, index, address)
+            except FileExistsError:
+                continue
 
 
 def _populate(interface: str, addresses: Sequence[IPv4Interface | IPv6Interface]) -> None:

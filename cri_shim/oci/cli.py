@@ -22,7 +22,15 @@ from cri_shim.host.mounts import unmount_below
 from cri_shim.host.programs import find_program
 from cri_shim.kernel_call import in_time
 from cri_shim.oci.command_lines import run_arguments
-from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, RuntimeState, RuntimeVersion
+from cri_shim.oci.runtime import (
+    ExecCommand,
+    ExecFiles,
+    HandlerSettings,
+    RuntimeFeatures,
+    RuntimeState,
+    RuntimeStats,
+    RuntimeVersion,
+)
 from cri_shim.oci.runtime_errors import runtime_message, says_not_found, says_not_running
 from cri_shim.operations import step
 from cri_shim.quoting import quoted
@@ -32,12 +40,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.host.process import Completed, Reaper
+    from cri_shim.oci.spec.inputs import Spec
 
 MAX_ANSWER_BYTES = 1 << 20
 _MAX_PID_FILE_BYTES = 64
 _UMASK = 0o022
 """Of a runtime that starts a container, as conmon gives it: it makes mount points, and ours may be stricter."""
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class _StatsEvent(msgspec.Struct, frozen=True):
+    data: RuntimeStats
 
 
 class CliRuntime:
@@ -76,7 +89,15 @@ class CliRuntime:
             prefix.append("--systemd-cgroup")
         return prefix
 
-    async def start(self, container_id: str) -> None:
+    async def create_prefix(self, *, joins_sandbox: bool) -> list[str]:
+        """What `create` is appended to, for the monitor. Raises RuntimeCommandError when there is no executable."""
+        return self.command_prefix()
+
+    async def adapted(self, spec: Spec, *, joins_sandbox: bool) -> Spec:
+        """The spec as it is: it is runc's own."""
+        return spec
+
+    async def start(self, container_id: str, bundle_dir: Path) -> None:
         """Start the process of a created container. A process that exits at once counts as started.
 
         Raises NotFoundError, RuntimeCommandError, DeadlineError.
@@ -192,24 +213,47 @@ class CliRuntime:
             return None
         raise self._failure("state", doing, done)
 
-    def exec_detached_argv(
-        self,
-        container_id: str,
-        *,
-        process_file: Path,
-        pid_file: Path,
-        console_socket: Path | None = None,
-    ) -> list[str]:
+    async def exec_command(
+        self, container_id: str, files: ExecFiles, console_socket: Path | None = None
+    ) -> ExecCommand:
         """The command that starts a process in the container, writes its pid and exits while it runs.
 
         The process inherits the command's standard streams. If `terminal` is set in its file, it gets a terminal
         instead, whose descriptor the runtime sends to `console_socket`.
         """
         argv = [*self.command_prefix(), "exec", "--detach"]
-        argv += ["--process", str(process_file), "--pid-file", str(pid_file)]
+        argv += ["--process", str(files.process), "--pid-file", str(files.pid)]
         if console_socket is not None:
             argv += ["--console-socket", str(console_socket)]
-        return [*argv, container_id]
+        return ExecCommand([*argv, container_id])
+
+    async def end_exec(self, container_id: str, files: ExecFiles, host_pid: int) -> None:
+        """Nothing: on the host's kernel the process stands for itself."""
+
+    async def stats(self, container_id: str) -> RuntimeStats:
+        """What a running container uses, as the runtime says.
+
+        Raises RuntimeCommandError, also for one that doesn't run, DeadlineError.
+        """
+        doing = self._doing("asking for the statistics of", container_id)
+        done = await self._run(
+            "events", ["--stats", container_id], doing, max_stdout_bytes=MAX_ANSWER_BYTES
+        )
+        if not done.ok:
+            raise self._failure("events", doing, done)
+        try:
+            return msgspec.json.decode(done.stdout, type=_StatsEvent).data
+        except UNREADABLE_DOCUMENT as error:
+            raise RuntimeCommandError(
+                doing, done.argv, "gave an answer that can't be read", str(error)
+            ) from error
+
+    async def clear(self, object_id: str, pod_id: str) -> None:
+        """Nothing: `delete` with force has cleared it."""
+
+    def cgroup_dirs(self, object_id: str, cgroup_dir: str) -> tuple[str, ...]:
+        """The one that it is told."""
+        return (cgroup_dir,)
 
     async def features(self) -> RuntimeFeatures | None:
         """The features that the runtime supports; None when it lacks the command (crun before 1.8.6, kata-runtime,
@@ -251,13 +295,19 @@ class CliRuntime:
         return found
 
     async def _run(
-        self, command: str, args: list[str], doing: str, *, max_stdout_bytes: int = 0
+        self,
+        command: str,
+        args: list[str],
+        doing: str,
+        *,
+        max_stdout_bytes: int = 0,
+        timeout_s: float | None = None,
     ) -> Completed:
         argv = [*self.command_prefix(), command, *args]
         with self._command(command, argv, doing):
             return await self._reaper.run(
                 argv,
-                timeout_s=self._timeout_s,
+                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
                 env=self.environment(),
                 max_stdout_bytes=max_stdout_bytes,
             )

@@ -32,6 +32,7 @@ import structlog
 from cri_shim import metrics
 from cri_shim.errors import (
     ConfigError,
+    DeadlineError,
     InvalidArgumentError,
     MonitorError,
     RuntimeCommandError,
@@ -77,6 +78,8 @@ class MonitorRequest:
     stdin: bool = False
     stdin_once: bool = False
     """Close the container's stdin for good when the first attached client leaves."""
+    joins_sandbox: bool = False
+    """Whether it is a container beside its pod's pause container."""
 
 
 class Monitors:
@@ -119,8 +122,9 @@ class Monitors:
             InvalidArgumentError: conmon can't take this log path.
         """
         try:
-            waiting = self._spawn(request, runtime)
-        except (RuntimeCommandError, MonitorError):
+            prefix = await runtime.create_prefix(joins_sandbox=request.joins_sandbox)
+            waiting = self._spawn(request, runtime, prefix)
+        except (RuntimeCommandError, MonitorError, DeadlineError):
             metrics.OCI_COMMAND_FAILURES.labels(runtime.settings.name, "create").inc()
             raise
         try:
@@ -130,8 +134,10 @@ class Monitors:
             raise
         return waiting
 
-    def _spawn(self, request: MonitorRequest, runtime: Runtime) -> WaitingMonitor:
-        argv = self._argv(request, runtime.command_prefix())
+    def _spawn(
+        self, request: MonitorRequest, runtime: Runtime, runtime_prefix: list[str]
+    ) -> WaitingMonitor:
+        argv = self._argv(request, runtime_prefix)
         env = runtime.environment()
         # conmon parses its options in its locale; in the C locale it refuses a path that is not ASCII.
         env.setdefault("LC_ALL", "C.UTF-8")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from cri_shim.oci.spec.inputs import Spec
+
 
 @dataclass(frozen=True, slots=True)
 class HandlerSettings:
@@ -39,6 +41,11 @@ class HandlerSettings:
     """Global options before the command."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of each call, which otherwise has only PATH."""
+
+    @property
+    def own_kernel(self) -> bool:
+        """Whether its pods have kernels of their own: then the node sees of a container what stands for it, alone."""
+        return self.kind is HandlerKind.VM
 
 
 class RuntimeState(msgspec.Struct, frozen=True):
@@ -119,6 +126,75 @@ class RuntimeFeatures(msgspec.Struct, frozen=True, rename="camel"):
         )
 
 
+class CpuTime(msgspec.Struct, frozen=True):
+    """CPU time in nanoseconds. Zeros may be left out, here and below."""
+
+    total: int = 0
+
+
+class CpuUsage(msgspec.Struct, frozen=True):
+    """CPU time, as `events --stats` has it."""
+
+    usage: CpuTime = CpuTime()
+
+
+class MemoryAmount(msgspec.Struct, frozen=True):
+    """Bytes, of one kind of memory."""
+
+    usage: int = 0
+    limit: int = 0
+
+
+class MemoryUsage(msgspec.Struct, frozen=True):
+    """Memory, in bytes."""
+
+    cache: int = 0
+    usage: MemoryAmount = MemoryAmount()
+    swap: MemoryAmount = MemoryAmount()
+    raw: dict[str, int] = msgspec.field(default_factory=dict)
+    """The lines of a guest's own memory.stat."""
+
+
+class PidsUsage(msgspec.Struct, frozen=True):
+    """How many processes there are."""
+
+    current: int = 0
+
+
+class RuntimeStats(msgspec.Struct, frozen=True):
+    """What a container uses, as its runtime says."""
+
+    cpu: CpuUsage = CpuUsage()
+    memory: MemoryUsage = MemoryUsage()
+    pids: PidsUsage = PidsUsage()
+
+
+@dataclass(frozen=True, slots=True)
+class ExecFiles:
+    """The files of one exec."""
+
+    process: Path
+    """What is to be run: the spec's `process`."""
+    pid: Path
+    """Where the runtime leaves the pid of what stands for it on the node."""
+    inner_pid: Path
+    """Where one with a kernel of its own may leave the pid that it has there."""
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter((self.process, self.pid, self.inner_pid))
+
+
+@dataclass(frozen=True, slots=True)
+class ExecCommand:
+    """How a runtime is told to run one more process in a container. It leaves the pid file once that runs."""
+
+    argv: list[str]
+    attached: bool = False
+    """Whether the command stays until the process ends, and ends as it does; else the process is left behind."""
+    env: tuple[str, ...] = ()
+    """To be added to the process's environment: `end_exec` finds it by that."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeVersion:
     """The parsed answer of `--version`."""
@@ -145,7 +221,15 @@ class Runtime(Protocol):
         """The complete environment of each call."""
         ...
 
-    async def start(self, container_id: str) -> None:
+    async def create_prefix(self, *, joins_sandbox: bool) -> list[str]:
+        """The command that `create` is appended to, for the monitor; `joins_sandbox` for all but pause containers."""
+        ...
+
+    async def adapted(self, spec: Spec, *, joins_sandbox: bool) -> Spec:
+        """The runtime-spec in the form that this runtime needs."""
+        ...
+
+    async def start(self, container_id: str, bundle_dir: Path) -> None:
         """Start the process of a created container. A process that exits at once counts as started."""
         ...
 
@@ -176,15 +260,26 @@ class Runtime(Protocol):
         """The runtime's view of the container; None when there is no such container."""
         ...
 
-    def exec_detached_argv(
-        self,
-        container_id: str,
-        *,
-        process_file: Path,
-        pid_file: Path,
-        console_socket: Path | None = None,
-    ) -> list[str]:
-        """The command that starts a process in the container, writes its pid and exits while it runs."""
+    async def exec_command(
+        self, container_id: str, files: ExecFiles, console_socket: Path | None = None
+    ) -> ExecCommand:
+        """The command that starts a process in the container, with a terminal if a `console_socket` is given."""
+        ...
+
+    async def end_exec(self, container_id: str, files: ExecFiles, host_pid: int) -> None:
+        """End the process that `host_pid` represents on the node; call it before `host_pid` is killed."""
+        ...
+
+    async def stats(self, container_id: str) -> RuntimeStats:
+        """The resource usage of a running container."""
+        ...
+
+    async def clear(self, object_id: str, pod_id: str) -> None:
+        """Remove what the runtime keeps of a deleted container, or of a whole sandbox if `object_id` is `pod_id`."""
+        ...
+
+    def cgroup_dirs(self, object_id: str, cgroup_dir: str) -> tuple[str, ...]:
+        """The cgroups that the runtime may have made for an object whose cgroup is to be `cgroup_dir`."""
         ...
 
     async def features(self) -> RuntimeFeatures | None:

@@ -32,7 +32,9 @@ _REFUSED_LIMIT = re.compile(
 )
 _NO_PROGRAM = re.compile(
     r"container process(?: caused)?: (?:error during container init: )?exec: "  # runc
-    r"|\b(?:executable file [`'\"]|open executable\b|exec container process\b|exec [`'\"])",  # crun
+    r"|\b(?:executable file [`'\"]|open executable\b|exec container process\b|exec [`'\"])"  # crun
+    r"|\b(?:error finding executable \"|failed to load )"  # runsc
+    r"|\bexec: \"[^\"]*\": executable file not found\b",  # kata-runtime
     re.IGNORECASE,
 )
 _NOT_THERE = ("not found", "not found in $path", "no such file or directory")

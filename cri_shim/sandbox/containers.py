@@ -22,6 +22,7 @@ from cri_shim.sandbox.container_log import check_log_file
 from cri_shim.sandbox.details import container_details, read_documents
 from cri_shim.sandbox.exit_handling import NOT_STARTED
 from cri_shim.sandbox.store.model import ContainerMetadata, ContainerState
+from cri_shim.sandbox.store.processes import own_kernel_runtime
 from cri_shim.sandbox.store.requests import name_is_going, request_digest, require_ready
 from cri_shim.single_flight import SingleFlight
 
@@ -137,7 +138,7 @@ class Containers:
                 raise ProgramError(f"cannot start container {container.id}", fault, NOT_STARTED)
             runtime = self._runtime_of(container.record.handler)
             try:
-                await runtime.start(container.id)
+                await runtime.start(container.id, self._paths.container(container.id).bundle_dir)
             except CriShimError as error:
                 if await _runs(runtime, container.id):
                     # A former daemon was killed during the start, which succeeded without it.
@@ -178,6 +179,13 @@ class Containers:
         )
         if being_made:  # a creation may have completed before it could be cancelled
             await self._stop_complete(sandbox_id)
+        # Those in a kernel of their pod's leave it before it ends.
+        inside = [
+            each
+            for each in self.containers_of(sandbox_id)
+            if own_kernel_runtime(self._runtime_of, each.record.handler) is not None
+        ]
+        await asyncio.gather(*map(self._exit_handling.tear_down_process, inside))
 
     async def _stop_complete(self, sandbox_id: str) -> None:
         containers = self.containers_of(sandbox_id)

@@ -242,8 +242,7 @@ class Creation:
             require_ready(sandbox)  # if the pod was stopped meanwhile, that is the real cause
             words = error.stderr_tail
             if code := program_exit_code(words, spec["process"]["cwd"]):
-                handler, cgroup = launch.runtime.settings.name, launch.cgroup_path.relative_dir
-                await self._teardown.process(launch.object_id, handler, cgroup, launch.paths)
+                await self._teardown.process(launch.held)
                 raise ProgramError("the program cannot be run", words, code) from error
             if refusal := _clearer(error, config):
                 raise refusal from error

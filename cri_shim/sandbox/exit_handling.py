@@ -27,15 +27,19 @@ from cri_shim.kernel_call import in_time_for
 from cri_shim.operations import step
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.log_end import close_log
-from cri_shim.sandbox.store.model import ContainerState
-from cri_shim.sandbox.store.processes import running
+from cri_shim.sandbox.store.model import ContainerState, Process
+from cri_shim.sandbox.store.processes import Held, own_kernel_runtime, running
+from cri_shim.sandbox.vm_processes import asks_to_kill, signal_inside
 from cri_shim.single_flight import SingleFlight
 from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cri_shim.background import Background
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.host.port import Host
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exits import ExitWatch
@@ -94,6 +98,7 @@ class ExitHandling:
         operations: Operations,
         cgroup_paths: CgroupPaths,
         sandboxes: Store[Sandbox],
+        runtime_of: Callable[[str], Runtime],
     ) -> None:
         self._host = host
         self._paths = paths
@@ -105,6 +110,7 @@ class ExitHandling:
         self._operations = operations
         self._cgroup_paths = cgroup_paths
         self._sandboxes = sandboxes
+        self._runtime_of = runtime_of
         self._closed_logs: WeakSet[Container] = WeakSet()
         """Containers whose log is closed already, so that the teardown need not do it."""
         self._stopping: SingleFlight[None] = SingleFlight("StopContainer", operations)
@@ -144,11 +150,7 @@ class ExitHandling:
             # report its exit, so it must not run on.
             await until_done(
                 f"killing container {container.id}",
-                lambda: self._teardown.kill_processes(
-                    container.id,
-                    self._cgroup_paths.directory_of(container),
-                    self._paths.container(container.id),
-                ),
+                lambda: self._teardown.kill_processes(self._held(container)),
             )
             code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
         async with container.lock:  # a start under way comes first
@@ -186,6 +188,12 @@ class ExitHandling:
 
     def _ran_out_of_memory(self, container: Container) -> bool:
         kills = self._cgroups.oom_kills(self._cgroup_paths.directory_of(container))
+        sandbox = self._sandboxes.get(container.sandbox_id)
+        inside = own_kernel_runtime(self._runtime_of, container.record.handler) is not None
+        if inside and sandbox is not None:
+            # All containers of a gVisor sandbox are in that of its pause container, and end with it. What a guest's
+            # own kernel has killed nobody says.
+            kills = self._cgroups.oom_kills(self._cgroup_paths.directory_of(sandbox))
         if kills is not None:
             return kills > 0
         return (self._paths.container(container.id).persist_dir / "oom").exists()
@@ -253,15 +261,15 @@ class ExitHandling:
             await self._let_monitor_end(container)
             if container.unsaved:
                 self._store.save(container)  # see `finish`
-            await self._teardown.process(
-                container.id,
-                container.record.handler,
-                self._cgroup_paths.directory_of(container),
-                self._paths.container(container.id),
-            )
+            await self._teardown.process(self._held(container))
             # Only in memory: a daemon that does not know of the teardown repeats it. This saves a write, since most
             # containers are removed soon.
             self._store.show(container, msgspec.structs.replace(container.status, torn_down=True))
+
+    def _held(self, container: Container) -> Held:
+        record, paths = container.record, self._paths.container(container.id)
+        cgroup_dir = self._cgroup_paths.directory_of(container)
+        return Held(container.id, record.sandbox_id, record.handler, cgroup_dir, paths)
 
     async def _let_monitor_end(self, container: Container) -> None:
         """Wait for a monitor that is about to end by itself, which is cheaper than killing it."""
@@ -293,24 +301,18 @@ class ExitHandling:
 
     async def _stop(self, container: Container, stop: _Stop) -> None:
         process = container.status.process
+        runtime = own_kernel_runtime(self._runtime_of, container.record.handler)
         try:
             if process is not None and stop.deadline > asyncio.get_running_loop().time():
-                self._host.kill_process(
-                    process.pid, process.start_ticks, container.record.stop_signal
-                )
+                self._send_stop_signal(container, process, runtime)
                 with step("waiting for the exit"):
                     await _wait_for_end(container, stop)
             if not container.ended.is_set():
                 stop.killing = True
-                await self._kill_first_process(container, stop)
-                # In a shared PID namespace other processes survive the first one. For an empty cgroup this is cheap.
-                with step("killing the cgroup"):
-                    await self._cgroups.kill_all(
-                        self._cgroup_paths.directory_of(container), timeout_s=KILL_TIMEOUT_S
-                    )
-                stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
-                with step("waiting for the exit"):
-                    await _wait_for_end(container, stop)
+                if runtime is None:
+                    await self._kill(container, stop)
+                else:
+                    await self._kill_in_sandbox(container, runtime, stop)
             if not container.ended.is_set() and not running(self._host, process):
                 # The exit was missed. The container must be removable all the same.
                 exit_ = self._exits.read(container.id) or Exit(None, 0)
@@ -323,6 +325,48 @@ class ExitHandling:
         finally:
             self._stops.pop(container.id, None)
 
+    def _send_stop_signal(
+        self, container: Container, process: Process, runtime: Runtime | None
+    ) -> None:
+        """What stands for a container in a sandbox passes SIGTERM on, which its runtime would follow up by force.
+
+        Other signals it may take for its own; those the runtime only delivers. One that does not answer is waited for
+        no longer than the container.
+        """
+        number = container.record.stop_signal
+        if runtime is None or not container.status.started_at_ns or number == signal.SIGTERM:
+            self._host.kill_process(process.pid, process.start_ticks, number)
+        else:
+            what = f"signal for container {container.id}"
+            self._background.start(what, signal_inside(runtime, container.id, number))
+
+    async def _kill(self, container: Container, stop: _Stop) -> None:
+        await self._kill_first_process(container, stop)
+        # In a shared PID namespace other processes survive the first one. For an empty cgroup this is cheap.
+        with step("killing the cgroup"):
+            await self._cgroups.kill_all(
+                self._cgroup_paths.directory_of(container), timeout_s=KILL_TIMEOUT_S
+            )
+        await _wait_until_killed(container, stop)
+
+    async def _kill_in_sandbox(self, container: Container, runtime: Runtime, stop: _Stop) -> None:
+        """By the runtime. What doesn't end by that ends with its sandbox; then what stands for it on the node."""
+        held = self._held(container)
+        with step("having the runtime kill it"):
+            answered = await asks_to_kill(runtime, held.object_id)
+        process = container.status.process
+        if process is not None and not container.status.started_at_ns:
+            # Nothing runs inside: what waits for the start is all there is.
+            self._host.kill_process(process.pid, process.start_ticks)
+        if answered:
+            await _wait_until_killed(container, stop)
+        if container.ended.is_set():
+            return
+        await self._teardown.end_sandbox(held)
+        if process is not None:
+            self._host.kill_process(process.pid, process.start_ticks)
+        await _wait_until_killed(container, stop)
+
     async def _kill_first_process(self, container: Container, stop: _Stop) -> None:
         """Kill the first process. If it is PID 1 of a PID namespace, the kernel kills all others with it."""
         process = container.status.process
@@ -334,6 +378,12 @@ class ExitHandling:
     async def close(self, grace_s: float) -> None:
         """Wait `grace_s` seconds for stops under way, then cancel them."""
         await self._stopping.close(grace_s)
+
+
+async def _wait_until_killed(container: Container, stop: _Stop) -> None:
+    stop.deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
+    with step("waiting for the exit"):
+        await _wait_for_end(container, stop)
 
 
 async def _wait_for_end(container: Container, stop: _Stop) -> None:

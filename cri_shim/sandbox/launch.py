@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cri_shim.config.model import HandlerKind
 from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import write_atomic
 from cri_shim.kernel_call import in_time_for
@@ -21,7 +20,7 @@ from cri_shim.oci.spec.container import encode_spec
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.exec.files_limits import limit_files
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import note_top_process
+from cri_shim.sandbox.store.processes import Held, note_top_process
 from cri_shim.slots import Share, Slots
 
 if TYPE_CHECKING:
@@ -71,6 +70,22 @@ class Launch:
     terminal: bool = False
     stdin: bool = False
     stdin_once: bool = False
+
+    @property
+    def joins_sandbox(self) -> bool:
+        """Whether it is a container beside its pod's pause container."""
+        return self.object_id != self.pod_id
+
+    @property
+    def held(self) -> Held:
+        """What its processes are found by, to be undone."""
+        return Held(
+            self.object_id,
+            self.pod_id,
+            self.runtime.settings.name,
+            self.cgroup_path.relative_dir,
+            self.paths,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +173,7 @@ class Launcher:
 
         Runtimes with a kernel of their own place their processes as they like.
         """
-        if launch.runtime.settings.kind is not HandlerKind.OCI:
+        if launch.runtime.settings.own_kernel:
             return
         found, wanted = self._cgroups.cgroup_of(pid), launch.cgroup_path.relative_dir
         if found is not None and f"{found}/".startswith(f"{wanted}/"):
@@ -201,6 +216,7 @@ class Launcher:
             terminal=launch.terminal,
             stdin=launch.stdin,
             stdin_once=launch.stdin_once,
+            joins_sandbox=launch.joins_sandbox,
         )
         monitor = await self._monitors.start(
             request,
@@ -224,6 +240,7 @@ class Launcher:
         Raises RuntimeCommandError with the runtime's own words, MonitorError, DeadlineError after `start_timeout`, or
         TooManyFilesError.
         """
+        spec = await launch.runtime.adapted(spec, joins_sandbox=launch.joins_sandbox)
         self._write_spec(launch, spec, rollback)
         async with self._slot(launch):
             if monitor is None:
@@ -265,12 +282,7 @@ class Launcher:
             write_atomic(launch.paths.spec_file, encode_spec(spec))
         rollback.push(
             "process",
-            lambda: self._teardown.process(
-                launch.object_id,
-                launch.runtime.settings.name,
-                launch.cgroup_path.relative_dir,
-                launch.paths,
-            ),
+            lambda: self._teardown.process(launch.held),
         )
 
     def _named(self, launch: Launch, pid: int, what: str) -> Process:

@@ -5,6 +5,7 @@ The undo of each effect is pushed on the caller's `Rollback` before the effect.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri_shim.sandbox.launch import Launch, Launcher
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.spec.user_namespace import PodUserNamespace
     from cri_shim.sandbox.store.model import Process
     from cri_shim.sandbox.store.store import Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """A pause container that runs."""
+
+    process: Process
+    monitor: Process | None
+    """Where it brings a kernel of its own: what its runtime leaves in the background becomes the monitor's."""
 
 
 class PauseContainers:
@@ -49,11 +59,11 @@ class PauseContainers:
         image: Image,
         rollback: Rollback,
         users: PodUserNamespace | None,
-    ) -> Process:
+    ) -> Paused:
         """Start the sandbox's own container, which joins the pod's `users`, once the pod has its files on the node.
 
         Those are the root file system, /dev/shm, /etc/hosts and the like, and the log directory. Raises what making
-        them and `Launcher` raise.
+        them, `Launcher` and the runtime's start raise.
         """
         launch = Launch(
             object_id=sandbox.id,
@@ -64,7 +74,7 @@ class PauseContainers:
             cgroup_path=self._cgroup_paths.of(sandbox),
             layers=sandbox.record.layers,
             label=sandbox.record.labels.files,
-            monitored=False,
+            monitored=runtime.settings.own_kernel,
         )
 
         def then() -> None:
@@ -74,4 +84,8 @@ class PauseContainers:
 
         await self._launcher.mount_rootfs(launch, rollback, users, then=then)
         spec = await self._specs.build(sandbox, plan, image, users)
-        return await self._launcher.run(launch, spec, rollback)
+        if not launch.monitored:
+            return Paused(await self._launcher.run(launch, spec, rollback), None)
+        created = await self._launcher.create(launch, spec, rollback)
+        await launch.runtime.start(sandbox.id, launch.paths.bundle_dir)
+        return Paused(created.process, created.monitor)

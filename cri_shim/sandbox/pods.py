@@ -19,7 +19,7 @@ import structlog
 
 from cri_shim import metrics
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.background import side_by_side
+from cri_shim.background import one_by_one, side_by_side
 from cri_shim.config.model import HandlerKind
 from cri_shim.errors import AlreadyExistsError, NotFoundError, UnsupportedError, WrongStateError
 from cri_shim.ids import new_id
@@ -31,6 +31,7 @@ from cri_shim.sandbox.list_bounds import check_sandbox_entry
 from cri_shim.sandbox.network.pod_network import PodNetwork, has_host_network
 from cri_shim.sandbox.spec.user_namespace import new_pod_userns
 from cri_shim.sandbox.store.model import PodMetadata, SandboxRecord, SandboxState, SandboxStatus
+from cri_shim.sandbox.store.processes import Held, own_kernel_runtime
 from cri_shim.sandbox.store.requests import name_is_going, request_digest, require_ready
 from cri_shim.sandbox.store.store import Sandbox, Store, as_json, as_json_aside
 from cri_shim.sandbox.teardown import Attempts, Teardown
@@ -117,10 +118,10 @@ class Pods:
             config.metadata.attempt,
         )
         runtime = self._runtime_of(handler)
-        if runtime.settings.kind is not HandlerKind.OCI:
+        if runtime.settings.kind is HandlerKind.SHIM:
             raise UnsupportedError(
                 f"runtime handler {runtime.settings.name!r}: kind {runtime.settings.kind} is not supported "
-                "in this version: use a handler of kind oci"
+                "in this version: use a handler of kind oci or vm"
             )
         digest = request_digest(config.SerializeToString(deterministic=True), runtime.settings.name)
         return await self._creations.run(
@@ -162,15 +163,18 @@ class Pods:
                     await self._network.create_namespace(
                         sandbox.id, plan.sysctls.network, users.netns_fd if users else None
                     )
-                # 3. Network, and the pause container with the pod's files, side by side.
-                process = await side_by_side(
+                # 3. Network, and the pause container with the pod's files, side by side. One with a kernel of its own
+                # takes over the network that it finds.
+                pause = await (one_by_one if runtime.settings.own_kernel else side_by_side)(
                     self._attach(sandbox, plan.sysctls, rollback),
                     self._pause.start(sandbox, plan, runtime, image, rollback, users),
                 )
             # 4. Ready: from here on it is listed.
-            self._store.commit(sandbox, sandbox.status.committed(time.time_ns(), process))
+            self._store.commit(
+                sandbox, sandbox.status.committed(time.time_ns(), pause.process, pause.monitor)
+            )
             rollback.commit()
-        self.watch(sandbox, process)
+        self.watch(sandbox, pause.process)
         log.info("sandbox ready", sandbox_id=sandbox.id, ips=list(sandbox.status.ips))
         return sandbox.id
 
@@ -286,17 +290,18 @@ class Pods:
         attempts = Attempts()
 
         async def end_pause() -> None:
-            cgroup = self._cgroup_paths.of(sandbox)
-            handler = sandbox.record.handler
-            ended = await attempts.each(
-                lambda: self._teardown.process(sandbox.id, handler, cgroup.relative_dir, paths)
-            )
+            cgroup_dir = self._cgroup_paths.directory_of(sandbox)
+            held = Held(sandbox.id, sandbox.id, sandbox.record.handler, cgroup_dir, paths)
+            ended = await attempts.each(lambda: self._teardown.process(held))
             # Where it has not ended, the process's note among the files is what a further call needs.
             take_away = self._teardown.state_files if ended else self._teardown.mounts
             await attempts.each(lambda: take_away(paths))
 
-        # In parallel: a DEL needs the namespace's pin, but no process in the namespace.
-        left = await side_by_side(end_pause(), attempts.each(lambda: self._network.detach(sandbox)))
+        # In parallel: a DEL needs the namespace's pin, but no process in the namespace. A sandbox with its own kernel
+        # has taken the interfaces over, and ends first.
+        own = own_kernel_runtime(self._runtime_of, sandbox.record.handler)
+        leave = attempts.each(lambda: self._network.detach(sandbox))
+        left = await (one_by_one if own else side_by_side)(end_pause(), leave)
         if left:
             # Plugins need the namespace for DEL, so it is removed after the last one.
             await attempts.each(lambda: self._network.remove_namespace(sandbox.id))

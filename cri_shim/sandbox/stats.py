@@ -1,7 +1,8 @@
 """Resource usage of containers: CPU and memory from cgroups, disk usage of writable layers.
 
 Rules:
-- No child process is run, and no lock is taken.
+- No child process is run, and no lock is taken. Only of containers with their own kernel runtimes are asked
+  (`runtime_usage`), with a bounded wait.
 - Cgroup files are read in one thread for all containers. Layers are measured by `layer_usage`, with a bounded wait.
 - CPU rates are the same for all clients (`cpu_rates`).
 - A container that is removed meanwhile is left out.
@@ -9,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,15 +21,17 @@ from cri_shim.background import uninterrupted
 from cri_shim.host.tree import DiskUsage
 from cri_shim.sandbox.cpu_rates import CpuReading
 from cri_shim.sandbox.layer_usage import LayerUsages
+from cri_shim.sandbox.runtime_usage import RuntimeUsages
 from cri_shim.sandbox.store.model import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from cri_shim.background import Background
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.host.cgroups.usage import CgroupStats
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.sandbox.cpu_rates import CpuRates
     from cri_shim.sandbox.layer_usage import LayerUsage
@@ -63,6 +67,7 @@ class Stats:
         cgroups: Cgroups,
         cgroup_paths: CgroupPaths,
         rates: CpuRates,
+        runtime_of: Callable[[str], Runtime],
         background: Background,
         cache_s: float,
     ) -> None:
@@ -77,6 +82,7 @@ class Stats:
             background,
             cache_s=cache_s,
         )
+        self._inside = RuntimeUsages(store, runtime_of, background, cache_s=cache_s)
 
     @property
     def remembered(self) -> frozenset[str]:
@@ -85,8 +91,9 @@ class Stats:
 
     async def container_stats(self, containers: Sequence[Container]) -> list[ContainerUsage]:
         """The usage of these containers. Containers that are removed meanwhile are left out."""
-        layers = await self._layers.of(containers)
-        usages = await uninterrupted(self._read_all, list(containers), layers)
+        running = [each for each in containers if each.state is ContainerState.RUNNING]
+        layers, inside = await asyncio.gather(self._layers.of(containers), self._inside.of(running))
+        usages = await uninterrupted(self._read_all, list(containers), layers, inside)
         self._rates.asked()
         return usages
 
@@ -98,23 +105,39 @@ class Stats:
         )
 
     def _read_all(
-        self, containers: list[Container], layers: Mapping[str, LayerUsage | None]
+        self,
+        containers: list[Container],
+        layers: Mapping[str, LayerUsage | None],
+        inside: Mapping[str, CgroupStats | None],
     ) -> list[ContainerUsage]:
         usages = []
         for container in containers:
             if container.id in layers:
                 try:
-                    usages.append(self._read(container, layers[container.id]))
+                    layer = layers[container.id]
+                    usages.append(
+                        self._usage(container, layer, inside[container.id], directory=None)
+                        if container.id in inside
+                        else self._read(container, layer)
+                    )
                 except OSError as error:
                     log.debug("no stats", container_id=container.id, error=str(error))
         return usages
 
     def _read(self, container: Container, layer: LayerUsage | None) -> ContainerUsage:
-        cgroup = rate = None
-        if container.state is ContainerState.RUNNING:
-            directory = self._cgroup_paths.directory_of(container)
-            cgroup = self._cgroups.read_stats(directory)
-            rate = self._rate(container, cgroup, directory)
+        directory = self._cgroup_paths.directory_of(container)
+        running = container.state is ContainerState.RUNNING
+        cgroup = self._cgroups.read_stats(directory) if running else None
+        return self._usage(container, layer, cgroup, directory)
+
+    def _usage(
+        self,
+        container: Container,
+        layer: LayerUsage | None,
+        cgroup: CgroupStats | None,
+        directory: str | None,
+    ) -> ContainerUsage:
+        rate = None if cgroup is None else self._rate(container, cgroup, directory)
         return ContainerUsage(
             container=container,
             cgroup=cgroup,
@@ -125,7 +148,7 @@ class Stats:
             layer_inodes=layer.inodes if layer else None,
         )
 
-    def _rate(self, container: Container, cgroup: CgroupStats, directory: str) -> int | None:
+    def _rate(self, container: Container, cgroup: CgroupStats, directory: str | None) -> int | None:
         if cgroup.cpu_usage_ns is None:
             return None
         reading = CpuReading(cgroup.read_at_ns, cgroup.cpu_usage_ns)

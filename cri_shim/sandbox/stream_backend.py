@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim import metrics
-from cri_shim.errors import CriShimError, WrongStateError
+from cri_shim.errors import CriShimError, NotFoundError, WrongStateError
 from cri_shim.host.packets import close_all
 from cri_shim.sandbox.exec.attach import make_pipes
 from cri_shim.sandbox.exec.port_forward import pod_sockets
+from cri_shim.sandbox.store.processes import own_kernel_runtime
 from cri_shim.sandbox.store.requests import require_ready
 from cri_shim.streaming import ipc
 from cri_shim.streaming.backend import (
@@ -39,10 +40,12 @@ if TYPE_CHECKING:
 
     from cri_shim.background import Background
     from cri_shim.host.port import Host
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.sandbox.containers import Containers
     from cri_shim.sandbox.exec.attach import AttachSessions
     from cri_shim.sandbox.exec.session import Command, ExecSessions
     from cri_shim.sandbox.pods import Pods
+    from cri_shim.sandbox.store.store import Sandbox
     from cri_shim.streaming.backend import Request
     from cri_shim.streaming.tickets import Tickets
 
@@ -68,8 +71,10 @@ class StreamBackend:
         execs: ExecSessions,
         attach_sessions: AttachSessions,
         background: Background,
+        runtime_of: Callable[[str], Runtime],
     ) -> None:
         self._host = host
+        self._runtime_of = runtime_of
         self._tickets = tickets
         self._containers = containers
         self._pods = pods
@@ -149,11 +154,23 @@ class StreamBackend:
                 request.sandbox_id,
                 ports=request.ports,
                 sandbox_id=request.sandbox_id,
+                addresses=self._addresses(request.sandbox_id),
             )
         streams = (request.stdin, request.stdout, request.stderr, request.tty)
         return Grant(
             session, message.kind, request.container_id, *streams, sandbox_id=request.sandbox_id
         )
+
+    def _addresses(self, sandbox_id: str) -> tuple[str, ...]:
+        """Where the ports of a pod with a kernel of its own are: its loopback is no namespace's of the node."""
+        try:
+            sandbox = self._pods.find(sandbox_id)
+        except NotFoundError:
+            return ()
+        return sandbox.status.ips if self._has_own_kernel(sandbox) else ()
+
+    def _has_own_kernel(self, sandbox: Sandbox) -> bool:
+        return own_kernel_runtime(self._runtime_of, sandbox.record.handler) is not None
 
     def _begin(self, message: ipc.Begin) -> None:
         match self._granted.get(message.session):
@@ -270,7 +287,10 @@ class StreamBackend:
             return self._unknown(message.session)
         sandbox = self._pods.find(request.sandbox_id)
         require_ready(sandbox)
-        netns = Path(sandbox.record.netns) if sandbox.record.netns else None
+        if message.on_node and not self._has_own_kernel(sandbox):
+            raise WrongStateError(f"sandbox {sandbox.id} is reached in its own network")
+        inside = sandbox.record.netns and not message.on_node
+        netns = Path(sandbox.record.netns) if inside else None
         made = await pod_sockets(self._host, sandbox.id, netns, message.family, message.count)
         return ipc.Done(call=message.call), [each.detach() for each in made]
 

@@ -19,7 +19,8 @@ from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.kernel_call import in_time, in_time_for
 from cri_shim.operations import step
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import read_top_process
+from cri_shim.sandbox.store.processes import own_kernel_runtime, read_top_process
+from cri_shim.sandbox.vm_processes import asks_to_delete, asks_to_kill, kill_strays
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import ObjectPaths, Paths
     from cri_shim.rollback import Rollback
+    from cri_shim.sandbox.store.processes import Held
 
 log = structlog.get_logger()
 KILL_TIMEOUT_S = 10.0
@@ -55,13 +57,18 @@ class Teardown:
         self._monitors = monitors
         self._runtime_of = runtime_of
 
-    async def kill_processes(self, object_id: str, cgroup_dir: str, paths: ObjectPaths) -> None:
+    async def kill_processes(self, held: Held) -> None:
         """Kill the monitor, or a pause process, with all below it, and everything in the object's cgroup.
 
-        Raises DeadlineError with the processes that do not end.
+        In a sandbox with its own kernel the runtime kills. Raises DeadlineError with the processes that do not end.
         """
-        await self._kill_families(object_id, await self._top_processes(object_id, paths))
-        await self._kill_cgroup(cgroup_dir)
+        runtime = own_kernel_runtime(self._runtime_of, held.handler)
+        if runtime is not None:
+            await self._kill_inside(held, runtime)
+        await self._kill_families(
+            held.object_id, await self._top_processes(held.object_id, held.paths)
+        )
+        await self._kill_cgroup(held.cgroup_dir)
 
     async def _kill_cgroup(self, cgroup_dir: str) -> None:
         with step("killing the cgroup"):
@@ -103,7 +110,14 @@ class Teardown:
         places |= await in_time("looking for cgroups", self._cgroups.find, object_id)
         await self._kill_families(object_id, tops)
         for handler in handlers:
-            await self.forget_in_runtime(object_id, handler)
+            runtime = own_kernel_runtime(self._runtime_of, handler)
+            if runtime is not None:
+                await asks_to_kill(runtime, object_id)
+                await asks_to_delete(runtime, object_id)
+                await kill_strays(self._host, object_id)
+                await runtime.clear(object_id, object_id)
+            else:
+                await self.forget_in_runtime(object_id, handler)
         for cgroup_dir in places:
             if cgroup_dir is not None and object_id in cgroup_dir.rpartition("/")[2]:
                 await self._kill_cgroup(cgroup_dir)
@@ -121,13 +135,51 @@ class Teardown:
                 object_id, "removing its files", _remove_with_mounts, self._host, left
             )
 
-    async def process(
-        self, object_id: str, handler: str, cgroup_dir: str, paths: ObjectPaths
-    ) -> None:
+    async def process(self, held: Held) -> None:
         """Remove monitor, processes, runtime state and cgroup of a container."""
-        await self.kill_processes(object_id, cgroup_dir, paths)
-        await self.forget_in_runtime(object_id, handler)
-        await self._remove_cgroup(cgroup_dir)
+        runtime = own_kernel_runtime(self._runtime_of, held.handler)
+        if runtime is not None:
+            await self._process_inside(held, runtime)
+            return
+        await self.kill_processes(held)
+        await self.forget_in_runtime(held.object_id, held.handler)
+        await self._remove_cgroup(held.cgroup_dir)
+
+    # --- pods with kernels of their own --------------------------------------------------------------------------
+
+    async def _kill_inside(self, held: Held, runtime: Runtime) -> None:
+        """Have the runtime end what runs; where it does not answer, end the whole sandbox: it must not run on."""
+        if not await asks_to_kill(runtime, held.object_id):
+            await self.end_sandbox(held)
+
+    async def end_sandbox(self, held: Held) -> None:
+        """Kill everything on the node that is of the sandbox which an object is in, without asking its runtime.
+
+        Whoever watches the pause container sees the pod's end. Raises DeadlineError.
+        """
+        log.warning("the sandbox does not answer and is killed", sandbox_id=held.pod_id)
+        paths = self._paths.sandbox(held.pod_id)
+        await self._kill_families(held.pod_id, await self._top_processes(held.pod_id, paths))
+        await kill_strays(self._host, held.pod_id)
+
+    async def _process_inside(self, held: Held, runtime: Runtime) -> None:
+        """The runtime is asked first: it alone reaches what runs. Then nothing that it said is trusted."""
+        object_id = held.object_id
+        answered = await asks_to_kill(runtime, object_id) and await asks_to_delete(
+            runtime, object_id
+        )
+        if not answered and object_id != held.pod_id:
+            await self.end_sandbox(held)
+        await self._kill_families(object_id, await self._top_processes(object_id, held.paths))
+        await kill_strays(self._host, object_id)
+        if not answered:
+            # Whoever held its locks is dead.
+            await asks_to_delete(runtime, object_id)
+        with step("clearing what the runtime left"):
+            await runtime.clear(object_id, held.pod_id)
+        for cgroup_dir in runtime.cgroup_dirs(object_id, held.cgroup_dir):
+            await self._kill_cgroup(cgroup_dir)
+            await self._remove_cgroup(cgroup_dir)
 
     async def mounts(self, paths: ObjectPaths) -> None:
         """Unmount everything below the object's state directory: root file system, /dev/shm, image volumes."""

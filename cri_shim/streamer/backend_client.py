@@ -110,7 +110,7 @@ class BackendClient:
     async def port_forward(self, grant: Grant) -> PodDialer:
         """Return a dialer for the pod."""
         await self._call(self._begin(grant), ipc.Done)
-        return PodDialer(grant.object_id, partial(self._sockets, grant.session))
+        return PodDialer(grant.object_id, partial(self._sockets, grant.session), grant.addresses)
 
     def leave(self, grant: Grant) -> None:
         """End the session."""
@@ -176,9 +176,15 @@ class BackendClient:
             )
         return answer, descriptors
 
-    async def _sockets(self, session: int, family: int, count: int) -> list[socket.socket]:
+    async def _sockets(
+        self, session: int, family: int, count: int, *, on_node: bool = False
+    ) -> list[socket.socket]:
         request = ipc.MakeSockets(
-            call=next(self._numbers), session=session, family=family, count=count
+            call=next(self._numbers),
+            session=session,
+            family=family,
+            count=count,
+            on_node=on_node,
         )
         _, given = await self._call(request, ipc.Done)
         if not given:

@@ -80,6 +80,8 @@ class Grant(msgspec.Struct, frozen=True):
     ports: tuple[int, ...] = ()
     sandbox_id: str = ""
     """The pod whose share of sessions it uses."""
+    addresses: tuple[str, ...] = ()
+    """Where the node reaches a pod whose ports may not be on its network's loopback."""
 
 
 @dataclass(slots=True, eq=False)

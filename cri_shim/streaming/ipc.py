@@ -70,6 +70,8 @@ class MakeSockets(_Packet, frozen=True):
     session: int
     family: Natural
     count: Annotated[int, msgspec.Meta(ge=1, le=SOCKETS_AT_ONCE)]
+    on_node: bool = False
+    """Rather in the node's network, for who reaches the pod by its address."""
 
 
 class Resize(_Packet, frozen=True):

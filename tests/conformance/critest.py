@@ -1,7 +1,7 @@
 """critest against the real daemon, whole: random order, no retries, judged by `skips.toml` and `passed.txt`.
 
     python -m tests.conformance.critest [--runs N] [--seed N] [--focus REGEX] [--websocket] [--runtime FILE]
-        [--no-skips] [--accept] [--reports DIR]
+        [--runsc] [--no-skips] [--accept] [--reports DIR]
 
 Each run has a daemon of its own, on the isolated node of the integration tests; what it leaves behind is a failure like
 any other. The report, critest's output and the daemon's log of each run stay in the reports directory if one failed or
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.host.mounts import unmount_below
 from tests.conformance import packages
 from tests.conformance.crictl import missing
 from tests.conformance.mirror import Mirror
@@ -30,6 +31,7 @@ from tests.conformance.verdict import Outcome, Spec, Verdict, judge, parse_repor
 from tests.harness import leaks, node
 from tests.harness.daemon import DaemonError, Daemons, environment
 from tests.harness.isolation import Session
+from tests.integration.secure.conftest import RUNSC, runsc_handler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 SKIPS_FILE = HERE / "skips.toml"
+RUNSC_SKIPS_FILE = HERE / "skips-runsc.toml"
 PASSED_FILE = HERE / "passed.txt"
 TIMEOUT_S = 1800
 """Of one run; two minutes are usual."""
@@ -47,11 +50,13 @@ TIMEOUT_S = 1800
 def main() -> int:
     """Run it as the command line says; 1 if a run failed."""
     options = _parser().parse_args()
-    lacking = [*node.missing(), *missing("critest")]
+    lacking = [*node.missing(runsc=options.runsc), *missing("critest")]
     if lacking:
         print(node.sentence(lacking), file=sys.stderr)
         return 1
     skips = parse_skips(SKIPS_FILE.read_bytes())
+    if options.runsc:
+        skips = [*parse_skips(RUNSC_SKIPS_FILE.read_bytes()), *skips]
     try:
         files = packages.fetch()
     except packages.PackageError as error:
@@ -74,12 +79,16 @@ def main() -> int:
                     options.focus,
                     options.runtime,
                     websocket=options.websocket,
+                    runsc=options.runsc,
                 )
-                passed = PASSED_FILE.read_text().splitlines()
+                # What passes in gVisor is what its own list of skips leaves.
+                passed = [] if options.runsc else PASSED_FILE.read_text().splitlines()
                 print(f"run {number} of {options.runs}, seed {seed}", flush=True)
                 try:
                     specs = run.specs(daemons, mirror)
                     verdict = judge(specs, skips, passed, whole=not options.focus)
+                    if options.runsc:
+                        verdict.new_passes.clear()
                     if options.no_skips:
                         verdict.complaints += [
                             f"skipped, and --no-skips says that none may be: {spec.name}"
@@ -111,13 +120,14 @@ class _Run:
     """One run, and the directory of what it leaves to read."""
 
     def __init__(
-        self, directory: Path, seed: int, focus: str, runtime: str, *, websocket: bool
+        self, directory: Path, seed: int, focus: str, runtime: str, *, websocket: bool, runsc: bool
     ) -> None:
         self._directory = directory
         self._seed = seed
         self._focus = focus
         self._runtime = runtime
         self._websocket = websocket
+        self._runsc = runsc
         directory.mkdir(parents=True)
 
     def specs(self, daemons: Daemons, mirror: Mirror) -> list[Spec]:
@@ -125,6 +135,8 @@ class _Run:
         settings = dict(mirror.settings())
         if self._runtime:
             settings["runtime"] = {"handlers": {"runc": {"path": self._runtime}}}
+        if self._runsc:
+            settings["runtime"] = {"handlers": {RUNSC: runsc_handler()}}
         with daemons.without_leaks(settings=settings) as daemon:
             try:
                 self._run(daemon)
@@ -150,6 +162,8 @@ class _Run:
         ]
         if self._websocket:
             command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
+        if self._runsc:
+            command.append(f"-runtime-handler={RUNSC}")
         if self._focus:
             command.append(f"-ginkgo.focus={self._focus}")
         with (
@@ -167,6 +181,8 @@ class _Run:
                 timeout=TIMEOUT_S,
                 check=False,
             )
+            # A spec of mounts that fails leaves its own there.
+            unmount_below(Path(scratch))
 
 
 def _remove_images(client: Client) -> None:
@@ -217,6 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--runtime", default="", metavar="FILE", help="the handler runc's executable; default runc"
+    )
+    parser.add_argument(
+        "--runsc", action="store_true", help="pods in gVisor, by a handler of kind vm"
     )
     parser.add_argument(
         "--no-skips",

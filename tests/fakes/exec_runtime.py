@@ -1,9 +1,9 @@
 #!/usr/bin/python3 -SE
 """A runtime whose only command is a detached exec, for tests of what becomes of the command it leaves behind.
 
-It is called as `exec_runtime.py exec --detach --process FILE --pid-file FILE [--console-socket FILE] ID`, runs the
-`args` of the process file in a session of their own, writes the pid and leaves, as runc does. What else it does, the
-first word of `args` says:
+It is called as `exec_runtime.py exec [--detach] --process FILE --pid-file FILE [--console-socket FILE] ID`, runs the
+`args` of the process file in a session of their own, writes the pid and leaves, as runc does; without `--detach` it
+stays, and ends as the command does. What else it does, the first word of `args` says:
 
     refuse      says so on stderr, writes no pid file, exits 255
     absent      says that there is no such program, as runc does, and fails as `refuse`
@@ -28,8 +28,9 @@ import time
 
 
 def main() -> int:
-    argv = sys.argv[1:]
-    options = dict(zip(argv[2:-1:2], argv[3:-1:2]))  # noqa: B905 - /usr/bin/python3 may be an older one
+    argv = [word for word in sys.argv[1:] if word != "--detach"]
+    attached = "--detach" not in sys.argv
+    options = dict(zip(argv[1:-1:2], argv[2:-1:2]))  # noqa: B905 - /usr/bin/python3 may be an older one
     with open(options["--process"]) as file:
         args = json.load(file)["args"]
     how = args[0]
@@ -58,7 +59,8 @@ def main() -> int:
             for number in range(3):
                 os.dup2(terminal, number)
         os.execvp(args[0], args)
-    return leave_pid(options["--pid-file"], str(child))
+    leave_pid(options["--pid-file"], str(child))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255 if attached else 0
 
 
 def hand_out_terminal(console: str) -> int:

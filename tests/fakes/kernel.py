@@ -54,6 +54,8 @@ class Kernel:
     """Keeps what use cases make of the kernel, so that a test can see what is left."""
 
     def __init__(self, points: Points) -> None:
+        self.restored: list[tuple[Path, str, tuple[str, ...]]] = []
+        """Addresses that interfaces were given back."""
         self.points = points
         self.processes: dict[int, FakeProcess] = {}
         self.mounts: set[Path] = set()
@@ -128,6 +130,23 @@ class Kernel:
         if process is None:
             return None
         return ProcessEntry(pid, process.parent, process.pid, process.start_ticks, zombie=False)
+
+    def names(self, pid: int, word: str) -> bool:
+        process = self.processes.get(pid)
+        return process is not None and any(word in each for each in process.argv)
+
+    def orphans_naming(self, word: str) -> list[ProcessEntry]:
+        """Those without a living parent."""
+        return [
+            entry
+            for pid, process in list(self.processes.items())
+            if process.parent not in self.processes
+            and self.names(pid, word)
+            and (entry := self.process_entry(pid)) is not None
+        ]
+
+    def restore_addresses(self, path: Path, interface: str, addresses: Sequence[object]) -> None:
+        self.restored.append((path, interface, tuple(map(str, addresses))))
 
     def pid_namespace_depth(self, pid: int) -> int:
         process = self.processes.get(pid)

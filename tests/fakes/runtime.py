@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from cri_shim.config.model import HandlerKind
 from cri_shim.errors import NotFoundError, RuntimeCommandError
 from cri_shim.oci.runtime import (
+    ExecCommand,
+    ExecFiles,
     HandlerSettings,
     RuntimeFeatures,
     Runtimes,
     RuntimeState,
+    RuntimeStats,
     RuntimeVersion,
 )
 from cri_shim.oci.spec.inputs import HandlerFacts
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from cri_shim.oci.conmon import MonitorRequest
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.oci.spec.inputs import Spec
     from tests.fakes.kernel import FakeProcess, Kernel
 
 
@@ -42,7 +46,7 @@ class FakeRuntime:
         self, kernel: Kernel, name: str = "runc", kind: HandlerKind = HandlerKind.OCI
     ) -> None:
         self._kernel = kernel
-        self._points = kernel.points
+        self.points = self._points = kernel.points
         self._settings = HandlerSettings(
             name=name, path=f"/usr/bin/{name}", root_dir=Path("/nonexistent"), kind=kind
         )
@@ -52,6 +56,11 @@ class FakeRuntime:
         """What limits containers were given after their creation."""
         self.refuses_updates = ""
         """In these words."""
+        self.sent: list[int] = []
+        """The signals that it was to deliver."""
+        self.ended_execs: list[tuple[str, int]] = []
+        self.cleared: list[tuple[str, str]] = []
+        self.uses = RuntimeStats()
         self.on_start: Callable[[FakeProcess], None] | None = None
         """Called when a container's process has begun to run."""
 
@@ -65,7 +74,13 @@ class FakeRuntime:
     def environment(self) -> dict[str, str]:
         return {}
 
-    async def start(self, container_id: str) -> None:
+    async def create_prefix(self, *, joins_sandbox: bool) -> list[str]:
+        return [self._settings.path]
+
+    async def adapted(self, spec: Spec, *, joins_sandbox: bool) -> Spec:
+        return spec
+
+    async def start(self, container_id: str, bundle_dir: Path) -> None:
         await self._points.pass_by("runtime.start")
         entry = self.containers.get(container_id)
         if entry is None:
@@ -99,6 +114,8 @@ class FakeRuntime:
     async def kill(
         self, container_id: str, signal_number: int, *, all_processes: bool = False
     ) -> bool:
+        self.sent.append(signal_number)
+        await self._points.pass_by("runtime.kill")
         entry = self.containers.get(container_id)
         if entry is None:
             return False
@@ -121,15 +138,26 @@ class FakeRuntime:
         entry = self.containers.get(container_id)
         return RuntimeState(container_id, entry.status, entry.process.pid) if entry else None
 
-    def exec_detached_argv(
-        self,
-        container_id: str,
-        *,
-        process_file: Path,
-        pid_file: Path,
-        console_socket: Path | None = None,
-    ) -> list[str]:
-        return [self._settings.path, "exec", container_id]
+    async def exec_command(
+        self, container_id: str, files: ExecFiles, console_socket: Path | None = None
+    ) -> ExecCommand:
+        return ExecCommand([self._settings.path, "exec", container_id])
+
+    async def end_exec(self, container_id: str, files: ExecFiles, host_pid: int) -> None:
+        self.ended_execs.append((container_id, host_pid))
+
+    async def stats(self, container_id: str) -> RuntimeStats:
+        await self._points.pass_by("runtime.stats")
+        if container_id not in self.containers:
+            raise RuntimeCommandError("asking", ["runc"], "failed", "is not running")
+        return self.uses
+
+    async def clear(self, object_id: str, pod_id: str) -> None:
+        await self._points.pass_by("runtime.clear")
+        self.cleared.append((object_id, pod_id))
+
+    def cgroup_dirs(self, object_id: str, cgroup_dir: str) -> tuple[str, ...]:
+        return (cgroup_dir,)
 
     async def features(self) -> RuntimeFeatures | None:
         await self._points.pass_by("runtime.features")

@@ -6,7 +6,8 @@ The daemon dies at a moment of chance, or at a step of a creation: of all that c
 least often (see `every_step`). A long campaign must have met every step that the source has.
 
 Each client drives one pod after the other through its life: run, create, start, execs, wait or stop, remove; some pods
-are on two networks, and some containers have an image for a volume. Between them it pulls and removes images, from a
+are on two networks, some have kernels of their own (kata-runtime's stand-in, and runsc where it is installed), and some
+containers have an image for a volume. Between them it pulls and removes images, from a
 registry that this process serves, and makes containers of them. Every call is repeated until it is answered, over as
 many deaths of the daemon as it takes. Whatever the daemon has acknowledged is noted in a ledger before the next call.
 After each start everything in the ledger must be there, in the state that was
@@ -34,9 +35,10 @@ from tests.faults.own_node import daemon_of_its_own
 from tests.faults.served_images import kept_on_disk, serve_images
 from tests.harness import leaks
 from tests.harness.daemon import DaemonError
+from tests.integration.secure.conftest import secure_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tests.faults.ledger import Acknowledged
@@ -60,13 +62,17 @@ def run(daemon: Daemon, directory: Path, *, kills: int, clients: int, seed: int)
 
     `directory` is empty, and for notes about steps.
     """
+    settings, handlers = secure_settings(daemon)
     steps = EveryStep(daemon, directory, "kill")
-    daemon.restart()
-    try:
-        with second_network(daemon) as network:
-            ledger = _churn(daemon, steps, network, kills=kills, clients=clients, seed=seed)
-    finally:
-        steps.end()
+    with daemon.changed_settings(settings):
+        daemon.restart()
+        try:
+            with second_network(daemon) as network:
+                ledger = _churn(
+                    daemon, steps, network, handlers, kills=kills, clients=clients, seed=seed
+                )
+        finally:
+            steps.end()
     ledger.steps.update(steps.met())
     if kills >= LONG_KILLS and not ledger.violations:
         if missed := declared_steps() - {name.partition(" ")[2] for name in ledger.steps}:
@@ -109,14 +115,24 @@ def _die(daemon: Daemon, steps: EveryStep, moments: random.Random) -> None:
 
 
 def _churn(
-    daemon: Daemon, steps: EveryStep, network: str, *, kills: int, clients: int, seed: int
+    daemon: Daemon,
+    steps: EveryStep,
+    network: str,
+    handlers: Sequence[str],
+    *,
+    kills: int,
+    clients: int,
+    seed: int,
 ) -> Ledger:
     ledger = Ledger()
     moments = random.Random(seed)
     kept = kept_on_disk(daemon.root)
     names = _image_names(daemon)
     with serve_images(clients) as served:
-        churns = [Churn(number, daemon, ledger, served, network, seed) for number in range(clients)]
+        churns = [
+            Churn(number, daemon, ledger, served, network, seed, handlers)
+            for number in range(clients)
+        ]
         for churn in churns:
             churn.start()
         try:

@@ -17,7 +17,7 @@ from tests.faults.served_images import WHOLE
 from tests.harness.client import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tests.faults.ledger import Ledger
     from tests.faults.served_images import ServedImages
@@ -46,7 +46,9 @@ class Churn:
         served: ServedImages,
         network: str,
         seed: int,
+        handlers: Sequence[str] = (),
     ) -> None:
+        """Some pods have one of `handlers`, which give them kernels of their own; the others the default one."""
         self._client = Client(
             daemon.socket, log_dir=daemon.pod_log_dir, cgroup_parent=daemon.cgroup_parent
         )
@@ -56,6 +58,7 @@ class Churn:
         self._enough = threading.Event()
         self._pods = 0
         self._network = network
+        self._handlers = handlers
         self._own = served.own[number]
         self._contended = served.contended
         self._pulled: dict[str, str] = {}
@@ -90,12 +93,15 @@ class Churn:
         config = self._client.pod_config(
             f"{self._name}-{self._pods}", labels={"client": self._name}
         )
+        handler = (
+            self._random.choice(self._handlers) if self._handlers and self._chance(0.4) else ""
+        )
         config.linux.security_context.namespace_options.network = (
-            api.NODE if self._random.random() < 0.2 else api.POD
+            api.NODE if self._random.random() < 0.2 and not handler else api.POD
         )
         if not config.linux.security_context.namespace_options.network and self._chance(0.3):
             config.annotations[NETWORKS] = json.dumps([{"name": self._network}])
-        pod = self._repeat("RunPodSandbox", lambda: self._client.run_pod(config))
+        pod = self._repeat("RunPodSandbox", lambda: self._client.run_pod(config, handler=handler))
         with self._ledger.changed():
             self._ledger.pods.add(pod)
         self._expect_only_one(pod)

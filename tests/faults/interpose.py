@@ -8,16 +8,24 @@ has started, and only then goes on: so the orphan works beside the successor. A 
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, TypeVarTuple, Unpack
+
+import grpc
+import pytest
 
 from tests.faults.looking import is_alive, wait_until
 from tests.harness import node
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tests.harness.daemon import Daemon
 
+Ts = TypeVarTuple("Ts")
+Moment = tuple[str, str, str]
+"""A program, its verb, and whether before or after its work."""
 PLUGINS = ("bridge", "portmap", "host-local")
 LINGER_S = 0.6
 """Longer than a daemon's start takes; a successor that has recovered ends the wait."""
@@ -58,7 +66,8 @@ exec "{program}" "$@"
 class Interposers:
     """The programs of one daemon, and what they are armed for."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, runtimes: Mapping[str, str] | None = None) -> None:
+        """`runtimes` are further programs with the command line of runtimes, by handler."""
         self.plugin_dir = directory / "plugins"
         self._program_dir = directory / "programs"
         self._plans = directory / "plans"
@@ -67,6 +76,9 @@ class Interposers:
         for name in ("conmon", "runc"):
             program = shutil.which(name, path=node.search_path())
             self._write(self._program_dir / name, str(program))
+        self._runtimes = dict(runtimes or {})
+        for name, program in self._runtimes.items():
+            self._write(self._program_dir / name, program)
         for name in PLUGINS:
             program = next(str(d / name) for d in node.PLUGIN_DIRS if (d / name).exists())
             self._write(self.plugin_dir / name, program)
@@ -76,7 +88,10 @@ class Interposers:
         return {
             "runtime": {
                 "monitor": str(self._program_dir / "conmon"),
-                "handlers": {"runc": {"path": str(self._program_dir / "runc")}},
+                "handlers": {
+                    name: {"path": str(self._program_dir / name)}
+                    for name in ("runc", *self._runtimes)
+                },
             },
             "cni": {"plugin_dirs": [str(self.plugin_dir), *map(str, node.PLUGIN_DIRS)]},
         }
@@ -120,3 +135,25 @@ class Interposers:
             )
         )
         file.chmod(0o755)
+
+
+class Orphaned:
+    """Runs a call in whose middle the daemon is killed, and starts it again at once."""
+
+    def __init__(self, daemon: Daemon, interposers: Interposers) -> None:
+        self._daemon = daemon
+        self._interposers = interposers
+
+    def __call__(self, moment: Moment, call: Callable[[Unpack[Ts]], object], *args: *Ts) -> None:
+        """Make the call with the daemon's death at that moment of it."""
+        self._interposers.arm(self._daemon, *moment)
+        try:
+            with pytest.raises(grpc.RpcError):
+                call(*args)
+            assert self._daemon.wait_ended() == -signal.SIGKILL
+            assert self._interposers.struck()
+            self._daemon.start()
+            # Whatever the orphan still can do, it has done when the test looks.
+            self._interposers.let_go()
+        finally:
+            self._interposers.disarm()

@@ -74,8 +74,17 @@ def wait_until(
     return time.monotonic() - started
 
 
-def assert_nothing_new(scope: leaks.Scope, before: leaks.Snapshot, when: str) -> None:
-    """There is what there was `before`, and nothing else. Raises: AssertionError with what there is."""
+def assert_nothing_new(
+    scope: leaks.Scope,
+    before: leaks.Snapshot,
+    when: str,
+    *,
+    of_living: Callable[[leaks.Leak], bool] = lambda _leak: False,
+) -> None:
+    """There is what there was `before`, and nothing else. Raises: AssertionError with what there is.
+
+    `of_living` tells what may come and go while pods live that were there before.
+    """
     known = {_identity(name) for name in before.counts["process"]}
 
     def allowed(leak: leaks.Leak) -> bool:
@@ -86,6 +95,7 @@ def assert_nothing_new(scope: leaks.Scope, before: leaks.Snapshot, when: str) ->
             (leak.kind == "process" and _identity(leak.name) in known)
             or (leak.kind == "zombie" and "parent 1," in leak.name)
             or leak.kind == leaks.OWN_DESCRIPTORS
+            or of_living(leak)
         )
 
     found = leaks.leaks_since(before, scope, allowed=allowed)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.faults.test_kill_during_helpers import Moment
+    from tests.faults.interpose import Moment
     from tests.harness.client import Client
     from tests.harness.daemon import Daemon, Daemons
 

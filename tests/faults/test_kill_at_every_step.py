@@ -39,8 +39,9 @@ ANSWERS = {
 class Creation:
     """One pod with one container, made by requests that stay the same however often they are sent."""
 
-    def __init__(self, client: Client, image: str) -> None:
+    def __init__(self, client: Client, image: str, *, handler: str = "") -> None:
         self._client = client
+        self._handler = handler
         self._pod_config = client.pod_config(host_ports={18080: 80})
         volume = api.Mount(
             container_path="/volume", image=api.ImageSpec(image=image), readonly=True
@@ -52,7 +53,7 @@ class Creation:
     def make(self, kind: str) -> str:
         """Send the request for the sandbox or the container; its ID."""
         if kind == "sandbox":
-            self.pod = self._client.run_pod(self._pod_config)
+            self.pod = self._client.run_pod(self._pod_config, handler=self._handler)
             return self.pod
         self.container = self._client.create(self.pod, self._config, self._pod_config)
         return self.container

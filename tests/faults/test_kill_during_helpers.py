@@ -6,25 +6,22 @@ has its effect or its end. Whatever the order, the unacknowledged is gone, a ret
 
 from __future__ import annotations
 
-import signal
-from typing import TYPE_CHECKING, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING
 
-import grpc
 import pytest
 
-from tests.faults.interpose import Interposers
+from tests.faults.interpose import Interposers, Orphaned
 from tests.faults.looking import assert_nothing_new, container_state
 from tests.harness import leaks, procs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.faults.interpose import Moment
     from tests.harness.client import Client
     from tests.harness.daemon import Daemon, Daemons
 
-Ts = TypeVarTuple("Ts")
-Moment = tuple[str, str, str]
 MAKING_A_POD: list[Moment] = [
     ("host-local", "ADD", "before"),
     ("host-local", "ADD", "after"),
@@ -65,27 +62,6 @@ def interposed(
 ) -> Iterator[Daemon]:
     with daemons.without_leaks(settings=interposers.settings(), archives=archives) as daemon:
         yield daemon
-
-
-class Orphaned:
-    """Runs a call in whose middle the daemon is killed, and starts it again at once."""
-
-    def __init__(self, daemon: Daemon, interposers: Interposers) -> None:
-        self._daemon = daemon
-        self._interposers = interposers
-
-    def __call__(self, moment: Moment, call: Callable[[Unpack[Ts]], object], *args: *Ts) -> None:
-        self._interposers.arm(self._daemon, *moment)
-        try:
-            with pytest.raises(grpc.RpcError):
-                call(*args)
-            assert self._daemon.wait_ended() == -signal.SIGKILL
-            assert self._interposers.struck()
-            self._daemon.start()
-            # Whatever the orphan still can do, it has done when the test looks.
-            self._interposers.let_go()
-        finally:
-            self._interposers.disarm()
 
 
 @pytest.fixture

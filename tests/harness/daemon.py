@@ -249,6 +249,17 @@ class Daemon:
         self._settings = _merged(self._settings, settings)
         self.config_file.write_text(yaml.safe_dump(self._settings))
 
+    @contextmanager
+    def changed_settings(self, settings: Mapping[str, object]) -> Iterator[None]:
+        """As `write_settings`, for the block."""
+        before = self._settings
+        self.write_settings(settings)
+        try:
+            yield
+        finally:
+            self._settings = before
+            self.config_file.write_text(yaml.safe_dump(before))
+
     def write_conflist(self, conflist: Mapping[str, object]) -> None:
         """Replace the network configuration, atomically."""
         unfinished = self.conf_dir / "10-net.unfinished"

@@ -31,8 +31,15 @@ if TYPE_CHECKING:
 
 TOKEN_PREFIX = "cri-t"
 LOCK_DIR = Path("/run")
-RUNTIME_DIRS = (Path("/run/runc"), Path("/run/crun"))
-"""Where runtimes keep containers when nobody says otherwise, which cri-shim always does."""
+KATA_DIRS = (
+    Path("/run/vc/sbs"),
+    Path("/run/vc/vm"),
+    Path("/run/kata-containers/shared/sandboxes"),
+    Path("/run/kata-containers/containers-mapping"),
+)
+"""Where kata-runtime keeps something for each object, whatever it is told."""
+RUNTIME_DIRS = (Path("/run/runc"), Path("/run/crun"), Path("/run/runsc"), *KATA_DIRS)
+"""Where runtimes keep containers when nobody says otherwise, which cri-shim always does where it can."""
 PRIVATE_DIRS = (Path("/run/netns"), Path("/var/lib/cni"), *RUNTIME_DIRS)
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 

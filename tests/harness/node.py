@@ -1,6 +1,6 @@
 """What the integration tests need of the machine, asked once, before the first of them.
 
-A missing tool fails the run with one line that says what installs it; nothing is ever skipped for one.
+A missing tool fails the run with one line that says what installs it. Only tests of gVisor are skipped without it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cri_shim.image.builtin import is_dynamic
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 PLUGIN_DIRS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 PLUGINS = ("bridge", "host-local", "portmap", "loopback")
-TOOLS: Mapping[str, str] = {
+TOOLS: dict[str, str] = {
     "runc": "runc",
     "conmon": "conmon",
     "iptables": "iptables",
@@ -43,14 +39,17 @@ class Missing:
 
 
 def missing(
-    *, path: str | None = None, plugin_dirs: tuple[Path, ...] = PLUGIN_DIRS
+    *,
+    path: str | None = None,
+    plugin_dirs: tuple[Path, ...] = PLUGIN_DIRS,
+    runsc: bool = False,
 ) -> list[Missing]:
-    """Everything that is missing, at once."""
+    """Everything that is missing, at once. `runsc`: gVisor is what is tested."""
     path = path if path is not None else search_path()
     found = []
     if os.geteuid() != 0:
         found.append(Missing("root", remedy="run the tests as root, for example sudo tests/run.sh"))
-    for command, package in TOOLS.items():
+    for command, package in (TOOLS | ({"runsc": "runsc"} if runsc else {})).items():
         if shutil.which(command, path=path) is None:
             found.append(Missing(command, package))
     busybox = shutil.which("busybox", path=path)

@@ -16,6 +16,7 @@ from cri_shim.background import (
     Background,
     end_of,
     for_each,
+    one_by_one,
     settled,
     side_by_side,
     undivided,
@@ -490,3 +491,25 @@ async def test_a_failure_ends_the_rest() -> None:
 @pytest.mark.asyncio
 async def test_nothing_to_do_is_done_at_once() -> None:
     await for_each((), asyncio.sleep, at_once=3)
+
+
+@pytest.mark.asyncio
+async def test_one_by_one_begins_the_second_when_the_first_has_succeeded() -> None:
+    seen: list[str] = []
+
+    async def first(*, fails: bool) -> None:
+        seen.append("first begins")
+        await asyncio.sleep(0)
+        seen.append("first ends")
+        if fails:
+            raise ValueError("first")
+
+    async def second() -> str:
+        seen.append("second")
+        return "done"
+
+    assert await one_by_one(first(fails=False), second()) == "done"
+    assert seen == ["first begins", "first ends", "second"]
+    with pytest.raises(ValueError, match="first"):
+        await one_by_one(first(fails=True), second())
+    assert seen.count("second") == 1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.layout import Layout
     from cri_shim.host.process import Reaper
 
+_ARGS = "the handler's args"
 ELSEWHERE = {
     "kata-runtime": "https://katacontainers.io",
     "runsc": "https://gvisor.dev/docs/user_guide/install",
@@ -76,9 +77,11 @@ def _handler_row(
     is_crun = program == "crun" or answer.text.startswith("crun ")
     if is_crun and (problem := crun_problem(layout)) is not None:
         return miss(name, f"{says} {problem[0]}", problem[1])
-    if settings.kind is HandlerKind.VM and "kata" in program and not node.exists("/dev/kvm"):
+    if settings.kind is HandlerKind.VM and (lacks := vm_lacks(node, settings, answer)):
         return miss(
-            name, f"{says} has no /dev/kvm", "use a machine with virtualization: modprobe kvm"
+            name,
+            f"{says} {'; '.join(problem for problem, _ in lacks)}",
+            "; ".join(remedy for _, remedy in lacks),
         )
     flaw = known_flaw(program, answer.version) if answer.version else ""
     if flaw:
@@ -88,6 +91,43 @@ def _handler_row(
             f"upgrade it ({node.install(program)}), unless your distribution has backported the fixes",
         )
     return ok(name, says + (", the default" if default else ""))
+
+
+def vm_lacks(node: Node, settings: HandlerSettings, answer: Answer) -> list[tuple[str, str]]:
+    """What a runtime of kind vm needs and does not find, each with its remedy."""
+    lacks = []
+    is_runsc = answer.text.startswith("runsc ")
+    if not is_runsc and answer.version is not None and answer.version[0] >= 2:
+        return [
+            (
+                "is no OCI runtime any more since version 2, but a shim of containerd's",
+                "install kata-runtime 1.x, or take the handler away",
+            )
+        ]
+    if ("--platform=kvm" in settings.args if is_runsc else True) and not node.exists("/dev/kvm"):
+        lacks.append(
+            (
+                "has no /dev/kvm",
+                "take another --platform of runsc, or modprobe kvm"
+                if is_runsc
+                else "use a machine with virtualization: modprobe kvm",
+            )
+        )
+    if is_runsc:
+        return lacks
+    for option, value in zip(settings.args, settings.args[1:], strict=False):
+        if option == "--kata-config" and not node.exists(value):
+            lacks.append(
+                (
+                    f"has no configuration {value}",
+                    f"put kata's configuration.toml there, or correct --kata-config in {_ARGS}",
+                )
+            )
+    if not node.exists("/dev/log"):
+        lacks.append(
+            ("has no /dev/log, without which it starts nothing", "run a syslog daemon, or journald")
+        )
+    return lacks
 
 
 async def monitor(node: Node, reaper: Reaper, program: str) -> Row:

@@ -51,8 +51,12 @@ def cgroup_path(parent: str, container_id: str, *, systemd: bool) -> CgroupPath:
 
 
 def is_named_after(name: str, container_id: str) -> bool:
-    """Whether `name` is the directory name of the container's cgroup under one of the drivers."""
-    return name in (container_id, f"{SCOPE_PREFIX}-{container_id}.scope")
+    """Whether `name` is the directory name of the container's cgroup under one of the drivers.
+
+    Runtimes with kernels of their own make others, of such names behind a prefix, or of a whole `cgroupsPath`.
+    """
+    ends = (container_id, f"{SCOPE_PREFIX}-{container_id}.scope")
+    return name in ends or name.endswith(tuple(f"{mark}{end}" for end in ends for mark in "_:"))
 
 
 def parent_directory(parent: str, *, systemd: bool) -> str:

@@ -14,11 +14,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from cri_shim.config.model import HandlerKind
+from cri_shim.oci.spec.vm_sizes import check_vm_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cri_shim.oci.spec.inputs import HandlerFacts, SandboxFacts
+    from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, SandboxFacts
 
 _CRI = "io.kubernetes.cri."
 _DOCKER_TYPE = "io.kubernetes.docker.type"
@@ -34,6 +35,14 @@ _OF_THE_VM = ("com.github.containers.virtcontainers.", "io.katacontainers.")
 """The size of a pod's virtual machine. They concern only its creator, the pause container."""
 _BY_NAMESPACE = (*_OF_THE_VM, "dev.gvisor.")
 """Instructions to sandboxes, which can be allowed by namespace."""
+
+
+def check_sandbox_annotations(
+    annotations: Mapping[str, str], handler: HandlerFacts, node: NodeFacts
+) -> None:
+    """Raises InvalidArgumentError for a size that would reach the runtime and that no virtual machine can have."""
+    if handler.kind is HandlerKind.VM:
+        check_vm_sizes(_allowed(annotations, handler.pod_annotations, handler), node.cpus)
 
 
 def build_sandbox_annotations(sandbox: SandboxFacts, handler: HandlerFacts) -> dict[str, str]:
@@ -59,7 +68,11 @@ def build_container_annotations(
         for key, value in _allowed(sandbox.annotations, handler.pod_annotations, handler).items()
         if not key.startswith(_OF_THE_VM)
     }
-    annotations |= _allowed(requested, handler.container_annotations, handler)
+    annotations |= {
+        key: value
+        for key, value in _allowed(requested, handler.container_annotations, handler).items()
+        if not key.startswith(_OF_THE_VM)
+    }
     annotations |= _of_sandbox(sandbox, "container")
     annotations |= {f"{_CRI}container-name": container_name, f"{_CRI}image-name": image_name}
     if handler.kind is HandlerKind.VM:

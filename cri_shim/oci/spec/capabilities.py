@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cri_shim.config.model import HandlerKind
 from cri_shim.config.values import CAPABILITIES
 from cri_shim.errors import PermissionRefusedError
 from cri_shim.oci.spec.checks import refuse
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cri_shim._pb.cri.v1.api_pb2 import LinuxContainerSecurityContext
-    from cri_shim.oci.spec.inputs import NodeFacts, Spec
+    from cri_shim.oci.spec.inputs import HandlerFacts, NodeFacts, Spec
 
 _NUMBER = {name: number for number, name in enumerate(CAPABILITIES)}
+_UNKNOWN_TO_GUESTS = {"PERFMON", "BPF", "CHECKPOINT_RESTORE"}
+"""Newer than Linux 5.7: gVisor and agents in guests refuse a container for a name that they don't know."""
 
 
 def container_capabilities(
-    context: LinuxContainerSecurityContext, node: NodeFacts
+    context: LinuxContainerSecurityContext, node: NodeFacts, handler: HandlerFacts
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The bounding and the ambient capabilities of a container, in the kernel's order, without `CAP_`.
 
@@ -32,6 +35,8 @@ def container_capabilities(
     Raises InvalidArgumentError for an unknown name, PermissionRefusedError for one that this process lacks.
     """
     available = set(node.capabilities)
+    if handler.kind is HandlerKind.VM:
+        available -= _UNKNOWN_TO_GUESTS
     wanted = context.capabilities
     add_all, add = _parse(wanted.add_capabilities, "add_capabilities")
     drop_all, drop = _parse(wanted.drop_capabilities, "drop_capabilities")

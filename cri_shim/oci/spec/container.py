@@ -68,7 +68,7 @@ def build_container_spec(
     selinux.check_options(context.selinux_options)
     # Only checked: runtimes don't know this limit.
     resources.files_limit(config.annotations, node, handler)
-    bounding, ambient = capabilities.container_capabilities(context, node)
+    bounding, ambient = capabilities.container_capabilities(context, node, handler)
     process_spec = _build_process(
         config, node=node, sandbox=sandbox, image=image, user=user, container=container
     )

@@ -100,6 +100,8 @@ class NodeFacts:
     """Whether containers get SELinux labels."""
     swap_accounting: bool = False
     """Whether swap limits can be set."""
+    cpus: int = 0
+    """The number of processors that are not isolated; 0 if unknown."""
     hugepage_sizes: frozenset[str] = frozenset()
     """Page sizes that the hugetlb controller limits, such as `2MB`; empty without the controller."""
     lack_of_files_limits: str = "this node has no cgroup controller for open files"

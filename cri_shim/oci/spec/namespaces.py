@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cri_shim._pb.cri.v1 import api_pb2
 from cri_shim.config.model import HandlerKind
-from cri_shim.errors import InvalidArgumentError
+from cri_shim.errors import InvalidArgumentError, UnsupportedError
 from cri_shim.oci.spec.checks import in_range, refuse
 from cri_shim.oci.spec.inputs import IdRange, UserMappings
 from cri_shim.oci.spec.user import MAX_ID
@@ -70,6 +70,11 @@ def check_namespace_options(
                     f"namespace_options.{field}: NODE: pods of the runtime handler {quoted(handler.name)} have their "
                     "own kernel and can't share the node's namespaces"
                 )
+        if options.pid == _TARGET:
+            raise UnsupportedError(
+                f"namespace_options.pid: TARGET: the runtime handler {quoted(handler.name)} can't join the processes "
+                "of one other container; POD shares those of the whole pod"
+            )
 
 
 def _check_user_namespace(options: NamespaceOption, handler: HandlerFacts) -> None:

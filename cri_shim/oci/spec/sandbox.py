@@ -23,7 +23,7 @@ from cri_shim.oci.spec import (
     selinux,
     sysctls,
 )
-from cri_shim.oci.spec.annotations import build_sandbox_annotations
+from cri_shim.oci.spec.annotations import build_sandbox_annotations, check_sandbox_annotations
 from cri_shim.oci.spec.capabilities import build_capabilities
 from cri_shim.oci.spec.checks import refuse
 from cri_shim.oci.spec.container import OCI_VERSION, build_user
@@ -177,6 +177,7 @@ def check_sandbox_config(config: PodSandboxConfig, handler: HandlerFacts, node: 
         )
     selinux.check_options(context.selinux_options)
     apparmor.sandbox_apparmor(context, node)
+    check_sandbox_annotations(config.annotations, handler, node)
     check_sizing(overhead=config.linux.overhead, size=config.linux.resources, node=node)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from cri_shim.oci.runtime import ExecFiles
 from cri_shim.operations import step
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from cri_shim.host.port import Host
     from cri_shim.host.procstat import ProcessEntry
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.sandbox.store.store import Container
 
@@ -38,12 +40,22 @@ class LeftoverExecs:
     cgroup_pids: tuple[int, ...]
     """The processes in the container's cgroup, among which descendants of an exec are found by their session."""
     console_dir: Path
+    runtime: Runtime | None = None
+    """Who has to end what the processes stand for; None where they stand for themselves."""
 
     @classmethod
     def of(
-        cls, host: Host, container: Container, paths: Paths, cgroup_pids: Collection[int]
+        cls,
+        host: Host,
+        container: Container,
+        paths: Paths,
+        cgroup_pids: Collection[int],
+        runtime: Runtime | None = None,
     ) -> Self:
-        """List the execs of a container; `cgroup_pids` are the processes in the container's cgroup."""
+        """List the execs of a container; `cgroup_pids` are the processes in the container's cgroup.
+
+        `runtime` is given for a container with its own kernel, whose processes on the node are in any cgroup.
+        """
         files = tuple(sorted(paths.container(container.id).exec_dir.glob("*")))
         processes = []
         for file in files:
@@ -51,11 +63,23 @@ class LeftoverExecs:
                 pid = int(file.read_text()) if file.suffix == ".pid" else 0
             except (OSError, ValueError):
                 continue
-            entry = host.process_entry(pid) if pid in cgroup_pids else None
-            if entry is not None and _came_from_outside(host, entry, cgroup_pids, container):
+            entry = host.process_entry(pid) if runtime is not None or pid in cgroup_pids else None
+            if entry is None:
+                continue
+            if (
+                _stands_for_one(host, entry, container)
+                if runtime is not None
+                else _came_from_outside(host, entry, cgroup_pids, container)
+            ):
                 processes.append(entry)
         return cls(
-            host, container.id, files, tuple(processes), tuple(cgroup_pids), paths.console_dir
+            host,
+            container.id,
+            files,
+            tuple(processes),
+            tuple(cgroup_pids),
+            paths.console_dir,
+            runtime,
         )
 
     def __bool__(self) -> bool:
@@ -71,6 +95,8 @@ class LeftoverExecs:
                 pid=entry.pid,
             )
             with step("killing an exec of the former daemon"):
+                if self.runtime is not None:
+                    await self._end_inside(self.runtime, entry.pid)
                 await self.host.kill_family(
                     entry.pid,
                     entry.start_ticks,
@@ -80,6 +106,18 @@ class LeftoverExecs:
         for file in self.files:
             (self.console_dir / file.stem).unlink(missing_ok=True)
             file.unlink(missing_ok=True)
+
+    async def _end_inside(self, runtime: Runtime, pid: int) -> None:
+        for file in self.files:
+            if file.suffix == ".pid" and file.read_text() == str(pid):
+                files = ExecFiles(file.with_suffix(".json"), file, file.with_suffix(".inner"))
+                await runtime.end_exec(self.container_id, files, pid)
+
+
+def _stands_for_one(host: Host, entry: ProcessEntry, container: Container) -> bool:
+    """Whether it stands for an exec in the container: it names that, as no process of a later time would."""
+    known = {p.pid for p in (container.status.process, container.status.monitor) if p}
+    return entry.pid not in known and host.names(entry.pid, container.id)
 
 
 def _came_from_outside(

@@ -6,6 +6,8 @@ attached exec would block the call until every descendant closes the pipe, and k
 
 Rules:
 - A pid file means that the runtime started the process. Without one the exec failed, whatever the exit status.
+- In a sandbox with its own kernel the child is the process that represents the command on the node. Some runtimes give
+  such an exec its streams only in the attached form (`ExecCommand`), and write the pid file while they run on.
 - While an exec runs, its pid file is in the container's exec directory. Recovery kills the processes named there.
 """
 
@@ -30,8 +32,11 @@ from cri_shim.errors import (
     host_step,
 )
 from cri_shim.host.files import write_new
+from cri_shim.host.inotify import FILES_CHANGED, DirectoryWatch
+from cri_shim.oci.runtime import ExecFiles
 from cri_shim.oci.runtime_errors import program_exit_code, runtime_message
 from cri_shim.oci.spec.process import build_exec_process, exec_base
+from cri_shim.operations import step
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.store.model import ContainerState
 from cri_shim.slots import Share, Slots
@@ -99,7 +104,9 @@ class ExecCall:
     size: tuple[int, int] | None = None
     """Width and height of the terminal, if known."""
     child: Child | None = None
-    """The running process: first the runtime, then the command."""
+    """The running process: first the runtime, then the command or the process that represents it."""
+    files: ExecFiles | None = None
+    """Set when the start begins."""
 
     @property
     def what(self) -> str:
@@ -141,16 +148,20 @@ class ExecProcesses:
             raise InvalidArgumentError("cmd: the command is empty")
         return ExecCall(container, command)
 
-    def files(self, container: Container) -> tuple[Path, Path]:
-        """New names of an exec's process specification and pid file. The caller removes the files in the end."""
+    def files(self, container: Container) -> ExecFiles:
+        """New names of an exec's process specification and pid files. The caller removes the files in the end."""
         exec_dir = self._paths.container(container.id).exec_dir
         exec_id = secrets.token_hex(8)
-        return exec_dir / f"{exec_id}.json", exec_dir / f"{exec_id}.pid"
+        return ExecFiles(
+            exec_dir / f"{exec_id}.json",
+            exec_dir / f"{exec_id}.pid",
+            exec_dir / f"{exec_id}.inner",
+        )
 
     async def start(
         self,
         call: ExecCall,
-        files: tuple[Path, Path],
+        files: ExecFiles,
         streams: ProcessStreams,
         *,
         timeout_s: float,
@@ -180,24 +191,20 @@ class ExecProcesses:
     async def _start(
         self,
         call: ExecCall,
-        files: tuple[Path, Path],
+        files: ExecFiles,
         streams: ProcessStreams,
         *,
         timeout_s: float,
         left_s: float,
     ) -> Child:
-        container, (spec_file, pid_file) = call.container, files
+        container = call.container
         runtime = self._runtime_of(container.record.handler)
         name = runtime.settings.name
         tty = streams.console_socket is not None
-        argv = runtime.exec_detached_argv(
-            container.id,
-            process_file=spec_file,
-            pid_file=pid_file,
-            console_socket=streams.console_socket,
-        )
+        command = await runtime.exec_command(container.id, files, streams.console_socket)
+        argv = command.argv
         with host_step(f"container {container.id}: exec: writing the process specification"):
-            umask, cwd = self._write_process(call, spec_file, tty=tty)
+            umask, cwd = self._write_process(call, files.process, tty=tty, env=command.env)
         with (
             self._reaper.awaiting_orphans(),
             metrics.OCI_COMMAND_SECONDS.labels(name, "exec").time(),
@@ -216,21 +223,26 @@ class ExecProcesses:
                 raise RuntimeCommandError(
                     f"container {container.id}: exec", argv, "could not be run", str(error)
                 ) from error
-            call.child = starter
+            call.child, call.files = starter, files
             streams.given()
             try:
-                ending = await starter.wait_at_most(max(left_s, 0))
+                if command.attached:
+                    started = await _has_started(starter, files.pid, max(left_s, 0))
+                else:
+                    started = await starter.wait_at_most(max(left_s, 0)) is not None
             except asyncio.CancelledError:  # `Slots` gave up this slow start, or the daemon stops
-                await self._kill_start(call.container, starter, pid_file)
+                await self._kill_start(call, starter, files.pid)
                 raise
-            if ending is None:
-                await self.kill(call.container, starter)
+            if not started:
+                await self.kill(call, starter)
             # Read it after a kill as well, since the runtime may have started the command.
-            pid = _read_pid(pid_file)
+            pid = _read_pid(files.pid)
             child = None if pid is None else self._reaper.claim(pid)
-            if ending is None:
+            if command.attached and pid is not None:
+                child = starter
+            if not started:
                 if child is not None:
-                    await self.kill(call.container, child)
+                    await self.kill(call, child)
                 metrics.OCI_COMMAND_FAILURES.labels(name, "exec").inc()
                 raise DeadlineError(
                     f"container {container.id}: {name} did not start {quoted(call.command[0])} within "
@@ -241,29 +253,37 @@ class ExecProcesses:
                 said = runtime_message(streams.error_output()[-MAX_ERROR_TEXT:])
                 if code := program_exit_code(said, cwd):
                     raise ProgramError(call.what, said, code)
-                raise RuntimeCommandError(call.what, argv, ending.describe(), said)
+                how = starter.ending.describe() if starter.ending else "did not run it"
+                raise RuntimeCommandError(call.what, argv, how, said)
             if child is None:
                 raise UnsupportedError(
                     f"container {container.id}: exec: the process that {name} started is not a child of the daemon"
                 )
             call.child = child
+        if runtime.settings.own_kernel:
+            return child  # what entered the container is not among the node's processes
         try:
             await self._files_limits.hold(container)
         except (CriShimError, asyncio.CancelledError):
-            await self.kill(call.container, child)
+            await self.kill(call, child)
             raise
         return child
 
-    async def _kill_start(self, container: Container, starter: Child, pid_file: Path) -> None:
-        await self.kill(container, starter)
+    async def _kill_start(self, call: ExecCall, starter: Child, pid_file: Path) -> None:
+        await self.kill(call, starter)
         pid = _read_pid(pid_file)
         if pid is not None and (child := self._reaper.claim(pid)) is not None:
-            await self.kill(container, child)
+            await self.kill(call, child)
 
-    async def kill(self, container: Container, child: Child) -> None:
+    async def kill(self, call: ExecCall, child: Child) -> None:
         """Kill the process, its session and its descendants, and wait for its end for a bounded time."""
+        container = call.container
         if child.ending is not None:
             return  # it was collected, so the kernel may have reused its pid
+        runtime = self._runtime_of(container.record.handler)
+        if runtime.settings.own_kernel and call.files is not None:
+            with step("ending it in its sandbox"):
+                await runtime.end_exec(container.id, call.files, child.pid)
         await self._host.kill_family(
             child.pid,
             None,
@@ -273,7 +293,9 @@ class ExecProcesses:
         )
         await child.wait_at_most(KILL_TIMEOUT_S)
 
-    def _write_process(self, call: ExecCall, spec_file: Path, *, tty: bool) -> tuple[int, str]:
+    def _write_process(
+        self, call: ExecCall, spec_file: Path, *, tty: bool, env: Sequence[str]
+    ) -> tuple[int, str]:
         """Write the file without keeping a copy of the command.
 
         Returns the umask, -1 for that of the runtime, and the working directory.
@@ -286,8 +308,27 @@ class ExecProcesses:
                 msgspec.json.decode(file.read_bytes())["process"]
             )
         process = build_exec_process(base, call.command, tty=tty, size=call.size)
+        if env:
+            process["env"] = [*process["env"], *env]
         write_new(spec_file, msgspec.json.encode(process))
         return process.get("user", {}).get("umask", -1), process["cwd"]
+
+
+async def _has_started(starter: Child, pid_file: Path, timeout_s: float) -> bool:
+    """Whether an attached command has left its pid file, or ended, within `timeout_s`."""
+    changed = asyncio.Event()
+    starter.on_end(changed.set)
+    watch = DirectoryWatch(pid_file.parent, FILES_CHANGED, lambda _name: changed.set())
+    try:
+        async with asyncio.timeout(timeout_s):
+            while _read_pid(pid_file) is None and not starter.settled:
+                await changed.wait()
+                changed.clear()
+    except TimeoutError:
+        return False
+    finally:
+        watch.close()
+    return True
 
 
 def _read_pid(pid_file: Path) -> int | None:

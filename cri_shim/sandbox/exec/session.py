@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.background import Background
+    from cri_shim.oci.runtime import ExecFiles
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exec.process import ExecCall, ExecProcesses
     from cri_shim.sandbox.store.store import Container
@@ -208,7 +209,7 @@ class ExecSessions:
         return streams
 
     async def _start_with_pipes(
-        self, call: ExecCall, files: tuple[Path, Path], *, stdin: bool, stdout: bool
+        self, call: ExecCall, files: ExecFiles, *, stdin: bool, stdout: bool
     ) -> ExecStreams:
         with host_step(f"{call.what}: creating pipes"):
             pipes = _Pipes(stdin=stdin, stdout=stdout)
@@ -222,10 +223,10 @@ class ExecSessions:
             pipes.close()
 
     async def _start_in_terminal(
-        self, call: ExecCall, files: tuple[Path, Path], stack: contextlib.ExitStack
+        self, call: ExecCall, files: ExecFiles, stack: contextlib.ExitStack
     ) -> ExecStreams:
         with host_step(f"{call.what}: creating the console socket"):
-            path = self._paths.console_dir / files[0].stem
+            path = self._paths.console_dir / files.process.stem
             console = stack.enter_context(ConsoleSocket(path))
             terminal = _Terminal(console)
             stack.callback(terminal.close)
@@ -234,7 +235,7 @@ class ExecSessions:
         )
         master = console.receive()
         if master is None:
-            await self._processes.kill(call.container, child)
+            await self._processes.kill(call, child)
             raise RuntimeCommandError(
                 call.what, ["exec"], "sent no terminal", terminal.error_output()
             )
@@ -246,7 +247,7 @@ class ExecSessions:
             os.close(master)
             raise
 
-    async def _follow(self, child: Command, files: tuple[Path, Path]) -> None:
+    async def _follow(self, child: Command, files: ExecFiles) -> None:
         # When the daemon stops, this is cancelled and the files stay: recovery kills execs that lost their daemon.
         await child.wait()
         _remove(files)
@@ -270,7 +271,7 @@ def close_streams(streams: ExecStreams) -> None:
             os.close(fd)
 
 
-def _remove(files: tuple[Path, Path]) -> None:
+def _remove(files: ExecFiles) -> None:
     for file in files:
         file.unlink(missing_ok=True)
 

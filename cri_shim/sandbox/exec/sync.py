@@ -130,7 +130,7 @@ class Execs:
             if call.child is not None:
                 # The caller went away, so the process is killed in the background.
                 self._background.start(
-                    f"kill exec in {container.id}", self._processes.kill(container, call.child)
+                    f"kill exec in {container.id}", self._processes.kill(call, call.child)
                 )
             raise
 
@@ -145,10 +145,10 @@ class Execs:
             except ProgramError as error:
                 return ExecResult(b"", f"{error.words}\n".encode(), error.exit_code)
             if call.abandoned:
-                await self._processes.kill(call.container, child)
+                await self._processes.kill(call, child)
             ended = await child.wait_at_most(deadline.seconds_left())
             if ended is None:
-                await self._processes.kill(call.container, child)
+                await self._processes.kill(call, child)
                 raise DeadlineError(
                     f"{call.what} did not end within {deadline.timeout_s:g} s and was killed with its descendants"
                 )

@@ -44,6 +44,7 @@ from cri_shim.sandbox.network.host_ports import (
 )
 from cri_shim.sandbox.network.plugin_args import maps_any
 from cri_shim.sandbox.store.model import NetworkAttachment, PodMetadata
+from cri_shim.sandbox.store.processes import own_kernel_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from cri_shim.cni.leftover import LeftoverPlugins
     from cri_shim.cni.network import Cni
     from cri_shim.host.port import Host
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.sandbox.network.pending_deletes import PendingDeletes
     from cri_shim.sandbox.store.store import Sandbox, Store
 
@@ -93,9 +95,11 @@ class PodNetwork:
         host: Host,
         background: Background,
         publish_ports: bool,
+        runtime_of: Callable[[str], Runtime],
     ) -> None:
         """Without `publish_ports` host ports are neither checked nor given to plugins: another program serves them."""
         self._host = host
+        self._runtime_of = runtime_of
         self._background = background
         self._slow: set[str] = set()
         """Sandboxes whose DEL became pending while its plugin still runs."""
@@ -247,6 +251,28 @@ class PodNetwork:
                 former=sorted(former_pods),
             )
 
+    async def _restore_addresses(self, sandbox: Sandbox) -> None:
+        """Give the interfaces of a sandbox their addresses back, which one with a kernel of its own may have taken.
+
+        Plugins find by them what they made on the node. What is refused is logged: DEL says itself what it lacks.
+        """
+        for planned in sandbox.status.attachments:
+            attachment = self._attachments.of(sandbox, planned)
+            result = self._cni.cached_result(attachment)
+            if result is None or not attachment.netns:
+                continue
+            addresses = [ip.address for ip in result.ips]
+            try:
+                await in_time(
+                    "restoring addresses of interfaces",
+                    self._host.restore_addresses,
+                    netns_file(sandbox.id),
+                    planned.ifname,
+                    addresses,
+                )
+            except (OSError, CriShimError) as error:
+                log.warning("addresses not restored", sandbox_id=sandbox.id, error=str(error))
+
     async def detach(self, sandbox: Sandbox) -> None:
         """Call DEL for every attachment in the status, the last first. Each leaves the status.
 
@@ -255,6 +281,8 @@ class PodNetwork:
         harmless. Raises CriShimError only if a pending delete cannot be written.
         """
         metadata = sandbox.record.metadata
+        if own_kernel_runtime(self._runtime_of, sandbox.record.handler) is not None:
+            await self._restore_addresses(sandbox)
         for planned in reversed(sandbox.status.attachments):
             done = await self._delete(
                 self._attachments.of(sandbox, planned), pod=f"{metadata.namespace}/{metadata.name}"

@@ -27,7 +27,7 @@ from cri_shim.sandbox.exec.leftovers import LeftoverExecs
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.recovery.unfinished import Unfinished
 from cri_shim.sandbox.store.model import ContainerState, SandboxState
-from cri_shim.sandbox.store.processes import running
+from cri_shim.sandbox.store.processes import own_kernel_runtime, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -259,6 +259,7 @@ class Recovery:
             container,
             self._paths,
             self._cgroups.pids(self._cgroup_paths.directory_of(container)),
+            own_kernel_runtime(lambda name: self._runtimes().get(name), container.record.handler),
         )
         if not execs and container.state is not ContainerState.CREATED:
             return "running"

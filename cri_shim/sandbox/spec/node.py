@@ -62,6 +62,7 @@ def read_node_facts(
         default_seccomp=_default_seccomp(settings.seccomp_default_profile),
         apparmor_default_profile=settings.apparmor_profile,
         swap_accounting=_has_swap_accounting(root, cgroup_v2=cgroup_v2),
+        cpus=_cpus(root),
         hugepage_sizes=_hugepage_sizes(root)
         if "hugetlb" in cgroups.limiting_controllers
         else frozenset(),
@@ -194,6 +195,28 @@ def _has_swap_accounting(root: Path, *, cgroup_v2: bool) -> bool:
         # Only cgroups below the root have the file; absent where the kernel was started with swapaccount=0.
         return any((root / "sys/fs/cgroup").glob("*/memory.swap.max"))
     return (root / "sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+
+
+def _cpus(root: Path) -> int:
+    """Those that run, less those that the kernel was told to leave alone; 0 when it doesn't say."""
+    directory = root / "sys/devices/system/cpu"
+    try:
+        online, isolated = (
+            _in_list((directory / name).read_text()) for name in ("online", "isolated")
+        )
+    except OSError:
+        return 0
+    return len(online - isolated)
+
+
+def _in_list(text: str) -> set[int]:
+    """The numbers of a list like `0-3,7`; none of an empty one."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _hugepage_sizes(root: Path) -> frozenset[str]:

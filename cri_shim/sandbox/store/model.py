@@ -229,7 +229,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Since when it is not ready: stopped, or its pause process ended."""
     process: Process | None = None
     monitor: Process | None = None
-    """Of a pause process that an earlier daemon started. New ones have none."""
+    """Of a pause container with a kernel of its own, and of those that former versions made. Others have none."""
     attachments: tuple[NetworkAttachment, ...] = ()
     """Noted before CNI ADD, gone after CNI DEL: what is here is still to be undone."""
     ips: tuple[str, ...] = ()
@@ -252,10 +252,12 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
             return SandboxState.NOT_READY
         return SandboxState.READY if self.ready_at_ns else SandboxState.CREATING
 
-    def committed(self, at_ns: int, process: Process) -> SandboxStatus:
+    def committed(
+        self, at_ns: int, process: Process, monitor: Process | None = None
+    ) -> SandboxStatus:
         """The sandbox is complete."""
         _require_sandbox(self.state, Step.COMMIT)
-        return msgspec.structs.replace(self, ready_at_ns=at_ns, process=process)
+        return msgspec.structs.replace(self, ready_at_ns=at_ns, process=process, monitor=monitor)
 
     def stopped(self, at_ns: int, reason: str) -> SandboxStatus:
         """The sandbox is no longer ready; the first reason stays."""

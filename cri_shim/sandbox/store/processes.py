@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from cri_shim.errors import host_step
+from cri_shim.errors import UnknownRuntimeHandlerError, host_step
 from cri_shim.host.files import read_bounded, write_atomic
 from cri_shim.sandbox.store.model import Process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cri_shim.host.port import Host
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import ObjectPaths
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An object whose processes, and what its runtime and the kernel keep of them, are to be found and taken away."""
+
+    object_id: str
+    pod_id: str
+    """Its own ID, for a sandbox."""
+    handler: str
+    cgroup_dir: str
+    paths: ObjectPaths
+
+
+def own_kernel_runtime(runtime_of: Callable[[str], Runtime], handler: str) -> Runtime | None:
+    """The handler's runtime, if its pods have kernels of their own; None for others, and for one not configured."""
+    try:
+        runtime = runtime_of(handler)
+    except UnknownRuntimeHandlerError:
+        return None
+    return runtime if runtime.settings.own_kernel else None
 
 
 def note_top_process(paths: ObjectPaths, process: Process) -> None:

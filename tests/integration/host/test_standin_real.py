@@ -11,7 +11,7 @@ import pytest
 
 from cri_shim import paths
 from cri_shim.host.namespaces import create_netns, is_netns, remove_netns
-from cri_shim.host.standin import make_standin
+from cri_shim.host.standin import make_standin, restore_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,3 +55,18 @@ def test_nothing_stays_of_one_that_can_not_be(netns: Path) -> None:
         make_standin(netns, "lo", ADDRESSES)
     assert not netns.exists()
     assert not is_netns(netns)
+
+
+def test_addresses_that_somebody_took_come_back_and_those_that_are_there_stay(netns: Path) -> None:
+    make_standin(netns, "eth0", ADDRESSES)
+    taken = ["ip", "-n", netns.name, "addr", "del", str(ADDRESSES[0]), "dev", "eth0"]
+    subprocess.run(taken, check=True)
+
+    restore_addresses(netns, "eth0", ADDRESSES)
+
+    show = ["ip", "-n", netns.name, "-oneline", "addr", "show", "dev", "eth0"]
+    shown = subprocess.run(show, check=True, capture_output=True, text=True).stdout
+    assert {line.split()[3] for line in shown.splitlines()} == set(map(str, ADDRESSES))
+    restore_addresses(netns, "gone0", ADDRESSES)
+    remove_netns(netns)
+    restore_addresses(netns, "eth0", ADDRESSES)

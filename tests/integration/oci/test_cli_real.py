@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,11 +12,10 @@ import pytest
 from cri_shim import metrics
 from cri_shim.errors import NotFoundError, RuntimeCommandError
 from cri_shim.host.mounts import bind
+from cri_shim.oci.runtime import ExecFiles
 from tests.integration.oci.conftest import BUSYBOX, until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cri_shim.host.process import Child
     from tests.integration.oci.conftest import Host, Made
 
@@ -34,26 +33,28 @@ def _failures(handler: str, command: str) -> float:
 async def _running(host: Host, *args: str) -> Made:
     made = host.bundle(*(args or ("sleep", "60")))
     await host.create(made)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
     return made
+
+
+def exec_files(directory: Path) -> ExecFiles:
+    return ExecFiles(directory / "exec.json", directory / "exec.pid", directory / "exec.inner")
 
 
 async def _exec(host: Host, made: Made, *args: str, stdout: int | None = None) -> Child:
     """As the daemon does: a detached process whose ending comes to us."""
-    process_file, pid_file = made.dir / "exec.json", made.dir / "exec.pid"
-    process_file.write_text(
+    files = exec_files(made.dir)
+    files.process.write_text(
         json.dumps(
             {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
         ),
         encoding="utf-8",
     )
-    argv = host.runtime.exec_detached_argv(
-        made.container_id, process_file=process_file, pid_file=pid_file
-    )
+    argv = (await host.runtime.exec_command(made.container_id, files)).argv
     with host.reaper.awaiting_orphans():
         runc = host.reaper.spawn(argv, stdout=stdout, env=host.runtime.environment())
         assert (await runc.wait()).exit_code == 0
-        child = host.reaper.claim(int(pid_file.read_text(encoding="ascii")))
+        child = host.reaper.claim(int(files.pid.read_text(encoding="ascii")))
     assert child is not None
     return child
 
@@ -64,7 +65,7 @@ async def test_states_of_a_life(host: Host) -> None:
 
     monitored = await host.create(made)
     created = await host.runtime.state(made.container_id)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
     running = await host.runtime.state(made.container_id)
     await host.runtime.kill(made.container_id, signal.SIGKILL)
     await host.exit_code(made)
@@ -161,9 +162,9 @@ async def test_starting_twice_is_refused_and_starting_nothing_is_not_found(host:
     before = _failures("runc", "start")
 
     with pytest.raises(RuntimeCommandError, match="exited with status 1: cannot start an already"):
-        await host.runtime.start(made.container_id)
+        await host.runtime.start(made.container_id, made.dir)
     with pytest.raises(NotFoundError, match=f"container '{GONE}' not found"):
-        await host.runtime.start(GONE)
+        await host.runtime.start(GONE, Path("/nonexistent"))
 
     assert _failures("runc", "start") == before + 1
 
@@ -195,11 +196,7 @@ async def test_exec_of_nothing_writes_no_pid(host: Host) -> None:
     (made.dir / "exec.json").write_text(
         '{"args": ["/none"], "cwd": "/", "user": {}}', encoding="ascii"
     )
-    argv = host.runtime.exec_detached_argv(
-        made.container_id,
-        process_file=made.dir / "exec.json",
-        pid_file=made.dir / "exec.pid",
-    )
+    argv = (await host.runtime.exec_command(made.container_id, exec_files(made.dir))).argv
 
     done = await host.reaper.run(argv, timeout_s=30)
 
@@ -245,18 +242,17 @@ async def test_calls_run_side_by_side(host: Host, tmp_path: Path) -> None:
     assert {version.version for version in versions} == {"1"}
 
 
-async def test_runsc_lives_the_same_life_where_it_is_installed(host: Host) -> None:
-    if shutil.which("runsc") is None:
-        pytest.skip("runsc is optional")
+@pytest.mark.runsc
+async def test_runsc_lives_the_same_life(host: Host) -> None:
     host.runtime = host.runtime_of(
         "runsc", args=("--platform=ptrace", "--network=none", "--ignore-cgroups")
     )
     made = host.bundle("sh", "-c", "exit 6")
 
     with pytest.raises(NotFoundError):
-        await host.runtime.start(GONE)
+        await host.runtime.start(GONE, Path("/nonexistent"))
     await host.create(made)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
 
     assert await host.exit_code(made) == 6
     assert not await host.runtime.kill(made.container_id, signal.SIGKILL)

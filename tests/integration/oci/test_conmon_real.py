@@ -37,7 +37,7 @@ async def test_container_is_created_started_logged_and_its_exit_code_left(host: 
 
     monitored = await host.create(made)
     assert host.cgroups.cgroup_of(monitored.container_pid) == made.cgroup
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
 
     assert await host.exit_code(made) == 7
     lines = await host.logged(made, 2)
@@ -93,7 +93,7 @@ async def test_exit_file_arrives_by_rename_and_whole(host: Host) -> None:
 
     watch = DirectoryWatch(host.exits_dir, IN_MOVED_TO, on_arrival)
     try:
-        await host.runtime.start(made.container_id)
+        await host.runtime.start(made.container_id, made.dir)
         await until(lambda: arrived)
     finally:
         watch.close()
@@ -104,7 +104,7 @@ async def test_exit_file_arrives_by_rename_and_whole(host: Host) -> None:
 async def test_killed_container_exits_with_128_and_the_signal(host: Host) -> None:
     made = host.bundle("sleep", "60")
     await host.create(made)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
 
     assert await host.runtime.kill(made.container_id, signal.SIGKILL)
 
@@ -114,7 +114,7 @@ async def test_killed_container_exits_with_128_and_the_signal(host: Host) -> Non
 async def test_oom_leaves_its_mark_and_the_kernel_counts_it(host: Host) -> None:
     made = host.bundle("tail", "/dev/zero", memory_limit=16 << 20)
     await host.create(made)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
 
     assert await host.exit_code(made) == 137
     assert (made.persist_dir / "oom").exists()
@@ -124,7 +124,7 @@ async def test_oom_leaves_its_mark_and_the_kernel_counts_it(host: Host) -> None:
 async def test_container_that_was_not_short_of_memory_has_no_mark(host: Host) -> None:
     made = host.bundle("true", memory_limit=64 << 20)
     await host.create(made)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
 
     assert await host.exit_code(made) == 0
     assert not (made.persist_dir / "oom").exists()
@@ -163,7 +163,7 @@ async def test_crun_either_works_or_says_why_it_cannot_here(host: Host) -> None:
     except RuntimeCommandError as error:
         assert "cgroup" in str(error)  # noqa: PT017 - which of the two depends on the node
     else:
-        await crun.start(made.container_id)
+        await crun.start(made.container_id, made.dir)
         assert await host.exit_code(made) == 0
     await crun.delete(made.container_id, force=True)
 
@@ -255,7 +255,7 @@ async def test_terminal_is_handed_over_and_its_socket_removed(host: Host) -> Non
     made = host.bundle("sh", "-c", "test -t 0 && echo a terminal", terminal=True)
 
     await host.create(made, terminal=True, stdin=True)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
 
     assert await host.exit_code(made) == 0
     assert (await host.logged(made))[0][3].strip() == "a terminal"
@@ -265,7 +265,7 @@ async def test_terminal_is_handed_over_and_its_socket_removed(host: Host) -> Non
 async def test_log_is_reopened_under_its_name(host: Host) -> None:
     made = host.bundle("sh", "-c", "while :; do echo tick; sleep 0.02; done")
     await host.create(made)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
     await host.logged(made)
     for turn in range(3):
         made.log_file.rename(made.dir / f"old.{turn}")
@@ -277,7 +277,7 @@ async def test_log_is_reopened_under_its_name(host: Host) -> None:
 async def test_log_of_a_dead_monitor_cannot_be_reopened(host: Host) -> None:
     made = host.bundle("true")
     await host.create(made)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
     await host.exit_code(made)
     await until(lambda: not host.monitors.find_monitors())
 
@@ -321,7 +321,7 @@ async def main():
     )
     waiting = await monitors.start(request, runtime, on_spawn=lambda _: None)
     await waiting.create(timeout_s=30)
-    await runtime.start({made.container_id!r})
+    await runtime.start({made.container_id!r}, made)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
@@ -339,7 +339,7 @@ asyncio.run(main())
 async def test_init_of_a_killed_monitor_becomes_a_child_of_the_daemon(host: Host) -> None:
     made = host.bundle("sleep", "60")
     monitored = await host.create(made)
-    await host.runtime.start(made.container_id)
+    await host.runtime.start(made.container_id, made.dir)
 
     os.kill(monitored.monitor.pid, signal.SIGKILL)
     await until(lambda: start_time_ticks(monitored.monitor.pid) is None)

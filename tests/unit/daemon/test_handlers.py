@@ -129,6 +129,7 @@ async def test_what_can_not_be_used_is_not_announced_and_said_once(
 ) -> None:
     named = {name: HandlerSettings(path=install_runtime(name)) for name in ("crun", "b", "a")}
     named["vm"] = HandlerSettings(path=install_runtime("vm"), kind=HandlerKind.VM)
+    named["shim"] = HandlerSettings(path=install_runtime("shim"), kind=HandlerKind.SHIM)
     named["gone"] = HandlerSettings(path=Executable("/nonexistent/runtime"))
     settings = RuntimeSettings(
         default_handler=HandlerName("b"),
@@ -143,11 +144,11 @@ async def test_what_can_not_be_used_is_not_announced_and_said_once(
     )
     with capture_logs() as logs:
         await handlers.discover()
-    assert handlers.usable() == ["", "b", "a"]
+    assert handlers.usable() == ["", "b", "a", "vm"]
     said = {line["handler"]: line["error"] for line in logs}
-    assert said.keys() == {"crun", "vm", "gone"}
+    assert said.keys() == {"crun", "shim", "gone"}
     assert "refuses this hybrid cgroup layout" in said["crun"]
-    assert "not supported in this version" in said["vm"]
+    assert "not supported in this version" in said["shim"]
     assert "was not found" in said["gone"]
 
 

@@ -17,6 +17,7 @@ from cri_shim.host.proctree import (
     children_of,
     family_of,
     kill_family,
+    orphans_naming,
     process_table,
 )
 
@@ -249,3 +250,22 @@ async def test_the_head_is_stopped_before_its_family_dies(tmp_path: Path) -> Non
         assert is_gone(child)
         assert is_gone(process.pid)
     assert not reports.exists()
+
+
+def test_what_runs_below_its_parent_is_no_orphan_though_its_name_is_told() -> None:
+    word = f"word-{os.getpid()}"
+    script = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', sys.argv[1]])\n"
+        "print(child.pid, flush=True); child.wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, word], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        assert [entry.pid for entry in orphans_naming(word)] == [parent.pid], "ours, and no deeper"
+        assert orphans_naming(f"{word}-other") == []
+    finally:
+        os.kill(child, signal.SIGKILL)
+        parent.wait()
+        parent.stdout.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -13,11 +14,10 @@ from cri_shim.errors import DeadlineError, NotFoundError, RuntimeCommandError
 from cri_shim.host.pidfd import start_time_ticks
 from cri_shim.host.process import Reaper
 from cri_shim.oci.cli import CliRuntime
-from cri_shim.oci.runtime import HandlerSettings
+from cri_shim.oci.runtime import ExecFiles, HandlerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
 T = TypeVar("T")
 ID = "c0ffee"
@@ -75,15 +75,15 @@ def test_systemd_cgroups_are_asked_for_on_every_command_line(tmp_path: Path) -> 
 def test_exec_is_detached_and_names_its_files(tmp_path: Path) -> None:
     settings = HandlerSettings("fake", _scripted(tmp_path, ""), tmp_path / "root")
     runtime = CliRuntime(settings, Reaper(), timeout_s=5)
-    process_file, pid_file, socket = tmp_path / "p", tmp_path / "i", tmp_path / "s"
+    files, socket = ExecFiles(tmp_path / "p", tmp_path / "i", tmp_path / "n"), tmp_path / "s"
 
-    argv = runtime.exec_detached_argv(ID, process_file=process_file, pid_file=pid_file)
-    with_terminal = runtime.exec_detached_argv(
-        ID, process_file=process_file, pid_file=pid_file, console_socket=socket
-    )
+    command = asyncio.run(runtime.exec_command(ID, files))
+    with_terminal = asyncio.run(runtime.exec_command(ID, files, socket)).argv
 
+    assert not command.attached
+    argv = command.argv
     assert argv[3:] == [
-        *("exec", "--detach", "--process", str(process_file), "--pid-file", str(pid_file)),
+        *("exec", "--detach", "--process", str(files.process), "--pid-file", str(files.pid)),
         ID,
     ]
     assert with_terminal[-3:] == ["--console-socket", str(socket), ID]
@@ -157,7 +157,7 @@ def test_failure_names_object_step_ending_and_the_runtimes_words(tmp_path: Path)
     script = """echo 'time="x" level=error msg="no \\"space\\" left"' >&2; exit 1"""
 
     with pytest.raises(RuntimeCommandError) as caught:
-        _with_runtime(tmp_path, script, lambda runtime: runtime.start(ID))
+        _with_runtime(tmp_path, script, lambda runtime: runtime.start(ID, Path("/nonexistent")))
 
     assert str(caught.value) == (
         f"starting container {ID} (runtime handler 'fake'): {tmp_path}/runtime exited with status 1: "
@@ -169,7 +169,7 @@ def test_what_is_not_there_is_an_error_for_start_only(tmp_path: Path) -> None:
     script = "echo 'container does not exist' >&2; exit 1"
 
     with pytest.raises(NotFoundError):
-        _with_runtime(tmp_path, script, lambda runtime: runtime.start(ID))
+        _with_runtime(tmp_path, script, lambda runtime: runtime.start(ID, Path("/nonexistent")))
     _with_runtime(tmp_path, script, lambda runtime: runtime.delete(ID))
     assert _with_runtime(tmp_path, script, lambda runtime: runtime.state(ID)) is None
     assert not _with_runtime(tmp_path, script, lambda runtime: runtime.kill(ID, 9))
@@ -217,7 +217,7 @@ def test_runtime_that_cannot_be_run_is_an_error_with_its_cause(tmp_path: Path) -
         reaper.open()
         try:
             settings = HandlerSettings("fake", str(path), tmp_path)
-            await CliRuntime(settings, reaper, timeout_s=5).start(ID)
+            await CliRuntime(settings, reaper, timeout_s=5).start(ID, tmp_path)
         finally:
             reaper.close()
 

@@ -13,7 +13,7 @@ from cri_shim.errors import TooManyFilesError
 from cri_shim.host.port import Host
 from cri_shim.host.process import Reaper
 from cri_shim.host.proctree import process_table
-from cri_shim.oci.runtime import HandlerSettings
+from cri_shim.oci.runtime import ExecCommand, ExecFiles, HandlerSettings
 from cri_shim.paths import Paths
 from cri_shim.sandbox.exec.files_limits import FilesLimits
 from cri_shim.sandbox.exec.process import ExecProcesses
@@ -43,19 +43,23 @@ class ExecRuntime:
     def __init__(self, root_dir: Path) -> None:
         self.program = [sys.executable, "-SE", exec_runtime.__file__]
         self.settings = HandlerSettings(name="runc", path="runc", root_dir=root_dir)
+        self.attached = False
+        self.env: tuple[str, ...] = ()
+        self.ended: list[int] = []
 
-    def exec_detached_argv(
-        self,
-        container_id: str,
-        *,
-        process_file: Path,
-        pid_file: Path,
-        console_socket: Path | None = None,
-    ) -> list[str]:
-        files = ["--process", str(process_file), "--pid-file", str(pid_file)]
+    async def exec_command(
+        self, container_id: str, files: ExecFiles, console_socket: Path | None = None
+    ) -> ExecCommand:
+        options = ["--process", str(files.process), "--pid-file", str(files.pid)]
         if console_socket is not None:
-            files += ["--console-socket", str(console_socket)]
-        return [*self.program, "exec", "--detach", *files, container_id]
+            options += ["--console-socket", str(console_socket)]
+        how = [] if self.attached else ["--detach"]
+        return ExecCommand(
+            [*self.program, "exec", *how, *options, container_id], self.attached, self.env
+        )
+
+    async def end_exec(self, container_id: str, files: ExecFiles, host_pid: int) -> None:
+        self.ended.append(host_pid)
 
     def environment(self) -> dict[str, str]:
         return {"PATH": os.environ["PATH"]}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.oci.conmon import Monitors
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.sandbox.containers import Containers
     from cri_shim.sandbox.pods import Pods
 
@@ -74,6 +75,7 @@ class StreamBackendNode:
             execs=node.sessions,
             attach_sessions=self.attach_sessions,
             background=node.background,
+            runtime_of=lambda _handler: cast("Runtime", node.runtime),
         )
         bundle_dir = node.paths.container(self.container.id).bundle_dir
         bundle_dir.mkdir(parents=True, exist_ok=True)

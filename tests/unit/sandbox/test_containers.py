@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -42,7 +43,6 @@ from tests.unit.sandbox.interruptions import (
 from tests.unit.sandbox.looking import exited, process_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Any
 
     from cri_shim.sandbox.store.store import Container, Sandbox
@@ -721,7 +721,9 @@ async def test_what_a_refused_start_leaves_is_torn_down_once_that_is_possible(
 
 async def test_a_start_that_an_earlier_call_began_is_taken_for_done(harness: NodeHarness) -> None:
     container = await harness.create(await harness.run_pod())
-    await harness.runtime.start(container.id)  # by a daemon that did not live to note it
+    await harness.runtime.start(
+        container.id, Path("/nonexistent")
+    )  # by a daemon that did not live to note it
     await harness.containers.start_container(container.id)
     assert container.state is ContainerState.RUNNING
 

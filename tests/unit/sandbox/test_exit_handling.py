@@ -18,7 +18,7 @@ from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.store.model import ContainerState, ContainerStatus
 from tests.fakes.clock import turn_over, until
 from tests.fakes.metrics import sample
-from tests.fakes.node_harness import container_config
+from tests.fakes.node_harness import container_config, pod_config
 from tests.fakes.runtime import leave_exit_file
 from tests.unit.sandbox.interruptions import outcome_of
 from tests.unit.sandbox.looking import exited, process_of
@@ -232,6 +232,40 @@ async def test_a_stop_asks_with_the_containers_own_signal(harness: NodeHarness) 
     await harness.containers.stop_container(created, 30)
     assert harness.kernel.signals == [(pid, signal.SIGQUIT)]
     assert container.status.exit_code == 128 + signal.SIGQUIT
+
+
+async def in_a_sandbox(harness: NodeHarness, stop_signal: api.Signal.ValueType) -> Container:
+    sandbox = harness.pods.find(await harness.pods.run_pod_sandbox(pod_config(), "kata"))
+    config = container_config()
+    config.stop_signal = stop_signal
+    created = await harness.containers.create_container(sandbox.id, config, sandbox.config)
+    await harness.containers.start_container(created)
+    return harness.containers.find(created)
+
+
+@pytest.mark.parametrize(
+    ("stop_signal", "by_runtime"), [(api.SIGNAL_SIGTERM, False), (api.SIGNAL_SIGQUIT, True)]
+)
+async def test_in_a_sandbox_the_runtime_delivers_what_would_end_the_process_that_stands_for_it(
+    harness: NodeHarness, stop_signal: api.Signal.ValueType, *, by_runtime: bool
+) -> None:
+    container = await in_a_sandbox(harness, stop_signal)
+    await harness.containers.stop_container(container.id, 30)
+    number = container.status.exit_code - 128
+    assert signal.Signals(number).name == api.Signal.Name(stop_signal).removeprefix("SIGNAL_")
+    assert (number in harness.runtimes["kata"].sent) is by_runtime
+
+
+async def test_a_runtime_that_delivers_no_signal_holds_a_stop_no_longer_than_its_grace_period(
+    harness: NodeHarness,
+) -> None:
+    container = await in_a_sandbox(harness, api.SIGNAL_SIGQUIT)
+    hold = harness.points.hold("runtime.kill")
+    stop = asyncio.ensure_future(harness.containers.stop_container(container.id, 0.02))  # type: ignore[arg-type]
+    await hold.reached.wait()
+    await stop
+    assert container.status.exit_code == 137
+    hold.release()
 
 
 async def test_a_stop_kills_after_the_grace_period(harness: NodeHarness) -> None:

@@ -206,9 +206,7 @@ async def test_what_is_run_has_no_monitor_and_is_noted_itself(harness: NodeHarne
     assert harness.monitors.requests == []
     assert read_top_process(launch.paths) == process
     assert not launch.paths.persist_dir.exists()
-    await harness.teardown.process(
-        launch.object_id, "runc", launch.cgroup_path.relative_dir, launch.paths
-    )
+    await harness.teardown.process(launch.held)
     assert harness.kernel.processes == {}
 
 

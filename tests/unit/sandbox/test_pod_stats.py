@@ -25,6 +25,7 @@ from cri_shim.sandbox.store.model import (
 from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
 from tests.fakes.kernel import Kernel
 from tests.fakes.points import Points
+from tests.fakes.runtime import FakeRuntime
 from tests.unit.sandbox.records import make_container, make_sandbox
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Node:
         self.paths.containers_dir.mkdir(parents=True)
         self.paths.sandboxes_dir.mkdir(parents=True)
         self.kernel = Kernel(Points())
+        self.runtimes = {"runc": FakeRuntime(self.kernel)}
         self.sandboxes: Store[Sandbox] = Store(
             "sandbox", self.paths.sandboxes_dir, self.paths.sandbox, read_sandbox
         )
@@ -69,6 +71,7 @@ class Node:
                 cgroups=cgroups,
                 cgroup_paths=cgroup_paths,
                 rates=rates,
+                runtime_of=self.runtimes.__getitem__,
                 background=background,
                 cache_s=60,
             ),

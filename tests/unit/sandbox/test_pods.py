@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import (
     AlreadyExistsError,
     CniPluginError,
@@ -41,6 +42,7 @@ from tests.fakes.clock import turn_over, until
 from tests.fakes.kernel import NETNS_FD, USERNS_FD
 from tests.fakes.networks import FakeImages, FakePuller
 from tests.fakes.node_harness import container_config, pod_config
+from tests.fakes.runtime import FakeRuntime
 from tests.unit.sandbox.interruptions import (
     UNDO_EFFECTS,
     fill_disk,
@@ -53,6 +55,7 @@ from tests.unit.sandbox.interruptions import (
 if TYPE_CHECKING:
     from typing import Any
 
+    from cri_shim.sandbox.store.store import Sandbox
     from tests.fakes.node_harness import NodeHarness
 
 pytestmark = pytest.mark.asyncio
@@ -173,8 +176,72 @@ async def test_an_unknown_handler_is_refused_before_anything_is_made(harness: No
 
 
 async def test_a_handler_of_another_kind_is_not_served(harness: NodeHarness) -> None:
-    with pytest.raises(UnsupportedError, match="kata"):
-        await harness.pods.run_pod_sandbox(pod_config(), "kata")
+    shim = FakeRuntime(harness.kernel, "kata-v2", HandlerKind.SHIM)
+    harness.runtimes["kata-v2"] = shim
+    with pytest.raises(UnsupportedError, match="kata-v2"):
+        await harness.pods.run_pod_sandbox(pod_config(), "kata-v2")
+    assert harness.leftovers() == {}
+
+
+async def vm_pod(harness: NodeHarness) -> Sandbox:
+    return harness.pods.find(await harness.pods.run_pod_sandbox(pod_config(), "kata"))
+
+
+async def test_a_pod_with_a_kernel_of_its_own_gets_its_network_first(harness: NodeHarness) -> None:
+    hold = harness.points.hold("cni.added")
+    making = asyncio.create_task(vm_pod(harness))
+    await hold.reached.wait()
+    await turn_over()
+    assert "monitor.spawn" not in harness.points.passed
+    hold.release()
+    await making
+    assert "runtime.started" in harness.points.passed
+
+
+async def test_a_network_that_fails_begins_no_sandbox_of_its_own_kernel(
+    harness: NodeHarness,
+) -> None:
+    harness.points.fail("cni.add", CniPluginError("bridge", "ADD", "failed"))
+    with pytest.raises(CniPluginError):
+        await vm_pod(harness)
+    assert "monitor.spawn" not in harness.points.passed
+    assert harness.leftovers() == {}
+
+
+async def test_a_stop_ends_containers_then_the_sandbox_then_the_network(
+    harness: NodeHarness,
+) -> None:
+    sandbox = await vm_pod(harness)
+    await harness.start(sandbox)
+    del harness.points.passed[:]
+    await harness.pods.stop_pod_sandbox(sandbox.id)
+    passed = harness.points.passed
+    first_delete, last_delete = passed.index("runtime.delete"), _last(passed, "runtime.delete")
+    assert passed.index("runtime.kill") < first_delete < last_delete < passed.index("cni.del")
+    assert harness.kernel.restored, "plugins find what they made by addresses"
+    await harness.pods.remove_pod_sandbox(sandbox.id)
+    assert harness.leftovers() == {}
+
+
+def _last(passed: list[str], name: str) -> int:
+    return len(passed) - 1 - passed[::-1].index(name)
+
+
+@pytest.mark.parametrize("point", ["runtime.kill", "runtime.delete"])
+async def test_a_runtime_that_does_not_answer_keeps_no_sandbox_from_going(
+    harness: NodeHarness, point: str
+) -> None:
+    sandbox = await vm_pod(harness)
+    await harness.start(sandbox)
+    hypervisor = harness.kernel.spawn(("qemu", f"sandbox-{sandbox.id}"))
+    harness.points.fail(point, DeadlineError("no answer"))
+    await harness.pods.stop_pod_sandbox(sandbox.id)
+    assert hypervisor.pid not in harness.kernel.processes
+    harness.points.heal()
+    for runtime in harness.runtimes.values():
+        runtime.containers.clear()  # what is below its directories went by `clear`
+    await harness.pods.remove_pod_sandbox(sandbox.id)
+    assert harness.runtimes["kata"].cleared[-1] == (sandbox.id, sandbox.id)
     assert harness.leftovers() == {}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from cri_shim.background import Background
+from cri_shim.config.model import HandlerKind
 from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.host.tree import DiskUsage
 from cri_shim.paths import Paths
@@ -20,6 +21,7 @@ from cri_shim.sandbox.store.model import ContainerStatus
 from cri_shim.sandbox.store.store import Container, Store, read_container
 from tests.fakes.kernel import FakeCgroups, Kernel
 from tests.fakes.points import Points
+from tests.fakes.runtime import FakeRuntime
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:
@@ -44,15 +46,21 @@ class Node:
         self.store: Store[Container] = Store(
             "container", self.paths.containers_dir, self.paths.container, read_container
         )
-        self.cgroups: FakeCgroups = Kernel(Points()).cgroups
+        kernel = Kernel(Points())
+        self.cgroups: FakeCgroups = kernel.cgroups
         background = Background()
         self.rates = CpuRates(self.cgroups.cpu_usage_ns, background)
+        self.runtimes = {
+            "runc": FakeRuntime(kernel),
+            "vm": FakeRuntime(kernel, "vm", HandlerKind.VM),
+        }
         self.stats = Stats(
             paths=self.paths,
             store=self.store,
             cgroups=cast("Cgroups", self.cgroups),
             cgroup_paths=CgroupPaths(systemd=False, default_parent=""),
             rates=self.rates,
+            runtime_of=self.runtimes.__getitem__,
             background=background,
             cache_s=cache_s,
         )

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from cri_shim.errors import CriShimError, DeadlineError, RuntimeCommandError
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import note_top_process, read_top_process, running
+from cri_shim.sandbox.store.processes import Held, note_top_process, read_top_process, running
 from cri_shim.sandbox.teardown import Attempts
 from tests.fakes.runtime import Entry, leave_exit_file
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 
 ID = "c" * 64
+POD_ID = "a" * 64
 CGROUP = f"pods/{ID}"
 
 
@@ -46,8 +47,13 @@ def begin(
     return paths, monitor, process
 
 
+def held(paths: ObjectPaths, handler: str = "runc") -> Held:
+    """The container, as everybody names it who takes it away."""
+    return Held(ID, POD_ID, handler, CGROUP, paths)
+
+
 async def tear_down_all(harness: NodeHarness, paths: ObjectPaths) -> None:
-    await harness.teardown.process(ID, "runc", CGROUP, paths)
+    await harness.teardown.process(held(paths, "runc"))
     await harness.teardown.state_files(paths)
     await harness.teardown.root_files(paths)
 
@@ -96,7 +102,7 @@ async def test_a_monitor_is_stopped_before_its_family_dies_so_that_it_reports_no
     harness: NodeHarness,
 ) -> None:
     paths, monitor, process = begin(harness)
-    await harness.teardown.kill_processes(ID, CGROUP, paths)
+    await harness.teardown.kill_processes(held(paths))
     assert [pid for pid, _ in harness.kernel.signals] == [process.pid, monitor.pid]
     assert not (harness.paths.exits_dir / ID).exists()
 
@@ -105,7 +111,7 @@ async def test_a_monitor_that_nobody_noted_is_found_by_its_command_line(
     harness: NodeHarness,
 ) -> None:
     paths, _, _ = begin(harness, noted=False)
-    await harness.teardown.kill_processes(ID, CGROUP, paths)
+    await harness.teardown.kill_processes(held(paths))
     assert harness.kernel.processes == {}
 
 
@@ -114,14 +120,14 @@ async def test_a_later_process_with_the_monitors_number_is_spared(harness: NodeH
     paths.state_dir.mkdir()
     stranger = harness.kernel.spawn(("innocent",))
     note_top_process(paths, Process(stranger.pid, stranger.start_ticks - 1))
-    await harness.teardown.kill_processes(ID, CGROUP, paths)
+    await harness.teardown.kill_processes(held(paths))
     assert stranger.pid in harness.kernel.processes
 
 
 async def test_what_stays_in_the_cgroup_without_a_monitor_is_killed(harness: NodeHarness) -> None:
     paths = harness.paths.container(ID)
     harness.kernel.spawn(("left behind",), cgroup=CGROUP)
-    await harness.teardown.process(ID, "runc", CGROUP, paths)
+    await harness.teardown.process(held(paths, "runc"))
     assert harness.leftovers() == {}
 
 
@@ -129,7 +135,7 @@ async def test_processes_that_do_not_die_are_said(harness: NodeHarness) -> None:
     paths, monitor, _ = begin(harness)
     monitor.deaf_to.add(signal.SIGKILL)
     with pytest.raises(DeadlineError, match=f"process {monitor.pid} and those below it"):
-        await harness.teardown.kill_processes(ID, CGROUP, paths)
+        await harness.teardown.kill_processes(held(paths))
 
 
 async def test_a_busy_cgroup_is_an_error_and_a_further_call_does_the_rest(
@@ -138,7 +144,7 @@ async def test_a_busy_cgroup_is_an_error_and_a_further_call_does_the_rest(
     paths, _, _ = begin(harness)
     harness.points.fail("cgroup.remove", CriShimError("cgroup is busy"))
     with pytest.raises(CriShimError, match="busy"):
-        await harness.teardown.process(ID, "runc", CGROUP, paths)
+        await harness.teardown.process(held(paths, "runc"))
     harness.points.heal()
     await tear_down_all(harness, paths)
     assert harness.leftovers() == {}
@@ -151,12 +157,12 @@ async def test_a_runtime_that_refuses_has_its_files_removed_instead(harness: Nod
     harness.points.fail(
         "runtime.delete", RuntimeCommandError("deleting", ["runc"], "failed", "state is damaged")
     )
-    await harness.teardown.process(ID, "runc", CGROUP, paths)
+    await harness.teardown.process(held(paths, "runc"))
     assert not state.exists()
 
 
 async def test_a_handler_that_left_the_configuration_is_no_obstacle(harness: NodeHarness) -> None:
-    await harness.teardown.process(ID, "gone", CGROUP, harness.paths.container(ID))
+    await harness.teardown.process(held(harness.paths.container(ID), "gone"))
 
 
 async def test_without_a_record_the_cgroup_is_the_one_its_processes_are_found_in(

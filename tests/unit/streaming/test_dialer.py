@@ -25,12 +25,14 @@ class Maker:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
+        self.on_node: list[bool] = []
         self.made: list[socket.socket] = []
         self.error: CriShimError | None = None
         self.cause: OSError | None = None
 
-    async def make(self, family: int, count: int) -> list[socket.socket]:
+    async def make(self, family: int, count: int, *, on_node: bool = False) -> list[socket.socket]:
         self.asked.append((family, count))
+        self.on_node.append(on_node)
         await asyncio.sleep(0)
         if self.error is not None and family == socket.AF_INET6:
             raise self.error from self.cause
@@ -135,3 +137,22 @@ async def test_who_does_not_answer_is_not_waited_for_long(monkeypatch: pytest.Mo
             sock.close()
     dialer.close()
     assert maker.open == 0
+
+
+async def test_addresses_of_a_pod_are_tried_from_the_node_after_the_loopbacks() -> None:
+    maker = Maker()
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    listening.close()
+    # Now only 127.0.0.2 listens on that port: an address that the loopback's own is not.
+    listening = socket.create_server(("127.0.0.2", port))
+    dialer = PodDialer("s1", maker.make, ["127.0.0.2"])
+
+    connected = await dialer.connect(port)
+
+    assert connected.getpeername()[0] == "127.0.0.2"
+    assert maker.on_node[-1] is True
+    assert True not in maker.on_node[:-1]
+    connected.close()
+    dialer.close()
+    listening.close()

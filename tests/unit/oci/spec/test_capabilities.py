@@ -4,21 +4,25 @@ from typing import Any
 import pytest
 
 from cri_shim._pb.cri.v1.api_pb2 import Capability, LinuxContainerSecurityContext
+from cri_shim.config.model import HandlerKind
 from cri_shim.config.values import CAPABILITIES
 from cri_shim.errors import InvalidArgumentError, PermissionRefusedError
 from cri_shim.oci.spec.capabilities import (
     build_capabilities,
     container_capabilities,
 )
-from tests.unit.oci.spec.cases import DEFAULT_CAPABILITIES, GOLDEN_CGROUP
+from cri_shim.oci.spec.inputs import HandlerFacts
+from tests.unit.oci.spec.cases import DEFAULT_CAPABILITIES, GOLDEN_CGROUP, RUNC
 
 NODE = GOLDEN_CGROUP.node
 POOR_NODE = replace(NODE, capabilities=("CHOWN", "KILL", "NET_RAW"))
 
 
-def held(node: Any = NODE, *, privileged: bool = False, **lists: Any) -> set[str]:
+def held(
+    node: Any = NODE, *, privileged: bool = False, handler: HandlerFacts = RUNC, **lists: Any
+) -> set[str]:
     context = LinuxContainerSecurityContext(privileged=privileged, capabilities=Capability(**lists))
-    bounding, ambient = container_capabilities(context, node)
+    bounding, ambient = container_capabilities(context, node, handler)
     assert set(ambient) <= set(bounding)
     return set(bounding)
 
@@ -87,10 +91,19 @@ def test_ambient_capabilities_are_held_too_and_dropping_wins() -> None:
             add_ambient_capabilities=["ALL"], drop_capabilities=["SYS_ADMIN", "ALL"]
         )
     )
-    bounding, ambient = container_capabilities(context, NODE)
+    bounding, ambient = container_capabilities(context, NODE, RUNC)
     assert bounding == ambient
     assert set(ambient) == {*CAPABILITIES} - {"SYS_ADMIN"}
 
 
 def test_privileged_overrules_the_lists() -> None:
     assert held(privileged=True, drop_capabilities=["ALL"]) == set(CAPABILITIES)
+
+
+def test_capabilities_that_guests_do_not_know_are_not_there_in_a_kernel_of_ones_own() -> None:
+    handler = HandlerFacts("runsc", HandlerKind.VM)
+    newer = {"PERFMON", "BPF", "CHECKPOINT_RESTORE"}
+    assert held(handler=handler, privileged=True) == held(privileged=True) - newer
+    assert held(handler=handler, add_capabilities=["ALL"]) == held(add_capabilities=["ALL"]) - newer
+    with pytest.raises(PermissionRefusedError, match="BPF"):
+        held(handler=handler, add_capabilities=["BPF"])

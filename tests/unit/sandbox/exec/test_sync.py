@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import (
     CriShimError,
     DeadlineError,
@@ -36,6 +38,8 @@ from tests.unit.sandbox.exec_node import MAX_ANSWER, MAX_OUTPUT, Node, exec_node
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from cri_shim.oci.runtime import ExecCommand, ExecFiles
 
 
 @pytest.fixture
@@ -68,25 +72,30 @@ async def test_a_command_that_a_signal_kills_has_128_and_its_number(node: Node) 
 async def test_it_is_the_containers_own_process_with_other_arguments(node: Node) -> None:
     node.container.process_spec = {"args": ["sh"], "env": ["A=1"], "cwd": "/x", "user": {"uid": 7}}
     seen = []
-    before = node.runtime.exec_detached_argv
+    before = node.runtime.exec_command
 
-    def look(
-        container_id: str,
-        *,
-        process_file: Path,
-        pid_file: Path,
-        console_socket: Path | None = None,
-    ) -> list[str]:
+    async def look(
+        container_id: str, files: ExecFiles, console_socket: Path | None = None
+    ) -> ExecCommand:
         asyncio.get_running_loop().call_soon(
-            lambda: seen.append(json.loads(process_file.read_bytes()))
+            lambda: seen.append(json.loads(files.process.read_bytes()))
         )
-        return before(container_id, process_file=process_file, pid_file=pid_file)
+        return await before(container_id, files)
 
-    node.runtime.exec_detached_argv = look  # type: ignore[method-assign]
+    node.runtime.exec_command = look  # type: ignore[method-assign]
     await node.run("true")
     assert seen == [
         {"args": ["true"], "env": ["A=1"], "cwd": "/x", "user": {"uid": 7}, "terminal": False}
     ]
+
+
+@pytest.mark.asyncio
+async def test_what_a_runtime_finds_it_by_is_in_its_environment(node: Node) -> None:
+    node.container.process_spec = {"args": ["sh"], "env": ["A=1"], "cwd": "/", "user": {}}
+    node.runtime.env = ("MARK=x",)
+    written = json.loads((await node.sh(f"cat {node.exec_dir}/*.json")).stdout)
+    assert written["env"] == ["A=1", "MARK=x"]
+    assert node.container.process_spec["env"] == ["A=1"]
 
 
 @pytest.mark.asyncio
@@ -481,3 +490,36 @@ async def test_one_who_goes_away_while_it_waits_for_its_turn_starts_nothing(
             await call
     await node.background.close(5)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def attached(node: Node) -> Node:
+    """Of a handler of kind vm, whose detached execs have no streams."""
+    node.runtime.attached = True
+    node.runtime.settings = replace(node.runtime.settings, kind=HandlerKind.VM)
+    return node
+
+
+@pytest.mark.asyncio
+async def test_an_attached_exec_has_streams_and_a_code_and_leaves_no_files(attached: Node) -> None:
+    result = await attached.sh("echo out; echo err >&2; exit 7")
+    assert result == ExecResult(b"out\n", b"err\n", 7)
+    assert list(attached.exec_dir.iterdir()) == []
+    assert attached.cgroups.gathered == [], "what entered it is not among the node's processes"
+
+
+@pytest.mark.asyncio
+async def test_an_attached_exec_that_is_refused_says_so(attached: Node) -> None:
+    with pytest.raises(RuntimeCommandError, match="exec failed: no such file"):
+        await attached.run("refuse")
+    assert (await attached.run("absent")).exit_code == 127
+
+
+@pytest.mark.asyncio
+async def test_an_attached_exec_past_its_deadline_is_ended_where_it_runs_and_here(
+    attached: Node,
+) -> None:
+    with pytest.raises(DeadlineError, match="did not end within 1 s"):
+        await attached.run("sleep", "600", timeout_s=1)
+    assert len(attached.runtime.ended) == 1
+    assert not is_alive(attached.runtime.ended[0])

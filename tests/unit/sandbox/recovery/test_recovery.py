@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -215,7 +216,7 @@ async def test_a_container_that_ends_while_it_is_looked_at_stays_ended(
     harness: NodeHarness,
 ) -> None:
     old = await harness.create(await harness.run_pod())
-    await harness.runtime.start(old.id)  # not written down
+    await harness.runtime.start(old.id, Path("/nonexistent"))  # not written down
     again = harness.restarted()
     again.points.fail("runtime.delete", OSError(errno.EIO, "disk"))  # runc calls it running still
     hold = again.points.hold("runtime.state")
@@ -878,7 +879,7 @@ async def test_a_runtime_that_hangs_is_asked_until_it_says_whether_the_container
     harness: NodeHarness, impatient: None
 ) -> None:
     old = await harness.create(await harness.run_pod())
-    await harness.runtime.start(old.id)  # not written down
+    await harness.runtime.start(old.id, Path("/nonexistent"))  # not written down
     again = harness.restarted()
     hold = again.points.hold("runtime.state")
     await again.recovery.run()
