@@ -143,6 +143,16 @@ CONTAINER_OOMS = Counter(
     "Containers that the kernel killed for want of memory.",
     registry=REGISTRY,
 )
+CONTAINER_EVENT_OVERFLOWS = Counter(
+    "cri_shim_container_event_overflows_total",
+    "Streams of container events that were ended because their client did not read.",
+    registry=REGISTRY,
+)
+CONTAINER_EVENTS_TOO_LARGE = Counter(
+    "cri_shim_container_events_too_large_total",
+    "Container events that were not sent, since the pod's statuses did not fit into a message.",
+    registry=REGISTRY,
+)
 STREAM_SESSIONS = Gauge(
     "cri_shim_stream_sessions",
     "Streaming sessions going on now.",

@@ -501,7 +501,7 @@ class StatsSettings(Section, frozen=True):
 class EventSettings(Section, frozen=True):
     """GetContainerEvents."""
 
-    enabled: Annotated[bool, later("Whether the daemon serves the event stream.")] = True
+    enabled: Annotated[bool, doc("Whether the daemon serves the event stream.")] = True
 
 
 class Config(Section, frozen=True):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cri_shim.oci.conmon import Monitors
     from cri_shim.operations import Operations
     from cri_shim.paths import Paths
+    from cri_shim.sandbox.container_events import ContainerEvents
     from cri_shim.sandbox.containers import Containers
     from cri_shim.sandbox.exit_dispatcher import ExitDispatcher
     from cri_shim.sandbox.exits import ExitWatch
@@ -74,6 +75,7 @@ class Parts:
     container_service: Containers
     stats: Stats
     pod_stats: PodStats
+    events: ContainerEvents
     recovery: Recovery
     wipe: Wipe
     node_resources: NodeResources
@@ -125,6 +127,7 @@ async def build(
         container_service=layer.containers,
         stats=layer.stats,
         pod_stats=layer.pod_stats,
+        events=layer.events,
         recovery=layer.recovery,
         wipe=layer.wipe,
         node_resources=on.node_resources,

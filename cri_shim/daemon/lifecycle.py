@@ -127,6 +127,7 @@ class Daemon:
             await self._for_a_moment(parts, ("sweeping images", parts.images.sweep()))
             _freeze_heap()
             await listeners.set_ready()
+            parts.events.open()
             ready.set()
             notify(READY, status("serving"))
             event_loop.tell_of_stalls(partial(metrics.count_stall, "daemon"))
@@ -177,6 +178,7 @@ class Daemon:
 
     async def _stop(self, parts: Parts, listeners: Listeners) -> None:
         log.info("stopping; containers keep running")
+        parts.events.close()
         await listeners.stop(CALLS_GRACE_S)
         await parts.streaming.stop(STREAMS_GRACE_S)
         await parts.puller.close(WORK_GRACE_S)
@@ -213,6 +215,7 @@ class Daemon:
                         stats=parts.stats,
                         pod_stats=parts.pod_stats,
                         streams=parts.streams,
+                        events=parts.events,
                         node=node,
                         layers_mountpoint=self._paths.root,
                         api_version=version,

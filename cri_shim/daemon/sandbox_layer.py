@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cri_shim.config.model import GcMode
 from cri_shim.daemon.statistics import build_statistics
+from cri_shim.sandbox.container_events import ContainerEvents
 from cri_shim.sandbox.container_removal import ContainerRemoval
 from cri_shim.sandbox.container_resources import ContainerResources
 from cri_shim.sandbox.containers import Containers
@@ -77,6 +78,7 @@ class SandboxLayer:
     wipe: Wipe
     stats: Stats
     pod_stats: PodStats
+    events: ContainerEvents
 
 
 class _Basis(NamedTuple):
@@ -150,6 +152,9 @@ def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
         wipe=_wipe(on, basis, networks, parts, containers, pods, orphans),
         stats=statistics.stats,
         pod_stats=statistics.pod_stats,
+        events=ContainerEvents(
+            sandboxes=on.sandboxes, containers=on.containers, enabled=config.events.enabled
+        ),
     )
 
 

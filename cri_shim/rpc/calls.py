@@ -29,7 +29,8 @@ _QUIET_NAMES: Final = frozenset(
     {"Version", "Operations", "RuntimeConfig", "ExecSync", "Check", "Watch"}
 )
 _ABOUT_THE_SERVER: Final = ("grpc.health.", "grpc.reflection.")
-_ALWAYS_ANSWERED: Final = frozenset({"Version", "Operations"})
+_ALWAYS_ANSWERED: Final = frozenset({"Version", "Operations", "GetContainerEvents"})
+"""A stream of events has no end that a stop could wait for, and waits for the end of recovery itself."""
 _OURS: Final = frozenset(
     {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN}
 )

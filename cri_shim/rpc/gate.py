@@ -3,8 +3,9 @@
     recovering ──open──> open ──drain──> closed
          └────────────────drain────────────^
 
-Calls about the server itself (Version, Operations, health, reflection) do not come here: the interceptor serves them in
-every phase, and `drain` does not wait for them. In `read_only` only calls that change nothing are admitted.
+Calls about the server itself (Version, Operations, health, reflection) and streams of events do not come here: the
+interceptor serves them in every phase, and `drain` does not wait for them. In `read_only` only calls that change
+nothing are admitted.
 """
 
 from __future__ import annotations

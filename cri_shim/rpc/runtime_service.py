@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -26,13 +27,14 @@ from cri_shim.rpc import translate_stats as stats_
 from cri_shim.rpc.encoded import Encoded, joined
 from cri_shim.rpc.fields import require
 from cri_shim.rpc.pieces import send_in_pieces
+from cri_shim.rpc.translate_events import container_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from cri_shim.rpc.pieces import Send
-    from cri_shim.rpc.use_cases import Containers, Pods, PodStats, Stats, StreamRequests
+    from cri_shim.rpc.use_cases import Containers, Events, Pods, PodStats, Stats, StreamRequests
     from cri_shim.sandbox.pod_stats import PodUsage
     from cri_shim.sandbox.stats import ContainerUsage
 
@@ -100,6 +102,7 @@ class RuntimeService:
     stats: Stats
     pod_stats: PodStats
     streams: StreamRequests
+    events: Events
     node: Node
     layers_mountpoint: Path
     """A directory on the file system of the writable layers, the same as in ImageFsInfo's response."""
@@ -203,8 +206,8 @@ class RuntimeService:
     ) -> api.PodSandboxStatusResponse:
         """Show one sandbox and its containers, the newest container first.
 
-        `timestamp` stays unset: it belongs to the container events of KEP-3386, which this server does not send. If it
-        is set, kubelet uses `containers_statuses`, and takes the first container of a name as the current one.
+        `timestamp` belongs to container events (KEP-3386): a kubelet that gets them takes `containers_statuses` for the
+        pod's status of that time, and the first container of a name for the current one.
         """
         require(request, "pod_sandbox_id")
         sandbox = self.pods.find(request.pod_sandbox_id)
@@ -216,6 +219,7 @@ class RuntimeService:
                 containers_.container_status(container)
                 for container in reversed(self.containers.containers_of(sandbox.id))
             ],
+            timestamp=time.time_ns() if self.events.enabled else 0,
         )
         if info is not None:
             response.info["info"] = json_text(info)
@@ -367,6 +371,20 @@ class RuntimeService:
         require(request, "pod_sandbox_id")
         url = self.streams.port_forward(request.pod_sandbox_id, list(request.port))
         return api.PortForwardResponse(url=url)
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    async def get_container_events(self, request: api.GetEventsRequest, send: Send) -> None:
+        """Tell of each step of each pod and container from now on. Only an error or the client ends the stream."""
+        await self.events.wait_until_open()
+        with self.events.subscribed() as subscription:
+            while True:
+                event = await subscription.next()
+                message = container_event(
+                    event, self.events.sandbox(event), self.events.containers(event)
+                )
+                if message is not None:
+                    await send(message)
 
     # --- statistics ----------------------------------------------------------------------------------------------
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
+    from cri_shim.sandbox.container_events import ContainerEvent, Subscription
     from cri_shim.sandbox.pod_stats import PodUsage
     from cri_shim.sandbox.stats import ContainerUsage
     from cri_shim.sandbox.store.store import Container, Sandbox
@@ -121,6 +123,26 @@ class PodStats(Protocol):
 
     async def pod_sandbox_stats(self, sandboxes: Sequence[Sandbox]) -> Sequence[PodUsage]:
         """The usage of each of these sandboxes that is ready, and still is when it has been read."""
+
+
+class Events(Protocol):
+    """The container events of this node."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there are any for clients."""
+
+    async def wait_until_open(self) -> None:
+        """Return if subscriptions are taken; raise a CriShimError that says when, or why not."""
+
+    def subscribed(self) -> AbstractContextManager[Subscription]:
+        """A subscription to every event while the block runs."""
+
+    def sandbox(self, event: ContainerEvent) -> Sandbox | None:
+        """The event's sandbox as it is now; None once it was removed."""
+
+    def containers(self, event: ContainerEvent) -> Sequence[Container]:
+        """The containers of the event's sandbox as they are now, the oldest first."""
 
 
 class StreamRequests(Protocol):

@@ -322,7 +322,7 @@ class Creation:
     def show_given_up(self, container: Container, message: str) -> None:
         """As `give_up`, but only in memory: by its files it is being created, so the next daemon undoes it."""
         now = time.time_ns()
-        container.status = msgspec.structs.replace(
+        status = msgspec.structs.replace(
             container.status,
             committed_at_ns=now,
             finished_at_ns=now,
@@ -332,6 +332,7 @@ class Creation:
         )
         container.config = without_words(container.config)
         container.ended.set()
+        self._store.note(container, status)
 
 
 def _clearer(

@@ -47,8 +47,12 @@ class Going:
             if time.monotonic() > deadline:
                 raise CrictlError(f"it never said {words!r}:\n{self.said}")
             time.sleep(0.01)
-            with suppress(BlockingIOError, OSError):  # EIO: it has ended
-                self.said += os.read(self.fd, 1 << 16).decode(errors="replace")
+            self.read()
+
+    def read(self) -> None:
+        """Take what it has said meanwhile."""
+        with suppress(BlockingIOError, OSError):  # EIO: it has ended
+            self.said += os.read(self.fd, 1 << 16).decode(errors="replace")
 
     def type(self, text: str) -> None:
         """As on a keyboard."""

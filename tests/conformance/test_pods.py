@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from tests.harness.daemon import Daemon
 
 
+STEPS = ("CREATED", "STARTED", "STOPPED", "DELETED")
+TOLD = "{{.containerId}} {{.containerEventType}}{{range .containersStatuses}} {{.exitCode}}{{end}}"
+
+
 def test_a_pod_goes_from_ready_to_not_ready_to_nothing(crictl: Crictl, daemon: Daemon) -> None:
     pod_id = crictl("runp", crictl.file(pod(daemon.pod_log_dir)))
     assert crictl("pods", "-q", "--state", "ready") == pod_id
@@ -72,6 +76,23 @@ def test_stopp_is_content_with_what_is_stopped_or_gone(crictl: Crictl, daemon: D
     crictl("stopp", pod_id)
     crictl("rmp", pod_id)
     crictl("stopp", pod_id)
+
+
+def test_events_tell_of_a_pods_life_as_it_happens(
+    crictl: Crictl, daemon: Daemon, image: str
+) -> None:
+    with crictl.going("events", "-o", "go-template", "--template", TOLD) as events:
+        warm_up = crictl.file(pod(daemon.pod_log_dir))
+        while "CREATED" not in events.said:  # until it has subscribed
+            crictl("rmp", "-f", crictl("runp", warm_up))
+            events.read()
+        pod_id, container_id = started(crictl, daemon.pod_log_dir, image, "exit 3")
+        events.until(f"{container_id} CONTAINER_STOPPED_EVENT 3")
+        crictl("rmp", "-f", pod_id)
+        events.until(f"{pod_id} CONTAINER_DELETED_EVENT")
+    for object_id in (pod_id, container_id):
+        told = [line.split()[1] for line in events.said.splitlines() if line.startswith(object_id)]
+        assert told == [f"CONTAINER_{step}_EVENT" for step in STEPS]
 
 
 def test_unknown_pods_are_not_found(crictl: Crictl) -> None:

@@ -148,6 +148,7 @@ class NodeHarness:
         self.removal = layer.removal
         self.containers = layer.containers
         self.pods = layer.pods
+        self.events = layer.events
         self.orphans = layer.orphans
         self.recovery = layer.recovery
         self.wipe = layer.wipe

@@ -137,6 +137,7 @@ class Container:
 ObjectT = TypeVar("ObjectT", Sandbox, Container)
 RecordT = TypeVar("RecordT", SandboxRecord, ContainerRecord)
 ConfigT = TypeVar("ConfigT", api.PodSandboxConfig, api.ContainerConfig)
+State = SandboxState | ContainerState
 
 
 class Store(Generic[ObjectT]):
@@ -159,6 +160,8 @@ class Store(Generic[ObjectT]):
         """Sandbox ID -> object ID -> the object."""
         self.changed: Callable[[ObjectT], None] = lambda _: None
         """Called after an object came, got another status, or was forgotten: for what is looked up by its status."""
+        self.stepped: Callable[[ObjectT, State, State | None], None] = lambda *_: None
+        """Called after an object's state became another, with both; with None after it was forgotten."""
 
     def __iter__(self) -> Iterator[ObjectT]:
         """Every object, also those being created, oldest first."""
@@ -238,9 +241,8 @@ class Store(Generic[ObjectT]):
         """
         with host_step(f"{self.kind} {item.id}: writing that it is complete"):
             write_over(self._paths_of(item.id).status_file, msgspec.json.encode(status))
-        item.status = status  # type: ignore[assignment]
         item.unsaved = False
-        self.changed(item)
+        self.note(item, status)
 
     def adopt(self, item: ObjectT) -> None:
         """Take in an object whose files are there already."""
@@ -251,8 +253,11 @@ class Store(Generic[ObjectT]):
 
     def note(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
         """Replace the object's status in memory alone: `save`, or the next `update`, is soon to follow."""
+        before = item.state
         item.status = status  # type: ignore[assignment]
         self.changed(item)
+        if item.state is not before and self._by_id.get(item.id) is item:
+            self.stepped(item, before, item.state)
 
     def update(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
         """Replace the object's status, in memory and then in its file."""
@@ -285,7 +290,7 @@ class Store(Generic[ObjectT]):
 
     def forget(self, item: ObjectT) -> None:
         """Drop the object from memory; its files are the caller's to remove."""
-        if self._by_id.get(item.id) is item:
+        if was_there := self._by_id.get(item.id) is item:
             del self._by_id[item.id]
             others = self._by_sandbox[item.sandbox_id]
             del others[item.id]
@@ -294,6 +299,8 @@ class Store(Generic[ObjectT]):
         if self._by_name.get(item.name) is item:
             del self._by_name[item.name]
         self.changed(item)
+        if was_there:
+            self.stepped(item, item.state, None)
 
     def load(self) -> Iterator[tuple[str, ObjectT | CorruptStateError]]:
         """Every object directory found on disk: its ID, and the object or what is wrong with it."""

@@ -28,6 +28,7 @@ from cri_shim.image.integrity.report import (
 from cri_shim.image.manifest import ImageConfig
 from cri_shim.image.model import Image, ImportProgress, PullProgress
 from cri_shim.operations import Operations
+from cri_shim.paths import Paths
 from cri_shim.rpc.admin_service import AdminService, DaemonInfo
 from cri_shim.rpc.gate import Gate
 from cri_shim.rpc.handlers import admin_service, cri_services
@@ -35,6 +36,7 @@ from cri_shim.rpc.image_service import ImageService
 from cri_shim.rpc.listen import Listeners
 from cri_shim.rpc.request_budget import RequestBudget
 from cri_shim.rpc.runtime_service import Condition, HandlerFacts, NodeStatus, RuntimeService
+from cri_shim.sandbox.container_events import ContainerEvents
 from cri_shim.sandbox.recovery.wipe import Wiped
 from cri_shim.sandbox.store.model import (
     ContainerMetadata,
@@ -45,7 +47,13 @@ from cri_shim.sandbox.store.model import (
     SandboxStatus,
     User,
 )
-from cri_shim.sandbox.store.store import Container, Sandbox
+from cri_shim.sandbox.store.store import (
+    Container,
+    Sandbox,
+    Store,
+    read_container,
+    read_sandbox,
+)
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -542,6 +550,7 @@ class Daemon:
         max_message_bytes: int = 1 << 20,
         urls: Sequence[str] | None = None,
         tls: TlsSettings | None = None,
+        events: bool = True,
     ) -> None:
         self.socket_path = directory / "cri.sock"
         self.pods = FakePods()
@@ -549,6 +558,15 @@ class Daemon:
         self.stats = FakeStats()
         self.pod_stats = FakePodStats()
         self.streams = FakeStreams()
+        self.sandbox_store = Store(
+            "sandbox", directory, Paths(directory, directory).sandbox, read_sandbox
+        )
+        self.container_store = Store(
+            "container", directory, Paths(directory, directory).container, read_container
+        )
+        self.events = ContainerEvents(
+            sandboxes=self.sandbox_store, containers=self.container_store, enabled=events
+        )
         self.node = FakeNode()
         self.images = FakeImages()
         self.gate = Gate()
@@ -564,6 +582,7 @@ class Daemon:
                         self.stats,
                         self.pod_stats,
                         self.streams,
+                        self.events,
                         self.node,
                         Path("/var/lib/cri-shim"),
                         api_version=version,
@@ -619,9 +638,11 @@ async def serving(
     try:
         if is_ready:
             await daemon.listeners.set_ready()
+            daemon.events.open()
         async with daemon.channel() as channel:
             yield daemon, Clients(channel)
     finally:
+        daemon.events.close()
         await daemon.listeners.stop(5)  # not waited for unless calls are under way
 
 

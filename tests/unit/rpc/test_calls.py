@@ -87,6 +87,7 @@ def test_only_calls_about_the_server_pass_a_closed_gate() -> None:
     for passing in (
         name("Version"),
         name("Version", "runtime.v1alpha2.RuntimeService"),
+        name("GetContainerEvents"),
         name("Check", "grpc.health.v1.Health"),
         name("ServerReflectionInfo", "grpc.reflection.v1alpha.ServerReflection"),
     ):

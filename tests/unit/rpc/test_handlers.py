@@ -17,7 +17,7 @@ SERVED = {
         *("CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"),
         *("ListContainers", "StreamContainers", "ContainerStatus"),
         *("ExecSync", "Exec", "Attach", "PortForward"),
-        *("ReopenContainerLog", "UpdateContainerResources"),
+        *("ReopenContainerLog", "UpdateContainerResources", "GetContainerEvents"),
         *("ContainerStats", "ListContainerStats", "StreamContainerStats"),
         *("PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats"),
     },

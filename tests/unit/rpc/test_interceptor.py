@@ -299,7 +299,7 @@ async def test_an_rpc_that_is_not_served_yet_says_so(tmp_path: Path) -> None:
             clients.runtime.CheckpointContainer(api.CheckpointContainerRequest())
         )
         stream = await failure_of(_first(clients))
-    for failure, name in ((unary, "CheckpointContainer"), (stream, "GetContainerEvents")):
+    for failure, name in ((unary, "CheckpointContainer"), (stream, "StreamPodSandboxMetrics")):
         assert failure.code() is grpc.StatusCode.UNIMPLEMENTED
         assert f"RuntimeService.{name}: this version of cri-shim does not implement" in (
             failure.details() or ""
@@ -307,5 +307,5 @@ async def test_an_rpc_that_is_not_served_yet_says_so(tmp_path: Path) -> None:
 
 
 async def _first(clients: Clients) -> None:
-    async for _ in clients.runtime.GetContainerEvents(api.GetEventsRequest()):
+    async for _ in clients.runtime.StreamPodSandboxMetrics(api.StreamPodSandboxMetricsRequest()):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from cri_shim._pb.cri.v1 import api_pb2 as v1
 from cri_shim._pb.cri.v1alpha2 import api_pb2 as v1alpha2
 from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.rpc.runtime_service import Condition, NodeStatus
+from cri_shim.rpc.translate_events import MAX_EVENT_BYTES
+from cri_shim.sandbox.container_events import MAX_WAITING
 from cri_shim.sandbox.pod_stats import PodUsage
 from cri_shim.sandbox.stats import ContainerUsage
+from tests.fakes.clock import turn_over, until
+from tests.fakes.metrics import sample
 from tests.unit.rpc.fakes import (
+    CREATED_AT_NS,
     Clients,
     Daemon,
     failure_of,
@@ -26,6 +32,7 @@ from tests.unit.rpc.fakes import (
 )
 
 pytestmark = pytest.mark.asyncio
+META = v1.PodSandboxMetadata(name="web", namespace="default", uid="u1")
 
 
 def pod_config(api: Any) -> Any:
@@ -284,15 +291,23 @@ async def test_a_sandbox_status_brings_its_containers_newest_first_and_a_documen
             make_container("2" * 64, "b" * 64),
             make_container("3" * 64, "a" * 64),
         ]
+        before_ns = time.time_ns()
         answer = await clients.runtime.PodSandboxStatus(
             v1.PodSandboxStatusRequest(pod_sandbox_id="aaaa", verbose=True)
         )
     assert answer.status.id == "a" * 64
     assert [c.id for c in answer.containers_statuses] == ["3" * 64, "1" * 64], "newest first"
-    assert answer.timestamp == 0, (
-        "a time without events would mislead a kubelet that waits for them"
-    )
+    assert before_ns <= answer.timestamp <= time.time_ns()
     assert json.loads(answer.info["info"]) == {"pid": 42, "root": "/x"}
+
+
+async def test_a_sandbox_status_has_no_time_for_kubelets_that_get_no_events(tmp_path: Path) -> None:
+    async with serving(tmp_path, events=False) as (daemon, clients):
+        daemon.pods.sandboxes = [make_sandbox("a" * 64)]
+        answer = await clients.runtime.PodSandboxStatus(
+            v1.PodSandboxStatusRequest(pod_sandbox_id="aaaa")
+        )
+    assert answer.timestamp == 0
 
 
 async def test_a_container_status_brings_its_document_only_when_asked(tmp_path: Path) -> None:
@@ -481,3 +496,146 @@ async def test_new_limits_are_passed_on_and_those_of_another_system_refused(tmp_
         request.windows.SetInParent()
         failure = await failure_of(clients.runtime.UpdateContainerResources(request))
     assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# --- events ------------------------------------------------------------------------------------------------------
+
+
+async def events_from_now_on(daemon: Daemon, clients: Clients) -> Any:
+    """A stream of events that has begun."""
+    before = daemon.events.subscriptions
+    stream = clients.runtime.GetContainerEvents(v1.GetEventsRequest())
+    await until(lambda: daemon.events.subscriptions > before)
+    return stream
+
+
+def exits_of(daemon: Daemon, count: int) -> None:
+    """So many containers of one pod come, run and go: three events each, of more than 10 kB."""
+    config = v1.PodSandboxConfig(metadata=META, annotations={"long": "x" * 10_000})
+    daemon.sandbox_store.adopt(make_sandbox(config=config))
+    for number in range(count):
+        container = make_container(f"{number:064x}")
+        daemon.container_store.adopt(container)
+        daemon.container_store.note(container, container.status.started(1))
+        daemon.container_store.note(container, container.status.exited(2, 3, reason="Error"))
+        daemon.container_store.forget(container)
+
+
+async def test_events_come_in_order_with_statuses_to_every_subscriber(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        streams = [await events_from_now_on(daemon, clients) for _ in range(3)]
+        daemon.sandbox_store.adopt(make_sandbox())
+        container = make_container()
+        daemon.container_store.adopt(container)
+        told = []
+        for status in (
+            container.status.started(CREATED_AT_NS + 2),
+            container.status.started(CREATED_AT_NS + 2).exited(
+                CREATED_AT_NS + 3, 4, reason="Error"
+            ),
+        ):
+            daemon.container_store.note(container, status)
+            told.append([await stream.read() for stream in streams])
+    for of_each in told:
+        assert of_each[0] == of_each[1] == of_each[2]
+    started, stopped = (of_each[0] for of_each in told)
+    assert started.container_event_type == v1.CONTAINER_STARTED_EVENT
+    assert started.pod_sandbox_status.metadata.uid == "u1"
+    assert [c.state for c in started.containers_statuses] == [v1.CONTAINER_RUNNING]
+    assert stopped.container_event_type == v1.CONTAINER_STOPPED_EVENT
+    assert [(c.id, c.exit_code) for c in stopped.containers_statuses] == [(container.id, 4)]
+    assert started.created_at <= stopped.created_at
+
+
+async def test_a_subscriber_that_does_not_read_holds_up_nobody_and_is_told(tmp_path: Path) -> None:
+    overflows = sample("cri_shim_container_event_overflows_total")
+    async with serving(tmp_path) as (daemon, clients), daemon.channel() as other_channel:
+        idle = await events_from_now_on(daemon, Clients(other_channel))
+        reading = await events_from_now_on(daemon, clients)
+        for _ in range(2 * MAX_WAITING // 192 + 1):
+            exits_of(daemon, 64)
+            for _ in range(3 * 64):
+                await reading.read()
+        assert sample("cri_shim_container_event_overflows_total") == overflows + 1
+        assert daemon.events.subscriptions == 1
+        failure = await failure_of(_to_the_end(idle))
+    assert failure.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "subscribe again" in (failure.details() or "")
+
+
+async def test_a_subscriber_that_leaves_costs_nothing_any_more(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        leaving = await events_from_now_on(daemon, clients)
+        staying = await events_from_now_on(daemon, clients)
+        leaving.cancel()
+        await until(lambda: daemon.events.subscriptions == 1)
+        exits_of(daemon, 1)
+        assert (await staying.read()).container_id == "0" * 64
+
+
+async def test_a_stop_ends_streams_after_their_events_and_waits_for_no_client(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as (daemon, clients), daemon.channel() as other_channel:
+        idle = await events_from_now_on(daemon, Clients(other_channel))
+        exits_of(daemon, 1000)
+        reading = await events_from_now_on(daemon, clients)
+        exits_of(daemon, 1)
+        daemon.events.close()
+        assert [(await reading.read()).container_event_type for _ in range(3)] == [1, 2, 3]
+        failure = await failure_of(reading.read())
+        late = await failure_of(
+            _to_the_end(clients.runtime.GetContainerEvents(v1.GetEventsRequest()))
+        )
+        assert await daemon.listeners.stop(3600) == 0, "a stream is no call that a stop waits for"
+        await failure_of(_to_the_end(idle))
+    assert failure.code() is late.code() is grpc.StatusCode.UNAVAILABLE
+    assert "stopping" in (failure.details() or "")
+
+
+async def test_during_recovery_a_subscriber_waits_and_is_then_told_to_list(tmp_path: Path) -> None:
+    async with serving(tmp_path, is_ready=False) as (daemon, clients):
+        stream = clients.runtime.GetContainerEvents(v1.GetEventsRequest())
+        await clients.runtime.Version(v1.VersionRequest())
+        await turn_over()
+        assert not stream.done()
+        daemon.events.open()
+        failure = await failure_of(_to_the_end(stream))
+    assert failure.code() is grpc.StatusCode.UNAVAILABLE
+    assert "list them, and subscribe again" in (failure.details() or "")
+
+
+async def test_events_that_are_off_are_not_implemented(tmp_path: Path) -> None:
+    async with serving(tmp_path, events=False) as (_, clients):
+        failure = await failure_of(
+            _to_the_end(clients.runtime.GetContainerEvents(v1.GetEventsRequest()))
+        )
+    assert failure.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "events.enabled" in (failure.details() or "")
+
+
+async def test_an_event_that_is_too_large_is_left_out_and_the_stream_goes_on(
+    tmp_path: Path,
+) -> None:
+    too_large = sample("cri_shim_container_events_too_large_total")
+    async with serving(tmp_path) as (daemon, clients):
+        stream = await events_from_now_on(daemon, clients)
+        daemon.sandbox_store.adopt(make_sandbox())
+        container = make_container(
+            config=v1.ContainerConfig(
+                metadata=v1.ContainerMetadata(name="app"),
+                mounts=[v1.Mount(host_path="x" * MAX_EVENT_BYTES)],
+            )
+        )
+        daemon.container_store.adopt(container)
+        daemon.container_store.note(container, container.status.started(1))
+        await until(lambda: sample("cri_shim_container_events_too_large_total") == too_large + 1)
+        daemon.container_store.forget(container)
+        event = await stream.read()
+    assert event.container_event_type == v1.CONTAINER_DELETED_EVENT
+    assert not event.containers_statuses
+
+
+async def _to_the_end(stream: Any) -> None:
+    async for _ in stream:
+        pass

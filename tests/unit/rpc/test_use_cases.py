@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from cri_shim.rpc import use_cases
+from cri_shim.sandbox.container_events import ContainerEvents
 from cri_shim.sandbox.containers import Containers
 from cri_shim.sandbox.pod_stats import PodStats
 from cri_shim.sandbox.pods import Pods
@@ -18,6 +19,7 @@ from cri_shim.sandbox.stats import Stats
         (use_cases.Containers, Containers),
         (use_cases.Stats, Stats),
         (use_cases.PodStats, PodStats),
+        (use_cases.Events, ContainerEvents),
     ],
 )
 def test_the_real_services_take_what_the_services_pass(protocol: type, real: type) -> None:

@@ -18,7 +18,13 @@ from cri_shim.errors import (
     ResourceExhaustedError,
 )
 from cri_shim.paths import Paths
-from cri_shim.sandbox.store.model import ON_DISK, RECORD_FORMAT, ContainerStatus, SandboxStatus
+from cri_shim.sandbox.store.model import (
+    ON_DISK,
+    RECORD_FORMAT,
+    ContainerStatus,
+    SandboxState,
+    SandboxStatus,
+)
 from cri_shim.sandbox.store.store import (
     Container,
     Sandbox,
@@ -247,6 +253,25 @@ def test_a_status_that_can_wait_is_shown_and_written_later(
     other_file.unlink()
     sandboxes.save_unsaved()
     assert not other_file.exists()
+
+
+def test_each_step_is_told_once_with_both_states(sandboxes: Store[Sandbox]) -> None:
+    told: list[tuple[object, ...]] = []
+    sandboxes.stepped = lambda *step: told.append(step)
+    sandbox = make_sandbox()
+    sandboxes.note(sandbox, SandboxStatus())  # nobody knows it yet
+    sandboxes.create(sandbox)
+    sandboxes.commit(sandbox, SandboxStatus(ready_at_ns=7))
+    sandboxes.update(sandbox, SandboxStatus(ready_at_ns=7, ips=("10.0.0.1",)))  # no step
+    sandboxes.show(sandbox, SandboxStatus(ready_at_ns=7, stopped_at_ns=8))
+    sandboxes.forget(sandbox)
+    sandboxes.forget(sandbox)
+    creating, ready, not_ready = SandboxState
+    assert told == [
+        (sandbox, creating, ready),
+        (sandbox, ready, not_ready),
+        (sandbox, not_ready, None),
+    ]
 
 
 def test_a_status_that_cannot_be_written_is_kept_and_written_later(
