@@ -309,4 +309,4 @@ def test_working_directory_that_can_not_be_entered_fails_the_start(
         client.start(container)
     status = client.status(container).status
     assert (status.exit_code, status.reason) == (128, "StartError")
-    assert any(words in status.message for words in ("mkdir", "chdir", "can't be entered"))
+    assert any(words in status.message for words in ("mkdir", "chdir", "cannot be entered"))

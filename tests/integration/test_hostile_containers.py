@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[list[images.Entry], dict[str, Any], str]] = {
     "volume that a link takes too deep": (
         [images.symlink("deep", "/m" * 32)],
         {"volumes": volumes("/deep/x")},
-        "image: '/deep/x': links lead 33 names deep",
+        "image: '/deep/x': links lead to a path 33 or more names deep",
     ),
     "relative working directory": ([], {"working_dir": "a/b"}, "image WORKDIR"),
     "working directory with a NUL": ([], {"working_dir": "/a\0b"}, "image WORKDIR"),

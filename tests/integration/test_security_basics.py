@@ -263,7 +263,7 @@ def test_image_whose_account_file_the_runtime_would_wait_for_is_refused_at_once(
         assert pod.ends(config).exit_code == 0
         return
     started = time.monotonic()
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "image", "/etc/passwd", "no regular file"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "image", "/etc/passwd", "not a regular file"):
         pod.create(config)
     assert time.monotonic() - started < 10
 

@@ -1,1 +1,1 @@
-"""What the runtime-spec of a pod or container is made of, and what the node adds to it."""
+"""Runtime-specs of pods and containers: collects facts about request, image and node for the pure builders."""

@@ -1,8 +1,10 @@
-"""An image's /etc/passwd and /etc/group: read within a bound, and refused where OCI runtimes could not read them.
+"""Reads an image's /etc/passwd and /etc/group, and refuses images in which OCI runtimes could not read them.
 
-Rules: both come from whoever made the image. What is no regular file would make a runtime wait for ever, and a huge one
-would make it work for minutes, for each process anew: such images make no container. What a request mounts over them
-counts instead, and is the pod's own affair: its runtimes work in its cgroups, on slots that it has a share of.
+The files are under the control of the image's author. A runtime that opens a FIFO blocks for ever, and a huge file
+takes it minutes, for each process again. Such an image gets no container.
+
+A file that the request mounts there is not checked. It can delay only the pod's own runtimes, which run in the pod's
+cgroups and in the pod's share of the slots.
 """
 
 from __future__ import annotations
@@ -23,31 +25,35 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 MAX_ACCOUNT_FILE_BYTES = 2 << 20
-"""/etc/passwd and /etc/group come from the image: what is longer is no such file. Reading 2 MiB of the shortest lines
-takes half a second of a thread that shares the interpreter."""
+"""Larger files count as empty. Parsing 2 MiB of the shortest lines takes half a second of CPU in this process."""
 MAX_READ_BY_RUNTIMES_BYTES = 16 << 20
-"""OCI runtimes read the whole of both files for each process; of short lines, runc 16 MiB in two seconds of a core."""
+"""Images with larger files are refused. OCI runtimes read both files for each process: runc takes two seconds of CPU
+for 16 MiB of short lines."""
 
 
 def account_file(host: Host, rootfs_dir: Path, path: str, config: api.ContainerConfig) -> bytes:
-    """What an image has there; a loop of links or a large file is no account file.
+    """Read an account file. A missing, unreadable or large file, or a loop of links, counts as empty.
 
-    Raises InvalidArgumentError for what is no file, or a huge one: OCI runtimes read it as well, and would wait on a
-    FIFO for ever.
+    Raises InvalidArgumentError if OCI runtimes could not read the file: it is not a regular file, or it is huge.
     """
     try:
         return host.read_in_root(rootfs_dir, path, MAX_ACCOUNT_FILE_BYTES) or b""
     except OSError as error:
         if not _is_mounted_over(f"/{path}", config):
             _check_for_runtimes(rootfs_dir, path, error)
-        log.warning("no account file", path=path, rootfs=str(rootfs_dir), error=str(error))
+        log.warning(
+            "cannot read an account file of the image",
+            path=path,
+            rootfs=str(rootfs_dir),
+            error=str(error),
+        )
         return b""
 
 
 def _check_for_runtimes(rootfs_dir: Path, path: str, error: OSError) -> None:
     if error.errno == errno.EINVAL:
         refuse(
-            "image", f"/{path}", "is no regular file, as OCI runtimes need it: rebuild the image"
+            "image", f"/{path}", "is not a regular file, as OCI runtimes need: rebuild the image"
         )
     if error.errno != errno.EFBIG:
         return
@@ -56,7 +62,7 @@ def _check_for_runtimes(rootfs_dir: Path, path: str, error: OSError) -> None:
         refuse(
             "image",
             f"/{path}",
-            f"has {size} bytes, all of which OCI runtimes read for each process: at most "
+            f"has {size} bytes, which OCI runtimes read for each process: the limit is "
             f"{MAX_READ_BY_RUNTIMES_BYTES}: rebuild the image",
         )
 

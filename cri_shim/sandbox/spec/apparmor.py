@@ -1,9 +1,10 @@
-"""The AppArmor profiles that pods can have now, and our own among them: loaded at start, and again if it vanished.
+"""Lists the loaded AppArmor profiles, and loads the project's default profile at start and when it has vanished.
 
-Rules: a default profile of another name is the operator's, to be loaded by the operator; the daemon does not start
-without it. Ours may fail to load: the daemon starts all the same, and what it would confine is refused. Where the
-kernel has AppArmor but the parser is missing, what asks for nothing runs unconfined, with a warning at start; what
-asks for the default is refused.
+Rules:
+- A configured default profile of another name must be loaded by the operator. The daemon does not start without it.
+- If loading our own profile fails, the daemon starts, and refuses containers that the profile would confine.
+- If the kernel has AppArmor but the parser is missing, containers that request no profile run unconfined, with a
+  warning at start. Those that request the default are refused.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ log = structlog.get_logger()
 
 
 class AppArmor:
-    """The kernel's profiles, with the default one kept there."""
+    """The kernel's profiles. Keeps the default profile loaded."""
 
     def __init__(self, reaper: Reaper, default: str, file: Path, *, root: Path = Path("/")) -> None:
-        """`file` is where our profile is written; `root` stands in for / in tests."""
+        """Our profile is written to `file`. `root` replaces / in tests."""
         self._reaper = reaper
         self._default = default
         self._file = file
@@ -37,12 +38,12 @@ class AppArmor:
         self._loading = asyncio.Lock()
 
     async def prepare(self) -> None:
-        """Load our profile as this version has it. Raises ConfigError for another default that is not loaded."""
+        """Load this version of our profile. Raises ConfigError if a configured other default is not loaded."""
         loaded = loaded_profiles(self._root)
         if loaded is None:
             if enabled(self._root):
                 log.warning(
-                    "AppArmor is enabled, but out of reach: no profile is applied",
+                    "AppArmor is enabled, but its files are not visible: no profile is applied",
                     missing="securityfs",
                 )
             return
@@ -51,37 +52,43 @@ class AppArmor:
         if self._default != DEFAULT_PROFILE:
             if self._default not in loaded:
                 raise ConfigError(
-                    f"security.apparmor_profile: {quoted(self._default)}: no profile of this name is loaded: load it "
-                    f"with {PARSER}, or use {DEFAULT_PROFILE}, which cri-shim loads itself"
+                    f"security.apparmor_profile: {quoted(self._default)}: the profile is not loaded: load it with "
+                    f"{PARSER}, or use {DEFAULT_PROFILE}, which cri-shim loads itself"
                 )
         elif parser() is not None:
             try:
                 await self._load()
             except CriShimError as error:
-                log.error("no pod can be made until this is repaired", error=str(error))
+                log.error(
+                    "cannot load the default AppArmor profile; no pod can be created until it is",
+                    error=str(error),
+                )
         elif self._default not in loaded:
             log.warning(
-                "AppArmor is enabled, but the default profile can't be loaded: containers that ask for no profile "
-                "run unconfined, those that ask for RuntimeDefault are refused",
+                "AppArmor is enabled, but the default profile cannot be loaded: containers that request no profile "
+                "run unconfined, and those that request RuntimeDefault are refused",
                 missing=PARSER,
             )
 
     def promised(self) -> frozenset[str] | None:
-        """The profiles that a pod can count on: those loaded, and our own where it can be loaded."""
+        """The loaded profiles, and our own if it can be loaded. None without AppArmor. Does not load anything."""
         loaded = loaded_profiles(self._root)
         if loaded is None or not self._is_ours_to_load():
             return loaded
         return loaded | {self._default}
 
     async def current(self) -> frozenset[str] | None:
-        """The profiles that are loaded, the default one anew if it vanished; None: no AppArmor.
+        """The loaded profiles, or None without AppArmor. Loads our default profile again if it has vanished.
 
-        Raises CriShimError when it can't be loaded again.
+        Raises CriShimError if that fails.
         """
         loaded = loaded_profiles(self._root)
         if loaded is None or self._default in loaded or not self._is_ours_to_load():
             return loaded
-        log.warning("the default AppArmor profile vanished: loading it again", name=self._default)
+        log.warning(
+            "the default AppArmor profile is not loaded any more; loading it again",
+            name=self._default,
+        )
         await self._load()
         return loaded | {self._default}
 
@@ -90,5 +97,5 @@ class AppArmor:
 
     async def _load(self) -> None:
         async with self._loading:
-            with host_step(f"AppArmor profile {self._default}: loading it"):
+            with host_step(f"loading AppArmor profile {self._default}"):
                 await load_profile(self._reaper, self._default, default_profile_text(), self._file)

@@ -1,4 +1,4 @@
-"""The cgroup paths of pods and containers: derived from their records alone, by the node's cgroup driver."""
+"""Derives the cgroup paths of pods and containers from their records, for the node's cgroup driver."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class CgroupPaths:
     """Derives cgroup paths."""
 
     def __init__(self, *, systemd: bool, default_parent: str) -> None:
-        """`systemd` is the cgroup driver; `default_parent` is for pods that name no parent."""
+        """`systemd` is whether the cgroup driver is systemd. `default_parent` is used for pods that name no parent."""
         self._systemd = systemd
         self._default_parent = default_parent
 
     def parent(self, config: api.PodSandboxConfig) -> str:
         """The parent that the pod names, or the configured one.
 
-        Raises InvalidArgumentError for one that the cgroup driver can't use.
+        Raises InvalidArgumentError if the cgroup driver cannot use it.
         """
         parent = config.linux.cgroup_parent or self._default_parent
         parent_directory(parent, systemd=self._systemd)
@@ -32,7 +32,7 @@ class CgroupPaths:
 
     @property
     def own_directory(self) -> str:
-        """The directory of the configured parent if this daemon has to remove it, else "": systemd removes slices."""
+        """The directory of the configured parent if the daemon must remove it, or "" if systemd does (a slice)."""
         return "" if self._systemd else parent_directory(self._default_parent, systemd=False)
 
     def below(self, parent: str, object_id: str) -> CgroupPath:
@@ -48,11 +48,11 @@ class CgroupPaths:
         return self.of(item).relative_dir
 
     def pod_directory_of(self, sandbox: Sandbox) -> str:
-        """The directory of the cgroup that the pod's own cgroups are below. Other pods may share it (`shared`)."""
+        """The directory of the pod's parent cgroup. Other pods may share it, see `shared`."""
         return parent_directory(sandbox.record.cgroup_parent, systemd=self._systemd)
 
     def shared(self, sandboxes: Iterable[Sandbox]) -> frozenset[str]:
-        """Those directories that hold more than one of these pods. So do the root and the configured parent."""
+        """The parent cgroups of more than one of these pods. The root and the configured parent are always included."""
         seen: set[str] = set()
         found = {"", parent_directory(self._default_parent, systemd=self._systemd)}
         for sandbox in sandboxes:

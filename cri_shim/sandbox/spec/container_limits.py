@@ -1,4 +1,4 @@
-"""A container's limits: checked against the node, and put into the words of an OCI runtime."""
+"""Checks a container's limits against the node, and translates them for the OCI runtime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ContainerLimits:
         self._facts = facts
 
     def update_document(self, resources: api.LinuxContainerResources, pids_limit: int) -> Spec:
-        """What an OCI runtime's update is told. Raises InvalidArgumentError naming the field."""
+        """The document for the OCI runtime's update. Raises InvalidArgumentError that names the field."""
         document = build_resources(resources, self._facts.node)
         if pids_limit:
             document["pids"] = {"limit": pids_limit}
@@ -30,9 +30,9 @@ class ContainerLimits:
     def check_unchangeable(
         self, now: api.LinuxContainerResources, wanted: api.LinuxContainerResources
     ) -> None:
-        """Raises UnsupportedError for a change that no runtime can make."""
+        """Raises UnsupportedError for a change that OCI runtimes cannot apply."""
         check_unchangeable(now, wanted, self._facts.node)
 
     def files_limit(self, annotations: Mapping[str, str], handler: str) -> int | None:
-        """How many files a container may have open at once; None unset, -1 any number. Raises InvalidArgumentError."""
+        """The limit of open files: None if not set, -1 for no limit. Raises InvalidArgumentError."""
         return files_limit(annotations, self._facts.node, self._facts.handler(handler))

@@ -1,7 +1,7 @@
-"""Runtime-specs of containers: what must be looked up for the builders, which are pure, is looked up here.
+"""Builds the runtime-specs of containers: collects the facts that the pure builders need.
 
-That is the user in a root file system, device nodes, host paths, a seccomp profile. Nothing in a container's root file
-system is followed by name.
+These are the user in the root file system, device nodes, host paths, and a seccomp profile. Paths in a container's root
+file system are opened below its root, so that no link leads out of it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ContainerSpecs:
         containers: Store[Container],
         cgroup_paths: CgroupPaths,
     ) -> None:
-        """`containers` are those whose PID namespaces others can join."""
+        """`containers` are the possible targets of the PID mode TARGET."""
         self._host = host
         self._paths = paths
         self._facts = facts
@@ -75,15 +75,15 @@ class ContainerSpecs:
         self._cgroup_paths = cgroup_paths
 
     def stop_signal(self, config: api.ContainerConfig, image: Image) -> int:
-        """The signal that asks the container to end. Raises InvalidArgumentError for what is none."""
+        """The container's stop signal. Raises InvalidArgumentError for an unknown signal."""
         return stop_signal(config, image_defaults(image, ""))
 
     async def build(
         self, sandbox: Sandbox, container: Container, image: Image, volumes: Volumes
     ) -> tuple[Spec, ResolvedUser]:
-        """A container's runtime-spec and whom it runs as; its root file system and `volumes` must be mounted.
+        """Build a container's runtime-spec, and resolve its user. Root file system and `volumes` must be mounted.
 
-        Directories that the request names and that are not there are made: its working directory, its host paths.
+        Creates the working directory and the host paths of mounts if they are missing.
         """
         self._facts.node_resources.follow()
         node = await self._facts.current_node()
@@ -191,7 +191,7 @@ class ContainerSpecs:
             return None
         field = "namespace_options.target_id"
         if not options.target_id:
-            raise InvalidArgumentError(f"{field}: missing, which the PID mode TARGET needs")
+            raise InvalidArgumentError(f"{field}: must be set for the PID mode TARGET")
         try:
             target = self._containers.find(options.target_id)
         except NotFoundError as error:
@@ -211,7 +211,7 @@ def _check_against_image(
     volumes: Volumes,
     host_paths: Mapping[int, HostPath],
 ) -> None:
-    """What only the mounted root file system shows: whether everything can be mounted where it shall be."""
+    """Check hook programs, and the destinations of mounts and devices in the mounted root file system."""
     check_programs(spec)
     check_destinations(
         config,

@@ -1,11 +1,11 @@
-"""The directories that a container's request names: its mounts' host paths and destinations, its working directory.
+"""Checks and creates the directories that a container's request names: host paths, destinations, working directory.
 
 Rules:
-- Links are resolved here, once, on the node: what was looked at is what is bound.
-- A path that is not there becomes a directory, as volumes of type hostPath expect it, but only once everything else
-  about the container was accepted, and never through a link that leads nowhere: who can write that link may not be
-  who may choose the place. The directory is the request's, so it stays when the container goes.
-- What shows only on the node is said by the field's name: a runtime's own words would not name it.
+- Links in a host path are resolved once, here, and the resolved path is mounted. So what was checked is mounted.
+- A missing host path is created as a directory, as volumes of type hostPath expect, but only after the rest of the
+  request was accepted. It is not created through a dangling link, since the author of the link need not be the author
+  of the request. The directory stays when the container is removed.
+- Errors name the request's field, which errors of the OCI runtime do not.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _NO_WAY = (errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENAMETOOLONG)
 
 @dataclass(frozen=True, slots=True)
 class HostPath:
-    """What a requested mount's host path is."""
+    """A mount's resolved host path."""
 
     path: str
     """Without links."""
     missing: bool
-    """Nothing is there yet: it will be a directory."""
+    """It does not exist, and will be created as a directory."""
     is_directory: bool
 
 
 def resolve_host_paths(config: api.ContainerConfig) -> dict[int, HostPath]:
-    """The host paths of the requested mounts by their place in the request. Blocking; changes nothing.
+    """Resolve the host paths of the requested mounts, by index in the request. Blocking. Creates nothing.
 
-    Raises InvalidArgumentError for a path that leads nowhere, or is no /proc where one is to be; WrongStateError when
-    the node's mounts don't propagate as asked.
+    Raises InvalidArgumentError for a path that can neither be resolved nor created, and for a mount on /proc that is
+    not a proc file system; WrongStateError if the node's mounts do not support the requested propagation.
     """
     found = {}
     mounts: list[Mount] | None = None
@@ -68,7 +68,11 @@ def resolve_host_paths(config: api.ContainerConfig) -> dict[int, HostPath]:
             mounts = mounts or read_mounts()
             place = mount_of(Path(resolved.path), mounts)
             if to_proc and (place is None or place.fs_type != "proc"):
-                refuse(f"{field}.host_path", mount.host_path, "only a proc can be mounted at /proc")
+                refuse(
+                    f"{field}.host_path",
+                    mount.host_path,
+                    "is not a proc file system, and no other can be mounted at /proc",
+                )
             _check_propagation(mount, field, place)
     return found
 
@@ -86,8 +90,10 @@ def _resolve(path: str, field: str) -> HostPath:
         there, _, name = there.rpartition("/")
         missing.append(name)
     if ".." in missing or not os.path.isdir(there or "/"):
-        why = "goes up from a directory that is not there" if ".." in missing else "leads nowhere"
-        refuse(f"{field}.host_path", path, f"{why}, so it can't be made")
+        why = (
+            "has '..' after a missing directory" if ".." in missing else "leads to a dangling link"
+        )
+        refuse(f"{field}.host_path", path, f"{why}, so it cannot be created")
     real = os.path.join(os.path.realpath(there or "/"), *reversed(missing))
     return HostPath(real, missing=True, is_directory=True)
 
@@ -101,18 +107,18 @@ def _check_propagation(mount: api.Mount, field: str, place: Mount | None) -> Non
     ):
         where = place.target if place is not None else "/"
         raise WrongStateError(
-            f"{field}.propagation: {mount.host_path} lies on the mount {where}, which is private: nothing propagates "
-            f"from there; on the node: mount --make-rshared {where}"
+            f"{field}.propagation: {mount.host_path} is on the mount {where}, whose propagation does not allow it: run "
+            f"mount --make-rshared {where} on the node"
         )
 
 
 def check_destinations(
     config: api.ContainerConfig, directories: dict[int, bool], rootfs_dir: Path
 ) -> None:
-    """Refuse what would put a directory on a file of the image, or a file on a directory. Blocking.
+    """Refuse to mount a directory on a file of the image, or a file on a directory. Blocking.
 
-    `directories` says of each mount, by its place in the request, whether a directory is mounted. Raises
-    InvalidArgumentError. Mounts on other mounts are left to the runtime: what is there shows only then.
+    `directories` tells for each mount, by index in the request, whether its source is a directory. Raises
+    InvalidArgumentError. Destinations below other mounts are left to the runtime, since those are not mounted yet.
     """
     taken = [clean_container_path(m.container_path, "container_path") for m in config.mounts]
     root_fd = os.open(rootfs_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -128,15 +134,15 @@ def check_destinations(
                 refuse(
                     field,
                     destination,
-                    f"is {kinds[is_directory]} in the image, what shall be mounted there is {kinds[not is_directory]}",
+                    f"is {kinds[is_directory]} in the image, but the mount's source is {kinds[not is_directory]}",
                 )
     finally:
         os.close(root_fd)
 
 
 def lying_below(paths: Iterable[str], places: Iterable[str]) -> set[str]:
-    """Those of `paths` that lie below one of `places`; all in their one spelling. In one pass over both, sorted."""
-    # A place comes right before what is below it, once the separator sorts before every character of a name.
+    """Those of `paths` that are below one of `places`. All are cleaned paths. One pass over both, sorted."""
+    # With a separator that sorts before all other characters, a directory comes right before the paths below it.
     ranked = sorted(
         {
             *((f"{place}/".replace("/", "\0"), "") for place in places),
@@ -154,9 +160,9 @@ def lying_below(paths: Iterable[str], places: Iterable[str]) -> set[str]:
 
 
 def check_devices(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> None:
-    """Refuse devices at what the image has already: a runtime would pass over them. Blocking.
+    """Refuse devices at paths that exist in the image: a runtime would silently keep the existing file. Blocking.
 
-    Those in /dev come to an empty one. Raises InvalidArgumentError.
+    Devices in /dev are not checked, since the container gets an empty /dev. Raises InvalidArgumentError.
     """
     taken = [clean_container_path(m.container_path, "container_path") for m in config.mounts]
     root_fd = os.open(rootfs_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -168,14 +174,16 @@ def check_devices(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> 
                 continue
             if _is_directory(root_fd, path, "devices.container_path") is not None:
                 refuse(
-                    "devices.container_path", path, "is in the image: no device can be made there"
+                    "devices.container_path",
+                    path,
+                    "exists in the image, so no device can be created there",
                 )
     finally:
         os.close(root_fd)
 
 
 def check_pod_files(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> None:
-    """Refuse an image that has a directory, or a loop of links, where a file of the pod goes. Blocking.
+    """Refuse an image with a directory or a loop of links at the path of a pod's file (/etc/hosts). Blocking.
 
     Raises InvalidArgumentError.
     """
@@ -188,13 +196,15 @@ def check_pod_files(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -
             if any(f"{destination}/".startswith(f"{other}/") for other in taken):
                 continue
             if _is_directory(root_fd, destination, "image"):
-                refuse("image", destination, "is a directory, where a file of the pod goes")
+                refuse(
+                    "image", destination, "is a directory, but a file of the pod is mounted there"
+                )
     finally:
         os.close(root_fd)
 
 
 def _is_directory(root_fd: int, path: str, field: str) -> bool | None:
-    """Whether the image has a directory there; None: nothing."""
+    """Whether the image's file at that path is a directory. None if nothing exists there."""
     try:
         fd = open_in_root(root_fd, path, os.O_PATH)
     except FileNotFoundError:
@@ -210,22 +220,22 @@ def _is_directory(root_fd: int, path: str, field: str) -> bool | None:
 
 
 def make_missing(paths: dict[int, HostPath]) -> None:
-    """Make the directories that are not there yet. Blocking. Raises CriShimError, ResourceExhaustedError."""
+    """Create the missing directories. Blocking. Raises CriShimError, ResourceExhaustedError."""
     for index, each in paths.items():
         if each.missing:
             working_on(f"mounts[{index}].host_path", each.path)
-            with host_step(f"mounts[{index}].host_path: making {each.path}"):
+            with host_step(f"mounts[{index}].host_path: creating {each.path}"):
                 os.makedirs(each.path, mode=0o755, exist_ok=True)
 
 
 def make_working_directory(
     spec: Spec, rootfs_dir: Path, root: tuple[int, int] | None, field: str
 ) -> None:
-    """Make the process's working directory if the image has none there; it belongs to the pod's root. Blocking.
+    """Create the working directory if it is missing in the image. Its owner is the pod's root. Blocking.
 
-    One on a mount is the runtime's to make. Raises ProgramError when something else is in the way, InvalidArgumentError
-    for a link of the image that leads into /proc or to a descriptor (CVE-2024-21626): what is there now is not what
-    will be.
+    A directory on a mount is left to the runtime. Raises ProgramError if a file or a loop of links is in the way;
+    InvalidArgumentError for a link in the image that leads into /proc or to a descriptor, which resolves differently
+    when the container starts (CVE-2024-21626).
     """
     cwd = clean_container_path(spec["process"]["cwd"], field)
     if any(f"{cwd}/".startswith(f"{mount['destination']}/") for mount in spec["mounts"]):
@@ -236,8 +246,8 @@ def make_working_directory(
         really = _real_path_in(rootfs_dir, cwd)
     except OSError as error:
         if error.errno in _NO_WAY:
-            words = f"{field}: {quoted(cwd)}: can't be entered: in the image: {error.strerror}"
-            raise ProgramError("the program can't be run", words, NOT_RUNNABLE) from error
+            words = f"{field}: {quoted(cwd)}: cannot be entered: in the image: {error.strerror}"
+            raise ProgramError("the program cannot be run", words, NOT_RUNNABLE) from error
         raise
     if f"{really}/".startswith("/proc/") or leads_through_a_process(really):
         refuse(field, cwd, f"is a link to {really} in the image, which leads out of the container")

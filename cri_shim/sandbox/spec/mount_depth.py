@@ -1,10 +1,10 @@
-"""How deep a container's mounts really lie, once the links on the way to them are followed.
+"""Bounds the depth of a container's mounts after links in their destinations are resolved.
 
 Rules:
-- The runtime follows links of the image, and of what it mounted before, inside the container's root. So does this, by
-  descriptors and one name at a time: no link leads out to the node.
-- What is not there counts by its names: the runtime makes it, or says why it can't.
-- A volume that a running container writes can change until the runtime looks: docs/security.md says what that costs.
+- The runtime follows links in the image and in earlier mounts, inside the container's root. This module does the same
+  with descriptors, one name at a time, so that no link leads out to the node.
+- Names that do not exist count as well, since the runtime creates them.
+- A running container can change links in a volume before the runtime resolves them. docs/security.md has the effects.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from cri_shim.oci.spec.inputs import Spec
 
 MAX_WALK = 4 * MAX_DEPTH
-"""Of names on the way to one mount, those of links included: a thousand such ways take a fifth of a second."""
+"""Names on the path to one mount, those of links included. A thousand such paths take a fifth of a second."""
 
 
 @dataclass(slots=True)
 class _Place:
-    """In the container's root: something is mounted there, or below."""
+    """A directory in the container's root: something is mounted there, or below."""
 
     is_mounted: bool = False
     source: str | None = None
-    """What is mounted there; None where it is nothing of the node's."""
+    """The mounted path of the node. None for a mount without one, such as a tmpfs."""
     below: dict[str, _Place] = dataclasses.field(default_factory=dict)
 
 
 def check_depths(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> None:
-    """Refuse a mount that links take deeper than `MAX_DEPTH` names. Blocking.
+    """Refuse a mount whose resolved destination is deeper than `MAX_DEPTH` names. Blocking.
 
-    `spec` has the mounts in the order of the runtime. Raises InvalidArgumentError naming the requested mount, or the
+    `spec` has the mounts in the runtime's order. Raises InvalidArgumentError that names the requested mount or the
     image.
     """
     fields = {
@@ -58,14 +58,14 @@ def check_depths(spec: Spec, config: api.ContainerConfig, rootfs_dir: Path) -> N
         for name in _way(destination, fields.get(destination, "image"), root):
             place = place.below.setdefault(name, _Place())
         place.is_mounted, place.source = True, mount["source"] if mount["type"] == "bind" else None
-        place.below = {}  # what lay there before is hidden
+        place.below = {}  # the mount hides earlier mounts below it
 
 
 def _way(destination: str, field: str, root: _Place) -> list[str]:
-    """The names that lead from the root to where the runtime will mount, no link among them."""
+    """The names of the path at which the runtime will mount, with all links resolved."""
     names: list[str] = []
-    fds = [_open(root.source)]  # of the root and each of `names`; None where nothing is known to be
-    places: list[_Place | None] = [root]  # the same; None where nothing is mounted, there or below
+    fds = [_open(root.source)]  # of the root and each of `names`; None if nothing exists there
+    places: list[_Place | None] = [root]  # likewise; None if nothing is mounted there or below
     left, walked = _names(destination), 0
 
     def leave(stays: int) -> None:
@@ -79,7 +79,9 @@ def _way(destination: str, field: str, root: _Place) -> list[str]:
             name = left.pop()
             walked += 1
             if walked > MAX_WALK:
-                refuse(field, destination, f"links lead through more than {MAX_WALK} names there")
+                refuse(
+                    field, destination, f"links on the path lead through more than {MAX_WALK} names"
+                )
             if name == "..":
                 leave(max(len(names) - 1, 0))
                 continue
@@ -90,7 +92,7 @@ def _way(destination: str, field: str, root: _Place) -> list[str]:
                 continue
             names.append(name)
             if len(names) > MAX_DEPTH:
-                why = f"links lead {len(names)} names deep there, or more: at most {MAX_DEPTH}"
+                why = f"links lead to a path {len(names)} or more names deep: the limit is {MAX_DEPTH}"
                 refuse(field, destination, why)
             above = places[-1]
             places.append(None if above is None else above.below.get(name))
@@ -102,20 +104,19 @@ def _way(destination: str, field: str, root: _Place) -> list[str]:
 
 
 def _names(path: str) -> list[str]:
-    """The last first."""
+    """The names of a path, the last one first."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 def _link(directory: int | None, name: str) -> str | None:
-    """What the link of this name says; None for anything else."""
+    """The target of a symbolic link. None if the name is not a link."""
     if directory is None:
         return None
     try:
         return os.readlink(name, dir_fd=directory)
     except OSError as error:
-        if is_lack(
-            error
-        ):  # the node's; other errors are the place's (a broken volume): the runtime says them
+        # A lack of resources is the node's. Other errors (of a broken volume) are left to the runtime's own message.
+        if is_lack(error):
             raise
         return None
 
@@ -134,9 +135,8 @@ def _open(path: str | None, directory: int | None = None) -> int | None:
     try:
         return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
-        if is_lack(
-            error
-        ):  # the node's; other errors are the place's (a broken volume): the runtime says them
+        # A lack of resources is the node's. Other errors (of a broken volume) are left to the runtime's own message.
+        if is_lack(error):
             raise
         return None
 

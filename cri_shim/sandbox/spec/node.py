@@ -1,6 +1,6 @@
-"""What the spec builders must know of this node: looked up once at start, from the kernel's own files.
+"""Reads the facts about this node that the spec builders need, once at start, from the kernel's files.
 
-`host_devices` and `device_nodes` look at /dev when asked, since devices come and go.
+`host_devices` and `device_nodes` read /dev at each call, since devices come and go.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 MAX_PROFILE_BYTES = 4 << 20
 MAX_DEVICE_ENTRIES = 20_000
-"""Of a directory of devices: a moment's work, and more than any /dev has."""
+"""Entries of a directory of devices: more than any /dev has, and read quickly."""
 _BELOW = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _PERSONAL_DEVICES = ("/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/.udev")  # noqa: S108 - names, not files of ours
-"""What every container makes for itself."""
+"""Every container has its own ones."""
 
 
 def read_node_facts(
     settings: SecuritySettings, cgroups: Cgroups, root: Path = Path("/")
 ) -> NodeFacts:
-    """Look at the node. `root` stands in for / in tests."""
+    """Read the facts. `root` replaces / in tests. Raises ConfigError for a seccomp profile that cannot be read."""
     release = platform.release()
     kernel = re.match(r"(\d+)\.(\d+)", release)
     status = _proc_status(root)
@@ -75,21 +75,20 @@ def read_node_facts(
 
 
 def boot_id(root: Path = Path("/")) -> str:
-    """What is new after each reboot."""
+    """The kernel's random ID of this boot."""
     return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def host_devices(dev_dir: Path = Path("/dev")) -> tuple[DeviceNode, ...]:
-    """Every device node of the host, for a privileged container."""
+    """All device nodes of the host, for a privileged container."""
     return device_nodes(str(dev_dir))
 
 
 def device_nodes(path: str) -> tuple[DeviceNode, ...]:
-    """What a requested host path is: one node, those of a directory, or nothing.
+    """The device nodes at a host path: a single one, those in a directory, or none.
 
-    A link of that name is followed, as the mount of a volume would; below a directory none is. The path is resolved
-    once: what is looked at afterwards is the thing itself. Raises InvalidArgumentError for a directory that holds far
-    more than devices.
+    Links in the path are followed, links below a directory are not. The path is opened once, so that it cannot change
+    meanwhile. Raises InvalidArgumentError for a directory with more than `MAX_DEVICE_ENTRIES` entries.
     """
     working_on("devices.host_path", path)
     try:
@@ -107,7 +106,7 @@ def device_nodes(path: str) -> tuple[DeviceNode, ...]:
 
 
 def _nodes_below(top: int, shown_as: str) -> Iterator[DeviceNode]:
-    """The nodes of a directory, whatever else is in it: what can't be read, or goes meanwhile, has none."""
+    """The device nodes in a directory. Skips other files, and directories that cannot be read or have vanished."""
     left = MAX_DEVICE_ENTRIES
     waiting = ["."]
     while waiting:
@@ -137,7 +136,7 @@ def _nodes_below(top: int, shown_as: str) -> Iterator[DeviceNode]:
             refuse(
                 "devices.host_path",
                 shown_as or "/",
-                f"holds more than {MAX_DEVICE_ENTRIES} files: name the devices, or a directory of nothing else",
+                f"contains more than {MAX_DEVICE_ENTRIES} files: name the devices, or a directory of devices only",
             )
 
 
@@ -181,7 +180,7 @@ def _capabilities(status: dict[str, str], root: Path) -> tuple[str, ...]:
 def _min_oom_score_adj(
     settings: SecuritySettings, status: dict[str, str], root: Path
 ) -> int | None:
-    """Without CAP_SYS_RESOURCE a process may raise the value but not go below where it stands (proc(5))."""
+    """The lowest value that the daemon may set, None for any. Lowering it needs CAP_SYS_RESOURCE, see proc(5)."""
     may_lower = int(status["CapEff"], 16) >> CAPABILITIES.index("SYS_RESOURCE") & 1
     if settings.restrict_oom_score_adj == "off" or (
         settings.restrict_oom_score_adj == "auto" and may_lower
@@ -192,7 +191,7 @@ def _min_oom_score_adj(
 
 def _has_swap_accounting(root: Path, *, cgroup_v2: bool) -> bool:
     if cgroup_v2:
-        # Only cgroups below the root have the file; absent where the kernel was started with swapaccount=0.
+        # Only cgroups below the root have the file, unless the kernel was started with swapaccount=0.
         return any((root / "sys/fs/cgroup").glob("*/memory.swap.max"))
     return (root / "sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
 
@@ -220,7 +219,7 @@ def _in_list(text: str) -> set[int]:
 
 
 def _hugepage_sizes(root: Path) -> frozenset[str]:
-    """`hugepages-2048kB` -> `2MB`, as the runtime-spec names them."""
+    """The page sizes as the runtime-spec names them: `hugepages-2048kB` -> `2MB`."""
     sizes = set()
     for entry in (root / "sys/kernel/mm/hugepages").glob("hugepages-*kB"):
         size = int(entry.name.removeprefix("hugepages-").removesuffix("kB"))

@@ -1,7 +1,7 @@
-"""Resources of the node that containers are given and that may change while the daemon runs.
+"""Resources of the node that may change while the daemon runs: AppArmor profiles, CDI devices, OCI hooks, SELinux
+labels.
 
-AppArmor profiles, CDI devices, OCI hooks, SELinux labels: each is asked when a container is made; without one of them
-nothing of its kind is there.
+They are read when a container is created. Each part may be absent or empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NodeResources:
-    """The four together."""
+    """The four kinds of resources."""
 
     apparmor: AppArmor | None = None
     cdi: CdiRegistry = field(default_factory=lambda: CdiRegistry(()))
@@ -28,16 +28,16 @@ class NodeResources:
     selinux: SELinux | None = None
 
     def watch(self, background: Background) -> None:
-        """Follow the directories of devices and hooks; inside the running loop."""
+        """Watch the directories of CDI devices and hooks. Call it inside the running loop."""
         self.cdi.files.watch(background)
         self.hooks.files.watch(background)
 
     def follow(self) -> None:
-        """Follow those that were made meanwhile."""
+        """Watch directories that were created since."""
         self.cdi.files.follow()
         self.hooks.files.follow()
 
     def close(self) -> None:
-        """Stop following. Idempotent."""
+        """Stop watching. Idempotent."""
         self.cdi.files.close()
         self.hooks.files.close()

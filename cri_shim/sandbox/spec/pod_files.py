@@ -1,9 +1,9 @@
-"""What a pod's containers share: hostname, hosts and resolv.conf, /dev/shm, and the directory for their logs.
+"""Creates the files that a pod's containers share: hostname, hosts, resolv.conf, /dev/shm, and the log directory.
 
 Rules:
-- The files are made once per sandbox and bind-mounted. Containers may change them, as with other runtimes: so they are
-  on the tmpfs that /dev/shm is on, whose size bounds them and whose pages count as the memory of who writes them.
-- What a client puts in is checked byte by byte, since one newline would add a line of the client's choosing.
+- The files are created once per sandbox and bind-mounted. Containers may write to them, as with other runtimes. So they
+  are on the tmpfs of /dev/shm: its size bounds them, and their pages are charged to the container that writes them.
+- DNS entries and the hostname are checked, since a newline in them would add lines of the client's choice.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 MAX_HOST_FILE_BYTES = 1 << 20
 MEMORY_BYTES = 64 << 20
-"""What Docker and every CRI runtime gives a pod's /dev/shm; here with the files."""
+"""Size of the tmpfs, the usual one of a pod's /dev/shm in other runtimes. Here it includes the files."""
 _WORD = re.compile(r"[!-~]+")
 _FALLBACK_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
 class PodFiles:
-    """Writes what a sandbox's containers find in /etc."""
+    """Creates the shared files of sandboxes."""
 
     def __init__(self, host: Host, paths: Paths, etc_dir: Path) -> None:
         self._host = host
@@ -44,9 +44,9 @@ class PodFiles:
         self._etc_dir = etc_dir
 
     def check(self, config: api.PodSandboxConfig) -> str:
-        """The hostname the pod will have.
+        """Check the request, and return the pod's hostname.
 
-        Raises InvalidArgumentError for a hostname, DNS entry or log directory that can't be.
+        Raises InvalidArgumentError for an invalid hostname, DNS entry or log directory.
         """
         for name, words in (
             ("servers", config.dns_config.servers),
@@ -56,12 +56,12 @@ class PodFiles:
             for word in words:
                 if not _WORD.fullmatch(word):
                     raise InvalidArgumentError(
-                        f"config.dns_config.{name}: {quoted(word)}: printable ASCII without white space"
+                        f"config.dns_config.{name}: {quoted(word)}: must be printable ASCII without white space"
                     )
         directory = config.log_directory
         if directory and (not directory.startswith("/") or ".." in directory.split("/")):
             raise InvalidArgumentError(
-                f"config.log_directory: {quoted(directory)}: an absolute path without '..'"
+                f"config.log_directory: {quoted(directory)}: must be an absolute path without '..'"
             )
         hostname = config.hostname
         if has_host_network(config) or not hostname:
@@ -69,21 +69,21 @@ class PodFiles:
         return checked_hostname(hostname)
 
     def make_log_directory(self, sandbox: Sandbox) -> None:
-        """The directory for the logs of the pod's containers. Blocking, for as long as its file system likes.
+        """Create the directory for the logs of the pod's containers. Blocks as long as its file system hangs.
 
-        Raises ResourceExhaustedError when its disk won't have it, UnavailableError where others hang, CriShimError.
+        Raises ResourceExhaustedError if the disk is full, CriShimError.
         """
         if directory := sandbox.config.log_directory:
             working_on("config.log_directory", directory)
-            with host_step(f"config.log_directory: making {quoted(directory)}"):
+            with host_step(f"config.log_directory: creating {quoted(directory)}"):
                 Path(directory).mkdir(parents=True, exist_ok=True, mode=0o755)
 
     def make(self, sandbox: Sandbox) -> None:
-        """Make the files, which the pod's root may change, and its /dev/shm; the undo is that of all its mounts.
+        """Create the tmpfs with /dev/shm and the files, which the pod's root may write. Unmounting undoes it.
 
-        Blocking. Raises ResourceExhaustedError when the kernel has no memory for them.
+        Blocking. Raises ResourceExhaustedError without memory, CriShimError.
         """
-        with host_step(f"sandbox {sandbox.id}: making its /dev/shm and its files"):
+        with host_step(f"sandbox {sandbox.id}: creating /dev/shm and the files in /etc"):
             owner = root_of(sandbox)
             paths, label = self._paths.sandbox(sandbox.id), sandbox.record.labels.files
             paths.memory_dir.mkdir(mode=0o700)
@@ -128,7 +128,7 @@ class PodFiles:
 
 
 def shared_dirs(paths: ObjectPaths) -> tuple[Path, Path]:
-    """The sandbox's /dev/shm, and the directory of its files, also of a sandbox that a former version has made."""
-    if paths.former_etc_dir.is_dir():  # which no container can make
+    """The directories of a sandbox's /dev/shm and files, also of a sandbox that an earlier version created."""
+    if paths.former_etc_dir.is_dir():  # containers cannot create it
         return paths.former_shm_dir, paths.former_etc_dir
     return paths.shm_dir, paths.etc_dir

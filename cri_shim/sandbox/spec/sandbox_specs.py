@@ -1,4 +1,4 @@
-"""Runtime-specs of pause containers: the request checked once into a plan, and the document made of it."""
+"""Runtime-specs of pause containers: checks a request once and plans the sandbox, then builds its runtime-spec."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class SandboxSpecs:
-    """Plans and builds them."""
+    """Plans sandboxes, and builds the runtime-specs of their pause containers."""
 
     def __init__(self, *, paths: Paths, facts: SpecFacts, cgroup_paths: CgroupPaths) -> None:
         self._paths = paths
@@ -34,7 +34,7 @@ class SandboxSpecs:
         self._cgroup_paths = cgroup_paths
 
     def plan(self, config: api.PodSandboxConfig, handler: str) -> SandboxPlan:
-        """What the request asks for. Raises InvalidArgumentError or UnsupportedError for what no sandbox can be."""
+        """Check the request, and return its plan. Raises InvalidArgumentError, UnsupportedError."""
         return plan_sandbox(
             config, handler=self._facts.handler(handler), node=self._facts.promised_node()
         )
@@ -47,13 +47,13 @@ class SandboxSpecs:
     def check_sizing(
         self, overhead: api.LinuxContainerResources, resources: api.LinuxContainerResources
     ) -> None:
-        """Raises InvalidArgumentError for what no pod's resources can be."""
+        """Raises InvalidArgumentError for invalid resources of a pod."""
         check_sizing(overhead=overhead, size=resources, node=self._facts.node)
 
     async def build(
         self, sandbox: Sandbox, plan: SandboxPlan, image: Image, users: PodUserNamespace | None
     ) -> Spec:
-        """The pause container's runtime-spec, which joins the pod's `users` where it has a namespace for them."""
+        """Build the pause container's runtime-spec. `users` is the pod's user namespace, if it has its own."""
         return build_sandbox_spec(
             sandbox.config,
             plan,
@@ -72,6 +72,6 @@ class SandboxSpecs:
 async def _seccomp_profile(sandbox: Sandbox) -> Profile | None:
     context = sandbox.config.linux.security_context
     if seccomp_reference(context).choice is not Choice.LOCALHOST:
-        return None  # no file to read: not worth a thread
-    what = "reading its seccomp profile"
+        return None  # without a file to read, no thread is needed
+    what = "reading the seccomp profile"
     return await in_time_for(f"pod {sandbox.id}", what, localhost_profile, context)

@@ -1,7 +1,7 @@
-"""SELinux labels of pods and containers on this node: given out, and put on files.
+"""Assigns SELinux labels to pods and containers, and relabels volumes.
 
-Rules: which levels are taken stands in the records of sandboxes and containers and nowhere else. So a restart keeps
-them, and removing the last one that bears a level gives it back.
+The records of sandboxes and containers are the only list of used levels. So levels survive a restart, and a level is
+free again when the last object with it is removed.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 
 class SELinux:
-    """Gives out labels; there is one only where containers are labelled."""
+    """Assigns labels. Exists only on nodes on which containers are labelled."""
 
     def __init__(self, contexts: Contexts, levels_taken: Callable[[], Iterable[str]]) -> None:
         self._contexts = contexts
         self._levels_taken = levels_taken
 
     def labels_of_sandbox(self, config: api.PodSandboxConfig) -> Labels:
-        """A new pod's labels. The caller stores them before anybody else asks.
+        """A new pod's labels. The caller must store them before the next call, which may choose the same level.
 
-        Raises InvalidArgumentError, ResourceExhaustedError when no level is free.
+        Raises InvalidArgumentError; ResourceExhaustedError if no level is free.
         """
         context = config.linux.security_context
         options = context.namespace_options
@@ -62,10 +62,10 @@ class SELinux:
     def relabel_volumes(
         self, config: api.ContainerConfig, host_paths: Mapping[int, HostPath], label: str
     ) -> None:
-        """Label the volumes that ask for it as the container's files; blocks, for as long as they are large.
+        """Give the files of volumes with `selinux_relabel` the container's label. Blocks long for large volumes.
 
-        What is labelled is what is mounted, the resolved path: a link that changed meanwhile leads nowhere else. Raises
-        InvalidArgumentError for a directory of the node, and for a link in the place of what was looked at.
+        The resolved path is labelled, which is also the one that is mounted. Raises InvalidArgumentError for a system
+        directory of the node, and for a path that has become a link since it was resolved.
         """
         for index, mount in enumerate(config.mounts):
             if mount.selinux_relabel and index in host_paths:
@@ -78,9 +78,9 @@ class SELinux:
 def open_selinux(
     switch: Switch, levels_taken: Callable[[], Iterable[str]], root: Path = Path("/")
 ) -> SELinux | None:
-    """Whether and how containers are labelled on this node. `root` stands in for / in tests.
+    """The labels of this node, or None if containers are not labelled. `root` replaces / in tests.
 
-    Raises ConfigError where they are to be and can't: no SELinux, or no policy for containers.
+    Raises ConfigError if the configuration requires labels, and the node lacks SELinux or a policy for containers.
     """
     mode = enforcing(root)
     if switch is Switch.ON and mode is None:

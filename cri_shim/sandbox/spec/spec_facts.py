@@ -1,4 +1,4 @@
-"""What every runtime-spec is built from: the node, its handlers and a pod's record, as facts for the builders."""
+"""Collects the facts of every runtime-spec: about the node, the handlers, and a pod's record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SpecFacts:
-    """The facts, as they are when they are asked for."""
+    """The current facts."""
 
     def __init__(
         self,
@@ -43,26 +43,26 @@ class SpecFacts:
     ) -> None:
         self._paths = paths
         self.node = dataclasses.replace(node, selinux_enabled=node_resources.selinux is not None)
-        """Without the AppArmor profiles, which come and go."""
+        """Without AppArmor profiles, which change while the daemon runs."""
         self.node_resources = node_resources
         self.handler = handler_facts
-        """What is known of a handler, by its name."""
+        """Returns the facts of a handler by its name."""
 
     def promised_node(self) -> NodeFacts:
-        """The node with the AppArmor profiles that it had when last asked: for a check that waits for nothing."""
+        """The node with the AppArmor profiles that are loaded or can be loaded. Does not load any."""
         apparmor = self.node_resources.apparmor
         profiles = apparmor.promised() if apparmor else None
         return dataclasses.replace(self.node, apparmor_profiles=profiles)
 
     async def current_node(self) -> NodeFacts:
-        """The node with the AppArmor profiles that it has now."""
+        """The node with the loaded AppArmor profiles, after loading our own again if it has vanished."""
         apparmor = self.node_resources.apparmor
         if apparmor is None:
             return self.node
         return dataclasses.replace(self.node, apparmor_profiles=await apparmor.current())
 
     def of_sandbox(self, sandbox: Sandbox) -> SandboxFacts:
-        """What a pod's record says, for its pause container and for each of its containers."""
+        """The facts of a pod's record, for its pause container and its containers."""
         record, paths = sandbox.record, self._paths.sandbox(sandbox.id)
         security = sandbox.config.linux.security_context
         host_ipc = security.namespace_options.ipc == api.NODE
@@ -89,7 +89,7 @@ class SpecFacts:
 
 
 def image_defaults(image: Image, name: str) -> ImageDefaults:
-    """What the image asks of its containers."""
+    """The defaults for containers in the image's configuration."""
     config = image.config
     return ImageDefaults(
         name=name,
@@ -105,9 +105,9 @@ def image_defaults(image: Image, name: str) -> ImageDefaults:
 def localhost_profile(
     context: api.LinuxContainerSecurityContext | api.LinuxSandboxSecurityContext,
 ) -> Profile | None:
-    """The parsed file of a Localhost seccomp profile.
+    """Read and parse a Localhost seccomp profile. None if the request names none. Blocking.
 
-    Raises InvalidArgumentError for a file that is missing, too large or no profile.
+    Raises InvalidArgumentError for a file that is missing, too large or not a profile.
     """
     reference = seccomp_reference(context)
     if reference.choice is not Choice.LOCALHOST:

@@ -1,9 +1,9 @@
-"""A pod's user namespace: made before everything that belongs to it, and found again at its pause process.
+"""A pod's user namespace: creates it before the pod's other resources, and opens it later through the pause process.
 
 Rules:
-- Nothing pins it. While a pod is made a descriptor of ours holds it, afterwards the pause process does; the pod's
-  network namespace, made inside it, is pinned as every pod's.
-- Files that the pod's root may change are given to whom that root is on the node.
+- It is not pinned. During the pod's creation a descriptor keeps it alive, afterwards the pause process does. The pod's
+  network namespace is created inside it, and pinned as that of every pod.
+- Files that the pod's root may write are owned by the user and group to which that root is mapped on the node.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ class PodUserNamespace:
 
     fd: int
     root: tuple[int, int]
-    """User and group, on the node, of the namespace's root."""
+    """User and group on the node to which the namespace's root is mapped."""
     netns_fd: int | None = None
-    """While the pod is made: the network namespace that belongs to it."""
+    """The network namespace that was created with it, during the pod's creation."""
 
     @property
     def path(self) -> str:
-        """What an OCI runtime can open while it is held."""
+        """A path that an OCI runtime can open while the descriptor is open."""
         return fd_path(self.fd)
 
 
 def mappings_of(sandbox: Sandbox) -> UserMappings | None:
-    """The mappings of the pod's own user namespace; None where it has the node's."""
+    """The mappings of the pod's own user namespace, or None if it uses the node's."""
     return user_mappings(sandbox.config.linux.security_context.namespace_options)
 
 
 def root_of(sandbox: Sandbox) -> tuple[int, int] | None:
-    """User and group, on the node, of the pod's root; None where it is the node's root."""
+    """User and group on the node of the pod's root, or None if the pod uses the node's user namespace."""
     users = mappings_of(sandbox)
     return None if users is None else (users.uids.host_id, users.gids.host_id)
 
@@ -58,9 +58,9 @@ def root_of(sandbox: Sandbox) -> tuple[int, int] | None:
 async def new_pod_userns(
     host: Host, sandbox: Sandbox, reaper: Reaper, *, with_network: bool
 ) -> AsyncIterator[PodUserNamespace | None]:
-    """The user namespace of a sandbox that is being made; None where it has the node's.
+    """Create the user namespace of a new sandbox. None if the pod uses the node's.
 
-    Raises CommandError with the kernel's words, DeadlineError.
+    Raises CommandError with the kernel's error, DeadlineError.
     """
     users = mappings_of(sandbox)
     if users is None:
@@ -77,21 +77,21 @@ async def new_pod_userns(
 
 @contextlib.contextmanager
 def user_namespace_of(host: Host, sandbox: Sandbox) -> Iterator[PodUserNamespace | None]:
-    """The user namespace of a ready sandbox; None where it has the node's.
+    """Open the user namespace of a ready sandbox. None if the pod uses the node's.
 
-    Raises WrongStateError when its pause process is gone.
+    Raises WrongStateError if the pause process has ended.
     """
     root = root_of(sandbox)
     if root is None:
         yield None
         return
     process = sandbox.status.process
-    with host_step(f"sandbox {sandbox.id}: entering its user namespace"):
+    with host_step(f"sandbox {sandbox.id}: opening the user namespace"):
         fd = None if process is None else host.open_user_namespace(process.pid)
     try:
-        # The look comes after the open: what the descriptor holds can't change any more.
+        # Check the process after the open: if it still runs, the pid was not reused before.
         if fd is None or not running(host, process):
-            raise WrongStateError(f"sandbox {sandbox.id} is not ready: its pause process is gone")
+            raise WrongStateError(f"sandbox {sandbox.id} is not ready: its pause process has ended")
         yield PodUserNamespace(fd, root)
     finally:
         if fd is not None:

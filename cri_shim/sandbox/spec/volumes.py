@@ -1,12 +1,12 @@
-"""A container's volumes that come from images: images mounted as volumes, and what its own image declares as VOLUMEs.
+"""Creates a container's volumes from images: images mounted as volumes, and the VOLUMEs of its own image.
 
 Rules:
-- An image as a volume is an overlay below the container's volatile directory, named by the mount's place in the
-  request: `teardown.mounts` finds it by the container's ID alone. The names of its layers stand in the record.
-- A VOLUME is a directory below the container's persistent directory, with a copy of what the image has there. It goes
-  with the container. What the image says is a path in the image, whatever it looks like (CVE-2022-23648).
-- All of it blocks; from a coroutine, call through `kernel_call`. What is still under way when that gave up fails once
-  the directories are gone: none is made anew.
+- An image volume is an overlay below the container's state directory, named by the mount's index in the request. So
+  `teardown.mounts` finds it by the container's ID. The record has the names of its layers.
+- A VOLUME is a directory below the container's root directory, with a copy of the image's files at that path. It is
+  removed with the container. Its path is always resolved inside the image (CVE-2022-23648).
+- Most functions block. Coroutines call them through `kernel_call`. Work that continues after a timeout fails when the
+  container's directories are removed, since it does not create them again.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Volumes:
-    """What was made of images for one container."""
+    """The volumes of a container."""
 
     images: Mapping[int, Path]
-    """What to bind for each requested mount of an image, by its place in the request."""
+    """The path to bind for each requested image mount, by its index in the request."""
     declared: tuple[BindVolume, ...]
     """The VOLUMEs of the container's own image."""
 
@@ -57,9 +57,9 @@ _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 async def hold_image_volumes(
     images: ImageStore, config: api.ContainerConfig, held: AsyncExitStack
 ) -> dict[int, ImageVolume]:
-    """The images that are to be mounted, by the mounts' places in the request; their layers stay while `held` is open.
+    """Look up the images to mount, by the mounts' index in the request. Their layers are kept while `held` is open.
 
-    Raises InvalidArgumentError, NotFoundError (image).
+    Raises InvalidArgumentError, NotFoundError for an image that is not in the store.
     """
     return {
         mount.index: await held.enter_async_context(images.volume(mount.image, mount.sub_path))
@@ -68,7 +68,7 @@ async def hold_image_volumes(
 
 
 def volume_records(volumes: Mapping[int, ImageVolume]) -> tuple[ImageVolumeRecord, ...]:
-    """What a container's record keeps of them."""
+    """The entries of a container's record."""
     return tuple(
         ImageVolumeRecord(index, volume.image.id, volume.layers)
         for index, volume in volumes.items()
@@ -83,9 +83,10 @@ def mount_images(
     userns_fd: int | None,
     label: str = "",
 ) -> dict[int, Path]:
-    """Mount them, read-only, in terms of a pod's users and with its SELinux label; what to bind for each. Blocking.
+    """Mount images read-only, ID-mapped to the pod's user namespace, with its SELinux label. Blocking.
 
-    Raises NotFoundError and InvalidArgumentError for a sub path, ResourceExhaustedError, CriShimError.
+    Returns the path to bind for each. Raises NotFoundError and InvalidArgumentError for a sub path,
+    ResourceExhaustedError, CriShimError.
     """
     sources = {}
     with host_step(f"{paths.root_dir.name}: mounting images"):
@@ -110,7 +111,7 @@ def mount_images(
 
 
 def _bind_part(host: Host, whole: Path, volume: ImageVolume) -> Path:
-    """What was found is bound by its descriptor: a path would be walked once more, by the runtime, as the node's."""
+    """Bind the sub path by a descriptor: the runtime would resolve links in a path on the node, outside the image."""
     part = whole.with_name(f"{whole.name}.part")
     fd = open_sub_path(whole, volume)
     try:
@@ -127,13 +128,13 @@ def _bind_part(host: Host, whole: Path, volume: ImageVolume) -> Path:
 def make_volumes(
     paths: ObjectPaths, container_paths: Iterable[str], root: tuple[int, int] | None
 ) -> tuple[BindVolume, ...]:
-    """The VOLUMEs at `container_paths`, with what the mounted root file system has there. Blocking.
+    """Create the VOLUMEs at `container_paths`, with the files of the mounted root file system there. Blocking.
 
-    One that the image has no directory for is empty and belongs to `root`, the pod's root on the node. Raises
-    ResourceExhaustedError (disk full), CriShimError.
+    A VOLUME without a directory in the image is empty and owned by `root`, the pod's root on the node. Raises
+    ResourceExhaustedError if the disk is full, CriShimError.
     """
     made = []
-    with host_step(f"{paths.root_dir.name}: the image's VOLUMEs"):
+    with host_step(f"{paths.root_dir.name}: creating the image's VOLUMEs"):
         for number, container_path in enumerate(container_paths):
             directory = paths.volumes_dir / str(number)
             if _make_volume(directory, paths.rootfs_dir, container_path, root):
@@ -144,14 +145,14 @@ def make_volumes(
 def _make_volume(
     directory: Path, rootfs_dir: Path, container_path: str, root: tuple[int, int] | None
 ) -> bool:
-    """False where the image has something else than a directory: that stays what it is."""
+    """Create one VOLUME. Returns False, and does nothing, if the image has a file at the path that is no directory."""
     try:
         source: int | None = open_in_root(rootfs_dir, container_path, os.O_PATH | os.O_DIRECTORY)
     except OSError as error:
         if error.errno not in _NO_DIRECTORY:
             raise
         if error.errno != errno.ENOENT:
-            log.warning("no VOLUME", path=container_path, error=error.strerror)
+            log.warning("VOLUME ignored", path=container_path, error=error.strerror)
             return False
         source = None
     directory.parent.mkdir(mode=0o700, exist_ok=True)

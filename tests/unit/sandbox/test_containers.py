@@ -343,7 +343,7 @@ async def test_image_whose_account_file_a_runtime_would_wait_for_is_refused(
     sandbox = await harness.run_pod()
     before = harness.leftovers()
     harness.points.fail("accounts.read", OSError(errno.EINVAL, "not a regular file"))
-    with pytest.raises(InvalidArgumentError, match=r"image: '/etc/passwd': is no regular file"):
+    with pytest.raises(InvalidArgumentError, match=r"image: '/etc/passwd': is not a regular file"):
         await harness.create(sandbox)
     only_the_pod(harness, before)
     config = container_config()

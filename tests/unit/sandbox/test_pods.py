@@ -630,7 +630,7 @@ async def test_no_container_is_made_where_the_users_are_gone(harness: NodeHarnes
     sandbox = harness.pods.find(await harness.pods.run_pod_sandbox(with_users(pod_config()), ""))
     assert sandbox.status.process
     del harness.kernel.processes[sandbox.status.process.pid]  # nobody has noticed yet
-    with pytest.raises(WrongStateError, match="pause process is gone"):
+    with pytest.raises(WrongStateError, match="pause process has ended"):
         await harness.create(sandbox)
     await harness.pods.remove_pod_sandbox(sandbox.id)
     assert harness.leftovers() == {}

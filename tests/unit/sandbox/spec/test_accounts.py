@@ -54,7 +54,7 @@ def test_what_runtimes_would_read_for_minutes_is_refused_with_its_size(
 
 def test_what_runtimes_would_wait_for_is_refused(root: Path) -> None:
     os.mkfifo(root / GROUP)
-    with pytest.raises(InvalidArgumentError, match="image: '/etc/group': is no regular file"):
+    with pytest.raises(InvalidArgumentError, match="image: '/etc/group': is not a regular file"):
         account_file(Host(), root, GROUP, container_config())
 
 

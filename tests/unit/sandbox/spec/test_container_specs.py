@@ -162,7 +162,7 @@ async def test_a_target_of_another_pod_is_refused(node: Node) -> None:
 async def test_a_target_that_does_not_run_or_is_not_there_is_refused(node: Node) -> None:
     with pytest.raises(NotFoundError, match=r"namespace_options\.target_id"):
         await node.spec(targeting("c" * 64))
-    with pytest.raises(InvalidArgumentError, match=r"namespace_options\.target_id: missing"):
+    with pytest.raises(InvalidArgumentError, match=r"namespace_options\.target_id: must be set"):
         await node.spec(targeting(""))
     target = make_container(status=ContainerStatus(committed_at_ns=1))
     node.store.create(target)

@@ -153,7 +153,7 @@ def test_the_log_directory_is_made(node: Node, tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_written_are_said(node: Node) -> None:
-    with pytest.raises(CriShimError, match="making its /dev/shm and its files"):
+    with pytest.raises(CriShimError, match="creating /dev/shm and the files"):
         node.files.make(make_sandbox())  # its directory is not there
 
 
