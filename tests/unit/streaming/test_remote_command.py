@@ -166,7 +166,7 @@ def test_a_client_that_does_not_read_makes_only_the_command_wait(transport: str)
         site() as node,
         node.exec("sh", "-c", "exec yes", transport=transport) as stalled,
     ):
-        block_until(lambda: node.server.sessions and node.server.sessions[0].unsent)
+        block_until(lambda: node.backend.processes and node.server.sessions[0].unsent)
         [session] = node.server.sessions
         assert session.unsent < 1 << 20
         with node.exec("true", transport=transport) as other:
@@ -179,7 +179,7 @@ def test_a_client_that_never_takes_the_rest_is_given_up(monkeypatch: pytest.Monk
     monkeypatch.setattr(remote_command, "STALL_S", 0.2)
     monkeypatch.setattr("cri_shim.streaming.session.STALL_S", 0.2)
     with site() as node, node.exec("sh", "-c", "exec yes"):
-        block_until(lambda: node.server.sessions and node.server.sessions[0].unsent)
+        block_until(lambda: node.backend.processes and node.server.sessions[0].unsent)
         node.backend.processes[0].kill()
         block_until(lambda: node.sessions == 0)
 
