@@ -1,1 +1,1 @@
-"""Sandboxes and containers: their model, their records on disk, and questions that a record answers."""
+"""Sandboxes and containers: their states, their records on disk, and checks on them."""

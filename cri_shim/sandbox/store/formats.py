@@ -1,10 +1,8 @@
-"""Formats of record.json and status.json: which ones this version reads, and how older ones become today's.
+"""Formats of record.json and status.json: refuses unknown ones, and converts older ones to the current format. Pure.
 
-A field that is new and has a default needs no new format: older documents are read as they are, and older daemons pass
-over it. `RECORD_FORMAT` is raised where a document means something else than before; a step in `STEPS` then says what,
-so that objects of the former version go on under this one. A newer format is refused: a guess could hurt what runs.
-
-Pure.
+A new field with a default needs no new format: it is absent from older documents, and older daemons ignore it. Raise
+`RECORD_FORMAT` when the meaning of a document changes, and add the conversion to `STEPS`, so that this version takes
+over the objects of former ones. A newer format is refused, since misreading it could harm running containers.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 STEPS: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
-"""By the format that each step starts from, what makes the next one of a document; there has been one format so far."""
+"""Conversions of a document to the next format, by the format to convert. So far there is only one format."""
 
 
 class _Document(msgspec.Struct):
@@ -30,9 +28,9 @@ class _Document(msgspec.Struct):
 def in_this_format(
     data: bytes, *, newest: int = RECORD_FORMAT, steps: Mapping[int, Any] = STEPS
 ) -> bytes:
-    """The document as this version would have written it.
+    """Convert a document to the current format.
 
-    Raises CorruptStateError for one of a newer format, or one that is no document of any.
+    Raises CorruptStateError for a document of a newer format, or one that cannot be parsed.
     """
     try:
         written = msgspec.json.decode(data, type=_Document).format
@@ -47,4 +45,4 @@ def in_this_format(
     except UNREADABLE_DOCUMENT as error:
         raise CorruptStateError(f"unreadable record: {error}") from error
     except KeyError as error:
-        raise CorruptStateError(f"no version has written format {error}") from error
+        raise CorruptStateError(f"unknown record format {error}") from error

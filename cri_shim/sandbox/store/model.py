@@ -1,20 +1,22 @@
-"""Sandboxes and containers: frozen identity, replaceable status, the legal steps between states.
+"""Sandboxes and containers: an immutable record, a replaceable status, and the allowed steps between states.
 
-Pure: no clock, no files, no tasks. Rules:
-- A record never changes once written; what changes is in the status, which is replaced as a whole.
-- CRI's state is computed from the status' times, so that fields can't contradict each other.
-- Every step between states is a row of `CONTAINER_STEPS` or `SANDBOX_STEPS`; anything else is a `WrongStateError`.
+Pure: no clock, no files, no tasks.
+
+Rules:
+- A record never changes after it was written. Everything that changes is in the status, which is replaced as a whole.
+- CRI's state is computed from the times in the status, so that fields cannot contradict each other.
+- Each allowed step is a row of `CONTAINER_STEPS` or `SANDBOX_STEPS`. Any other step is a `WrongStateError`.
 
     container:  creating ──commit──> created ──start──> running ──exit──> exited
                     │                    └───────exit───────────────────────^
                     └─ never listed; recovery undoes it
 
-    A container whose program can't be run is created all the same, without a process, and its start is its exit:
-    kubelets try a failed creation again for ever, but count and space out starts that fail.
+    A container whose program cannot be run is created without a process, and its start fails as an exit. The reason:
+    kubelets retry a failed creation for ever, but back off from a container whose start fails.
 
     sandbox:    creating ──commit──> ready ──stop/pause died──> notready
 
-Times are nanoseconds since the epoch, as CRI counts; 0 means "has not happened".
+Times are nanoseconds since the epoch, as in CRI. 0 means "has not happened".
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from cri_shim.errors import WrongStateError
 from cri_shim.oci.spec.selinux import Labels
 
 RECORD_FORMAT: Final = 1
-"""Raised when an older daemon could misread what a newer one writes."""
+"""Increased when older daemons would misread the documents of newer ones."""
 ON_DISK: Final = msgspec.Raw(b"null")
-"""In a record's `config` once it is written: a request may have megabytes, and an object may live for months."""
+"""Replaces `config` of a record in memory after it was written: a request may have megabytes."""
 
 
 class ContainerState(StrEnum):
-    """Where a container stands; `CREATING` is never shown to clients."""
+    """The state of a container. Clients never see `CREATING`."""
 
     CREATING = "creating"
     CREATED = "created"
@@ -43,7 +45,7 @@ class ContainerState(StrEnum):
 
 
 class SandboxState(StrEnum):
-    """Where a sandbox stands; `CREATING` is never shown to clients."""
+    """The state of a sandbox. Clients never see `CREATING`."""
 
     CREATING = "creating"
     READY = "ready"
@@ -51,7 +53,7 @@ class SandboxState(StrEnum):
 
 
 class Step(StrEnum):
-    """What moves an object from one state to the next."""
+    """The event that moves an object from one state to the next."""
 
     COMMIT = "commit"
     START = "start"
@@ -73,14 +75,14 @@ SANDBOX_STEPS: Final = {
 
 
 class Process(msgspec.Struct, frozen=True):
-    """A process that no other can be mistaken for: its pid and its start, in clock ticks since boot."""
+    """Identifies a process by its pid and its start time in clock ticks since boot, since pids are reused."""
 
     pid: int
     start_ticks: int
 
 
 def tenant_of(namespace: str) -> str:
-    """A Kubernetes namespace's pods are one tenant; "" for a pod without one, which is a tenant of its own."""
+    """The tenant of a pod: its Kubernetes namespace. "" for a pod without one, which is a tenant of its own."""
     return f"namespace {namespace}" if namespace else ""
 
 
@@ -94,7 +96,7 @@ class PodMetadata(msgspec.Struct, frozen=True):
 
     @property
     def reserved_name(self) -> str:
-        """The name only one sandbox may hold; JSON, since no separator is forbidden in the parts."""
+        """The name that only one sandbox may hold. It is JSON, since the parts may contain any separator."""
         return msgspec.json.encode([self.name, self.namespace, self.uid, self.attempt]).decode()
 
 
@@ -105,32 +107,32 @@ class ContainerMetadata(msgspec.Struct, frozen=True):
     attempt: int
 
     def reserved_name(self, sandbox_id: str) -> str:
-        """The name only one container may hold."""
+        """The name that only one container may hold."""
         return msgspec.json.encode([sandbox_id, self.name, self.attempt]).decode()
 
 
 class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sandbox is: written before the first effect, never changed."""
+    """The immutable part of a sandbox, written before the first effect."""
 
     format: int = RECORD_FORMAT
     id: str
     metadata: PodMetadata
     handler: str
     digest: str
-    """Of the request, so that a retry can be told from a different one."""
+    """A digest of the request, which distinguishes a retry from a different request."""
     created_at_ns: int
     boot_id: str
     cgroup_parent: str
     netns: str
-    """The pinned namespace's file; empty for host network."""
+    """The file at which the network namespace is pinned. "" for a pod on the node's network."""
     hostname: str
     image_id: str
     layers: tuple[str, ...]
-    """Short names of the pause image's layers, topmost first: they stay on disk while this sandbox is."""
+    """Short names of the pause image's layers, topmost first. They are kept on disk while the sandbox exists."""
     labels: Labels = Labels()
-    """SELinux: of its processes and files. The level is taken while this record is."""
+    """SELinux labels of processes and files. The level is used while the record exists."""
     config: msgspec.Raw
-    """CRI's PodSandboxConfig as protobuf's JSON; in memory `ON_DISK` once it is written."""
+    """CRI's PodSandboxConfig as protobuf's JSON. In memory `ON_DISK` after it was written."""
 
     @property
     def name(self) -> str:
@@ -139,12 +141,12 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tenant(self) -> str:
-        """With whom it shares what tenants have of a node, as `slots` names it."""
+        """The tenant for `slots`, whose objects share bounds on the node's resources."""
         return tenant_of(self.metadata.namespace)
 
     @property
     def layers_in_use(self) -> tuple[str, ...]:
-        """Those that must stay on disk."""
+        """The layers that must be kept on disk."""
         return self.layers
 
 
@@ -152,19 +154,19 @@ class ImageVolumeRecord(msgspec.Struct, frozen=True):
     """An image that a container mounts as a volume."""
 
     index: int
-    """The mount's place in the request."""
+    """The mount's index in the request."""
     image_id: str
     layers: tuple[str, ...]
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a container is: written before the first effect, never changed."""
+    """The immutable part of a container, written before the first effect."""
 
     format: int = RECORD_FORMAT
     id: str
     sandbox_id: str
     pod_namespace: str = ""
-    """The sandbox's Kubernetes namespace. Empty in records of before."""
+    """The sandbox's Kubernetes namespace. "" in records of earlier versions."""
     metadata: ContainerMetadata
     handler: str
     digest: str
@@ -173,20 +175,20 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_parent: str
     image_id: str
     image_ref: str
-    """A name of the image that clients may show: `repo@sha256:…`, else the image's ID."""
+    """The image reference in CRI's status: `repo@sha256:…`, else the image's ID."""
     image_name: str = ""
-    """What users call the image: its tag, else its digest, else its ID. Empty in records of before."""
+    """The image's name for users: its tag, else its digest, else its ID. "" in records of earlier versions."""
     layers: tuple[str, ...]
-    """Short names of the image's layers, topmost first: they stay on disk while this container is."""
+    """Short names of the image's layers, topmost first. They are kept on disk while the container exists."""
     image_volumes: tuple[ImageVolumeRecord, ...] = ()
-    """Their layers stay as well."""
+    """Images mounted as volumes. Their layers are kept as well."""
     log_path: str
-    """Absolute; empty where the pod keeps no logs."""
+    """An absolute path, or "" for a container without a log."""
     stop_signal: int
     labels: Labels = Labels()
-    """SELinux: of its processes and files."""
+    """SELinux labels of processes and files."""
     config: msgspec.Raw
-    """CRI's ContainerConfig as protobuf's JSON; in memory `ON_DISK` once it is written."""
+    """CRI's ContainerConfig as protobuf's JSON. In memory `ON_DISK` after it was written."""
 
     @property
     def name(self) -> str:
@@ -195,54 +197,54 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tenant(self) -> str:
-        """With whom its pod shares what tenants have of a node, as `slots` names it."""
+        """The tenant of the pod for `slots`, whose objects share bounds on the node's resources."""
         return tenant_of(self.pod_namespace)
 
     @property
     def layers_in_use(self) -> tuple[str, ...]:
-        """Those that must stay on disk."""
+        """The layers that must be kept on disk."""
         return (*self.layers, *(layer for each in self.image_volumes for layer in each.layers))
 
 
 class User(msgspec.Struct, frozen=True):
-    """Whom a container's first process runs as: what was asked for, settled to numbers."""
+    """The user and groups of a container's first process, resolved to numbers."""
 
     uid: int
     gid: int
     groups: tuple[int, ...]
-    """The supplementary groups, the primary one among them."""
+    """The supplementary groups, including the primary one."""
 
 
 class NetworkAttachment(msgspec.Struct, frozen=True):
-    """A network that a sandbox's namespace was, or may have been, attached to."""
+    """A network to which a sandbox is, or may be, attached."""
 
     network: str
     ifname: str
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What changes about a sandbox."""
+    """The changing part of a sandbox."""
 
     format: int = RECORD_FORMAT
     ready_at_ns: int = 0
     stopped_at_ns: int = 0
-    """Since when it is not ready: stopped, or its pause process ended."""
+    """The time when it became not ready: it was stopped, or its pause process ended."""
     process: Process | None = None
     monitor: Process | None = None
     """Of a pause container with a kernel of its own, and of those that former versions made. Others have none."""
     attachments: tuple[NetworkAttachment, ...] = ()
-    """Noted before CNI ADD, gone after CNI DEL: what is here is still to be undone."""
+    """Attachments that need a CNI DEL. They are added before ADD, and removed after DEL."""
     ips: tuple[str, ...] = ()
     torn_down: bool = False
-    """Whether StopPodSandbox has torn down everything but files."""
+    """Whether StopPodSandbox has removed everything except files."""
     reason: str = ""
-    """Why it is not ready, for a person."""
+    """Why it is not ready, for users."""
     sizing: msgspec.Raw = msgspec.Raw(b"{}")
-    """CRI's LinuxPodSandboxConfig with the last overhead and resources it was told, as protobuf's JSON."""
+    """CRI's LinuxPodSandboxConfig with overhead and resources of the last update, as protobuf's JSON."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether it has been ready once, or given up."""
+        """Whether its creation has ended: it was ready once, or was given up."""
         return bool(self.ready_at_ns or self.stopped_at_ns)
 
     @property
@@ -255,12 +257,12 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     def committed(
         self, at_ns: int, process: Process, monitor: Process | None = None
     ) -> SandboxStatus:
-        """The sandbox is complete."""
+        """The status of a complete, ready sandbox."""
         _require_sandbox(self.state, Step.COMMIT)
         return msgspec.structs.replace(self, ready_at_ns=at_ns, process=process, monitor=monitor)
 
     def stopped(self, at_ns: int, reason: str) -> SandboxStatus:
-        """The sandbox is no longer ready; the first reason stays."""
+        """The status of a sandbox that is not ready any more. A later reason does not replace the first one."""
         if self.state is SandboxState.NOT_READY:
             return self
         if self.state is SandboxState.READY:
@@ -269,7 +271,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What changes about a container."""
+    """The changing part of a container."""
 
     format: int = RECORD_FORMAT
     committed_at_ns: int = 0
@@ -282,17 +284,17 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     monitor: Process | None = None
     user: User | None = None
     resources: msgspec.Raw = msgspec.Raw(b"{}")
-    """CRI's LinuxContainerResources in force, as protobuf's JSON, once an update changed the request's; else {}."""
+    """CRI's LinuxContainerResources after an update, as protobuf's JSON. {} while the request's are in force."""
     pids_limit: int = 0
-    """What the last update made of it; 0 if none did."""
+    """The limit that the last update set. 0 if none did."""
     start_fault: str = ""
-    """Why its program can't be run, in the runtime's words: then it has no process, and its start will fail."""
+    """The runtime's error if the program cannot be run: the container has no process, and its start will fail."""
     torn_down: bool = False
-    """Whether the runtime's own state and the cgroup are gone, after the exit."""
+    """Whether the runtime's state and the cgroup were removed after the exit."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether its creation came to an end."""
+        """Whether its creation has ended."""
         return bool(self.committed_at_ns or self.started_at_ns or self.finished_at_ns)
 
     @property
@@ -307,35 +309,35 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     def committed(
         self, at_ns: int, process: Process, monitor: Process, user: User
     ) -> ContainerStatus:
-        """The container is complete and waits for its start."""
+        """The status of a complete container, which can be started."""
         _require_container(self.state, Step.COMMIT)
         return msgspec.structs.replace(
             self, committed_at_ns=at_ns, process=process, monitor=monitor, user=user
         )
 
     def unstartable(self, at_ns: int, fault: str, user: User | None) -> ContainerStatus:
-        """The container is complete but for its process: `fault` says why there can be none."""
+        """The status of a complete container without a process, since its program cannot be run: `fault`."""
         _require_container(self.state, Step.COMMIT)
         return msgspec.structs.replace(
             self, committed_at_ns=at_ns, start_fault=fault, user=user, torn_down=True
         )
 
     def started(self, at_ns: int) -> ContainerStatus:
-        """Its process runs."""
+        """The status of a running container."""
         _require_container(self.state, Step.START)
-        # A clock set back must not show a start before the creation.
+        # A clock that was set back must not show a start before the creation.
         return msgspec.structs.replace(self, started_at_ns=max(at_ns, self.committed_at_ns))
 
     def exited(
         self, at_ns: int, exit_code: int, *, reason: str, message: str = ""
     ) -> ContainerStatus:
-        """Its process ended. `exit_code` is 128+n for signal n. The first exit stays."""
+        """The status after the exit. `exit_code` is 128+n for signal n. A later exit does not replace the first."""
         if self.state is ContainerState.EXITED:
             return self
         _require_container(self.state, Step.EXIT)
         return msgspec.structs.replace(
             self,
-            # A clock set back must not show an end before the start.
+            # A clock that was set back must not show an exit before the start.
             finished_at_ns=max(at_ns, self.started_at_ns, self.committed_at_ns),
             exit_code=exit_code,
             reason=reason,

@@ -1,4 +1,4 @@
-"""Processes that records and notes name: written down, read back, and told from others with the same number."""
+"""Stores the top process of an object, reads it back, and checks whether a recorded process still runs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An object whose processes, and what its runtime and the kernel keep of them, are to be found and taken away."""
+    """An object whose processes, runtime state and cgroup are to be removed."""
 
     object_id: str
     pod_id: str
-    """Its own ID, for a sandbox."""
+    """The sandbox ID. For a sandbox its own."""
     handler: str
     cgroup_dir: str
     paths: ObjectPaths
 
 
 def own_kernel_runtime(runtime_of: Callable[[str], Runtime], handler: str) -> Runtime | None:
-    """The handler's runtime, if its pods have kernels of their own; None for others, and for one not configured."""
+    """The handler's runtime if its pods have their own kernels. None for others, and for one that is not configured."""
     try:
         runtime = runtime_of(handler)
     except UnknownRuntimeHandlerError:
@@ -41,13 +41,15 @@ def own_kernel_runtime(runtime_of: Callable[[str], Runtime], handler: str) -> Ru
 
 
 def note_top_process(paths: ObjectPaths, process: Process) -> None:
-    """Write down below whom everything runs: a container's monitor, before it may do anything, or a pause process."""
-    with host_step(f"noting process {process.pid}"):
+    """Record the ancestor of all processes of an object: a container's monitor, before it starts work, or a pause
+    process.
+    """
+    with host_step(f"recording process {process.pid}"):
         write_atomic(paths.top_process_file, msgspec.json.encode(process))
 
 
 def read_top_process(paths: ObjectPaths) -> Process | None:
-    """Who was noted; None if nobody was or the note can't be read."""
+    """Read the recorded process. None if none was recorded or the file cannot be read."""
     try:
         return msgspec.json.decode(read_bounded(paths.top_process_file, 4096), type=Process)
     except (OSError, msgspec.MsgspecError, ValueError):
@@ -55,7 +57,7 @@ def read_top_process(paths: ObjectPaths) -> Process | None:
 
 
 def running(host: Host, process: Process | None) -> bool:
-    """Whether this very process still runs (a zombie does not)."""
+    """Whether the process still runs: the pid has the recorded start time, and is not a zombie."""
     if process is None:
         return False
     entry = host.process_entry(process.pid)

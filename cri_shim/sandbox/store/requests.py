@@ -1,4 +1,4 @@
-"""Whether a request can be served now: what tells it from a retry, and whom its object makes wait."""
+"""Checks whether a request can be served now, and distinguishes retries from new requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def request_digest(request: bytes, *context: str) -> str:
-    """What tells a retry from a different request: of the deterministic serialisation and its context."""
+    """The digest of a request's deterministic serialisation and its context. A retry has the same one."""
     digest = hashlib.sha256(request)
     for part in context:
         digest.update(b"\0" + part.encode())
@@ -22,15 +22,15 @@ def request_digest(request: bytes, *context: str) -> str:
 
 
 def require_ready(sandbox: Sandbox) -> None:
-    """Raises WrongStateError, with the reason, for a sandbox that is not ready."""
+    """Raises WrongStateError with the reason if the sandbox is not ready."""
     if sandbox.state is not SandboxState.READY:
         why = sandbox.status.reason or "it is still being created"
         raise WrongStateError(f"sandbox {sandbox.id} is not ready: {why}")
 
 
 def name_is_going(kind: str, name: str, holder_id: str, operations: Operations) -> UnavailableError:
-    """For whoever wants a name whose holder is being removed, or undone after a start."""
+    """The error for a request whose name belongs to an object that is being removed, or undone after a start."""
     return UnavailableError(
-        f"{kind} name {name} is held by {kind} {holder_id}, which is being taken away "
-        f"({operations.doing(holder_id)}): call again, or raise the attempt"
+        f"{kind} name {name} is held by {kind} {holder_id}, which is being removed "
+        f"({operations.doing(holder_id)}): retry, or use a higher attempt"
     )

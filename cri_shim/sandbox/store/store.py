@@ -1,14 +1,13 @@
-"""Sandboxes and containers in memory and as files: the only writer of record.json and status.json.
+"""Stores sandboxes and containers in memory and on disk. The only writer of record.json and status.json.
 
 Rules:
-- Memory is the truth while running; the files are the truth across a crash. One directory per object, no database.
-- `create` writes the record before the caller's first effect; `update` is the only way a status changes.
-- The JSON of the request stays in the file alone.
-- Only a creation insists on its writes (`create`, `commit`). Any other status that can't be written (disk full) is
-  visible at once, marked unsaved and written again by `save_unsaved`; recovery could derive the same from exit files
-  and the kernel.
-- No fsync: these files must survive the daemon's death, not the power's, after which every container is dead anyway.
-- One damaged file never stops the rest: `load` yields what it can and says what it can't.
+- Memory is authoritative while the daemon runs, the files after a crash. One directory per object, no database.
+- `create` writes the record before the caller's first effect. A status changes only through methods of the store.
+- The JSON of a request is kept only in the file.
+- Only a creation fails if a write fails (`create`, `commit`). Any other status that cannot be written (disk full) is
+  visible at once, and `save_unsaved` writes it later. After a crash, recovery derives it from exit files and kernel.
+- No fsync: the files must survive a crash of the daemon. After a power cut all containers have ended anyway.
+- A damaged file does not stop the rest: `load` returns an error for its object.
 """
 
 from __future__ import annotations
@@ -51,15 +50,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 MAX_RECORD_BYTES = 32 << 20
-"""Twice the largest gRPC message, as JSON: anything longer was not written by us."""
+"""The largest record: twice the largest gRPC message."""
 
 MAX_QUICK_BYTES = 65536
-"""Of a request that is turned into JSON on the loop."""
+"""Larger requests are converted to JSON in a thread."""
 _ONLY_TO_CREATE = frozenset({"envs", "command", "args"})
 
 
 class Sandbox:
-    """One sandbox: hashable by identity, its status replaced as a whole."""
+    """A sandbox. Hashable by identity. Its status is replaced as a whole."""
 
     def __init__(
         self, record: SandboxRecord, status: SandboxStatus, config: api.PodSandboxConfig
@@ -68,7 +67,7 @@ class Sandbox:
         self.status = status
         self.config = config
         self.host_ports: Mapping[HostPort, int] | None = None
-        """Of the request, once they are parsed; the network's own (`network.host_ports.ports_of`)."""
+        """The parsed host ports of the request, cached by `network.host_ports.ports_of`."""
         self.unsaved = False
         self.list_entry: tuple[SandboxStatus, bytes] | None = None
         """A status and the encoded entry in lists that shows it; the lists' own."""
@@ -80,7 +79,7 @@ class Sandbox:
 
     @property
     def sandbox_id(self) -> str:
-        """The sandbox that it belongs to, as a container does: itself."""
+        """Its own ID: the counterpart of a container's `sandbox_id`."""
         return self.record.id
 
     @property
@@ -95,7 +94,7 @@ class Sandbox:
 
 
 class Container:
-    """One container: hashable by identity, its status replaced as a whole."""
+    """A container. Hashable by identity. Its status is replaced as a whole."""
 
     def __init__(
         self, record: ContainerRecord, status: ContainerStatus, config: api.ContainerConfig
@@ -103,7 +102,7 @@ class Container:
         self.record = record
         self.status = status
         self.config = config
-        """Of the request; once the container is complete, `without_words`."""
+        """The request's configuration. `without_words` of it once the container is complete."""
         self.lock = asyncio.Lock()
         self.unsaved = False
         self.list_entry: tuple[ContainerStatus, bytes] | None = None
@@ -111,7 +110,7 @@ class Container:
         self.ended = asyncio.Event()
         """Set once the exit is known."""
         self.process_spec: dict[str, object] | None = None
-        """The runtime-spec's `process` without its words, the start of every exec; read from the bundle when None."""
+        """The base of every exec: the runtime-spec's `process` without its command. Read from the bundle if None."""
 
     @property
     def id(self) -> str:
@@ -120,7 +119,7 @@ class Container:
 
     @property
     def sandbox_id(self) -> str:
-        """The sandbox it runs in."""
+        """The sandbox to which it belongs."""
         return self.record.sandbox_id
 
     @property
@@ -159,12 +158,12 @@ class Store(Generic[ObjectT]):
         self._by_sandbox: dict[str, dict[str, ObjectT]] = {}
         """Sandbox ID -> object ID -> the object."""
         self.changed: Callable[[ObjectT], None] = lambda _: None
-        """Called after an object came, got another status, or was forgotten: for what is looked up by its status."""
+        """Called after an object was added or forgotten, or its status changed, for indexes over the status."""
         self.stepped: Callable[[ObjectT, State, State | None], None] = lambda *_: None
         """Called after an object's state became another, with both; with None after it was forgotten."""
 
     def __iter__(self) -> Iterator[ObjectT]:
-        """Every object, also those being created, oldest first."""
+        """All objects, including unfinished creations, the oldest first."""
         return iter(list(self._by_id.values()))
 
     def __len__(self) -> int:
@@ -175,22 +174,22 @@ class Store(Generic[ObjectT]):
         return self._by_id.get(object_id)
 
     def by_name(self, name: str) -> ObjectT | None:
-        """Who holds a reserved name."""
+        """The object that holds a reserved name."""
         return self._by_name.get(name)
 
     def of_sandbox(self, sandbox_id: str) -> list[ObjectT]:
-        """Every object of that sandbox, also those being created, oldest first; what others have costs nothing."""
+        """All objects of a sandbox, including unfinished creations, the oldest first. Looked up in an index."""
         return list(self._by_sandbox.get(sandbox_id, {}).values())
 
     @property
     def sandboxes(self) -> tuple[str, ...]:
-        """The sandboxes that have any."""
+        """The sandboxes that have objects."""
         return tuple(self._by_sandbox)
 
     def find(self, id_or_prefix: str) -> ObjectT:
-        """The object of this ID or unambiguous ID prefix.
+        """Find an object by its ID or a unique prefix of it.
 
-        Raises NotFoundError, or InvalidArgumentError for a prefix that several share.
+        Raises NotFoundError; InvalidArgumentError for an ambiguous prefix.
         """
         exact = self._by_id.get(id_or_prefix)
         if exact is not None:
@@ -200,7 +199,7 @@ class Store(Generic[ObjectT]):
         matches = [o for key, o in self._by_id.items() if key.startswith(id_or_prefix)]
         if len(matches) > 1:
             raise InvalidArgumentError(
-                f"{self.kind} ID prefix {quoted(id_or_prefix)} fits {len(matches)} of them: give more"
+                f"{self.kind} ID prefix {quoted(id_or_prefix)} matches {len(matches)} IDs: use a longer prefix"
             )
         if not matches:
             raise NotFoundError(self.kind, id_or_prefix)
@@ -209,23 +208,23 @@ class Store(Generic[ObjectT]):
     def create(self, item: ObjectT) -> None:
         """Store a new object, before its first effect.
 
-        Raises AlreadyExistsError if its name is held, InvalidArgumentError if its request is too large to be read
-        back, ResourceExhaustedError if it can't be written.
+        Raises AlreadyExistsError if another object holds the name; InvalidArgumentError if the request is too large for
+        a record; ResourceExhaustedError if the disk is full; CriShimError.
         """
         holder = self._by_name.get(item.name)
         if holder is not None:
             raise AlreadyExistsError(f"{self.kind} name {item.name} is held by {holder.id}")
         record = msgspec.json.encode(item.record)
         if len(record) > MAX_RECORD_BYTES:
-            # JSON writes one byte of a request as up to six.
+            # JSON may escape one byte of a request to six.
             raise InvalidArgumentError(
-                f"the request takes {len(record)} bytes as JSON: at most {MAX_RECORD_BYTES} fit a record"
+                f"the request has {len(record)} bytes as JSON: the limit of a record is {MAX_RECORD_BYTES}"
             )
         paths = self._paths_of(item.id)
-        with host_step(f"{self.kind} {item.id}: writing its record"):
+        with host_step(f"{self.kind} {item.id}: writing the record"):
             try:
                 paths.root_dir.mkdir(mode=0o700)
-                # Whole or not: without a record beside it nothing reads it.
+                # Not atomic: nothing reads a status without a record.
                 write_new(paths.status_file, msgspec.json.encode(item.status))
                 write_atomic(paths.record_file, record)
             except OSError:
@@ -235,24 +234,24 @@ class Store(Generic[ObjectT]):
         self.adopt(item)
 
     def commit(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
-        """Replace the status at the end of a creation: on disk first, since the client is told of it.
+        """Replace the status at the end of a creation. It is written first, since the client will rely on it.
 
-        Raises ResourceExhaustedError when it can't be written; the object is then as it was.
+        Raises ResourceExhaustedError if the disk is full, CriShimError. Then the object is unchanged.
         """
-        with host_step(f"{self.kind} {item.id}: writing that it is complete"):
+        with host_step(f"{self.kind} {item.id}: writing the status"):
             write_over(self._paths_of(item.id).status_file, msgspec.json.encode(status))
         item.unsaved = False
         self.note(item, status)
 
     def adopt(self, item: ObjectT) -> None:
-        """Take in an object whose files are there already."""
+        """Add an object whose files exist."""
         self._by_id[item.id] = item
         self._by_name[item.name] = item
         self._by_sandbox.setdefault(item.sandbox_id, {})[item.id] = item
         self.changed(item)
 
     def note(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
-        """Replace the object's status in memory alone: `save`, or the next `update`, is soon to follow."""
+        """Replace the object's status in memory only. The caller follows with `save` or `update`."""
         before = item.state
         item.status = status  # type: ignore[assignment]
         self.changed(item)
@@ -260,36 +259,34 @@ class Store(Generic[ObjectT]):
             self.stepped(item, before, item.state)
 
     def update(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
-        """Replace the object's status, in memory and then in its file."""
+        """Replace the object's status in memory, then on disk. A failed write is retried later."""
         self.note(item, status)
         self.save(item)
 
     def show(self, item: ObjectT, status: SandboxStatus | ContainerStatus) -> None:
-        """Replace the object's status in memory; its file follows with `save_unsaved`, if the object is still there."""
+        """Replace the object's status in memory. `save_unsaved` writes it, unless the object is gone by then."""
         self.note(item, status)
         item.unsaved = True
 
     def save(self, item: ObjectT) -> None:
-        """Write the object's status as it is now; a failure is remembered, not raised."""
+        """Write the object's current status. A failure is not raised; `save_unsaved` retries."""
         try:
             write_over(self._paths_of(item.id).status_file, msgspec.json.encode(item.status))
         except OSError as error:
             if not item.unsaved:
-                log.error(
-                    "status not saved, will retry", kind=self.kind, id=item.id, error=str(error)
-                )
+                log.error("cannot write status", kind=self.kind, id=item.id, error=str(error))
             item.unsaved = True
         else:
             item.unsaved = False
 
     def save_unsaved(self) -> None:
-        """Try again what could not be written."""
+        """Write all statuses that are not on disk yet."""
         for item in self._by_id.values():
             if item.unsaved:
                 self.save(item)
 
     def forget(self, item: ObjectT) -> None:
-        """Drop the object from memory; its files are the caller's to remove."""
+        """Remove the object from memory. The caller removes its files."""
         if was_there := self._by_id.get(item.id) is item:
             del self._by_id[item.id]
             others = self._by_sandbox[item.sandbox_id]
@@ -303,12 +300,12 @@ class Store(Generic[ObjectT]):
             self.stepped(item, item.state, None)
 
     def load(self) -> Iterator[tuple[str, ObjectT | CorruptStateError]]:
-        """Every object directory found on disk: its ID, and the object or what is wrong with it."""
+        """Read all objects on disk. Yields each ID with the object, or with the error of a damaged one."""
         if not self._directory.is_dir():
             return
         for directory in sorted(self._directory.iterdir()):
             if not is_id(directory.name):
-                log.warning("foreign entry left alone", kind=self.kind, path=str(directory))
+                log.warning("ignored: its name is not an ID", kind=self.kind, path=str(directory))
                 continue
             yield directory.name, self._load(directory.name)
 
@@ -325,12 +322,12 @@ class Store(Generic[ObjectT]):
         except (OSError, msgspec.MsgspecError, json_format.ParseError, ValueError) as error:
             return CorruptStateError(f"{self.kind} {object_id}: unreadable record: {error}")
         if item.record.id != object_id:
-            return CorruptStateError(f"{self.kind} {object_id}: its record says {item.record.id}")
+            return CorruptStateError(f"{self.kind} {object_id}: the record is of {item.record.id}")
         return item
 
 
 def _take_back(paths: ObjectPaths) -> None:
-    """Remove what `create` had begun, without a descriptor: it may be those that are lacking."""
+    """Undo `create` without opening files, since it may have failed for lack of descriptors."""
     for file in (paths.record_file, paths.status_file):
         file.unlink(missing_ok=True)
     if paths.root_dir.exists():
@@ -338,7 +335,7 @@ def _take_back(paths: ObjectPaths) -> None:
 
 
 def read_sandbox(record: bytes, status: bytes) -> Sandbox:
-    """A sandbox from its two files."""
+    """Parse a sandbox's record and status."""
     parsed = msgspec.json.decode(record, type=SandboxRecord)
     config = _read_config(parsed.config, api.PodSandboxConfig())
     return Sandbox(
@@ -347,7 +344,7 @@ def read_sandbox(record: bytes, status: bytes) -> Sandbox:
 
 
 def read_container(record: bytes, status: bytes) -> Container:
-    """A container from its two files."""
+    """Parse a container's record and status."""
     parsed = msgspec.json.decode(record, type=ContainerRecord)
     config = without_words(_read_config(parsed.config, api.ContainerConfig()))
     return Container(
@@ -360,9 +357,9 @@ def _without_request(record: RecordT) -> RecordT:
 
 
 def without_words(config: api.ContainerConfig) -> api.ContainerConfig:
-    """A copy of a request without what is read only while its container is made: variables and command.
+    """A copy of a request without the fields that only the creation needs: environment and command.
 
-    60,000 variables take 4 MiB. A message's memory goes only as a whole, so clearing its fields would free nothing.
+    60,000 variables take 4 MiB. A message frees its memory only as a whole, so clearing its fields would free nothing.
     """
     kept = api.ContainerConfig()
     for field, value in config.ListFields():
@@ -378,12 +375,12 @@ def without_words(config: api.ContainerConfig) -> api.ContainerConfig:
 
 
 def _read_config(text: msgspec.Raw, empty: ConfigT) -> ConfigT:
-    # What a later version's API added to a request is passed over, as are a later version's own keys.
+    # Ignore fields that a later version of the API added.
     return json_format.Parse(bytes(text), empty, ignore_unknown_fields=True)
 
 
 async def as_json_aside(message: api.PodSandboxConfig | api.ContainerConfig) -> msgspec.Raw:
-    """`as_json`, of a large message in a thread: it takes a tenth of a second for the largest."""
+    """`as_json`, in a thread for a large message: the largest one takes a tenth of a second."""
     if message.ByteSize() <= MAX_QUICK_BYTES:
         return as_json(message)
     return await asyncio.to_thread(as_json, message)
@@ -395,6 +392,6 @@ def as_json(
     | api.ContainerConfig
     | api.LinuxContainerResources,
 ) -> msgspec.Raw:
-    """A CRI message as the record keeps it, readable by an operator."""
+    """Convert a CRI message to JSON, as in a record, with the field names of the .proto file."""
     text = json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
     return msgspec.Raw(text.encode())

@@ -846,7 +846,7 @@ async def test_whoever_wants_the_name_of_what_is_still_undone_is_told_to_come_ag
     again = await harness.crashed_at("runtime.ran", harness.pods.run_pod_sandbox(pod_config(), ""))
     hold = again.points.hold("cgroup.kill", everyone=True)
     await again.recovery.run()
-    with pytest.raises(UnavailableError, match=r"taken away \(.* for 0\.\d s\): call again"):
+    with pytest.raises(UnavailableError, match=r"being removed \(.* for 0\.\d s\): retry"):
         await again.run_pod()
     hold.release()
     await until(lambda: again.pods.list_pod_sandbox() == [])
@@ -867,7 +867,7 @@ async def test_a_container_that_is_still_undone_is_listed_as_exited_until_it_is_
         "CreateContainerError",
     )
     assert "still being recovered: " in container.status.message
-    with pytest.raises(UnavailableError, match="call again"):
+    with pytest.raises(UnavailableError, match="retry, or use a higher attempt"):
         await again.create(again.pods.find(sandbox.id))
     hold.release()
     await until(lambda: again.containers.list_containers() == [])

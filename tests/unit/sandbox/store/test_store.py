@@ -90,7 +90,7 @@ def test_a_prefix_that_several_share_is_refused_but_a_whole_id_is_not(
     first = make_sandbox("ab" + "0" * 62, name="one")
     sandboxes.create(first)
     sandboxes.create(make_sandbox("ab" + "1" * 62, name="two"))
-    with pytest.raises(InvalidArgumentError, match="fits 2 of them"):
+    with pytest.raises(InvalidArgumentError, match="matches 2 IDs"):
         sandboxes.find("ab")
     assert sandboxes.find("ab0") is first
     assert sandboxes.find(first.id) is first
@@ -134,7 +134,9 @@ def test_a_request_whose_json_could_not_be_read_back_is_refused_before_anything_
     sandbox = make_sandbox()
     text = json.dumps({"annotations": {"a": "\x01" * (6 << 20)}}).encode()
     sandbox.record = msgspec.structs.replace(sandbox.record, config=msgspec.Raw(text))
-    with pytest.raises(InvalidArgumentError, match="bytes as JSON: at most 33554432 fit a record"):
+    with pytest.raises(
+        InvalidArgumentError, match="bytes as JSON: the limit of a record is 33554432"
+    ):
         sandboxes.create(sandbox)
     assert not list(paths.sandboxes_dir.iterdir())
 
@@ -187,7 +189,7 @@ def test_an_object_that_cannot_be_written_is_not_made(
 ) -> None:
     paths.sandboxes_dir.rmdir()
     sandbox = make_sandbox()
-    with pytest.raises(CriShimError, match=f"sandbox {sandbox.id}: writing its record"):
+    with pytest.raises(CriShimError, match=f"sandbox {sandbox.id}: writing the record"):
         sandboxes.create(sandbox)
     assert sandboxes.get(sandbox.id) is None
     assert sandboxes.by_name(sandbox.name) is None
@@ -220,7 +222,7 @@ def test_a_commit_is_on_disk_before_it_is_seen(sandboxes: Store[Sandbox], paths:
     ready = SandboxStatus(ready_at_ns=7)
     status_file = paths.sandbox(sandbox.id).status_file
     replace_by_directory(status_file)
-    with pytest.raises(CriShimError, match="writing that it is complete"):
+    with pytest.raises(CriShimError, match="writing the status"):
         sandboxes.commit(sandbox, ready)
     assert sandbox.status is before
 
