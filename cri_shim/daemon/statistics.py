@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cri_shim.sandbox.cpu_rates import CpuRates
+from cri_shim.sandbox.layer_usage import LayerUsages
 from cri_shim.sandbox.pod_stats import PodStats
+from cri_shim.sandbox.runtime_usage import RuntimeUsages
 from cri_shim.sandbox.stats import Stats
 
 if TYPE_CHECKING:
@@ -24,15 +26,23 @@ class Statistics(NamedTuple):
 def build_statistics(config: Config, on: Mechanisms, cgroup_paths: CgroupPaths) -> Statistics:
     """Make the objects. Nothing is started, and no file is read."""
     rates = CpuRates(on.cgroups.cpu_usage_ns, on.background)
+    layers = LayerUsages(
+        on.containers,
+        lambda object_id: on.paths.container(object_id).upper_dir,
+        on.background,
+        cache_s=config.stats.cache_s,
+        disk_usage=on.host.disk_usage,
+    )
     stats = Stats(
         paths=on.paths,
         store=on.containers,
         cgroups=on.cgroups,
         cgroup_paths=cgroup_paths,
         rates=rates,
-        runtime_of=on.handlers.get,
-        background=on.background,
-        cache_s=config.stats.cache_s,
+        layers=layers,
+        inside=RuntimeUsages(
+            on.containers, on.handlers.get, on.background, cache_s=config.stats.cache_s
+        ),
     )
     pod_stats = PodStats(
         host=on.host,

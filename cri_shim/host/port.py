@@ -44,6 +44,7 @@ class Host:
     bind = staticmethod(mounts.bind)
     unmount_below = staticmethod(mounts.unmount_below)
     remove_tree = staticmethod(tree.remove_tree)
+    disk_usage = staticmethod(tree.disk_usage)
     read_in_root = staticmethod(read_in_root)
 
     # Namespaces

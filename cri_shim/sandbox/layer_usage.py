@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim.errors import DeadlineError
-from cri_shim.host.tree import DiskUsage, disk_usage
 from cri_shim.slots import Share, Slots
 from cri_shim.threads import in_thread
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cri_shim.background import Background
+    from cri_shim.host.tree import DiskUsage
     from cri_shim.sandbox.store.store import Container, Store
 
 log = structlog.get_logger()
@@ -65,11 +65,14 @@ class LayerUsages:
         background: Background,
         *,
         cache_s: float,
+        disk_usage: Callable[[Path, Callable[[], bool]], DiskUsage],
     ) -> None:
+        """`disk_usage` measures a directory, as `Host.disk_usage` does."""
         self._store = store
         self._upper_dir = upper_dir
         self._background = background
         self._cache_s = cache_s
+        self._disk_usage = disk_usage
         self._known: dict[str, LayerUsage] = {}
         self._walks: dict[str, tuple[float, asyncio.Task[None]]] = {}
         """Start time and task of the walks under way."""
@@ -138,7 +141,7 @@ class LayerUsages:
             return not may_end.is_set() and time.monotonic() - started < MAX_WALK_S
 
         def walk() -> DiskUsage:
-            return disk_usage(self._upper_dir(container_id), goes_on)
+            return self._disk_usage(self._upper_dir(container_id), goes_on)
 
         try:
             # A cancellation need not wait for the thread: the walk changes nothing, and `may_end` ends it.

@@ -20,21 +20,18 @@ import structlog
 from cri_shim.background import uninterrupted
 from cri_shim.host.tree import DiskUsage
 from cri_shim.sandbox.cpu_rates import CpuReading
-from cri_shim.sandbox.layer_usage import LayerUsages
-from cri_shim.sandbox.runtime_usage import RuntimeUsages
 from cri_shim.sandbox.store.model import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from cri_shim.background import Background
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.host.cgroups.usage import CgroupStats
-    from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.sandbox.cpu_rates import CpuRates
-    from cri_shim.sandbox.layer_usage import LayerUsage
+    from cri_shim.sandbox.layer_usage import LayerUsage, LayerUsages
+    from cri_shim.sandbox.runtime_usage import RuntimeUsages
     from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.store.store import Container, Store
 
@@ -67,22 +64,16 @@ class Stats:
         cgroups: Cgroups,
         cgroup_paths: CgroupPaths,
         rates: CpuRates,
-        runtime_of: Callable[[str], Runtime],
-        background: Background,
-        cache_s: float,
+        layers: LayerUsages,
+        inside: RuntimeUsages,
     ) -> None:
         self._paths = paths
         self._store = store
         self._cgroups = cgroups
         self._cgroup_paths = cgroup_paths
         self._rates = rates
-        self._layers = LayerUsages(
-            store,
-            lambda object_id: paths.container(object_id).upper_dir,
-            background,
-            cache_s=cache_s,
-        )
-        self._inside = RuntimeUsages(store, runtime_of, background, cache_s=cache_s)
+        self._layers = layers
+        self._inside = inside
 
     @property
     def remembered(self) -> frozenset[str]:

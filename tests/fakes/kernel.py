@@ -234,6 +234,8 @@ class Kernel:
         self.points.pass_in_thread("unmount")
         self.mounts = {m for m in self.mounts if not m.is_relative_to(directory)}
 
+    disk_usage = staticmethod(tree.disk_usage)
+
     def remove_tree(self, path: Path) -> None:
         self.points.pass_in_thread(f"remove_tree {path.parent.parent.name}")
         with self._files:

@@ -110,6 +110,8 @@ class NodeHarness:
     boot_id: str = BOOT_ID
     pause_reference: str | None = None
     publish_ports: bool = True
+    node: NodeFacts = field(default_factory=node_facts)
+    node_resources: NodeResources = field(default_factory=NodeResources)
     reported: list[tuple[str, Exit]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -166,10 +168,8 @@ class NodeHarness:
             paths=self.paths,
             host_etc=self.base / "etc",
             boot_id=self.boot_id,
-            node=replace(
-                node_facts(), lack_of_files_limits=self.kernel.cgroups.lack_of_files_limits
-            ),
-            node_resources=NodeResources(),
+            node=replace(self.node, lack_of_files_limits=self.kernel.cgroups.lack_of_files_limits),
+            node_resources=self.node_resources,
             systemd=False,
             cgroups=cast("Cgroups", self.kernel.cgroups),
             reaper=cast("Reaper", None),
@@ -228,6 +228,8 @@ class NodeHarness:
             images=self.images,
             runtimes=self.runtimes,
             boot_id=boot_id or self.boot_id,
+            node=self.node,
+            node_resources=self.node_resources,
         )
         harness.open()
         return harness

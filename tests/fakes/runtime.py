@@ -172,6 +172,7 @@ class FakeHandlers:
 
     def __init__(self, runtimes: dict[str, FakeRuntime]) -> None:
         self._runtimes = runtimes
+        self.recursive_read_only_mounts = False
 
     @property
     def runtimes(self) -> Runtimes:
@@ -181,7 +182,11 @@ class FakeHandlers:
         return self.runtimes.get(handler)
 
     def facts(self, handler: str) -> HandlerFacts:
-        return HandlerFacts(handler or "runc", user_namespaces=True)
+        return HandlerFacts(
+            handler or "runc",
+            user_namespaces=True,
+            recursive_read_only_mounts=self.recursive_read_only_mounts,
+        )
 
 
 class FakeWaitingMonitor:

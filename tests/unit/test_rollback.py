@@ -14,6 +14,8 @@ from cri_shim.rollback import Rollback
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tests.unit.conftest import Observe
+
 
 def undo(log: list[str], name: str, *, fail: bool = False) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
@@ -110,11 +112,9 @@ async def test_cancellations_during_the_unwinding_wait_until_it_is_done() -> Non
 
 
 @pytest.mark.asyncio
-async def test_the_observer_is_told_each_step_before_its_effect(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_the_observer_is_told_each_step_before_its_effect(observe: Observe) -> None:
     seen: list[tuple[str, str]] = []
-    monkeypatch.setattr(Rollback, "observer", lambda what, step: seen.append((what, step)))
+    observe(lambda what, step: seen.append((what, step)))
     log: list[str] = []
     async with Rollback("thing") as rollback:
         rollback.push("one", undo(log, "one"))
@@ -124,14 +124,12 @@ async def test_the_observer_is_told_each_step_before_its_effect(
 
 
 @pytest.mark.asyncio
-async def test_an_observer_that_raises_has_the_step_undone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_an_observer_that_raises_has_the_step_undone(observe: Observe) -> None:
     def stop(_what: str, step: str) -> None:
         if step == "two":
             raise RuntimeError("stopped here")
 
-    monkeypatch.setattr(Rollback, "observer", stop)
+    observe(stop)
     log: list[str] = []
 
     async def create() -> None:

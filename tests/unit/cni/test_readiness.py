@@ -70,14 +70,12 @@ async def test_the_plugins_own_words_are_the_message_and_its_recovery_is_noticed
         await until(lambda: node.cni.status.ready)
 
 
-async def test_ready_plugins_are_asked_again_now_and_then(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(readiness, "READY_INTERVAL_S", 0.05)
+async def test_ready_plugins_are_asked_again_now_and_then(node: Node, clock: MovableClock) -> None:
     node.configure(version="1.1.0")
     async with followed(node):
         await until(lambda: node.cni.status.ready)
         node.script("first", STATUS={"do": "crash"})
+        clock.move(readiness.READY_INTERVAL_S)
         await until(lambda: "SIGSEGV" in node.cni.status.message)
 
 

@@ -18,6 +18,8 @@ from cri_shim.config.model import (
     StreamingSettings,
 )
 from cri_shim.config.values import Executable, HandlerName, HostPort, ListenUrl
+from cri_shim.daemon import directories
+from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.host.process import Reaper
 from cri_shim.log import set_level
 from tests.fakes import version_runtime
@@ -90,3 +92,17 @@ async def reaper() -> AsyncIterator[Reaper]:
 def recorded_cgroups() -> Path:
     """The files of a node with cgroup v1."""
     return Path(__file__).parents[2] / "data/cgroups/v1"
+
+
+@pytest.fixture
+def netns_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the daemon pins namespaces, below the test's directory."""
+    monkeypatch.setattr(directories, "NETNS_DIR", tmp_path / "netns")
+    return tmp_path / "netns"
+
+
+@pytest.fixture
+def recorded_node(monkeypatch: pytest.MonkeyPatch, recorded_cgroups: Path, netns_dir: Path) -> None:
+    """A node with cgroup v1, whatever this one has, and with namespaces of its own."""
+    cgroups = Cgroups.detect(recorded_cgroups)
+    monkeypatch.setattr(Cgroups, "detect", lambda: cgroups)

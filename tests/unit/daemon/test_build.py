@@ -12,7 +12,6 @@ import pytest_asyncio
 from cri_shim.config.model import CgroupDriver
 from cri_shim.daemon.build import Parts, build
 from cri_shim.errors import ConfigError
-from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.paths import Paths
 from cri_shim.sandbox.exits import Exit
 from cri_shim.sandbox.store.model import (
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from cri_shim.config import Config
     from cri_shim.host.process import Reaper
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("recorded_node")]
 
 
 def prepare(config: Config) -> Paths:
@@ -40,13 +39,6 @@ def prepare(config: Config) -> Paths:
     ):
         directory.mkdir(parents=True)
     return paths
-
-
-@pytest.fixture(autouse=True)
-def recorded_node(monkeypatch: pytest.MonkeyPatch, recorded_cgroups: Path) -> None:
-    """A node with cgroup v1, whatever this one has."""
-    cgroups = Cgroups.detect(recorded_cgroups)
-    monkeypatch.setattr(Cgroups, "detect", lambda: cgroups)
 
 
 @pytest_asyncio.fixture

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim.daemon import directories
 from cri_shim.daemon.directories import prepare_directories
 from cri_shim.errors import ConfigError
 from cri_shim.paths import Paths
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
-    monkeypatch.setattr(directories, "NETNS_DIR", tmp_path / "netns")
+def paths(tmp_path: Path, netns_dir: Path) -> Paths:
     for name in ("root", "state"):
         (tmp_path / name).mkdir()
     return Paths(tmp_path / "root", tmp_path / "state")

@@ -19,11 +19,10 @@ from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim._pb.cri.v1 import api_pb2_grpc
 from cri_shim.config.model import LogLevel, LogSettings, MetricsSettings, RuntimeSettings
 from cri_shim.config.values import HandlerName
-from cri_shim.daemon import directories, lifecycle
+from cri_shim.daemon import lifecycle
 from cri_shim.daemon.build import build
 from cri_shim.daemon.lifecycle import Daemon
 from cri_shim.errors import AlreadyExistsError, ConfigError
-from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.sandbox.store.model import ContainerStatus, SandboxStatus
 from tests.fakes.clock import turn_over, until
 from tests.unit.sandbox.records import make_container, make_sandbox
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from cri_shim.config import Config
     from cri_shim.daemon.build import Parts
+    from tests.fakes.clock import MovableClock
 
 pytestmark = pytest.mark.asyncio
 
@@ -90,12 +90,9 @@ class Node:
 
 @pytest.fixture
 def node(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded_cgroups: Path
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded_node: None
 ) -> Iterator[Node]:
     made = Node(config, tmp_path)
-    cgroups = Cgroups.detect(recorded_cgroups)
-    monkeypatch.setattr(Cgroups, "detect", lambda: cgroups)
-    monkeypatch.setattr(directories, "NETNS_DIR", tmp_path / "netns")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
 
     async def remember(*args: object, **options: object) -> Parts:
@@ -186,9 +183,8 @@ async def test_objects_are_counted_by_state(node: Node) -> None:
 
 
 async def test_a_status_that_could_not_be_written_is_written_by_and_by(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(lifecycle, "TIDY_INTERVAL_S", 0.01)
     async with node.serving():
         [parts] = node.parts
         sandbox = make_sandbox(status=SandboxStatus(ready_at_ns=1))
@@ -196,6 +192,7 @@ async def test_a_status_that_could_not_be_written_is_written_by_and_by(
         parts.sandboxes.create(sandbox)
         parts.containers.create(container)
         sandbox.unsaved = container.unsaved = True
+        clock.move(lifecycle.TIDY_INTERVAL_S)
         await until(lambda: not sandbox.unsaved and not container.unsaved)
 
 

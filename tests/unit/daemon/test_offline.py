@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cri_shim.daemon import directories
 from cri_shim.daemon.locks import daemon_locks
 from cri_shim.daemon.offline import open_to_wipe
 from cri_shim.errors import AlreadyExistsError
-from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.ids import new_id
 from cri_shim.paths import Paths
 
@@ -19,14 +17,7 @@ if TYPE_CHECKING:
 
     from cri_shim.config import Config
 
-pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture(autouse=True)
-def _node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded_cgroups: Path) -> None:
-    cgroups = Cgroups.detect(recorded_cgroups)
-    monkeypatch.setattr(Cgroups, "detect", lambda: cgroups)
-    monkeypatch.setattr(directories, "NETNS_DIR", tmp_path / "netns")
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("recorded_node")]
 
 
 async def test_damaged_records_and_leftovers_go(config: Config, tmp_path: Path) -> None:

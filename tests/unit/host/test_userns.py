@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,13 @@ from cri_shim.host.files import fd_path
 from cri_shim.host.process import Reaper
 from cri_shim.host.procstat import process_entry
 from cri_shim.host.userns import new_user_namespace, open_user_namespace
+from tests.fakes.clock import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from tests.fakes.clock import MovableClock
 
 
 @pytest_asyncio.fixture
@@ -62,13 +66,15 @@ async def test_mappings_that_are_refused_are_told(reaper: Reaper, unshare: Path)
 
 @pytest.mark.asyncio
 async def test_a_child_that_hangs_is_killed(
-    reaper: Reaper, unshare: Path, monkeypatch: pytest.MonkeyPatch
+    reaper: Reaper, unshare: Path, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(userns, "TIMEOUT_S", 0.1)
     unshare.write_text(f"#!/bin/sh\necho $$ > {unshare}.pid\nexec sleep 600\n")
+    making, pid_file = asyncio.ensure_future(make(reaper)), unshare.parent / "unshare.pid"
+    await until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
+    clock.move(userns.TIMEOUT_S)
     with pytest.raises(DeadlineError, match="unshare did not create a user namespace"):
-        await make(reaper)
-    pid = int((unshare.parent / "unshare.pid").read_text())
+        await making
+    pid = int(pid_file.read_text())
     entry = process_entry(pid)
     assert entry is None or entry.zombie
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from cri_shim import threads
 from cri_shim.host.files import write_atomic
-from cri_shim.rollback import Rollback
 from tests.fakes.clock import turn_over, until
 
 if TYPE_CHECKING:
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     import pytest
+
+    from tests.unit.conftest import Observe
 
 THREAD_POINTS = ("netns", "overlay", "tmpfs", "accounts")
 """Beginnings of the names of points that are passed in a thread."""
@@ -38,20 +39,20 @@ async def outcome_of(call: Awaitable[Any]) -> Any:
         return error
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+def stop_at(observe: Observe, wanted: str) -> None:
     """Have every creation fail as it notes the undo of this step."""
 
-    def observe(_what: str, step: str) -> None:
+    def stop(_what: str, step: str) -> None:
         if step == wanted:
             raise RuntimeError(f"stopped at {step}")
 
-    monkeypatch.setattr(Rollback, "observer", staticmethod(observe))
+    observe(stop)
 
 
-def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def record_steps(observe: Observe) -> list[str]:
     """The steps that creations note from now on."""
     seen: list[str] = []
-    monkeypatch.setattr(Rollback, "observer", staticmethod(lambda _what, step: seen.append(step)))
+    observe(lambda _what, step: seen.append(step))
     return seen
 
 

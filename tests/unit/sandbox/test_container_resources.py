@@ -15,7 +15,7 @@ from cri_shim.errors import (
 from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.rpc.translate_containers import container_status
 from cri_shim.sandbox.container_resources import resources_in_force
-from tests.fakes.node_harness import container_config, node_facts
+from tests.fakes.node_harness import container_config
 
 if TYPE_CHECKING:
     from typing import Any
@@ -68,14 +68,15 @@ async def test_runtime_is_told_the_whole_set_of_which_the_request_is_a_part(
 
 
 async def test_limits_of_memory_and_of_swap_are_told_together(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness,
 ) -> None:
     """In one document, which every runtime takes in whichever order its kernel needs.
 
     On cgroup v2, which counts swap alone, runc and crun write the difference, and crun refuses one limit without the
     other or a difference below zero.
     """
-    monkeypatch.setattr(harness.spec_facts, "node", replace(node_facts(), swap_accounting=True))
+    harness.node = replace(harness.node, swap_accounting=True)
+    harness.rebuild()
     container = await limited(harness)
     await update(harness, container, memory_swap_limit_in_bytes=96 * MIB)
     for memory in (80, 128, 48):

@@ -26,7 +26,6 @@ from cri_shim.errors import (
     WrongStateError,
 )
 from cri_shim.oci.spec.inputs import DeviceNode
-from cri_shim.rollback import Rollback
 from cri_shim.sandbox.container_resources import resources_in_force
 from cri_shim.sandbox.spec import container_specs as specs_module
 from cri_shim.sandbox.store.model import ContainerState
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
     from cri_shim.sandbox.store.store import Container, Sandbox
     from tests.fakes.node_harness import NodeHarness
+    from tests.unit.conftest import Observe
 
 pytestmark = pytest.mark.asyncio
 
@@ -373,11 +373,11 @@ async def test_a_log_directory_that_cannot_be_made_is_said(
 
 
 async def test_the_steps_and_the_points_below_are_all_there_are(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, observe: Observe
 ) -> None:
     sandbox = await harness.run_pod()
     harness.points.passed.clear()
-    seen = record_steps(monkeypatch)
+    seen = record_steps(observe)
     await harness.create(sandbox)
     assert tuple(seen) == STEPS
     assert tuple(dict.fromkeys(harness.points.passed)) == POINTS
@@ -385,16 +385,16 @@ async def test_the_steps_and_the_points_below_are_all_there_are(
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_creation_stopped_at_any_step_leaves_nothing_and_frees_the_name(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch, step: str
+    harness: NodeHarness, observe: Observe, step: str
 ) -> None:
     sandbox = await harness.run_pod()
     before = harness.leftovers()
-    stop_at(monkeypatch, step)
+    stop_at(observe, step)
     with pytest.raises(RuntimeError, match=f"stopped at {step}"):
         await create_in(harness, sandbox)
     await harness.settle()
     only_the_pod(harness, before)
-    monkeypatch.setattr(Rollback, "observer", None)
+    observe(None)
     await create_in(harness, sandbox)
 
 
@@ -520,10 +520,10 @@ async def test_a_record_that_could_not_be_removed_is_listed_exited_and_removed_l
 
 
 async def test_what_is_undone_at_its_very_end_reports_no_exit(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, observe: Observe
 ) -> None:
     sandbox = await harness.run_pod()
-    stop_at(monkeypatch, "commit")
+    stop_at(observe, "commit")
     with pytest.raises(RuntimeError):
         await create_in(harness, sandbox)
     await harness.settle()

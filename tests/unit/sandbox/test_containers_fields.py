@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
@@ -22,7 +23,7 @@ from cri_shim.errors import (
 )
 from cri_shim.host.mountinfo import Mount
 from cri_shim.oci.cdi_registry import CdiRegistry
-from cri_shim.oci.spec.inputs import DeviceNode, HandlerFacts
+from cri_shim.oci.spec.inputs import DeviceNode
 from cri_shim.oci.spec.selinux import parse_contexts
 from cri_shim.rpc.translate_containers import container_status
 from cri_shim.sandbox.spec import container_specs as specs_module
@@ -453,8 +454,8 @@ async def test_the_former_version_has_no_field_that_is_not_among_them() -> None:
     assert former <= leaves(api.ContainerConfig.DESCRIPTOR)
 
 
-@pytest.fixture
-def harness(harness: NodeHarness, monkeypatch: pytest.MonkeyPatch) -> NodeHarness:
+@pytest_asyncio.fixture
+async def harness(harness: NodeHarness, monkeypatch: pytest.MonkeyPatch) -> NodeHarness:
     """With another image, and a node that has all that a field may ask for."""
     harness.images.add("other")
     harness.images.add("data")
@@ -465,8 +466,8 @@ def harness(harness: NodeHarness, monkeypatch: pytest.MonkeyPatch) -> NodeHarnes
         | {"apparmor_profiles": frozenset({"default", "mine"}), "selinux_enabled": True}
         | {"apparmor_default_profile": "default"}
     )
-    able = HandlerFacts("runc", user_namespaces=True, recursive_read_only_mounts=True)
-    monkeypatch.setattr(harness.spec_facts, "node", everything)
+    harness.node = everything
+    harness.handlers.recursive_read_only_mounts = True
     gpu = {"path": "/dev/gpu0", "hostPath": "/dev/fuse"}
     devices = harness.base / "cdi"
     devices.mkdir()
@@ -482,17 +483,13 @@ def harness(harness: NodeHarness, monkeypatch: pytest.MonkeyPatch) -> NodeHarnes
     contexts = (
         'process = "system_u:system_r:container_t"\nfile = "system_u:object_r:container_file_t"'
     )
-    monkeypatch.setattr(
-        harness.spec_facts,
-        "node_resources",
-        NodeResources(
-            cdi=CdiRegistry([devices]), selinux=SELinux(parse_contexts(contexts, "policy"), tuple)
-        ),
+    harness.node_resources = NodeResources(
+        cdi=CdiRegistry([devices]), selinux=SELinux(parse_contexts(contexts, "policy"), tuple)
     )
+    harness.rebuild()
     monkeypatch.setattr(selinux_module, "relabel", lambda path, *_, **__: RELABELLED.append(path))
     RELABELLED.clear()
     (harness.base / "seccomp.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
-    monkeypatch.setattr(harness.spec_facts, "handler", lambda _: able)
     fuse = DeviceNode("/dev/fuse", "c", 10, 229)
     monkeypatch.setattr(
         specs_module, "device_nodes", lambda path: (fuse,) if path == "/dev/fuse" else ()

@@ -31,21 +31,25 @@ pytestmark = pytest.mark.asyncio
 class Node:
     """Containers whose layers' walks last until they are told to end."""
 
-    def __init__(self, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(layer_usage, "disk_usage", self._walk)
+    def __init__(self, base: Path) -> None:
         paths = Paths(base / "root", base / "state")
         paths.containers_dir.mkdir(parents=True)
         self._store: Store[Container] = Store(
             "container", paths.containers_dir, paths.container, read_container
         )
         self.background = Background()
-        self.usages = LayerUsages(self._store, Path, self.background, cache_s=-1)
+        self.usages = LayerUsages(
+            self._store, Path, self.background, cache_s=-1, disk_usage=self._walk
+        )
+        self.gone: set[str] = set()
         self.begun: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.hanging: dict[str, threading.Event] = {}
 
     def _walk(self, path: Path, goes_on: Callable[[], bool]) -> DiskUsage:
         name = path.name[0]
+        if name in self.gone:
+            raise FileNotFoundError(path)
         self.begun[name] += 1
         if name in self.hanging:
             while goes_on() and not self.hanging[name].wait(0.005):
@@ -60,14 +64,29 @@ class Node:
             self.hanging[name] = threading.Event()
         return container
 
+    async def used_of_some(self, clock: MovableClock, *containers: Container) -> list[int | None]:
+        """As `used`, when some walks hang: their time passes at once."""
+        asking = asyncio.ensure_future(self.used(*containers))
+        await until(lambda: asking.done() or self.is_only_hanging)
+        await clock.until(
+            asking.done, within_s=2 * layer_usage.PATIENCE_S, in_spite_of_threads=True
+        )
+        return await asking
+
+    @property
+    def is_only_hanging(self) -> bool:
+        """Whether no walk is under way but those that hang."""
+        under_way = self.begun - self.ended
+        return bool(under_way) and under_way.keys() <= self.hanging.keys()
+
     async def used(self, *containers: Container) -> list[int | None]:
         found = await self.usages.of(containers)
         return [usage.used_bytes if usage else None for usage in found.values()]
 
 
 @pytest_asyncio.fixture
-async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
-    made = Node(tmp_path, monkeypatch)
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    made = Node(tmp_path)
     yield made
     await made.background.close(0)
     await until(lambda: made.begun == made.ended)
@@ -82,12 +101,9 @@ async def test_all_who_ask_at_a_time_share_one_walk(node: Node) -> None:
     assert node.begun["a"] == 1
 
 
-async def test_a_layer_without_end_holds_up_no_other(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layer_usage, "PATIENCE_S", 0.1)
+async def test_a_layer_without_end_holds_up_no_other(node: Node, clock: MovableClock) -> None:
     endless = [node.add(letter, hangs=True) for letter in "123456"[: AT_ONCE - 1]]
-    assert await node.used(*endless) == [None] * len(endless)
+    assert await node.used_of_some(clock, *endless) == [None] * len(endless)
     other = node.add("a")
     for count in (1, 2, 3):
         # The endless ones have been waited for once.
@@ -95,12 +111,13 @@ async def test_a_layer_without_end_holds_up_no_other(
     assert set(node.begun.values()) == {1, 3}
 
 
-async def test_one_of_a_pod_is_walked_at_a_time(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layer_usage, "PATIENCE_S", 0.1)
+async def test_one_of_a_pod_is_walked_at_a_time(node: Node, clock: MovableClock) -> None:
     first, second = (node.add(name, pod="p", hangs=True) for name in "12")
-    assert await node.used(first, second, node.add("a")) == [None, None, 1]
+    other = node.add("a")
+    asking = asyncio.ensure_future(node.used(first, second, other))
+    await until(lambda: node.ended["a"] and node.begun["1"])
+    clock.move(layer_usage.PATIENCE_S)
+    assert await asking == [None, None, 1]
     assert node.begun == {"1": 1, "a": 1}
 
 
@@ -136,14 +153,10 @@ async def test_a_walk_ends_in_the_end_and_what_it_counted_counts(
     assert await node.used(node.add("a", hangs=True)) == [1]
 
 
-async def test_what_vanished_is_missing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_vanished_is_missing(node: Node) -> None:
     container = node.add("a")
     assert await node.used(container) == [1]
-
-    def gone(path: Path, goes_on: Callable[[], bool]) -> DiskUsage:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(layer_usage, "disk_usage", gone)
+    node.gone.add("a")
     assert await node.used(container) == []
 
 

@@ -11,9 +11,12 @@ import pytest
 from cri_shim.background import Background
 from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.host.interface_counters import InterfaceCounters
+from cri_shim.host.tree import disk_usage
 from cri_shim.paths import Paths
 from cri_shim.sandbox.cpu_rates import CpuRates
+from cri_shim.sandbox.layer_usage import LayerUsages
 from cri_shim.sandbox.pod_stats import MAX_INTERFACES, PodStats, PodUsage, network_usage, summed
+from cri_shim.sandbox.runtime_usage import RuntimeUsages
 from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
 from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.store.model import (
@@ -71,9 +74,16 @@ class Node:
                 cgroups=cgroups,
                 cgroup_paths=cgroup_paths,
                 rates=rates,
-                runtime_of=self.runtimes.__getitem__,
-                background=background,
-                cache_s=60,
+                layers=LayerUsages(
+                    self.containers,
+                    lambda object_id: self.paths.container(object_id).upper_dir,
+                    background,
+                    cache_s=60,
+                    disk_usage=disk_usage,
+                ),
+                inside=RuntimeUsages(
+                    self.containers, self.runtimes.__getitem__, background, cache_s=60
+                ),
             ),
             cgroups=cgroups,
             cgroup_paths=cgroup_paths,

@@ -33,7 +33,6 @@ from cri_shim.errors import (
 from cri_shim.host.files import fd_path
 from cri_shim.image.builtin import PAUSE_REFERENCE
 from cri_shim.paths import netns_file
-from cri_shim.rollback import Rollback
 from cri_shim.sandbox.pod_images import PauseImage
 from cri_shim.sandbox.store.model import ContainerState, SandboxState
 from cri_shim.sandbox.store.store import as_json
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
 
     from cri_shim.sandbox.store.store import Sandbox
     from tests.fakes.node_harness import NodeHarness
+    from tests.unit.conftest import Observe
 
 pytestmark = pytest.mark.asyncio
 
@@ -305,9 +305,9 @@ async def test_a_sandbox_whose_completion_cannot_be_written_is_undone(
 
 
 async def test_the_steps_and_the_points_below_are_all_there_are(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, observe: Observe
 ) -> None:
-    seen = record_steps(monkeypatch)
+    seen = record_steps(observe)
     await harness.run_pod()
     assert sorted(seen) == sorted(STEPS)
     assert sorted(harness.points.passed) == sorted(POINTS)
@@ -315,14 +315,14 @@ async def test_the_steps_and_the_points_below_are_all_there_are(
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_creation_stopped_at_any_step_leaves_nothing_and_frees_the_name(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch, step: str
+    harness: NodeHarness, observe: Observe, step: str
 ) -> None:
-    stop_at(monkeypatch, step)
+    stop_at(observe, step)
     with pytest.raises(RuntimeError, match=f"stopped at {step}"):
         await harness.pods.run_pod_sandbox(pod_config(), "")
     await harness.settle()
     assert harness.leftovers() == {}
-    monkeypatch.setattr(Rollback, "observer", None)
+    observe(None)
     await harness.run_pod()
 
 
@@ -382,9 +382,9 @@ async def test_a_record_that_could_not_be_removed_is_listed_not_ready_and_remove
 
 
 async def test_what_is_undone_at_its_very_end_reports_no_exit(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, observe: Observe
 ) -> None:
-    stop_at(monkeypatch, "commit")
+    stop_at(observe, "commit")
     with pytest.raises(RuntimeError):
         await harness.pods.run_pod_sandbox(pod_config(), "")
     await harness.settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import TYPE_CHECKING, cast
@@ -11,14 +12,16 @@ import pytest
 from cri_shim.background import Background
 from cri_shim.config.model import HandlerKind
 from cri_shim.host.cgroups.usage import CgroupStats
-from cri_shim.host.tree import DiskUsage
+from cri_shim.host.tree import DiskUsage, disk_usage
 from cri_shim.paths import Paths
-from cri_shim.sandbox import layer_usage as layer_module
 from cri_shim.sandbox.cpu_rates import CpuRates
+from cri_shim.sandbox.layer_usage import PATIENCE_S, LayerUsages
+from cri_shim.sandbox.runtime_usage import RuntimeUsages
 from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
 from cri_shim.sandbox.stats import Stats
 from cri_shim.sandbox.store.model import ContainerStatus
 from cri_shim.sandbox.store.store import Container, Store, read_container
+from tests.fakes.clock import until
 from tests.fakes.kernel import FakeCgroups, Kernel
 from tests.fakes.points import Points
 from tests.fakes.runtime import FakeRuntime
@@ -48,6 +51,7 @@ class Node:
         )
         kernel = Kernel(Points())
         self.cgroups: FakeCgroups = kernel.cgroups
+        self.walk: Callable[[Path, Callable[[], bool]], DiskUsage] = disk_usage
         background = Background()
         self.rates = CpuRates(self.cgroups.cpu_usage_ns, background)
         self.runtimes = {
@@ -60,9 +64,16 @@ class Node:
             cgroups=cast("Cgroups", self.cgroups),
             cgroup_paths=CgroupPaths(systemd=False, default_parent=""),
             rates=self.rates,
-            runtime_of=self.runtimes.__getitem__,
-            background=background,
-            cache_s=cache_s,
+            layers=LayerUsages(
+                self.store,
+                lambda object_id: self.paths.container(object_id).upper_dir,
+                background,
+                cache_s=cache_s,
+                disk_usage=lambda path, goes_on: self.walk(path, goes_on),
+            ),
+            inside=RuntimeUsages(
+                self.store, self.runtimes.__getitem__, background, cache_s=cache_s
+            ),
         )
 
     def add(self, letter: str, status: ContainerStatus = RUNNING) -> Container:
@@ -124,16 +135,14 @@ async def test_a_node_that_counts_no_cpu_gives_no_rate(node: Node) -> None:
     assert node.rates.followed == frozenset()
 
 
-async def test_a_layer_is_walked_once_in_a_while(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_layer_is_walked_once_in_a_while(node: Node) -> None:
     walks: list[Path] = []
 
     def count(path: Path, goes_on: Callable[[], bool]) -> DiskUsage:
         walks.append(path)
         return DiskUsage(len(walks), 1)
 
-    monkeypatch.setattr(layer_module, "disk_usage", count)
+    node.walk = count
     container = node.add("a", EXITED)
     first, second = [(await node.stats.container_stats([container]))[0] for _ in range(2)]
     assert first.layer_bytes == second.layer_bytes == 1
@@ -192,19 +201,22 @@ async def test_a_container_that_takes_the_place_of_another_leaves_no_more_than_o
 
 
 async def test_a_layer_that_is_not_measured_yet_is_no_reason_to_say_nothing(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: MovableClock
 ) -> None:
-    may_end = threading.Event()
+    begun, may_end = threading.Event(), threading.Event()
 
     def hang(path: Path, goes_on: Callable[[], bool]) -> DiskUsage:
+        begun.set()
         may_end.wait(20)
         return DiskUsage(1, 1)
 
-    monkeypatch.setattr(layer_module, "disk_usage", hang)
-    monkeypatch.setattr(layer_module, "PATIENCE_S", 0.02)
+    node.walk = hang
     container = node.add("a")
     node.read_cpu(container, 1, 5)
-    [usage] = await node.stats.container_stats([container])
+    asking = asyncio.ensure_future(node.stats.container_stats([container]))
+    await until(begun.is_set)
+    clock.move(PATIENCE_S)
+    [usage] = await asking
     assert (usage.layer_bytes, usage.layer_inodes) == (None, None)
     assert usage.cgroup is not None
     assert await node.stats.layers_usage() == DiskUsage(0, 0)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    from tests.fakes.clock import MovableClock
+
 pytestmark = pytest.mark.asyncio
 
 
@@ -136,15 +138,13 @@ async def test_who_has_left_is_told_no_end_and_the_command_goes_on(asker: Asker)
     assert not [told for told, _ in asker.told if isinstance(told, ipc.Ended)]
 
 
-async def test_a_call_is_answered_whatever_becomes_of_it(
-    asker: Asker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exec_process, "RUNTIME_TIMEOUT_S", 0.3)
+async def test_a_call_is_answered_whatever_becomes_of_it(asker: Asker, clock: MovableClock) -> None:
     session = await asker.session(asker.node.exec_ticket("hang"), "exec")
     before = len(asker.told)
     asker.node.backend.handle(ipc.Begin(call=2, session=session))
     await until(asker.node.node.runtimes)
     asker.node.backend.handle(ipc.Leave(session=session))
+    clock.move(exec_process.RUNTIME_TIMEOUT_S)
     await until(lambda: len(asker.told) > before)
     told, descriptors = asker.told[-1]
     assert isinstance(told, ipc.Failed)

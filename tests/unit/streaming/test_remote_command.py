@@ -137,9 +137,8 @@ def test_a_client_that_vanishes_makes_further_output_fail() -> None:
 
 
 def test_a_client_that_vanishes_while_it_is_not_listened_to_is_noticed(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: MovableClock,
 ) -> None:
-    monkeypatch.setattr(connection, "LOOK_S", 0.1)
     with site() as node:
         with node.exec("sleep", "600", stdin=True) as client:
             client.sock.setblocking(False)
@@ -157,6 +156,7 @@ def test_a_client_that_vanishes_while_it_is_not_listened_to_is_noticed(
                 raise AssertionError("the server takes all of it")
 
             block_until(is_stuck)
+        node.let_pass(clock, connection.LOOK_S)
         block_until(lambda: node.sessions == 0)
 
 

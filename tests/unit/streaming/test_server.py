@@ -30,6 +30,8 @@ from tests.unit.streaming.site import Site, site
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.fakes.clock import MovableClock
+
 
 def refusal(url: str, headers: dict[str, str], method: str = "POST") -> RefusedError:
     with pytest.raises(RefusedError) as refused:
@@ -79,13 +81,12 @@ def test_a_head_that_is_too_long_is_refused() -> None:
         assert refusal(node.base + "/exec/" + "x" * 70_000, {}).status in (414, 431)
 
 
-def test_a_client_that_says_nothing_is_told_that_its_time_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
+def test_a_client_that_says_nothing_is_told_that_its_time_is_over(clock: MovableClock) -> None:
     with site() as node:
         with socket.create_connection(("127.0.0.1", node.port), timeout=5) as sock:
             sock.sendall(b"GET / HT")
+            wait_for_heads(node, 1)
+            node.let_pass(clock, server.HEAD_TIMEOUT_S)
             assert b"408" in sock.recv(1000)
         block_until(lambda: not node.server.usage.newcomers)
 

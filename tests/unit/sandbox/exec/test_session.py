@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.fakes.clock import MovableClock
+
 pytestmark = pytest.mark.asyncio
 
 
@@ -118,12 +120,12 @@ async def test_a_runtime_without_a_terminal_to_give_leaves_nothing_running(node:
         await opened(node, "no-terminal", tty=True)
 
 
-async def test_a_runtime_that_hangs_is_given_up(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exec_process, "RUNTIME_TIMEOUT_S", 0.1)
+async def test_a_runtime_that_hangs_is_given_up(node: Node, clock: MovableClock) -> None:
+    opening = asyncio.ensure_future(opened(node, "hang"))
+    await until(node.runtimes)
+    clock.move(exec_process.RUNTIME_TIMEOUT_S)
     with pytest.raises(DeadlineError, match="runc did not start 'hang'"):
-        await opened(node, "hang")
+        await opening
     assert node.runtimes() == []
 
 

@@ -32,6 +32,7 @@ from tests.unit.sandbox.records import make_sandbox
 if TYPE_CHECKING:
     from cri_shim.sandbox.network.host_ports import HostPort
     from cri_shim.sandbox.store.store import Sandbox
+    from tests.fakes.clock import MovableClock
 
 METADATA = PodMetadata("web", "default", "uid-web", 0)
 TWO = (NetworkAttachment("pods", "eth0"), NetworkAttachment("storage", "net1"))
@@ -361,13 +362,15 @@ def test_only_the_nodes_network_is_the_hosts() -> None:
 
 @pytest.mark.asyncio
 async def test_a_detachment_that_hangs_is_waited_for_a_moment_and_called_again_when_it_has_ended(
-    joined: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    joined: NodeHarness, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(network_module, "DEL_PATIENCE_S", 0.02)
     sandbox = stored(joined)
     await joined.network.attach(sandbox)
     hold = joined.points.hold("cni.del storage")
-    await joined.network.detach(sandbox)
+    detaching = asyncio.ensure_future(joined.network.detach(sandbox))
+    await hold.reached.wait()
+    await clock.until(detaching.done, within_s=2 * network_module.DEL_PATIENCE_S)
+    await detaching
     # The other network's DEL would stand behind it.
     assert {pending.network for pending in joined.pending_deletes} == {"pods", "storage"}
     await joined.reconciler.retry_due()

@@ -11,10 +11,12 @@ from cri_shim.errors import CniPluginError, CriShimError, UnavailableError
 from cri_shim.ids import new_id
 from cri_shim.paths import netns_file
 from cri_shim.sandbox.recovery import wipe as wipe_module
+from tests.fakes.clock import turn_over
 from tests.fakes.node_harness import container_config, pod_config
 
 if TYPE_CHECKING:
     from cri_shim.sandbox.recovery.wipe import Wiped
+    from tests.fakes.clock import MovableClock
     from tests.fakes.node_harness import NodeHarness
 
 pytestmark = pytest.mark.asyncio
@@ -48,13 +50,15 @@ async def test_pods_and_containers_go_and_the_daemon_serve_on(harness: NodeHarne
 
 
 async def test_what_is_being_made_is_undone_when_it_does_not_become_complete(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, clock: MovableClock
 ) -> None:
-    monkeypatch.setattr(wipe_module, "CREATIONS_GRACE_S", 0.01)
     hold = harness.points.hold("cni.add")
     creation = asyncio.ensure_future(harness.pods.run_pod_sandbox(pod_config(), ""))
     await hold.reached.wait()
-    await wiped(harness)
+    wiping = asyncio.ensure_future(wiped(harness))
+    await turn_over()
+    clock.move(wipe_module.CREATIONS_GRACE_S)
+    await wiping
     with pytest.raises(UnavailableError):
         await creation
     assert harness.leftovers() == {}

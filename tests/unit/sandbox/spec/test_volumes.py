@@ -13,7 +13,6 @@ from cri_shim.daemon.images import layers_of
 from cri_shim.errors import NotFoundError
 from cri_shim.image.manifest import ImageConfig
 from cri_shim.oci.spec.inputs import BindVolume
-from cri_shim.rollback import Rollback
 from cri_shim.sandbox.spec.volumes import make_volumes
 from tests.fakes.node_harness import container_config
 from tests.unit.sandbox.interruptions import record_steps, stop_at
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from cri_shim.paths import ObjectPaths
     from cri_shim.sandbox.store.store import Container, Sandbox
     from tests.fakes.node_harness import NodeHarness
+    from tests.unit.conftest import Observe
 
 asynchronous = pytest.mark.asyncio
 
@@ -71,14 +71,12 @@ async def test_image_is_mounted_named_in_the_record_and_gone_with_the_container(
 
 @asynchronous
 async def test_layers_are_held_until_the_record_names_them(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
+    harness: NodeHarness, observe: Observe
 ) -> None:
     harness.images.add("data")
     sandbox = await harness.run_pod()
     held: list[list[str]] = []
-    monkeypatch.setattr(
-        Rollback, "observer", staticmethod(lambda *_: held.append(list(harness.images.held)))
-    )
+    observe(lambda *_: held.append(list(harness.images.held)))
     await create(harness, sandbox, with_image())
     assert held[0] == ["data"]
 
@@ -98,12 +96,10 @@ STEPS = ("record", "bundle", "rootfs", "monitor", "image volumes", "process", "c
 
 
 @asynchronous
-async def test_its_mount_is_a_step_of_the_creation(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_its_mount_is_a_step_of_the_creation(harness: NodeHarness, observe: Observe) -> None:
     harness.images.add("data")
     sandbox = await harness.run_pod()
-    seen = record_steps(monkeypatch)
+    seen = record_steps(observe)
     await create(harness, sandbox, with_image())
     assert tuple(seen) == STEPS
 
@@ -111,12 +107,12 @@ async def test_its_mount_is_a_step_of_the_creation(
 @asynchronous
 @pytest.mark.parametrize("step", STEPS)
 async def test_creation_stopped_at_any_step_leaves_nothing(
-    harness: NodeHarness, monkeypatch: pytest.MonkeyPatch, step: str
+    harness: NodeHarness, observe: Observe, step: str
 ) -> None:
     harness.images.add("data")
     sandbox = await harness.run_pod()
     before = harness.leftovers()
-    stop_at(monkeypatch, step)
+    stop_at(observe, step)
     with pytest.raises(RuntimeError, match=f"stopped at {step}"):
         await create(harness, sandbox, with_image())
     await harness.settle()
