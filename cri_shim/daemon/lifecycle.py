@@ -146,7 +146,7 @@ class Daemon:
             notify(STOPPING, status("stopping; containers keep running"))
 
     def _follow_node(self, parts: Parts, stack: AsyncExitStack) -> None:
-        """Read the network configurations, devices and hooks, and follow their files."""
+        """Load the CNI configurations, and watch them and the files of devices and hooks."""
         parts.cni.load()
         parts.cni.watch()
         stack.callback(parts.cni.close)
@@ -332,8 +332,9 @@ def _count(
 
 
 def _freeze_heap() -> None:
-    """What is here now stays. Looking through it for garbage would stop every call for some 20 ms each time."""
+    """Exempt the present objects, which are permanent, from garbage collection: it would stop all calls for 20 ms."""
     gc.collect()
     gc.freeze()
-    gc.collect()  # from here on a quarter more than what is not frozen has old garbage looked for
+    # Reset the collector's count of old objects: a full collection comes after growth by a quarter of it.
+    gc.collect()
     gather_in_large_pages()

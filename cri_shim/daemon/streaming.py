@@ -200,7 +200,7 @@ class Streaming:
         log.info("streaming server", address=settings.address, url=self._url, pid=self.pid)
 
     def reconfigure(self, settings: StreamingSettings, log_settings: LogSettings) -> None:
-        """Take what a reload may change."""
+        """Apply the reloadable settings."""
         self._tickets.ttl_s = settings.token_ttl_s
         self._log_settings = log_settings
         if self._process is not None:

@@ -179,7 +179,7 @@ class Containers:
         )
         if being_made:  # a creation may have completed before it could be cancelled
             await self._stop_complete(sandbox_id)
-        # Those in a kernel of their pod's leave it before it ends.
+        # Containers in a pod with its own kernel are torn down before that kernel ends.
         inside = [
             each
             for each in self.containers_of(sandbox_id)

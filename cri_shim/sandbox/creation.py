@@ -173,7 +173,7 @@ class Creation:
                     users,
                     then=lambda: prepare_log(sandbox.config.log_directory, launch.log_file),
                 )
-                # It loads while what it is to create is still looked up.
+                # Start the monitor now, so that it loads while the runtime-spec is built.
                 monitor = await self._launcher.start_early(launch, rollback)
                 mounted: Mapping[int, Path] = {}
                 if image_volumes:
@@ -212,7 +212,7 @@ class Creation:
                     time.time_ns(), created.process, created.monitor, user
                 )
             except ProgramError as error:
-                log.info("no such program", container_id=container.id, error=str(error))
+                log.info("the program cannot be run", container_id=container.id, error=str(error))
                 if monitor is not None:
                     await monitor.end()
                 status = container.status.unstartable(time.time_ns(), error.words, user)

@@ -143,7 +143,7 @@ class ExitHandling:
 
     async def _note_exit(self, container: Container, exit_: Exit, reason: str | None) -> None:
         code, at_ns, message = exit_.code, exit_.at_ns or time.time_ns(), ""
-        # Whoever waits for the exit need not wait for the disk. After a crash a new daemon finds the same as here.
+        # Clients that wait for the exit need not wait for the write: after a crash, the exit file tells the same.
         written_later = code is not None and reason is None
         if code is None:
             # The monitor died, and the exit code is lost. A container without a monitor has no log and no one to
@@ -152,8 +152,8 @@ class ExitHandling:
                 f"killing container {container.id}",
                 lambda: self._teardown.kill_processes(self._held(container)),
             )
-            code, reason, message = KILLED, "MonitorDied", "its monitor ended; it was killed"
-        async with container.lock:  # a start under way comes first
+            code, reason, message = KILLED, "MonitorDied", "its monitor died, so it was killed"
+        async with container.lock:  # a start under way completes first
             reason = reason or self._explain(container, code)
             self.finish(container, code, at_ns, reason, message, written_later=written_later)
 
@@ -191,8 +191,8 @@ class ExitHandling:
         sandbox = self._sandboxes.get(container.sandbox_id)
         inside = own_kernel_runtime(self._runtime_of, container.record.handler) is not None
         if inside and sandbox is not None:
-            # All containers of a gVisor sandbox are in that of its pause container, and end with it. What a guest's
-            # own kernel has killed nobody says.
+            # The containers of a gVisor sandbox are in the cgroup of its pause container, and end with it. OOM kills
+            # by the kernel of a guest are not reported.
             kills = self._cgroups.oom_kills(self._cgroup_paths.directory_of(sandbox))
         if kills is not None:
             return kills > 0
@@ -208,9 +208,10 @@ class ExitHandling:
         *,
         written_later: bool = False,
     ) -> None:
-        """Show the container as exited; the first exit stays.
+        """Show the container as exited. A later exit does not replace an earlier one.
 
-        `written_later` is for what the exit file says as well: the teardown writes it, before it takes anything away.
+        With `written_later` the teardown writes the status before it removes anything. This is for an exit that can be
+        read from the exit file until then.
         """
         if container.state is ContainerState.EXITED:
             return
@@ -328,10 +329,10 @@ class ExitHandling:
     def _send_stop_signal(
         self, container: Container, process: Process, runtime: Runtime | None
     ) -> None:
-        """What stands for a container in a sandbox passes SIGTERM on, which its runtime would follow up by force.
+        """Send the stop signal, in a pod with its own kernel through the runtime.
 
-        Other signals it may take for its own; those the runtime only delivers. One that does not answer is waited for
-        no longer than the container.
+        SIGTERM goes to the process that represents the container on the node, which forwards it: the runtime would kill
+        after it. That process may act on other signals itself, so the runtime delivers those, in the background.
         """
         number = container.record.stop_signal
         if runtime is None or not container.status.started_at_ns or number == signal.SIGTERM:
@@ -350,13 +351,13 @@ class ExitHandling:
         await _wait_until_killed(container, stop)
 
     async def _kill_in_sandbox(self, container: Container, runtime: Runtime, stop: _Stop) -> None:
-        """By the runtime. What doesn't end by that ends with its sandbox; then what stands for it on the node."""
+        """Kill through the runtime. If the container does not end, kill its sandbox, then its process on the node."""
         held = self._held(container)
         with step("having the runtime kill it"):
             answered = await asks_to_kill(runtime, held.object_id)
         process = container.status.process
         if process is not None and not container.status.started_at_ns:
-            # Nothing runs inside: what waits for the start is all there is.
+            # The container was not started, so nothing runs inside: kill the process that waits for the start.
             self._host.kill_process(process.pid, process.start_ticks)
         if answered:
             await _wait_until_killed(container, stop)

@@ -1,15 +1,16 @@
-"""Learning how every container, and that a pause process ended, exactly once and soon.
+"""Detects the ends of containers and pause processes, and reports each once.
 
-A container's monitor drops `<id>` with the exit code into one directory; the file arrives whole, by rename, and its
-time is the time of the exit. Rules:
-- One inotify watch on that directory, for all.
-- A pidfd on each process fires a moment earlier. A monitor drains the output before it writes the file: one
-  that is slow (a stalled log disk) is waited for as long as it lives, up to `HUNG_MONITOR_S`, and whoever may hold it
-  up is told that it is needed.
-- A pidfd on each monitor: if it ends without having left the file, the exit code can't be had any more, and that is
-  reported as `code=None`; who receives it kills the container.
-- What nobody monitors has ended when its process has: that is all there is to know.
-- Events are only hints to look: what counts is the file.
+A container's monitor writes the exit code to a file `<id>` in one directory, by rename. The file's mtime is the time of
+the exit.
+
+Rules:
+- One inotify watch on that directory serves all containers. Events are only hints; the file counts.
+- A pidfd on each process fires a moment earlier. The monitor drains the output before it writes the file. If it is slow
+  (a stalled log disk), it is awaited while it runs, up to `HUNG_MONITOR_S`, and `needs_monitor` is called so that an
+  attach session that blocks it can be ended.
+- A pidfd on each monitor: if it ends without the file, the exit code is lost. This is reported as `code=None`, and the
+  receiver kills the container.
+- The end of a process without a monitor is reported at once, as `code=None`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ log = structlog.get_logger()
 SLOW_MONITOR_S = 2.0
 """Delay of a running monitor's exit file after which a warning is logged."""
 HUNG_MONITOR_S = 60.0
-"""One that has not by then never will."""
+"""Delay after which the monitor counts as hanging."""
 _MAX_CODE_BYTES = 64
-"""Longer than any number that a monitor writes."""
+"""Longer than any exit code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Exit:
     """How a container's process ended."""
 
     code: int | None
-    """128+n for signal n; None where nobody has it: there is no monitor, or it died and the code with it."""
+    """128+n for signal n. None without a monitor, or if the monitor died and the code is lost."""
     at_ns: int
     """Nanoseconds since the epoch; 0 if unknown."""
 

@@ -1,9 +1,10 @@
-"""From an image and a runtime-spec to a process: the part pods and containers share.
+"""Creates a process from an image and a runtime-spec, for pause containers and ordinary ones.
 
-A pause container and an ordinary one are the same to the kernel: an overlay root file system, a bundle, an OCI runtime.
-But a pause process has no streams and no log, and how it ends says nothing: the runtime starts it and leaves it, while
-a container is created under a monitor. Each effect is pushed on the caller's `Rollback` first, and undone by
-`teardown`.
+Both have an overlay root file system, a bundle, and a process that the OCI runtime creates. A container is created
+under a monitor. A pause process has no streams, no log and no exit code of interest, so the runtime starts it without
+a monitor. (A pause container with its own kernel has a monitor: see `pause`.)
+
+The undo of each effect is pushed on the caller's `Rollback` before the effect. `teardown` implements it.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class Launch:
     layers: Sequence[str]
     """Short names of the layers, the topmost first."""
     label: str = ""
-    """SELinux: of the root file system's files."""
+    """SELinux label of the root file system's files."""
     monitored: bool = True
-    """Whether `create` is to follow, not `run`."""
+    """Whether `create` follows, which starts a monitor, or `run`."""
     files_limit: int | None = None
     """The limit of open files of the container; None or -1 for none."""
     log_file: Path | None = None
@@ -73,12 +74,12 @@ class Launch:
 
     @property
     def joins_sandbox(self) -> bool:
-        """Whether it is a container beside its pod's pause container."""
+        """Whether it is an ordinary container, which joins its pod's pause container."""
         return self.object_id != self.pod_id
 
     @property
     def held(self) -> Held:
-        """What its processes are found by, to be undone."""
+        """Identifies the processes for their teardown."""
         return Held(
             self.object_id,
             self.pod_id,
@@ -97,7 +98,7 @@ class Created:
 
 
 class Launcher:
-    """Creates monitored containers and runs others, a bounded number at a time."""
+    """Creates monitored containers and runs others, a bounded number in parallel."""
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class Launcher:
         self._slots = Slots(max_parallel, slow_total=max(MIN_SLOW, 2 * max_parallel))
         self._max_early = max_parallel
         self._early: set[WaitingMonitor] = set()
-        """Those that were started early; the ones that wait no longer go with the next look."""
+        """Monitors that were started early. `start_early` removes those that do not wait any more."""
 
     async def mount_rootfs(
         self,
@@ -131,10 +132,10 @@ class Launcher:
     ) -> None:
         """Create the bundle directory, and mount the overlay root file system in it, ID-mapped to the pod's `users`.
 
-        `then` is done after it, blocking and in the same thread. Should the mount hang and go on when all was undone,
-        `then` fails: the bundle is gone. What `then` ends with may hang for ever.
-        Raises what those raise, and ResourceExhaustedError where the disk, or the page that mount options must fit,
-        is full.
+        `then` runs afterwards in the same thread, and may block. If the mount hangs and completes after the undo,
+        `then` fails, since the bundle is gone. The last effect of `then` may hang for ever.
+
+        Raises what `then` raises; ResourceExhaustedError if the disk, or the page with the mount options, is full.
         """
         rollback.push("bundle", lambda: self._teardown.state_files(launch.paths))
         rollback.push("rootfs", lambda: self._teardown.mounts(launch.paths))
@@ -169,9 +170,9 @@ class Launcher:
         then()
 
     def _check_cgroup(self, launch: Launch, pid: int) -> None:
-        """Verify that the runtime put the process into its cgroup: elsewhere its limits do not hold (CVE-2025-47291).
+        """Verify that the runtime put the process into its cgroup. Elsewhere its limits do not hold (CVE-2025-47291).
 
-        Runtimes with a kernel of their own place their processes as they like.
+        Not checked for runtimes with their own kernels, which choose the cgroups themselves.
         """
         if launch.runtime.settings.own_kernel:
             return
@@ -186,10 +187,10 @@ class Launcher:
             )
 
     async def start_early(self, launch: Launch, rollback: Rollback) -> WaitingMonitor | None:
-        """Start the monitor while the spec is still to be made: it loads meanwhile. None where enough wait already.
+        """Start the monitor before the spec is built, so that it loads meanwhile. None if enough of them wait already.
 
-        The root file system is mounted and the log prepared. Whoever does not `create` ends it, as an undoing does.
-        Raises as `create`.
+        The root file system must be mounted and the log prepared. A caller that does not call `create` must end it; the
+        rollback does so as well. Raises what `create` raises.
         """
         self._early = {monitor for monitor in self._early if monitor.is_waiting}
         if len(self._early) >= self._max_early:
@@ -235,9 +236,9 @@ class Launcher:
         rollback: Rollback,
         monitor: WaitingMonitor | None = None,
     ) -> Created:
-        """Write the bundle, and have a monitor, the one that was started early or a new one, create the container.
+        """Write the runtime-spec, and create the container by `monitor`, or by a new one.
 
-        Raises RuntimeCommandError with the runtime's own words, MonitorError, DeadlineError after `start_timeout`, or
+        Raises RuntimeCommandError with the runtime's message, MonitorError, DeadlineError after `start_timeout`,
         TooManyFilesError.
         """
         spec = await launch.runtime.adapted(spec, joins_sandbox=launch.joins_sandbox)
@@ -246,7 +247,7 @@ class Launcher:
             if monitor is None:
                 monitor = await self._start(launch, rollback)
             monitored = await monitor.create(timeout_s=self._start_timeout_s)
-        process = self._named(launch, monitored.container_pid, "it was started")
+        process = self._named(launch, monitored.container_pid, "its start")
         self._check_cgroup(launch, process.pid)
         if launch.files_limit is not None and launch.files_limit > 0:
             await limit_files(
@@ -258,9 +259,9 @@ class Launcher:
         )
 
     async def run(self, launch: Launch, spec: Spec, rollback: Rollback) -> Process:
-        """Write the bundle and have the runtime create and start the container, which nobody monitors.
+        """Write the runtime-spec, and have the runtime create and start the container without a monitor.
 
-        Raises RuntimeCommandError with the runtime's own words, DeadlineError after `start_timeout`.
+        Raises RuntimeCommandError with the runtime's message, DeadlineError after `start_timeout`.
         """
         paths = launch.paths
         self._write_spec(launch, spec, rollback)
@@ -271,14 +272,14 @@ class Launcher:
                 pid_file=paths.pid_file,
                 timeout_s=self._start_timeout_s,
             )
-        process = self._named(launch, pid, "it was looked at")
-        # Until here its cgroup names it.
+        process = self._named(launch, pid, "its start time was read")
+        # If the daemon is killed before this, its successor finds the process by its cgroup.
         note_top_process(paths, process)
         self._check_cgroup(launch, pid)
         return process
 
     def _write_spec(self, launch: Launch, spec: Spec, rollback: Rollback) -> None:
-        with host_step(f"{launch.object_id}: writing its runtime-spec"):
+        with host_step(f"{launch.object_id}: writing the runtime-spec"):
             write_atomic(launch.paths.spec_file, encode_spec(spec))
         rollback.push(
             "process",
@@ -293,7 +294,7 @@ class Launcher:
 
     def _slot(self, launch: Launch) -> AbstractAsyncContextManager[object]:
         return self._slots.slot(
-            f"{launch.object_id}: its creation",
+            f"{launch.object_id}: creation",
             Share(f"pod {launch.pod_id}", MAX_OF_POD),
             tenant=launch.tenant,
             waiting="waiting for one of runtime.max_parallel_creates",

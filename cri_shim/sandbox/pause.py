@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """A pause container that runs."""
+    """A running pause container."""
 
     process: Process
     monitor: Process | None
-    """Where it brings a kernel of its own: what its runtime leaves in the background becomes the monitor's."""
+    """Only in a pod with its own kernel: processes that its runtime leaves in the background become its children."""
 
 
 class PauseContainers:
@@ -60,10 +60,10 @@ class PauseContainers:
         rollback: Rollback,
         users: PodUserNamespace | None,
     ) -> Paused:
-        """Start the sandbox's own container, which joins the pod's `users`, once the pod has its files on the node.
+        """Create the pod's files on the node, and start the pause container in the pod's user namespace `users`.
 
-        Those are the root file system, /dev/shm, /etc/hosts and the like, and the log directory. Raises what making
-        them, `Launcher` and the runtime's start raise.
+        The files are the root file system, /dev/shm, those in /etc, and the log directory. Raises what `PodFiles`,
+        `Launcher` and the runtime's start raise.
         """
         launch = Launch(
             object_id=sandbox.id,

@@ -157,19 +157,19 @@ class Pods:
             async with new_pod_userns(
                 self._host, sandbox, self._reaper, with_network=own_network
             ) as users:
-                # 2. The namespace that both sides need.
+                # 2. The network namespace, which both parts of step 3 need.
                 if own_network:
                     rollback.push("netns", lambda: self._undo_namespace(sandbox, rollback))
                     await self._network.create_namespace(
                         sandbox.id, plan.sysctls.network, users.netns_fd if users else None
                     )
-                # 3. Network, and the pause container with the pod's files, side by side. One with a kernel of its own
-                # takes over the network that it finds.
+                # 3. Network attachments, and the pause container with the pod's files, in parallel. A pod with its own
+                # kernel takes over the interfaces that exist when it starts, so it is started after the attachments.
                 pause = await (one_by_one if runtime.settings.own_kernel else side_by_side)(
                     self._attach(sandbox, plan.sysctls, rollback),
                     self._pause.start(sandbox, plan, runtime, image, rollback, users),
                 )
-            # 4. Ready: from here on it is listed.
+            # 4. Ready: from here on the sandbox is listed.
             self._store.commit(
                 sandbox, sandbox.status.committed(time.time_ns(), pause.process, pause.monitor)
             )
@@ -293,12 +293,12 @@ class Pods:
             cgroup_dir = self._cgroup_paths.directory_of(sandbox)
             held = Held(sandbox.id, sandbox.id, sandbox.record.handler, cgroup_dir, paths)
             ended = await attempts.each(lambda: self._teardown.process(held))
-            # Where it has not ended, the process's note among the files is what a further call needs.
+            # If the process has not ended, a further call finds it by its record in the state directory, so keep that.
             take_away = self._teardown.state_files if ended else self._teardown.mounts
             await attempts.each(lambda: take_away(paths))
 
-        # In parallel: a DEL needs the namespace's pin, but no process in the namespace. A sandbox with its own kernel
-        # has taken the interfaces over, and ends first.
+        # In parallel: a DEL needs the namespace's pin, but no process in the namespace. A pod with its own kernel has
+        # taken over the interfaces, so it is ended before the DEL.
         own = own_kernel_runtime(self._runtime_of, sandbox.record.handler)
         leave = attempts.each(lambda: self._network.detach(sandbox))
         left = await (one_by_one if own else side_by_side)(end_pause(), leave)
@@ -343,15 +343,15 @@ class Pods:
         sizing = as_json(api.LinuxPodSandboxConfig(overhead=overhead, resources=resources))
         self._store.update(sandbox, msgspec.structs.replace(sandbox.status, sizing=sizing))
 
-    # --- what happens on its own ---------------------------------------------------------------------------------
+    # --- the end of the pause process ----------------------------------------------------------------------------
 
     def watch(self, sandbox: Sandbox, process: Process) -> None:
-        """Learn of the pause process' end, which makes the pod not ready, at once."""
+        """Watch the pause process. Its end makes the sandbox not ready at once."""
         self._exits.watch(sandbox.id, process, monitor=None)
 
     def on_exit(self, sandbox: Sandbox) -> None:
-        """The pause process ended: the pod is not ready any more, and says why."""
-        self._mark_stopped(sandbox, "the pause container ended on its own")
+        """The pause process ended: show the sandbox as not ready, with the reason."""
+        self._mark_stopped(sandbox, "the pause container ended by itself")
         log.warning("sandbox not ready", sandbox_id=sandbox.id, reason=sandbox.status.reason)
         metrics.CONTAINER_EXITS.labels(reason="PauseExited").inc()
 

@@ -92,7 +92,7 @@ class StreamBackend:
 
     @property
     def sessions(self) -> int:
-        """How many there are, until their end was told."""
+        """The number of sessions whose end has not been reported yet."""
         return len(self._granted)
 
     @property

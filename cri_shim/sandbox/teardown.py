@@ -58,9 +58,9 @@ class Teardown:
         self._runtime_of = runtime_of
 
     async def kill_processes(self, held: Held) -> None:
-        """Kill the monitor, or a pause process, with all below it, and everything in the object's cgroup.
+        """Kill the monitor or pause process with its descendants, and all processes in the object's cgroup.
 
-        In a sandbox with its own kernel the runtime kills. Raises DeadlineError with the processes that do not end.
+        In a pod with its own kernel the runtime kills first. Raises DeadlineError with the processes that do not end.
         """
         runtime = own_kernel_runtime(self._runtime_of, held.handler)
         if runtime is not None:
@@ -86,22 +86,22 @@ class Teardown:
                 )
             if not gone:
                 raise DeadlineError(
-                    f"{object_id}: process {top.pid} and those below it can't be killed"
+                    f"{object_id}: process {top.pid} or its descendants did not end after SIGKILL"
                 )
 
     async def _top_processes(self, object_id: str, paths: ObjectPaths) -> list[Process]:
         noted = read_top_process(paths)
         if noted is not None:
             return [noted]
-        # A daemon killed between a monitor's start and its note leaves one that only its command line names; so does
-        # one killed, or a call given up, while a runtime starts a pause process.
+        # None is recorded if the daemon was killed between the start of a monitor and its record, or if a runtime was
+        # interrupted while it started a pause process. Then find the processes by their command lines.
         unnoted = await self._monitors.monitors_of(object_id)
         return [Process(m.pid, m.start_time_ticks) for m in unnoted]
 
     async def process_without_record(
         self, object_id: str, handlers: Iterable[str], paths: ObjectPaths
     ) -> None:
-        """As `process`, where nothing but the ID is known: its cgroups are those that are named after it."""
+        """As `process`, for an object of which only the ID is known. Its cgroups are those named after the ID."""
         tops = await self._top_processes(object_id, paths)
         places = set()
         for top in tops:
@@ -148,14 +148,14 @@ class Teardown:
     # --- pods with kernels of their own --------------------------------------------------------------------------
 
     async def _kill_inside(self, held: Held, runtime: Runtime) -> None:
-        """Have the runtime end what runs; where it does not answer, end the whole sandbox: it must not run on."""
+        """Have the runtime kill the container. If it does not answer, kill the whole sandbox."""
         if not await asks_to_kill(runtime, held.object_id):
             await self.end_sandbox(held)
 
     async def end_sandbox(self, held: Held) -> None:
-        """Kill everything on the node that is of the sandbox which an object is in, without asking its runtime.
+        """Kill all processes of the object's sandbox on the node, without its runtime.
 
-        Whoever watches the pause container sees the pod's end. Raises DeadlineError.
+        The exit watch reports the end of the pause process. Raises DeadlineError.
         """
         log.warning("the sandbox does not answer and is killed", sandbox_id=held.pod_id)
         paths = self._paths.sandbox(held.pod_id)
@@ -163,7 +163,7 @@ class Teardown:
         await kill_strays(self._host, held.pod_id)
 
     async def _process_inside(self, held: Held, runtime: Runtime) -> None:
-        """The runtime is asked first: it alone reaches what runs. Then nothing that it said is trusted."""
+        """Have the runtime kill and delete, since only it reaches processes inside. Then kill remaining processes."""
         object_id = held.object_id
         answered = await asks_to_kill(runtime, object_id) and await asks_to_delete(
             runtime, object_id
@@ -173,7 +173,7 @@ class Teardown:
         await self._kill_families(object_id, await self._top_processes(object_id, held.paths))
         await kill_strays(self._host, object_id)
         if not answered:
-            # Whoever held its locks is dead.
+            # The process that held the runtime's locks is dead now, so try again.
             await asks_to_delete(runtime, object_id)
         with step("clearing what the runtime left"):
             await runtime.clear(object_id, held.pod_id)
@@ -264,7 +264,7 @@ def _remove_with_mounts(host: Host, directory: Path) -> None:
 
 
 def _remove_volatile(host: Host, paths: ObjectPaths, exits_dir: Path) -> None:
-    """The directory of an object, and what its monitor left. Blocking."""
+    """Remove the state directory of an object and its exit file. Blocking."""
     never_monitored = paths.state_dir.is_dir() and not paths.persist_dir.is_dir()
     _remove_with_mounts(host, paths.state_dir)
     object_id = paths.state_dir.name
@@ -273,8 +273,8 @@ def _remove_volatile(host: Host, paths: ObjectPaths, exits_dir: Path) -> None:
     except FileNotFoundError:
         if never_monitored:
             return
-        # Killed while it was writing, the monitor has left a file of a name of its own. Beside it lie only those of
-        # objects that have ended.
+        # A monitor that was killed while it wrote leaves a temporary file `<id>.*`. The directory has only files of
+        # objects that have ended, so listing it is cheap.
         with suppress(FileNotFoundError):
             for entry in exits_dir.iterdir():
                 if entry.name.startswith(f"{object_id}."):

@@ -177,7 +177,7 @@ class AttachSessions:
         finally:
             del self._sizes[target.container_id]
 
-    # --- for whoever needs the monitor
+    # --- for callers that need the monitor
 
     def unblock(self, container_id: str) -> None:
         """Observe the container's connection, and shut it down if it blocks the monitor, which a caller needs now."""

@@ -197,7 +197,7 @@ def _has_swap_accounting(root: Path, *, cgroup_v2: bool) -> bool:
 
 
 def _cpus(root: Path) -> int:
-    """Those that run, less those that the kernel was told to leave alone; 0 when it doesn't say."""
+    """The online CPUs without those that the kernel isolates (`isolcpus`). 0 if the kernel does not tell."""
     directory = root / "sys/devices/system/cpu"
     try:
         online, isolated = (

@@ -541,7 +541,7 @@ async def test_a_process_that_ends_before_its_creation_is_complete_fails_it(
     [process] = [p for p in harness.kernel.processes.values() if p.argv == ("sleep", "9")]
     harness.kernel.end(process.pid, 1)
     hold.release()
-    assert "ended before it was started" in str(await call)
+    assert "ended before its start" in str(await call)
     await harness.settle()
     only_the_pod(harness, before)
     assert harness.reported == []

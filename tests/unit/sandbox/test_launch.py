@@ -187,7 +187,7 @@ async def test_a_process_that_is_gone_before_it_was_looked_at_is_an_error(
     harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness.kernel, "start_time_ticks", lambda _pid: None)
-    with pytest.raises(DeadlineError, match="ended before it was started"):
+    with pytest.raises(DeadlineError, match="ended before its start"):
         await launch_it(harness, a_launch(harness))
 
 
@@ -229,7 +229,7 @@ async def test_what_was_run_and_is_gone_before_it_was_looked_at_is_an_error(
     harness: NodeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness.kernel, "start_time_ticks", lambda _pid: None)
-    with pytest.raises(DeadlineError, match="ended before it was looked at"):
+    with pytest.raises(DeadlineError, match="ended before its start time was read"):
         await run_it(harness, replace(a_launch(harness), monitored=False))
     assert harness.kernel.processes == {}
 

@@ -134,7 +134,7 @@ async def test_what_stays_in_the_cgroup_without_a_monitor_is_killed(harness: Nod
 async def test_processes_that_do_not_die_are_said(harness: NodeHarness) -> None:
     paths, monitor, _ = begin(harness)
     monitor.deaf_to.add(signal.SIGKILL)
-    with pytest.raises(DeadlineError, match=f"process {monitor.pid} and those below it"):
+    with pytest.raises(DeadlineError, match=f"process {monitor.pid} or its descendants"):
         await harness.teardown.kill_processes(held(paths))
 
 
