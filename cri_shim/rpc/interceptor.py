@@ -114,6 +114,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 # The health service and reflection set their status themselves, and then abort.
                 call.code, call.text = _chosen(context)
                 raise
+            except grpc.aio.InternalError:
+                # A stream's message could not be written: its client is gone, which grpc tells us of only later.
+                call.code = grpc.StatusCode.CANCELLED
             except Exception as error:  # noqa: BLE001 - the edge: see the module's rules
                 call.code, call.text = answer_to(error, call.id)
                 forget_frames(error)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 MAX_EVENT_BYTES: Final = 1 << 20
-"""The lowest `limits.grpc_message`, and some hundred containers' statuses: about 10 ms of the loop to encode."""
+"""The lowest `limits.grpc_message`: some 600 containers of ordinary size, for which the loop encodes 15 ms."""
 TYPES: Final = {
     EventType.CREATED: api.CONTAINER_CREATED_EVENT,
     EventType.STARTED: api.CONTAINER_STARTED_EVENT,

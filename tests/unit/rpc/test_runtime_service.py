@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 import cri_shim
 from cri_shim._pb.cri.v1 import api_pb2 as v1
@@ -503,9 +504,9 @@ async def test_new_limits_are_passed_on_and_those_of_another_system_refused(tmp_
 
 async def events_from_now_on(daemon: Daemon, clients: Clients) -> Any:
     """A stream of events that has begun."""
-    before = daemon.events.subscriptions
+    before = len(daemon.events.subscriptions)
     stream = clients.runtime.GetContainerEvents(v1.GetEventsRequest())
-    await until(lambda: daemon.events.subscriptions > before)
+    await until(lambda: len(daemon.events.subscriptions) > before)
     return stream
 
 
@@ -557,10 +558,34 @@ async def test_a_subscriber_that_does_not_read_holds_up_nobody_and_is_told(tmp_p
             for _ in range(3 * 64):
                 await reading.read()
         assert sample("cri_shim_container_event_overflows_total") == overflows + 1
-        assert daemon.events.subscriptions == 1
+        assert len(daemon.events.subscriptions) == 1
         failure = await failure_of(_to_the_end(idle))
     assert failure.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "subscribe again" in (failure.details() or "")
+
+
+async def test_a_subscriber_that_vanishes_while_it_is_written_to_is_no_error_of_ours(
+    tmp_path: Path,
+) -> None:
+    labels = {"service": "runtime.v1.RuntimeService", "method": "GetContainerEvents"}
+    ended = "cri_shim_grpc_requests_total"
+    cancelled = sample(ended, **labels, code="CANCELLED")
+    with capture_logs() as logs:
+        async with serving(tmp_path) as (daemon, _):
+            async with daemon.channel() as channel:
+                idle = await events_from_now_on(daemon, Clients(channel))
+                exits_of(daemon, 1000)  # 30 MB
+                (subscription,) = daemon.events.subscriptions
+                before, stands = 0, 0
+                while stands < 50:  # until gRPC takes nothing more
+                    before, stands = (
+                        subscription.waiting,
+                        stands + 1 if subscription.waiting == before else 0,
+                    )
+                    await turn_over()
+                assert not idle.done()
+            await until(lambda: sample(ended, **labels, code="CANCELLED") == cancelled + 1)
+    assert not [line for line in logs if line["log_level"] == "error"]
 
 
 async def test_a_subscriber_that_leaves_costs_nothing_any_more(tmp_path: Path) -> None:
@@ -568,7 +593,7 @@ async def test_a_subscriber_that_leaves_costs_nothing_any_more(tmp_path: Path) -
         leaving = await events_from_now_on(daemon, clients)
         staying = await events_from_now_on(daemon, clients)
         leaving.cancel()
-        await until(lambda: daemon.events.subscriptions == 1)
+        await until(lambda: len(daemon.events.subscriptions) == 1)
         exits_of(daemon, 1)
         assert (await staying.read()).container_id == "0" * 64
 
