@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
+from cri_shim.config.metric_groups import MetricGroup
 from cri_shim.config.values import (
     AnnotationPattern,
     ByteSize,
@@ -496,6 +497,10 @@ class StatsSettings(Section, frozen=True):
     cache_s: Annotated[
         Seconds, doc("Highest age of an answer; 0s: read at every call.", maximum=3600)
     ] = field(default=Seconds(10), name="cache")
+    metrics: Annotated[
+        tuple[MetricGroup, ...],
+        doc("Groups of metrics for ListPodSandboxMetrics; with none it is Unimplemented."),
+    ] = tuple(MetricGroup)
 
 
 class EventSettings(Section, frozen=True):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.network.pending_deletes import PendingDeletes
     from cri_shim.sandbox.network.reconciler import NetworkReconciler
+    from cri_shim.sandbox.pod_metrics import PodMetrics
     from cri_shim.sandbox.pod_stats import PodStats
     from cri_shim.sandbox.pods import Pods
     from cri_shim.sandbox.recovery.recovery import Recovery
@@ -76,6 +77,7 @@ class Parts:
     stats: Stats
     pod_stats: PodStats
     events: ContainerEvents
+    pod_metrics: PodMetrics
     recovery: Recovery
     wipe: Wipe
     node_resources: NodeResources
@@ -128,6 +130,7 @@ async def build(
         stats=layer.stats,
         pod_stats=layer.pod_stats,
         events=layer.events,
+        pod_metrics=layer.pod_metrics,
         recovery=layer.recovery,
         wipe=layer.wipe,
         node_resources=on.node_resources,

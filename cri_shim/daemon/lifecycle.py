@@ -214,6 +214,7 @@ class Daemon:
                         containers=parts.container_service,
                         stats=parts.stats,
                         pod_stats=parts.pod_stats,
+                        pod_metrics=parts.pod_metrics,
                         streams=parts.streams,
                         events=parts.events,
                         node=node,

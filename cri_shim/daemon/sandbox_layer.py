@@ -45,6 +45,7 @@ from cri_shim.sandbox.teardown import Teardown
 if TYPE_CHECKING:
     from cri_shim.config import Config
     from cri_shim.daemon.mechanisms import Mechanisms
+    from cri_shim.sandbox.pod_metrics import PodMetrics
     from cri_shim.sandbox.pod_stats import PodStats
     from cri_shim.sandbox.stats import Stats
 
@@ -79,6 +80,7 @@ class SandboxLayer:
     stats: Stats
     pod_stats: PodStats
     events: ContainerEvents
+    pod_metrics: PodMetrics
 
 
 class _Basis(NamedTuple):
@@ -155,6 +157,7 @@ def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
         events=ContainerEvents(
             sandboxes=on.sandboxes, containers=on.containers, enabled=config.events.enabled
         ),
+        pod_metrics=statistics.pod_metrics,
     )
 
 

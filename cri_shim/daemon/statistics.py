@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cri_shim.sandbox.cpu_rates import CpuRates
 from cri_shim.sandbox.layer_usage import LayerUsages
+from cri_shim.sandbox.pod_metrics import PodMetrics
 from cri_shim.sandbox.pod_stats import PodStats
 from cri_shim.sandbox.runtime_usage import RuntimeUsages
 from cri_shim.sandbox.stats import Stats
@@ -21,6 +22,7 @@ class Statistics(NamedTuple):
 
     stats: Stats
     pod_stats: PodStats
+    pod_metrics: PodMetrics
 
 
 def build_statistics(config: Config, on: Mechanisms, cgroup_paths: CgroupPaths) -> Statistics:
@@ -53,4 +55,13 @@ def build_statistics(config: Config, on: Mechanisms, cgroup_paths: CgroupPaths) 
         cgroup_paths=cgroup_paths,
         rates=rates,
     )
-    return Statistics(stats, pod_stats)
+    pod_metrics = PodMetrics(
+        host=on.host,
+        containers=on.containers,
+        stats=stats,
+        cgroups=on.cgroups,
+        cgroup_paths=cgroup_paths,
+        layers_dir=on.paths.root,
+        groups=config.stats.metrics,
+    )
+    return Statistics(stats, pod_stats, pod_metrics)

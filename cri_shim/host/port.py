@@ -8,10 +8,12 @@ and never reaches the kernel. Cgroups come as an object of their own, `cgroups.t
 from __future__ import annotations
 
 from cri_shim.host import (
+    block_devices,
     interface_counters,
     mounts,
     namespaces,
     pidfd,
+    process_counters,
     procstat,
     proctree,
     standin,
@@ -36,6 +38,7 @@ class Host:
     kill_family = staticmethod(proctree.kill_family)
     orphans_naming = staticmethod(proctree.orphans_naming)
     names = staticmethod(procstat.names)
+    open_files_limit = staticmethod(process_counters.open_files_limit)
 
     # Mounts, and trees that mounts may lie in
 
@@ -46,6 +49,8 @@ class Host:
     remove_tree = staticmethod(tree.remove_tree)
     disk_usage = staticmethod(tree.disk_usage)
     read_in_root = staticmethod(read_in_root)
+    file_system_of = staticmethod(block_devices.file_system_of)
+    device_path = staticmethod(block_devices.device_path)
 
     # Namespaces
 

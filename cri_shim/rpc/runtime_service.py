@@ -20,8 +20,15 @@ import structlog
 
 import cri_shim
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.errors import InvalidArgumentError, NotFoundError, WrongStateError
+from cri_shim.background import uninterrupted
+from cri_shim.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    UnsupportedError,
+    WrongStateError,
+)
 from cri_shim.rpc import translate_containers as containers_
+from cri_shim.rpc import translate_metrics as metrics_
 from cri_shim.rpc import translate_pods as pods_
 from cri_shim.rpc import translate_stats as stats_
 from cri_shim.rpc.encoded import Encoded, joined
@@ -30,11 +37,19 @@ from cri_shim.rpc.pieces import send_in_pieces
 from cri_shim.rpc.translate_events import container_event
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cri_shim.rpc.pieces import Send
-    from cri_shim.rpc.use_cases import Containers, Events, Pods, PodStats, Stats, StreamRequests
+    from cri_shim.rpc.use_cases import (
+        Containers,
+        Events,
+        PodMetrics,
+        Pods,
+        PodStats,
+        Stats,
+        StreamRequests,
+    )
     from cri_shim.sandbox.pod_stats import PodUsage
     from cri_shim.sandbox.stats import ContainerUsage
 
@@ -101,6 +116,7 @@ class RuntimeService:
     containers: Containers
     stats: Stats
     pod_stats: PodStats
+    pod_metrics: PodMetrics
     streams: StreamRequests
     events: Events
     node: Node
@@ -441,6 +457,48 @@ class RuntimeService:
         chosen = pods_.selected(self.pods.list_pod_sandbox(), request.filter)
         usages = await self.pod_stats.pod_sandbox_stats(chosen)
         await send_in_pieces(map(self._streamed_pod, usages), send)
+
+    # --- metrics -------------------------------------------------------------------------------------------------
+
+    async def list_metric_descriptors(
+        self, request: api.ListMetricDescriptorsRequest
+    ) -> api.ListMetricDescriptorsResponse:
+        """Names, meanings and labels of the metrics that are served. A kubelet asks once, at its start."""
+        self._require_metrics()
+        served = self.pod_metrics
+        return api.ListMetricDescriptorsResponse(
+            descriptors=[
+                *map(metrics_.descriptor, served.pod_families),
+                *map(metrics_.descriptor, served.container_families),
+            ]
+        )
+
+    async def list_pod_sandbox_metrics(self, request: api.ListPodSandboxMetricsRequest) -> Encoded:
+        """The metrics of all ready sandboxes and their containers."""
+        entries = await self._metrics_entries()
+        return Encoded(await uninterrupted(b"".join, entries))
+
+    async def stream_pod_sandbox_metrics(
+        self, request: api.StreamPodSandboxMetricsRequest, send: Send
+    ) -> None:
+        """The metrics in several messages, for lists that exceed one message."""
+        await send_in_pieces(await self._metrics_entries(), send)
+
+    async def _metrics_entries(self) -> Iterator[bytes]:
+        """A generator, whose entries are encoded as they are taken."""
+        self._require_metrics()
+        metrics = self.pod_metrics
+        readings = await metrics.pod_sandbox_metrics(self.pods.list_pod_sandbox())
+        return (
+            metrics_.pod_entry(each, metrics.pod_families, metrics.container_families)
+            for each in readings
+        )
+
+    def _require_metrics(self) -> None:
+        if not self.pod_metrics.pod_families and not self.pod_metrics.container_families:
+            raise UnsupportedError(
+                "metrics of pods are off: stats.metrics in the daemon's configuration names no group"
+            )
 
     def _container_stats(self, usage: ContainerUsage) -> api.ContainerStats:
         return stats_.container_stats(usage, mountpoint=str(self.layers_mountpoint))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from cri_shim._pb.cri.v1 import api_pb2 as api
     from cri_shim.sandbox.container_events import ContainerEvent, Subscription
+    from cri_shim.sandbox.cri_metrics.families import Family
+    from cri_shim.sandbox.cri_metrics.readings import ContainerReading, PodReading
     from cri_shim.sandbox.pod_stats import PodUsage
     from cri_shim.sandbox.stats import ContainerUsage
     from cri_shim.sandbox.store.store import Container, Sandbox
@@ -143,6 +145,17 @@ class Events(Protocol):
 
     def containers(self, event: ContainerEvent) -> Sequence[Container]:
         """The containers of the event's sandbox as they are now, the oldest first."""
+
+
+class PodMetrics(Protocol):
+    """The metrics of pods and containers."""
+
+    container_families: Sequence[Family[ContainerReading]]
+    """The metrics of containers that are served."""
+    pod_families: Sequence[Family[PodReading]]
+
+    async def pod_sandbox_metrics(self, sandboxes: Sequence[Sandbox]) -> Sequence[PodReading]:
+        """What was read of each of these sandboxes that is ready, and still is when it has been read."""
 
 
 class StreamRequests(Protocol):

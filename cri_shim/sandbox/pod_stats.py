@@ -123,14 +123,16 @@ class PodStats:
         if cgroup.cpu_usage_ns is not None:
             reading = CpuReading(cgroup.read_at_ns, cgroup.cpu_usage_ns)
             rate = self._rates.rate(sandbox.id, reading, directory if has_its_own else None)
-        return PodUsage(sandbox, cgroup, rate, self._network(sandbox), containers)
+        return PodUsage(sandbox, cgroup, rate, read_network(self._host, sandbox), containers)
 
-    def _network(self, sandbox: Sandbox) -> NetworkUsage | None:
-        process, netns = sandbox.status.process, sandbox.record.netns
-        if process is None or not netns:
-            return None
-        interfaces = self._host.interface_counters(process.pid, Path(netns))
-        return network_usage(interfaces or (), _default_name(sandbox), time.time_ns())
+
+def read_network(host: Host, sandbox: Sandbox) -> NetworkUsage | None:
+    """The network usage of a pod; None for one on the host's network, or without interfaces. Synchronous: one file."""
+    process, netns = sandbox.status.process, sandbox.record.netns
+    if process is None or not netns:
+        return None
+    interfaces = host.interface_counters(process.pid, Path(netns))
+    return network_usage(interfaces or (), _default_name(sandbox), time.time_ns())
 
 
 def network_usage(

@@ -133,6 +133,20 @@ def test_stats_count_cpu_memory_and_the_writable_layer(crictl: Crictl, running: 
     assert running[:13] in row
 
 
+def test_pods_have_statistics_and_metrics(crictl: Crictl, running: str) -> None:
+    pod_id = crictl.json("inspect", running)["info"]["sandboxID"]
+    (stats,) = crictl.json("statsp", "--id", pod_id)["stats"]
+    assert stats["attributes"]["id"] == pod_id
+    assert int(stats["linux"]["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
+    assert stats["linux"]["network"]["defaultInterface"]["name"] == "eth0"
+    (row,) = crictl.rows("statsp")
+    assert pod_id[:13] in row
+    assert len(crictl.json("metricdescs")["descriptors"]) == 56
+    (metrics,) = crictl.json("metricsp")["podMetrics"]
+    assert metrics["podSandboxId"] == pod_id
+    assert [each["containerId"] for each in metrics["containerMetrics"]] == [running]
+
+
 def test_stop_lets_the_process_end_itself_and_keeps_its_status(
     crictl: Crictl, running: str
 ) -> None:

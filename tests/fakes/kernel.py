@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 
 from cri_shim.errors import CriShimError, DeadlineError, TooManyFilesError
 from cri_shim.host import tree
+from cri_shim.host.block_devices import FileSystem
+from cri_shim.host.cgroups.counters import CgroupCounters
+from cri_shim.host.process_counters import ProcessCounters
 from cri_shim.host.procstat import ProcessEntry
 from cri_shim.host.userns import UserNamespace
 
@@ -166,6 +169,9 @@ class Kernel:
                 found[process.pid] = entry
         return found, True
 
+    def open_files_limit(self, pid: int, proc_dir: str = "/proc") -> int | None:
+        return 1024 if pid in self.processes else None
+
     async def kill_family(
         self,
         pid: int,
@@ -264,6 +270,12 @@ class Kernel:
         self.namespaces.pop(path, None)
         path.unlink(missing_ok=True)
 
+    def file_system_of(self, directory: Path, sys_block: str = "/sys/dev/block") -> FileSystem:
+        return FileSystem("/dev/vda1", 1 << 40, 1 << 20, 1 << 19)
+
+    def device_path(self, major: int, minor: int, sys_block: str = "/sys/dev/block") -> str:
+        return f"/dev/vd{'abcdefgh'[minor]}" if major == 254 else ""
+
     def interface_counters(
         self, pid: int, netns: Path, proc_dir: str = "/proc"
     ) -> list[InterfaceCounters] | None:
@@ -326,6 +338,7 @@ class FakeCgroups:
         self.dirs: set[str] = set()
         self.ooms: dict[str, int] = {}
         self.stats: dict[str, CgroupStats] = {}
+        self.counters: dict[str, CgroupCounters] = {}
         self.counts_ooms = True
         self.misplaced = ""
         """Where processes are instead of in the cgroup they were to be in."""
@@ -397,3 +410,10 @@ class FakeCgroups:
     def cpu_usage_ns(self, relative_dir: str) -> int | None:
         stats = self.stats.get(relative_dir)
         return None if stats is None else stats.cpu_usage_ns
+
+    def read_counters(self, relative_dir: str) -> CgroupCounters:
+        return self.counters.get(relative_dir, CgroupCounters())
+
+    def count_processes(self, relative_dir: str) -> ProcessCounters:
+        count = len(self.pids(relative_dir))
+        return ProcessCounters(count, self.open_files * count, 0)

@@ -54,7 +54,9 @@ security:
   restrict_oom_score_adj: auto
   umask: "0022"
 limits: {exec_sync_output: 16MiB, grpc_message: 16MiB}
-stats: {cache: 10s}
+stats:
+  cache: 10s
+  metrics: [cpu, disk, disk_io, hugetlb, memory, network, oom, pressure, process, spec, state]
 events: {enabled: true}
 """
 

@@ -8,6 +8,7 @@ import pytest
 from cri_shim.config import Config, load_config
 from cri_shim.config.decode import decode
 from cri_shim.config.document import parse_document
+from cri_shim.config.metric_groups import MetricGroup
 from cri_shim.config.render import default_yaml, effective_yaml, reference_markdown, to_tree
 from cri_shim.config.schema import keys_of
 
@@ -88,4 +89,4 @@ def test_the_reference_page_is_fresh() -> None:
 
 def test_a_tree_holds_plain_values_only() -> None:
     assert to_tree(Config())["socket"] == {"group": "root", "mode": "0660"}
-    assert to_tree(Config())["stats"] == {"cache": "10s"}
+    assert to_tree(Config())["stats"] == {"cache": "10s", "metrics": list(MetricGroup)}

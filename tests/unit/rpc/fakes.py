@@ -37,6 +37,7 @@ from cri_shim.rpc.listen import Listeners
 from cri_shim.rpc.request_budget import RequestBudget
 from cri_shim.rpc.runtime_service import Condition, HandlerFacts, NodeStatus, RuntimeService
 from cri_shim.sandbox.container_events import ContainerEvents
+from cri_shim.sandbox.cri_metrics.families import CONTAINER_FAMILIES, POD_FAMILIES
 from cri_shim.sandbox.recovery.wipe import Wiped
 from cri_shim.sandbox.store.model import (
     ContainerMetadata,
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 
     from cri_shim.image.integrity.report import Finding
     from cri_shim.image.registry.credentials import Credentials
+    from cri_shim.sandbox.cri_metrics.families import Family
+    from cri_shim.sandbox.cri_metrics.readings import ContainerReading, PodReading
     from cri_shim.sandbox.pod_stats import PodUsage
     from cri_shim.sandbox.stats import ContainerUsage
 
@@ -271,6 +274,16 @@ class FakePodStats:
 
     async def pod_sandbox_stats(self, sandboxes: Sequence[Sandbox]) -> Sequence[PodUsage]:
         return [self.usages[s.id] for s in sandboxes if s.id in self.usages]
+
+
+@dataclass
+class FakePodMetrics:
+    readings: dict[str, PodReading] = field(default_factory=dict)
+    container_families: Sequence[Family[ContainerReading]] = CONTAINER_FAMILIES
+    pod_families: Sequence[Family[PodReading]] = POD_FAMILIES
+
+    async def pod_sandbox_metrics(self, sandboxes: Sequence[Sandbox]) -> Sequence[PodReading]:
+        return [self.readings[s.id] for s in sandboxes if s.id in self.readings]
 
 
 @dataclass
@@ -557,6 +570,7 @@ class Daemon:
         self.containers = FakeContainers()
         self.stats = FakeStats()
         self.pod_stats = FakePodStats()
+        self.pod_metrics = FakePodMetrics()
         self.streams = FakeStreams()
         self.sandbox_store = Store(
             "sandbox", directory, Paths(directory, directory).sandbox, read_sandbox
@@ -581,6 +595,7 @@ class Daemon:
                         self.containers,
                         self.stats,
                         self.pod_stats,
+                        self.pod_metrics,
                         self.streams,
                         self.events,
                         self.node,

@@ -20,6 +20,7 @@ SERVED = {
         *("ReopenContainerLog", "UpdateContainerResources", "GetContainerEvents"),
         *("ContainerStats", "ListContainerStats", "StreamContainerStats"),
         *("PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats"),
+        *("ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics"),
     },
     "ImageService": {
         *("PullImage", "ListImages", "StreamImages", "ImageStatus", "RemoveImage", "ImageFsInfo"),

@@ -31,6 +31,7 @@ from tests.unit.rpc.fakes import (
     make_sandbox,
     serving,
 )
+from tests.unit.sandbox.cri_metrics.readings import container_reading, pod_reading
 
 pytestmark = pytest.mark.asyncio
 META = v1.PodSandboxMetadata(name="web", namespace="default", uid="u1")
@@ -450,6 +451,39 @@ async def test_stats_of_one_pod(tmp_path: Path) -> None:
     assert answer.stats.linux.cpu.usage_core_nano_seconds.value == 99
     assert stopped.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "a" * 64 in (stopped.details() or "")
+
+
+async def test_metrics_are_listed_and_streamed(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.pods.sandboxes = [make_sandbox()]
+        daemon.pod_metrics.readings = {"5" * 64: pod_reading(container_reading())}
+        runtime = clients.runtime
+        known = await runtime.ListMetricDescriptors(v1.ListMetricDescriptorsRequest())
+        listed = await runtime.ListPodSandboxMetrics(v1.ListPodSandboxMetricsRequest())
+        streamed = [
+            pod
+            async for piece in runtime.StreamPodSandboxMetrics(v1.StreamPodSandboxMetricsRequest())
+            for pod in piece.pod_sandbox_metrics
+        ]
+    assert len(known.descriptors) == 56
+    [pod] = listed.pod_metrics
+    assert streamed == [pod]
+    names = {each.name for each in (*pod.metrics, *pod.container_metrics[0].metrics)}
+    assert names == {each.name for each in known.descriptors}
+
+
+async def test_metrics_that_are_off_are_not_implemented(tmp_path: Path) -> None:
+    """A kubelet takes cAdvisor's then."""
+    async with serving(tmp_path) as (daemon, clients):
+        daemon.pod_metrics.container_families = daemon.pod_metrics.pod_families = ()
+        runtime = clients.runtime
+        for call in (
+            runtime.ListMetricDescriptors(v1.ListMetricDescriptorsRequest()),
+            runtime.ListPodSandboxMetrics(v1.ListPodSandboxMetricsRequest()),
+        ):
+            failure = await failure_of(call)
+            assert failure.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "stats.metrics" in (failure.details() or "")
 
 
 async def _fill(daemon: Daemon) -> None:

@@ -64,27 +64,28 @@ class Node:
         cgroups = cast("Cgroups", self.kernel.cgroups)
         cgroup_paths = CgroupPaths(systemd=False, default_parent="")
         self.rates = rates = CpuRates(self.kernel.cgroups.cpu_usage_ns, background)
+        self.container_stats = Stats(
+            paths=self.paths,
+            store=self.containers,
+            cgroups=cgroups,
+            cgroup_paths=cgroup_paths,
+            rates=rates,
+            layers=LayerUsages(
+                self.containers,
+                lambda object_id: self.paths.container(object_id).upper_dir,
+                background,
+                cache_s=60,
+                disk_usage=disk_usage,
+            ),
+            inside=RuntimeUsages(
+                self.containers, self.runtimes.__getitem__, background, cache_s=60
+            ),
+        )
         self.stats = PodStats(
             host=cast("Host", self.kernel),
             sandboxes=self.sandboxes,
             containers=self.containers,
-            stats=Stats(
-                paths=self.paths,
-                store=self.containers,
-                cgroups=cgroups,
-                cgroup_paths=cgroup_paths,
-                rates=rates,
-                layers=LayerUsages(
-                    self.containers,
-                    lambda object_id: self.paths.container(object_id).upper_dir,
-                    background,
-                    cache_s=60,
-                    disk_usage=disk_usage,
-                ),
-                inside=RuntimeUsages(
-                    self.containers, self.runtimes.__getitem__, background, cache_s=60
-                ),
-            ),
+            stats=self.container_stats,
             cgroups=cgroups,
             cgroup_paths=cgroup_paths,
             rates=rates,

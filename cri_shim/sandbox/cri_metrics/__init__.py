@@ -1,0 +1,1 @@
+"""The metrics of CRI: which there are, and what they are computed from."""
