@@ -1,14 +1,14 @@
-"""Tells subscribers of the steps of pods and containers: CRI's container events, before they have a wire format.
+"""Publishes the container events of CRI to subscribers, independent of their wire format.
 
 Rules:
-- The stores say which object has taken which step, whoever caused it. So no path of a pod's or container's life can
-  forget an event, and those of one object are in the order of its steps.
-- A subscriber gets every event from its subscription on, or an error: nothing is left out in silence.
-- Each subscriber has a queue of its own, of at most `MAX_WAITING` events. One that lets it grow full loses what waits
-  and its subscription. Nobody else notices: publishing never waits.
-- An event names its object. The statuses that go with it are looked up when it is sent, so that a queue is small and
-  a client never sees a status that is older than the event.
-- Without subscribers a step costs one comparison.
+- The stores report each state change, so that no code path can omit an event. The events of one object are in the order
+  of its state changes.
+- A subscriber gets every event since its subscription, or an error. No event is dropped silently.
+- Each subscriber has its own queue of at most `MAX_WAITING` events. A subscriber whose queue is full loses the queue
+  and its subscription. Publishing never waits, so other subscribers are not affected.
+- An event names its object. The statuses are looked up when the event is sent: the queues stay small, and a client
+  never sees a status older than the event.
+- Without subscribers a state change costs one comparison.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 MAX_WAITING: Final = 4096
-"""Events in one queue, some 200 bytes each, so less than a megabyte: four steps of each of a node's 1000 containers."""
+"""Events in one queue, some 200 bytes each: less than a megabyte. Enough for four events of each of 1000 containers."""
 
 
 class EventType(StrEnum):
-    """What happened, as CRI names it."""
+    """The type of an event, with CRI's name."""
 
     CREATED = "created"
     STARTED = "started"
@@ -56,19 +56,19 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """One step of a container, or of a sandbox: then both IDs are the same."""
+    """An event of a container, or of a sandbox. Then both IDs are that of the sandbox."""
 
     type: EventType
     object_id: str
     sandbox_id: str
     pod: PodMetadata | None
-    """The sandbox's, which may be gone when the event is sent. None where its record was lost."""
+    """The sandbox's metadata, since it may be removed when the event is sent. None if its record was lost."""
     at_ns: int
-    """Since the epoch."""
+    """Nanoseconds since the epoch."""
 
 
 _EVENTS: Final[Mapping[tuple[State, State], tuple[EventType, ...]]] = {
-    # A sandbox has no step between created and started. What fails half made is shown, ended, until it is removed.
+    # A sandbox has no state between created and started. A failed creation whose undo failed is shown as ended.
     (SandboxState.CREATING, SandboxState.READY): (EventType.CREATED, EventType.STARTED),
     (SandboxState.CREATING, SandboxState.NOT_READY): (EventType.CREATED, EventType.STOPPED),
     (SandboxState.READY, SandboxState.NOT_READY): (EventType.STOPPED,),
@@ -81,7 +81,7 @@ _EVENTS: Final[Mapping[tuple[State, State], tuple[EventType, ...]]] = {
 
 
 class Subscription:
-    """The events that one subscriber has still to take."""
+    """The queue of a subscriber."""
 
     def __init__(self) -> None:
         self._waiting: deque[ContainerEvent] = deque()
@@ -90,11 +90,11 @@ class Subscription:
 
     @property
     def waiting(self) -> int:
-        """How many events have not been taken."""
+        """The number of events in the queue."""
         return len(self._waiting)
 
     async def next(self) -> ContainerEvent:
-        """The oldest event that was not taken yet. Raises what ended the subscription, after the last event."""
+        """Wait for and return the oldest event. After the last event, raises the error that ended the subscription."""
         while not self._waiting:
             if self._error is not None:
                 raise self._error
@@ -106,14 +106,14 @@ class Subscription:
         """Append an event. Raises ResourceExhaustedError if the queue is full."""
         if len(self._waiting) >= MAX_WAITING:
             raise ResourceExhaustedError(
-                f"container events: {MAX_WAITING} wait for this client, which does not read them: "
-                "subscribe again and list, and read faster"
+                f"GetContainerEvents: {MAX_WAITING} events are waiting for this client, which reads too slowly: "
+                "subscribe again, and list"
             )
         self._waiting.append(event)
         self._news.set()
 
     def end(self, error: CriShimError, *, drop: bool = False) -> None:
-        """Let `next` raise `error` once the queue is empty, which it is at once with `drop`."""
+        """Make `next` raise `error` once the queue is empty. With `drop` the queue is emptied at once."""
         self._error = error
         if drop:
             self._waiting.clear()
@@ -126,7 +126,7 @@ class ContainerEvents:
     def __init__(
         self, *, sandboxes: Store[Sandbox], containers: Store[Container], enabled: bool
     ) -> None:
-        """Without `enabled` there are no subscriptions (`events.enabled`)."""
+        """Without `enabled` (`events.enabled`) subscriptions are refused."""
         self._sandboxes = sandboxes
         self._containers = containers
         self.enabled = enabled
@@ -138,15 +138,15 @@ class ContainerEvents:
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
-        """Those that are told of events, the oldest first."""
+        """The subscribers, the oldest first."""
         return tuple(self._subscriptions)
 
     def open(self) -> None:
-        """Take subscriptions from now on: the lists are complete."""
+        """Accept subscriptions from now on, since lists are complete."""
         self._opened.set()
 
     def close(self) -> None:
-        """End every subscription, after the events so far, and take no more."""
+        """End all subscriptions after the events so far, and accept no more."""
         self._closed = True
         self._opened.set()
         for subscription in self._subscriptions:
@@ -154,11 +154,11 @@ class ContainerEvents:
         self._subscriptions.clear()
 
     async def wait_until_open(self) -> None:
-        """Return at once if subscriptions are taken; else wait for that, and raise NotReadyError.
+        """Return at once if subscriptions are accepted. Otherwise wait until they are, and raise NotReadyError.
 
-        A kubelet tries five times without a pause, then never again: so it gets one answer for a whole recovery. The
-        error makes it list again, since what it has listed before may lack pods. Raises UnsupportedError where events
-        are off, UnavailableError when the daemon stops.
+        A kubelet tries five times without a pause, then never again, so it must not get an error for each try during
+        recovery. The error makes it list again, since earlier lists may be incomplete. Raises UnsupportedError if
+        events are disabled, UnavailableError if the daemon is stopping.
         """
         if not self.enabled:
             raise UnsupportedError(
@@ -168,14 +168,14 @@ class ContainerEvents:
             await self._opened.wait()
             if not self._closed:
                 raise NotReadyError(
-                    "cri-shim has recovered the pods of its last run: list them, and subscribe again"
+                    "GetContainerEvents: recovery has just ended: list pods and containers, and subscribe again"
                 )
         if self._closed:
             raise _stopping()
 
     @contextmanager
     def subscribed(self) -> Iterator[Subscription]:
-        """A subscription to every event while the block runs."""
+        """A subscription to all events while the block runs."""
         subscription = Subscription()
         self._subscriptions.append(subscription)
         try:
@@ -185,11 +185,11 @@ class ContainerEvents:
                 self._subscriptions.remove(subscription)
 
     def sandbox(self, event: ContainerEvent) -> Sandbox | None:
-        """The event's sandbox as it is now; None once it was removed."""
+        """The event's sandbox in its present state, or None if it was removed."""
         return self._sandboxes.get(event.sandbox_id)
 
     def containers(self, event: ContainerEvent) -> list[Container]:
-        """The containers of the event's sandbox as they are now, the oldest first."""
+        """The containers of the event's sandbox in their present state, the oldest first."""
         return [c for c in self._containers.of_sandbox(event.sandbox_id) if c.status.is_complete]
 
     def _on_step(self, item: Sandbox | Container, before: State, after: State | None) -> None:
@@ -210,19 +210,22 @@ class ContainerEvents:
         try:
             subscription.put(event)
         except ResourceExhaustedError as error:
-            # Its client relists when it sees the error; a list shows more than what would have been left out.
+            # The client lists when it gets the error, and so sees the effect of all dropped events.
             self._subscriptions.remove(subscription)
             subscription.end(error, drop=True)
             metrics.CONTAINER_EVENT_OVERFLOWS.inc()
-            log.warning("container events are not read, stream ended", waiting=MAX_WAITING)
+            log.warning(
+                "a client reads container events too slowly; its stream is ended",
+                waiting=MAX_WAITING,
+            )
 
 
 def _types(before: State, after: State | None) -> tuple[EventType, ...]:
-    """The events that a step is; none for what was never shown."""
+    """The events of a state change. None for objects that were never listed."""
     if after is None:
         return (EventType.DELETED,) if before != ContainerState.CREATING else ()
     return _EVENTS.get((before, after), ())
 
 
 def _stopping() -> UnavailableError:
-    return UnavailableError("cri-shim is stopping; subscribe again when it is up")
+    return UnavailableError("GetContainerEvents: cri-shim is stopping: subscribe again later")

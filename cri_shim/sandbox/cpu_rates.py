@@ -1,11 +1,13 @@
-"""CPU rates of pods and containers, the same for all who ask, from samples taken in the background.
+"""CPU rates of pods and containers from background samples, the same for all clients.
 
-Readers that each compared with the last reading, whosever it was, would give one another rates over arbitrary spans.
+If each call computed the rate since the previous call, clients would affect each other's time spans.
+
 Rules:
-- What is asked for is sampled every `PERIOD_S`, in one pass in a thread; the rate is that between the last two samples.
-  A newcomer's first reading is its first sample, and its second follows after `FIRST_SPAN_S`.
-- Nothing is sampled that nobody has asked for within `IDLE_S`, or whose cgroup is gone; without any the task ends.
-- What is not counted by a cgroup of this node has its rate from the readings that come with the questions.
+- Objects that clients ask for are sampled every `PERIOD_S`, in one pass in a thread. The rate is that between the last
+  two samples. The first reading of a new object is its first sample, and the second follows after `FIRST_SPAN_S`.
+- Sampling of an object stops if no client asks for it within `IDLE_S`, or its cgroup is gone. Without objects the task
+  ends.
+- For an object without a cgroup on this node, the readings of the calls are the samples.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ FIRST_SPAN_S = 0.5
 IDLE_S = 120.0
 _SECOND_NS = 1_000_000_000
 _SHORTEST_NS = 400_000_000
-"""Two readings closer than this say nothing about a rate; a little less than `FIRST_SPAN_S`."""
+"""The shortest span of a rate, a little less than `FIRST_SPAN_S`."""
 _REGULAR_NS = int(0.9 * PERIOD_S * _SECOND_NS)
 
 
 @dataclass(frozen=True, slots=True)
 class CpuReading:
-    """CPU time at a time of the real-time clock."""
+    """The CPU time used so far, with the time of the reading since the epoch."""
 
     at_ns: int
     usage_ns: int
@@ -41,7 +43,7 @@ class CpuReading:
 
 @dataclass(slots=True)
 class _Followed:
-    """One object: its last sample, and the rate up to it."""
+    """An object's last sample, and the rate up to it."""
 
     cgroup_dir: str | None
     last: CpuReading
@@ -50,14 +52,14 @@ class _Followed:
 
 
 class CpuRates:
-    """Follows the CPU time of what is asked for."""
+    """Samples the CPU time of the objects that clients ask for."""
 
     def __init__(self, cpu_usage_ns: Callable[[str], int | None], background: Background) -> None:
-        """`cpu_usage_ns` reads the CPU time of a cgroup; it is called in a thread."""
+        """`cpu_usage_ns` reads the CPU time of a cgroup, or returns None if it is gone. It is called in a thread."""
         self._cpu_usage_ns = cpu_usage_ns
         self._background = background
         self._followed: dict[str, _Followed] = {}
-        """By object ID. Changed in threads as well, each time by one operation of the dictionary."""
+        """By object ID. Threads change it as well, each time by a single, atomic operation of the dictionary."""
         self._newcomers = asyncio.Event()
         self._sampling: asyncio.Task[None] | None = None
 
@@ -67,10 +69,10 @@ class CpuRates:
         return frozenset(self._followed)
 
     def rate(self, object_id: str, reading: CpuReading, cgroup_dir: str | None) -> int | None:
-        """CPU nanoseconds per second of the object; None while there is one sample only. For any thread.
+        """CPU nanoseconds per second of the object, or None before the second sample. May be called in any thread.
 
-        `reading` is the caller's; `cgroup_dir` is where samples are read, None for what no cgroup of this node counts.
-        Call `asked` on the loop afterwards.
+        `reading` is the caller's reading. Samples are read from `cgroup_dir`; None if the object has no cgroup on this
+        node. Call `asked` on the loop afterwards.
         """
         followed = self._followed.get(object_id)
         if followed is None or followed.cgroup_dir != cgroup_dir:
@@ -82,7 +84,7 @@ class CpuRates:
         return followed.rate
 
     def asked(self) -> None:
-        """Begin to sample, if that is not under way; soon, if there are newcomers."""
+        """Start the sampling task if it does not run. New objects are sampled soon."""
         if self._followed and (self._sampling is None or self._sampling.done()):
             self._sampling = self._background.keep("sampling CPU time", self._sample())
         if any(each.rate is None for each in tuple(self._followed.values())):
@@ -120,7 +122,7 @@ class CpuRates:
 
 
 def _is_due(followed: _Followed, now_ns: int) -> bool:
-    """Whether to sample again. A clock that was set back makes a new beginning."""
+    """Whether to sample again, which it also is after the clock was set back."""
     age_ns = now_ns - followed.last.at_ns
     return followed.rate is None or age_ns < 0 or age_ns >= _REGULAR_NS
 

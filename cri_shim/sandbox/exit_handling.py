@@ -353,7 +353,7 @@ class ExitHandling:
     async def _kill_in_sandbox(self, container: Container, runtime: Runtime, stop: _Stop) -> None:
         """Kill through the runtime. If the container does not end, kill its sandbox, then its process on the node."""
         held = self._held(container)
-        with step("having the runtime kill it"):
+        with step("killing through the runtime"):
             answered = await asks_to_kill(runtime, held.object_id)
         process = container.status.process
         if process is not None and not container.status.started_at_ns:

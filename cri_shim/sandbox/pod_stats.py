@@ -1,12 +1,12 @@
-"""What pods use: the cgroup and the network of each, and its containers.
+"""Resource usage of pods: cgroup, network, and containers.
 
 Rules:
-- The containers are read by `stats`, the rest in one pass over a few small files, in a thread: no child process, no
-  lock, and nobody enters a pod's namespaces.
-- Pods that are not ready use nothing. One that stops while it is read is left out; nothing else fails.
-- A pod's usage is that of the cgroup that its client has made for it, the parent of its containers' cgroups. Where
-  several pods share that parent, or have none, it is the sum of its own cgroups.
-- Who may add interfaces in a pod decides their number: at most `MAX_INTERFACES` are shown beside the default.
+- `stats` reads the containers. The rest is read in one pass over a few small files, in a thread, without child
+  processes or locks, and without entering a pod's namespaces.
+- Only ready pods are reported. A pod that stops meanwhile is left out.
+- A pod's usage is that of the cgroup that the client created for it, the parent of its containers' cgroups. If several
+  pods share that parent, or there is none, it is the sum of the usage of the pod's own cgroups.
+- A pod's programs may add interfaces, so at most `MAX_INTERFACES` are reported in addition to the default one.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ class NetworkUsage:
 
     read_at_ns: int
     default: InterfaceCounters
-    """The one with the pod's address."""
+    """The interface with the pod's address."""
     others: Sequence[InterfaceCounters]
 
 
 @dataclass(frozen=True, slots=True)
 class PodUsage:
-    """One pod's usage."""
+    """The usage of a pod."""
 
     sandbox: Sandbox
     cgroup: CgroupStats
     cpu_nano_cores: int | None
-    """As of a container (`ContainerUsage`)."""
+    """See `ContainerUsage`."""
     network: NetworkUsage | None
-    """None for a pod on the host's network: what passes there is the node's."""
+    """None for a pod on the node's network."""
     containers: Sequence[ContainerUsage]
 
 
 class PodStats:
-    """PodSandboxStats and ListPodSandboxStats."""
+    """The usage of pods, for PodSandboxStats and ListPodSandboxStats."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class PodStats:
         self._rates = rates
 
     async def pod_sandbox_stats(self, sandboxes: Sequence[Sandbox]) -> list[PodUsage]:
-        """The usage of those of these pods that are ready, and still are when they have been read.
+        """The usage of those of these pods that are ready before and after the reading.
 
         Raises DeadlineError if the kernel does not answer.
         """
@@ -138,9 +138,9 @@ def read_network(host: Host, sandbox: Sandbox) -> NetworkUsage | None:
 def network_usage(
     interfaces: Iterable[InterfaceCounters], default_name: str, read_at_ns: int
 ) -> NetworkUsage | None:
-    """The interfaces as CRI orders them; None if there is none beside loopback. Pure.
+    """The default interface and the others. None if there is only loopback. Pure.
 
-    Without one of the name `default_name` the first is the default: clients rely on there being one.
+    Without an interface `default_name` the first one is the default, since clients expect one.
     """
     seen = [each for each in interfaces if each.name != LOOPBACK]
     if not seen:
@@ -151,7 +151,7 @@ def network_usage(
 
 
 def summed(parts: Sequence[CgroupStats]) -> CgroupStats:
-    """What cgroups beside each other use together. Limits, pressure and what none of them accounts are None. Pure."""
+    """The total usage of several cgroups. Limits, pressure and values that none of them has are None. Pure."""
 
     def total(name: str) -> int | None:
         known = [value for part in parts if (value := getattr(part, name)) is not None]
@@ -174,6 +174,6 @@ def _is_ready(sandbox: Sandbox) -> bool:
 
 
 def _default_name(sandbox: Sandbox) -> str:
-    """The interface that holds the pod's address: that of its first network, as `PodNetwork.attach` takes it."""
+    """The interface with the pod's address, chosen as in `PodNetwork.attach`: that of its first network."""
     names = (each.ifname for each in sandbox.status.attachments)
     return next((name for name in names if name != LOOPBACK), "")

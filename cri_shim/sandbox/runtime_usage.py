@@ -1,9 +1,9 @@
-"""What containers with kernels of their own use, as their runtimes say: the node's cgroups know nothing of them.
+"""Resource usage of containers in pods with their own kernels, from their runtimes: the node's cgroups do not have it.
 
 Rules:
-- A runtime is asked in a process of its own, which enters the sandbox: a bounded number at a time, one for each pod.
-- What it said is kept for `cache_s` seconds. Who asks waits `PATIENCE_S` for all containers together; then what is
-  known counts, however old, which is nothing for one whose runtime has never answered.
+- Each query runs a process of the runtime that enters the sandbox. Their number is bounded, with one per pod at a time.
+- An answer is kept for `cache_s` seconds. A caller waits at most `PATIENCE_S` for all containers together. Then it gets
+  the last answers, however old, and None for containers without one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 PATIENCE_S = 2.0
 AT_ONCE = 4
-"""Runtimes at a time; as many slow ones beside them."""
+"""Queries in parallel. As many slow ones may run in addition."""
 
 
 class RuntimeUsages:
-    """Asks runtimes, and keeps what they said."""
+    """Queries runtimes, and caches the answers."""
 
     def __init__(
         self,
@@ -48,12 +48,12 @@ class RuntimeUsages:
         self._background = background
         self._cache_s = cache_s
         self._known: dict[str, tuple[float, CgroupStats]] = {}
-        """When it was read, by the monotonic clock."""
+        """The answers with their times on the monotonic clock, by container ID."""
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._slots = Slots(AT_ONCE, slow_total=AT_ONCE)
 
     async def of(self, containers: Sequence[Container]) -> dict[str, CgroupStats | None]:
-        """What is known of those whose handler has kernels of their own, after `PATIENCE_S` at most."""
+        """The usage of those of these containers whose pods have their own kernels, after at most `PATIENCE_S`."""
         chosen = [
             each
             for each in containers
@@ -78,7 +78,7 @@ class RuntimeUsages:
     def _ask(self, container: Container) -> asyncio.Task[None]:
         asking = self._asking.get(container.id)
         if asking is None:
-            name = f"asking what container {container.id} uses"
+            name = f"reading the usage of container {container.id}"
             asking = self._background.keep(name, self._read(container, name))
             self._asking[container.id] = asking
             asking.add_done_callback(lambda _: self._asking.pop(container.id, None))
@@ -90,14 +90,14 @@ class RuntimeUsages:
             async with self._slots.slot(name, share, tenant=container.record.tenant):
                 runtime = self._runtime_of(container.record.handler)
                 said = await runtime.stats(container.id)
-        except CriShimError as error:  # it ended, hangs, or was given up for others
+        except CriShimError as error:  # it has ended, hangs, or `Slots` gave it up
             log.debug("no stats", container_id=container.id, error=str(error))
         else:
             self._known[container.id] = (time.monotonic(), as_cgroup_stats(said, time.time_ns()))
 
 
 def as_cgroup_stats(said: RuntimeStats, read_at_ns: int) -> CgroupStats:
-    """The runtime's words in ours; what it leaves out is 0. Pure."""
+    """Convert the runtime's statistics. Values that it leaves out are 0 or None. Pure."""
     memory = said.memory
     usage, limit = memory.usage.usage, memory.usage.limit
     reclaimable = memory.raw.get("total_inactive_file", memory.raw.get("inactive_file", 0))

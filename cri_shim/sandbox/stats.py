@@ -1,8 +1,8 @@
 """Resource usage of containers: CPU and memory from cgroups, disk usage of writable layers.
 
 Rules:
-- No child process is run, and no lock is taken. Only of containers with their own kernel runtimes are asked
-  (`runtime_usage`), with a bounded wait.
+- No lock is taken, and no child process is run, except for containers in pods with their own kernels: their runtimes
+  are queried by `runtime_usage`, with a bounded wait.
 - Cgroup files are read in one thread for all containers. Layers are measured by `layer_usage`, with a bounded wait.
 - CPU rates are the same for all clients (`cpu_rates`).
 - A container that is removed meanwhile is left out.
@@ -45,7 +45,7 @@ class ContainerUsage:
     container: Container
     cgroup: CgroupStats | None
     cpu_nano_cores: int | None
-    """CPU nanoseconds per second between the last two samples; None while there is one only."""
+    """CPU nanoseconds per second between the last two samples. None before the second one."""
     writable_layer: Path
     layer_read_at_ns: int
     layer_bytes: int | None
@@ -77,7 +77,7 @@ class Stats:
 
     @property
     def remembered(self) -> frozenset[str]:
-        """The containers of which a measurement of the writable layer is kept."""
+        """The containers whose writable layer has a cached measurement."""
         return self._layers.remembered
 
     async def container_stats(self, containers: Sequence[Container]) -> list[ContainerUsage]:

@@ -1,10 +1,10 @@
-"""What the node has of a pod with a kernel of its own, ended: by the runtime where it answers, and else without it.
+"""Ends the processes of pods with their own kernels: through the runtime if it answers, otherwise on the node.
 
 Rules:
-- A runtime is asked with a deadline (`runtime.command_timeout`). One that does not answer holds nobody up for longer,
-  and what then has to go goes by the kernel: the hypervisor or sandbox process, and what stands for containers.
-- These processes outlive their monitor. Then they are children of the daemon, or of whoever inherits those of a daemon
-  that has ended, one of its forefathers; and they name the object in their command lines. Nothing else is looked at.
+- Calls of the runtime have a deadline (`runtime.command_timeout`). If it does not answer, the pod's processes on the
+  node are killed: the hypervisor or sandbox process, and the processes that represent containers.
+- These processes survive their monitor. Then they are children of the daemon, or of an ancestor that inherited the
+  children of a former daemon, and their command lines name the object. No other processes are considered.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ KILL_TIMEOUT_S = 10.0
 
 
 async def asks_to_kill(runtime: Runtime, object_id: str) -> bool:
-    """Have the runtime kill all that runs in a container; False when it has not answered in time.
+    """Have the runtime kill all processes of a container. Returns False if it does not answer in time.
 
-    One that refuses has answered: what it did not know, or could not do, shows in what still runs.
+    An error of the runtime counts as an answer: the caller sees whether processes still run.
     """
-    with step("having the runtime kill what runs"):
+    with step("killing through the runtime"):
         try:
             await runtime.kill(object_id, signal.SIGKILL, all_processes=True)
         except DeadlineError as error:
@@ -44,15 +44,15 @@ async def asks_to_kill(runtime: Runtime, object_id: str) -> bool:
 
 
 async def signal_inside(runtime: Runtime, object_id: str, signal_number: int) -> None:
-    """Have the runtime deliver a signal to a container. What it refuses is logged: the container may just end."""
+    """Have the runtime deliver a signal to a container. An error is only logged, since the container may just end."""
     try:
         await runtime.kill(object_id, signal_number)
     except CriShimError as error:
-        log.warning("signal not delivered", id=object_id, signal=signal_number, error=str(error))
+        log.warning("cannot deliver signal", id=object_id, signal=signal_number, error=str(error))
 
 
 async def asks_to_delete(runtime: Runtime, object_id: str) -> bool:
-    """Have the runtime forget a container; False when it has not answered in time."""
+    """Have the runtime delete a container. Returns False if it does not answer in time."""
     try:
         await runtime.delete(object_id, force=True)
     except DeadlineError as error:
@@ -64,7 +64,7 @@ async def asks_to_delete(runtime: Runtime, object_id: str) -> bool:
 
 
 async def kill_strays(host: Host, object_id: str) -> None:
-    """Kill the processes of an object that have lost their monitor, with their families. Raises DeadlineError."""
+    """Kill the processes of an object whose monitor has ended, with their descendants. Raises DeadlineError."""
     give_up_at = time.monotonic() + KILL_TIMEOUT_S
     while found := await in_time(
         "looking for processes without a monitor", host.orphans_naming, object_id
@@ -72,7 +72,9 @@ async def kill_strays(host: Host, object_id: str) -> None:
         left_s = give_up_at - time.monotonic()
         if left_s <= 0:
             pids = ", ".join(str(entry.pid) for entry in found)
-            raise DeadlineError(f"{object_id}: processes {pids} can't be killed")
+            raise DeadlineError(
+                f"{object_id}: processes {pids} did not end within {KILL_TIMEOUT_S:g} s of SIGKILL"
+            )
         for entry in found:
             log.info("killing a process without a monitor", id=object_id, pid=entry.pid)
             with step("killing processes without a monitor"):

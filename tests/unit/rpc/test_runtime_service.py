@@ -661,7 +661,7 @@ async def test_during_recovery_a_subscriber_waits_and_is_then_told_to_list(tmp_p
         daemon.events.open()
         failure = await failure_of(_to_the_end(stream))
     assert failure.code() is grpc.StatusCode.UNAVAILABLE
-    assert "list them, and subscribe again" in (failure.details() or "")
+    assert "list pods and containers, and subscribe again" in (failure.details() or "")
 
 
 async def test_events_that_are_off_are_not_implemented(tmp_path: Path) -> None:
