@@ -38,7 +38,7 @@ log = structlog.get_logger()
 PATIENCE_S = 2.0
 MAX_WALK_S = 60.0
 AT_ONCE = 4
-"""Walks at a time, and as many slow ones beside them."""
+"""Walks in parallel. As many slow ones may run in addition."""
 LONG_S = 0.5
 """Callers do not wait for a layer whose last walk took longer."""
 _REST = 10

@@ -97,7 +97,7 @@ class StreamBackend:
 
     @property
     def commands(self) -> int:
-        """How many sessions have a command that is started or followed."""
+        """The number of sessions with a command that is being started or runs."""
         return len(self._commands)
 
     def open(self, send: Callable[..., None]) -> None:
@@ -162,7 +162,7 @@ class StreamBackend:
         )
 
     def _addresses(self, sandbox_id: str) -> tuple[str, ...]:
-        """Where the ports of a pod with a kernel of its own are: its loopback is no namespace's of the node."""
+        """The addresses for the ports of a pod with its own kernel, whose loopback is not on the node. Else none."""
         try:
             sandbox = self._pods.find(sandbox_id)
         except NotFoundError:
@@ -200,7 +200,7 @@ class StreamBackend:
                     self._attach_sessions.attachable(container), width, height
                 )
             except CriShimError as error:  # the container ended meanwhile
-                log.debug("terminal not resized", error=str(error))
+                log.debug("cannot resize the terminal", error=str(error))
 
     # --- answers
 
