@@ -10,6 +10,7 @@ import pytest
 
 from cri_shim.errors import DeadlineError
 from cri_shim.slots import PATIENCE_S, REMEMBERED_S, SLOW_AFTER_S, Share, Slot, Slots, Usage
+from tests.fakes.clock import turn_over
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,7 +42,7 @@ class Starts:
                 await may_end.wait()
 
         self.tasks[name] = asyncio.create_task(start(), name=name)
-        await settled()
+        await turn_over()
 
     def may_end(self, name: str) -> asyncio.Task[None]:
         """It ends as soon as its task has its turn."""
@@ -53,12 +54,12 @@ class Starts:
 
     async def end(self, name: str) -> None:
         await self.may_end(name)
-        await settled()
+        await turn_over()
 
     async def cancel(self, name: str) -> None:
         self.tasks[name].cancel()
         await asyncio.wait([self.tasks[name]])
-        await settled()
+        await turn_over()
 
     @contextlib.asynccontextmanager
     async def all_ended(self) -> AsyncIterator[Starts]:
@@ -70,15 +71,10 @@ class Starts:
             await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
 
-async def settled() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
 async def all_slow(clock: MovableClock) -> None:
     """What has begun is slow now; what begins from now on is not."""
     clock.move(SLOW_AFTER_S)
-    await settled()
+    await turn_over()
 
 
 def pod(name: str, most: int = 2) -> Share:
@@ -219,7 +215,7 @@ async def test_one_that_has_just_gone_away_is_passed_over() -> None:
         first, goes = starts.may_end("first"), starts.tasks["goes"]
         goes.cancel()
         await asyncio.wait([first, goes])
-        await settled()
+        await turn_over()
         assert goes.cancelled()
         assert first.exception() is None
         assert starts.begun == ["first", "next"]
@@ -275,7 +271,7 @@ async def test_with_too_many_slow_ones_the_pod_that_has_most_loses_its_oldest(
             await starts.begin(name, pod(name.split()[0]))
             await all_slow(clock)
         clock.move(PATIENCE_S)
-        await settled()
+        await turn_over()
         with pytest.raises(
             DeadlineError, match=r"^greedy 0 was given up .* pod greedy has the most"
         ):
@@ -330,7 +326,7 @@ async def test_of_the_tenant_that_has_most_slow_ones_one_is_given_up(clock: Mova
         for n in range(3):
             await starts.begin(f"hangs {n}", pod(f"p{n}"), tenant="namespace attacker")
         await all_slow(clock)
-        await settled()
+        await turn_over()
         given_up = starts.ended()
         assert [task.get_name() for task in given_up] == ["hangs 0"]
         with pytest.raises(DeadlineError, match="and namespace attacker has the most"):
@@ -344,10 +340,10 @@ async def test_what_is_slow_only_when_that_is_said_is_so_once() -> None:
             await starts.begin(name, pod(name))
         starts.slot_of["first"].now_slow()
         starts.slot_of["first"].now_slow()
-        await settled()
+        await turn_over()
         assert starts.begun == ["first", "next"]
         starts.slot_of["next"].now_slow()  # no room: it keeps its slot
-        await settled()
+        await turn_over()
         assert starts.begun == ["first", "next"]
         await starts.end("first")
         assert starts.begun == ["first", "next", "last"]
@@ -361,11 +357,11 @@ async def test_what_has_ended_before_its_block_shares_nothing_any_more() -> None
         starts.slot_of["first"].now_slow()
         starts.slot_of["first"].end()
         starts.slot_of["first"].now_slow()
-        await settled()
+        await turn_over()
         assert starts.begun == ["first", "next"]
         await starts.end("first")
         await starts.begin("last", pod("other", 1))
         assert starts.begun == ["first", "next"]
         starts.slot_of["next"].end()
-        await settled()
+        await turn_over()
         assert starts.begun == ["first", "next", "last"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cri_shim.cni.operation_locks import OperationLocks
+from tests.fakes.clock import turn_over
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -42,11 +43,6 @@ async def _outcome(work: Coroutine[object, object, None]) -> BaseException | Non
     except TimeoutError as error:
         return error
     return None
-
-
-async def turn_over() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 async def test_different_containers_go_side_by_side_and_one_containers_operations_follow() -> None:

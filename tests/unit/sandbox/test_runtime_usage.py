@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +17,7 @@ from cri_shim.sandbox import runtime_usage
 from cri_shim.sandbox.runtime_usage import RuntimeUsages, as_cgroup_stats
 from cri_shim.sandbox.store.model import ContainerStatus
 from cri_shim.sandbox.store.store import Container, Store, read_container
+from tests.fakes.clock import turn_over
 from tests.fakes.kernel import Kernel
 from tests.fakes.points import Points
 from tests.fakes.runtime import Entry, FakeRuntime
@@ -92,8 +92,7 @@ async def test_a_runtime_that_hangs_is_not_waited_for_and_asked_once(
     assert await node.usages.of([stuck]) == {stuck.id: None}
     assert await node.usages.of([stuck]) == {stuck.id: None}
     hold.release()
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await turn_over(20)
     found = (await node.usages.of([stuck]))[stuck.id]
     assert found is not None
 

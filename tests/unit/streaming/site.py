@@ -47,7 +47,6 @@ class Site:
     def __init__(self, limits: Limits, tls: ServerTls | None, address: str, prefix: str) -> None:
         self.tickets = Tickets(60)
         self.backend = LocalBackend(self.tickets)
-        self.thread = LoopThread()
         self.told: list[tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]] = []
         self.server = StreamingServer(
             self.backend,
@@ -62,6 +61,7 @@ class Site:
             family=socket.AF_INET6 if ":" in address else socket.AF_INET,
             dualstack_ipv6=address == "::",
         )
+        self.thread = LoopThread()  # last: a loop has sockets of its own, which only its end closes
         self.port: int = self.listener.getsockname()[1]
         self._scheme = "http" if tls is None else "https"
         self._host = f"[{address}]" if ":" in address else address
@@ -70,7 +70,7 @@ class Site:
     async def start(self) -> None:
         self.server.start(self.listener)
 
-    def await_(self, work: Coroutine[object, object, None], timeout_s: float = 10.0) -> None:
+    def await_(self, work: Coroutine[object, object, None], timeout_s: float = 30.0) -> None:
         """Do it on the server's loop."""
         asyncio.run_coroutine_threadsafe(work, self.thread.loop).result(timeout_s)
 
@@ -135,6 +135,8 @@ def site(
         made.await_(made.start())
         yield made
     finally:
-        made.await_(made.server.stop(1.0))
-        made.backend.close()
-        made.thread.stop()
+        try:
+            made.await_(made.server.stop(1.0))
+        finally:
+            made.backend.close()
+            made.thread.stop()

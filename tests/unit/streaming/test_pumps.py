@@ -180,8 +180,7 @@ async def test_a_slow_reader_of_a_full_pipe_is_not_woken_for_by_each_page(
     read = bytearray()
     while page := os.read(reading, 4096):
         read += page
-        for _ in range(3):  # the loop looks whether the pipe is writable, and it is
-            await asyncio.sleep(0)
+        await turn_over(3)  # the loop looks whether the pipe is writable, and it is
         await until(lambda: select.select([reading], [], [], 0)[0])
     assert read == data
     # Of the 256 pages that did not fit at first, each would have been a write of its own.
@@ -199,12 +198,10 @@ async def test_a_pipe_that_is_left_alone_can_be_closed(monkeypatch: pytest.Monke
     input_.open(writing)
     input_.write(bytes(2 * size))
     os.read(reading, 4096)
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await turn_over(3)
     assert input_.pending == size - 4096
     os.read(reading, 4096)
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await turn_over(3)
     assert input_.pending == size - 4096  # it could have taken another page
     input_.close()
     with open(reading, "rb", buffering=0) as rest:

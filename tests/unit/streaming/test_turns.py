@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from cri_shim.streaming.turns import Turns
+from tests.fakes.clock import turn_over
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,8 +31,7 @@ async def test_who_asks_again_stands_behind_all_others() -> None:
 
     turns.later(greedy)
     turns.later(lambda: done.append("modest"))
-    for _ in range(8):
-        await asyncio.sleep(0)
+    await turn_over(8)
     assert done == ["greedy", "modest", "greedy", "greedy", "greedy"]
 
 
@@ -45,8 +45,7 @@ async def test_an_error_in_a_turn_takes_no_other_away() -> None:
 
     turns.later(fail)
     turns.later(lambda: done.append("next"))
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await turn_over(3)
     assert done == ["next"]
     assert len(errors) == 1
 
