@@ -1,11 +1,11 @@
-"""Reads what the metrics of CRI are computed from: running containers of ready pods, and the pods' interfaces.
+"""Reads the values of CRI's metrics: of the running containers of ready pods, and of the pods' interfaces.
 
 Rules:
-- What statistics have as well is read by `stats`, the rest in one pass over small files, in a thread: no child process,
-  no lock, no look into a pod's namespaces or files. What a container can make large is bounded
-  (`host.process_counters`).
-- Only what the chosen groups need is read.
-- A pod that stops while it is read is left out; nothing else fails.
+- `stats` reads the values that are part of the statistics. The rest is read in one pass over small files, in a thread,
+  without child processes or locks, and without entering a pod's namespaces or opening its files. Values that a
+  container can make large are bounded (`host.process_counters`).
+- Only values of the configured groups are read.
+- A pod that stops meanwhile is left out.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _COUNTED: Final = frozenset(
         *(MetricGroup.OOM, MetricGroup.PROCESS, MetricGroup.SPEC),
     }
 )
-"""Groups that `read_counters` is for."""
+"""Groups with values from `read_counters`."""
 MAX_DEVICES: Final = 1024
-"""Names of block devices that are kept."""
+"""Limit of the cache of block device names."""
 
 
 class PodMetrics:
-    """ListMetricDescriptors and ListPodSandboxMetrics."""
+    """The metrics of pods, for ListMetricDescriptors and ListPodSandboxMetrics."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class PodMetrics:
         layers_dir: Path,
         groups: Collection[MetricGroup],
     ) -> None:
-        """`layers_dir` is on the file system of all writable layers; `groups` are those that are served."""
+        """`layers_dir` is on the file system of all writable layers. `groups` are the configured groups."""
         self._host = host
         self._containers = containers
         self._stats = stats
@@ -76,7 +76,7 @@ class PodMetrics:
         )
 
     async def pod_sandbox_metrics(self, sandboxes: Sequence[Sandbox]) -> list[PodReading]:
-        """What was read of those of these pods that are ready, and still are when they have been read.
+        """The values of those of these pods that are ready before and after the reading.
 
         Raises DeadlineError if the kernel does not answer.
         """
@@ -129,7 +129,7 @@ class PodMetrics:
             counters = self._cgroups.read_counters(directory)
         if MetricGroup.PROCESS in self._groups:
             processes = self._cgroups.count_processes(directory)
-            # A container that runs has processes. Where its cgroup has none, they are on a kernel of its own.
+            # A running container has processes. If its cgroup has none, the pod has its own kernel.
             if not processes.processes:
                 processes = None
             elif container.status.process is not None:

@@ -288,7 +288,9 @@ class StreamBackend:
         sandbox = self._pods.find(request.sandbox_id)
         require_ready(sandbox)
         if message.on_node and not self._has_own_kernel(sandbox):
-            raise WrongStateError(f"sandbox {sandbox.id} is reached in its own network")
+            raise WrongStateError(
+                f"sandbox {sandbox.id}: its ports are reached in its network namespace, not from the node"
+            )
         inside = sandbox.record.netns and not message.on_node
         netns = Path(sandbox.record.netns) if inside else None
         made = await pod_sockets(self._host, sandbox.id, netns, message.family, message.count)

@@ -1,1 +1,1 @@
-"""The metrics of CRI: which there are, and what they are computed from."""
+"""The metrics of CRI: their table, the values they are computed from, and the computation."""

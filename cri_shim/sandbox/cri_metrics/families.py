@@ -1,6 +1,6 @@
-"""The metrics of CRI, one row each: name, kind, labels, meaning, and how its samples follow from what was read.
+"""The table of CRI's metrics: name, kind, labels, help, and the function that computes the samples. Pure.
 
-Pure. Names, kinds and meanings are those of cAdvisor, whose place these metrics take in a kubelet.
+Names, kinds and meanings are those of cAdvisor, whose metrics a kubelet replaces by these.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ReadingT = TypeVar("ReadingT", PodReading, ContainerReading)
 _NS: Final = 1_000_000_000
 _DEFAULT_PERIOD_US: Final = 100_000
 _DEFAULT_SHARES: Final = 1024
-"""The kernel's own, for a container whose request leaves them open."""
+"""The kernel's default, for a container whose request does not set a value."""
 
 
 class Kind(StrEnum):
@@ -53,7 +53,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Family(Generic[ReadingT]):
-    """One metric."""
+    """A metric."""
 
     name: str
     group: MetricGroup
@@ -61,7 +61,7 @@ class Family(Generic[ReadingT]):
     help: str
     samples: Callable[[ReadingT], Iterable[Sample]]
     labels: tuple[str, ...] = ()
-    """Beside those of every metric, after which they come."""
+    """Labels that follow those that every metric has."""
 
 
 _CPU, _MEM = MetricGroup.CPU, MetricGroup.MEMORY

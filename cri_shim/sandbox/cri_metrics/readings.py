@@ -1,4 +1,4 @@
-"""What was read of pods and containers for their metrics, and the samples that a metric makes of it."""
+"""The values read of pods and containers, and the samples computed from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Sample(NamedTuple):
-    """One value, with the labels that a metric has beside those of every metric."""
+    """A value with the labels of its metric, without those that every metric has."""
 
     value: int
     labels: tuple[str, ...] = ()
@@ -26,18 +26,18 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ContainerReading:
-    """One running container."""
+    """The values of a running container."""
 
     container: Container
     usage: CgroupStats
     counters: CgroupCounters
     processes: ProcessCounters | None
-    """None for one with a kernel of its own, whose processes this node does not see."""
+    """None in a pod with its own kernel, whose processes are not visible on the node."""
     open_files_limit: int | None
-    """Of its first process."""
+    """The limit of the container's first process."""
     resources: api.LinuxContainerResources
     file_system: FileSystem
-    """Of all writable layers."""
+    """The file system of all writable layers."""
     layer_bytes: int | None
     device_paths: Mapping[tuple[int, int], str]
     """By major and minor number; "" for a device without a name."""
@@ -45,7 +45,7 @@ class ContainerReading:
 
 @dataclass(frozen=True, slots=True)
 class PodReading:
-    """One ready pod, and those of its containers that run."""
+    """The values of a ready pod and its running containers."""
 
     sandbox: Sandbox
     read_at_ns: int

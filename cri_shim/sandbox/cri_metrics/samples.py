@@ -1,7 +1,7 @@
-"""How the samples of CRI's metrics follow from what was read of a pod or container. Pure.
+"""Computes the samples of CRI's metrics from the values of a pod or container. Pure.
 
-What the node does not count has no sample. Three numbers are 0 where the kernel has none, as in cAdvisor: failures to
-charge memory and the most huge pages in v2, and swap without swap accounting.
+A value that the node does not count has no sample. Three values are 0 if the kernel does not have them, as in cAdvisor:
+failures to charge memory and the peak of huge pages on cgroup v2, and swap without swap accounting.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Rules:
 - They are listed before the server is ready, so that no exec of this daemon is among them.
-- A pid from a file may have been reused. Its parent shows whether the process is an exec.
+- A pid from a file may have been reused. Its parent shows whether the process is an exec; in a pod with its own kernel,
+  its command line does.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class LeftoverExecs:
     """The processes in the container's cgroup, among which descendants of an exec are found by their session."""
     console_dir: Path
     runtime: Runtime | None = None
-    """Who has to end what the processes stand for; None where they stand for themselves."""
+    """For a container with its own kernel: the runtime, which must end the commands that the processes represent."""
 
     @classmethod
     def of(
@@ -54,7 +55,7 @@ class LeftoverExecs:
     ) -> Self:
         """List the execs of a container; `cgroup_pids` are the processes in the container's cgroup.
 
-        `runtime` is given for a container with its own kernel, whose processes on the node are in any cgroup.
+        Pass `runtime` for a container with its own kernel, whose processes on the node may be in any cgroup.
         """
         files = tuple(sorted(paths.container(container.id).exec_dir.glob("*")))
         processes = []
@@ -115,7 +116,7 @@ class LeftoverExecs:
 
 
 def _stands_for_one(host: Host, entry: ProcessEntry, container: Container) -> bool:
-    """Whether it stands for an exec in the container: it names that, as no process of a later time would."""
+    """Whether the process represents an exec: its command line names the container, so the pid was not reused."""
     known = {p.pid for p in (container.status.process, container.status.monitor) if p}
     return entry.pid not in known and host.names(entry.pid, container.id)
 

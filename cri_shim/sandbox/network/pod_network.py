@@ -252,9 +252,9 @@ class PodNetwork:
             )
 
     async def _restore_addresses(self, sandbox: Sandbox) -> None:
-        """Give the interfaces of a sandbox their addresses back, which one with a kernel of its own may have taken.
+        """Restore the addresses of a sandbox's interfaces, which a pod with its own kernel may have removed.
 
-        Plugins find by them what they made on the node. What is refused is logged: DEL says itself what it lacks.
+        Plugins use them to find what they created on the node. An error is only logged, since DEL reports its own.
         """
         for planned in sandbox.status.attachments:
             attachment = self._attachments.of(sandbox, planned)
@@ -271,7 +271,11 @@ class PodNetwork:
                     addresses,
                 )
             except (OSError, CriShimError) as error:
-                log.warning("addresses not restored", sandbox_id=sandbox.id, error=str(error))
+                log.warning(
+                    "cannot restore addresses of interfaces",
+                    sandbox_id=sandbox.id,
+                    error=str(error),
+                )
 
     async def detach(self, sandbox: Sandbox) -> None:
         """Call DEL for every attachment in the status, the last first. Each leaves the status.

@@ -231,7 +231,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The time when it became not ready: it was stopped, or its pause process ended."""
     process: Process | None = None
     monitor: Process | None = None
-    """Of a pause container with a kernel of its own, and of those that former versions made. Others have none."""
+    """The monitor of a pause container with its own kernel, or from an earlier version. Others have none."""
     attachments: tuple[NetworkAttachment, ...] = ()
     """Attachments that need a CNI DEL. They are added before ADD, and removed after DEL."""
     ips: tuple[str, ...] = ()
