@@ -54,6 +54,7 @@ def build_statistics(config: Config, on: Mechanisms, cgroup_paths: CgroupPaths) 
         cgroups=on.cgroups,
         cgroup_paths=cgroup_paths,
         rates=rates,
+        runtime_of=on.handlers.get,
     )
     pod_metrics = PodMetrics(
         host=on.host,

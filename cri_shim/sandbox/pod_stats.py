@@ -5,7 +5,8 @@ Rules:
   processes or locks, and without entering a pod's namespaces.
 - Only ready pods are reported. A pod that stops meanwhile is left out.
 - A pod's usage is that of the cgroup that the client created for it, the parent of its containers' cgroups. If several
-  pods share that parent, or there is none, it is the sum of the usage of the pod's own cgroups.
+  pods share that parent, or there is none, it is the sum of the usage of the pod's own cgroups. For a pod with its own
+  kernel it is then the sum of its containers' usage: the pause container's cgroup may count that a second time.
 - A pod's programs may add interfaces, so at most `MAX_INTERFACES` are reported in addition to the default one.
 """
 
@@ -21,13 +22,15 @@ from cri_shim.kernel_call import in_time
 from cri_shim.sandbox.cpu_rates import CpuReading
 from cri_shim.sandbox.network.pod_network import LOOPBACK
 from cri_shim.sandbox.store.model import SandboxState
+from cri_shim.sandbox.store.processes import own_kernel_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cri_shim.host.cgroups.tree import Cgroups
     from cri_shim.host.interface_counters import InterfaceCounters
     from cri_shim.host.port import Host
+    from cri_shim.oci.runtime import Runtime
     from cri_shim.sandbox.cpu_rates import CpuRates
     from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.stats import ContainerUsage, Stats
@@ -72,6 +75,7 @@ class PodStats:
         cgroups: Cgroups,
         cgroup_paths: CgroupPaths,
         rates: CpuRates,
+        runtime_of: Callable[[str], Runtime],
     ) -> None:
         self._host = host
         self._sandboxes = sandboxes
@@ -80,6 +84,7 @@ class PodStats:
         self._cgroups = cgroups
         self._cgroup_paths = cgroup_paths
         self._rates = rates
+        self._runtime_of = runtime_of
 
     async def pod_sandbox_stats(self, sandboxes: Sequence[Sandbox]) -> list[PodUsage]:
         """The usage of those of these pods that are ready before and after the reading.
@@ -117,8 +122,10 @@ class PodStats:
         if has_its_own:
             cgroup = self._cgroups.read_stats(directory)
         else:
-            pause = self._cgroups.read_stats(self._cgroup_paths.directory_of(sandbox))
-            cgroup = summed([pause, *(each.cgroup for each in containers if each.cgroup)])
+            parts = [each.cgroup for each in containers if each.cgroup]
+            if not parts or own_kernel_runtime(self._runtime_of, sandbox.record.handler) is None:
+                parts.append(self._cgroups.read_stats(self._cgroup_paths.directory_of(sandbox)))
+            cgroup = summed(parts)
         rate = None
         if cgroup.cpu_usage_ns is not None:
             reading = CpuReading(cgroup.read_at_ns, cgroup.cpu_usage_ns)

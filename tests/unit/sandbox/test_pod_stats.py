@@ -9,9 +9,11 @@ import msgspec
 import pytest
 
 from cri_shim.background import Background
+from cri_shim.config.model import HandlerKind
 from cri_shim.host.cgroups.usage import CgroupStats
 from cri_shim.host.interface_counters import InterfaceCounters
 from cri_shim.host.tree import disk_usage
+from cri_shim.oci.runtime import PidsUsage, RuntimeStats
 from cri_shim.paths import Paths
 from cri_shim.sandbox.cpu_rates import CpuRates
 from cri_shim.sandbox.layer_usage import LayerUsages
@@ -28,7 +30,7 @@ from cri_shim.sandbox.store.model import (
 from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
 from tests.fakes.kernel import Kernel
 from tests.fakes.points import Points
-from tests.fakes.runtime import FakeRuntime
+from tests.fakes.runtime import Entry, FakeRuntime
 from tests.unit.sandbox.records import make_container, make_sandbox
 
 if TYPE_CHECKING:
@@ -53,7 +55,10 @@ class Node:
         self.paths.containers_dir.mkdir(parents=True)
         self.paths.sandboxes_dir.mkdir(parents=True)
         self.kernel = Kernel(Points())
-        self.runtimes = {"runc": FakeRuntime(self.kernel)}
+        self.runtimes = {
+            "runc": FakeRuntime(self.kernel),
+            "vm": FakeRuntime(self.kernel, "vm", HandlerKind.VM),
+        }
         self.sandboxes: Store[Sandbox] = Store(
             "sandbox", self.paths.sandboxes_dir, self.paths.sandbox, read_sandbox
         )
@@ -89,6 +94,7 @@ class Node:
             cgroups=cgroups,
             cgroup_paths=cgroup_paths,
             rates=rates,
+            runtime_of=self.runtimes.__getitem__,
         )
 
     def pod(self, letter: str, *, parent: str = "", network: bool = True) -> Sandbox:
@@ -161,6 +167,20 @@ async def test_a_pod_in_a_shared_cgroup_uses_what_its_own_cgroups_use(node: Node
     for usage in await node.read(alone, other, third, above):
         assert (usage.cgroup.cpu_usage_ns, usage.cgroup.pids_current) == (110, 110)
         assert usage.cgroup.memory_limit_bytes is None
+
+
+async def test_a_pod_with_its_own_kernel_in_a_shared_cgroup_uses_what_its_runtime_says(
+    node: Node,
+) -> None:
+    """The pause container's cgroup may count the containers once more; alone it is all that is known."""
+    pod, empty = node.pod("a"), node.pod("b")
+    container = node.container(pod, "1")
+    for each in (pod, empty, container):
+        each.record = msgspec.structs.replace(each.record, handler="vm")
+    node.runtimes["vm"].containers[container.id] = Entry("running", node.kernel.spawn())
+    node.runtimes["vm"].uses = RuntimeStats(pids=PidsUsage(current=7))
+    usages = await node.read(pod, empty)
+    assert [usage.cgroup.pids_current for usage in usages] == [7, 10]
 
 
 async def test_an_earlier_sandbox_of_the_pod_does_not_share_its_cgroup(node: Node) -> None:
