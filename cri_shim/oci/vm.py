@@ -226,7 +226,7 @@ class VmRuntime(CliRuntime):
         Of a sandbox (`object_id` is `pod_id`) that is all of its containers' as well. Raises OSError, DeadlineError.
         """
         places = (self.settings.root_dir, *KATA_DIRS)
-        await in_time("clearing what the runtime left", _clear, object_id, pod_id, places)
+        await in_time("clearing what the runtime left", clear_kept, object_id, pod_id, places)
 
     def cgroup_dirs(self, object_id: str, cgroup_dir: str) -> tuple[str, ...]:
         """The one that it is told, and those of kata-runtime, which are named after the object.
@@ -265,7 +265,8 @@ def _descendants(table: str, pid: int) -> list[int]:
     return below
 
 
-def _clear(object_id: str, pod_id: str, places: tuple[Path, ...]) -> None:
+def clear_kept(object_id: str, pod_id: str, places: tuple[Path, ...]) -> None:
+    """As `VmRuntime.clear`, in these places. Blocking. Raises OSError."""
     for place in places:
         for found in _kept(place, object_id, pod_id):
             unmount_below(found)

@@ -17,9 +17,10 @@ import structlog
 from cri_shim.background import uninterrupted
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.kernel_call import in_time, in_time_for
+from cri_shim.oci.vm import KATA_DIRS, clear_kept
 from cri_shim.operations import step
 from cri_shim.sandbox.store.model import Process
-from cri_shim.sandbox.store.processes import own_kernel_runtime, read_top_process
+from cri_shim.sandbox.store.processes import is_configured, own_kernel_runtime, read_top_process
 from cri_shim.sandbox.vm_processes import asks_to_delete, asks_to_kill, kill_strays
 
 if TYPE_CHECKING:
@@ -143,7 +144,22 @@ class Teardown:
             return
         await self.kill_processes(held)
         await self.forget_in_runtime(held.object_id, held.handler)
+        if not is_configured(self._runtime_of, held.handler):
+            await self._clear_of_any_kind(held)
         await self._remove_cgroup(held.cgroup_dir)
+
+    async def _clear_of_any_kind(self, held: Held) -> None:
+        """The handler is gone from the configuration, and its kind with it: remove what any runtime may have left."""
+        await kill_strays(self._host, held.object_id)
+        places = (self._paths.runtime_root(held.handler), *KATA_DIRS)
+        await in_time_for(
+            held.object_id,
+            "clearing what a runtime left",
+            clear_kept,
+            held.object_id,
+            held.pod_id,
+            places,
+        )
 
     # --- pods with kernels of their own --------------------------------------------------------------------------
 

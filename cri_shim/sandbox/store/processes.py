@@ -31,6 +31,15 @@ class Held:
     paths: ObjectPaths
 
 
+def is_configured(runtime_of: Callable[[str], Runtime], handler: str) -> bool:
+    """Whether the handler is still in the configuration."""
+    try:
+        runtime_of(handler)
+    except UnknownRuntimeHandlerError:
+        return False
+    return True
+
+
 def own_kernel_runtime(runtime_of: Callable[[str], Runtime], handler: str) -> Runtime | None:
     """The handler's runtime if its pods have their own kernels. None for others, and for one that is not configured."""
     try:

@@ -354,6 +354,16 @@ def creating(config: KataConfig) -> list[int]:
     return sorted(found[0] & found[1] - monitors) if any(kept()) else []
 
 
+@pytest.mark.slow
+def test_pods_of_a_handler_that_left_the_configuration_go(kata_daemon: Daemon, image: str) -> None:
+    pod = Pod.run(kata_daemon.client, image, handler=KATA)
+    pod.sleeper()
+    with kata_daemon.changed_settings({"runtime": {"handlers": {KATA: None}}}):
+        kata_daemon.restart()
+        take_away(kata_daemon.client, pod)
+    kata_daemon.restart()
+
+
 def test_the_daemon_may_come_and_go_and_ends_are_known(kata_daemon: Daemon, image: str) -> None:
     client = kata_daemon.client
     pod = Pod.run(client, image, handler=KATA)

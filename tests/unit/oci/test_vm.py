@@ -17,7 +17,7 @@ from cri_shim.host.process import Reaper
 from cri_shim.oci import guest_exec
 from cri_shim.oci.guest_exec import mark
 from cri_shim.oci.runtime import ExecFiles, HandlerSettings
-from cri_shim.oci.vm import KATA, PROXY, RUNSC, VmRuntime, _clear, _descendants
+from cri_shim.oci.vm import KATA, PROXY, RUNSC, VmRuntime, _descendants, clear_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -211,7 +211,7 @@ def test_what_is_kept_of_an_object_goes_and_what_is_of_others_stays(tmp_path: Pa
         (tmp_path / POD / name).mkdir(parents=True)
         (tmp_path / POD / f"{name}-1234-hosts").touch()
         (tmp_path / f"{name}_sandbox:{POD}.state").touch()
-    _clear(ID, POD, (tmp_path, tmp_path / "nothing"))
+    clear_kept(ID, POD, (tmp_path, tmp_path / "nothing"))
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     assert left == [
         POD,
@@ -219,5 +219,5 @@ def test_what_is_kept_of_an_object_goes_and_what_is_of_others_stays(tmp_path: Pa
         f"{POD}/{other}-1234-hosts",
         f"{other}_sandbox:{POD}.state",
     ]
-    _clear(POD, POD, (tmp_path,))
+    clear_kept(POD, POD, (tmp_path,))
     assert list(tmp_path.iterdir()) == []

@@ -162,7 +162,14 @@ async def test_a_runtime_that_refuses_has_its_files_removed_instead(harness: Nod
 
 
 async def test_a_handler_that_left_the_configuration_is_no_obstacle(harness: NodeHarness) -> None:
+    """Its kind is not known any more: what lost its monitor goes as well, and all that is named after the object."""
+    kept = harness.paths.runtime_root("gone") / f"{ID}_sandbox:{POD_ID}.state"
+    kept.mkdir(parents=True)
+    harness.kernel.spawn(("qemu", f"sandbox-{ID}"))
+    other = harness.kernel.spawn(("qemu", f"sandbox-{POD_ID}"))
     await harness.teardown.process(held(harness.paths.container(ID), "gone"))
+    assert list(harness.kernel.processes) == [other.pid]
+    assert not kept.exists()
 
 
 async def test_without_a_record_the_cgroup_is_the_one_its_processes_are_found_in(
