@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from tests.faults.interpose import Moment
     from tests.harness.daemon import Daemon, Daemons
 
-EACH = pytest.mark.parametrize("handler", [KATA, pytest.param(RUNSC, marks=pytest.mark.runsc)])
+EACH = pytest.mark.parametrize(
+    "handler", [KATA, pytest.param(RUNSC, marks=[pytest.mark.slow, pytest.mark.runsc])]
+)
 
 
 def of_kata(*verbs: str) -> list[Moment]:
@@ -70,9 +72,7 @@ def secure(crash_daemon: Daemon) -> Iterator[Daemon]:
     crash_daemon.restart()
 
 
-@pytest.mark.parametrize(
-    "handler", [KATA, pytest.param(RUNSC, marks=[pytest.mark.slow, pytest.mark.runsc])]
-)
+@EACH
 def test_daemon_killed_at_any_step_leaves_nothing_and_a_retry_succeeds(
     secure: Daemon,
     image: str,
@@ -121,12 +121,13 @@ def test_daemon_killed_at_any_step_leaves_nothing_and_a_retry_succeeds(
     secure.kill9()
 
 
-@pytest.fixture
-def interposers(tmp_path: Path) -> Interposers:
-    return Interposers(tmp_path, runtimes={KATA: kata_runtime.__file__})
+@pytest.fixture(scope="module")
+def interposers(tmp_path_factory: pytest.TempPathFactory) -> Interposers:
+    directory = tmp_path_factory.mktemp("interpose")
+    return Interposers(directory, runtimes={KATA: kata_runtime.__file__})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def interposed(
     daemons: Daemons, archives: list[Path], interposers: Interposers
 ) -> Iterator[Daemon]:

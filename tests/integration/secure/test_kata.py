@@ -121,7 +121,13 @@ def test_streams_of_an_exec_come_in_the_attached_form_and_a_terminal_does(
     assert session.exit_code == 6
 
 
-@pytest.mark.parametrize("first", ["trap '' TERM HUP INT XCPU VTALRM;", "rm /bin/sh;"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "trap '' TERM HUP INT XCPU VTALRM;",
+        pytest.param("rm /bin/sh;", marks=pytest.mark.slow),
+    ],
+)
 def test_an_exec_past_its_deadline_ends_in_the_guest(
     kata_client: Client, image: str, first: str
 ) -> None:
@@ -372,7 +378,7 @@ def test_the_daemon_may_come_and_go_and_ends_are_known(kata_daemon: Daemon, imag
     pod.asks(ender, "(sleep 1; touch /end) >/dev/null 2>&1 </dev/null &")
 
     kata_daemon.kill9()
-    time.sleep(2)
+    wait_until(lambda: not processes_running(f"{ender}"))
     kata_daemon.start()
 
     assert client.wait_exited(ender).exit_code == 21
@@ -397,6 +403,7 @@ def test_an_exec_of_a_former_daemon_is_ended(kata_daemon: Daemon, image: str) ->
     take_away(client, pod)
 
 
+@pytest.mark.slow
 def test_nothing_survives_a_wipe_without_the_daemon(kata_daemon: Daemon, image: str) -> None:
     client = kata_daemon.client
     pod = Pod.run(client, image, handler=KATA)
