@@ -401,7 +401,7 @@ def test_metrics_can_be_switched_off(fresh: Daemon) -> None:
 
 def reloaded(daemon: Daemon) -> dict[str, Any]:
     """Reload it, and what it says about that."""
-    told = ("reloaded", "configuration not reloaded, the old one stays")
+    told = ("reloaded", "configuration not reloaded, the old one stays in effect")
     before = sum(event["event"] in told for event in events(daemon))
 
     def answers() -> list[dict[str, Any]]:

@@ -113,8 +113,9 @@ def test_address_comes_from_the_network_and_containers_have_it(
     client: Client, image: str, daemon: Daemon
 ) -> None:
     pod = Pod.run(client, image)
-    assert ipaddress.ip_address(pod.ip) in ipaddress.ip_network(daemon.subnet)
-    assert f"inet {pod.ip}/24" in pod.says("ip -4 addr show dev eth0")
+    network = ipaddress.ip_network(daemon.subnet)
+    assert ipaddress.ip_address(pod.ip) in network
+    assert f"inet {pod.ip}/{network.prefixlen}" in pod.says("ip -4 addr show dev eth0")
 
 
 def test_pods_reach_each_other_and_the_node_reaches_them(
