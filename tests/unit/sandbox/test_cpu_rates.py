@@ -48,6 +48,10 @@ class Node:
         self.rates.asked()
         return [None if rate is None else round(rate / SECOND, 2) for rate in rates]
 
+    async def sampled(self, *names: str) -> None:
+        """Wait until these cgroups have rates."""
+        await self._clock.until(lambda: None not in self.ask(*names), within_s=PERIOD_S)
+
 
 @pytest.fixture
 def node(clock: MovableClock, monkeypatch: pytest.MonkeyPatch) -> Node:
@@ -63,8 +67,7 @@ async def test_a_newcomer_has_a_rate_soon(node: Node, clock: MovableClock) -> No
 
 async def test_readers_share_a_rate_however_often_they_ask(node: Node, clock: MovableClock) -> None:
     node.cores = {"a": 0.25}
-    node.ask("a")
-    await clock.sleep(1)
+    await node.sampled("a")
     node.read.clear()
     for _ in range(50):
         assert node.ask("a") == [0.25]
@@ -74,8 +77,7 @@ async def test_readers_share_a_rate_however_often_they_ask(node: Node, clock: Mo
 
 async def test_a_rate_follows_what_is_used(node: Node, clock: MovableClock) -> None:
     node.cores = {"a": 0.0, "b": 2.0}
-    node.ask("a", "b")
-    await clock.sleep(1)
+    await node.sampled("a", "b")
     assert node.ask("a", "b") == [0.0, 2.0]
     await clock.sleep(2 * PERIOD_S)
     assert node.ask("a", "b") == [0.0, 2.0]
@@ -83,11 +85,10 @@ async def test_a_rate_follows_what_is_used(node: Node, clock: MovableClock) -> N
 
 async def test_a_newcomer_disturbs_no_others_sample(node: Node, clock: MovableClock) -> None:
     node.cores = {"a": 1.0, "b": 1.0}
-    node.ask("a")
-    await clock.sleep(1)
+    await node.sampled("a")
     node.read.clear()
     node.ask("a", "b")
-    await clock.sleep(1)
+    await clock.until(lambda: node.read, within_s=1)
     assert node.read == ["b"]
 
 
@@ -96,12 +97,11 @@ async def test_nothing_is_read_when_nobody_asks(node: Node, clock: MovableClock)
     await turn_over()
     assert node.background.tasks == ()
     node.ask("a")
-    await clock.sleep(IDLE_S + 2 * PERIOD_S)
-    assert node.rates.followed == frozenset()
-    assert node.background.tasks == ()
+    await clock.until(lambda: not node.rates.followed, within_s=IDLE_S + 3 * PERIOD_S)
+    await clock.until(lambda: not node.background.tasks, within_s=2 * PERIOD_S)
     # And again from the beginning, not over the time in which nobody looked.
     assert node.ask("a") == [None]
-    await clock.sleep(1)
+    await node.sampled("a")
     assert node.ask("a") == [1.0]
 
 
@@ -120,27 +120,23 @@ async def test_a_cgroup_that_is_gone_is_forgotten(node: Node, clock: MovableCloc
     node.cores = {"a": 1.0, "b": 1.0}
     node.ask("a", "b")
     del node.cores["a"]
-    await clock.sleep(1)
-    assert node.rates.followed == {"b"}
+    await clock.until(lambda: node.rates.followed == {"b"}, within_s=PERIOD_S)
 
 
 async def test_a_clock_that_is_set_back_is_no_rate(node: Node, clock: MovableClock) -> None:
     node.cores = {"a": 1.0}
-    node.ask("a")
-    await clock.sleep(1)
+    await node.sampled("a")
     node.set_back_s = 500
     await clock.until(lambda: node.ask("a") == [None], within_s=2 * PERIOD_S)
-    await clock.sleep(2)
+    await node.sampled("a")
     assert node.ask("a") == [1.0]
 
 
 async def test_a_counter_that_falls_is_no_negative_rate(node: Node, clock: MovableClock) -> None:
     node.cores = {"a": 1.0}
-    node.ask("a")
-    await clock.sleep(1)
+    await node.sampled("a")
     node.cores = {"a": 0.0}
-    await clock.sleep(2 * PERIOD_S)
-    assert node.ask("a") == [0.0]
+    await clock.until(lambda: node.ask("a") == [0.0], within_s=3 * PERIOD_S)
 
 
 async def test_what_no_cgroup_counts_has_its_rate_from_the_readings(
