@@ -1,5 +1,5 @@
 #!/usr/bin/python3 -SE
-"""A runtime whose only command is a detached exec, for tests of what becomes of the command it leaves behind.
+"""A runtime whose only command is a detached exec, for tests of the command that it starts.
 
 It is called as `exec_runtime.py exec [--detach] --process FILE --pid-file FILE [--console-socket FILE] ID`, runs the
 `args` of the process file in a session of their own, writes the pid and leaves, as runc does; without `--detach` it

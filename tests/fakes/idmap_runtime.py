@@ -1,4 +1,4 @@
-"""A runtime that says that it knows ID-mapped mounts, and is runc in all else.
+"""A runtime that announces ID-mapped mounts, and otherwise is runc.
 
 Every part of user namespaces but ID-mapped volumes needs no more than older versions of runc can do.
 """

@@ -1,4 +1,4 @@
-"""The kernel of a test: processes, mounts, network namespaces and cgroups as entries in dictionaries.
+"""A fake kernel: processes, mounts, network namespaces and cgroups as entries in dictionaries.
 
 It is what the node harness hands in for `cri_shim.host.port.Host`, and has the same signatures.
 Process numbers are above the highest that Linux gives out: one that slipped through could hit nobody.
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 _FIRST_PID = 5_000_000
 USERNS_FD, NETNS_FD = 1001, 1002
-"""What a pod that is made holds of its user namespace and of the network namespace in it."""
+"""Descriptors of a new pod's user namespace and network namespace."""
 
 
 @dataclass(eq=False)
 class FakeProcess:
-    """One process that lives."""
+    """A running process."""
 
     pid: int
     start_ticks: int
@@ -48,26 +48,26 @@ class FakeProcess:
     cgroup: str = ""
     stopped: bool = False
     deaf_to: set[int] = field(default_factory=set)
-    """Signals that don't end it; SIGKILL among them means that it hangs in the kernel."""
+    """Signals that do not end it. SIGKILL among them means that it hangs in the kernel."""
     on_end: Callable[[int], None] | None = None
     """Called with the exit code at its end."""
 
 
 class Kernel:
-    """Keeps what use cases make of the kernel, so that a test can see what is left."""
+    """Records the effects on the kernel, so that a test can see what is left."""
 
     def __init__(self, points: Points) -> None:
         self.restored: list[tuple[Path, str, tuple[str, ...]]] = []
-        """Addresses that interfaces were given back."""
+        """Addresses that were restored to interfaces."""
         self.points = points
         self.processes: dict[int, FakeProcess] = {}
         self.mounts: set[Path] = set()
         self.namespaces: dict[Path, dict[str, str]] = {}
         self.netns_fds: dict[Path, int | None] = {}
         self.user_namespaces: list[tuple[str, str]] = []
-        """Mappings of those that are held now."""
+        """The mappings of the namespaces that are open now."""
         self.mapped: set[Path] = set()
-        """Mounts that were made in terms of a user namespace."""
+        """Mounts that are ID-mapped to a user namespace."""
         self.owners: dict[Path, tuple[int, int]] = {}
         self.signals: list[tuple[int, int]] = []
         self.watches: dict[int, Callable[[], None]] = {}
@@ -125,7 +125,7 @@ class Kernel:
     async def ends_of(
         self, processes: Iterable[tuple[int, int | None]], timeout_s: float
     ) -> list[int]:
-        """What hangs here, hangs: the time is over at once."""
+        """A process that hangs never ends, so the timeout passes at once."""
         return [pid for pid, ticks in processes if self.start_time_ticks(pid) == ticks]
 
     def process_entry(self, pid: int) -> ProcessEntry | None:
@@ -139,7 +139,7 @@ class Kernel:
         return process is not None and any(word in each for each in process.argv)
 
     def orphans_naming(self, word: str) -> list[ProcessEntry]:
-        """Those without a living parent."""
+        """The processes without a running parent."""
         return [
             entry
             for pid, process in list(self.processes.items())
@@ -331,7 +331,7 @@ def _later(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Non
 
 
 class FakeCgroups:
-    """The surface of `Cgroups` that use cases touch."""
+    """Stands for `Cgroups`, with the methods that the sandbox layer uses."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -341,13 +341,13 @@ class FakeCgroups:
         self.counters: dict[str, CgroupCounters] = {}
         self.counts_ooms = True
         self.misplaced = ""
-        """Where processes are instead of in the cgroup they were to be in."""
+        """The cgroups in which processes are instead of their own."""
         self.mode = "v1"
         self.controllers = frozenset({"memory", "cpu", "pids"})
         self.lack_of_files_limits = ""
         self.files_limits: dict[str, int] = {}
         self.limited_files: set[int] = set()
-        """Processes that such a limit holds for."""
+        """Processes to which such a limit applies."""
         self.open_files = 3
         """That each process has."""
 

@@ -1,4 +1,4 @@
-"""A backend for a real streaming process: it answers with what a `LocalBackend` does."""
+"""A backend for a real streaming process, which delegates to a `LocalBackend`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the metrics say, as a scrape would show it."""
+"""Reads metrics as a scrape shows them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ CAPABILITIES = (
 
 
 class FakeLeftovers:
-    """As `cri_shim.cni.leftover.LeftoverPlugins`, of plugins that are only said to run."""
+    """As `cri_shim.cni.leftover.LeftoverPlugins`, with plugins that exist only by name."""
 
     def __init__(self, points: Points) -> None:
         self._points = points
@@ -51,7 +51,7 @@ class FakeLeftovers:
 
 
 class FakeCni:
-    """The surface of `Cni` that use cases touch; attachments are entries in a dictionary.
+    """Stands for `Cni`, with the methods that the sandbox layer uses. Attachments are entries in a dictionary.
 
     The plugins of its networks declare all `CAPABILITIES`.
     """
@@ -63,12 +63,12 @@ class FakeCni:
         self.leftovers = FakeLeftovers(points)
         self.loopback: NetworkList | None = None
         self.refusing: dict[str, CniPluginError] = {}
-        """What ADD of a network says."""
+        """The result of ADD for a network."""
         self.attached: dict[tuple[str, str, str], Attachment] = {}
         self.deleted: list[Attachment] = []
         self.checked: list[Attachment] = []
         self.collected: list[tuple[str, set[tuple[str, str]]]] = []
-        """Network, and what was valid, of each GC."""
+        """The network and the valid attachments of each GC."""
         self.addresses = {name: f"10.{number}.0.2/24" for number, name in enumerate(self.networks)}
 
     @property
@@ -150,7 +150,7 @@ def _network(name: str) -> NetworkList:
 
 
 class FakeImages:
-    """The surface of `ImageStore` that use cases touch."""
+    """Stands for `ImageStore`, with the methods that the sandbox layer uses."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Image] = {}

@@ -1,4 +1,4 @@
-"""The whole sandbox layer, wired as the daemon wires it, on a fake kernel; and the question what is left of them."""
+"""The whole sandbox layer, built by the daemon's own code on a fake kernel, with a list of what is left there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BOOT_ID = "this-boot"
 
 
 def node_facts() -> NodeFacts:
-    """A node where everything is there."""
+    """A node with all features."""
     return NodeFacts(
         arch="x86_64",
         kernel=(6, 1),
@@ -61,7 +61,7 @@ def node_facts() -> NodeFacts:
 def pod_config(
     name: str = "web", *, attempt: int = 0, host_network: bool = False, log_directory: str = ""
 ) -> api.PodSandboxConfig:
-    """A pod as kubelet asks for it."""
+    """A pod as a kubelet requests it."""
     config = api.PodSandboxConfig(
         metadata=api.PodSandboxMetadata(
             name=name, namespace="default", uid=f"uid-{name}", attempt=attempt
@@ -76,7 +76,7 @@ def pod_config(
 
 
 def container_config(name: str = "main", *, attempt: int = 0) -> api.ContainerConfig:
-    """A container as kubelet asks for it."""
+    """A container as a kubelet requests it."""
     return api.ContainerConfig(
         metadata=api.ContainerMetadata(name=name, attempt=attempt),
         image=api.ImageSpec(image="busybox"),
@@ -86,7 +86,7 @@ def container_config(name: str = "main", *, attempt: int = 0) -> api.ContainerCo
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A node at one instant: what a crash of the daemon would leave."""
+    """The state of a node at one instant, as a crash of the daemon would leave it."""
 
     files: Path
     processes: dict[int, FakeProcess]
@@ -99,7 +99,7 @@ class Snapshot:
 
 @dataclass
 class NodeHarness:
-    """One daemon's use cases on one node."""
+    """The sandbox layer of one daemon on one node."""
 
     base: Path
     points: Points
@@ -187,26 +187,26 @@ class NodeHarness:
 
     @property
     def host(self) -> Host:
-        """The fake kernel as the daemon's objects see it: what it lacks is an AttributeError."""
+        """The fake kernel as the host port of the daemon's objects. A missing method is an AttributeError."""
         return cast("Host", self.kernel)
 
     @property
     def runtime(self) -> FakeRuntime:
-        """The default handler's."""
+        """The runtime of the default handler."""
         return self.runtimes["runc"]
 
     def report_exit(self, object_id: str, code: int) -> None:
-        """As the watch for exits does."""
+        """Report an exit as the exit watch does."""
         self._on_exit(object_id, Exit(code, 1))
 
     def rebuild(self) -> None:
-        """Make the layer's objects again, on what the test has changed below them."""
+        """Build the layer's objects again, after the test has changed the objects below them."""
         self.exits.close()
         self._build()
         self.open()
 
     def open(self) -> None:
-        """Begin to watch for exits, as the daemon does before it recovers."""
+        """Start to watch for exits, as the daemon does before recovery."""
         self.exits.open(self._on_exit)
 
     def _on_exit(self, object_id: str, exit_: Exit) -> None:
@@ -216,7 +216,7 @@ class NodeHarness:
     # --- the daemon's life ---------------------------------------------------------------------------------------
 
     def restarted(self, boot_id: str | None = None) -> NodeHarness:
-        """A new daemon on the same node; this one is dead at once, with its watches."""
+        """A new daemon on the same node. This one ends at once, with its watches."""
         self.exits.close()
         if boot_id is not None:
             self.reboot()
@@ -235,7 +235,7 @@ class NodeHarness:
         return harness
 
     async def crashed_at(self, point: str, call: Coroutine[object, object, object]) -> NodeHarness:
-        """A new daemon on what is left when the former one dies at `point` of `call`."""
+        """A new daemon on the state that is left when the former one dies at `point` of `call`."""
         hold = self.points.hold(point)
         task = asyncio.ensure_future(call)
         await hold.reached.wait()
@@ -272,7 +272,7 @@ class NodeHarness:
             runtime.containers = snapshot.containers[name]
 
     def reboot(self) -> None:
-        """The power went: every process, mount, namespace and cgroup is gone."""
+        """A power cut: every process, mount, namespace and cgroup is gone."""
         self.kernel.processes.clear()
         self.kernel.mounts.clear()
         self.kernel.namespaces.clear()
@@ -305,14 +305,14 @@ class NodeHarness:
         return container
 
     async def settle(self) -> None:
-        """Let everything that is under way on its own come to an end."""
+        """Wait for the end of all background work."""
         await asyncio.sleep(0.002)  # inotify
         await self.background.close(2)
 
     # --- what is left --------------------------------------------------------------------------------------------
 
     def leftovers(self) -> dict[str, object]:
-        """Everything that is still there, by kind; empty for a node on which nothing happened."""
+        """Everything that is left on the node, by kind. Empty for an unused node."""
         kernel, paths = self.kernel, self.paths
         found: dict[str, object] = {
             "processes": [p.argv for p in kernel.processes.values()],
@@ -339,7 +339,7 @@ class NodeHarness:
 
 @asynccontextmanager
 async def open_harness(base: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[NodeHarness]:
-    """A harness to test in; nothing of it goes on afterwards."""
+    """A harness for a test. Its background work is ended afterwards."""
     points = Points()
     kernel = Kernel(points)
     patch.setattr("cri_shim.paths.NETNS_DIR", base / "netns")

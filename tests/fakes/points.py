@@ -1,4 +1,4 @@
-"""The places where a test may interrupt: each fake passes named points and a test makes one fail or wait there."""
+"""Named points that the fakes pass, at which a test can make a call fail or wait."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _THREAD_PATIENCE_S = 10.0
 
 @dataclass(eq=False)
 class Hold:
-    """Who passes the point stays there until `release`: the next one, or everyone."""
+    """Calls that pass the point wait there until `release`: the next one, or all."""
 
     everyone: bool = False
     reached: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set, on the loop, when somebody stands there."""
+    """Set on the loop when a call waits there."""
     _thread_may_go: threading.Event = field(default_factory=threading.Event)
     _task_may_go: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -25,7 +25,7 @@ class Hold:
 
 
 class Points:
-    """Knows which points were passed, and what shall happen at which."""
+    """Records the passed points, and the effects that tests have set for points."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
@@ -38,17 +38,17 @@ class Points:
         self._failures[name] = error
 
     def heal(self) -> None:
-        """Nothing fails any more."""
+        """Remove all failures."""
         self._failures.clear()
 
     def hold(self, name: str, *, everyone: bool = False) -> Hold:
-        """Stop the next one that passes, or everyone."""
+        """Make the next call that passes wait, or all."""
         self._loop = asyncio.get_running_loop()
         hold = self._holds[name] = Hold(everyone)
         return hold
 
     async def pass_by(self, name: str) -> None:
-        """For fakes of coroutines: always gives way to other tasks once."""
+        """Pass a point in a coroutine. Always yields to other tasks once."""
         self.passed.append(name)
         hold = self._take_hold(name)
         if hold is not None:
@@ -59,7 +59,7 @@ class Points:
         self._fail_at(name)
 
     def pass_in_thread(self, name: str) -> None:
-        """For fakes of blocking calls."""
+        """Pass a point in a blocking call."""
         self.passed.append(name)
         hold = self._take_hold(name)
         if hold is not None and self._loop is not None:

@@ -1,4 +1,4 @@
-"""A registry in this process, on the loopback: images made in memory, and everything that can go wrong with a server.
+"""A registry in this process on the loopback, with images in memory, and faults of servers.
 
 async with FakeRegistry() as registry:
     image = registry.add("team/app", layer(file("motd", b"hello")), tag="1")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Entry:
-    """What the runtime keeps of one container."""
+    """The runtime's state of a container."""
 
     status: str
     process: FakeProcess
@@ -53,16 +53,16 @@ class FakeRuntime:
         self.containers: dict[str, Entry] = {}
         self.supports: RuntimeFeatures | None = RuntimeFeatures(mount_options=["rro"])
         self.updates: list[tuple[str, dict[str, Any]]] = []
-        """What limits containers were given after their creation."""
+        """The limits that containers got by updates."""
         self.refuses_updates = ""
         """In these words."""
         self.sent: list[int] = []
-        """The signals that it was to deliver."""
+        """The signals that it was called to deliver."""
         self.ended_execs: list[tuple[str, int]] = []
         self.cleared: list[tuple[str, str]] = []
         self.uses = RuntimeStats()
         self.on_start: Callable[[FakeProcess], None] | None = None
-        """Called when a container's process has begun to run."""
+        """Called when a container's process has started."""
 
     @property
     def settings(self) -> HandlerSettings:
@@ -168,7 +168,7 @@ class FakeRuntime:
 
 
 class FakeHandlers:
-    """As `Handlers`, of these runtimes, the first of which is the default one's."""
+    """As `Handlers`, with these runtimes. The first one is that of the default handler."""
 
     def __init__(self, runtimes: dict[str, FakeRuntime]) -> None:
         self._runtimes = runtimes
@@ -228,7 +228,7 @@ class FakeWaitingMonitor:
 
 
 class FakeMonitors:
-    """The surface of `Monitors` that use cases touch; a monitor's processes live on the fake kernel."""
+    """Stands for `Monitors`, with the methods that the sandbox layer uses. The processes are on the fake kernel."""
 
     def __init__(self, kernel: Kernel, exits_dir: Path, runtimes: dict[str, FakeRuntime]) -> None:
         self._kernel = kernel
@@ -239,7 +239,7 @@ class FakeMonitors:
         self.reopened: list[tuple[Path, Path]] = []
         self.requests: list[MonitorRequest] = []
         self.write_exit_files = True
-        """Whether a monitor gets to leave the exit file."""
+        """Whether monitors write exit files."""
 
     async def start(
         self,
@@ -305,7 +305,7 @@ class FakeMonitors:
 
 
 def leave_exit_file(exits_dir: Path, container_id: str, code: int | str) -> None:
-    """As a monitor does: whole, by rename."""
+    """Write the file as a monitor does, by rename."""
     half = exits_dir / f".{container_id}.half"
     half.write_text(str(code))
     half.rename(exits_dir / container_id)

@@ -1,4 +1,4 @@
-"""A node for the streaming server: commands of this machine, without containers, and its own loopback as the pod's."""
+"""A backend for the streaming server: runs commands on this machine instead of in containers, with its own loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An unpacker without confinement, so without root: it inflates, hashes and counts, and leaves one file per layer."""
+"""An unpacker without confinement, so without root: it inflates, hashes and counts, and writes one file per layer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python3 -SE
-"""A runtime that knows `--version` and `features` and nothing else; its name decides what it supports.
+"""A runtime with `--version` and `features` only. Its name selects the features.
 
 Called as `rro…` it knows recursive read-only mounts, as `idmap…` ID-mapped ones as runc does, as `old…` it has no
 `features`, else it has none worth a name.

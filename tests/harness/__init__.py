@@ -1,1 +1,1 @@
-"""What integration tests stand on: an isolated node, a real daemon, a client for it, and the leak guard."""
+"""The base of integration tests: an isolated node, a real daemon, a CRI client, and the leak guard."""

@@ -1,4 +1,4 @@
-"""A daemon that writes down what it should not do: look at every process or mount, poll shortly, import late.
+"""A daemon that logs forbidden actions: scans of all processes or mounts, short polling, late imports.
 
     python -m tests.harness.audited_daemon serve --config FILE
 
@@ -27,7 +27,7 @@ _PACKAGE = f"{os.sep}cri_shim{os.sep}"
 
 
 def what_is_looked_at(event: str, arguments: tuple[object, ...]) -> str | None:
-    """What an audit event (sys.addaudithook) says that is worth a line, if anything."""
+    """The line to log for an audit event (sys.addaudithook), if it is a forbidden action."""
     if event == "import":
         return f"import {arguments[0]}"
     if event not in ("os.listdir", "os.scandir", "open") or not arguments:
@@ -53,7 +53,7 @@ def _who() -> str:
 
 
 def arm(log_file: Path) -> None:
-    """Watch this process from now on, for good."""
+    """Audit this process from now on. It cannot be undone."""
     fd = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -72,7 +72,7 @@ def arm(log_file: Path) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Be `cri-shim` with these arguments, watched."""
+    """Run `cri-shim` with these arguments, audited."""
     config_file = Path(arguments[list(arguments).index("--config") + 1])
     arm(config_file.parent / LOG_NAME)
     return main(list(arguments))

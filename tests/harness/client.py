@@ -1,4 +1,4 @@
-"""A small CRI client: the generated stubs, requests built with few words, and the waiting that tests need.
+"""A small CRI client: the generated stubs, short builders of requests, and functions that wait for states.
 
 Calls are synchronous and bounded. `Client.runtime` and `Client.images` are the v1 stubs, for whatever has no shorthand
 here; `Client.v1alpha2` calls the older API with the messages of its own package.

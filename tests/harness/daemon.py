@@ -1,4 +1,4 @@
-"""A real daemon in a place of its own: directories, socket, ports, network and cgroup parent.
+"""Runs a real daemon with its own directories, socket, ports, network and cgroup parent.
 
 Everything it is given carries the session's token and a number, so that `leaks` can tell what is its own and
 `isolation` can take it away whatever happened. Paths stay short: a socket's path has 108 bytes, and the monitors'
@@ -36,11 +36,11 @@ _numbers = itertools.count(1)
 
 
 class DaemonError(Exception):
-    """The daemon did not do what its life cycle asks; the message ends with its log."""
+    """The daemon did not start, stop or become ready as expected. The message ends with its log."""
 
 
 class Daemon:
-    """One configured daemon, running or not. `start` it; `destroy` it at the end."""
+    """A configured daemon, running or not. Call `start`, and `destroy` in the end."""
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class Daemon:
         self.conf_dir = self.tree / "net.d"
         self.lease_dir = self.tree / "leases"
         self.tmp_dir = self.tree / "tmp"
-        """For the runtimes' temporary files, told from those of others on the machine by being here."""
+        """The runtimes' temporary files, in their own directory to distinguish them from those of other programs."""
         self.bridge = self.name
         by_systemd = (settings or {}).get("cgroup_driver") == "systemd"
         self.cgroup_parent = f"{self.name}.slice" if by_systemd else f"/{self.name}"
         self.metrics_port = _free_port()
         self.subnet = f"10.{64 + number // 64 % 64}.{number % 64 * 4}.0/22"  # 250 pods and more
         self.module = "cri_shim"
-        """What is started as the daemon, unless a failpoint is asked for."""
+        """The program that is started, unless a failpoint is requested."""
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
         for directory in (self.tree, self.root, self.pod_log_dir, self.conf_dir, self.tmp_dir):
@@ -146,7 +146,7 @@ class Daemon:
         raise DaemonError(f"{self.name} is not ready after {timeout_s} s\n{self.log_tail()}")
 
     def wait_ended(self, *, timeout_s: float = STOP_S) -> int:
-        """Wait for the process's end and return its status, negative for a signal. Raises: DaemonError."""
+        """Wait for the process to end. Returns its status, negative for a signal. Raises: DaemonError."""
         if self._process is None:
             raise DaemonError(f"{self.name} was never started")
         try:
@@ -157,13 +157,13 @@ class Daemon:
             ) from None
 
     def kill9(self) -> None:
-        """SIGKILL it and wait: what a crash looks like. Containers go on."""
+        """Kill it with SIGKILL, as in a crash, and wait for its end. Containers keep running."""
         if self.pid is not None:
             os.kill(self.pid, signal.SIGKILL)
             self.wait_ended()
 
     def stop(self) -> int:
-        """SIGTERM it and wait for the end that it makes itself; its exit status. Containers go on."""
+        """Send SIGTERM and wait for its end. Returns the exit status. Containers keep running."""
         if self.pid is None:
             return 0
         os.kill(self.pid, signal.SIGTERM)
@@ -185,7 +185,7 @@ class Daemon:
         os.kill(self.pid, signal.SIGHUP)
 
     def warm_up(self, archives: Sequence[Path]) -> None:
-        """Import images, run one pod with a container of each, and remove it: the first pod brings things that stay."""
+        """Import images, run a pod with a container of each, and remove it: the first creates permanent resources."""
         client = self.client
         images = [image for archive in archives for image in client.import_image(archive)]
         config = client.pod_config("warm-up", host_ports={_free_port(): 80})
@@ -195,7 +195,7 @@ class Daemon:
         client.remove_all_pods()
 
     def is_own_directory(self, leak: leaks.Leak) -> bool:
-        """Whether this is what the first pod brings for good: the bridge, and the cgroup that pods are put under."""
+        """Whether this is a permanent resource that the first pod creates: the bridge, or the parent cgroup of pods."""
         if leak.kind == "cgroup":
             last = leak.name.rpartition("/")[2]
             above = last.endswith(".slice") and self.name.startswith(last.removesuffix(".slice"))
@@ -203,7 +203,7 @@ class Daemon:
         return leak.kind == "link" and leak.name == self.bridge
 
     def destroy(self) -> None:
-        """Kill it and take away everything it ever had, whatever state that is in."""
+        """Kill it and remove everything that it owns, in whatever state it is."""
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -214,7 +214,7 @@ class Daemon:
     # --- looking at it -------------------------------------------------------------------------------------------
 
     def log(self) -> str:
-        """Everything it wrote to its standard error and output, over all its lives."""
+        """Everything that it wrote to standard error and output since its first start."""
         try:
             return self.log_file.read_text(errors="replace")
         except FileNotFoundError:
@@ -267,7 +267,7 @@ class Daemon:
         unfinished.rename(self.conf_dir / "10-net.conflist")
 
     def default_conflist(self) -> dict[str, Any]:
-        """A bridge of its own with addresses of its own, and host ports."""
+        """A network with its own bridge and addresses, and host ports."""
         return {
             "cniVersion": "1.0.0",
             "name": self.name,
@@ -310,7 +310,7 @@ class Daemon:
 
 
 class Daemons:
-    """The daemons of one test session; what `leaks.Scope` asks which trees and processes are ours."""
+    """The daemons of a test session. `leaks.Scope` gets their directories and processes from it."""
 
     def __init__(self, token: str, namespaces: frozenset[str]) -> None:
         self._token = token
@@ -329,12 +329,12 @@ class Daemons:
         return daemon
 
     def destroy(self, daemon: Daemon) -> None:
-        """Take it and all of its things away."""
+        """Destroy it, and forget it."""
         daemon.destroy()
         self._all.remove(daemon)
 
     def scope(self) -> leaks.Scope:
-        """What a snapshot is to look at."""
+        """The scope of a snapshot."""
         return leaks.Scope(
             self._token,
             self._namespaces,
@@ -381,7 +381,7 @@ class Daemons:
 
 
 def environment() -> dict[str, str]:
-    """What a daemon gets from us: the tools' PATH, and this checkout to import."""
+    """The environment of a daemon: PATH with the tools, and this checkout to import."""
     return {"PATH": node.search_path(), "PYTHONPATH": str(CHECKOUT), "LANG": "C.UTF-8"}
 
 

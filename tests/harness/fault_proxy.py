@@ -1,4 +1,4 @@
-"""A proxy in front of a registry that does, on a schedule, what networks and servers do at the worst moment.
+"""A proxy in front of a registry that injects faults of networks and servers on a schedule.
 
 async with FaultProxy(registry.host) as proxy:
     proxy.faults += [Answer("/manifests/", status=503), Cut("/blobs/", 2, after_bytes=1000)]

@@ -1,4 +1,4 @@
-"""A file system that never answers, as a dead NFS server's: FUSE whose requests nobody reads."""
+"""A file system that hangs like a dead NFS server's: a FUSE mount whose requests are never read."""
 
 from __future__ import annotations
 

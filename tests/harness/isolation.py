@@ -1,4 +1,4 @@
-"""A node of its own for one test session: mount and network namespaces, and a name that nobody else uses.
+"""Isolates a test session: its own mount and network namespaces, and a unique name.
 
 Rules:
 - `Session.enter` moves the calling thread, so it is called once, on the main thread, before anything is started:
@@ -37,9 +37,9 @@ KATA_DIRS = (
     Path("/run/kata-containers/shared/sandboxes"),
     Path("/run/kata-containers/containers-mapping"),
 )
-"""Where kata-runtime keeps something for each object, whatever it is told."""
+"""Directories in which kata-runtime always keeps files of each object. They are not configurable."""
 RUNTIME_DIRS = (Path("/run/runc"), Path("/run/crun"), Path("/run/runsc"), *KATA_DIRS)
-"""Where runtimes keep containers when nobody says otherwise, which cri-shim always does where it can."""
+"""The runtimes' default state directories. cri-shim sets others where it can."""
 PRIVATE_DIRS = (Path("/run/netns"), Path("/var/lib/cni"), *RUNTIME_DIRS)
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -51,7 +51,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Session:
-    """One test session's claim to a token, and to everything whose name contains it."""
+    """A test session, which owns a token and everything whose name contains it."""
 
     def __init__(self) -> None:
         self.token = f"{TOKEN_PREFIX}{secrets.token_hex(2)}"
@@ -60,7 +60,7 @@ class Session:
         """The mount and network namespaces of this session, once entered."""
 
     def claim(self) -> None:
-        """Take the token, and take away what dead sessions left."""
+        """Reserve the token, and clean up after dead sessions."""
         for lock_file in LOCK_DIR.glob(f"{TOKEN_PREFIX}*.lock"):
             with lock_file.open() as lock:
                 if _locked(lock):
@@ -71,7 +71,7 @@ class Session:
             raise RuntimeError(f"{self._lock.name} is held by somebody else: run the tests again")
 
     def enter(self) -> None:
-        """Move this thread, and what it starts from now on, to namespaces of its own. Raises: OSError."""
+        """Move this thread, and processes that it starts from now on, to new namespaces. Raises: OSError."""
         _call("unshare", _libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET))
         # Cut off from the machine first, then shared among ourselves: containers may ask for propagation.
         _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
@@ -84,7 +84,7 @@ class Session:
         self.namespaces = frozenset(procs.namespaces_of("thread-self"))
 
     def release(self) -> None:
-        """Take away what is left, and give the token back."""
+        """Clean up, and release the token."""
         if self._lock is not None:
             remove_all(self.token)
             Path(self._lock.name).unlink(missing_ok=True)
@@ -115,14 +115,14 @@ def remove_all(token: str) -> None:
 
 
 def trees_of(token: str) -> list[Path]:
-    """The directories that carry the token in the places where the harness makes them."""
+    """The harness's directories with the token in their names."""
     return [
         path for base in (LOCK_DIR, disk_dir()) for path in base.glob(f"{token}*") if path.is_dir()
     ]
 
 
 def disk_dir() -> Path:
-    """Where a daemon's root may be: the first usual place whose file system can hold an overlay's upper layer."""
+    """The parent of daemons' roots: the first usual place whose file system supports overlay upper layers."""
     for place in ("/var/tmp", "/tmp", "/run"):
         if _file_system(place) != "overlay":
             return Path(place)
@@ -138,7 +138,7 @@ def _file_system(path: str) -> str:
 
 
 def _alive(token: str) -> list[int]:
-    """Processes that name the token in their arguments or cgroup."""
+    """Processes with the token in their arguments or cgroup."""
     found = procs.processes_naming(token)
     return [process.pid for process in found if not process.zombie]
 

@@ -1,4 +1,4 @@
-"""What a pod could leave behind on a node, photographed before and after, and compared.
+"""Takes snapshots of everything that a pod could leave on a node, and compares them.
 
 Rules:
 - A snapshot is a count of names per kind. Whatever is in the later one and not in the earlier one is a leak; what
@@ -43,21 +43,21 @@ _CRUN_FURNITURE = ".cache"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What belongs to this test session."""
+    """The resources that belong to this test session."""
 
     token: str
     """Part of every name that the harness gives: directories, cgroups, networks, bridges."""
     namespaces: frozenset[str] = frozenset()
-    """Mount and network namespaces that the session made for itself: whoever lives there is ours."""
+    """The session's mount and network namespaces. All processes in them are ours."""
     trees: Callable[[], Collection[Path]] = tuple
-    """The directories of the daemons that exist now."""
+    """The directories of existing daemons."""
     daemons: Callable[[], Mapping[str, int]] = dict
-    """Name and pid of the daemons that run now; their descriptors are counted."""
+    """Names and pids of running daemons, whose descriptors are counted."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Leak:
-    """One thing that is there and was not."""
+    """A leftover: something that was not there before."""
 
     kind: str
     name: str
@@ -76,13 +76,13 @@ class LeakError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How often each name of each kind was there."""
+    """A snapshot: the number of occurrences of each name, by kind."""
 
     counts: Mapping[str, Counter[str]] = field(default_factory=dict)
 
     @classmethod
     def take(cls, scope: Scope) -> Snapshot:
-        """Look at everything once; some 20 ms."""
+        """Take a snapshot. It takes some 20 ms."""
         mounts = _mounts()
         everyone, daemons = procs.all_processes(), set(scope.daemons().values())
         processes = procs.processes_of(scope.token, daemons, scope.namespaces, everyone)
@@ -114,7 +114,7 @@ class Snapshot:
         )
 
     def leaks_in(self, after: Snapshot) -> list[Leak]:
-        """What `after` has and this one has not."""
+        """The entries of `after` that this snapshot lacks."""
         return sorted(
             Leak(kind, name if extra == 1 else f"{name} ({extra} more than before)")
             for kind, names in after.counts.items()
@@ -131,7 +131,7 @@ def leaks_since(
     settle_s: float = SETTLE_S,
     allowed: Callable[[Leak], bool] = lambda leak: False,
 ) -> list[Leak]:
-    """What came since `before` and is still there after at most `settle_s` seconds."""
+    """The entries that are new since `before`, and remain after at most `settle_s` seconds."""
     deadline = time.monotonic() + settle_s
     while True:
         leaks = [leak for leak in before.leaks_in(Snapshot.take(scope)) if not allowed(leak)]
@@ -142,7 +142,7 @@ def leaks_since(
 
 @contextmanager
 def no_leaks(scope: Scope, *, settle_s: float = SETTLE_S) -> Iterator[None]:
-    """Fail with the names of what the block left behind. Raises: LeakError."""
+    """Fail with the names of everything that the block leaves behind. Raises: LeakError."""
     before = Snapshot.take(scope)
     yield
     leaks = leaks_since(before, scope, settle_s=settle_s)
@@ -175,7 +175,7 @@ def _cgroups(mounts: list[tuple[str, str]], token: str) -> Iterator[str]:
 
 
 def _temporary_files(token: str, trees: Collection[Path]) -> Iterator[str]:
-    """Ours in shared directories, and whatever is in the session's own; the daemons' trees are left to `_files`."""
+    """Our entries in shared directories, and all entries in the session's own. `_files` lists the daemons' trees."""
     known = {path for tree in trees for path in (tree, *tree.parents)}
     for directory in SHARED_DIRS:
         for name in _names(directory):

@@ -1,4 +1,4 @@
-"""Making a container under a monitor in one step, as tests of monitors want it; the daemon starts monitors early."""
+"""Creates a container under a monitor in one step, for tests. The daemon starts the monitor earlier."""
 
 from __future__ import annotations
 

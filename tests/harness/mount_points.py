@@ -1,4 +1,4 @@
-"""What is mounted where, for tests that look."""
+"""Lists mount points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the integration tests need of the machine, asked once, before the first of them.
+"""Checks once, before the first integration test, that the machine has what the tests need.
 
 A missing tool fails the run with one line that says what installs it. Only tests of gVisor are skipped without it.
 """
@@ -31,7 +31,7 @@ SYSTEM_DIRS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """One thing that the machine lacks."""
+    """Something that the machine lacks."""
 
     what: str
     package: str = ""
@@ -44,7 +44,7 @@ def missing(
     plugin_dirs: tuple[Path, ...] = PLUGIN_DIRS,
     runsc: bool = False,
 ) -> list[Missing]:
-    """Everything that is missing, at once. `runsc`: gVisor is what is tested."""
+    """Everything that is missing. `runsc` is required if gVisor is tested."""
     path = path if path is not None else search_path()
     found = []
     if os.geteuid() != 0:
@@ -72,7 +72,7 @@ def missing(
 
 
 def sentence(lacking: list[Missing]) -> str:
-    """One line for a person: what is missing, and what to type."""
+    """A line that says what is missing, and which command installs it."""
     packages = sorted({item.package for item in lacking if item.package})
     remedies = [item.remedy for item in lacking if item.remedy]
     if packages:

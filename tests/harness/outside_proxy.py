@@ -1,4 +1,4 @@
-"""An HTTP proxy between two network namespaces: listens in the one it was started in, connects from another.
+"""An HTTP proxy between two network namespaces: it listens in its own one, and connects from another.
 
     python3 -m tests.harness.outside_proxy PORT FD
 

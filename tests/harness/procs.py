@@ -72,12 +72,12 @@ def streamers_of(daemons: Collection[int], among: Collection[Process] | None = N
 
 
 def processes_naming(token: str) -> list[Process]:
-    """Processes that name the token in their arguments or their cgroup; not this one."""
+    """Processes with the token in their arguments or cgroup, except this one."""
     return [p for p in all_processes() if p.pid != os.getpid() and _mentions(p.pid, token)]
 
 
 def descriptors(pid: str) -> list[str]:
-    """What the open descriptors of a process stand for, without the numbers that differ each time."""
+    """The targets of a process's open descriptors, without numbers that differ between runs."""
     found = []
     directory = f"{PROC}/{pid}/fd"
     try:
@@ -106,13 +106,13 @@ def link_names() -> list[str]:
 
 
 def all_processes() -> list[Process]:
-    """Everyone on the machine; whoever looks often reads them once, and says so to the others by `among`."""
+    """All processes of the machine. Functions with `among` take this list, so that it is read once."""
     found = (read_process(int(name)) for name in os.listdir(PROC) if name.isdigit())
     return [process for process in found if process is not None]
 
 
 def read_process(pid: int) -> Process | None:
-    """One process as it is now; None when there is none."""
+    """The present state of a process, or None if it does not exist."""
     try:
         stat = _read(pid, "stat").decode(errors="replace")
         # The name stands in parentheses and may hold any character; fields are counted after the last one.
@@ -150,7 +150,7 @@ def _mentions(pid: int, token: str) -> bool:
 
 
 def namespaces_of(pid: int | str) -> set[str]:
-    """The mount and network namespaces of a process; empty if it has ended or may not be looked at."""
+    """The mount and network namespaces of a process. Empty if it has ended or is not accessible."""
     found = set()
     for kind in ("mnt", "net"):
         try:

@@ -1,4 +1,4 @@
-"""Clients of the streaming server, for every protocol it speaks: blocking, with deadlines, over real sockets.
+"""Blocking clients of the streaming server for every protocol, with deadlines, over real sockets.
 
 Their framing is the client role of the wire's own machines; crictl, in the conformance tests, is the judge of those.
 As Go's clients do, they never widen a window: TCP alone holds the server back.

@@ -1,4 +1,4 @@
-"""Clients of the streaming server, many at once: on asyncio, for every protocol, with backpressure of their own.
+"""Asynchronous clients of the streaming server for every protocol, many in parallel, with backpressure.
 
 Rules:
 - Built on the client roles of `streaming.wire`. `remote_command` and `port_forward` take a URL that CRI gave out and

@@ -1,4 +1,4 @@
-"""A token server for Debian's docker-registry: it signs what the registry believes, and remembers who asked for what.
+"""A token server for Debian's docker-registry: it signs tokens that the registry accepts, and records the requests.
 
 Specs: distribution, "Token Authentication" and "OAuth2 Token Authentication". openssl(1) makes key and signatures.
 """
