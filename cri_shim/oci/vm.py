@@ -229,18 +229,23 @@ class VmRuntime(CliRuntime):
         await in_time("clearing what the runtime left", clear_kept, object_id, pod_id, places)
 
     def cgroup_dirs(self, object_id: str, cgroup_dir: str) -> tuple[str, ...]:
-        """The one that it is told, and those of kata-runtime, which are named after the object.
+        """The requested cgroup, and those of kata-runtime (`kept_cgroups`)."""
+        return kept_cgroups(object_id, cgroup_dir, systemd=self._systemd_cgroup)
 
-        They are beside that one. Where kata-runtime takes systemd's form of a path, `SLICE:PREFIX:ID`, for a relative
-        one, they are at the root.
-        """
-        parent, _, name = cgroup_dir.rpartition("/")
-        prefix = KATA.cgroup_prefix
-        found = [cgroup_dir, f"{parent}/{prefix}{object_id}"]
-        if self._systemd_cgroup:
-            path = f"{parent.rpartition('/')[2] or '-.slice'}:{SCOPE_PREFIX}:{object_id}"
-            found += [f"{parent}/{prefix}{name}", f"{prefix}{object_id}", path, f"{prefix}{path}"]
-        return tuple(dict.fromkeys(each.lstrip("/") for each in found))
+
+def kept_cgroups(object_id: str, cgroup_dir: str, *, systemd: bool) -> tuple[str, ...]:
+    """The requested cgroup, and those that kata-runtime may create and name after the object. Pure.
+
+    They are in the same parent. If kata-runtime mistakes systemd's form of a path, `SLICE:PREFIX:ID`, for a relative
+    path, they are at the root.
+    """
+    parent, _, name = cgroup_dir.rpartition("/")
+    prefix = KATA.cgroup_prefix
+    found = [cgroup_dir, f"{parent}/{prefix}{object_id}"]
+    if systemd:
+        path = f"{parent.rpartition('/')[2] or '-.slice'}:{SCOPE_PREFIX}:{object_id}"
+        found += [f"{parent}/{prefix}{name}", f"{prefix}{object_id}", path, f"{prefix}{path}"]
+    return tuple(dict.fromkeys(each.lstrip("/") for each in found))
 
 
 def _read_number(file: Path) -> int | None:

@@ -17,7 +17,7 @@ import structlog
 from cri_shim.background import uninterrupted
 from cri_shim.errors import CriShimError, DeadlineError
 from cri_shim.kernel_call import in_time, in_time_for
-from cri_shim.oci.vm import KATA_DIRS, clear_kept
+from cri_shim.oci.vm import KATA_DIRS, clear_kept, kept_cgroups
 from cri_shim.operations import step
 from cri_shim.sandbox.store.model import Process
 from cri_shim.sandbox.store.processes import is_configured, own_kernel_runtime, read_top_process
@@ -78,6 +78,11 @@ class Teardown:
     async def _remove_cgroup(self, cgroup_dir: str) -> None:
         with step("removing the cgroup"):
             await self._cgroups.remove(cgroup_dir)
+
+    async def _remove_cgroups(self, cgroup_dirs: Iterable[str]) -> None:
+        for cgroup_dir in cgroup_dirs:
+            await self._kill_cgroup(cgroup_dir)
+            await self._remove_cgroup(cgroup_dir)
 
     async def _kill_families(self, object_id: str, tops: Sequence[Process]) -> None:
         for top in tops:
@@ -160,6 +165,7 @@ class Teardown:
             held.pod_id,
             places,
         )
+        await self._remove_cgroups(kept_cgroups(held.object_id, held.cgroup_dir, systemd=True))
 
     # --- pods with kernels of their own --------------------------------------------------------------------------
 
@@ -193,9 +199,7 @@ class Teardown:
             await asks_to_delete(runtime, object_id)
         with step("clearing what the runtime left"):
             await runtime.clear(object_id, held.pod_id)
-        for cgroup_dir in runtime.cgroup_dirs(object_id, held.cgroup_dir):
-            await self._kill_cgroup(cgroup_dir)
-            await self._remove_cgroup(cgroup_dir)
+        await self._remove_cgroups(runtime.cgroup_dirs(object_id, held.cgroup_dir))
 
     async def mounts(self, paths: ObjectPaths) -> None:
         """Unmount everything below the object's state directory: root file system, /dev/shm, image volumes."""

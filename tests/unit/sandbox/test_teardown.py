@@ -167,7 +167,9 @@ async def test_a_handler_that_left_the_configuration_is_no_obstacle(harness: Nod
     kept.mkdir(parents=True)
     harness.kernel.spawn(("qemu", f"sandbox-{ID}"))
     other = harness.kernel.spawn(("qemu", f"sandbox-{POD_ID}"))
+    harness.kernel.cgroups.dirs |= {f"pods/kata_{ID}", f"pods/kata_{POD_ID}"}
     await harness.teardown.process(held(harness.paths.container(ID), "gone"))
+    assert harness.kernel.cgroups.dirs == {f"pods/kata_{POD_ID}"}
     assert list(harness.kernel.processes) == [other.pid]
     assert not kept.exists()
 
