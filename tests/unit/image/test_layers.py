@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,13 +49,23 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-async def test_loop_goes_on_while_the_files_of_many_layers_go(store: Store) -> None:
+async def test_loop_goes_on_while_the_files_of_many_layers_go(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, go = LayerRecords.unlink, threading.Event()
+
+    def waits(records: LayerRecords, layer: Layer) -> None:
+        go.wait(20)
+        unlink(records, layer)
+
+    monkeypatch.setattr(LayerRecords, "unlink", waits)
     assert len(store.here()) == DEEP
     sweeping = store.sweep()
     await asyncio.sleep(0)
     assert store.here() == []  # nobody begins to use one
-    assert any(store.records_dir.iterdir())
+    assert len(list(store.records_dir.iterdir())) == DEEP
     assert not sweeping.done()
+    go.set()
     trash = await sweeping
     assert len(trash) == DEEP
     assert not any(store.records_dir.iterdir())

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from structlog.testing import capture_logs
 
 from cri_shim.config.model import HandlerKind
-from cri_shim.errors import UnsupportedError
+from cri_shim.errors import DeadlineError, RuntimeCommandError, UnsupportedError
 from cri_shim.host.cgroups.placement import cgroup_path
 from cri_shim.host.pidfd import start_time_ticks
 from cri_shim.host.process import Reaper
 from cri_shim.oci import guest_exec
 from cri_shim.oci.guest_exec import mark
+from cri_shim.oci.runsc_proxy import START, STARTED
 from cri_shim.oci.runtime import ExecFiles, HandlerSettings
 from cri_shim.oci.vm import KATA, PROXY, RUNSC, VmRuntime, _descendants, clear_kept
+from tests.fakes.clock import turn_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
+
+    from tests.fakes.clock import MovableClock
 
 ID, POD = "c" * 64, "a" * 64
 T = TypeVar("T")
@@ -128,6 +134,66 @@ def test_runsc_is_told_of_the_pods_own_processes_by_no_word_about_them(tmp_path:
     assert [each["type"] for each in joining] == ["mount", "ipc"]
     assert [each["type"] for each in pause] == ["mount", "pid", "ipc"]
     assert with_runtime(tmp_path, "kata-runtime", adapted) == [SPEC["linux"]["namespaces"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(b"0\n", ""), (b"128\nno such command", "no such command"), (b"", "no answer within 5 s")],
+)
+def test_a_start_is_the_proxys_where_there_is_one(
+    tmp_path: Path, clock: MovableClock, answer: bytes, error: str
+) -> None:
+    for name in (START, STARTED):
+        os.mkfifo(tmp_path / name)
+    start, started = (os.open(tmp_path / name, os.O_RDWR) for name in (START, STARTED))
+
+    async def start_it(runtime: VmRuntime) -> None:
+        starting = asyncio.ensure_future(runtime.start(ID, tmp_path))
+        assert await asyncio.to_thread(os.read, start, 1) == b"\n"
+        os.write(started, answer)
+        if not answer:
+            await turn_over()
+            await clock.sleep(6)
+        await starting
+
+    try:
+        if error:
+            with pytest.raises((RuntimeCommandError, DeadlineError), match=error):
+                with_runtime(tmp_path, "runsc", start_it)
+        else:
+            with_runtime(tmp_path, "runsc", start_it)
+    finally:
+        os.close(start)
+        os.close(started)
+
+
+def test_without_a_proxy_the_runtime_starts(tmp_path: Path) -> None:
+    script = f'echo "$*" >{tmp_path}/said'
+    with_runtime(tmp_path, "kata-runtime", lambda r: r.start(ID, tmp_path), script)
+    assert (tmp_path / "said").read_text().endswith(f" start {ID}\n")
+
+
+def test_an_update_that_fails_otherwise_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeCommandError, match="busy"):
+        with_runtime(
+            tmp_path, "runsc", lambda r: r.update(ID, tmp_path / "r"), "echo busy >&2; exit 1"
+        )
+
+
+def test_an_exec_without_a_number_inside_is_not_killed_by_another(tmp_path: Path) -> None:
+    script = f'echo "$*" >>{tmp_path}/said'
+    with_runtime(tmp_path, "runsc", lambda r: r.end_exec(ID, exec_files(tmp_path), 1), script)
+    assert not (tmp_path / "said").exists()
+
+
+def test_an_exec_that_cannot_be_ended_is_logged(tmp_path: Path) -> None:
+    files = exec_files(tmp_path)
+    files.inner_pid.write_text("11")
+    with capture_logs() as said:
+        with_runtime(tmp_path, "runsc", lambda r: r.end_exec(ID, files, 1), "sleep 600")
+    assert [line["event"] for line in said if line["log_level"] == "warning"] == [
+        "exec not ended in its sandbox"
+    ]
 
 
 def test_an_update_that_it_has_no_command_for_is_unsupported(tmp_path: Path) -> None:

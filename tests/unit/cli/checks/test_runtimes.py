@@ -143,3 +143,44 @@ def test_the_pause_program_is_not_needed_with_an_image(program: Program, node: N
 
 def test_libarchive_is_really_loaded(node: Node) -> None:
     assert runtimes.libarchive(node).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("says", "args", "there", "lacks"),
+    [
+        ("runsc version release-1", "", (), ""),
+        ("runsc version release-1", "--platform=kvm", (), "has no /dev/kvm"),
+        ("runsc version release-1", "--platform=kvm", ("/dev/kvm",), ""),
+        ("kata-runtime  : 1.13.0", "", ("/dev/kvm", "/dev/log"), ""),
+        ("kata-runtime  : 1.13.0", "", (), "has no /dev/kvm; has no /dev/log"),
+        (
+            "kata-runtime  : 1.13.0",
+            "--kata-config,/etc/k.toml",
+            ("/dev/kvm", "/dev/log"),
+            "has no configuration /etc/k.toml",
+        ),
+        (
+            "kata-runtime  : 1.13.0",
+            "--kata-config,/etc/k.toml",
+            ("/dev/kvm", "/dev/log", "/etc/k.toml"),
+            "",
+        ),
+        ("kata-runtime  : 3.2.0", "", ("/dev/kvm", "/dev/log"), "no OCI runtime any more"),
+    ],
+)
+def test_a_runtime_with_its_own_kernel_names_what_it_lacks(
+    node: Node, tmp_path: Path, says: str, args: str, there: tuple[str, ...], lacks: str
+) -> None:
+    plant(node.root, dict.fromkeys(there, ""))
+    path = tmp_path / "vm-runtime"
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+    prefix = "runtime.handlers.vm"
+    words = ", ".join(f'"{word}"' for word in args.split(",") if word)
+    runtime = settings(
+        tmp_path, f"{prefix}.path={path}", f"{prefix}.kind=vm", f"{prefix}.args=[{words}]"
+    )
+    row = rows(node, runtime)["runtime vm"]
+    assert row.level is (Level.WARNING if lacks else Level.OK)
+    assert lacks in row.detail
+    assert bool(row.remedy) is bool(lacks)
