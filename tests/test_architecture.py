@@ -76,7 +76,6 @@ TESTED_ELSEWHERE = {
         "image/registry/blob.py": "unit/image/registry/test_client.py",
         "image/unpack/members.py": "unit/image/test_archive.py",
         "sandbox/creation.py": "unit/sandbox/test_containers.py",
-        "sandbox/exec/leftovers.py": "unit/sandbox/recovery/test_recovery.py",
         "sandbox/exec/process.py": "unit/sandbox/exec/test_sync.py",
         "sandbox/network/details.py": "unit/sandbox/test_details.py",
         "streamer/process.py": "unit/daemon/test_streaming.py",

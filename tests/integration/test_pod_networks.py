@@ -382,7 +382,7 @@ def test_a_second_network_that_fails_leaves_nothing_of_the_first(
     with refused(grpc.StatusCode.UNAVAILABLE, NETWORKS, "'elsewhere'", networks.chain):
         client.run_pod(unknown)
     twice = client.pod_config(annotations={NETWORKS: '{"name": "a", "interface": "eth0"}'})
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, NETWORKS, "'eth0'", "taken"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, NETWORKS, "'eth0'", "another network has it"):
         client.run_pod(twice)
 
 
