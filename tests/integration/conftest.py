@@ -138,7 +138,7 @@ def crash_daemon(daemons: Daemons, archives: list[Path], image: str) -> Iterator
         pytest.fail(found, pytrace=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def keep_unpacking(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], None]:
     """Use the daemon's unpacker, unless that was done just now.
 
