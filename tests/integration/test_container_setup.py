@@ -381,10 +381,9 @@ def test_nodes_umask_and_limits_are_the_containers_and_its_execs(
         expected = ["0027", "123", "456", "0", "unlimited"]
         assert pod.says(script).split() == expected
         # Go's start in runc's exec may raise the soft number of descriptors to the hard one after runc has set it: seen
-        # with runc 1.1.5, once in some runs. So one of several has all as it was set, and the others all else.
+        # with runc 1.1.5, once in some runs, and mostly on a busy machine. All else is as it was set.
         sleeper = pod.sleeper()
         answers = [pod.asks(sleeper, script).split() for _ in range(5)]
-        assert expected in answers
         raised = [expected[0], expected[2], *expected[2:]]
         assert all(answer in (expected, raised) for answer in answers)
 
