@@ -4,9 +4,10 @@
 
 For each number of idle pods each server, by turns, is asked for both lists again and again, with pauses of 10 ms: while
 nothing else happens; while another process computes; while the server pulls images of 64 MiB, one after the other, from
-a registry on the loopback; and while an exec of it streams zeros, at full rate, to crictl, which steps aside for
-everyone else, as if it were elsewhere. Nothing here judges: a table, not a gate. Needs root, docker-registry, crictl,
-and what `tests/run.sh` installs.
+a registry on the loopback; and while an exec of it streams zeros, at full rate, to crictl. Registry and crictl step
+aside for everyone else, as if they were elsewhere. All compete for the processors as services of one systemd slice do,
+not by session: the machine's `kernel.sched_autogroup_enabled` is 0 meanwhile. Nothing here judges: a table, not a gate.
+Needs root, docker-registry, crictl, and what `tests/run.sh` installs.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import json
 import multiprocessing
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.bench import latency, pull_images, servers
@@ -29,8 +31,7 @@ from tests.bench.streaming import exec_out, step_aside
 from tests.harness.registry import docker_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.bench.latency import Latency
     from tests.bench.servers import Server
@@ -40,6 +41,7 @@ STREAM_MIB = 256
 IMAGES = 4
 """No two have a layer in common."""
 AIM_RATIO = 3.0
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,20 @@ class Row:
             "p99_ms": round(self.latency.p99_ms, 2),
             "p99_ratio": round(self.p99_ratio, 2),
         }
+
+
+@contextmanager
+def one_slice() -> Iterator[None]:
+    """Let the kernel share the processors among all processes alike, whatever session they are of."""
+    if not AUTOGROUP.exists():
+        yield
+        return
+    before = AUTOGROUP.read_text()
+    AUTOGROUP.write_text("0")
+    try:
+        yield
+    finally:
+        AUTOGROUP.write_text(before)
 
 
 def push_images(registry: DockerRegistry) -> list[str]:
@@ -152,11 +168,12 @@ def main() -> int:
     options = servers.parse_options(parser)
     rows: list[Row] = []
     with ExitStack() as stack:
+        stack.enter_context(one_slice())
         daemon, floor = stack.enter_context(beside_floor())
         others = stack.enter_context(servers.beside(options.beside, floor.work_dir))
         registry_dir = floor.work_dir / "registry"
         registry_dir.mkdir()
-        images = push_images(stack.enter_context(docker_registry(registry_dir)))
+        images = push_images(stack.enter_context(docker_registry(registry_dir, niceness=19)))
         all_loaded = [Loaded(server) for server in (ours(daemon), *others)]
         for pods in options.pods:
             for each in all_loaded:

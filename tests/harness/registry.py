@@ -100,7 +100,12 @@ class DockerRegistry:
 
 @contextmanager
 def docker_registry(
-    directory: Path, *, data: Path | None = None, auth: str = "", tls: str = ""
+    directory: Path,
+    *,
+    data: Path | None = None,
+    auth: str = "",
+    tls: str = "",
+    niceness: int = 0,
 ) -> Iterator[DockerRegistry]:
     """A registry that keeps its files in `directory`; gone when this closes. Raises: RegistryError.
 
@@ -119,7 +124,11 @@ def docker_registry(
     with log_file.open("wb") as log:
         try:
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", PROGRAM, "serve", str(config)],
+                [
+                    *("setpriv", "--pdeathsig", "KILL"),
+                    *("nice", "-n", str(niceness)),
+                    *(PROGRAM, "serve", str(config)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -42,8 +42,9 @@ _TOKEN_TIMEOUT_S = 30.0
 _MAX_REDIRECTS = 5
 _MAX_TOKEN_ANSWER_BYTES = 256 << 10
 _MAX_ERROR_BYTES = 16 << 10
-_READ_BUFFER_BYTES = 512 << 10
-"""Per connection. aiohttp buffers up to twice that before it stops reading."""
+_READ_BUFFER_BYTES = 64 << 10
+"""Per connection. aiohttp stops reading above twice that, until the blob's file has taken it. With more, turns of the
+loop in which several connections are read get longer, and each call waits for some ten turns."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 

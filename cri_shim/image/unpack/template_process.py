@@ -65,6 +65,8 @@ CHILD_CAPABILITIES = (
 _TEMPLATE_CAPABILITIES = (*CHILD_CAPABILITIES, Capability.CAP_SYS_CHROOT, Capability.CAP_SETPCAP)
 _CHILD_DESCRIPTORS = 64
 _MAX_REASON_CHARS = 1500
+_CHILD_NICENESS = 10
+"""Unpacking is bulk work: the daemon's calls, and the kubelet's work beside it, go first."""
 _ASIDE_NICENESS = 15
 """Beside a process of niceness 0, one of niceness 15 gets about a tenth of a processor."""
 
@@ -164,6 +166,8 @@ def _become_child(job: Job, descriptors: list[int], template_pid: int) -> NoRetu
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         input_fd, directory_fd, result_fd, *growing = descriptors
         try:
+            # Each thread has its own niceness, and begins with that of the thread that starts it.
+            os.setpriority(os.PRIO_PROCESS, 0, _CHILD_NICENESS)
             # To /dev/null: stderr is the template's memfd, which a child's output could fill.
             os.dup2(1, 2)
             confine.close_other_descriptors(descriptors)

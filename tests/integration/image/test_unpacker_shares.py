@@ -114,6 +114,13 @@ async def test_who_is_slow_makes_room_and_steps_aside(reaper: Reaper, tmp_path: 
         assert niceness_inside(slow[0]) == {15}
 
 
+async def test_unpacking_lets_everyone_else_go_first(reaper: Reaper, tmp_path: Path) -> None:
+    async with layers_of(reaper, tmp_path, NEVER_S) as layers:
+        root = await layers.never_ending("image a")
+        await begun(root)
+        assert niceness_inside(root) == {10}
+
+
 def niceness_inside(root: Path) -> set[int]:
     """Of every thread of the processes that have this as their root."""
     found = set()
