@@ -93,6 +93,10 @@ class Slot:
         self._slots.leave(self)
 
 
+_WaitingOfTenant = OrderedDict[_Owners, OrderedDict[Slot, None]]
+"""The waiting starts of one tenant, by owners."""
+
+
 class Usage(NamedTuple):
     """How many starts are where."""
 
@@ -124,7 +128,8 @@ class Slots:
         self._slow_total = 2 * total if slow_total is None else slow_total
         self._slow_after_s = slow_after_s
         self._patience_s = PATIENCE_S if patience_s is None else patience_s
-        self._waiting: OrderedDict[_Owners, OrderedDict[Slot, None]] = OrderedDict()
+        self._waiting: OrderedDict[str, _WaitingOfTenant] = OrderedDict()
+        """By tenant."""
         self._under_way: Counter[str] = Counter()
         """Starts with a slot or slow, by owner."""
         self._of_tenants: Counter[str] = Counter()
@@ -144,7 +149,7 @@ class Slots:
     def usage(self) -> Usage:
         """As it is now; all zero when nothing is under way."""
         return Usage(
-            waiting=sum(map(len, self._waiting.values())),
+            waiting=sum(len(turns) for of in self._waiting.values() for turns in of.values()),
             with_slot=self._quick,
             slow=len(self._slow),
             shared=len(self._under_way) + len(self._of_tenants) + len(self._quick_of),
@@ -169,7 +174,8 @@ class Slots:
         """
         owners = _Owners(tenant or shares[-1].owner, shares)
         turn = Slot(self, owners, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(owners, OrderedDict())[turn] = None
+        of_tenant = self._waiting.setdefault(owners.tenant, OrderedDict())
+        of_tenant.setdefault(owners, OrderedDict())[turn] = None
         self._serve()
         try:
             try:
@@ -205,30 +211,61 @@ class Slots:
         """Grant free slots."""
         while self._quick < self._total:
             # Not sorted once: each grant changes who may have a slot.
-            owners = min(filter(self._may_have_one, self._waiting), key=self._having, default=None)
+            owners = self._next()
             if owners is None:
                 return
-            turns = self._waiting[owners]
-            turn, _ = turns.popitem(last=False)
-            # Round robin between owners with equal numbers.
-            self._waiting.move_to_end(owners)
-            if not turns:
-                del self._waiting[owners]
+            turn = self._waiting[owners.tenant][owners].popitem(last=False)[0]
+            # Round robin between tenants, and pods of a tenant, with equal numbers.
+            self._waiting.move_to_end(owners.tenant)
+            self._waiting[owners.tenant].move_to_end(owners)
+            self._forget_empty(owners)
             if (
                 not turn.granted.done()
             ):  # else the waiter was cancelled, and its task has not run since
                 self._grant(turn)
 
-    def _may_have_one(self, owners: _Owners) -> bool:
-        if any(self._under_way[share.owner] >= share.most for share in owners.shares):
-            return False
-        if self._is_suspect(owners.tenant):
-            return self._suspects_quick < max(1, self._total // 2)
-        # A pod that is its own tenant is bounded by its share.
-        return owners.tenant == owners.pod or self._quick_of[owners.tenant] < self._of_tenant
+    def _next(self) -> _Owners | None:
+        """Whose turn it is. Looks at no more tenants than have something under way, and one; and so with pods.
 
-    def _having(self, owners: _Owners) -> tuple[int, int]:
-        return self._of_tenants[owners.tenant], self._under_way[owners.pod]
+        Only where shares of others than pods are used up, it looks at all who wait for them.
+        """
+        found: _Owners | None = None
+        for tenant, waiting in self._waiting.items():
+            fewest = None if found is None else self._of_tenants.get(found.tenant, 0)
+            having = self._of_tenants.get(tenant, 0)
+            if fewest is not None and having >= fewest:
+                continue
+            if (owners := self._next_of(tenant, waiting)) is not None:
+                found = owners
+                if having == 0:
+                    break
+        return found
+
+    def _next_of(self, tenant: str, waiting: _WaitingOfTenant) -> _Owners | None:
+        if self._is_suspect(tenant):
+            if self._suspects_quick >= max(1, self._total // 2):
+                return None
+        elif self._quick_of.get(tenant, 0) >= self._of_tenant and next(iter(waiting)).pod != tenant:
+            # A pod that is its own tenant is bounded by its share.
+            return None
+        found, fewest = None, 0
+        for owners in waiting:
+            having = self._under_way.get(owners.pod, 0)
+            if (found is None or having < fewest) and not self._has_all_its_shares(owners):
+                found, fewest = owners, having
+                if having == 0:
+                    break
+        return found
+
+    def _has_all_its_shares(self, owners: _Owners) -> bool:
+        return any(self._under_way.get(share.owner, 0) >= share.most for share in owners.shares)
+
+    def _forget_empty(self, owners: _Owners) -> None:
+        of_tenant = self._waiting[owners.tenant]
+        if not of_tenant[owners]:
+            del of_tenant[owners]
+        if not of_tenant:
+            del self._waiting[owners.tenant]
 
     def _is_suspect(self, tenant: str) -> bool:
         return self._known_until.get(tenant, 0.0) > time.monotonic()
@@ -305,10 +342,10 @@ class Slots:
     def leave(self, turn: Slot) -> None:
         """Return the slot, or leave the queue."""
         if not turn.granted.done() or turn.granted.cancelled():  # it never had a slot
-            turns = self._waiting.get(turn.owners, OrderedDict())
-            turns.pop(turn, None)
-            if not turns:
-                self._waiting.pop(turn.owners, None)
+            of_tenant = self._waiting.get(turn.owners.tenant)
+            if of_tenant is not None and turn.owners in of_tenant:
+                of_tenant[turn.owners].pop(turn, None)
+                self._forget_empty(turn.owners)
             return
         if not turn.is_under_way:
             return

@@ -42,6 +42,8 @@ AT_ONCE = 4
 LONG_S = 0.5
 """Callers do not wait for a layer whose last walk took longer."""
 _REST = 10
+_BEGUN_IN_A_TURN = 16
+"""So many walks begin in one turn of the loop: on a full node all of them would take ten milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,13 @@ class LayerUsages:
 
         It is None for a layer whose first walk has not ended. Containers that were removed are missing.
         """
-        patient = []
+        patient, begun = [], 0
         for container in containers:
             if not self._is_fresh(container.id):
+                begun += container.id not in self._walks
+                if begun == _BEGUN_IN_A_TURN:
+                    begun = 0
+                    await asyncio.sleep(0)
                 since, walk = self._walks.get(container.id) or self._begin(container)
                 if self._is_worth_waiting(container.id, since):
                     patient.append(walk)

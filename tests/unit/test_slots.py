@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ from cri_shim.slots import PATIENCE_S, REMEMBERED_S, SLOW_AFTER_S, Share, Slot, 
 from tests.fakes.clock import turn_over
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tests.fakes.clock import MovableClock
 
@@ -365,3 +366,36 @@ async def test_what_has_ended_before_its_block_shares_nothing_any_more() -> None
         starts.slot_of["next"].end()
         await turn_over()
         assert starts.begun == ["first", "next", "last"]
+
+
+@pytest.mark.parametrize("of_one_tenant", [True, False])
+async def test_handing_a_slot_on_costs_the_same_however_many_wait(of_one_tenant: bool) -> None:
+    async def calls(waiting: int) -> int:
+        async with Starts(Slots(4, slow_after_s=NEVER_S)).all_ended() as starts:
+            for n in range(4 + waiting):
+                await starts.begin(
+                    f"{n}", pod(f"{n}", 1), tenant="namespace a" if of_one_tenant else ""
+                )
+            before = len(starts.begun)
+            found = calls_during(starts.slot_of["0"].end)
+            await turn_over()
+            assert len(starts.begun) == before + 1
+            return found
+
+    assert await calls(10) == await calls(300)
+
+
+def calls_during(work: Callable[[], object]) -> int:
+    """Of functions, ours and built in."""
+    found = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal found
+        found += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import string
 import threading
 from collections import Counter
 from pathlib import Path
@@ -99,6 +100,14 @@ async def test_all_who_ask_at_a_time_share_one_walk(node: Node) -> None:
     node.hanging["a"].set()
     assert await asyncio.gather(*asking) == [[1]] * 5
     assert node.begun["a"] == 1
+
+
+async def test_the_walks_of_a_full_node_do_not_all_begin_in_one_turn(node: Node) -> None:
+    containers = [node.add(letter) for letter in string.ascii_letters]
+    asking = asyncio.ensure_future(node.used(*containers))
+    await asyncio.sleep(0)
+    assert 0 < len(node.background.tasks) <= len(containers) / 3
+    assert await asking == [1] * len(containers)
 
 
 async def test_a_layer_without_end_holds_up_no_other(node: Node, clock: MovableClock) -> None:
