@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from cri_shim.config.model import GcMode
+from cri_shim.daemon.networks import build_networks
 from cri_shim.daemon.statistics import build_statistics
 from cri_shim.sandbox.container_events import ContainerEvents
 from cri_shim.sandbox.container_removal import ContainerRemoval
@@ -25,14 +25,12 @@ from cri_shim.sandbox.exit_dispatcher import ExitDispatcher
 from cri_shim.sandbox.exit_handling import ExitHandling
 from cri_shim.sandbox.exits import ExitWatch
 from cri_shim.sandbox.launch import Launcher
-from cri_shim.sandbox.network.pending_deletes import PendingDeletes
-from cri_shim.sandbox.network.pod_network import PodNetwork
-from cri_shim.sandbox.network.reconciler import NetworkReconciler
 from cri_shim.sandbox.pause import PauseContainers
 from cri_shim.sandbox.pod_images import PauseImage
 from cri_shim.sandbox.pods import Pods
 from cri_shim.sandbox.recovery.orphans import Orphans
 from cri_shim.sandbox.recovery.recovery import Recovery
+from cri_shim.sandbox.recovery.unfinished import Unfinished
 from cri_shim.sandbox.recovery.wipe import Wipe
 from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
 from cri_shim.sandbox.spec.container_limits import ContainerLimits
@@ -45,6 +43,10 @@ from cri_shim.sandbox.teardown import Teardown
 if TYPE_CHECKING:
     from cri_shim.config import Config
     from cri_shim.daemon.mechanisms import Mechanisms
+    from cri_shim.daemon.networks import Networks
+    from cri_shim.sandbox.network.pending_deletes import PendingDeletes
+    from cri_shim.sandbox.network.pod_network import PodNetwork
+    from cri_shim.sandbox.network.reconciler import NetworkReconciler
     from cri_shim.sandbox.pod_metrics import PodMetrics
     from cri_shim.sandbox.pod_stats import PodStats
     from cri_shim.sandbox.stats import Stats
@@ -98,12 +100,6 @@ class _Basis(NamedTuple):
     files_limits: FilesLimits
 
 
-class _Networks(NamedTuple):
-    pending_deletes: PendingDeletes
-    network: PodNetwork
-    reconciler: NetworkReconciler
-
-
 class _Containers(NamedTuple):
     exec_processes: ExecProcesses
     creation: Creation
@@ -114,7 +110,7 @@ class _Containers(NamedTuple):
 def build_sandbox_layer(config: Config, on: Mechanisms) -> SandboxLayer:
     """Build the objects. Nothing is started, and no file is read."""
     basis = _basis(config, on)
-    networks = _networks(config, on)
+    networks = build_networks(config, on)
     parts = _containers(on, basis)
     containers = _container_service(config, on, basis, parts)
     pods = _pods(config, on, basis, networks, containers)
@@ -208,31 +204,6 @@ def _basis(config: Config, on: Mechanisms) -> _Basis:
     )
 
 
-def _networks(config: Config, on: Mechanisms) -> _Networks:
-    pending_deletes = PendingDeletes(on.paths.pending_deletes_dir)
-    network = PodNetwork(
-        on.cni,
-        on.sandboxes,
-        pending_deletes,
-        leftovers=on.leftover_plugins,
-        host=on.host,
-        runtime_of=on.handlers.get,
-        background=on.background,
-        publish_ports=config.sandbox.hostport,
-    )
-    reconciler = NetworkReconciler(
-        cni=on.cni,
-        leftovers=on.leftover_plugins,
-        network=network,
-        sandboxes=on.sandboxes,
-        pending_deletes=pending_deletes,
-        operations=on.operations,
-        background=on.background,
-        collects_garbage=config.cni.gc is GcMode.AUTO,
-    )
-    return _Networks(pending_deletes, network, reconciler)
-
-
 def _containers(on: Mechanisms, basis: _Basis) -> _Containers:
     exec_processes = ExecProcesses(
         host=on.host,
@@ -315,7 +286,7 @@ def _container_service(
 
 
 def _pods(
-    config: Config, on: Mechanisms, basis: _Basis, networks: _Networks, containers: Containers
+    config: Config, on: Mechanisms, basis: _Basis, networks: Networks, containers: Containers
 ) -> Pods:
     files = PodFiles(on.host, on.paths, on.host_etc)
     return Pods(
@@ -362,6 +333,7 @@ def _recovery(
         creation=parts.creation,
         exit_handling=parts.exit_handling,
         orphans=orphans,
+        unfinished=Unfinished(on.background, on.operations),
         runtimes=lambda: on.handlers.runtimes,
         cgroups=on.cgroups,
         cgroup_paths=basis.cgroup_paths,
@@ -376,7 +348,7 @@ def _recovery(
 def _wipe(
     on: Mechanisms,
     basis: _Basis,
-    networks: _Networks,
+    networks: Networks,
     parts: _Containers,
     containers: Containers,
     pods: Pods,

@@ -33,7 +33,6 @@ from cri_shim.sandbox.network.annotations import (
     additional_networks,
     joins_default_network,
 )
-from cri_shim.sandbox.network.attachments import PodAttachments
 from cri_shim.sandbox.network.details import network_details
 from cri_shim.sandbox.network.host_ports import (
     HeldPorts,
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from cri_shim.cni.network import Cni
     from cri_shim.host.port import Host
     from cri_shim.oci.runtime import Runtime
+    from cri_shim.sandbox.network.attachments import PodAttachments
     from cri_shim.sandbox.network.pending_deletes import PendingDeletes
     from cri_shim.sandbox.store.store import Sandbox, Store
 
@@ -94,6 +94,7 @@ class PodNetwork:
         leftovers: LeftoverPlugins,
         host: Host,
         background: Background,
+        attachments: PodAttachments,
         publish_ports: bool,
         runtime_of: Callable[[str], Runtime],
     ) -> None:
@@ -109,7 +110,7 @@ class PodNetwork:
         self._leftovers = leftovers
         self._store = store
         self._pending_deletes = pending_deletes
-        self._attachments = PodAttachments(cni, publish_ports=publish_ports)
+        self._attachments = attachments
         self._publish_ports = publish_ports
         self._held_ports: HeldPorts[str] = HeldPorts()
         store.changed = self._note_ports

@@ -25,7 +25,6 @@ from cri_shim.errors import CorruptStateError, CriShimError
 from cri_shim.ids import is_id
 from cri_shim.sandbox.exec.leftovers import LeftoverExecs
 from cri_shim.sandbox.exits import Exit
-from cri_shim.sandbox.recovery.unfinished import Unfinished
 from cri_shim.sandbox.store.model import ContainerState, SandboxState
 from cri_shim.sandbox.store.processes import own_kernel_runtime, running
 
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from cri_shim.sandbox.exits import ExitWatch
     from cri_shim.sandbox.pods import Pods
     from cri_shim.sandbox.recovery.orphans import Orphans
+    from cri_shim.sandbox.recovery.unfinished import Unfinished
     from cri_shim.sandbox.spec.cgroup_paths import CgroupPaths
     from cri_shim.sandbox.store.store import Container, Sandbox, Store
     from cri_shim.sandbox.teardown import Teardown
@@ -75,6 +75,7 @@ class Recovery:
         exit_handling: ExitHandling,
         cgroup_paths: CgroupPaths,
         orphans: Orphans,
+        unfinished: Unfinished,
         runtimes: Callable[[], Runtimes],
         cgroups: Cgroups,
         teardown: Teardown,
@@ -100,7 +101,7 @@ class Recovery:
         self._operations = operations
         self._background = background
         self._boot_id = boot_id
-        self._unfinished = Unfinished(background, operations)
+        self._unfinished = unfinished
         self._rebooted: list[str] = []
 
     async def run(self) -> None:
