@@ -10,7 +10,7 @@ set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 python=${PYTHON:-python3}
-protos="cri/v1/api.proto cri/v1alpha2/api.proto admin/v1/admin.proto"
+protos="cri/v1/api.proto cri/v1alpha2/api.proto admin/v1/admin.proto ttrpc/v1/ttrpc.proto shim/v2/task.proto"
 
 case "${1-}" in
 '' | --check) ;;

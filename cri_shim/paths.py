@@ -123,6 +123,10 @@ class ObjectPaths:
         """The directory in which the monitor creates its file `oom`. An object without a monitor has none."""
         return self.state_dir / "persist"
 
+    def says_oom(self) -> bool:
+        """Whether the monitor, or a shim, has left its file `oom`."""
+        return any((each / "oom").exists() for each in (self.persist_dir, self.bundle_dir))
+
     @property
     def exec_dir(self) -> Path:
         """One file per running exec: pid and start time."""
@@ -187,6 +191,11 @@ class Paths:
     def console_dir(self) -> Path:
         """Console sockets of runtimes. The path is short, since a socket's path has at most 107 bytes."""
         return self.state / "tty"
+
+    @property
+    def streams_socket(self) -> Path:
+        """The socket of the process that holds the streams of shims' containers."""
+        return self.state / "streams.sock"
 
     def runtime_root(self, handler: str) -> Path:
         """The state directory of an OCI runtime (`--root`)."""

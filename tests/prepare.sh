@@ -28,4 +28,5 @@ missing_test_packages() {
     have crun || echo crun
     have docker-registry || echo docker-registry
     have setpriv || echo util-linux
+    have containerd-shim-runc-v2 || echo containerd
 }

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cri_shim.cli.output import printable
+from cri_shim.config.model import HandlerKind
 from cri_shim.errors import CommandError, DeadlineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cri_shim.config.model import HandlerSettings
     from cri_shim.config.values import EnvName
     from cri_shim.host.process import Reaper
 
 TIMEOUT_S = 5.0
+_SHIM_VERSION = re.compile(r"^\s*Version:\s*(\S+)", re.MULTILINE)
 _VERSION = re.compile(r"(?<!\d)(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -67,3 +70,15 @@ async def ask(
         return Answer(path, text, f"{path} {done.ending.describe()}: {said or 'it said nothing'}")
     # Some programs (old conmon, kata-runtime) print their version to standard error.
     return Answer(path, text or done.stderr_tail)
+
+
+async def ask_handler(reaper: Reaper, handler: HandlerSettings) -> Answer:
+    """The version of a runtime handler's program. A shim has an option of its own, and an answer of several lines."""
+    if handler.kind is not HandlerKind.SHIM:
+        return await ask(reaper, handler.path, env=handler.env)
+    answer = await ask(reaper, handler.path, ["-v"], env=handler.env)
+    first, _, rest = answer.text.strip().partition("\n")
+    found = _SHIM_VERSION.search(rest)
+    if answer.problem or found is None:
+        return answer
+    return replace(answer, text=f"{first.rstrip(':')} {found[1]}")

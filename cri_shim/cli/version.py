@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _ask_all(settings: RuntimeSettings) -> tuple[Answer, dict[str, Answer]]:
-    from cri_shim.cli.programs import ask
+    from cri_shim.cli.programs import ask, ask_handler
     from cri_shim.host.process import Reaper
 
     reaper = Reaper()
@@ -65,7 +65,7 @@ async def _ask_all(settings: RuntimeSettings) -> tuple[Answer, dict[str, Answer]
     try:
         monitor, *answers = await asyncio.gather(
             ask(reaper, settings.monitor),
-            *(ask(reaper, handler.path, env=handler.env) for handler in settings.handlers.values()),
+            *(ask_handler(reaper, handler) for handler in settings.handlers.values()),
         )
     finally:
         reaper.close()

@@ -221,7 +221,7 @@ class HandlerSettings(Section, frozen=True):
         HandlerKind,
         doc(
             "oci: processes of this kernel; vm: each pod in a sandbox with its own kernel (kata-runtime, runsc); shim: "
-            "a runtime that is its own monitor. Pods of kind shim are refused in this version.",
+            "a shim of containerd's, version 2 (containerd-shim-kata-v2, -runsc-v1, -runc-v2).",
             reload=True,
         ),
     ] = HandlerKind.OCI
@@ -230,16 +230,11 @@ class HandlerSettings(Section, frozen=True):
     ] = ()
     pod_annotations: Annotated[
         tuple[AnnotationPattern, ...],
-        doc(
-            "Pod annotations that are passed to the runtime: keys, or prefixes with *.", reload=True
-        ),
+        doc("Pod annotations passed to the runtime: keys, or prefixes with *.", reload=True),
     ] = ()
     container_annotations: Annotated[
         tuple[AnnotationPattern, ...],
-        doc(
-            "Container annotations that are passed to the runtime: keys, or prefixes with *.",
-            reload=True,
-        ),
+        doc("Container annotations passed to the runtime: keys, or prefixes with *.", reload=True),
     ] = ()
     privileged_without_host_devices: Annotated[
         bool, doc("Give privileged containers no devices of the host.", reload=True)
@@ -255,6 +250,8 @@ class HandlerSettings(Section, frozen=True):
         Mapping[EnvName, str],
         doc("Environment of the runtime's commands, in addition to PATH.", reload=True),
     ] = field(default_factory=dict)
+    config_path: Annotated[str, doc("Kind shim: the shim's configuration.", reload=True)] = ""
+    type_url: Annotated[str, doc("Kind shim: the type of that configuration.", reload=True)] = ""
 
 
 def _default_handlers() -> Mapping[HandlerName, HandlerSettings]:

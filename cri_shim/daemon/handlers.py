@@ -22,6 +22,7 @@ from cri_shim.kernel_call import in_time
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.refusals import crun_problem
 from cri_shim.oci.runtime import HandlerSettings, RuntimeFeatures, Runtimes
+from cri_shim.oci.shim.runtime import ShimRuntime
 from cri_shim.oci.spec.inputs import HandlerFacts
 from cri_shim.oci.vm import VmRuntime
 
@@ -30,17 +31,11 @@ if TYPE_CHECKING:
     from cri_shim.host.cgroups.layout import Layout
     from cri_shim.host.process import Reaper
     from cri_shim.oci.runtime import Runtime, RuntimeVersion
+    from cri_shim.oci.shim.shims import Shims
     from cri_shim.paths import Paths
 
 log = structlog.get_logger()
 _TRIED_MAP = "0 65536 65536"
-
-
-_CLASSES = {
-    HandlerKind.OCI: CliRuntime,
-    HandlerKind.VM: VmRuntime,
-    HandlerKind.SHIM: CliRuntime,  # asked for its version, and refused
-}
 
 
 class Handlers:
@@ -52,18 +47,24 @@ class Handlers:
         *,
         paths: Paths,
         reaper: Reaper,
+        shims: Shims,
         systemd: bool,
         layout: Layout | None = None,
     ) -> None:
         """`layout` is that of the node's cgroups, with which some runtimes do not work."""
         self._paths = paths
         self._reaper = reaper
+        self._shims = shims
         self._systemd = systemd
         self._layout = layout
         self._usable: set[str] = set()
         self._features: dict[str, RuntimeFeatures | None] = {}
         self._maps_ids = False
         self._use(settings)
+
+    def close(self) -> None:
+        """Let go of what runs on without the daemon."""
+        self._shims.close()
 
     def replace(self, settings: RuntimeSettings) -> None:
         """Use new settings from now on. Raises UnknownRuntimeHandlerError if they lack the default handler."""
@@ -134,8 +135,6 @@ class Handlers:
             self._usable.add(name)
 
     def _refusal(self, runtime: Runtime, version: RuntimeVersion) -> str:
-        if runtime.settings.kind is HandlerKind.SHIM:
-            return f"kind {runtime.settings.kind} is not supported in this version"
         refusal = crun_problem(self._layout) if version.name == "crun" else None
         return "" if refusal is None else f"crun {refusal[0]}: {refusal[1]}"
 
@@ -155,7 +154,7 @@ class Handlers:
     def _build(self, settings: RuntimeSettings) -> Runtimes:
         return Runtimes(
             (
-                _CLASSES[handler.kind](
+                self._runtime(
                     HandlerSettings(
                         name=str(name),
                         path=str(handler.path),
@@ -163,12 +162,24 @@ class Handlers:
                         args=tuple(handler.args),
                         root_dir=self._paths.runtime_root(str(name)),
                         env={str(key): value for key, value in handler.env.items()},
+                        config_path=handler.config_path,
+                        type_url=handler.type_url,
                     ),
-                    self._reaper,
-                    timeout_s=float(settings.command_timeout_s),
-                    systemd_cgroup=self._systemd,
+                    float(settings.command_timeout_s),
                 )
                 for name, handler in settings.handlers.items()
             ),
             default_handler=str(settings.default_handler),
         )
+
+    def _runtime(self, settings: HandlerSettings, timeout_s: float) -> Runtime:
+        if settings.kind is HandlerKind.SHIM:
+            return ShimRuntime(
+                settings,
+                self._reaper,
+                self._shims,
+                timeout_s=timeout_s,
+                systemd_cgroup=self._systemd,
+            )
+        kind = VmRuntime if settings.kind is HandlerKind.VM else CliRuntime
+        return kind(settings, self._reaper, timeout_s=timeout_s, systemd_cgroup=self._systemd)

@@ -185,6 +185,7 @@ class Daemon:
         await parts.pods.close(WORK_GRACE_S)
         await parts.container_service.close(WORK_GRACE_S)
         await parts.background.close(WORK_GRACE_S)
+        parts.handlers.close()
         parts.sandboxes.save_unsaved()
         parts.containers.save_unsaved()
         log.info("stopped")

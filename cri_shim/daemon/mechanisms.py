@@ -17,6 +17,8 @@ from cri_shim.host.cgroups.tree import Cgroups
 from cri_shim.host.port import Host
 from cri_shim.image.pull import Puller
 from cri_shim.oci.conmon import Monitors
+from cri_shim.oci.shim.shims import Shims
+from cri_shim.oci.shim.streams import StreamsHolder
 from cri_shim.operations import Operations
 from cri_shim.sandbox.spec.node import boot_id, read_node_facts
 from cri_shim.sandbox.store.store import Container, Sandbox, Store, read_container, read_sandbox
@@ -74,6 +76,7 @@ async def open_mechanisms(
     images = await open_store(
         config, paths, reaper, lambda: layers_of(containers) | layers_of(sandboxes)
     )
+    background = Background()
     return Mechanisms(
         host=Host(),
         paths=paths,
@@ -87,10 +90,15 @@ async def open_mechanisms(
         systemd=systemd,
         cgroups=cgroups,
         reaper=reaper,
-        background=Background(),
+        background=background,
         operations=operations,
         handlers=Handlers(
-            config.runtime, paths=paths, reaper=reaper, systemd=systemd, layout=cgroups.layout
+            config.runtime,
+            paths=paths,
+            reaper=reaper,
+            shims=_shims(paths, reaper, background),
+            systemd=systemd,
+            layout=cgroups.layout,
         ),
         monitors=Monitors(
             reaper, config.runtime.monitor, exits_dir=paths.exits_dir, socket_dir=paths.console_dir
@@ -110,3 +118,8 @@ async def open_mechanisms(
         sandboxes=sandboxes,
         containers=containers,
     )
+
+
+def _shims(paths: Paths, reaper: Reaper, background: Background) -> Shims:
+    streams = StreamsHolder(reaper, background, paths.streams_socket)
+    return Shims(streams=streams, background=background, exits_dir=paths.exits_dir)

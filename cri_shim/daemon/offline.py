@@ -67,3 +67,4 @@ async def _end(parts: Parts) -> None:
     await parts.pods.close(WORK_GRACE_S)
     await parts.container_service.close(WORK_GRACE_S)
     await parts.background.close(WORK_GRACE_S)
+    parts.handlers.close()

@@ -26,6 +26,8 @@ from cri_shim.kernel_call import in_time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+_PARENT_PATIENCE_S = 1.0
+"""How long killed members may take to end before their parent is killed as well."""
 _WAITED_FOR = 64
 """Endings awaited at once, since each takes a descriptor. The next round finds those that still run."""
 _MISSED = (FileNotFoundError, ProcessLookupError)
@@ -130,23 +132,27 @@ async def kill_family(
     """Kill a process, its descendants and the `strays` in its session. Returns whether all ended within `timeout_s`.
 
     `strays` is called in a thread, once per round. The process is stopped with SIGSTOP first, so that it can neither
-    report the death of a child nor fork meanwhile.
+    report the death of a child nor fork meanwhile. The first process of a PID namespace ends only after a parent has
+    collected the processes that were brought into it. So a stopped parent is killed when members do not end soon.
     """
     root = process_entry(pid)
     if root is None or (start_ticks is not None and root.start_ticks != start_ticks):
         return True
     kill_process(pid, root.start_ticks, signal.SIGSTOP)
     give_up_at = time.monotonic() + timeout_s
+    late: set[int] = set()
     while True:
         killed, complete = await in_time("killing processes", _kill_members, pid, strays)
         left_s = give_up_at - time.monotonic()
-        if not killed and complete:
+        if complete and all(member.pid in late for member in killed):
             kill_process(pid, root.start_ticks)
-            return not await ends_of([(pid, root.start_ticks)], max(left_s, 0))
+            members = [(m.pid, m.start_ticks) for m in killed]
+            return not await ends_of([(pid, root.start_ticks), *members], max(left_s, 0))
         if left_s <= 0:
             kill_process(pid, root.start_ticks)
             return False
-        await ends_of([(m.pid, m.start_ticks) for m in killed[:_WAITED_FOR]], left_s)
+        members = [(m.pid, m.start_ticks) for m in killed[:_WAITED_FOR]]
+        late |= set(await ends_of(members, min(left_s, _PARENT_PATIENCE_S)))
 
 
 def _kill_members(pid: int, strays: Callable[[], Iterable[int]]) -> tuple[list[ProcessEntry], bool]:

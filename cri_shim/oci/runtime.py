@@ -41,10 +41,24 @@ class HandlerSettings:
     """Global options before the command."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of each call, which otherwise has only PATH."""
+    config_path: str = ""
+    """The configuration that a shim is to read; empty for its own default."""
+    type_url: str = ""
+    """What that configuration is, to a shim that knows several."""
 
     @property
     def own_kernel(self) -> bool:
-        """Whether its pods have kernels of their own: then the node sees of a container what stands for it, alone."""
+        """Whether its pods have, or may have, kernels of their own: then the runtime alone reaches what runs."""
+        return self.kind is not HandlerKind.OCI
+
+    @property
+    def shares_monitor(self) -> bool:
+        """Whether one monitor, the shim, has all containers of a pod, and ends with the pod."""
+        return self.kind is HandlerKind.SHIM
+
+    @property
+    def has_stand_ins(self) -> bool:
+        """Whether a process of the node stands for each container, and takes signals for it."""
         return self.kind is HandlerKind.VM
 
 

@@ -189,14 +189,12 @@ class ExitHandling:
     def _ran_out_of_memory(self, container: Container) -> bool:
         kills = self._cgroups.oom_kills(self._cgroup_paths.directory_of(container))
         sandbox = self._sandboxes.get(container.sandbox_id)
-        inside = own_kernel_runtime(self._runtime_of, container.record.handler) is not None
-        if inside and sandbox is not None:
+        runtime = own_kernel_runtime(self._runtime_of, container.record.handler)
+        if runtime is not None and runtime.settings.has_stand_ins and sandbox is not None:
             # The containers of a gVisor sandbox are in the cgroup of its pause container, and end with it. OOM kills
             # by the kernel of a guest are not reported.
             kills = self._cgroups.oom_kills(self._cgroup_paths.directory_of(sandbox))
-        if kills is not None:
-            return kills > 0
-        return (self._paths.container(container.id).persist_dir / "oom").exists()
+        return self._paths.container(container.id).says_oom() if kills is None else kills > 0
 
     def finish(
         self,
@@ -275,7 +273,9 @@ class ExitHandling:
     async def _let_monitor_end(self, container: Container) -> None:
         """Wait for a monitor that is about to end by itself, which is cheaper than killing it."""
         monitor = container.status.monitor
-        if monitor is not None and container.status.started_at_ns and container.ended.is_set():
+        runtime = own_kernel_runtime(self._runtime_of, container.record.handler)
+        alone = runtime is None or not runtime.settings.shares_monitor
+        if monitor and alone and container.status.started_at_ns and container.ended.is_set():
             with step("waiting for the monitor's end"):
                 await self._host.ends_of([(monitor.pid, monitor.start_ticks)], MONITOR_FAREWELL_S)
 
@@ -335,7 +335,8 @@ class ExitHandling:
         after it. That process may act on other signals itself, so the runtime delivers those, in the background.
         """
         number = container.record.stop_signal
-        if runtime is None or not container.status.started_at_ns or number == signal.SIGTERM:
+        direct = not container.status.started_at_ns or number == signal.SIGTERM
+        if runtime is None or (runtime.settings.has_stand_ins and direct):
             self._host.kill_process(process.pid, process.start_ticks, number)
         else:
             what = f"signal for container {container.id}"
@@ -352,18 +353,18 @@ class ExitHandling:
 
     async def _kill_in_sandbox(self, container: Container, runtime: Runtime, stop: _Stop) -> None:
         """Kill through the runtime. If the container does not end, kill its sandbox, then its process on the node."""
-        held = self._held(container)
         with step("killing through the runtime"):
-            answered = await asks_to_kill(runtime, held.object_id)
+            answered = await asks_to_kill(runtime, container.id)
         process = container.status.process
-        if process is not None and not container.status.started_at_ns:
+        unstarted = process is not None and not container.status.started_at_ns
+        if process is not None and unstarted and runtime.settings.has_stand_ins:
             # The container was not started, so nothing runs inside: kill the process that waits for the start.
             self._host.kill_process(process.pid, process.start_ticks)
         if answered:
             await _wait_until_killed(container, stop)
         if container.ended.is_set():
             return
-        await self._teardown.end_sandbox(held)
+        await self._teardown.end_sandbox(self._held(container))
         if process is not None:
             self._host.kill_process(process.pid, process.start_ticks)
         await _wait_until_killed(container, stop)

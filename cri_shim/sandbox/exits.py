@@ -57,6 +57,40 @@ class _Watched:
     timer: asyncio.TimerHandle | None = None
 
 
+class _SharedPids:
+    """Calls back for each object whose process has ended; several may have the same one, such as their pod's shim."""
+
+    def __init__(self, host: Host) -> None:
+        self._pids = host.watch_pids()
+        self._sharers: dict[Process, list[tuple[str, Callable[[str], None]]]] = {}
+
+    def watch(self, process: Process, object_id: str, callback: Callable[[str], None]) -> None:
+        """Call `callback(object_id)` at the process's end, soon if it has ended already."""
+        sharers = self._sharers.setdefault(process, [])
+        sharers.append((object_id, callback))
+        if len(sharers) == 1:
+            self._pids.watch(process.pid, process.start_ticks, lambda: self._fire(process))
+
+    def unwatch(self, process: Process, object_id: str) -> None:
+        """Call back no more for this object."""
+        sharers = self._sharers.get(process)
+        if sharers is None:
+            return
+        sharers[:] = [each for each in sharers if each[0] != object_id]
+        if not sharers:
+            del self._sharers[process]
+            self._pids.unwatch(process.pid)
+
+    def _fire(self, process: Process) -> None:
+        for object_id, callback in self._sharers.pop(process, ()):
+            callback(object_id)
+
+    def close(self) -> None:
+        """Watch nothing more."""
+        self._sharers.clear()
+        self._pids.close()
+
+
 class ExitWatch:
     """Calls `on_exit(object_id, Exit)` once for each watched object whose process ended."""
 
@@ -72,7 +106,7 @@ class ExitWatch:
         self._on_exit: Callable[[str, Exit], None] | None = None
         self._needs_monitor = needs_monitor
         self._watched: dict[str, _Watched] = {}
-        self._pids = host.watch_pids()
+        self._pids = _SharedPids(host)
         self._directory: DirectoryWatch | None = None
 
     def open(self, on_exit: Callable[[str, Exit], None]) -> None:
@@ -92,9 +126,9 @@ class ExitWatch:
     def watch(self, object_id: str, process: Process, monitor: Process | None) -> None:
         """Report the end of `process`, also if it has ended already."""
         self._watched[object_id] = _Watched(process, monitor)
-        self._pids.watch(process.pid, process.start_ticks, lambda: self._on_process_end(object_id))
+        self._pids.watch(process, object_id, self._on_process_end)
         if monitor is not None:
-            self._pids.watch(monitor.pid, monitor.start_ticks, lambda: self._give_up(object_id))
+            self._pids.watch(monitor, object_id, self._give_up)
 
     def forget(self, object_id: str) -> None:
         """Stop watching this object."""
@@ -103,9 +137,9 @@ class ExitWatch:
             return
         if watched.timer is not None:
             watched.timer.cancel()
-        self._pids.unwatch(watched.process.pid)
+        self._pids.unwatch(watched.process, object_id)
         if watched.monitor is not None:
-            self._pids.unwatch(watched.monitor.pid)
+            self._pids.unwatch(watched.monitor, object_id)
 
     def read(self, object_id: str) -> Exit | None:
         """The exit from the monitor's exit file, or None if there is none yet."""

@@ -17,6 +17,8 @@ from cri_shim.errors import CriShimError, DeadlineError, host_step
 from cri_shim.host.files import write_atomic
 from cri_shim.kernel_call import in_time_for
 from cri_shim.oci.conmon import MonitorRequest
+from cri_shim.oci.shim.requests import TaskPlan
+from cri_shim.oci.shim.runtime import ShimRuntime
 from cri_shim.oci.spec.container import encode_spec
 from cri_shim.quoting import quoted
 from cri_shim.sandbox.exec.files_limits import limit_files
@@ -76,6 +78,19 @@ class Launch:
     def joins_sandbox(self) -> bool:
         """Whether it is an ordinary container, which joins its pod's pause container."""
         return self.object_id != self.pod_id
+
+    @property
+    def task_plan(self) -> TaskPlan:
+        """What a shim is told, where one creates it."""
+        return TaskPlan(
+            self.object_id,
+            self.pod_id,
+            self.paths.bundle_dir,
+            self.log_file,
+            self.terminal,
+            self.stdin,
+            self.stdin_once,
+        )
 
     @property
     def held(self) -> Held:
@@ -193,7 +208,7 @@ class Launcher:
         rollback does so as well. Raises what `create` raises.
         """
         self._early = {monitor for monitor in self._early if monitor.is_waiting}
-        if len(self._early) >= self._max_early:
+        if len(self._early) >= self._max_early or isinstance(launch.runtime, ShimRuntime):
             return None
         monitor = await self._start(launch, rollback)
         self._early.add(monitor)
@@ -244,6 +259,8 @@ class Launcher:
         spec = await launch.runtime.adapted(spec, joins_sandbox=launch.joins_sandbox)
         self._write_spec(launch, spec, rollback)
         async with self._slot(launch):
+            if isinstance(launch.runtime, ShimRuntime):
+                return await self._create_in_shim(launch, launch.runtime)
             if monitor is None:
                 monitor = await self._start(launch, rollback)
             monitored = await monitor.create(timeout_s=self._start_timeout_s)
@@ -256,6 +273,18 @@ class Launcher:
         return Created(
             process=process,
             monitor=Process(monitored.monitor.pid, monitored.monitor.start_time_ticks),
+        )
+
+    async def _create_in_shim(self, launch: Launch, runtime: ShimRuntime) -> Created:
+        """Nothing else is to be undone than a process: the shim has all there is."""
+        created = await runtime.create_task(
+            launch.task_plan,
+            timeout_s=self._start_timeout_s,
+            on_shim=lambda pid, ticks: note_top_process(launch.paths, Process(pid, ticks)),
+        )
+        return Created(
+            process=self._named(launch, created.pid, "it was started"),
+            monitor=Process(created.shim_pid, created.shim_start_ticks),
         )
 
     async def run(self, launch: Launch, spec: Spec, rollback: Rollback) -> Process:

@@ -20,8 +20,7 @@ import structlog
 from cri_shim import metrics
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.background import one_by_one, side_by_side
-from cri_shim.config.model import HandlerKind
-from cri_shim.errors import AlreadyExistsError, NotFoundError, UnsupportedError, WrongStateError
+from cri_shim.errors import AlreadyExistsError, NotFoundError, WrongStateError
 from cri_shim.ids import new_id
 from cri_shim.operations import documents, step
 from cri_shim.paths import netns_file
@@ -118,11 +117,6 @@ class Pods:
             config.metadata.attempt,
         )
         runtime = self._runtime_of(handler)
-        if runtime.settings.kind is HandlerKind.SHIM:
-            raise UnsupportedError(
-                f"runtime handler {runtime.settings.name!r}: kind {runtime.settings.kind} is not supported "
-                "in this version: use a handler of kind oci or vm"
-            )
         digest = request_digest(config.SerializeToString(deterministic=True), runtime.settings.name)
         return await self._creations.run(
             metadata.reserved_name,
@@ -174,7 +168,7 @@ class Pods:
                 sandbox, sandbox.status.committed(time.time_ns(), pause.process, pause.monitor)
             )
             rollback.commit()
-        self.watch(sandbox, pause.process)
+        self.watch(sandbox, pause.process, pause.monitor)
         log.info("sandbox ready", sandbox_id=sandbox.id, ips=list(sandbox.status.ips))
         return sandbox.id
 
@@ -345,9 +339,11 @@ class Pods:
 
     # --- the end of the pause process ----------------------------------------------------------------------------
 
-    def watch(self, sandbox: Sandbox, process: Process) -> None:
-        """Watch the pause process. Its end makes the sandbox not ready at once."""
-        self._exits.watch(sandbox.id, process, monitor=None)
+    def watch(self, sandbox: Sandbox, process: Process, monitor: Process | None) -> None:
+        """Watch the pause process, or its shim as well. The end of either makes the sandbox not ready at once."""
+        runtime = own_kernel_runtime(self._runtime_of, sandbox.record.handler)
+        by_shim = runtime is not None and runtime.settings.shares_monitor
+        self._exits.watch(sandbox.id, process, monitor if by_shim else None)
 
     def on_exit(self, sandbox: Sandbox) -> None:
         """The pause process ended: show the sandbox as not ready, with the reason."""

@@ -21,6 +21,7 @@ import structlog
 from cri_shim import metrics
 from cri_shim.errors import CriShimError, NotFoundError, WrongStateError
 from cri_shim.host.packets import close_all
+from cri_shim.oci.shim.exec import ShimExec
 from cri_shim.sandbox.exec.attach import make_pipes
 from cri_shim.sandbox.exec.port_forward import pod_sockets
 from cri_shim.sandbox.store.processes import own_kernel_runtime
@@ -85,6 +86,8 @@ class StreamBackend:
         self._granted: dict[int, Request] = {}
         self._commands: dict[int, asyncio.Task[None]] = {}
         """The task of each session that starts a command and awaits its end."""
+        self._execs_of_shims: dict[int, ShimExec] = {}
+        """The command of each session whose terminal belongs to a shim."""
         self._send: Callable[..., None] = _to_nobody
         attach_sessions.ask_how_far = lambda container_id: self._send(
             ipc.HowFar(container_id=container_id)
@@ -193,6 +196,9 @@ class StreamBackend:
 
     def _resize(self, session: int, width: int, height: int) -> None:
         request = self._granted.get(session)
+        child = self._execs_of_shims.get(session)
+        if child is not None:
+            self._background.start("resize the terminal of an exec", _resize(child, width, height))
         if isinstance(request, AttachRequest):
             try:
                 container = self._containers.find(request.container_id)
@@ -226,7 +232,12 @@ class StreamBackend:
         started: list[Command] = []
         await self._answer(message.call, self._start_command(message, request, started))
         for child in started:
-            ending = await child.wait()
+            if isinstance(child, ShimExec):
+                self._execs_of_shims[message.session] = child
+            try:
+                ending = await child.wait()
+            finally:
+                self._execs_of_shims.pop(message.session, None)
             self._send(ipc.Ended(session=message.session, exit_code=ending.exit_code))
 
     async def _start_command(
@@ -295,6 +306,13 @@ class StreamBackend:
         netns = Path(sandbox.record.netns) if inside else None
         made = await pod_sockets(self._host, sandbox.id, netns, message.family, message.count)
         return ipc.Done(call=message.call), [each.detach() for each in made]
+
+
+async def _resize(child: ShimExec, width: int, height: int) -> None:
+    try:
+        await child.resize(width, height)
+    except CriShimError as error:  # it ended meanwhile
+        log.debug("terminal not resized", error=str(error))
 
 
 def _failed(call: int, error: CriShimError) -> ipc.Failed:

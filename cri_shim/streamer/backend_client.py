@@ -77,7 +77,11 @@ class BackendClient:
             try:
                 resize: Callable[[int, int], None] = _no_terminal
                 if grant.tty and stdout is not None:
-                    resize = _resizer(stdout, ended)
+                    resize = (
+                        _resizer(stdout, ended)
+                        if os.isatty(stdout)
+                        else self._by_daemon(grant.session, ended)
+                    )
             except CriShimError:
                 close_all(given)
                 raise
@@ -100,12 +104,18 @@ class BackendClient:
                 client, pipes = self._joined(answer, given)
             member = client.join(pipes)
 
+        resize = self._by_daemon(grant.session, member.ended)
+        return Command(member.stdin, member.stdout, member.stderr, member.ended, resize)
+
+    def _by_daemon(self, session: int, ended: asyncio.Future[int]) -> Callable[[int, int], None]:
+        """A function that has the daemon set the size of a session's terminal."""
+
         def tell(width: int, height: int) -> None:
-            self._send(ipc.Resize(session=grant.session, width=width, height=height))
+            self._send(ipc.Resize(session=session, width=width, height=height))
 
         sizes = _Sizes(tell)
-        member.ended.add_done_callback(lambda _: sizes.close())
-        return Command(member.stdin, member.stdout, member.stderr, member.ended, sizes.resize)
+        ended.add_done_callback(lambda _: sizes.close())
+        return sizes.resize
 
     async def port_forward(self, grant: Grant) -> PodDialer:
         """Return a dialer for the pod."""

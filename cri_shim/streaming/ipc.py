@@ -75,7 +75,7 @@ class MakeSockets(_Packet, frozen=True):
 
 
 class Resize(_Packet, frozen=True):
-    """Set the terminal size of an attached container."""
+    """Set the terminal size of an attached container, or of an exec whose terminal is a shim's."""
 
     session: int
     width: Side

@@ -1,7 +1,7 @@
 """critest against the real daemon, whole: random order, no retries, judged by `skips.toml` and `passed.txt`.
 
     python -m tests.conformance.critest [--runs N] [--seed N] [--focus REGEX] [--websocket] [--runtime FILE]
-        [--runsc] [--no-skips] [--accept] [--reports DIR]
+        [--runsc | --shim] [--no-skips] [--accept] [--reports DIR]
 
 Each run has a daemon of its own, on the isolated node of the integration tests; what it leaves behind is a failure like
 any other. The report, critest's output and the daemon's log of each run stay in the reports directory if one failed or
@@ -32,6 +32,7 @@ from tests.harness import leaks, node
 from tests.harness.daemon import DaemonError, Daemons, environment
 from tests.harness.isolation import Session
 from tests.integration.secure.conftest import RUNSC, runsc_handler
+from tests.integration.shim.conftest import SHIM, shim_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +80,7 @@ def main() -> int:
                     options.focus,
                     options.runtime,
                     websocket=options.websocket,
-                    runsc=options.runsc,
+                    handler=RUNSC if options.runsc else SHIM if options.shim else "",
                 )
                 # What passes in gVisor is what its own list of skips leaves.
                 passed = [] if options.runsc else PASSED_FILE.read_text().splitlines()
@@ -120,14 +121,14 @@ class _Run:
     """One run, and the directory of what it leaves to read."""
 
     def __init__(
-        self, directory: Path, seed: int, focus: str, runtime: str, *, websocket: bool, runsc: bool
+        self, directory: Path, seed: int, focus: str, runtime: str, *, websocket: bool, handler: str
     ) -> None:
         self._directory = directory
         self._seed = seed
         self._focus = focus
         self._runtime = runtime
         self._websocket = websocket
-        self._runsc = runsc
+        self._handler = handler
         directory.mkdir(parents=True)
 
     def specs(self, daemons: Daemons, mirror: Mirror) -> list[Spec]:
@@ -135,8 +136,10 @@ class _Run:
         settings = dict(mirror.settings())
         if self._runtime:
             settings["runtime"] = {"handlers": {"runc": {"path": self._runtime}}}
-        if self._runsc:
+        if self._handler == RUNSC:
             settings["runtime"] = {"handlers": {RUNSC: runsc_handler()}}
+        if self._handler == SHIM:
+            settings |= shim_settings()
         with daemons.without_leaks(settings=settings) as daemon:
             try:
                 self._run(daemon)
@@ -162,8 +165,8 @@ class _Run:
         ]
         if self._websocket:
             command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
-        if self._runsc:
-            command.append(f"-runtime-handler={RUNSC}")
+        if self._handler:
+            command.append(f"-runtime-handler={self._handler}")
         if self._focus:
             command.append(f"-ginkgo.focus={self._focus}")
         with (
@@ -236,6 +239,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--runsc", action="store_true", help="pods in gVisor, by a handler of kind vm"
+    )
+    parser.add_argument(
+        "--shim",
+        action="store_true",
+        help="pods of containerd-shim-runc-v2, by a handler of kind shim",
     )
     parser.add_argument(
         "--no-skips",

@@ -11,6 +11,7 @@
 #   --focus REGEX    only specs of critest whose names match
 #   --websocket      critest's streams over WebSocket instead of SPDY; without --focus they are tested so besides
 #   --runsc          critest's pods in gVisor, judged by skips-runsc.toml; needs runsc on PATH
+#   --shim           critest's pods in containerd-shim-runc-v2, judged as those of runc
 #   --runtime FILE   the handler runc's executable for critest, e.g. a runc that knows ID-mapped mounts
 #   --accept         add what passed in every run to passed.txt
 #   --reports DIR    keep critest's reports and outputs and the daemon's logs here; without it only those of failures
@@ -31,7 +32,7 @@ main() {
         --scripts) critest=0 ;;
         --critest) scripts=0 ;;
         --accept | --websocket) options+=("$1") ;;
-        --runsc) scripts=0 whole=0 options+=("$1") ;;
+        --runsc | --shim) scripts=0 whole=0 options+=("$1") ;;
         --runs | --seed | --focus | --runtime | --reports)
             [ $# -ge 2 ] || usage
             [ "$1" != --focus ] || whole=0
@@ -66,7 +67,7 @@ main() {
 
 usage() {
     echo "usage: tests/conformance/run.sh [--scripts] [--critest] [--runs N] [--seed N] [--focus REGEX] [--websocket]" \
-        "[--runsc] [--runtime FILE] [--accept] [--reports DIR]" >&2
+        "[--runsc | --shim] [--runtime FILE] [--accept] [--reports DIR]" >&2
     exit 2
 }
 

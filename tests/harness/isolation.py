@@ -38,7 +38,12 @@ KATA_DIRS = (
     Path("/run/kata-containers/containers-mapping"),
 )
 """Directories in which kata-runtime always keeps files of each object. They are not configurable."""
-RUNTIME_DIRS = (Path("/run/runc"), Path("/run/crun"), Path("/run/runsc"), *KATA_DIRS)
+SHIM_DIRS = (Path("/run/containerd/s"), Path("/run/containerd/runc"))
+"""Directories of shims' sockets, and of the state of a runc that a shim drives."""
+RUNTIME_DIRS = (
+    *(Path("/run/runc"), Path("/run/crun"), Path("/run/runsc")),
+    *(*KATA_DIRS, *SHIM_DIRS),
+)
 """The runtimes' default state directories. cri-shim sets others where it can."""
 PRIVATE_DIRS = (Path("/run/netns"), Path("/var/lib/cni"), *RUNTIME_DIRS)
 CGROUP_ROOT = Path("/sys/fs/cgroup")

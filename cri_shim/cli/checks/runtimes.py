@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from cri_shim.cli.checks.row import Node, Row, failed, ok, version_text, warning
-from cri_shim.cli.programs import ask
+from cri_shim.cli.programs import ask, ask_handler
 from cri_shim.config.model import HandlerKind
 from cri_shim.oci.refusals import crun_problem
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _ARGS = "the handler's args"
 ELSEWHERE = {
+    "containerd-shim-kata-v2": "https://katacontainers.io",
+    "containerd-shim-runsc-v1": "https://gvisor.dev/docs/user_guide/install",
     "kata-runtime": "https://katacontainers.io",
     "runsc": "https://gvisor.dev/docs/user_guide/install",
 }
@@ -45,7 +48,7 @@ async def runtime_handlers(
 ) -> list[Row]:
     """A row for each handler. Only a missing default handler is a failure."""
     answers = await asyncio.gather(
-        *(ask(reaper, handler.path, env=handler.env) for handler in settings.handlers.values())
+        *(ask_handler(reaper, handler) for handler in settings.handlers.values())
     )
     return [
         _handler_row(node, name, handler, answer, layout, default=name == settings.default_handler)
@@ -77,7 +80,12 @@ def _handler_row(
     is_crun = program == "crun" or answer.text.startswith("crun ")
     if is_crun and (problem := crun_problem(layout)) is not None:
         return miss(name, f"{says} {problem[0]}", problem[1])
-    if settings.kind is HandlerKind.VM and (lacks := vm_lacks(node, settings, answer)):
+    lacks = []
+    if settings.kind is HandlerKind.VM:
+        lacks = vm_lacks(node, settings, answer)
+    elif settings.kind is HandlerKind.SHIM:
+        lacks = shim_lacks(node, settings)
+    if lacks:
         return miss(
             name,
             f"{says} {'; '.join(problem for problem, _ in lacks)}",
@@ -101,7 +109,7 @@ def vm_lacks(node: Node, settings: HandlerSettings, answer: Answer) -> list[tupl
         return [
             (
                 "is no OCI runtime any more since version 2, but a shim of containerd's",
-                "install kata-runtime 1.x, or take the handler away",
+                "install kata-runtime 1.x, or use its shim: path containerd-shim-kata-v2, kind shim",
             )
         ]
     if ("--platform=kvm" in settings.args if is_runsc else True) and not node.exists("/dev/kvm"):
@@ -126,6 +134,24 @@ def vm_lacks(node: Node, settings: HandlerSettings, answer: Answer) -> list[tupl
     if not node.exists("/dev/log"):
         lacks.append(
             ("has no /dev/log, without which it starts nothing", "run a syslog daemon, or journald")
+        )
+    return lacks
+
+
+def shim_lacks(node: Node, settings: HandlerSettings) -> list[tuple[str, str]]:
+    """What a shim needs and does not find, each with its remedy."""
+    lacks = []
+    program = os.path.basename(settings.path)
+    if "-runc-" in program and shutil.which("runc") is None:
+        lacks.append(("finds no runc, which it drives", node.install("runc")))
+    if "-kata-" in program and not node.exists("/dev/kvm"):
+        lacks.append(("has no /dev/kvm", "use a machine with virtualization: modprobe kvm"))
+    if settings.config_path and not node.exists(settings.config_path):
+        lacks.append(
+            (
+                f"has no configuration {settings.config_path}",
+                "put it there, or correct the handler's config_path",
+            )
         )
     return lacks
 

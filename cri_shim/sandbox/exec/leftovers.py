@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import structlog
 
 from cri_shim.oci.runtime import ExecFiles
+from cri_shim.oci.shim.runtime import ShimRuntime
 from cri_shim.operations import step
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ class LeftoverExecs:
                     timeout_s=KILL_TIMEOUT_S,
                     strays=lambda: self.cgroup_pids,
                 )
+        if isinstance(self.runtime, ShimRuntime):
+            with step("killing execs of the former daemon"):
+                for file in self.files:
+                    if file.suffix == ".json":
+                        await self.runtime.end_exec(self.container_id, _files_of(file), 0)
         for file in self.files:
             (self.console_dir / file.stem).unlink(missing_ok=True)
             file.unlink(missing_ok=True)
@@ -111,8 +117,12 @@ class LeftoverExecs:
     async def _end_inside(self, runtime: Runtime, pid: int) -> None:
         for file in self.files:
             if file.suffix == ".pid" and file.read_text() == str(pid):
-                files = ExecFiles(file.with_suffix(".json"), file, file.with_suffix(".inner"))
-                await runtime.end_exec(self.container_id, files, pid)
+                await runtime.end_exec(self.container_id, _files_of(file), pid)
+
+
+def _files_of(file: Path) -> ExecFiles:
+    """Those of the exec that one of them is of."""
+    return ExecFiles(*(file.with_suffix(suffix) for suffix in (".json", ".pid", ".inner")))
 
 
 def _stands_for_one(host: Host, entry: ProcessEntry, container: Container) -> bool:

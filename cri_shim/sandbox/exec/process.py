@@ -33,11 +33,15 @@ from cri_shim.errors import (
 )
 from cri_shim.host.files import write_new
 from cri_shim.host.inotify import FILES_CHANGED, DirectoryWatch
+from cri_shim.kernel_call import in_time
 from cri_shim.oci.runtime import ExecFiles
 from cri_shim.oci.runtime_errors import program_exit_code, runtime_message
+from cri_shim.oci.shim.exec import ShimExec
+from cri_shim.oci.shim.runtime import ShimRuntime
 from cri_shim.oci.spec.process import build_exec_process, exec_base
 from cri_shim.operations import step
 from cri_shim.quoting import quoted
+from cri_shim.sandbox.exec.shim_process import kill_in_shim, start_in_shim
 from cri_shim.sandbox.store.model import ContainerState
 from cri_shim.slots import Share, Slots
 
@@ -45,8 +49,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from cri_shim.host.child import Child
     from cri_shim.host.port import Host
-    from cri_shim.host.process import Child, Reaper
+    from cri_shim.host.process import Reaper
     from cri_shim.oci.runtime import Runtime
     from cri_shim.paths import Paths
     from cri_shim.sandbox.exec.files_limits import FilesLimits
@@ -103,7 +108,9 @@ class ExecCall:
     """The caller went away before the command was started."""
     size: tuple[int, int] | None = None
     """Width and height of the terminal, if known."""
-    child: Child | None = None
+    tty: bool = False
+    """Whether a shim gives the process a terminal, behind the pipes of the daemon."""
+    child: Child | ShimExec | None = None
     """The running process: first the runtime, then the command or the process that represents it."""
     files: ExecFiles | None = None
     """Set when the start begins."""
@@ -148,6 +155,10 @@ class ExecProcesses:
             raise InvalidArgumentError("cmd: the command is empty")
         return ExecCall(container, command)
 
+    def has_terminals_of_shims(self, container: Container) -> bool:
+        """Whether its runtime makes terminals itself, and passes on what goes through pipes."""
+        return isinstance(self._runtime_of(container.record.handler), ShimRuntime)
+
     def files(self, container: Container) -> ExecFiles:
         """New names of an exec's process specification and pid files. The caller removes the files in the end."""
         exec_dir = self._paths.container(container.id).exec_dir
@@ -165,8 +176,8 @@ class ExecProcesses:
         streams: ProcessStreams,
         *,
         timeout_s: float,
-    ) -> Child:
-        """Wait for a slot and start the command. Returns its process, a child of the daemon.
+    ) -> Child | ShimExec:
+        """Wait for a slot and start the command. Returns its process, a child of the daemon or of a shim.
 
         Raises ProgramError if the command is missing or not executable; RuntimeCommandError if the runtime failed for
         another reason; DeadlineError after `timeout_s`, when all its processes were killed; UnsupportedError if the
@@ -196,9 +207,13 @@ class ExecProcesses:
         *,
         timeout_s: float,
         left_s: float,
-    ) -> Child:
+    ) -> Child | ShimExec:
         container = call.container
         runtime = self._runtime_of(container.record.handler)
+        if isinstance(runtime, ShimRuntime):
+            with host_step(f"container {container.id}: exec: writing its process"):
+                _, cwd = self._write_process(call, files.process, tty=call.tty, env=())
+            return await start_in_shim(call, files, streams, runtime, cwd, max(left_s, 0.001))
         name = runtime.settings.name
         tty = streams.console_socket is not None
         command = await runtime.exec_command(container.id, files, streams.console_socket)
@@ -275,12 +290,16 @@ class ExecProcesses:
         if pid is not None and (child := self._reaper.claim(pid)) is not None:
             await self.kill(call, child)
 
-    async def kill(self, call: ExecCall, child: Child) -> None:
+    async def kill(self, call: ExecCall, child: Child | ShimExec) -> None:
         """Kill the process, its session and its descendants, and wait for its end for a bounded time."""
         container = call.container
         if child.ending is not None:
             return  # it was collected, so the kernel may have reused its pid
         runtime = self._runtime_of(container.record.handler)
+        if isinstance(child, ShimExec):
+            pids = await in_time("looking at processes", self._pids_of, container)
+            await kill_in_shim(self._host, call, child, runtime, pids)
+            return
         if runtime.settings.own_kernel and call.files is not None:
             with step("ending it in its sandbox"):
                 await runtime.end_exec(container.id, call.files, child.pid)

@@ -112,9 +112,10 @@ class _Pipes:
     def error_output(self) -> str:
         return _read_all(self.our_stderr)
 
-    def taken(self) -> None:
-        """The daemon's ends have a new owner, who closes them."""
-        self._ours.clear()
+    def taken(self, *, stderr: bool) -> int | None:
+        """The daemon's ends have a new owner, who closes them; stderr only if it is wanted. Returns that one."""
+        self._ours = [] if stderr else [self.our_stderr]
+        return self.our_stderr if stderr else None
 
     def close(self) -> None:
         self.given()
@@ -191,7 +192,8 @@ class ExecSessions:
         files = self._processes.files(call.container)
         try:
             with contextlib.ExitStack() as stack:
-                if tty:
+                call.tty = tty
+                if tty and not self._processes.has_terminals_of_shims(call.container):
                     streams = await self._start_in_terminal(call, files, stack)
                 else:
                     streams = await self._start_with_pipes(call, files, stdin=stdin, stdout=stdout)
@@ -217,8 +219,8 @@ class ExecSessions:
             child = await self._processes.start(
                 call, files, pipes, timeout_s=exec_process.RUNTIME_TIMEOUT_S
             )
-            pipes.taken()
-            return ExecStreams(pipes.our_stdin, pipes.our_stdout, pipes.our_stderr, child)
+            stderr = pipes.taken(stderr=not call.tty)
+            return ExecStreams(pipes.our_stdin, pipes.our_stdout, stderr, child)
         finally:
             pipes.close()
 

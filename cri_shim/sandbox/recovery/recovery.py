@@ -23,8 +23,11 @@ import structlog
 from cri_shim.background import for_each, until_done
 from cri_shim.errors import CorruptStateError, CriShimError
 from cri_shim.ids import is_id
+from cri_shim.oci.shim.requests import TaskPlan
+from cri_shim.oci.shim.runtime import ShimRuntime
 from cri_shim.sandbox.exec.leftovers import LeftoverExecs
 from cri_shim.sandbox.exits import Exit
+from cri_shim.sandbox.recovery.take_over import plan_of, take_over
 from cri_shim.sandbox.store.model import ContainerState, SandboxState
 from cri_shim.sandbox.store.processes import own_kernel_runtime, running
 
@@ -182,7 +185,9 @@ class Recovery:
         if status.process is None or not running(self._host, status.process):
             self._pods.on_exit(sandbox)
             return "ended"
-        self._pods.watch(sandbox, status.process)
+        self._pods.watch(sandbox, status.process, status.monitor)
+        plan = TaskPlan(sandbox.id, sandbox.id, self._paths.sandbox(sandbox.id).bundle_dir)
+        self._adopt(plan, sandbox.record.handler)
         return "running"
 
     async def _undo_sandbox(self, sandbox: Sandbox) -> str:
@@ -255,6 +260,7 @@ class Recovery:
             return await self._take_ended(container)
         # Watch first, before anything that may fail: an exit that is missed is never reported later.
         self._exits.watch(container.id, status.process, status.monitor)
+        self._adopt(plan_of(container, self._paths), container.record.handler)
         execs = LeftoverExecs.of(
             self._host,
             container,
@@ -287,12 +293,19 @@ class Recovery:
         elif status.process and status.monitor and running(self._host, status.monitor):
             # The monitor runs, so it will write the exit file.
             self._exits.watch(container.id, status.process, status.monitor)
+            self._adopt(plan_of(container, self._paths), container.record.handler)
             self._unfinished.add("container", container.id, lambda: self._await_exit(container))
             return ""
         else:
             # In the background: the remaining processes are killed first, which may take long.
             self._exit_handling.on_exit(container, Exit(None, 0))
         return "ended"
+
+    def _adopt(self, plan: TaskPlan, handler: str) -> None:
+        """Of what a shim runs somebody has to wait for the end, and to hold the streams."""
+        runtime = own_kernel_runtime(lambda name: self._runtimes().get(name), handler)
+        if isinstance(runtime, ShimRuntime):
+            self._background.keep(f"taking over {plan.object_id}", take_over(plan, runtime))
 
     async def _await_exit(self, container: Container) -> str:
         """Wait briefly for the exit file, so that clients see the exit right after the start."""

@@ -75,6 +75,8 @@ HANDLER_DEFAULTS = {
     "privileged_without_host_devices": False,
     "device_ownership_from_security_context": False,
     "env": {},
+    "config_path": "",
+    "type_url": "",
 }
 
 

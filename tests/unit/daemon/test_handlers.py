@@ -17,6 +17,7 @@ from cri_shim.daemon.handlers import Handlers
 from cri_shim.errors import CommandError, UnknownRuntimeHandlerError
 from cri_shim.host.userns import UserNamespace
 from cri_shim.paths import Paths
+from tests.fakes.task_shim import shims_of
 from tests.unit.cli.checks.trees import hybrid
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ pytestmark = pytest.mark.asyncio
 @pytest.fixture
 def handlers(config: Config, reaper: Reaper) -> Handlers:
     return Handlers(
-        config.runtime, paths=Paths(config.root, config.state), reaper=reaper, systemd=False
+        config.runtime,
+        paths=Paths(config.root, config.state),
+        reaper=reaper,
+        shims=shims_of(Paths(config.root, config.state), reaper),
+        systemd=False,
     )
 
 
@@ -85,7 +90,13 @@ async def test_user_namespaces_need_the_runtime_and_the_layers_file_system(
         },
     )
     paths = Paths(config.root, config.state)
-    handlers = Handlers(settings, paths=paths, reaper=reaper, systemd=False)
+    handlers = Handlers(
+        settings,
+        paths=paths,
+        reaper=reaper,
+        shims=shims_of(Paths(config.root, config.state), reaper),
+        systemd=False,
+    )
     assert not handlers.facts("idmap-runc").user_namespaces
     await handlers.discover()
     facts = handlers.facts("idmap-runc")
@@ -110,7 +121,11 @@ async def test_a_node_without_user_namespaces_offers_none(
         handlers={HandlerName("idmap"): HandlerSettings(path=install_runtime("idmap"))},
     )
     handlers = Handlers(
-        settings, paths=Paths(config.root, config.state), reaper=reaper, systemd=False
+        settings,
+        paths=Paths(config.root, config.state),
+        reaper=reaper,
+        shims=shims_of(Paths(config.root, config.state), reaper),
+        systemd=False,
     )
     await handlers.discover()
     assert not handlers.facts("idmap").user_namespaces
@@ -139,6 +154,7 @@ async def test_what_can_not_be_used_is_not_announced_and_said_once(
         settings,
         paths=Paths(config.root, config.state),
         reaper=reaper,
+        shims=shims_of(Paths(config.root, config.state), reaper),
         systemd=False,
         layout=read_layout(hybrid(tmp_path, on_v2="hugetlb")),
     )
@@ -148,7 +164,7 @@ async def test_what_can_not_be_used_is_not_announced_and_said_once(
     said = {line["handler"]: line["error"] for line in logs}
     assert said.keys() == {"crun", "shim", "gone"}
     assert "refuses this hybrid cgroup layout" in said["crun"]
-    assert "not supported in this version" in said["shim"]
+    assert "asking for its version" in said["shim"]
     assert "was not found" in said["gone"]
 
 
@@ -163,7 +179,13 @@ async def test_without_its_default_a_node_announces_the_others(
         },
     )
     paths = Paths(config.root, config.state)
-    handlers = Handlers(settings, paths=paths, reaper=reaper, systemd=False)
+    handlers = Handlers(
+        settings,
+        paths=paths,
+        reaper=reaper,
+        shims=shims_of(Paths(config.root, config.state), reaper),
+        systemd=False,
+    )
     await handlers.discover()
     assert handlers.usable() == ["rro"]
     # Installed meanwhile, and looked at again as a reload does.
@@ -185,7 +207,11 @@ async def test_a_runtime_without_features_is_taken_to_have_none(
         handlers={HandlerName("old"): HandlerSettings(path=install_runtime("old"))},
     )
     handlers = Handlers(
-        settings, paths=Paths(config.root, config.state), reaper=reaper, systemd=False
+        settings,
+        paths=Paths(config.root, config.state),
+        reaper=reaper,
+        shims=shims_of(Paths(config.root, config.state), reaper),
+        systemd=False,
     )
     await handlers.discover()
     assert not handlers.facts("old").recursive_read_only_mounts

@@ -16,6 +16,7 @@ from cri_shim.paths import Paths
 from cri_shim.sandbox.network.pending_deletes import PendingDeletes
 from tests.fakes.networks import FakeCni
 from tests.fakes.points import Points
+from tests.fakes.task_shim import shims_of
 
 if TYPE_CHECKING:
     from cri_shim.cni.network import Cni
@@ -33,7 +34,13 @@ class Node:
         self.cni = FakeCni(Points(), "pods", "storage")
         self.pending_deletes = PendingDeletes(paths.pending_deletes_dir)
         self.config = config
-        self.handlers = Handlers(config.runtime, paths=paths, reaper=reaper, systemd=False)
+        self.handlers = Handlers(
+            config.runtime,
+            paths=paths,
+            reaper=reaper,
+            shims=shims_of(Paths(config.root, config.state), reaper),
+            systemd=False,
+        )
         self.state = NodeState(
             cni=cast("Cni", self.cni),
             pending_deletes=self.pending_deletes,

@@ -14,7 +14,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
-from cri_shim.config.model import HandlerKind
 from cri_shim.errors import (
     AlreadyExistsError,
     CniPluginError,
@@ -27,7 +26,6 @@ from cri_shim.errors import (
     RuntimeCommandError,
     UnavailableError,
     UnknownRuntimeHandlerError,
-    UnsupportedError,
     WrongStateError,
 )
 from cri_shim.host.files import fd_path
@@ -41,7 +39,6 @@ from tests.fakes.clock import turn_over, until
 from tests.fakes.kernel import NETNS_FD, USERNS_FD
 from tests.fakes.networks import FakeImages, FakePuller
 from tests.fakes.node_harness import container_config, pod_config
-from tests.fakes.runtime import FakeRuntime
 from tests.unit.sandbox.interruptions import (
     UNDO_EFFECTS,
     fill_disk,
@@ -172,14 +169,6 @@ async def test_the_pause_container_does_not_wait_for_the_network(harness: NodeHa
 async def test_an_unknown_handler_is_refused_before_anything_is_made(harness: NodeHarness) -> None:
     with pytest.raises(UnknownRuntimeHandlerError):
         await harness.pods.run_pod_sandbox(pod_config(), "gvisor")
-    assert harness.leftovers() == {}
-
-
-async def test_a_handler_of_another_kind_is_not_served(harness: NodeHarness) -> None:
-    shim = FakeRuntime(harness.kernel, "kata-v2", HandlerKind.SHIM)
-    harness.runtimes["kata-v2"] = shim
-    with pytest.raises(UnsupportedError, match="kata-v2"):
-        await harness.pods.run_pod_sandbox(pod_config(), "kata-v2")
     assert harness.leftovers() == {}
 
 

@@ -113,6 +113,35 @@ def test_kata_without_kvm_is_told(program: Program, node: Node, tmp_path: Path) 
     assert (row.level, "/dev/kvm" in row.detail) == (Level.WARNING, True)
 
 
+SHIM = """[ "$1" = -v ] && printf 'containerd-shim-x-v2:\\n  Version:  1.6.20~ds1\\n  Revision: x\\n'"""
+
+
+@pytest.mark.parametrize(
+    ("name", "lack"),
+    [
+        ("containerd-shim-kata-v2", "/dev/kvm"),
+        ("containerd-shim-runc-v2", "finds no runc"),
+        ("containerd-shim-other-v2", "no configuration /etc/gone.toml"),
+    ],
+)
+def test_a_shim_tells_its_version_and_what_it_lacks(
+    program: Program, node: Node, tmp_path: Path, name: str, lack: str
+) -> None:
+    program(name, SHIM)
+    config = "/etc/gone.toml" if "other" in name else ""
+    handler = f"{{path: {name}, kind: shim, config_path: '{config}'}}"
+    row = rows(node, settings(tmp_path, f"runtime.handlers.x={handler}"))["runtime x"]
+    assert (row.level, lack in row.detail) == (Level.WARNING, True)
+    assert row.detail.startswith("containerd-shim-x-v2 1.6.20~ds1 (")
+
+
+def test_a_shim_that_lacks_nothing_is_fine(program: Program, node: Node, tmp_path: Path) -> None:
+    program("containerd-shim-other-v2", SHIM)
+    handler = "{path: containerd-shim-other-v2, kind: shim}"
+    row = rows(node, settings(tmp_path, f"runtime.handlers.x={handler}"))["runtime x"]
+    assert row.level is Level.OK
+
+
 def test_conmon_needs_full_attach(program: Program, node: Node) -> None:
     program("conmon", 'case $1 in --help) echo "--attach";; *) echo "conmon version 2.0.1";; esac')
     row = with_reaper(lambda reaper: runtimes.monitor(node, reaper, "conmon"))

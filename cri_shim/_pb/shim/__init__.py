@@ -1,0 +1,1 @@
+"""The task API of containerd's shims."""

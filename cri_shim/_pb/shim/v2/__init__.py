@@ -1,0 +1,1 @@
+"""cri_shim.shim.v2."""

@@ -1,0 +1,1 @@
+"""ttrpc: what its frames carry."""

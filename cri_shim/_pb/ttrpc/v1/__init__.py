@@ -1,0 +1,1 @@
+"""cri_shim.ttrpc.v1."""
