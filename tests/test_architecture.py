@@ -79,8 +79,6 @@ TESTED_ELSEWHERE = {
         "sandbox/exec/process.py": "unit/sandbox/exec/test_sync.py",
         "sandbox/network/details.py": "unit/sandbox/test_details.py",
         "oci/shim/streams_process.py": "unit/oci/shim/test_streams.py",
-        "sandbox/exec/shim_process.py": "faults/test_shims.py",
-        "sandbox/recovery/take_over.py": "faults/test_shims.py",
         "streamer/process.py": "unit/daemon/test_streaming.py",
         "streaming/session.py": "unit/streaming/test_remote_command.py",
         "streaming/target.py": "unit/streaming/test_port_forward.py",

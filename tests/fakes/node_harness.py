@@ -293,14 +293,16 @@ class NodeHarness:
     async def run_pod(self, name: str = "web") -> Sandbox:
         return self.pods.find(await self.pods.run_pod_sandbox(pod_config(name), ""))
 
-    async def create(self, sandbox: Sandbox, name: str = "main") -> Container:
-        created = await self.containers.create_container(
-            sandbox.id, container_config(name), sandbox.config
-        )
+    async def create(
+        self, sandbox: Sandbox, name: str = "main", *, log_path: str = ""
+    ) -> Container:
+        config = container_config(name)
+        config.log_path = log_path
+        created = await self.containers.create_container(sandbox.id, config, sandbox.config)
         return self.containers.find(created)
 
-    async def start(self, sandbox: Sandbox, name: str = "main") -> Container:
-        container = await self.create(sandbox, name)
+    async def start(self, sandbox: Sandbox, name: str = "main", *, log_path: str = "") -> Container:
+        container = await self.create(sandbox, name, log_path=log_path)
         await self.containers.start_container(container.id)
         return container
 

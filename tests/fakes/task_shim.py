@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cri_shim._pb.shim.v2 import task_pb2 as pb
 from cri_shim.background import Background
+from cri_shim.config.model import HandlerKind
+from cri_shim.oci.runtime import HandlerSettings
+from cri_shim.oci.shim.requests import TaskPlan
+from cri_shim.oci.shim.runtime import ShimRuntime
 from cri_shim.oci.shim.shims import Shims
 from cri_shim.oci.shim.streams import StreamsHolder
 from cri_shim.ttrpc.errors import CallError, Code
 from tests.fakes.ttrpc import serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from google.protobuf.message import Message
 
     from cri_shim.host.process import Reaper
+    from cri_shim.oci.shim.streams import Hold
     from cri_shim.paths import Paths
 
 SERVICE = "containerd.task.v2.Task"
@@ -56,6 +62,8 @@ class FakeShim:
         self.hanging: set[str] = set()
         """Methods that never answer."""
         self.stats = pb.Any()
+        self.streams: dict[str, dict[str, int]] = {}
+        """What it has opened of each exec, by the stream's name, until the exec is deleted."""
 
     @property
     def program(self) -> Path:
@@ -131,6 +139,12 @@ class FakeShim:
 
     async def _exec(self, request: pb.ExecProcessRequest) -> Message:
         self.processes[request.id, request.exec_id] = _Process(self.process.pid)
+        named = {"stdin": request.stdin, "stdout": request.stdout, "stderr": request.stderr}
+        self.streams[request.exec_id] = {
+            name: os.open(path, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            for name, path in named.items()
+            if path
+        }
         return pb.Empty()
 
     async def _kill(self, request: pb.KillRequest) -> Message:
@@ -150,6 +164,8 @@ class FakeShim:
         if process.started and process.code is None:
             raise CallError(Code.FAILED_PRECONDITION, "cannot delete a running process")
         del self.processes[request.id, request.exec_id]
+        for fd in self.streams.pop(request.exec_id, {}).values():
+            os.close(fd)
         return pb.DeleteResponse(exit_status=process.code or 0)
 
     async def _state(self, request: pb.StateRequest) -> Message:
@@ -191,8 +207,74 @@ async def fake_shim(directory: Path) -> AsyncIterator[FakeShim]:
         shim.process.wait()
 
 
+class FakeStreams:
+    """What is held, and what was finished."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Hold] = {}
+        self.expected: list[str] = []
+        self.finished: list[tuple[str, bool]] = []
+        self.on_size: Callable[[str, int, int], None] = lambda *_: None
+        self.on_input_end: Callable[[str], None] = lambda *_: None
+
+    def expect(self, pod_id: str) -> None:
+        self.expected.append(pod_id)
+
+    async def hold(self, request: Hold) -> None:
+        self.held[request.id] = request
+
+    async def finish(self, container_id: str, *, at_once: bool = False) -> None:
+        self.finished.append((container_id, at_once))
+
+    def close(self) -> None:
+        pass
+
+
 def shims_of(paths: Paths, reaper: Reaper) -> Shims:
     """What a daemon of these directories has for handlers of kind shim; nothing is started."""
     background = Background()
     streams = StreamsHolder(reaper, background, paths.streams_socket)
     return Shims(streams=streams, background=background, exits_dir=paths.exits_dir)
+
+
+class ShimHandler:
+    """A handler of kind shim, and the shim that its program starts; nothing holds streams."""
+
+    def __init__(self, base: Path, shim: FakeShim, reaper: Reaper) -> None:
+        self.shim = shim
+        self.base = base
+        self.streams = FakeStreams()
+        self.background = Background()
+        exits_dir = base / "exits"
+        exits_dir.mkdir(exist_ok=True)
+        self.shims = Shims(
+            streams=cast("StreamsHolder", self.streams),
+            background=self.background,
+            exits_dir=exits_dir,
+        )
+        settings = HandlerSettings("shim", str(shim.program), base / "shims", HandlerKind.SHIM)
+        self.runtime = ShimRuntime(settings, reaper, self.shims, timeout_s=5)
+
+    async def run(self, object_id: str) -> None:
+        """A pause container that runs, and its shim."""
+        bundle = self.base / "bundle"
+        bundle.mkdir()
+        plan = TaskPlan(object_id, object_id, bundle)
+        await self.runtime.create_task(plan, timeout_s=5, on_shim=lambda *_: None)
+        await self.runtime.start(object_id, bundle)
+
+    async def close(self) -> None:
+        """End what follows the shim."""
+        await self.background.close(0)
+        self.shims.close()
+
+
+@asynccontextmanager
+async def shim_handler(base: Path, reaper: Reaper) -> AsyncIterator[ShimHandler]:
+    """A handler whose shim answers, for the block."""
+    async with fake_shim(base) as shim:
+        handler = ShimHandler(base, shim, reaper)
+        try:
+            yield handler
+        finally:
+            await handler.close()

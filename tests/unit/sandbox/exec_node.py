@@ -93,7 +93,7 @@ class Node:
         self.paths.console_dir.mkdir(parents=True)
         self.cgroups = NoCgroups()
         self.pids_in_container: list[int] = []
-        processes = ExecProcesses(
+        processes = self.processes = ExecProcesses(
             host=self.host,
             paths=self.paths,
             runtime_of=lambda _handler: cast("Runtime", self.runtime),

@@ -9,6 +9,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from cri_shim.errors import CriShimError, DeadlineError
@@ -25,6 +26,8 @@ from tests.unit.sandbox.looking import exited, process_of
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cri_shim.sandbox.store.store import Container
     from tests.fakes.clock import MovableClock
     from tests.fakes.node_harness import NodeHarness
@@ -189,6 +192,39 @@ async def test_a_stop_hides_no_earlier_loss_of_a_process(
     harness.kernel.cgroups.ooms[process.cgroup] = kills
     await harness.containers.stop_container(container.id, 0)
     assert (container.status.exit_code, container.status.reason) == (137, reason)
+
+
+async def test_the_last_line_of_a_log_is_closed_before_the_exit_is_shown(
+    harness: NodeHarness, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    sandbox = harness.pods.find(
+        await harness.pods.run_pod_sandbox(pod_config(log_directory=str(logs)), "")
+    )
+    container = await harness.start(sandbox, log_path="main.log")
+    log_file = logs / "main.log"
+    log_file.write_text("2026-01-01T00:00:00.000000000+00:00 stdout P no end\n")
+    harness.kernel.end(process_of(harness, container).pid, 0)
+    await exited(container)
+    assert log_file.read_text().splitlines()[1:] == [
+        "2026-01-01T00:00:00.000000000+00:00 stdout F "
+    ]
+
+
+async def test_a_log_that_cannot_be_closed_delays_no_exit(
+    harness: NodeHarness, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    sandbox = harness.pods.find(
+        await harness.pods.run_pod_sandbox(pod_config(log_directory=str(logs)), "")
+    )
+    container = await harness.start(sandbox, log_path="main.log")
+    logs.rmdir()
+    with capture_logs() as told:
+        harness.kernel.end(process_of(harness, container).pid, 0)
+        await exited(container)
+    assert container.status.reason == "Completed"
+    assert "cannot close the last line of the log" in [line["event"] for line in told]
 
 
 async def test_a_container_whose_monitor_died_is_killed_and_says_so(harness: NodeHarness) -> None:

@@ -12,13 +12,19 @@ import pytest
 
 from cri_shim.errors import CriShimError, DeadlineError, MonitorError, ResourceExhaustedError
 from cri_shim.host.cgroups.placement import CgroupPath
+from cri_shim.host.pidfd import start_time_ticks
+from cri_shim.host.process import Reaper
 from cri_shim.rollback import Rollback
 from cri_shim.sandbox.launch import Launch
 from cri_shim.sandbox.store.model import Process
 from cri_shim.sandbox.store.processes import read_top_process
 from tests.fakes.clock import turn_over, until
+from tests.fakes.kernel import FakeProcess
+from tests.fakes.task_shim import shim_handler
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cri_shim.oci.spec.inputs import Spec
     from cri_shim.sandbox.launch import Created
     from tests.fakes.node_harness import NodeHarness
@@ -273,3 +279,27 @@ async def test_a_process_below_its_cgroup_or_of_a_vm_is_where_it_should_be(
     await launch_it(harness, below)
     harness.kernel.cgroups.misplaced = "sandboxes"
     await launch_it(harness, replace(a_launch(harness, "d"), runtime=harness.runtimes["kata"]))
+
+
+async def test_a_shim_creates_what_it_runs_without_a_monitor(
+    harness: NodeHarness, short_path: Path
+) -> None:
+    reaper = Reaper()
+    reaper.open()
+    try:
+        async with shim_handler(short_path, reaper) as handler:
+            pid = handler.shim.process.pid
+            harness.kernel.processes[pid] = FakeProcess(pid, start_time_ticks(pid) or 0, 1, ())
+            launch = a_launch(harness)
+            launch = replace(launch, pod_id=launch.object_id, runtime=handler.runtime)
+            async with Rollback("pod") as rollback:
+                await harness.launcher.mount_rootfs(launch, rollback)
+                assert await harness.launcher.start_early(launch, rollback) is None
+                created = await harness.launcher.create(launch, a_spec(launch), rollback)
+                rollback.commit()
+            assert created.process.pid == pid
+            assert read_top_process(launch.paths) == created.monitor
+            assert harness.monitors.requests == []
+            assert handler.shim.verbs == ["start"]
+    finally:
+        reaper.close()

@@ -30,39 +30,16 @@ from cri_shim.oci.shim.runtime import ShimRuntime
 from cri_shim.oci.shim.shims import Shims
 from cri_shim.ttrpc.errors import CallError, Code
 from tests.fakes.clock import until
-from tests.fakes.task_shim import EXITED_AT, FakeShim, fake_shim
+from tests.fakes.task_shim import EXITED_AT, FakeShim, FakeStreams, fake_shim
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from cri_shim.oci.shim.streams import Hold, StreamsHolder
+    from cri_shim.oci.shim.streams import StreamsHolder
 
 pytestmark = pytest.mark.asyncio
 POD, ONE = "p" * 64, "c" * 64
-
-
-class FakeStreams:
-    """What is held, and what was finished."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, Hold] = {}
-        self.expected: list[str] = []
-        self.finished: list[tuple[str, bool]] = []
-        self.on_size: Callable[[str, int, int], None] = lambda *_: None
-        self.on_input_end: Callable[[str], None] = lambda *_: None
-
-    def expect(self, pod_id: str) -> None:
-        self.expected.append(pod_id)
-
-    async def hold(self, request: Hold) -> None:
-        self.held[request.id] = request
-
-    async def finish(self, container_id: str, *, at_once: bool = False) -> None:
-        self.finished.append((container_id, at_once))
-
-    def close(self) -> None:
-        pass
 
 
 class Scene:

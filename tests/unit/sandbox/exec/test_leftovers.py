@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from cri_shim._pb.shim.v2 import task_pb2 as pb
 from cri_shim.config.model import HandlerKind
+from cri_shim.host.process import Reaper
 from cri_shim.paths import Paths
 from cri_shim.sandbox.exec.leftovers import LeftoverExecs
 from cri_shim.sandbox.store.model import ContainerStatus, Process
 from tests.fakes.kernel import Kernel
 from tests.fakes.points import Points
 from tests.fakes.runtime import FakeRuntime
+from tests.fakes.task_shim import shim_handler
 from tests.unit.sandbox.records import make_container
 
 if TYPE_CHECKING:
@@ -117,3 +120,21 @@ async def test_without_a_kernel_of_its_own_only_processes_of_the_cgroup_count(no
     assert left.processes == ()
     await left.end()
     assert command.pid in node.kernel.processes
+
+
+async def test_execs_of_a_shim_are_ended_by_their_names(node: Node, short_path: Path) -> None:
+    reaper = Reaper()
+    reaper.open()
+    try:
+        async with shim_handler(short_path, reaper) as handler:
+            await handler.run(node.container.id)
+            node.file("one", 1)
+            left = LeftoverExecs.of(
+                cast("Host", node.kernel), node.container, node.paths, (), handler.runtime
+            )
+            await left.end()
+            [killed] = handler.shim.requested(pb.KillRequest)
+            assert (killed.id, killed.exec_id) == (node.container.id, "one")
+            assert not list(node.exec_dir.iterdir())
+    finally:
+        reaper.close()
