@@ -6,8 +6,8 @@ The daemon dies at a moment of chance, or at a step of a creation: of all that c
 least often (see `every_step`). A long campaign must have met every step that the source has.
 
 Each client drives one pod after the other through its life: run, create, start, execs, wait or stop, remove; some pods
-are on two networks, some have kernels of their own (kata-runtime's stand-in, and runsc where it is installed), and some
-containers have an image for a volume. Between them it pulls and removes images, from a
+are on two networks, some have kernels of their own (kata-runtime's stand-in, and runsc where it is installed) or are
+run by a shim, and some containers have an image for a volume. Between them it pulls and removes images, from a
 registry that this process serves, and makes containers of them. Every call is repeated until it is answered, over as
 many deaths of the daemon as it takes. Whatever the daemon has acknowledged is noted in a ledger before the next call.
 After each start everything in the ledger must be there, in the state that was

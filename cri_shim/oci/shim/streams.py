@@ -54,6 +54,8 @@ class Hold(msgspec.Struct, frozen=True):
 class _Said(msgspec.Struct, frozen=True):
     call: int = 0
     failed: str = ""
+    left: int = 0
+    """How many containers' streams are held after this answer."""
     event: str = ""
     id: str = ""
     pid: int = 0
@@ -73,7 +75,7 @@ class StreamsHolder:
         self._pid = 0
         self._held: dict[str, Hold] = {}
         self._expected: set[str] = set()
-        self._calls: dict[int, asyncio.Future[str]] = {}
+        self._calls: dict[int, asyncio.Future[_Said]] = {}
         self._numbers = itertools.count(1)
         self._connecting = asyncio.Lock()
         self._restoring: asyncio.Task[None] | None = None
@@ -108,13 +110,13 @@ class StreamsHolder:
         """Have a container's streams held from now on; once more changes nothing. Raises CriShimError."""
         self._held[request.id] = request
         try:
-            failed = await self._ask({"do": "hold", **msgspec.to_builtins(request)}, ANSWER_S)
+            said = await self._ask({"do": "hold", **msgspec.to_builtins(request)}, ANSWER_S)
         except BaseException:
             self._held.pop(request.id, None)
             raise
-        if failed:
+        if said.failed:
             self._held.pop(request.id, None)
-            raise CriShimError(f"container {request.id}: its streams can't be held: {failed}")
+            raise CriShimError(f"container {request.id}: its streams can't be held: {said.failed}")
 
     async def finish(self, container_id: str, *, at_once: bool = False) -> None:
         """Return when the rest of an ended container's output is in its log and its clients have it.
@@ -125,15 +127,16 @@ class StreamsHolder:
         self._expected.discard(container_id)
         if self._connection is None and not self._socket_path.exists():
             return
-        await self._finish(container_id, at_once=at_once)
-        if not self._held and not self._expected and not self._calls:
-            # It ends when nobody is connected; who connects meanwhile starts another one.
+        said = await self._finish(container_id, at_once=at_once)
+        if not (said.left or self._held or self._expected or self._calls):
+            # It ends when nobody is connected; who connects meanwhile starts another one. It may hold what a former
+            # daemon has told it, of which this one does not know yet.
             self._disconnect()
             self._socket_path.unlink(missing_ok=True)
             self._pid_file.unlink(missing_ok=True)
 
-    async def _finish(self, container_id: str, *, at_once: bool) -> None:
-        await self._ask(
+    async def _finish(self, container_id: str, *, at_once: bool) -> _Said:
+        return await self._ask(
             {"do": "drop" if at_once else "finish", "id": container_id}, FINISH_ANSWER_S
         )
 
@@ -147,12 +150,11 @@ class StreamsHolder:
 
     # --- the connection
 
-    async def _ask(self, request: dict[str, Any], timeout_s: float) -> str:
-        """Its answer: why it failed, or ""."""
+    async def _ask(self, request: dict[str, Any], timeout_s: float) -> _Said:
         for _ in range(ATTEMPTS):
             connection = await self._connected()
             call = next(self._numbers)
-            answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            answer: asyncio.Future[_Said] = asyncio.get_running_loop().create_future()
             self._calls[call] = answer
             try:
                 connection.send(msgspec.json.encode({**request, "call": call}))
@@ -284,4 +286,4 @@ class StreamsHolder:
         elif said.event == "input ended":
             self.on_input_end(said.id)
         elif (answer := self._calls.get(said.call)) is not None and not answer.done():
-            answer.set_result(said.failed)
+            answer.set_result(said)

@@ -113,9 +113,9 @@ class StreamsProcess:
             self._held.pop(container_id, None)
 
     def _tell(self, message: dict[str, Any]) -> None:
-        """Tell every daemon; may be called in any thread."""
-        packet = json.dumps(message).encode()
+        """Tell every daemon, and how much is held; may be called in any thread."""
         with self._lock:
+            packet = json.dumps({**message, "left": len(self._held)}).encode()
             for daemon in self._daemons:
                 # One that doesn't read for so long is about to be replaced, and will ask anew.
                 with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.fakes import kata_runtime
 from tests.harness import node
+from tests.integration.shim.conftest import shim_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,10 +85,11 @@ def kata_settings(config_file: Path) -> dict[str, object]:
 
 
 def secure_settings(daemon: Daemon) -> tuple[dict[str, object], list[str]]:
-    """Handlers of the stand-in, quick, and of runsc where that is installed, for a daemon; and their names."""
+    """Handlers of the stand-in, quick, of runc's shim, and of runsc where that is installed; and their names."""
     config_file = daemon.tree / "kata.conf"
     KataConfig(config_file).write(times=0.02)
     settings: dict[str, Any] = kata_settings(config_file)
+    settings["runtime"]["handlers"] |= shim_handlers()
     if shutil.which("runsc", path=node.search_path()) is not None:
         settings["runtime"]["handlers"][RUNSC] = runsc_handler()
     return settings, list(settings["runtime"]["handlers"])

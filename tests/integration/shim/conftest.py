@@ -23,11 +23,15 @@ PROGRAM = "containerd-shim-runc-v2"
 
 
 def shim_settings(**runtime: object) -> dict[str, object]:
-    """The handler beside the others. Fails the test on a machine without the shim."""
+    """The handler beside the others."""
+    return {"runtime": {"handlers": shim_handlers(), **runtime}}
+
+
+def shim_handlers() -> dict[str, object]:
+    """The handler. Fails the test on a machine without the shim."""
     if shutil.which(PROGRAM, path=node.search_path()) is None:
         pytest.fail(f"{PROGRAM} is not on PATH: apt-get install containerd", pytrace=False)
-    handler = {"path": PROGRAM, "kind": "shim"}
-    return {"runtime": {"handlers": {SHIM: handler}, **runtime}}
+    return {SHIM: {"path": PROGRAM, "kind": "shim"}}
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,22 @@ async def test_streams_are_held_until_they_are_finished_and_then_nobody_is_left(
         await made.finish("c")
 
 
+async def test_a_new_daemon_leaves_it_only_when_it_holds_nothing_any_more(short_path: Path) -> None:
+    async with holder(short_path) as former:
+        for name in ("a", "b"):
+            await former.hold(request(short_path, name))
+        pid = await pid_of(former)
+        former.close()
+        async with holder(short_path) as made:
+            await made.finish("a", at_once=True)
+            await made.hold(request(short_path, "b"))
+            assert await pid_of(made) == pid
+        async with holder(short_path) as made:
+            await made.finish("b", at_once=True)  # which it was never told of
+            await until(lambda: is_gone(pid))
+            assert not (short_path / "streams.sock").exists()
+
+
 async def test_it_is_ready_as_long_as_a_pod_may_need_it(short_path: Path) -> None:
     async with holder(short_path) as made:
         made.expect("pod")
