@@ -66,6 +66,13 @@ class Handlers:
         """Let go of what runs on without the daemon."""
         self._shims.close()
 
+    async def clear_of_shim(self, handler: str, object_id: str) -> None:
+        """Take away what a shim left of an object whose handler is gone from the settings; if none did, nothing.
+
+        Raises OSError, DeadlineError.
+        """
+        await self._shims.clear(self._paths.runtime_root(handler), object_id)
+
     def replace(self, settings: RuntimeSettings) -> None:
         """Use new settings from now on. Raises UnknownRuntimeHandlerError if they lack the default handler."""
         self._use(settings)

@@ -167,6 +167,7 @@ def _basis(config: Config, on: Mechanisms) -> _Basis:
         cgroups=on.cgroups,
         monitors=on.monitors,
         runtime_of=on.handlers.get,
+        clear_of_shim=on.handlers.clear_of_shim,
     )
     facts = SpecFacts(
         paths=on.paths,

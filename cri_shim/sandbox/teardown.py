@@ -51,7 +51,10 @@ class Teardown:
         cgroups: Cgroups,
         monitors: Monitors,
         runtime_of: Callable[[str], Runtime],
+        clear_of_shim: Callable[[str, str], Awaitable[None]],
     ) -> None:
+        """`clear_of_shim(handler, object ID)` removes what a shim left, whether its handler is configured or not."""
+        self._clear_of_shim = clear_of_shim
         self._host = host
         self._paths = paths
         self._cgroups = cgroups
@@ -156,6 +159,7 @@ class Teardown:
     async def _clear_of_any_kind(self, held: Held) -> None:
         """The handler is gone from the configuration, and its kind with it: remove what any runtime may have left."""
         await kill_strays(self._host, held.object_id)
+        await self._clear_of_shim(held.handler, held.object_id)
         places = (self._paths.runtime_root(held.handler), *KATA_DIRS)
         await in_time_for(
             held.object_id,

@@ -173,6 +173,7 @@ class FakeHandlers:
     def __init__(self, runtimes: dict[str, FakeRuntime]) -> None:
         self._runtimes = runtimes
         self.recursive_read_only_mounts = False
+        self.cleared_of_shims: list[tuple[str, str]] = []
 
     @property
     def runtimes(self) -> Runtimes:
@@ -180,6 +181,9 @@ class FakeHandlers:
 
     def get(self, handler: str) -> Runtime:
         return self.runtimes.get(handler)
+
+    async def clear_of_shim(self, handler: str, object_id: str) -> None:
+        self.cleared_of_shims.append((handler, object_id))
 
     def facts(self, handler: str) -> HandlerFacts:
         return HandlerFacts(

@@ -15,7 +15,8 @@ import pytest
 
 from cri_shim._pb.cri.v1 import api_pb2 as api
 from tests.faults.log_text import joined, write_text
-from tests.harness import procs
+from tests.faults.looking import assert_nothing_new
+from tests.harness import leaks, procs
 from tests.harness.streaming_client import RemoteCommandClient
 from tests.integration.scene import Pod, cgroups_of, wait_until, written
 from tests.integration.shim.conftest import SHIM, shim_settings
@@ -116,6 +117,23 @@ def test_shim_and_daemon_die_together(crash_daemon: Daemon, client: Client, imag
     assert crash_daemon.client.wait_exited(container, timeout_s=20).exit_code == 137
     wait_until(lambda: is_not_ready(crash_daemon.client, pod))
     crash_daemon.client.remove_pod(pod.id)
+
+
+def test_a_handler_that_leaves_the_configuration_leaves_nothing_of_its_pods(
+    crash_daemon: Daemon, client: Client, image: str, leak_scope: leaks.Scope
+) -> None:
+    before = leaks.Snapshot.take(leak_scope)
+    pod = Pod.run(client, image, handler=SHIM)
+    running, created = pod.sleeper(), pod.create(pod.container("true"))
+    with crash_daemon.changed_settings({"runtime": {"handlers": {SHIM: None}}}):
+        crash_daemon.restart()
+        client = crash_daemon.client
+        assert {each.id for each in client.containers()} >= {running, created}
+        client.stop_pod(pod.id)
+        assert client.status(running).status.state == api.CONTAINER_EXITED
+        client.remove_pod(pod.id)
+        assert_nothing_new(leak_scope, before, "after the removal")
+    crash_daemon.restart()
 
 
 def test_lists_answer_and_a_stop_is_bounded_while_a_shim_hangs(client: Client, image: str) -> None:

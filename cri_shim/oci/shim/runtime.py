@@ -27,10 +27,7 @@ from cri_shim.errors import (
     RuntimeCommandError,
     UnavailableError,
 )
-from cri_shim.host.files import remove_tree
-from cri_shim.host.mounts import unmount_below
 from cri_shim.host.pidfd import ends_of, start_time_ticks
-from cri_shim.kernel_call import in_time
 from cri_shim.oci.cli import CliRuntime
 from cri_shim.oci.runtime import RuntimeState
 from cri_shim.oci.runtime_errors import runtime_message
@@ -291,14 +288,7 @@ class ShimRuntime(CliRuntime):
 
     async def clear(self, object_id: str, pod_id: str) -> None:
         """Take away what is kept of an object whose processes are gone. Raises OSError, DeadlineError."""
-        record = read_record(self.settings.root_dir, object_id)
-        with contextlib.suppress(CriShimError):
-            await self._shims.streams.finish(object_id, at_once=True)
-        if record is not None and record.pod_id == object_id:
-            self._shims.disconnect(record.socket)
-            if record.socket.startswith("/"):
-                Path(record.socket).unlink(missing_ok=True)
-        await in_time("clearing what a shim left", _clear, self.settings.root_dir, object_id)
+        await self._shims.clear(self.settings.root_dir, object_id)
 
     def cgroup_dirs(self, object_id: str, cgroup_dir: str) -> tuple[str, ...]:
         """The one that the runtime was told."""
@@ -375,11 +365,3 @@ class ShimRuntime(CliRuntime):
 
     async def _task_of(self, object_id: str) -> Task:
         return await self._task(self._known(object_id))
-
-
-def _clear(root_dir: Path, object_id: str) -> None:
-    left = root_dir / "runc" / bootstrap.NAMESPACE / object_id
-    if left.is_dir():
-        unmount_below(left)
-        remove_tree(left)
-    (root_dir / f"{object_id}.json").unlink(missing_ok=True)

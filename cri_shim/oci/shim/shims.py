@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cri_shim.errors import CriShimError, UnavailableError
+from cri_shim.host.files import remove_tree
+from cri_shim.host.mounts import unmount_below
+from cri_shim.kernel_call import in_time
 from cri_shim.oci.shim.bootstrap import NAMESPACE, Bootstrapped
+from cri_shim.oci.shim.records import read_record
 from cri_shim.oci.shim.task import Task
 from cri_shim.ttrpc.client import Client
 from cri_shim.ttrpc.errors import ConnectionLostError
@@ -87,6 +92,20 @@ class Shims:
         task = self._tasks.pop(socket, None)
         if task is not None:
             task.close()
+
+    async def clear(self, root_dir: Path, object_id: str) -> None:
+        """Take away what is kept of an object whose processes are gone, below its handler's `root_dir`.
+
+        The handler need not be configured any more. Raises OSError, DeadlineError.
+        """
+        record = read_record(root_dir, object_id)
+        with contextlib.suppress(CriShimError):
+            await self.streams.finish(object_id, at_once=True)
+        if record is not None and record.pod_id == object_id:
+            self.disconnect(record.socket)
+            if record.socket.startswith("/"):
+                Path(record.socket).unlink(missing_ok=True)
+        await in_time("clearing what a shim left", _clear, root_dir, object_id)
 
     def follow(
         self,
@@ -171,3 +190,11 @@ class Shims:
         for socket in list(self._tasks):
             self.disconnect(socket)
         self.streams.close()
+
+
+def _clear(root_dir: Path, object_id: str) -> None:
+    left = root_dir / "runc" / NAMESPACE / object_id
+    if left.is_dir():
+        unmount_below(left)
+        remove_tree(left)
+    (root_dir / f"{object_id}.json").unlink(missing_ok=True)

@@ -170,6 +170,7 @@ async def test_a_handler_that_left_the_configuration_is_no_obstacle(harness: Nod
     harness.kernel.cgroups.dirs |= {f"pods/kata_{ID}", f"pods/kata_{POD_ID}"}
     await harness.teardown.process(held(harness.paths.container(ID), "gone"))
     assert harness.kernel.cgroups.dirs == {f"pods/kata_{POD_ID}"}
+    assert harness.handlers.cleared_of_shims == [("gone", ID)]
     assert list(harness.kernel.processes) == [other.pid]
     assert not kept.exists()
 
