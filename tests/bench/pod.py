@@ -138,7 +138,7 @@ def life(server: Server, times: Times, *, execs: int = 3) -> None:
 def _life(server: Server, times: Times, execs: int) -> None:
     client = server.client
     config = server.pod_config()
-    pod = times.call("RunPodSandbox", lambda: client.run_pod(config))
+    pod = times.call("RunPodSandbox", lambda: server.run_pod(config))
     wanted = client.container_config(IMAGE, ["sleep", "600"])
     container = times.call("CreateContainer", lambda: client.create(pod, wanted, config))
     times.call("StartContainer", lambda: client.start(container))

@@ -39,6 +39,12 @@ class Server:
     client: Client
     pid: int
     socket: Path
+    handler: str = ""
+    """The runtime handler of its pods."""
+
+    def run_pod(self, config: api.PodSandboxConfig) -> str:
+        """A pod of the benchmark's handler."""
+        return self.client.run_pod(config, handler=self.handler)
 
     def pod_config(self) -> api.PodSandboxConfig:
         """Of a pod that is the benchmark's."""
@@ -48,7 +54,7 @@ class Server:
         """One more pod that does nothing; its container."""
         config = self.pod_config()
         wanted = self.client.container_config(IMAGE, ["sleep", "86400"])
-        return self.client.run(self.client.run_pod(config), wanted, config)
+        return self.client.run(self.run_pod(config), wanted, config)
 
     def remove_pods(self) -> None:
         """Take away the benchmarks' pods, those of an earlier run included."""
