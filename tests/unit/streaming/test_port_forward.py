@@ -256,9 +256,10 @@ def test_a_pod_that_is_gone_is_an_answer_with_words() -> None:
 
 
 def test_a_client_that_leaves_takes_its_connections_along() -> None:
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def note(sock: socket.socket) -> None:
+        begun.set()
         with contextlib.suppress(OSError):
             while sock.recv(100):
                 pass
@@ -267,8 +268,8 @@ def test_a_client_that_leaves_takes_its_connections_along() -> None:
     with site() as node, listener(note) as port:
         with node.forward() as client:
             client.write(client.connect(port), b"x")
-            block_until(lambda: node.backend.dialers)
-        assert ended.wait(5)
+            block_until(begun.is_set)
+        block_until(ended.is_set)
         block_until(lambda: node.backend.dialers[0].closed)
 
 
