@@ -371,7 +371,7 @@ async def test_what_has_ended_before_its_block_shares_nothing_any_more() -> None
 @pytest.mark.parametrize("of_one_tenant", [True, False])
 async def test_handing_a_slot_on_costs_the_same_however_many_wait(of_one_tenant: bool) -> None:
     async def calls(waiting: int) -> int:
-        async with Starts(Slots(4, slow_after_s=NEVER_S)).all_ended() as starts:
+        async with Starts(Slots(4, slow_after_s=None)).all_ended() as starts:
             for n in range(4 + waiting):
                 await starts.begin(
                     f"{n}", pod(f"{n}", 1), tenant="namespace a" if of_one_tenant else ""
